@@ -1,0 +1,171 @@
+"""One mini-batch: how to feed it to a model, and how to read what the model says.
+
+Any loader that yields `(inputs, target)`, `inputs`, or a dict of tensors works.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.errors import DataError, ModelRaisedError, NonFiniteError, ShoalError
+
+_TARGET_KEYS = ("labels", "label", "target", "targets", "y")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a model is called with, and the answer where one is known.
+
+    Args:
+        args: positional arguments of the model.
+        kwargs: keyword arguments of the model.
+        target: class indices, shape (samples,) or (samples, ...), or None.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    target: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every input tensor, positional ones first."""
+        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
+
+    @property
+    def size(self) -> int:
+        """How many samples."""
+        return int(self.tensors[0].shape[0])
+
+    def to(self, device: torch.device | str, memory_format: torch.memory_format | None = None) -> "Batch":
+        """The batch on a device; 4-d inputs in `memory_format` where one is given."""
+
+        def move(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if memory_format is not None and value.dim() == 4:
+                return value.to(device, memory_format=memory_format)
+            return value.to(device)
+
+        target = self.target.to(device) if self.target is not None else None
+        kwargs = {key: move(value) for key, value in self.kwargs.items()}
+        return Batch(tuple(move(value) for value in self.args), kwargs, target)
+
+    def take(self, count: int) -> "Batch":
+        """The first `count` samples."""
+
+        def cut(value: Any) -> Any:
+            return value[:count] if isinstance(value, Tensor) and value.dim() > 0 else value
+
+        kwargs = {key: cut(value) for key, value in self.kwargs.items()}
+        target = self.target[:count] if self.target is not None else None
+        return Batch(tuple(cut(value) for value in self.args), kwargs, target)
+
+
+def as_batch(item: Any) -> Batch:
+    """Read one item of a loader.
+
+    Raises:
+        DataError: the item is none of `(inputs, target)`, `inputs`, dict of tensors.
+    """
+    if isinstance(item, Batch):
+        return item
+    if isinstance(item, Tensor):
+        return Batch(args=(item,))
+    if isinstance(item, Mapping):
+        inputs = dict(item)
+        key = next((name for name in _TARGET_KEYS if name in inputs), None)
+        target = inputs.pop(key) if key is not None else None
+        if any(isinstance(value, Tensor) for value in inputs.values()):
+            return Batch(kwargs=inputs, target=target)
+    if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2 and isinstance(item[0], (Tensor, Mapping)):
+        inputs = as_batch(item[0])
+        target = item[1] if len(item) == 2 else inputs.target
+        if target is not None and not isinstance(target, Tensor):
+            target = torch.as_tensor(target)
+        return Batch(inputs.args, inputs.kwargs, target)
+    raise DataError(
+        f"a loader yielded {type(item).__name__}, expected (inputs, target), inputs, or a dict of tensors",
+        "Wrap the loader so that each item is one of these.",
+    )
+
+
+def batches(loader: Iterable[Any], device: torch.device | str | None = None) -> Iterator[Batch]:
+    """The mini-batches of a loader, on `device` where one is given; empty ones are refused."""
+    for item in loader:
+        batch = as_batch(item)
+        if not batch.tensors or batch.size == 0:
+            raise DataError("a loader yielded a mini-batch without samples", "Check the data set and its filter.")
+        yield batch.to(device) if device is not None else batch
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer lives; the CPU for a model without any."""
+    tensor = next(model.parameters(), None)
+    if tensor is None:
+        tensor = next(model.buffers(), None)
+    return tensor.device if tensor is not None else torch.device("cpu")
+
+
+def call(model: nn.Module, batch: Batch) -> Any:
+    """Run the model on a batch; its own exceptions come back as one readable error.
+
+    Raises:
+        ModelRaisedError: the model raised; the cause is attached.
+    """
+    try:
+        return model(*batch.args, **batch.kwargs)
+    except ShoalError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in batch.tensors)
+        raise ModelRaisedError(
+            f"the model raised {type(error).__name__} on an input of shape {shapes}: {error}",
+            "Check the input's shape, channels and dtype (--size, --mean, --std), or the model itself.",
+        ) from error
+
+
+def logits_of(output: Any) -> Tensor:
+    """The main tensor of what a model returned: itself, `.logits`, `["logits"]`, or the first floating tensor.
+
+    Raises:
+        DataError: there is no floating-point tensor in the output.
+    """
+    found = _main_tensor(output)
+    if found is None:
+        raise DataError(
+            f"the model returned {type(output).__name__} without a floating-point tensor",
+            "Wrap the model so that it returns its logits.",
+        )
+    return found
+
+
+def _main_tensor(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(output, Mapping):
+        values = [output["logits"]] if "logits" in output else list(output.values())
+    elif isinstance(output, (tuple, list)):
+        values = list(output)
+    else:
+        return None
+    return next((tensor for tensor in map(_main_tensor, values) if tensor is not None), None)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse NaN and Inf in what the model says.
+
+    Raises:
+        NonFiniteError: with the count.
+    """
+    if not torch.isfinite(logits).all():
+        bad = int((~torch.isfinite(logits)).sum())
+        raise NonFiniteError(
+            f"the model's output holds NaN or Inf: {bad} of {logits.numel()} values",
+            "Check the weights and the scale of the input; `shoal trace` names the first block where it happens.",
+        )

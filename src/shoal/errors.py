@@ -1,0 +1,119 @@
+"""The errors Shoal raises: what was given, what was expected, what to do.
+
+Every error is a `ShoalError` and, where one fits, also the builtin a caller would expect to catch.
+"""
+
+
+class ShoalError(Exception):
+    """Something the user can mend.
+
+    Args:
+        message: what was given and what was expected.
+        hint: what to do about it; empty where the message says it all.
+    """
+
+    kind = "error"
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+class UsageError(ShoalError, ValueError):
+    """Options that do not go together, or a value out of its range."""
+
+    kind = "usage"
+
+
+class SpecError(ShoalError, ValueError):
+    """A MODEL or DATA that nobody knows, or that could not be loaded."""
+
+    kind = "spec"
+
+
+class DataError(ShoalError, ValueError):
+    """Data that does not fit: empty, wrong shape, labels out of range."""
+
+    kind = "data"
+
+
+class WeightsError(ShoalError, ValueError):
+    """A weights file that is missing, needs unpickling, or does not fit the network."""
+
+    kind = "weights"
+
+
+class NonFiniteError(ShoalError, ValueError):
+    """NaN or Inf in weights or activations."""
+
+    kind = "non_finite"
+
+
+class ModelRaisedError(ShoalError, RuntimeError):
+    """The user's model or factory raised; the original exception is the cause."""
+
+    kind = "model_raised"
+
+
+class TraceError(ShoalError, RuntimeError):
+    """The network ran, but its chain could not be understood."""
+
+    kind = "trace"
+
+
+class UnknownBlockError(ShoalError, KeyError):
+    """A block path or pattern that matches nothing."""
+
+    kind = "unknown_block"
+
+    __str__ = ShoalError.__str__
+
+
+class SurgeryError(ShoalError, RuntimeError):
+    """A change that cannot be made to this network."""
+
+    kind = "surgery"
+
+
+class PlanError(ShoalError, ValueError):
+    """A plan that is malformed or made for another network."""
+
+    kind = "plan"
+
+
+class FolderError(ShoalError, OSError):
+    """An output folder that cannot be used, or does not hold what was expected."""
+
+    kind = "folder"
+
+    __str__ = ShoalError.__str__
+
+
+class ExportError(ShoalError, RuntimeError):
+    """An exported file that could not be made, or that computes something else."""
+
+    kind = "export"
+    exit_code = 1
+
+
+class NotReachedError(ShoalError, RuntimeError):
+    """The goal cannot be met; the message says what could be reached."""
+
+    kind = "not_reached"
+    exit_code = 1
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """A sentence with near matches of `name` among `known`, or the first known names."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return "Did you mean " + " or ".join(repr(match) for match in near) + "?"
+    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    return f"Known: {shown}." if known else ""

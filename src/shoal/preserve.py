@@ -1,0 +1,60 @@
+"""Look at a model without leaving a trace: mode, gradients, hooks, random state and patched methods come back."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.errors import NonFiniteError
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode, without gradients, random state untouched; everything is restored at the end.
+
+    Batch-norm statistics do not move in eval mode, so they need no copy.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            for module, _ in modes:
+                module.training = False
+            yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def patched(replacements: dict[nn.Module, Any]) -> Iterator[None]:
+    """Each module's `forward` replaced by a callable for the time being, also where something raises."""
+    with ExitStack() as stack:
+        for module, forward in replacements.items():
+            stack.callback(_restore_forward, module, module.__dict__.get("forward"))
+            module.__dict__["forward"] = forward
+        yield
+
+
+def _restore_forward(module: nn.Module, before: Any) -> None:
+    if before is None:
+        module.__dict__.pop("forward", None)
+    else:
+        module.__dict__["forward"] = before
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse a model whose weights hold NaN or Inf.
+
+    Raises:
+        NonFiniteError: names the first tensor that does.
+    """
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise NonFiniteError(
+                f"the weights hold NaN or Inf: {count} of {tensor.numel()} values of '{name}'",
+                "Load another checkpoint; nothing that is measured on this one would mean anything.",
+            )

@@ -1,0 +1,204 @@
+"""Everything measured, as plain data: every number with its n, interval, unit, and the machine it was taken on.
+
+Differences are original against compressed, as fractions, positive = worse.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Interval = tuple[float, float]
+
+
+class Value(BaseModel):
+    """A frozen, serialisable value that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Machine(Value):
+    """Where and with what something was measured."""
+
+    device: str
+    processor: str
+    cores: int
+    threads: int
+    system: str
+    python: str
+    torch: str
+    shoal: str
+    libraries: dict[str, str] = Field(default_factory=dict)
+
+
+class Quality(Value):
+    """How good one network is on one split of one data set.
+
+    `top1` is a fraction with a 95 % Wilson score interval; None where there are no labels.
+    """
+
+    split: str
+    n: int
+    top1: float | None = None
+    top1_interval: Interval | None = None
+    loss: float | None = None
+
+
+class Comparison(Value):
+    """One network against the original, sample by sample on the same data.
+
+    `top1_drop_interval` is Tango's 95 % score interval of a paired difference; `p_value` is McNemar's exact test on
+    the discordant samples; `kl` is the mean divergence KL(original || this) in nats with a 95 % t interval.
+    """
+
+    split: str
+    n: int
+    agreement: float
+    agreement_interval: Interval
+    kl: float
+    kl_interval: Interval
+    top1_drop: float | None = None
+    top1_drop_interval: Interval | None = None
+    p_value: float | None = None
+    lost: int | None = None
+    won: int | None = None
+
+
+class Latency(Value):
+    """Time of one forward, in milliseconds: median and quartiles of `runs` timed blocks."""
+
+    batch: int
+    median_ms: float
+    q1_ms: float
+    q3_ms: float
+    runs: int
+    device: str
+    dtype: str
+    threads: int
+    channels_last: bool
+
+
+class Cost(Value):
+    """What a network takes. 1 MAC = one multiply-add (FLOPs = 2 MACs), for one sample of shape `input_shape`."""
+
+    params: int
+    macs: int
+    not_counted: list[str] = Field(default_factory=list)
+    weights_bytes: int
+    input_shape: list[int]
+
+
+class Network(Value):
+    """One network: quality, latency per batch size, cost, and how many residual blocks it has."""
+
+    quality: Quality
+    latency: list[Latency]
+    cost: Cost
+    blocks: int
+
+
+Fate = Literal["kept", "removed"]
+
+
+class BlockRecord(Value):
+    """One block of the original chain: what it is, what it is worth alone, and what became of it."""
+
+    path: str
+    stage: int
+    kind: str
+    shortcut: str
+    activation: str | None
+    in_shape: list[int]
+    out_shape: list[int]
+    params: int
+    removable: bool
+    reason: str | None = None
+    worth_kl: float | None = None
+    worth_kl_interval: Interval | None = None
+    residual_ratio: float | None = None
+    fate: Fate = "kept"
+
+
+class Step(Value):
+    """One step of the greedy removal: what was removed, and what the network was like after it."""
+
+    removed: str
+    kl: float
+    kl_interval: Interval
+    candidates: int
+    n: int
+    validation: Comparison | None = None
+    seconds: float
+
+
+class Certificate(Value):
+    """Are two networks the same function, and on what evidence?
+
+    identical: by construction, under the premises listed, and bitwise on the data. equal: within `tolerance` (absolute,
+    on outputs) on n samples. different: the largest deviation, and where.
+    """
+
+    verdict: Literal["identical", "equal", "different"]
+    max_abs_diff: float
+    where: str | None
+    tolerance: float
+    n: int
+    premises: list[str] = Field(default_factory=list)
+    bitwise: bool
+    why_not_identical: str | None = None
+
+
+class Record(Value):
+    """One run of `compress`: what was asked, done and measured."""
+
+    schema_version: int = 1
+    command: str
+    model: str
+    data: str
+    seed: int
+    goal: dict[str, Any]
+    reached: bool
+    message: str
+    original: Network
+    compressed: Network
+    comparison: Comparison
+    validation: Comparison | None = None
+    certificate: Certificate
+    removed: list[str]
+    replaced: list[str] = Field(default_factory=list)
+    blocks: list[BlockRecord]
+    steps: list[Step] = Field(default_factory=list)
+    machine: Machine
+    warnings: list[str] = Field(default_factory=list)
+    seconds: float
+    created: str
+
+
+def summary_of(record: Record, out: str) -> dict[str, Any]:
+    """The short form that `shoal compress --json` prints."""
+    return {
+        "goal": record.goal,
+        "reached": record.reached,
+        "message": record.message,
+        "original": _network_summary(record.original),
+        "compressed": _network_summary(record.compressed),
+        "removed": record.removed,
+        "replaced": record.replaced,
+        "comparison": record.comparison.model_dump(mode="json"),
+        "certificate": record.certificate.model_dump(mode="json"),
+        "warnings": record.warnings,
+        "out": out,
+    }
+
+
+def _network_summary(network: Network) -> dict[str, Any]:
+    latency = max(network.latency, key=lambda one: one.batch) if network.latency else None
+    return {
+        "top1": network.quality.top1,
+        "top1_interval": network.quality.top1_interval,
+        "n": network.quality.n,
+        "latency_ms": latency.median_ms if latency else None,
+        "latency": [one.model_dump(mode="json") for one in network.latency],
+        "macs": network.cost.macs,
+        "params": network.cost.params,
+        "blocks": network.blocks,
+    }
