@@ -1,0 +1,268 @@
+"""What is left of a block when its branches go: the shortcuts, and what follows the last addition.
+
+The remainder is sliced out of the trace: from the block's result backwards, every residual addition replaced by its
+stream operand, until the block's inputs are reached. So no class needs to be known, functional code included.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from shoal.blocks.additions import Addition
+from shoal.blocks.operations import without_in_place
+from shoal.blocks.signs import keeps_non_negative
+from shoal.blocks.template import Opaque, Ref, fill, leaves, refs
+from shoal.blocks.trace import Call, Trace
+from shoal.errors import SurgeryError
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing the remainder does: call a module (`target` is its name) or a torch function."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+@dataclass
+class Slice:
+    """The steps from a block's inputs to its output, with the modules and parameters they need."""
+
+    steps: list[Step] = field(default_factory=list)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    parameters: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
+    result: int = -1
+    premise: str | None = None
+
+
+class Remainder(nn.Module):
+    """A removed block that still has something to do, or that is called with more than one tensor.
+
+    Takes the arguments of the block it stands for, runs the shortcut and the activation after the addition, and
+    returns what the block returned, with None for what nobody reads.
+    """
+
+    def __init__(self, sliced: Slice, call: Call, output: Any) -> None:
+        super().__init__()
+        for name, module in sliced.modules.items():
+            self.add_module(name, module)
+        self._held: dict[int, str] = {}
+        for value, (name, tensor) in sliced.parameters.items():
+            key = name.replace(".", "_")
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(key, tensor)
+            else:
+                self.register_buffer(key, tensor)
+            self._held[value] = key
+        self._steps = tuple(sliced.steps)
+        self._result = sliced.result
+        self._output = output
+        self._arguments = (call.args, call.kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The block's own arguments in, the block's own kind of result out."""
+        values: dict[int, Any] = {value: getattr(self, key) for value, key in self._held.items()}
+        _bind(self._arguments[0], args, values)
+        _bind(self._arguments[1], kwargs, values)
+        for step in self._steps:
+            function = getattr(self, step.target) if isinstance(step.target, str) else step.target
+            made = function(*fill(step.args, values), **fill(step.kwargs, values))
+            _bind(step.output, made, values)
+        return fill(self._output, values)
+
+    def extra_repr(self) -> str:
+        """The steps as a short formula."""
+        names = [step.target if isinstance(step.target, str) else step.target.__name__ for step in self._steps]
+        return " -> ".join(["x", *names])
+
+
+def remainder_of(
+    trace: Trace, call: Call, additions: list[Addition], *, non_negative: frozenset[int]
+) -> tuple[nn.Module, str | None]:
+    """The module that is left when the branches of a block go, and the premise under which its last activation went.
+
+    Raises:
+        SurgeryError: the shortcut cannot be cut out of the block's code; says what stands in the way.
+    """
+    main = main_output(trace, call, additions)
+    sliced = _Slicer(trace, call, additions, non_negative).run(main)
+    output = _output_without(trace, call, main, sliced.result)
+    simple = _simple(sliced, call, output)
+    return (simple if simple is not None else Remainder(sliced, call, output)), sliced.premise
+
+
+def main_output(trace: Trace, call: Call, additions: list[Addition]) -> int:
+    """The output of a block that carries the stream.
+
+    Raises:
+        SurgeryError: no output depends on the last addition.
+    """
+    for value in call.outputs:
+        if trace.depends(value, additions[-1].result):
+            return value
+    raise SurgeryError(f"the result of the addition in '{call.path}' does not leave the block as an output")
+
+
+def _output_without(trace: Trace, call: Call, main: int, result: int) -> Any:
+    """The block's output template with the stream replaced and all else None; refused where somebody reads it."""
+    network_output = set(refs(trace.output))
+    outputs = set(call.outputs)
+    inside = {value.index for value in trace.values if value.producer >= 0 and call.holds(value.producer)}
+    for value in (inside | outputs) - {main}:
+        outside = [op for op in trace.readers.get(value, []) if op >= call.stop]
+        if value in outputs - set(call.inputs) and (outside or value in network_output):
+            raise SurgeryError("it has a second output that is read elsewhere")
+        if value in inside - outputs and outside:
+            raise SurgeryError("what is computed inside it is read elsewhere")
+
+    def swap(item: Any) -> Any:
+        if isinstance(item, Ref):
+            kept = item.value in call.inputs and item.value != main
+            return Ref(result) if item.value == main else (item if kept else None)
+        if isinstance(item, Opaque):
+            raise SurgeryError(f"it returns a {item.kind}")
+        if isinstance(item, Mapping):
+            return {key: swap(value) for key, value in item.items()}
+        if isinstance(item, (tuple, list)):
+            return type(item)(swap(value) for value in item)
+        return item
+
+    return swap(call.output)
+
+
+def _simple(sliced: Slice, call: Call, output: Any) -> nn.Module | None:
+    """An ordinary module where the remainder is one: Identity, or the one module that is left."""
+    if not (isinstance(output, Ref) and len(call.args) == 1 and isinstance(call.args[0], Ref) and not call.kwargs):
+        return None
+    entry = call.args[0].value
+    if not sliced.steps and output.value == entry:
+        return nn.Identity()
+    if len(sliced.steps) == 1:
+        step = sliced.steps[0]
+        alone = isinstance(step.target, str) and step.args == (Ref(entry),) and not step.kwargs
+        if alone and step.output == output:
+            return sliced.modules[step.target]
+    return None
+
+
+class _Slicer:
+    """Walks back from a value to the inputs of the block and writes down the steps forward."""
+
+    def __init__(
+        self, trace: Trace, call: Call, additions: list[Addition], non_negative: frozenset[int]
+    ) -> None:
+        self.trace, self.call = trace, call
+        self.instead = {one.result: one.stream for one in additions}
+        self.add_ops = {one.op for one in additions}
+        self.sliced = Slice()
+        self.known: dict[int, int] = {}
+        self.non_negative = {value for value in call.inputs if value in non_negative}
+
+    def run(self, value: int) -> Slice:
+        self.sliced.result = self.resolve(value)
+        return self.sliced
+
+    def resolve(self, value: int) -> int:
+        """The number under which `value` is available in the slice."""
+        value = self.instead.get(value, value)
+        if value in self.instead:
+            return self.resolve(value)
+        if value not in self.known:
+            self.known[value] = self._make(value)
+        return self.known[value]
+
+    def _make(self, value: int) -> int:
+        if value in self.call.inputs:
+            return value
+        info = self.trace.values[value]
+        if info.origin == "constant":
+            self.sliced.parameters[value] = (f"constant_{value}", self.trace.constants[value])
+            return value
+        if info.origin in ("parameter", "buffer"):
+            self.sliced.parameters[value] = (info.name.removeprefix(self.call.path + "."), self._tensor(info.name))
+            return value
+        if info.producer < 0 or not self.call.holds(info.producer):
+            raise SurgeryError("it reads a tensor that is not among its arguments")
+        whole = self._module_call(info.producer, value)
+        return self._module_step(whole, value) if whole is not None else self._function_step(value)
+
+    def _tensor(self, name: str) -> Tensor:
+        path = self.call.path
+        local = name[len(path) + 1 :] if path and name.startswith(path + ".") else None
+        if local is None:
+            raise SurgeryError(f"its shortcut reads '{name}', which belongs to another module")
+        owner, _, leaf = local.rpartition(".")
+        return getattr(self.call.module.get_submodule(owner), leaf)
+
+    def _module_call(self, producer: int, value: int) -> Call | None:
+        """The outermost module call inside the block that made `value` and holds none of the additions."""
+        best = None
+        for one in self.trace.enclosing(self.trace.ops[producer].call):
+            if one.index == self.call.index:
+                break
+            if value in one.outputs and not any(one.holds(op) for op in self.add_ops):
+                best = one
+        return best
+
+    def _module_step(self, one: Call, value: int) -> int:
+        args, kwargs = self._arguments(one.args, one.kwargs)
+        name = one.path.removeprefix(self.call.path + ".").replace(".", "_") or "module"
+        module = one.module
+        if isinstance(module, nn.ReLU) and self._idle_relu(refs(args)[0]):
+            return refs(args)[0]
+        if getattr(module, "inplace", False):
+            module = copy.copy(module)
+            module.inplace = False  # type: ignore[assignment]
+        self.sliced.modules[name] = module
+        self.sliced.steps.append(Step(name, args, kwargs, one.output))
+        entry = refs(args)[0] if refs(args) else -1
+        if entry in self.non_negative and keeps_non_negative(type(module).__name__):
+            self.non_negative.add(value)
+        return value
+
+    def _idle_relu(self, entry: int) -> bool:
+        if entry not in self.non_negative:
+            return False
+        self.sliced.premise = (
+            f"the input of '{self.call.path}' is never negative, so the ReLU after its addition does nothing"
+        )
+        return True
+
+    def _function_step(self, value: int) -> int:
+        op = self.trace.ops[self.trace.values[value].producer]
+        args, kwargs = self._arguments(op.args, op.kwargs)
+        entries = refs((args, kwargs))
+        if op.name.rstrip("_") == "relu" and len(entries) == 1 and self._idle_relu(entries[0]):
+            return entries[0]
+        function, kwargs = without_in_place(op.func, kwargs)
+        if value not in refs(op.result):
+            raise SurgeryError(f"its shortcut is changed in place by {op.name}")
+        self.sliced.steps.append(Step(function, args, kwargs, op.result))
+        if all(one in self.non_negative for one in entries) and keeps_non_negative(op.name):
+            self.non_negative.add(value)
+        return value
+
+    def _arguments(self, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        for leaf in leaves((args, kwargs)):
+            if isinstance(leaf, Opaque):
+                raise SurgeryError(f"its shortcut is computed with a {leaf.kind}, which cannot be written down")
+        numbers: Mapping[int, Ref] = {value: Ref(self.resolve(value)) for value in refs((args, kwargs))}
+        return fill(args, numbers), fill(kwargs, numbers)
+
+
+def _bind(pattern: Any, item: Any, values: dict[int, Any]) -> None:
+    """Store the tensors of `item` under the numbers that `pattern` has in their places."""
+    if isinstance(pattern, Ref):
+        values[pattern.value] = item
+    elif isinstance(pattern, Mapping) and isinstance(item, Mapping):
+        for key, part in pattern.items():
+            if key in item:
+                _bind(part, item[key], values)
+    elif isinstance(pattern, (tuple, list)) and isinstance(item, (tuple, list)):
+        for part, one in zip(pattern, item, strict=False):
+            _bind(part, one, values)

@@ -1,0 +1,83 @@
+"""Nested arguments and results with tensors replaced by references to traced values.
+
+A template is what a call looked like: the same tuples, lists, dicts and numbers, with a `Ref` where a tensor stood
+and an `Opaque` where something stood that cannot be written down.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The place of a tensor: the number of its value in the trace."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """The place of something that is no tensor, number or plain container."""
+
+    kind: str
+
+
+def template(item: Any, refer: Callable[[Tensor], Ref]) -> Any:
+    """The template of `item`, asking `refer` for the number of each tensor."""
+    if isinstance(item, Tensor):
+        return refer(item)
+    if isinstance(item, _PLAIN) or isinstance(item, (torch.memory_format, torch.layout)):
+        return item
+    if isinstance(item, slice):
+        return slice(*(template(part, refer) for part in (item.start, item.stop, item.step)))
+    if isinstance(item, Mapping):
+        return {key: template(value, refer) for key, value in item.items()}
+    if isinstance(item, tuple):
+        return tuple(template(part, refer) for part in item)
+    if isinstance(item, list):
+        return [template(part, refer) for part in item]
+    if is_dataclass(item) and not isinstance(item, type):
+        return {one.name: template(getattr(item, one.name, None), refer) for one in fields(item)}
+    if callable(item):
+        return item
+    return Opaque(type(item).__name__)
+
+
+def leaves(item: Any) -> Iterator[Any]:
+    """Everything in a template that is no container, in order."""
+    if isinstance(item, Mapping):
+        for value in item.values():
+            yield from leaves(value)
+    elif isinstance(item, (tuple, list)):
+        for value in item:
+            yield from leaves(value)
+    elif isinstance(item, slice):
+        yield from leaves((item.start, item.stop, item.step))
+    else:
+        yield item
+
+
+def refs(item: Any) -> list[int]:
+    """The values a template refers to, in order, repeated where it repeats them."""
+    return [leaf.value for leaf in leaves(item) if isinstance(leaf, Ref)]
+
+
+def fill(item: Any, values: Mapping[int, Any]) -> Any:
+    """The template with every reference replaced by what `values` holds for it."""
+    if isinstance(item, Ref):
+        return values[item.value]
+    if isinstance(item, Mapping):
+        return {key: fill(value, values) for key, value in item.items()}
+    if isinstance(item, tuple):
+        return tuple(fill(value, values) for value in item)
+    if isinstance(item, list):
+        return [fill(value, values) for value in item]
+    if isinstance(item, slice):
+        return slice(fill(item.start, values), fill(item.stop, values), fill(item.step, values))
+    return item

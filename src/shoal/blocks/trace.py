@@ -1,0 +1,294 @@
+"""Run a network once and write down what happened: every torch function, every module call, who read whose output.
+
+Hooks alone do not see a functional addition, and symbolic tracing fails on many networks; module hooks together with a
+`TorchFunctionMode` see both. Nothing is kept of the tensors but shape and dtype, so a trace costs the memory of one
+forward and no more.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from shoal.batches import Batch, call
+from shoal.blocks.template import Ref, refs, template
+from shoal.errors import TraceError
+from shoal.preserve import evaluating
+
+# Functions through which a number leaves the graph, so that Python may decide by it.
+_ESCAPES = frozenset(
+    "item tolist numpy __bool__ __int__ __float__ __index__ __array__ __complex__ equal allclose is_nonzero".split()
+)
+
+
+@dataclass(frozen=True)
+class Value:
+    """One tensor of the run. `origin` is 'op', 'input', 'parameter', 'buffer' or 'constant'."""
+
+    index: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    origin: str
+    name: str = ""
+    producer: int = -1
+
+
+@dataclass
+class Op:
+    """One torch function that returned a tensor; `call` is the innermost module call it ran in (-1: none)."""
+
+    index: int
+    func: Any
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[int]
+    call: int
+    result: Any = None
+
+    @cached_property
+    def inputs(self) -> list[int]:
+        """The values it read."""
+        return refs((self.args, self.kwargs))
+
+
+@dataclass
+class Call:
+    """One call of a module: what went in and out, and the range of operations `[start, stop)` that ran in it."""
+
+    index: int
+    path: str
+    module: nn.Module
+    parent: int
+    start: int
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    output: Any = None
+    stop: int = -1
+
+    @property
+    def inputs(self) -> list[int]:
+        """The values passed in."""
+        return refs((self.args, self.kwargs))
+
+    @property
+    def outputs(self) -> list[int]:
+        """The values returned."""
+        return refs(self.output)
+
+    def holds(self, op: int) -> bool:
+        """Whether operation `op` ran in it."""
+        return self.start <= op < self.stop
+
+
+@dataclass
+class Trace:
+    """What happened in one forward."""
+
+    ops: list[Op] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    output: Any = None
+    escapes: list[str] = field(default_factory=list)
+    constants: dict[int, Tensor] = field(default_factory=dict)
+
+    def calls_of(self, module: nn.Module) -> list[Call]:
+        """Every call of this very module."""
+        return [one for one in self.calls if one.module is module]
+
+    @cached_property
+    def readers(self) -> dict[int, list[int]]:
+        """For each value, the operations that read it."""
+        found: dict[int, list[int]] = {}
+        for op in self.ops:
+            for value in set(op.inputs):
+                found.setdefault(value, []).append(op.index)
+        return found
+
+    @cached_property
+    def ancestors(self) -> list[int]:
+        """For each value, a bit set of the values it depends on, itself included."""
+        found = [1 << value.index for value in self.values]
+        for op in self.ops:
+            mask = 0
+            for value in op.inputs:
+                mask |= found[value]
+            for value in op.outputs:
+                found[value] |= mask
+        return found
+
+    def depends(self, value: int, on: int) -> bool:
+        """Whether `value` is `on` or was computed from it."""
+        return bool(self.ancestors[value] >> on & 1)
+
+    def enclosing(self, index: int) -> Iterator[Call]:
+        """Call number `index` and the calls around it, innermost first."""
+        while index >= 0:
+            yield self.calls[index]
+            index = self.calls[index].parent
+
+
+def trace_run(model: nn.Module, example: Batch) -> Trace:
+    """Run `model` once on `example` in eval mode and record the run.
+
+    Raises:
+        ModelRaisedError: the model raised; it is left as it was.
+        TraceError: the model returned no tensor that depends on its input.
+    """
+    recorder = _Recorder(model)
+    with evaluating(model), recorder.hooked():
+        for tensor in example.tensors:
+            recorder.trace.inputs.append(recorder.born(tensor, "input").value)
+        with recorder:
+            output = call(model, example)
+        recorder.trace.output = recorder.template(output)
+    outputs = refs(recorder.trace.output)
+    if not any(recorder.trace.depends(value, one) for value in outputs for one in recorder.trace.inputs):
+        raise TraceError(
+            "the model returned no tensor that depends on its input",
+            "Shoal follows tensors through torch functions; a model that leaves torch half-way cannot be traced.",
+        )
+    return recorder.trace
+
+
+class _Recorder(TorchFunctionMode):
+    """Numbers every tensor it sees by identity, and every new state of a tensor that is changed in place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.trace = Trace()
+        self.numbers = WeakTensorKeyDictionary()
+        self.stack: list[int] = []
+        self.model = model
+        self.paths: dict[int, str] = {}
+        for path, module in model.named_modules():
+            self.paths.setdefault(id(module), path)
+        self.names = {id(tensor): ("parameter", name) for name, tensor in model.named_parameters()}
+        self.names |= {id(tensor): ("buffer", name) for name, tensor in model.named_buffers()}
+
+    def born(self, tensor: Tensor, origin: str, name: str = "", producer: int = -1) -> Ref:
+        """A new number for this tensor, as it is now."""
+        index = len(self.trace.values)
+        value = Value(index, tuple(tensor.shape), tensor.dtype, origin, name, producer)
+        self.trace.values.append(value)
+        self.numbers[tensor] = index
+        return Ref(index)
+
+    def refer(self, tensor: Tensor) -> Ref:
+        """The number of this tensor; one that no operation made is a parameter, a buffer or a constant."""
+        known = self.numbers.get(tensor)
+        if known is not None:
+            return Ref(known)
+        origin, name = self.names.get(id(tensor), ("constant", ""))
+        ref = self.born(tensor, origin, name)
+        if origin == "constant":
+            self.trace.constants[ref.value] = tensor.detach().clone()
+        return ref
+
+    def template(self, item: Any) -> Any:
+        """The template of arguments or results."""
+        with torch._C.DisableTorchFunction():
+            return template(item, self.refer)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", type(func).__name__)
+        if name == "__get__":  # an attribute of a tensor (shape, dtype, T, data): only the last two are data flow
+            name = getattr(getattr(func, "__self__", None), "__name__", "__get__")
+        before = self.template((args, kwargs))
+        read = list(_tensors((args, kwargs)))
+        versions = [_version(tensor) for tensor in read]
+        result = func(*args, **kwargs)
+        changed = [one for one, version in zip(read, versions, strict=True) if _version(one) != version]
+        if changed or _has_tensor(result):
+            self.record(func, name, before, changed, result)
+        elif name in _ESCAPES and refs(before):
+            where = self.trace.calls[self.stack[-1]].path if self.stack else ""
+            self.trace.escapes.append(f"{name} in '{where}'")
+        return result
+
+    def record(self, func: Any, name: str, before: Any, changed: list[Tensor], result: Any) -> None:
+        """Write an operation down and number what it made or changed in place."""
+        args, kwargs = before
+        op = Op(len(self.trace.ops), func, name, args, kwargs, [], self.stack[-1] if self.stack else -1)
+        with torch._C.DisableTorchFunction():
+            for tensor in _tensors(result):
+                if self.numbers.get(tensor) is None or any(tensor is one for one in changed):
+                    op.outputs.append(self.born(tensor, "op", producer=op.index).value)
+            for tensor in changed:
+                if self.trace.values[self.numbers[tensor]].producer != op.index:
+                    op.outputs.append(self.born(tensor, "op", producer=op.index).value)
+                self._renumber_aliases(tensor, op)
+        op.result = self.template(result)
+        if op.outputs:  # else the very tensor was handed through: contiguous(), to(), dropout in eval mode
+            self.trace.ops.append(op)
+
+    def _renumber_aliases(self, changed: Tensor, op: Op) -> None:
+        # Views of the same memory changed with it: whoever reads them later depends on this operation too.
+        storage = changed.untyped_storage()._cdata
+        for other in list(self.numbers.keys()):
+            done = self.trace.values[self.numbers[other]].producer == op.index
+            if not done and id(other) not in self.names and _storage(other) == storage:
+                op.outputs.append(self.born(other, "op", producer=op.index).value)
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Hooks on every module while the run lasts; gone afterwards, whatever happens."""
+        handles: list[RemovableHandle] = []
+        try:
+            for module in self.model.modules():
+                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        parent = self.stack[-1] if self.stack else -1
+        one = Call(len(self.trace.calls), self.paths.get(id(module), ""), module, parent, len(self.trace.ops))
+        one.args, one.kwargs = self.template((args, kwargs))
+        self.trace.calls.append(one)
+        self.stack.append(one.index)
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        one = self.trace.calls[self.stack.pop()]
+        one.output = self.template(output)
+        one.stop = len(self.trace.ops)
+
+
+def _version(tensor: Tensor) -> int:
+    try:
+        return tensor._version
+    except RuntimeError:  # tensors made in inference mode keep no version
+        return -1
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse and other storage-less tensors
+        return -1
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, (tuple, list)):
+        for part in result:
+            yield from _tensors(part)
+    elif isinstance(result, Mapping):
+        for part in result.values():
+            yield from _tensors(part)
+
+
+def _has_tensor(result: Any) -> bool:
+    return next(_tensors(result), None) is not None
