@@ -5,6 +5,7 @@ Any loader that yields `(inputs, target)`, `inputs`, or a dict of tensors works.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -81,11 +82,11 @@ def as_batch(item: Any) -> Batch:
         if any(isinstance(value, Tensor) for value in inputs.values()):
             return Batch(kwargs=inputs, target=target)
     if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2 and isinstance(item[0], (Tensor, Mapping)):
-        inputs = as_batch(item[0])
-        target = item[1] if len(item) == 2 else inputs.target
+        given = as_batch(item[0])
+        target = item[1] if len(item) == 2 else given.target
         if target is not None and not isinstance(target, Tensor):
             target = torch.as_tensor(target)
-        return Batch(inputs.args, inputs.kwargs, target)
+        return Batch(given.args, given.kwargs, target)
     raise DataError(
         f"a loader yielded {type(item).__name__}, expected (inputs, target), inputs, or a dict of tensors",
         "Wrap the loader so that each item is one of these.",
@@ -103,9 +104,7 @@ def batches(loader: Iterable[Any], device: torch.device | str | None = None) -> 
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter or buffer lives; the CPU for a model without any."""
-    tensor = next(model.parameters(), None)
-    if tensor is None:
-        tensor = next(model.buffers(), None)
+    tensor: Tensor | None = next(chain(model.parameters(), model.buffers()), None)
     return tensor.device if tensor is not None else torch.device("cpu")
 
 
@@ -128,7 +127,7 @@ def call(model: nn.Module, batch: Batch) -> Any:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The main tensor of what a model returned: itself, `.logits`, `["logits"]`, or the first floating tensor.
+    """The main tensor a model returned: itself, `.logits`, `["logits"]`, or the first floating-point one.
 
     Raises:
         DataError: there is no floating-point tensor in the output.

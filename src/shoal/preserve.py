@@ -45,6 +45,19 @@ def _restore_forward(module: nn.Module, before: Any) -> None:
         module.__dict__["forward"] = before
 
 
+@contextmanager
+def swapped(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[None]:
+    """Other modules at these paths for the time being, also where something raises."""
+    before = {path: model.get_submodule(path) for path in modules}
+    try:
+        for path, module in modules.items():
+            model.set_submodule(path, module, strict=True)
+        yield
+    finally:
+        for path, module in before.items():
+            model.set_submodule(path, module, strict=True)
+
+
 def check_finite(model: nn.Module) -> None:
     """Refuse a model whose weights hold NaN or Inf.
 

@@ -1,19 +1,19 @@
 """From a traced run to the chain: which module calls are the residual blocks, and what can be taken out of them."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from shoal.batches import Batch, as_batch
+from shoal.batches import Batch, as_batch, call
 from shoal.blocks.additions import Addition, add_operands, residual_additions
 from shoal.blocks.chain import Block, Chain, Unit
 from shoal.blocks.operations import STRUCTURE, plain_name
 from shoal.blocks.remainder import main_output, remainder_of
 from shoal.blocks.signs import non_negative_values
 from shoal.blocks.trace import Call, Trace, trace_run
-from shoal.errors import SurgeryError
-from shoal.preserve import check_finite
+from shoal.errors import ModelRaisedError, SurgeryError
+from shoal.preserve import check_finite, evaluating, swapped
 
 _SHORTCUT_ORDER = ("identity", "reshape", "projection")
 
@@ -52,7 +52,42 @@ def dissect(model: nn.Module, example: Batch) -> Anatomy:
     """Trace `model` and take its chain apart; see `trace` for what is raised."""
     check_finite(model)
     run = trace_run(model, example)
-    return anatomy_of(model, run)
+    return _verified(anatomy_of(model, run), example)
+
+
+def _verified(anatomy: Anatomy, example: Batch) -> Anatomy:
+    """The anatomy with the blocks marked whose absence the network's own code does not bear.
+
+    A container may ask a block for more than its result (torch's TransformerEncoder looks into its first layer), and a
+    shortcut may have the batch size written into it; so the network is run without the blocks, on one sample. One run
+    for all of them mostly says it; only if that fails is each tried alone.
+    """
+    one = example.take(1)
+    if not anatomy.remainders or _runs_with(anatomy, anatomy.remainders, one) is None:
+        return anatomy
+    failures = {
+        path: failure
+        for path, remainder in anatomy.remainders.items()
+        if (failure := _runs_with(anatomy, {path: remainder}, one)) is not None
+    }
+    blocks = tuple(
+        replace(block, removable=False, reason=f"the network does not run without it: {failures[block.path]}")
+        if block.path in failures
+        else block
+        for block in anatomy.chain
+    )
+    remainders = {path: one for path, one in anatomy.remainders.items() if path not in failures}
+    return replace(anatomy, chain=Chain(blocks, _note(list(blocks))), remainders=remainders)
+
+
+def _runs_with(anatomy: Anatomy, remainders: dict[str, nn.Module], example: Batch) -> str | None:
+    """None if the network runs with these remainders in place of their blocks, else what it raised."""
+    with evaluating(anatomy.model), swapped(anatomy.model, remainders):
+        try:
+            call(anatomy.model, example)
+        except ModelRaisedError as error:
+            return str(error.__cause__)
+    return None
 
 
 def anatomy_of(model: nn.Module, run: Trace) -> Anatomy:
@@ -61,11 +96,11 @@ def anatomy_of(model: nn.Module, run: Trace) -> Anatomy:
     signs = non_negative_values(run)
     found = _Found()
     kinds = {type(run.calls[index].module) for index in groups if index >= 0 and run.calls[index].path}
-    for call in run.calls:
-        if call.index in groups:
-            _add_residual(found, run, call, groups[call.index], signs)
-        elif type(call.module) in kinds and not any(one.index in groups for one in run.enclosing(call.parent)):
-            _add_sibling(found, run, call)
+    for one in run.calls:
+        if one.index in groups:
+            _add_residual(found, run, one, groups[one.index], signs)
+        elif type(one.module) in kinds and not any(outer.index in groups for outer in run.enclosing(one.parent)):
+            _add_sibling(found, run, one)
     if -1 in groups:
         found.blocks.append(_outside_block())
     chain = Chain(tuple(_staged(found.blocks)), _note(found.blocks))
@@ -107,9 +142,7 @@ def _holds_chain(run: Trace, outer: Call, owners: set[int]) -> bool:
     return any(len(numbers) >= 2 for numbers in rows.values())
 
 
-def _add_residual(
-    found: _Found, run: Trace, call: Call, additions: list[Addition], signs: frozenset[int]
-) -> None:
+def _add_residual(found: _Found, run: Trace, call: Call, additions: list[Addition], signs: frozenset[int]) -> None:
     path = call.path
     if path in found.calls:  # a later call of the same module: the first entry says so already
         return
@@ -133,9 +166,7 @@ def _called_once(run: Trace, call: Call) -> str | None:
     return None
 
 
-def _describe(
-    run: Trace, call: Call, additions: list[Addition], reason: str | None, premise: str | None
-) -> Block:
+def _describe(run: Trace, call: Call, additions: list[Addition], reason: str | None, premise: str | None) -> Block:
     units = tuple(_unit(run, call, one) for one in additions)
     entry = next((value for value in call.inputs if run.depends(additions[0].origin, value)), additions[0].origin)
     shortcut = max((one.shortcut for one in additions), key=_SHORTCUT_ORDER.index)
@@ -221,8 +252,6 @@ def _outside_block() -> Block:
 
 
 def _staged(blocks: list[Block]) -> list[Block]:
-    from dataclasses import replace
-
     stage, shape, staged = 0, None, []
     for block in blocks:
         if block.out_shape != shape:

@@ -1,4 +1,4 @@
-"""What Shoal knows of single torch functions, by name: which add, which only move numbers, which are linear, which keep signs.
+"""What Shoal knows of single torch functions, by name: which only move numbers, which are linear, which keep signs.
 
 Names are those of `func.__name__`; a trailing underscore and the letters of an in-place operator do not matter.
 """
@@ -19,28 +19,38 @@ _ALIASES = {
 
 # Operations without parameters that carry a shortcut across a change of shape.
 STRUCTURE = frozenset(
-    """getitem pad view reshape flatten unflatten permute transpose swapaxes squeeze unsqueeze contiguous clone to
-    type_as type float half bfloat16 double detach cat concat concatenate avg_pool1d avg_pool2d avg_pool3d
-    adaptive_avg_pool1d adaptive_avg_pool2d max_pool1d max_pool2d dropout dropout1d dropout2d feature_dropout
-    alpha_dropout narrow select chunk split tensor_split roll interpolate upsample movedim expand channel_shuffle
-    pixel_unshuffle pixel_shuffle view_as reshape_as _to_copy alias unbind contiguous_format T mT""".split()
+    """
+    getitem pad view reshape flatten unflatten permute transpose swapaxes squeeze unsqueeze contiguous clone
+    to type_as type float half bfloat16 double detach cat concat concatenate avg_pool1d avg_pool2d
+    avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d max_pool1d max_pool2d dropout dropout1d dropout2d
+    feature_dropout alpha_dropout narrow select chunk split tensor_split roll interpolate upsample movedim
+    expand channel_shuffle pixel_unshuffle pixel_shuffle view_as reshape_as alias unbind T mT
+    """.split()
 )
 
 # Linear maps and normalisations: a projection shortcut may pass through them.
 LINEAR = frozenset(
-    "conv1d conv2d conv3d _conv_forward linear batch_norm group_norm layer_norm instance_norm rms_norm matmul bmm addmm "
-    "baddbmm conv_transpose1d conv_transpose2d".split()
+    """
+    conv1d conv2d conv3d linear batch_norm group_norm layer_norm instance_norm rms_norm matmul bmm addmm
+    baddbmm conv_transpose1d conv_transpose2d
+    """.split()
 )
 
 # Results that are never negative, whatever comes in.
-NON_NEGATIVE = frozenset("relu relu6 sigmoid softmax softplus hardsigmoid abs square exp sqrt".split())
+NON_NEGATIVE = frozenset(
+    """
+    relu relu6 sigmoid softmax softplus hardsigmoid abs square exp sqrt
+    """.split()
+)
 
 # Functions whose result is not negative where no input is; padding must be with zeros.
 KEEPS_SIGN = STRUCTURE | {"add", "mul", "lp_pool2d", "mean", "sum", "amax", "max"}
 
 # Functions that return their input unchanged in eval mode.
 DROPOUT = frozenset(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout".split()
+    """
+    dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout
+    """.split()
 )
 
 

@@ -63,6 +63,9 @@ class Remainder(nn.Module):
         self._result = sliced.result
         self._output = output
         self._arguments = (call.args, call.kwargs)
+        for name, value in vars(call.module).items():  # plain attributes that the network's code may ask a block for
+            if not name.startswith("_") and name not in self.__dict__ and isinstance(value, (int, float, str)):
+                self.__dict__[name] = value
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's own arguments in, the block's own kind of result out."""
@@ -153,9 +156,7 @@ def _simple(sliced: Slice, call: Call, output: Any) -> nn.Module | None:
 class _Slicer:
     """Walks back from a value to the inputs of the block and writes down the steps forward."""
 
-    def __init__(
-        self, trace: Trace, call: Call, additions: list[Addition], non_negative: frozenset[int]
-    ) -> None:
+    def __init__(self, trace: Trace, call: Call, additions: list[Addition], non_negative: frozenset[int]) -> None:
         self.trace, self.call = trace, call
         self.instead = {one.result: one.stream for one in additions}
         self.add_ops = {one.op for one in additions}
@@ -184,7 +185,10 @@ class _Slicer:
             self.sliced.parameters[value] = (f"constant_{value}", self.trace.constants[value])
             return value
         if info.origin in ("parameter", "buffer"):
-            self.sliced.parameters[value] = (info.name.removeprefix(self.call.path + "."), self._tensor(info.name))
+            self.sliced.parameters[value] = (
+                info.name.removeprefix(self.call.path + "."),
+                self._tensor(info.name),
+            )
             return value
         if info.producer < 0 or not self.call.holds(info.producer):
             raise SurgeryError("it reads a tensor that is not among its arguments")

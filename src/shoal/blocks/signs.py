@@ -1,16 +1,36 @@
 """Which values of a run can never be negative: what lets a ReLU after a removed addition go too."""
 
+from collections.abc import Iterable
+
 from shoal.blocks.operations import KEEPS_SIGN, NON_NEGATIVE, plain_name
 from shoal.blocks.trace import Op, Trace
 
 _MODULES_KEEPING_SIGN = frozenset(
-    "MaxPool1d MaxPool2d AvgPool1d AvgPool2d AdaptiveAvgPool2d Dropout Dropout2d Identity ReLU ReLU6 ZeroPad2d Flatten".split()
+    [
+        "MaxPool1d",
+        "MaxPool2d",
+        "AvgPool1d",
+        "AvgPool2d",
+        "AdaptiveAvgPool2d",
+        "Dropout",
+        "Dropout2d",
+        "Identity",
+        "ReLU",
+        "ReLU6",
+        "ZeroPad2d",
+        "Flatten",
+    ]
 )
 
 
-def non_negative_values(trace: Trace) -> frozenset[int]:
-    """The values that are at least 0 for every input of the network, by the operations that made them."""
-    found: set[int] = set()
+def non_negative_values(trace: Trace, zeros: Iterable[int] = ()) -> frozenset[int]:
+    """The values that are at least 0 for every input of the network, by the operations that made them.
+
+    Args:
+        trace: a run of the network.
+        zeros: values known to be zero, whatever made them.
+    """
+    found: set[int] = set(zeros)
     for op in trace.ops:
         if _is_non_negative(op, found):
             found.update(op.outputs)

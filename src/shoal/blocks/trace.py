@@ -24,7 +24,20 @@ from shoal.preserve import evaluating
 
 # Functions through which a number leaves the graph, so that Python may decide by it.
 _ESCAPES = frozenset(
-    "item tolist numpy __bool__ __int__ __float__ __index__ __array__ __complex__ equal allclose is_nonzero".split()
+    [
+        "item",
+        "tolist",
+        "numpy",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "__array__",
+        "__complex__",
+        "equal",
+        "allclose",
+        "is_nonzero",
+    ]
 )
 
 
@@ -42,7 +55,10 @@ class Value:
 
 @dataclass
 class Op:
-    """One torch function that returned a tensor; `call` is the innermost module call it ran in (-1: none)."""
+    """One torch function that made or changed a tensor; `call` is the innermost module call it ran in (-1: none).
+
+    `result` is the template of what it returned, `changed` the values it overwrote in place, their views included.
+    """
 
     index: int
     func: Any
@@ -52,6 +68,7 @@ class Op:
     outputs: list[int]
     call: int
     result: Any = None
+    changed: list[int] = field(default_factory=list)
 
     @cached_property
     def inputs(self) -> list[int]:
@@ -90,7 +107,11 @@ class Call:
 
 @dataclass
 class Trace:
-    """What happened in one forward."""
+    """What happened in one forward.
+
+    `escapes` says where a number left the graph, so that Python may decide by it; `constants` are tensors that are no
+    parameter, buffer or result, and `unseen` those of them that no attribute of a module holds either.
+    """
 
     ops: list[Op] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
@@ -99,6 +120,7 @@ class Trace:
     output: Any = None
     escapes: list[str] = field(default_factory=list)
     constants: dict[int, Tensor] = field(default_factory=dict)
+    unseen: list[int] = field(default_factory=list)
 
     def calls_of(self, module: nn.Module) -> list[Call]:
         """Every call of this very module."""
@@ -172,6 +194,7 @@ class _Recorder(TorchFunctionMode):
         for path, module in model.named_modules():
             self.paths.setdefault(id(module), path)
         self.names = {id(tensor): ("parameter", name) for name, tensor in model.named_parameters()}
+        self.attributes = {id(tensor) for module in model.modules() for tensor in _tensors(vars(module))}
         self.names |= {id(tensor): ("buffer", name) for name, tensor in model.named_buffers()}
 
     def born(self, tensor: Tensor, origin: str, name: str = "", producer: int = -1) -> Ref:
@@ -191,6 +214,8 @@ class _Recorder(TorchFunctionMode):
         ref = self.born(tensor, origin, name)
         if origin == "constant":
             self.trace.constants[ref.value] = tensor.detach().clone()
+            if id(tensor) not in self.attributes:
+                self.trace.unseen.append(ref.value)
         return ref
 
     def template(self, item: Any) -> Any:
@@ -220,13 +245,12 @@ class _Recorder(TorchFunctionMode):
         args, kwargs = before
         op = Op(len(self.trace.ops), func, name, args, kwargs, [], self.stack[-1] if self.stack else -1)
         with torch._C.DisableTorchFunction():
-            for tensor in _tensors(result):
-                if self.numbers.get(tensor) is None or any(tensor is one for one in changed):
-                    op.outputs.append(self.born(tensor, "op", producer=op.index).value)
             for tensor in changed:
-                if self.trace.values[self.numbers[tensor]].producer != op.index:
-                    op.outputs.append(self.born(tensor, "op", producer=op.index).value)
+                self._renumber(tensor, op)
                 self._renumber_aliases(tensor, op)
+            for tensor in _tensors(result):
+                if self.numbers.get(tensor) is None:
+                    op.outputs.append(self.born(tensor, "op", producer=op.index).value)
         op.result = self.template(result)
         if op.outputs:  # else the very tensor was handed through: contiguous(), to(), dropout in eval mode
             self.trace.ops.append(op)
@@ -235,9 +259,14 @@ class _Recorder(TorchFunctionMode):
         # Views of the same memory changed with it: whoever reads them later depends on this operation too.
         storage = changed.untyped_storage()._cdata
         for other in list(self.numbers.keys()):
-            done = self.trace.values[self.numbers[other]].producer == op.index
-            if not done and id(other) not in self.names and _storage(other) == storage:
-                op.outputs.append(self.born(other, "op", producer=op.index).value)
+            if id(other) not in self.names and _storage(other) == storage:
+                self._renumber(other, op)
+
+    def _renumber(self, tensor: Tensor, op: Op) -> None:
+        before = self.numbers[tensor]
+        if self.trace.values[before].producer != op.index:
+            op.changed.append(before)
+            op.outputs.append(self.born(tensor, "op", producer=op.index).value)
 
     @contextmanager
     def hooked(self) -> Iterator[None]:

@@ -1,1 +1,34 @@
-"""."""
+"""Measuring: quality with intervals, cost, latency, and the machine. Nothing here changes a network."""
+
+from shoal.measure.cost import cost, macs_by_module
+from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, wilson
+from shoal.measure.latency import latency, within_noise
+from shoal.measure.machine import machine
+from shoal.measure.quality import (
+    Predictions,
+    compare,
+    kl_per_sample,
+    log_probabilities,
+    paired_predictions,
+    predictions,
+    quality,
+)
+
+__all__ = [
+    "Predictions",
+    "compare",
+    "cost",
+    "kl_per_sample",
+    "latency",
+    "log_probabilities",
+    "machine",
+    "macs_by_module",
+    "mcnemar",
+    "mean_interval",
+    "paired_drop",
+    "paired_predictions",
+    "predictions",
+    "quality",
+    "wilson",
+    "within_noise",
+]

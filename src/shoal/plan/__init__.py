@@ -1,1 +1,23 @@
-"""."""
+"""The plan as data: what to remove from which network. No torch in this room."""
+
+from shoal.plan.plan import (
+    InputSpec,
+    Plan,
+    Remove,
+    Signature,
+    check_signature,
+    differences,
+    parse_plan,
+    read_plan,
+)
+
+__all__ = [
+    "InputSpec",
+    "Plan",
+    "Remove",
+    "Signature",
+    "check_signature",
+    "differences",
+    "parse_plan",
+    "read_plan",
+]

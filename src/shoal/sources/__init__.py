@@ -1,1 +1,8 @@
-"""."""
+"""Where networks, weights and data come from: each named by a short specification."""
+
+from shoal.sources.data import Data, load_data
+from shoal.sources.digits_resnet import DigitsResNet, digits_resnet
+from shoal.sources.models import LoadedModel, load_model
+from shoal.sources.weights import load_weights
+
+__all__ = ["Data", "DigitsResNet", "LoadedModel", "digits_resnet", "load_data", "load_model", "load_weights"]

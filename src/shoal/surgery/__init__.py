@@ -1,1 +1,18 @@
-"""."""
+"""Make the change, on a copy, and certify it."""
+
+from shoal.surgery.certify import certify
+from shoal.surgery.identities import strict_identities
+from shoal.surgery.remove import apply, check_removable, remove_blocks, remove_blocks_
+from shoal.surgery.signature import example_of, input_specs, signature_of
+
+__all__ = [
+    "apply",
+    "certify",
+    "check_removable",
+    "example_of",
+    "input_specs",
+    "remove_blocks",
+    "remove_blocks_",
+    "signature_of",
+    "strict_identities",
+]

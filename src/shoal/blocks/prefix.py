@@ -1,0 +1,114 @@
+"""Run a network again and again on one mini-batch, each time only from the first changed module on.
+
+One forward keeps what every *tile* returned: the blocks, and the largest modules that hold no block. A further run in
+which block i does something else takes the outputs of all tiles that ran before it from memory; functional code
+between the tiles is executed as it stands. So the result is bitwise that of a whole forward. Memory: one mini-batch
+of tile outputs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch, call
+from shoal.blocks.discover import Anatomy
+from shoal.blocks.trace import Call
+from shoal.preserve import patched
+
+Forward = Callable[..., Any]
+
+
+class Prefix:
+    """The cached run of one mini-batch; `base` holds forwards that stay replaced in every run (blocks already gone)."""
+
+    def __init__(self, anatomy: Anatomy, base: Mapping[str, Forward] | None = None) -> None:
+        self.model = anatomy.model
+        self.base = {self.model.get_submodule(path): forward for path, forward in (base or {}).items()}
+        self.tiles = _tiles(anatomy)
+        self.order = {one.path: one.index for one in self.tiles}
+        self.overwritten = _overwritten(anatomy, self.tiles)
+        self.outputs: dict[str, Any] = {}
+        self.batch: Batch | None = None
+
+    def capture(self, batch: Batch) -> Any:
+        """Run the whole network once and keep what every tile returned; returns the network's output."""
+        self.outputs, self.batch = {}, batch
+        handles = [one.module.register_forward_hook(self._keeper(one.path)) for one in self.tiles]
+        try:
+            with patched(self.base):
+                return call(self.model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def run(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
+        """The network's output with `forwards` in place, of which the first to run lies in the tile at `path`."""
+        if self.batch is None:
+            raise RuntimeError("capture() a mini-batch before run()")
+        start = self.order[path]
+        stubs: dict[nn.Module, Forward] = {
+            one.module: self._stub(one.path) for one in self.tiles if one.index < start and one.path in self.outputs
+        }
+        with patched({**self.base, **stubs, **forwards}):
+            return call(self.model, self.batch)
+
+    def without(self, path: str, remainder: nn.Module) -> Any:
+        """The network's output with the block at `path` down to its remainder."""
+        return self.run(path, {self.model.get_submodule(path): remainder.forward})
+
+    def tile_of(self, path: str) -> str:
+        """The tile in which the module at `path` runs."""
+        return next(tile for tile in self.order if path == tile or path.startswith(tile + "."))
+
+    def _keeper(self, path: str) -> Callable[..., None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            self.outputs[path] = _cloned(output) if path in self.overwritten else output
+
+        return keep
+
+    def _stub(self, path: str) -> Forward:
+        kept = self.outputs[path]
+        if path in self.overwritten:
+            return lambda *args, **kwargs: _cloned(kept)
+        return lambda *args, **kwargs: kept
+
+
+def _tiles(anatomy: Anatomy) -> list[Call]:
+    """The blocks and the largest modules that hold no block, as far as they are called once, in the order they ran."""
+    trace = anatomy.trace
+    holders = {outer.index for block in anatomy.calls.values() for outer in trace.enclosing(block.parent)}
+    counts: dict[int, int] = {}
+    for one in trace.calls:
+        counts[id(one.module)] = counts.get(id(one.module), 0) + 1
+    tiles = []
+    for one in trace.calls:
+        outermost = one.index not in holders and (one.parent < 0 or one.parent in holders)
+        if outermost and one.path and counts[id(one.module)] == 1:
+            tiles.append(one)
+    return tiles
+
+
+def _overwritten(anatomy: Anatomy, tiles: list[Call]) -> frozenset[str]:
+    """The tiles whose output somebody changes in place later; if a block is among them, every block."""
+    found = set()
+    for one in tiles:
+        outputs = set(one.outputs)
+        if any(outputs & set(op.changed) for op in anatomy.trace.ops[one.stop :]):
+            found.add(one.path)
+    blocks = {one.path for one in tiles if one.path in anatomy.calls}
+    # A removed block hands its predecessor's output through: whatever overwrites one block's output may then hit another's.
+    return frozenset(found | blocks if found & blocks else found)
+
+
+def _cloned(item: Any) -> Any:
+    if isinstance(item, Tensor):
+        return item.clone(memory_format=torch.preserve_format)
+    if isinstance(item, tuple):
+        return type(item)(*(_cloned(part) for part in item)) if hasattr(item, "_fields") else tuple(map(_cloned, item))
+    if isinstance(item, list):
+        return [_cloned(part) for part in item]
+    if isinstance(item, dict):
+        return {key: _cloned(part) for key, part in item.items()}
+    return item

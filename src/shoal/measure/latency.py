@@ -1,0 +1,144 @@
+"""How long does one forward take? Several networks in turn, so that all meet the same disturbances."""
+
+import copy
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+
+from shoal import record
+from shoal.batches import Batch, call, device_of
+from shoal.errors import DataError, SurgeryError, UsageError
+from shoal.preserve import evaluating
+
+_FEWEST = 5  # rounds, however slow a network is: quartiles of fewer say nothing
+
+
+def latency(
+    models: Mapping[str, nn.Module],
+    batch: Batch,
+    *,
+    channels_last: bool = False,
+    min_seconds: float = 1.0,
+    rounds: int = 20,
+) -> dict[str, record.Latency]:
+    """Time one forward of each network on a batch: eval mode, inference mode, all of torch's threads.
+
+    After a warm-up the networks take turns (A B A B ...); a turn is a timed block of as many forwards as fill
+    its share of `min_seconds`. The figures are the median and quartiles over the blocks. The networks come
+    back as they were.
+
+    Args:
+        models: the networks by name, each timed on the device it is on.
+        batch: what they are called with; take(1) of it for the latency of a single sample.
+        channels_last: time copies of the networks, and 4-d inputs, with the channels last in memory.
+        min_seconds: timed seconds per network, about. A slow network takes longer: at least five forwards.
+        rounds: how many turns each network gets; fewer, but at least five, where a single forward is slow.
+
+    Returns:
+        One record per name; times in milliseconds for the whole batch.
+
+    Raises:
+        UsageError: no networks, `min_seconds` <= 0 or `rounds` < 1.
+        DataError: the batch holds no sample.
+        ModelRaisedError: a network raised.
+        SurgeryError: `channels_last`, and a network cannot be copied.
+    """
+    _check(models, batch, min_seconds, rounds)
+    subjects = (
+        {name: _channels_last(model) for name, model in models.items()} if channels_last else dict(models)
+    )
+    memory_format = torch.channels_last if channels_last else None
+    with ExitStack() as stack:
+        timers = {}
+        for name, model in subjects.items():
+            stack.enter_context(evaluating(model))
+            inputs = batch.to(device_of(model), memory_format)
+            # First without inference mode: a table that a model builds lazily and keeps must stay usable for
+            # training.
+            call(model, inputs)
+            timers[name] = _timer(model, inputs)
+        with torch.inference_mode():
+            blocks = _take_turns(timers, min_seconds, rounds)
+    return {
+        name: _summary(models[name], batch.size, blocks[name], channels_last=channels_last)
+        for name in subjects
+    }
+
+
+def within_noise(one: record.Latency, other: record.Latency) -> bool:
+    """Whether two latencies cannot be told apart: their interquartile ranges overlap."""
+    return one.q1_ms <= other.q3_ms and other.q1_ms <= one.q3_ms
+
+
+def _check(models: Mapping[str, nn.Module], batch: Batch, min_seconds: float, rounds: int) -> None:
+    if not models:
+        raise UsageError("no networks to time", "Give at least one, by name.")
+    if not min_seconds > 0 or rounds < 1:
+        raise UsageError(
+            f"min_seconds = {min_seconds}, rounds = {rounds}",
+            "Expected min_seconds > 0 and at least one round.",
+        )
+    if not batch.tensors or batch.size == 0:
+        raise DataError("a batch without samples", "Give at least one sample to time with.")
+
+
+def _channels_last(model: nn.Module) -> nn.Module:
+    # On a copy: converting back would not restore the strides of weights that had others before.
+    try:
+        # A model's own way of copying itself may draw random numbers, say to build a twin before filling it.
+        with torch.random.fork_rng(devices=[]):
+            twin = copy.deepcopy(model)
+    except Exception as error:
+        raise SurgeryError(
+            f"channels_last times a copy, and {type(model).__name__} cannot be copied: {error}",
+            "Time it without channels_last.",
+        ) from error
+    return twin.to(memory_format=torch.channels_last)
+
+
+def _timer(model: nn.Module, batch: Batch) -> Timer:
+    return Timer(
+        "model(*args, **kwargs)",
+        globals={"model": model, "args": batch.args, "kwargs": batch.kwargs},
+        # The default is one thread, which is not what the network will run with.
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def _take_turns(timers: Mapping[str, Timer], min_seconds: float, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds per forward of every block, by name."""
+    single = {name: timer.timeit(1).median for name, timer in timers.items()}
+    affordable = int(min_seconds / max(*single.values(), 1e-9))
+    turns = min(rounds, max(_FEWEST, affordable))
+    number = {
+        name: max(1, round(min_seconds / turns / max(seconds, 1e-9))) for name, seconds in single.items()
+    }
+    blocks: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(turns):
+        for name, timer in timers.items():
+            blocks[name].append(timer.timeit(number[name]).median * 1e3)
+    return blocks
+
+
+def _summary(model: nn.Module, size: int, blocks: list[float], *, channels_last: bool) -> record.Latency:
+    q1, median, q3 = (float(value) for value in np.percentile(blocks, [25, 50, 75]))
+    return record.Latency(
+        batch=size,
+        median_ms=median,
+        q1_ms=q1,
+        q3_ms=q3,
+        runs=len(blocks),
+        device=str(device_of(model)),
+        dtype=_dtype(model),
+        threads=torch.get_num_threads(),
+        channels_last=channels_last,
+    )
+
+
+def _dtype(model: nn.Module) -> str:
+    kinds = (tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+    return str(next(kinds, torch.get_default_dtype())).removeprefix("torch.")

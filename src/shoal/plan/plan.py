@@ -1,0 +1,115 @@
+"""The plan: what to do to which network, as plain data that can be replayed on a fresh copy."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from shoal.errors import PlanError
+from shoal.record import Value
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+class InputSpec(Value):
+    """One input tensor of the network: its shape without the batch axis, its dtype, its keyword (None: positional)."""
+
+    shape: list[int]
+    dtype: str
+    keyword: str | None = None
+
+
+class Signature(Value):
+    """How a network is recognised: the names, dtypes and shapes of its state dict, and its traced chain.
+
+    `state` maps a name to 'float32[64,3,7,7]'; `chain` holds one line a block.
+    """
+
+    state: dict[str, str]
+    chain: list[str]
+
+
+class Remove(Value):
+    """Take the block at `path` out, down to its shortcut and the activation after the addition."""
+
+    kind: Literal["remove"] = "remove"
+    path: str
+
+
+class Plan(Value):
+    """What to do, in order, to the network that `network` describes.
+
+    `model` is the spec of the factory the network came from, or None for a module made by the caller.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: str | None = None
+    inputs: list[InputSpec]
+    network: Signature
+    actions: list[Remove]
+
+    @property
+    def removed(self) -> list[str]:
+        """The paths of the removed blocks."""
+        return [action.path for action in self.actions]
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a JSON file.
+
+    Raises:
+        PlanError: no such file, no JSON, or not a plan this version knows.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PlanError(f"cannot read the plan '{path}': {error.strerror}", "Give the path of a plan.json.") from error
+    return parse_plan(text, str(path))
+
+
+def parse_plan(text: str, origin: str) -> Plan:
+    """The plan in a JSON text; `origin` names it in errors.
+
+    Raises:
+        PlanError: not a plan this version knows; says which field.
+    """
+    try:
+        return Plan.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise PlanError(
+            f"'{origin}' is no plan of version {SCHEMA_VERSION}: {where}: {first['msg']}",
+            "A plan.json is written by `shoal compress`; its schema is in docs/plan.md.",
+        ) from error
+
+
+def differences(expected: Signature, found: Signature, most: int = 5) -> list[str]:
+    """What tells two networks apart, as sentences; empty where they are the same to a plan."""
+    said = []
+    for name, kind in expected.state.items():
+        if name not in found.state:
+            said.append(f"'{name}' {kind} is missing")
+        elif found.state[name] != kind:
+            said.append(f"'{name}' is {found.state[name]}, expected {kind}")
+    said += [f"'{name}' is not expected" for name in found.state if name not in expected.state]
+    if not said and expected.chain != found.chain:
+        pairs = zip(expected.chain, found.chain, strict=False)
+        first = next((f"block '{b}' stands where '{a}' was" for a, b in pairs if a != b), None)
+        said.append(first or f"{len(found.chain)} blocks were traced, expected {len(expected.chain)}")
+    hidden = len(said) - most
+    return said[:most] + ([f"and {hidden} more"] if hidden > 0 else [])
+
+
+def check_signature(plan: Plan, found: Signature) -> None:
+    """Refuse a network the plan was not made for.
+
+    Raises:
+        PlanError: says what differs.
+    """
+    said = differences(plan.network, found)
+    if said:
+        raise PlanError(
+            "the plan was made for another network: " + "; ".join(said),
+            "Give the original network the plan was made from (same factory, same arguments).",
+        )

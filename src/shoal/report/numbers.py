@@ -1,0 +1,176 @@
+"""Every number the reports show is written here, and per cent exists only here.
+
+What is missing or not finite becomes a dash, so that no `None` and no `nan` ever reaches a reader.
+"""
+
+import math
+from collections.abc import Sequence
+
+from shoal.record import Interval
+
+MISSING = "–"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def known(value: float | None) -> bool:
+    """Whether there is a finite number to show."""
+    return value is not None and math.isfinite(value)
+
+
+def percent(fraction: float | None) -> str:
+    """`0.9875` as `98.8 %`; what is not quite 0 or 100 is never rounded to it."""
+    if fraction is None or not math.isfinite(fraction):
+        return MISSING
+    return f"{_percent_digits(fraction)} %"
+
+
+def percent_interval(interval: Interval | None) -> str:
+    """`(0.972, 0.991)` as `97.2 – 99.1 %`."""
+    if interval is None or not all(map(math.isfinite, interval)):
+        return MISSING
+    return f"{_percent_digits(interval[0])} – {_percent_digits(interval[1])} %"
+
+
+def _percent_digits(fraction: float) -> str:
+    for digits in (1, 2, 3):
+        text = f"{100 * fraction:.{digits}f}"
+        if fraction in (0.0, 1.0) or float(text) not in (0.0, 100.0):
+            return text
+    return text
+
+
+def points(drop: float | None) -> str:
+    """A drop as a fraction, with its sign in words: `lost 0.25 points`."""
+    if drop is None or not math.isfinite(drop):
+        return MISSING
+    if drop == 0:
+        return "unchanged"
+    word = "lost" if drop > 0 else "gained"
+    return f"{word} {_point_digits(drop)} points"
+
+
+def points_interval(interval: Interval | None) -> str:
+    """An interval of drops: `0.88 gained to 1.40 lost`."""
+    if interval is None or not all(map(math.isfinite, interval)):
+        return MISSING
+    return f"{_point_end(interval[0])} to {_point_end(interval[1])}"
+
+
+def _point_end(drop: float) -> str:
+    if drop == 0:
+        return "0"
+    return f"{_point_digits(drop)} {'lost' if drop > 0 else 'gained'}"
+
+
+def _point_digits(drop: float) -> str:
+    size = 100 * abs(drop)
+    return f"{size:.2f}" if size >= 0.01 else "less than 0.01"
+
+
+def count(number: int | None) -> str:
+    """A whole number with its thousands marked."""
+    return MISSING if number is None else f"{number:,}"
+
+
+def amount(number: float | None) -> str:
+    """Parameters or MACs with an SI prefix and at least three digits: `1.23 M`, `125.8 M`, `942`."""
+    if number is None or not math.isfinite(number):
+        return MISSING
+    for size, prefix in _PREFIXES:
+        # 999,960 is 1.00 M and not 1000.0 k
+        if abs(number) >= size * 0.99995:
+            scaled = number / size
+            digits = 2 if abs(scaled) < 9.995 else 1
+            return f"{scaled:.{digits}f} {prefix}"
+    return f"{number:.0f}"
+
+
+def storage(size: float | None) -> str:
+    """A size on disk in decimal units: `3.41 MB`."""
+    text = amount(size)
+    if text == MISSING:
+        return text
+    return f"{text}B" if text[-1].isalpha() else f"{text} B"
+
+
+def significant(number: float | None, digits: int = 3) -> str:
+    """A positive or negative quantity with `digits` significant digits, powers of ten when tiny or huge."""
+    if number is None or not math.isfinite(number):
+        return MISSING
+    if number == 0:
+        return "0"
+    mantissa, power = f"{number:.{digits - 1}e}".split("e")
+    exponent = int(power)
+    if exponent < -4 or exponent > 8:
+        return f"{_minus(mantissa)} × {power_of_ten(exponent)}"
+    decimals = max(0, digits - 1 - exponent)
+    return _minus(f"{number:,.{decimals}f}")
+
+
+def significant_interval(interval: Interval | None, digits: int = 2) -> str:
+    """An interval of plain quantities: `0.011 – 0.019`; `to` where a minus sign would look like the dash."""
+    if interval is None or not all(map(math.isfinite, interval)):
+        return MISSING
+    low, high = (significant(end, digits) for end in interval)
+    return f"{low} to {high}" if min(interval) < 0 else f"{low} – {high}"
+
+
+def tick(value: float) -> str:
+    """A round number on an axis, as short as it can be: `0.04`, `−1`, `200`."""
+    if value == 0 or 1e-4 <= abs(value) < 1e6:
+        return _minus(f"{value:,.6g}")
+    return significant(value, 2)
+
+
+def power_of_ten(exponent: int) -> str:
+    """`-4` as `10⁻⁴`, `0` as `1`."""
+    return f"10{str(exponent).translate(_SUPERSCRIPT)}" if exponent else "1"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def milliseconds(value: float | None) -> str:
+    """`4.213` as `4.21 ms`."""
+    return MISSING if not known(value) else f"{significant(value)} ms"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person would say them: `48.2 s`, `3 min 12 s`, `2 h 5 min`."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 59.5:
+        return f"{significant(seconds)} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def probability(p: float | None) -> str:
+    """A p-value: `0.62`, `< 0.001`."""
+    if p is None or not math.isfinite(p):
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.{3 if p < 0.095 else 2}f}"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """`[16, 32, 32]` as `16 × 32 × 32`."""
+    return " × ".join(str(size) for size in sizes) if sizes else MISSING
+
+
+def less(before: float, after: float) -> str:
+    """How much smaller a cost became: `51.9 % less`, `unchanged`."""
+    if before == after:
+        return "unchanged"
+    if not before or not all(map(math.isfinite, (before, after))):
+        return MISSING
+    saved = (before - after) / before
+    return f"{percent(abs(saved))} {'less' if saved > 0 else 'more'}"
+
+
+def ratio(value: float) -> str:
+    """A factor with two to three digits: `1.91`, `12.3`."""
+    return f"{value:.2f}" if value < 9.995 else f"{value:,.1f}"

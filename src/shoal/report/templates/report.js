@@ -1,0 +1,77 @@
+"use strict";
+// Without this script every table is a plain table; with it, tables marked sortable sort and filter.
+(function () {
+  function valueOf(row, index, numeric) {
+    const cell = row.cells[index];
+    const text = cell.dataset.value === undefined ? cell.textContent.trim() : cell.dataset.value;
+    if (!numeric) return text;
+    return text === "" || Number.isNaN(Number(text)) ? null : Number(text);
+  }
+
+  function compare(a, b) {
+    return typeof a === "number" ? a - b : a.localeCompare(b, undefined, { numeric: true });
+  }
+
+  function sort(table, header, index) {
+    const down = header.getAttribute("aria-sort") === "ascending";
+    const numeric = header.dataset.kind === "number";
+    const body = table.tBodies[0];
+    const rows = Array.from(body.rows, (row, at) => ({ row, at, value: valueOf(row, index, numeric) }));
+    rows.sort((a, b) => {
+      // What was not measured stays at the end, whichever way the rest goes.
+      if (a.value === null || b.value === null) return (a.value === null) - (b.value === null) || a.at - b.at;
+      return (down ? -1 : 1) * compare(a.value, b.value) || a.at - b.at;
+    });
+    for (const other of table.tHead.rows[0].cells) other.setAttribute("aria-sort", "none");
+    header.setAttribute("aria-sort", down ? "descending" : "ascending");
+    body.append(...rows.map((one) => one.row));
+  }
+
+  function makeSortable(table) {
+    Array.from(table.tHead.rows[0].cells).forEach((header, index) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...header.childNodes);
+      header.append(button);
+      header.setAttribute("aria-sort", "none");
+      button.addEventListener("click", () => sort(table, header, index));
+    });
+  }
+
+  function makeFilter(table) {
+    const box = document.createElement("div");
+    box.className = "filter";
+    const label = document.createElement("label");
+    const input = document.createElement("input");
+    const shown = document.createElement("output");
+    input.type = "search";
+    input.id = table.id ? table.id + "-filter" : "filter";
+    label.htmlFor = input.id;
+    label.textContent = table.dataset.filter;
+    input.placeholder = "name, stage, removed …";
+    shown.setAttribute("aria-live", "polite");
+    const rows = Array.from(table.tBodies[0].rows);
+    const texts = rows.map((row) => Array.from(row.cells, (cell) => cell.textContent).join(" ").toLowerCase());
+    input.addEventListener("input", () => {
+      const words = input.value.toLowerCase().split(/\s+/);
+      let count = 0;
+      rows.forEach((row, at) => {
+        row.hidden = !words.every((word) => texts[at].includes(word));
+        if (!row.hidden) count += 1;
+      });
+      shown.textContent = count === rows.length ? "" : count + " of " + rows.length + " shown";
+    });
+    box.append(label, input, shown);
+    table.parentElement.before(box);
+  }
+
+  for (const table of document.querySelectorAll("table.sortable")) {
+    makeSortable(table);
+    makeFilter(table);
+  }
+
+  // Folded numbers belong on paper too.
+  window.addEventListener("beforeprint", () => {
+    for (const one of document.querySelectorAll("details")) one.open = true;
+  });
+})();

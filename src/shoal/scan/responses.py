@@ -1,0 +1,56 @@
+"""How large each branch is beside the stream it is added to: the epsilon criterion, from one pass.
+
+Source: Yu, Yu, Ramalingam 2018, arXiv:1804.01661, Sec. 3 (a block is discarded if every response is below epsilon).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from shoal.batches import batches, call, device_of
+from shoal.blocks import Anatomy
+from shoal.blocks.taps import tapped
+from shoal.preserve import evaluating
+
+
+@dataclass
+class Response:
+    """Of one block over all data: the largest |F| and |x|, the sums behind their means; over all its units."""
+
+    largest_branch: float = 0.0
+    largest_stream: float = 0.0
+    sum_branch: float = 0.0
+    sum_stream: float = 0.0
+    count: int = 0
+
+    def see(self, stream: Tensor, branch: Tensor) -> None:
+        """Take in one addition."""
+        self.largest_branch = max(self.largest_branch, float(branch.abs().max()))
+        self.largest_stream = max(self.largest_stream, float(stream.abs().max()))
+        self.sum_branch += float(branch.abs().double().sum())
+        self.sum_stream += float(stream.abs().double().sum())
+        self.count += branch.numel()
+
+    @property
+    def ratio(self) -> float:
+        """Largest |F| over the mean |x| of the stream; 0 for a branch that is zero everywhere."""
+        if self.largest_branch == 0:
+            return 0.0
+        mean = self.sum_stream / max(self.count, 1)
+        return self.largest_branch / mean if mean > 0 else float("inf")
+
+
+def responses(anatomy: Anatomy, loader: Iterable[Any]) -> dict[str, Response]:
+    """The response of every block with a residual addition, over all mini-batches of `loader`."""
+    blocks = [block for block in anatomy.chain if block.units and block.path]
+    found = {block.path: Response() for block in blocks}
+
+    def look(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
+        found[path].see(stream, branch)
+
+    with evaluating(anatomy.model), tapped(anatomy.model, blocks, look):
+        for batch in batches(loader, device_of(anatomy.model)):
+            call(anatomy.model, batch)
+    return found

@@ -1,0 +1,199 @@
+"""Data by specification, and who sees what: calibration, validation, test."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shoal.batches import Batch, batches
+from shoal.errors import DataError, SpecError, did_you_mean
+from shoal.sources.digits import digits
+from shoal.sources.folders import cifar10, cifar100, image_folder, svhn
+from shoal.sources.look import Look
+from shoal.sources.npz import npz
+from shoal.sources.own_data import own_parts
+from shoal.sources.parts import ImagePart, Part
+from shoal.sources.source import Source
+from shoal.sources.split import fair_sample, hold_out
+from shoal.sources.user_file import call_function, is_file_spec
+
+_VALIDATION = 0.2
+_FOLDERS: dict[str, Callable[[Path], Source]] = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "svhn": svhn,
+    "npz": npz,
+}
+_FORMS = [
+    "digits",
+    "cifar10:ROOT",
+    "cifar100:ROOT",
+    "svhn:ROOT",
+    "imagefolder:ROOT",
+    "npz:FILE",
+    "FILE.py:FUNCTION",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set in three parts: calibration (fit, choose, recover), validation (choose), test (the record).
+
+    Every loader can be read again and again and gives the same mini-batches in the same order: `(x, y)`, or
+    `x` where there are no labels; `x` is float32, shape (batch, ...), `y` int64, shape (batch,).
+
+    Args:
+        spec: the specification that loads it again.
+        num_classes: how many, or None where there are no labels.
+        runs_code: whether loading it again runs the user's own code.
+        parts: calibration, validation, test.
+    """
+
+    spec: str
+    num_classes: int | None
+    runs_code: bool
+    parts: tuple[Part, Part, Part]
+
+    def calibration(self, augment: bool = True, limit: int | None = None, epoch: int = 0) -> Iterable[Any]:
+        """Four fifths of train, in seeded random order.
+
+        Args:
+            augment: shift and mirror as the source allows, the same way each time.
+            limit: the first so many samples.
+            epoch: any other than 0 draws another order and another augmentation, for training.
+        """
+        return self.parts[0].loader(augment=augment, limit=limit, epoch=epoch)
+
+    def validation(self, augment: bool = False, limit: int | None = None) -> Iterable[Any]:
+        """One fifth of train, each class in proportion, in seeded random order."""
+        return self.parts[1].loader(augment=augment, limit=limit)
+
+    def test(self) -> Iterable[Any]:
+        """The test part, never augmented."""
+        return self.parts[2].loader()
+
+    def example(self, batch: int = 2) -> Batch:
+        """One mini-batch of up to `batch` samples from test.
+
+        Raises:
+            DataError: test is empty.
+        """
+        for first in batches(self.test()):
+            return first.take(batch)
+        raise DataError(f"the test part of '{self.spec}' is empty", "Give data that is not empty.")
+
+    def describe(self) -> dict[str, Any]:
+        """Sizes of the parts (None: unknown before reading), classes, and the shape of one sample."""
+        names = ("calibration", "validation", "test")
+        sizes = {name: part.size for name, part in zip(names, self.parts, strict=True)}
+        shape = list(self.example(1).tensors[0].shape[1:])
+        return {"spec": self.spec, **sizes, "num_classes": self.num_classes, "shape": shape}
+
+
+def load_data(
+    spec: str,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    batch_size: int = 128,
+    limit: int | None = None,
+) -> Data:
+    """Load data. Nothing is downloaded, nothing is unpickled.
+
+    Args:
+        spec: `digits` (embedded), `cifar10:ROOT`, `cifar100:ROOT`, `svhn:ROOT`, `imagefolder:ROOT`,
+            `npz:FILE`, or `FILE.py:FUNCTION`, a function without arguments that returns train and test data
+            sets or loaders.
+        mean: per channel, or one for all, of pixels in 0..1 (of the values as they are for floats); by
+            default the data set's usual one, for npz none.
+        std: likewise.
+        size: images are resized to this height and width in pixels.
+        seed: of the validation split (but for `digits`, whose split is fixed) and of the augmentation.
+        batch_size: samples in a mini-batch.
+        limit: read only so many samples of each part; a fair sample, not the first ones.
+
+    Raises:
+        SpecError: unknown DATA, with near matches.
+        DataError: data that is missing or does not fit; a mean, std, size, batch size or limit out of range.
+        ModelRaisedError: the user's file or function raised.
+    """
+    spec = spec.strip()
+    _check_numbers(size, batch_size, limit, std)
+    if is_file_spec(spec):
+        if mean is not None or std is not None or size is not None:
+            raise DataError("--mean, --std and --size do not apply to FILE.py:FUNCTION", "Let the function do that.")
+        parts = own_parts(call_function(spec), seed=seed, batch_size=batch_size, limit=limit)
+        return Data(spec, None, True, parts)
+    source = _source(spec, size)
+    look = _adapted(source.look, source.train.shape, mean, std, size)
+    return Data(spec, _classes(source), False, _parts(source, look, seed, batch_size, limit))
+
+
+def _source(spec: str, size: int | None) -> Source:
+    name, _, place = spec.partition(":")
+    if spec == "digits":
+        return digits()
+    if name == "imagefolder" and place:
+        return image_folder(Path(place).expanduser(), size)
+    if name in _FOLDERS and place:
+        return _FOLDERS[name](Path(place).expanduser())
+    if name == "text":
+        raise SpecError(
+            "text:FILE is for a later release of Shoal",
+            "Until then: FILE.py:FUNCTION that returns token loaders.",
+        )
+    if name in (*_FOLDERS, "imagefolder"):
+        raise SpecError(
+            f"'{spec}' does not say where the data is", f"Write {name}:{'FILE' if name == 'npz' else 'ROOT'}."
+        )
+    near = did_you_mean(name, ["digits", *_FOLDERS, "imagefolder"])
+    hint = f"{near} " if near.startswith("Did") else ""
+    raise SpecError(f"unknown DATA '{spec}'", f"{hint}Known forms: {', '.join(_FORMS)}.")
+
+
+def _parts(source: Source, look: Look, seed: int, batch_size: int, limit: int | None) -> tuple[Part, Part, Part]:
+    split_seed = seed if source.split_seed is None else source.split_seed
+    kept, held = hold_out(len(source.train), _VALIDATION, split_seed, source.train_labels)
+    if len(held) == 0:
+        raise DataError(f"train holds {len(source.train)} samples, too few to keep some for validation")
+    rows = fair_sample(len(source.test), limit, seed)
+    return (
+        ImagePart(source.train, source.train_labels, kept[:limit], look, batch_size, seed),
+        ImagePart(source.train, source.train_labels, held[:limit], look, batch_size, seed),
+        ImagePart(source.test, source.test_labels, rows, look, batch_size, seed),
+    )
+
+
+def _adapted(
+    look: Look,
+    shape: tuple[int, ...],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    size: int | None,
+) -> Look:
+    if size is not None and len(shape) != 3:
+        raise DataError(f"samples of shape {shape} have no size to change", "Leave out --size.")
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) not in (1, shape[0]):
+            raise DataError(f"{len(values)} values of {name} for {shape[0]} channels", f"Give 1 or {shape[0]}.")
+    return replace(
+        look,
+        mean=look.mean if mean is None else tuple(mean),
+        std=look.std if std is None else tuple(std),
+        size=size,
+    )
+
+
+def _classes(source: Source) -> int | None:
+    labels = [part for part in (source.train_labels, source.test_labels) if part is not None]
+    return int(max(part.max() for part in labels)) + 1 if labels else None
+
+
+def _check_numbers(size: int | None, batch_size: int, limit: int | None, std: Sequence[float] | None) -> None:
+    for name, value in (("size", size), ("batch size", batch_size), ("limit", limit)):
+        if value is not None and value < 1:
+            raise DataError(f"the {name} is {value}", "Give a whole number from 1.")
+    if std is not None and any(not value > 0 for value in std):
+        raise DataError(f"a standard deviation is not above 0: {list(std)}", "Give positive numbers.")

@@ -1,0 +1,92 @@
+"""The embedded default network: a residual network for 8x8 digits that is deeper than it needs to be.
+
+Pre-activation blocks (He et al. 2016, "Identity Mappings in Deep Residual Networks"): the stream passes
+through nothing but the additions and two downsampling shortcuts.
+"""
+
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shoal.errors import WeightsError
+
+WEIGHTS = Path(__file__).with_name("digits_resnet.safetensors")
+"""The trained weights that ship with Shoal; `digits_resnet.json` beside them says how they were made."""
+
+
+class Block(nn.Module):
+    """One pre-activation block: s(x) + conv2(relu(bn2(conv1(relu(bn1(x)))))).
+
+    The shortcut s is the identity, or average pooling and a 1x1 convolution where the shape changes.
+
+    Args:
+        channels: of the input, shape (batch, channels, height, width).
+        width: channels of the output, shape (batch, width, height / stride, width / stride).
+        stride: 1 or 2.
+    """
+
+    def __init__(self, channels: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != width:
+            projection = nn.Conv2d(channels, width, 1, bias=False)
+            self.shortcut = nn.Sequential(nn.AvgPool2d(stride), projection)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output for `x`."""
+        branch = self.conv1(F.relu(self.bn1(x)))
+        branch = self.conv2(F.relu(self.bn2(branch)))
+        return self.shortcut(x) + branch
+
+
+class DigitsResNet(nn.Module):
+    """Three stages of pre-activation blocks between a convolution and a linear head.
+
+    Input: float tensor of shape (batch, 1, 8, 8), normalised as the data source `digits` does.
+    Output: logits of shape (batch, classes).
+
+    Args:
+        depth: blocks in each stage.
+        widths: channels of each stage; the first block of every stage but the first halves height and width.
+        classes: how many.
+    """
+
+    def __init__(self, depth: int = 9, widths: tuple[int, ...] = (8, 16, 32), classes: int = 10) -> None:
+        super().__init__()
+        self.num_classes = classes
+        self.stem = nn.Conv2d(1, widths[0], 3, padding=1, bias=False)
+        channels = widths[0]
+        stages = []
+        for number, width in enumerate(widths):
+            first = Block(channels, width, stride=1 if number == 0 else 2)
+            stages.append(nn.Sequential(first, *(Block(width, width) for _ in range(depth - 1))))
+            channels = width
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits for images."""
+        x = F.relu(self.norm(self.stages(self.stem(x))))
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def digits_resnet(pretrained: bool = True) -> nn.Module:
+    """The embedded network in eval mode, with the weights that ship with Shoal unless `pretrained` is False.
+
+    Raises:
+        WeightsError: the weights file is missing from the installation.
+    """
+    model = DigitsResNet()
+    if pretrained:
+        if not WEIGHTS.is_file():
+            raise WeightsError(f"{WEIGHTS.name} is missing from this installation", "Install shoal again.")
+        from safetensors.torch import load_file
+
+        model.load_state_dict(load_file(WEIGHTS))
+    return model.eval()

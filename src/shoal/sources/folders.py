@@ -1,0 +1,165 @@
+"""Data sets of torchvision in a folder that is already there; nothing is downloaded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.errors import DataError
+from shoal.sources.look import Look
+from shoal.sources.parts import InMemory
+from shoal.sources.source import Source
+
+_IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
+
+# Mean and standard deviation per channel of pixels in 0..1, as these data sets are usually normalised.
+_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+_SVHN = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def cifar10(root: Path) -> Source:
+    """CIFAR-10, (3, 32, 32), from ROOT/cifar-10-batches-py."""
+    return _cifar("CIFAR10", root, "cifar-10-batches-py", *_CIFAR10)
+
+
+def cifar100(root: Path) -> Source:
+    """CIFAR-100, (3, 32, 32), from ROOT/cifar-100-python."""
+    return _cifar("CIFAR100", root, "cifar-100-python", *_CIFAR100)
+
+
+def svhn(root: Path) -> Source:
+    """Street View House Numbers, (3, 32, 32), from ROOT/train_32x32.mat and ROOT/test_32x32.mat."""
+    datasets = _datasets()
+    expected = f"'{root}' must hold train_32x32.mat and test_32x32.mat"
+    train, test = (_opened(partial(datasets.SVHN, root, split=s), root, expected) for s in ("train", "test"))
+    look = Look(mean=_SVHN[0], std=_SVHN[1], shifts=True)  # a mirrored digit is another sign
+    return Source(
+        InMemory(torch.from_numpy(train.data)),
+        InMemory(torch.from_numpy(test.data)),
+        torch.as_tensor(train.labels).long(),
+        torch.as_tensor(test.labels).long(),
+        look,
+    )
+
+
+def image_folder(root: Path, size: int | None = None) -> Source:
+    """Image files in ROOT/train/CLASS and ROOT/test/CLASS (or ROOT/val/CLASS), decoded when they are read.
+
+    Args:
+        root: the folder.
+        size: height and width in pixels: the shorter side is scaled to it, the centre cut out; 224 if None.
+    """
+    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if not (root / "train").is_dir() or test is None:
+        raise DataError(
+            f"'{root}' is not a folder of images",
+            "Expected: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg.",
+        )
+    classes = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
+    strange = sorted(folder.name for folder in test.iterdir() if folder.is_dir() and folder.name not in classes)
+    if strange:
+        raise DataError(
+            f"'{test}' has classes that train has not: {', '.join(strange[:5])}",
+            "The same class must have the same folder name in both.",
+        )
+    train_images, train_labels = _files(root / "train", classes, size or 224)
+    test_images, test_labels = _files(test, classes, size or 224)
+    look = Look(mean=_IMAGENET[0], std=_IMAGENET[1], shifts=True, flips=True)
+    return Source(train_images, test_images, train_labels, test_labels, look)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Image files that become (3, size, size) 8-bit RGB when they are read."""
+
+    paths: tuple[Path, ...]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image."""
+        return (3, self.size, self.size)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The images at these indices, decoded now."""
+        return torch.stack([_decoded(self.paths[row], self.size) for row in rows.tolist()])
+
+
+def _decoded(path: Path, size: int) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"'{path}' cannot be read as an image: {error}", "Remove the file or mend it.") from error
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _files(folder: Path, classes: list[str], size: int) -> tuple[ImageFiles, Tensor]:
+    _pillow()
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _IMAGE_FILES)
+        paths += found
+        labels += [label] * len(found)
+    if not paths:
+        raise DataError(
+            f"there are no images in '{folder}'", f"Expected: CLASS/*.jpg in it, for {len(classes)} classes."
+        )
+    return ImageFiles(tuple(paths), size), torch.tensor(labels)
+
+
+def _cifar(name: str, root: Path, folder: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Source:
+    # These files are pickles; torchvision reads them only after their MD5 sums match the published ones.
+    kind = getattr(_datasets(), name)
+    expected = f"'{root}' must hold the folder {folder} with the Python version of the data set"
+    train, test = (_opened(partial(kind, root, train=t, download=False), root, expected) for t in (True, False))
+    train_images, test_images = (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test))
+    look = Look(mean=mean, std=std, shifts=True, flips=True)
+    return Source(
+        InMemory(train_images),
+        InMemory(test_images),
+        torch.tensor(train.targets),
+        torch.tensor(test.targets),
+        look,
+    )
+
+
+def _opened(build: Callable[[], Any], root: Path, expected: str) -> Any:
+    try:
+        return build()
+    except (RuntimeError, OSError) as error:
+        state = "is not complete" if root.is_dir() else "does not exist"
+        raise DataError(f"the data folder '{root}' {state}", f"{expected}; Shoal does not download data.") from error
+
+
+def _datasets() -> Any:
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise DataError("torchvision is not installed", "pip install 'shoal[vision]'") from error
+    return datasets
+
+
+def _pillow() -> None:
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError as error:
+        raise DataError("Pillow, which reads image files, is not installed", "pip install 'shoal[vision]'") from error

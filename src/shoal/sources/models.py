@@ -1,0 +1,195 @@
+"""Networks by specification: the embedded one, a library's, or what the user's own function returns."""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from shoal.errors import ShoalError, SpecError, UsageError, WeightsError, did_you_mean
+from shoal.sources.digits_resnet import digits_resnet
+from shoal.sources.user_file import call_function, is_file_spec
+from shoal.sources.weights import load_weights
+
+_FORMS = ["digits-resnet", "torchvision:NAME", "timm:NAME", "hf:PATH_OR_ID", "FILE.py:FUNCTION"]
+_PRETRAINED = "@pretrained"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A network and where it came from.
+
+    Args:
+        model: in eval mode, on the CPU.
+        spec: the specification that loads it again.
+        runs_code: whether loading it again runs the user's own code.
+        num_classes: outputs of its classifier, where it has one.
+    """
+
+    model: nn.Module
+    spec: str
+    runs_code: bool = False
+    num_classes: int | None = None
+
+
+def load_model(spec: str, weights: Path | None = None) -> LoadedModel:
+    """Load a network.
+
+    Args:
+        spec: one of
+            `digits-resnet`: the embedded network, trained;
+            `torchvision:NAME`, `timm:NAME`: random weights unless `weights` is given; with `@pretrained` at
+            the end, the library's own weights, which it fetches once from the network;
+            `hf:PATH_OR_ID`: a folder or hub name of transformers, from safetensors only; code that lies in
+            the repository is never run;
+            `FILE.py:FUNCTION`: a function without arguments that returns an `nn.Module`.
+        weights: a checkpoint to load into it, see `load_weights`.
+
+    Raises:
+        SpecError: unknown, a folder, or not a network; with near matches.
+        UsageError: `@pretrained` and `weights` together.
+        ModelRaisedError: the user's file or function raised.
+        WeightsError: the checkpoint does not fit.
+    """
+    spec = spec.strip()
+    if weights is not None and spec.endswith(_PRETRAINED):
+        raise UsageError(f"'{spec}' brings its own weights", f"Leave out {_PRETRAINED} or --weights.")
+    runs_code = is_file_spec(spec)
+    model = _build(spec, from_config=weights is not None)
+    if weights is not None:
+        load_weights(model, weights)
+    return LoadedModel(model.eval(), spec, runs_code, _classes(model))
+
+
+def _build(spec: str, from_config: bool) -> nn.Module:
+    source, _, name = spec.partition(":")
+    if spec == "digits-resnet":
+        return digits_resnet()
+    if source == "torchvision" and name:
+        return _torchvision(name)
+    if source == "timm" and name:
+        return _timm(name)
+    if source == "hf" and name:
+        return _hugging_face(name, from_config)
+    if is_file_spec(spec):
+        return _from_file(spec)
+    if spec and Path(spec).is_dir():
+        raise SpecError(
+            f"'{spec}' is a folder, but not an output folder of Shoal",
+            "A Hugging Face folder is loaded with hf:PATH.",
+        )
+    kinds = ["digits-resnet", "torchvision:", "timm:", "hf:"]
+    near = did_you_mean(f"{source}:" if ":" in spec else spec, kinds)
+    hint = f"{near} " if near.startswith("Did") else ""
+    raise SpecError(f"unknown MODEL '{spec}'", f"{hint}Known forms: {', '.join(_FORMS)}.")
+
+
+def _from_file(spec: str) -> nn.Module:
+    model = call_function(spec)
+    if not isinstance(model, nn.Module):
+        extra = " Did you mean to return an instance of it?" if inspect.isclass(model) else ""
+        raise SpecError(
+            f"'{spec}' returned {getattr(model, '__name__', type(model).__name__)}, not a torch.nn.Module",
+            f"Let the function return the network.{extra}",
+        )
+    return model
+
+
+def _torchvision(name: str) -> nn.Module:
+    torchvision = _library("torchvision", "vision")
+    name, pretrained = name.removesuffix(_PRETRAINED), name.endswith(_PRETRAINED)
+    known = torchvision.models.list_models()
+    if name not in known:
+        raise SpecError(f"torchvision has no network '{name}'", did_you_mean(name, known))
+    builder = torchvision.models.get_model_builder(name)
+    # Detection and segmentation networks would fetch a trained backbone unasked.
+    backbone = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
+    if not pretrained:
+        return builder(weights=None, **backbone)
+    try:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        # Fetched here, so that a file with more than tensors in it is refused before the builder reads it.
+        weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        return builder(weights=weights, progress=False, **backbone)
+    except (OSError, RuntimeError, AttributeError) as error:
+        raise _not_fetched("torchvision", name, error) from error
+
+
+def _timm(name: str) -> nn.Module:
+    timm = _library("timm", "vision")
+    name, pretrained = name.removesuffix(_PRETRAINED), name.endswith(_PRETRAINED)
+    if not timm.is_model(name.partition(".")[0]):
+        raise SpecError(f"timm has no network '{name}'", did_you_mean(name, timm.list_models()))
+    try:
+        return timm.create_model(name, pretrained=pretrained)
+    except (OSError, RuntimeError) as error:
+        raise _not_fetched("timm", name, error) from error
+
+
+def _hugging_face(name: str, from_config: bool) -> nn.Module:
+    transformers = _library("transformers", "text")
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        kind = _architecture(transformers, config, name)
+        if from_config:
+            return kind(config)
+        model, info = kind.from_pretrained(name, config=config, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, ShoalError):
+            raise
+        raise _not_fetched("transformers", name, error) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        # transformers fills them with random numbers and only logs it.
+        raise WeightsError(
+            f"'hf:{name}' has no weights for {len(missing)} tensors, such as {', '.join(missing[:3])}",
+            "Use a repository that is complete for the class named in its config.json.",
+        )
+    return model
+
+
+def _architecture(transformers: Any, config: Any, name: str) -> Any:
+    """The class of transformers that config.json names, or the one for the bare model type."""
+    architectures = getattr(config, "architectures", None)
+    if not architectures:
+        kind = transformers.MODEL_MAPPING.get(type(config), None)
+    else:
+        kind = getattr(transformers, architectures[0], None)
+    if isinstance(kind, type) and issubclass(kind, nn.Module):
+        return kind
+    raise SpecError(
+        f"transformers has no class for 'hf:{name}', which asks for {architectures or type(config).__name__}",
+        "Update transformers; Shoal never runs code from a model repository.",
+    )
+
+
+def _library(name: str, extra: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SpecError(f"{name} is not installed", f"pip install 'shoal[{extra}]'") from error
+
+
+def _not_fetched(library: str, name: str, error: Exception) -> ShoalError:
+    reason = str(error).strip().splitlines()
+    return WeightsError(
+        f"{library} could not load '{name}': {reason[0] if reason else type(error).__name__}",
+        "Check the name and the network, or load a file that you have with --weights.",
+    )
+
+
+def _classes(model: nn.Module) -> int | None:
+    """The number of classes: what the network says of itself, or the outputs of a linear layer at its end."""
+    said = getattr(model, "num_classes", None)
+    if isinstance(said, int) and said > 0:
+        return said
+    config = getattr(model, "config", None)
+    if config is not None:
+        is_classifier = type(model).__name__.endswith("Classification")
+        labels = getattr(config, "num_labels", None)
+        return labels if is_classifier and isinstance(labels, int) else None
+    layers = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
+    return layers[-1].out_features if layers and isinstance(layers[-1], nn.Linear) else None

@@ -1,0 +1,117 @@
+"""The parts of a data set, and the mini-batches they are read in: always the same ones, in the same order."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from shoal.sources.look import Draw, Look
+
+_EPOCH = 1_000_003  # a prime far above any seed a user types, so that seed and epoch do not collide
+
+
+class Images(Protocol):
+    """Stored samples that are read by index: in memory or from files."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one stored sample."""
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The samples at these indices, stacked: shape (len(rows), *shape)."""
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """Samples held as one tensor, 8-bit or floating, shape (samples, ...)."""
+
+    values: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one stored sample."""
+        return tuple(self.values.shape[1:])
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The samples at these indices."""
+        return self.values[rows]
+
+
+class Part(Protocol):
+    """Calibration, validation or test: how many samples, and a loader over them."""
+
+    @property
+    def size(self) -> int | None:
+        """How many samples; None where only reading them all would tell."""
+
+    def loader(self, *, augment: bool = False, limit: int | None = None, epoch: int = 0) -> Iterable[Any]:
+        """A re-iterable of mini-batches."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePart:
+    """Some rows of stored samples.
+
+    Args:
+        images: the stored samples.
+        labels: class indices of all of them, shape (len(images),), or None.
+        rows: which of them belong to this part, in the order they are read.
+        look: how they become input.
+        batch_size: samples in a mini-batch.
+        seed: of the augmentation.
+    """
+
+    images: Images
+    labels: Tensor | None
+    rows: Tensor
+    look: Look
+    batch_size: int
+    seed: int
+
+    @property
+    def size(self) -> int:
+        """How many samples."""
+        return len(self.rows)
+
+    def loader(self, *, augment: bool = False, limit: int | None = None, epoch: int = 0) -> "Loader":
+        """Mini-batches of `(x, y)`, or of `x` where there are no labels.
+
+        Args:
+            augment: shift and flip as the source allows; the same way each time the loader is read.
+            limit: read only so many samples.
+            epoch: 0 keeps the order; any other draws another order and other shifts, for training.
+        """
+        rows = self.rows[:limit]
+        seed = self.seed + _EPOCH * epoch
+        if epoch:
+            rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+        draw = self.look.draw(len(rows), self.images.shape, seed) if augment else None
+        return Loader(self, rows, draw)
+
+
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """A re-iterable of mini-batches of one part."""
+
+    part: ImagePart
+    rows: Tensor
+    draw: Draw | None
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.part.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        part = self.part
+        for start in range(0, len(self.rows), part.batch_size):
+            here = slice(start, start + part.batch_size)
+            rows = self.rows[here]
+            x = part.look(part.images.take(rows), self.draw[here] if self.draw is not None else None)
+            yield x if part.labels is None else (x, part.labels[rows])

@@ -1,0 +1,134 @@
+"""Call a function in the user's own file: `FILE.py:FUNCTION`."""
+
+import ast
+import hashlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from shoal.errors import ModelRaisedError, ShoalError, SpecError, did_you_mean
+
+_SPEC = re.compile(r"^(?P<file>.+\.py)(?::(?P<function>[^:/\\]*))?$")
+
+
+def is_file_spec(spec: str) -> bool:
+    """Whether a specification names a Python file."""
+    return _SPEC.match(spec) is not None
+
+
+def call_function(spec: str) -> Any:
+    """Import the file and return what its function returns when called without arguments.
+
+    The file is imported under a module name of its own; modules that lie beside it can be imported by it.
+
+    Raises:
+        SpecError: no such file, no function named, or no such function in it.
+        ModelRaisedError: the file or the function raised; says what, and at which line of the file.
+    """
+    match = _SPEC.match(spec)
+    if match is None:
+        raise SpecError(f"'{spec}' is not of the form FILE.py:FUNCTION")
+    path = Path(match["file"]).expanduser().resolve()
+    if not path.is_file():
+        raise SpecError(f"there is no file '{match['file']}'", "Give a path that exists, relative to this folder.")
+    if not match["function"]:
+        raise SpecError(f"'{spec}' does not name a function", f"Write FILE.py:FUNCTION. {_defined_in(path)}".strip())
+    with _folder_first(path.parent):
+        with _readable_errors(path, "importing"):
+            module = _import(path)
+        function = _function(module, match["function"], path)
+        with _readable_errors(path, f"calling {match['function']}() of"):
+            return function()
+
+
+def _import(path: Path) -> ModuleType:
+    # The path's digest keeps two files of the same name apart; the module stays registered, since classes
+    # defined in it look themselves up there (dataclasses, copy, torch.export).
+    name = f"shoal_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise SpecError(f"'{path.name}' cannot be imported as a Python module")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+def _function(module: ModuleType, name: str, path: Path) -> Callable[[], Any]:
+    found = getattr(module, name, None)
+    if callable(found):
+        return found
+    own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    own.sort(key=lambda key: getattr(vars(module)[key], "__module__", "") != module.__name__)
+    what = "is not a function" if found is not None else "is not there"
+    raise SpecError(f"'{name}' {what} in '{path.name}'", did_you_mean(name, own))
+
+
+def _defined_in(path: Path) -> str:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError):
+        return ""
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return f"'{path.name}' defines: {', '.join(names)}." if names else ""
+
+
+_siblings: dict[str, Path] = {}  # top-level modules that earlier user files imported, and the folder they came from
+
+
+@contextmanager
+def _folder_first(folder: Path) -> Iterator[None]:
+    """The folder in front of the import path; behind it afterwards, for imports inside a `forward`.
+
+    Modules that another user file imported from its own folder under the same name make way first.
+    """
+    for name, home in list(_siblings.items()):
+        if home != folder and ((folder / f"{name}.py").is_file() or (folder / name).is_dir()):
+            for loaded in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+                del sys.modules[loaded]
+            del _siblings[name]
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()  # the file beside may be younger than the last look into this folder
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if "." not in name and file and folder in Path(file).resolve().parents:
+                _siblings[name] = folder
+
+
+@contextmanager
+def _readable_errors(path: Path, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except ShoalError:
+        raise
+    except (Exception, SystemExit) as error:
+        line = _line_in(path, error)
+        where = f"{path.name}, line {line}" if line else path.name
+        raise ModelRaisedError(
+            f"{doing} '{path.name}' raised {type(error).__name__}: {error} ({where})",
+            "Mend the file; `python` on it alone shows the same error.",
+        ) from error
+
+
+def _line_in(path: Path, error: BaseException) -> int | None:
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)

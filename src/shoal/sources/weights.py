@@ -1,0 +1,170 @@
+"""Load a state dict from a file into a network: everything is checked before the network is changed."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.errors import WeightsError, did_you_mean
+from shoal.preserve import check_finite
+
+State = dict[str, Tensor]
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+_SHOWN = 3
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a checkpoint into `model`, in place, or leave the model as it was and say why.
+
+    Read are `.safetensors`, a sharded `.safetensors.index.json`, and `.pt`, `.pth`, `.bin` with tensors only.
+    A state dict may be wrapped as `state_dict`, `model` or `model_state_dict`, and its names may carry the
+    prefixes that DataParallel and torch.compile add.
+
+    Raises:
+        WeightsError: the file is missing, unreadable, needs unpickling, or does not fit the network.
+        NonFiniteError: the weights hold NaN or Inf.
+    """
+    path = Path(path)
+    state = _without_prefixes(read_state(path), model)
+    _check_fit(model, state, path.name)
+    check_finite(_Checkpoint(state))
+    model.load_state_dict(state, strict=False)
+
+
+def read_state(path: Path) -> State:
+    """The tensors in a checkpoint file by name, on the CPU.
+
+    Raises:
+        WeightsError: the file is missing, of an unknown kind, unreadable, or needs unpickling.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise WeightsError(f"the weights file '{path}' {what}", "Name a .safetensors, .pt, .pth or .bin file.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.name.endswith(".safetensors.index.json"):
+        return _read_shards(path)
+    if path.suffix in (".pt", ".pth", ".bin"):
+        return _read_torch(path)
+    raise WeightsError(
+        f"'{path.name}' is not a kind of weights file that Shoal reads",
+        "Known: .safetensors, .safetensors.index.json, .pt, .pth, .bin.",
+    )
+
+
+def _read_safetensors(path: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"'{path.name}' cannot be read as safetensors: {error}", "Fetch the file again.") from error
+
+
+def _read_shards(path: Path) -> State:
+    try:
+        shards = sorted({str(name) for name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"'{path.name}' is not an index of safetensors shards") from error
+    state: State = {}
+    for name in shards:
+        # An index is data from elsewhere: it may name files beside itself and nothing else.
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise WeightsError(f"'{path.name}' names a shard outside its folder: '{name}'")
+        state.update(read_state(path.with_name(name)))
+    return state
+
+
+def _read_torch(path: Path) -> State:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"'{path.name}' holds more than tensors: reading it would run code from the file",
+            "Convert it: torch.load it in a process that you trust, save its state dict with safetensors.",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"'{path.name}' cannot be read: {error}", "Fetch the file again.") from error
+    return _unwrapped(content, path.name)
+
+
+def _unwrapped(content: Any, file: str) -> State:
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = dict(content) if isinstance(content, Mapping) else {}
+    state = {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
+    if not state:
+        raise WeightsError(
+            f"'{file}' holds no state dict but {type(content).__name__}",
+            "Expected: names and tensors, alone or under 'state_dict', 'model' or 'model_state_dict'.",
+        )
+    return state
+
+
+def _without_prefixes(state: State, model: nn.Module) -> State:
+    own = list(model.state_dict())
+    while state:
+        prefix = next((one for one in _PREFIXES if all(name.startswith(one) for name in state)), None)
+        if prefix is None or any(name.startswith(prefix) for name in own):
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _check_fit(model: nn.Module, state: State, file: str) -> None:
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    missing = [name for name in own if name not in state and not _may_be_absent(name, own, state)]
+    unexpected = [name for name in state if name not in own]
+    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
+    if not (missing or unexpected or wrong):
+        return
+    parts = [
+        _listed("missing", [f"{name} {tuple(own[name].shape)}" for name in missing]),
+        _listed("unexpected", [f"{name} {tuple(state[name].shape)}" for name in unexpected]),
+        _listed(
+            "of another shape",
+            [f"{name} {tuple(state[name].shape)}, expected {tuple(own[name].shape)}" for name in wrong],
+        ),
+    ]
+    hint = "Is this checkpoint for another depth, width or number of classes?"
+    if unexpected and missing:
+        hint = f"{hint} {unexpected[0]}: {did_you_mean(unexpected[0], missing)}"
+    raise WeightsError(f"'{file}' does not fit the network: " + "; ".join(part for part in parts if part), hint)
+
+
+def _may_be_absent(name: str, own: State, state: State) -> bool:
+    # Old checkpoints do not count batches; tied weights are saved under one of their names only.
+    if name.endswith("num_batches_tracked"):
+        return True
+    place = own[name].data_ptr()
+    return place != 0 and any(
+        other != name and other in state and own[other].data_ptr() == place and own[other].shape == own[name].shape
+        for other in own
+    )
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{more})"
+
+
+class _Checkpoint(nn.Module):
+    """A state dict that can be checked like a model before any model is touched."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self._state = state
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self._state

@@ -1,0 +1,56 @@
+"""How a plan recognises its network, and how an example input is made from what the plan remembers of it."""
+
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch
+from shoal.blocks import Chain
+from shoal.errors import PlanError
+from shoal.plan import InputSpec, Signature
+
+
+def signature_of(model: nn.Module, chain: Chain) -> Signature:
+    """The names, dtypes and shapes of the state dict, and one line a block."""
+    state = {
+        name: f"{_dtype_name(tensor.dtype)}[{','.join(map(str, tensor.shape))}]"
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor)
+    }
+    lines = [
+        f"{block.path}:{block.kind}:{block.shortcut}:{list(block.in_shape)}->{list(block.out_shape)}" for block in chain
+    ]
+    return Signature(state=state, chain=lines)
+
+
+def input_specs(batch: Batch) -> list[InputSpec]:
+    """What the network was called with.
+
+    Raises:
+        PlanError: an input is no tensor, so a plan could not remember it.
+    """
+    named = [(None, value) for value in batch.args] + list(batch.kwargs.items())
+    specs = []
+    for keyword, value in named:
+        if not isinstance(value, Tensor):
+            raise PlanError(
+                f"an input of the network is a {type(value).__name__}, a plan can only remember tensors",
+                "Wrap the network so that its inputs are tensors.",
+            )
+        specs.append(InputSpec(shape=list(value.shape[1:]), dtype=_dtype_name(value.dtype), keyword=keyword))
+    return specs
+
+
+def example_of(specs: list[InputSpec], batch: int = 2) -> Batch:
+    """An input of zeros that the network can be traced with."""
+    args, kwargs = [], {}
+    for spec in specs:
+        tensor = torch.zeros((batch, *spec.shape), dtype=getattr(torch, spec.dtype))
+        if spec.keyword is None:
+            args.append(tensor)
+        else:
+            kwargs[spec.keyword] = tensor
+    return Batch(tuple(args), kwargs)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

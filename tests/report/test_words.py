@@ -1,0 +1,77 @@
+import pytest
+from handmade import latencies
+
+from shoal.record import Certificate, Quality, Record
+from shoal.report import words
+
+
+def test_headline_says_what_was_done(record: Record) -> None:
+    assert words.headline(record) == (
+        "14 of 27 blocks removed; top-1 98.8 % → 98.5 % on 400 test images; 1.92 times faster at batch 128"
+    )
+
+
+def test_headline_without_labels_speaks_of_agreement(record: Record) -> None:
+    quality = Quality(split="test", n=400)
+    original = record.original.model_copy(update={"quality": quality, "latency": []})
+    record = record.model_copy(update={"original": original})
+    text = words.headline(record)
+    assert text == "14 of 27 blocks removed; same answer as the original on 99.0 % of 400 test images"
+
+
+def test_headline_when_nothing_could_be_removed(record: Record) -> None:
+    compressed = record.compressed.model_copy(update={"latency": latencies(1.0)})
+    text = words.headline(record.model_copy(update={"removed": [], "compressed": compressed}))
+    assert text.startswith("None of 27 blocks removed; ")
+    assert text.endswith("speed no different beyond noise at batch 128")
+
+
+def test_headline_says_when_nothing_changed(record: Record) -> None:
+    same = record.certificate.model_copy(update={"verdict": "identical", "bitwise": True})
+    text = words.headline(record.model_copy(update={"certificate": same}))
+    assert text.startswith("14 of 27 blocks removed; the same function, bit for bit; top-1 98.8 %")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"max_drop": 1.0}, "Lose at most 1.00 points of the metric on validation"),
+        ({"latency": 0.5}, "Latency at most 50.0 % of the original"),
+        ({"latency": "12ms"}, "Latency at most 12ms"),
+        ({"params": 3_000_000}, "Parameters at most 3.00 M"),
+        ({"exact": True}, "Remove only what changes nothing"),
+        ({"new_thing": "x"}, "New thing: x"),
+        ({"remove": None}, "Nothing in particular"),
+        ({}, "Nothing in particular"),
+    ],
+)
+def test_goal(asked: dict, expected: str) -> None:
+    assert words.goal(asked) == expected
+
+
+def test_a_count_of_blocks_is_a_whole_number() -> None:
+    assert words.goal({"remove": 8}) == "Remove 8 blocks"
+    assert words.goal({"remove": 1}) == "Remove 1 block"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "bitwise", "expected"),
+    [
+        ("identical", True, "The outputs were equal bit for bit on 400 samples."),
+        (
+            "equal",
+            False,
+            "The largest difference of an output was 0.000100 on 400 samples; the tolerance was 0.0010.",
+        ),
+        (
+            "different",
+            False,
+            "The outputs differ by up to 0.000100 on 400 samples, at logit 3; the tolerance was 0.0010.",
+        ),
+    ],
+)
+def test_evidence(verdict: str, bitwise: bool, expected: str) -> None:
+    certificate = Certificate(
+        verdict=verdict, max_abs_diff=1e-4, where="logit 3", tolerance=1e-3, n=400, bitwise=bitwise
+    )
+    assert words.evidence(certificate) == expected
