@@ -1,3 +1,60 @@
-"""Shoal makes deep residual networks shallow."""
+"""Shoal makes deep residual networks shallow.
 
-__version__ = "0.1.0"
+The verbs: `trace`, `compress`, `apply`, `certify`, `load`. Each is imported when it is first used, so that
+`import shoal` stays cheap.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoal.blocks import Block, Chain, trace
+    from shoal.errors import ShoalError
+    from shoal.pipeline import Result, Settings, compress
+    from shoal.plan import Plan, read_plan
+    from shoal.record import Certificate, Record
+    from shoal.store import load
+    from shoal.surgery import apply, certify
+
+__version__ = version("shoal")
+
+_HOMES = {
+    "Block": "blocks",
+    "Certificate": "record",
+    "Chain": "blocks",
+    "Plan": "plan",
+    "Record": "record",
+    "Result": "pipeline",
+    "Settings": "pipeline",
+    "ShoalError": "errors",
+    "apply": "surgery",
+    "certify": "surgery",
+    "compress": "pipeline",
+    "load": "store",
+    "read_plan": "plan",
+    "trace": "blocks",
+}
+
+__all__ = [
+    "Block",
+    "Certificate",
+    "Chain",
+    "Plan",
+    "Record",
+    "Result",
+    "Settings",
+    "ShoalError",
+    "apply",
+    "certify",
+    "compress",
+    "load",
+    "read_plan",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shoal' has no attribute '{name}'")
+    return getattr(import_module(f"shoal.{_HOMES[name]}"), name)

@@ -13,7 +13,7 @@ Interval = tuple[float, float]
 class Value(BaseModel):
     """A frozen, serialisable value that refuses fields it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Machine(Value):

@@ -95,16 +95,12 @@ def test_paired_drop_inverts_the_score_test(n, lost, won):
     assert profile_score(n, lost, won, high) == pytest.approx(-Z, abs=2e-3)
 
 
-@pytest.mark.parametrize(
-    ("p_lost", "p_won"), [(0.05, 0.05), (0.10, 0.02), (0.30, 0.10), (0.02, 0.0), (0.15, 0.25)]
-)
+@pytest.mark.parametrize(("p_lost", "p_won"), [(0.05, 0.05), (0.10, 0.02), (0.30, 0.10), (0.02, 0.0), (0.15, 0.25)])
 def test_paired_drop_covers(p_lost, p_won):
     n, covered, total = 40, 0.0, 0.0
     for lost in range(n + 1):
         for won in range(n + 1 - lost):
-            probability = stats.multinomial.pmf(
-                [lost, won, n - lost - won], n, [p_lost, p_won, 1 - p_lost - p_won]
-            )
+            probability = stats.multinomial.pmf([lost, won, n - lost - won], n, [p_lost, p_won, 1 - p_lost - p_won])
             if probability < 1e-7:
                 continue
             low, high = paired_drop(n, lost, won)

@@ -23,9 +23,7 @@ class Watched(nn.Module):
         if self.raises:
             raise ValueError("broken on purpose")
         last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        self.calls.append(
-            (self.name, torch.get_num_threads(), torch.is_inference_mode_enabled(), self.training, last)
-        )
+        self.calls.append((self.name, torch.get_num_threads(), torch.is_inference_mode_enabled(), self.training, last))
         return self.norm(self.conv(x))
 
     def __deepcopy__(self, memo):

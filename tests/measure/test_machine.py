@@ -38,7 +38,5 @@ def test_machine_imports_no_optional_library():
 
 def test_machine_leaves_out_what_is_not_installed(monkeypatch):
     # By its name in sys.modules: the package re-exports a function of the same name.
-    monkeypatch.setattr(
-        sys.modules["shoal.measure.machine"], "_LIBRARIES", ("numpy", "no-such-library-anywhere")
-    )
+    monkeypatch.setattr(sys.modules["shoal.measure.machine"], "_LIBRARIES", ("numpy", "no-such-library-anywhere"))
     assert set(machine("cpu").libraries) == {"numpy"}

@@ -156,9 +156,7 @@ def bare_record() -> Record:
     unlabelled = Comparison(
         split="test", n=400, agreement=0.99, agreement_interval=(0.97, 0.99), kl=0.01, kl_interval=(0.0, 0.02)
     )
-    certificate = Certificate(
-        verdict="identical", max_abs_diff=0.0, where=None, tolerance=0.0, n=400, bitwise=True
-    )
+    certificate = Certificate(verdict="identical", max_abs_diff=0.0, where=None, tolerance=0.0, n=400, bitwise=True)
     return make_record(
         original=original,
         compressed=original,

@@ -83,9 +83,7 @@ def many_blocks() -> Record:
 
 
 def long_names() -> Record:
-    blocks = [
-        b.model_copy(update={"path": f"encoder{'_very_long' * 12}.{i}"}) for i, b in enumerate(make_blocks())
-    ]
+    blocks = [b.model_copy(update={"path": f"encoder{'_very_long' * 12}.{i}"}) for i, b in enumerate(make_blocks())]
     removed = [block.path for block in blocks if block.fate == "removed"]
     return make_record(blocks=blocks, removed=removed, model="x" * 200, command="shoal " + "y" * 300)
 
@@ -175,9 +173,7 @@ def test_the_page_itself_opens_without_complaint(
 ) -> None:
     page, picture = tmp_path / "report.html", tmp_path / "shot.png"
     page.write_text(render(record), encoding="utf-8")
-    _, console = browse(
-        chromium, page, tmp_path, f"--screenshot={picture}", "--window-size=1280,2000", *flags
-    )
+    _, console = browse(chromium, page, tmp_path, f"--screenshot={picture}", "--window-size=1280,2000", *flags)
     assert console == []
     assert picture.stat().st_size > 20_000
     dom, console = browse(chromium, page, tmp_path, "--dump-dom", *flags)

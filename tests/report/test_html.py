@@ -60,9 +60,7 @@ def evil_record() -> Record:
         warnings=[EVIL],
         goal={EVIL: EVIL},
         created=EVIL,
-        certificate=full.certificate.model_copy(
-            update={"where": EVIL, "premises": [EVIL], "why_not_identical": EVIL}
-        ),
+        certificate=full.certificate.model_copy(update={"where": EVIL, "premises": [EVIL], "why_not_identical": EVIL}),
         machine=full.machine.model_copy(update={"processor": EVIL, "shoal": EVIL, "libraries": {EVIL: EVIL}}),
     )
 
@@ -122,18 +120,11 @@ def without_labels() -> Record:
     quality = {"top1": None, "top1_interval": None, "loss": None}
     drop = {"top1_drop": None, "top1_drop_interval": None, "p_value": None, "lost": None, "won": None}
     return make_record(
-        original=full.original.model_copy(
-            update={"quality": full.original.quality.model_copy(update=quality)}
-        ),
-        compressed=full.compressed.model_copy(
-            update={"quality": full.compressed.quality.model_copy(update=quality)}
-        ),
+        original=full.original.model_copy(update={"quality": full.original.quality.model_copy(update=quality)}),
+        compressed=full.compressed.model_copy(update={"quality": full.compressed.quality.model_copy(update=quality)}),
         comparison=full.comparison.model_copy(update=drop),
         validation=full.validation.model_copy(update=drop),
-        steps=[
-            step.model_copy(update={"validation": step.validation.model_copy(update=drop)})
-            for step in full.steps
-        ],
+        steps=[step.model_copy(update={"validation": step.validation.model_copy(update=drop)}) for step in full.steps],
     )
 
 
@@ -143,9 +134,7 @@ def not_finite() -> Record:
         block.model_copy(update={"worth_kl": math.nan, "worth_kl_interval": (math.nan, math.nan)})
         for block in full.blocks
     ]
-    steps = [
-        step.model_copy(update={"kl": math.nan, "kl_interval": (math.nan, math.inf)}) for step in full.steps
-    ]
+    steps = [step.model_copy(update={"kl": math.nan, "kl_interval": (math.nan, math.inf)}) for step in full.steps]
     return full.model_copy(update={"blocks": blocks, "steps": steps})
 
 
@@ -157,11 +146,7 @@ def test_missing_numbers_are_never_shown_as_such(make) -> None:
 
 def test_a_missed_goal_and_warnings_stand_first() -> None:
     text = render(make_record(reached=False, message="Only 6 could go."))
-    assert (
-        text.index("The goal was not reached")
-        < text.index("Only 400 test images")
-        < text.index("Key figures")
-    )
+    assert text.index("The goal was not reached") < text.index("Only 400 test images") < text.index("Key figures")
 
 
 def test_what_was_measured_is_on_the_page(record: Record) -> None:

@@ -51,10 +51,7 @@ def test_an_empty_chain_draws_nothing() -> None:
 
 @pytest.mark.parametrize("worths", [[], [None, 0.0, -1e-9, math.nan], [0.1], [1e-12, 1e3], [1.0, 10.0]])
 def test_bars_stay_inside_their_cells(worths: list[float | None]) -> None:
-    blocks = [
-        block.model_copy(update={"worth_kl": worth})
-        for block, worth in zip(make_blocks(), worths, strict=False)
-    ]
+    blocks = [block.model_copy(update={"worth_kl": worth}) for block, worth in zip(make_blocks(), worths, strict=False)]
     scale = picture.scale_of(blocks)
     assert scale.high - scale.low <= 6
     for block in blocks:

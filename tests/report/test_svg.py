@@ -11,10 +11,7 @@ def test_markup_is_not_escaped_twice() -> None:
 
 
 def test_numbers_are_short() -> None:
-    assert (
-        svg.line(0, 1.5, 2.0, 3.14159, "grid")
-        == '<line x1="0" y1="1.5" x2="2" y2="3.14" class="grid"></line>'
-    )
+    assert svg.line(0, 1.5, 2.0, 3.14159, "grid") == '<line x1="0" y1="1.5" x2="2" y2="3.14" class="grid"></line>'
 
 
 def test_a_picture_is_named_and_described() -> None:

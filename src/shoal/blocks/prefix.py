@@ -98,7 +98,7 @@ def _overwritten(anatomy: Anatomy, tiles: list[Call]) -> frozenset[str]:
         if any(outputs & set(op.changed) for op in anatomy.trace.ops[one.stop :]):
             found.add(one.path)
     blocks = {one.path for one in tiles if one.path in anatomy.calls}
-    # A removed block hands its predecessor's output through: whatever overwrites one block's output may then hit another's.
+    # A removed block hands its predecessor's output through: what overwrites one block's output may then hit another's.
     return frozenset(found | blocks if found & blocks else found)
 
 

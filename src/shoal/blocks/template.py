@@ -32,7 +32,7 @@ def template(item: Any, refer: Callable[[Tensor], Ref]) -> Any:
     """The template of `item`, asking `refer` for the number of each tensor."""
     if isinstance(item, Tensor):
         return refer(item)
-    if isinstance(item, _PLAIN) or isinstance(item, (torch.memory_format, torch.layout)):
+    if isinstance(item, (*_PLAIN, torch.memory_format, torch.layout)):
         return item
     if isinstance(item, slice):
         return slice(*(template(part, refer) for part in (item.start, item.stop, item.step)))

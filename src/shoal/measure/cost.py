@@ -158,9 +158,7 @@ class _Seen(TorchDispatchMode):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Tensor) and (
-        value.is_floating_point() or value.is_complex() or value.is_quantized
-    )
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex() or value.is_quantized)
 
 
 def _is_cheap(func: Any) -> bool:

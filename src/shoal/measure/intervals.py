@@ -129,14 +129,10 @@ def mean_interval(values: Any) -> Interval:
     """
     flat = np.asarray(values, dtype=np.float64).ravel()
     if flat.size == 0:
-        raise DataError(
-            "the mean of no values", "Give at least one value; at least two for a finite interval."
-        )
+        raise DataError("the mean of no values", "Give at least one value; at least two for a finite interval.")
     if not np.isfinite(flat).all():
         bad = int((~np.isfinite(flat)).sum())
-        raise NonFiniteError(
-            f"{bad} of {flat.size} values are NaN or Inf", "A mean of these has no interval."
-        )
+        raise NonFiniteError(f"{bad} of {flat.size} values are NaN or Inf", "A mean of these has no interval.")
     if flat.size == 1:
         return -math.inf, math.inf
     centre = float(flat.mean())
@@ -156,9 +152,7 @@ def _count(value: SupportsIndex, name: str) -> int:
     try:
         count = operator.index(value)
     except TypeError as error:
-        raise UsageError(
-            f"{name} = {value!r} ({type(value).__name__})", "Expected a whole number."
-        ) from error
+        raise UsageError(f"{name} = {value!r} ({type(value).__name__})", "Expected a whole number.") from error
     if count < 0:
         raise UsageError(f"{name} = {count}", "Expected a count of 0 or more.")
     return count

@@ -48,9 +48,7 @@ def latency(
         SurgeryError: `channels_last`, and a network cannot be copied.
     """
     _check(models, batch, min_seconds, rounds)
-    subjects = (
-        {name: _channels_last(model) for name, model in models.items()} if channels_last else dict(models)
-    )
+    subjects = {name: _channels_last(model) for name, model in models.items()} if channels_last else dict(models)
     memory_format = torch.channels_last if channels_last else None
     with ExitStack() as stack:
         timers = {}
@@ -63,10 +61,7 @@ def latency(
             timers[name] = _timer(model, inputs)
         with torch.inference_mode():
             blocks = _take_turns(timers, min_seconds, rounds)
-    return {
-        name: _summary(models[name], batch.size, blocks[name], channels_last=channels_last)
-        for name in subjects
-    }
+    return {name: _summary(models[name], batch.size, blocks[name], channels_last=channels_last) for name in subjects}
 
 
 def within_noise(one: record.Latency, other: record.Latency) -> bool:
@@ -114,9 +109,7 @@ def _take_turns(timers: Mapping[str, Timer], min_seconds: float, rounds: int) ->
     single = {name: timer.timeit(1).median for name, timer in timers.items()}
     affordable = int(min_seconds / max(*single.values(), 1e-9))
     turns = min(rounds, max(_FEWEST, affordable))
-    number = {
-        name: max(1, round(min_seconds / turns / max(seconds, 1e-9))) for name, seconds in single.items()
-    }
+    number = {name: max(1, round(min_seconds / turns / max(seconds, 1e-9))) for name, seconds in single.items()}
     blocks: dict[str, list[float]] = {name: [] for name in timers}
     for _ in range(turns):
         for name, timer in timers.items():

@@ -52,9 +52,7 @@ class Predictions:
         return int(self.log_probs.shape[-1])
 
 
-def predictions(
-    model: nn.Module, loader: Iterable[Any], device: torch.device | str | None = None
-) -> Predictions:
+def predictions(model: nn.Module, loader: Iterable[Any], device: torch.device | str | None = None) -> Predictions:
     """Run a network in eval mode over a loader, once; the network comes back as it was.
 
     Memory: 4 bytes per sample, position and class.

@@ -33,9 +33,7 @@ def _quality(record: Record) -> Figure | None:
         detail = f"{numbers.points(seen.top1_drop)}, was {numbers.percent(before)}"
         return Figure(f"Top-1, {seen.split}", numbers.percent(after), detail)
     if numbers.known(seen.agreement):
-        return Figure(
-            f"Agreement, {seen.split}", numbers.percent(seen.agreement), "same answer as the original"
-        )
+        return Figure(f"Agreement, {seen.split}", numbers.percent(seen.agreement), "same answer as the original")
     return None
 
 
@@ -53,6 +51,4 @@ def _speed(record: Record) -> Figure | None:
 
 def _macs(record: Record) -> Figure:
     before, after = record.original.cost.macs, record.compressed.cost.macs
-    return Figure(
-        "MACs", numbers.amount(after), f"{numbers.less(before, after)}, was {numbers.amount(before)}"
-    )
+    return Figure("MACs", numbers.amount(after), f"{numbers.less(before, after)}, was {numbers.amount(before)}")

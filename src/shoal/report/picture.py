@@ -105,14 +105,9 @@ def _line(members: list[BlockRecord], top: float, pitch: float, scale: Scale, id
     right = _GUTTER + len(members) * pitch
     stream = top + _BAR + 8
     size = pitch - _GAP
-    cells = [
-        _cell(block, _GUTTER + i * pitch + _GAP / 2, top, size, scale, ident)
-        for i, block in enumerate(members)
-    ]
+    cells = [_cell(block, _GUTTER + i * pitch + _GAP / 2, top, size, scale, ident) for i, block in enumerate(members)]
     arrow = svg.tag("path", d=f"M{right - 1} {stream - 3.5}l6 3.5l-6 3.5z", class_="arrow")
-    return svg.group(
-        *_gridlines(scale, top, right), svg.line(_GUTTER, stream, right, stream, "stream"), arrow, *cells
-    )
+    return svg.group(*_gridlines(scale, top, right), svg.line(_GUTTER, stream, right, stream, "stream"), arrow, *cells)
 
 
 def _gridlines(scale: Scale, top: float, right: float) -> list[svg.Markup]:
@@ -182,9 +177,7 @@ def tooltip(block: BlockRecord) -> str:
 def legend(ident: str = "legend") -> list[tuple[str, str]]:
     """Samples of the signs used, each a small decorative SVG with its meaning."""
     ends: dict[str, str | float] = {"width": 22, "height": 22, "viewBox": "0 0 22 22", "aria_hidden": "true"}
-    kept = svg.group(
-        svg.rect(3, 3, 16, 16, "box", rx=3), svg.rect(3, 8, 16, 11, "bar", rx=2), class_="block kept"
-    )
+    kept = svg.group(svg.rect(3, 3, 16, 16, "box", rx=3), svg.rect(3, 8, 16, 11, "bar", rx=2), class_="block kept")
     hatched = svg.rect(3, 8, 16, 11, "bar", rx=2, fill=f"url(#{ident}-hatch)")
     gone = svg.group(svg.rect(3, 3, 16, 16, "box", rx=3), hatched, class_="block removed")
     diamond = svg.tag("path", d="M11 6l5 5l-5 5l-5 -5z", class_="diamond")

@@ -64,9 +64,7 @@ def drops(steps: Sequence[Step], removed: Sequence[str]) -> list[Point]:
     return points
 
 
-def plot(
-    points: Sequence[Point], title: str, unit: str, width: float, ident: str, limit: float | None = None
-) -> str:
+def plot(points: Sequence[Point], title: str, unit: str, width: float, ident: str, limit: float | None = None) -> str:
     """A line with intervals; empty text without points.
 
     Args:

@@ -143,9 +143,7 @@ def paired(record: Record) -> list[PairedRow]:
         ]
     return [
         *rows,
-        PairedRow(
-            "Agreement", "same answer as the original, 95 % interval", [_agreement(one) for one in splits]
-        ),
+        PairedRow("Agreement", "same answer as the original, 95 % interval", [_agreement(one) for one in splits]),
         PairedRow(
             "Divergence",
             "mean KL(original ‖ compressed) in nats, 95 % interval",

@@ -39,9 +39,7 @@ def _show_table(record: Record, console: Console) -> None:
     grid.show(console)
     say(console, "")
     seen = record.comparison
-    agreement = (
-        f"same answer on {numbers.percent(seen.agreement)} of {numbers.count(seen.n)} {seen.split} samples"
-    )
+    agreement = f"same answer on {numbers.percent(seen.agreement)} of {numbers.count(seen.n)} {seen.split} samples"
     say(console, f"Sample by sample: {agreement}; KL {numbers.significant(seen.kl)} nats", "dim")
     if seen.top1_drop_interval is not None:
         text = f"Points of top-1, 95 % interval: {numbers.points_interval(seen.top1_drop_interval)}"

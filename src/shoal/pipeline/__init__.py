@@ -1,0 +1,17 @@
+"""The whole way: choose, remove, prove, measure, keep."""
+
+from shoal.pipeline.choose import Goal, Journal, NoJournal, Progress
+from shoal.pipeline.result import Result
+from shoal.pipeline.run import Provenance, Settings, block_records, compress
+
+__all__ = [
+    "Goal",
+    "Journal",
+    "NoJournal",
+    "Progress",
+    "Provenance",
+    "Result",
+    "Settings",
+    "block_records",
+    "compress",
+]

@@ -1,0 +1,248 @@
+"""Choose the blocks to remove: those named, the strict identities, or greedily with true re-scoring after each step."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+
+from shoal.batches import Batch
+from shoal.blocks import Anatomy
+from shoal.errors import NotReachedError, UsageError
+from shoal.measure import Predictions, compare, predictions
+from shoal.preserve import patched
+from shoal.record import Comparison, Step
+from shoal.scan import Damage, Worth, divergence, removal_sweep, responses
+from shoal.surgery import check_removable, strict_identities
+
+Progress = Callable[[str, int, int], None]
+
+# Two steps beyond the limit in a row end the search: the drop is not monotone in the number of blocks.
+_PATIENCE = 2
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked; exactly one of the first four. `max_drop` is in points of the metric on validation."""
+
+    remove: int | None = None
+    max_drop: float | None = None
+    blocks: tuple[str, ...] | None = None
+    exact: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        asked = [self.remove is not None, self.max_drop is not None, self.blocks is not None, self.exact]
+        if sum(asked) != 1:
+            raise UsageError("give exactly one of remove, max_drop, blocks, exact", "Without a goal: max_drop=1.0.")
+        if self.remove is not None and self.remove < 1:
+            raise UsageError(f"remove is {self.remove}, expected at least 1", "Give a number of blocks.")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise UsageError(f"max_drop is {self.max_drop}, expected 0 to 100", "It is in points of the metric: 1.0.")
+        if self.blocks is not None and not self.blocks:
+            raise UsageError("blocks names no block", "`shoal trace` lists them.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only what was asked, as plain data."""
+        asked = {"remove": self.remove, "max_drop": self.max_drop, "exact": self.exact or None}
+        lists = {"blocks": self.blocks, "include": self.include, "exclude": self.exclude}
+        found: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+        return found | {key: list(value) for key, value in lists.items() if value}
+
+
+class Journal(Protocol):
+    """Where finished measurements go, so that none is lost to a crash."""
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Keep one measurement."""
+
+    def measured(self) -> list[dict[str, Any]]:
+        """What earlier attempts kept."""
+
+
+class NoJournal:
+    """Keeps nothing."""
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def measured(self) -> list[dict[str, Any]]:
+        """Nothing."""
+        return []
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The blocks to remove and how they were found."""
+
+    removed: list[str]
+    worths: dict[str, Worth]
+    ratios: dict[str, float]
+    reached: bool
+    message: str
+    steps: list[Step] = field(default_factory=list)
+    validation: Comparison | None = None
+
+
+@dataclass
+class Chooser:
+    """Everything the choice needs: the dissected original, calibration and validation mini-batches, the journal."""
+
+    anatomy: Anatomy
+    goal: Goal
+    calibration: Sequence[Batch]
+    validation: Sequence[Batch]
+    damage: Damage = divergence
+    journal: Journal = field(default_factory=NoJournal)
+    progress: Progress = lambda stage, done, total: None
+
+    def choose(self) -> Choice:
+        """The choice; nothing of the network is changed.
+
+        Raises:
+            NotReachedError: there is nothing to remove at all; what was nearest stands in the message.
+            UnknownBlockError, SurgeryError: a named block or pattern does not fit.
+        """
+        if self.goal.blocks is not None:
+            check_removable(self.anatomy.chain, self.goal.blocks)
+            named = [path for path in self.anatomy.chain.paths if path in self.goal.blocks]
+            return self._known(named, f"{_blocks(len(named))} removed as named")
+        candidates = [block.path for block in self.anatomy.chain.select(self.goal.include, self.goal.exclude)]
+        if self.goal.exact:
+            return self._exact(candidates)
+        if not candidates:
+            raise NotReachedError(_nothing_removable(self.anatomy), "`shoal trace` gives the reason for each block.")
+        return self._greedy(candidates)
+
+    def _known(self, paths: list[str], message: str) -> Choice:
+        worths = self._first_worths([block.path for block in self.anatomy.chain.removable])
+        return Choice(paths, worths, self._ratios(), True, message)
+
+    def _exact(self, candidates: list[str]) -> Choice:
+        proofs = strict_identities(self.anatomy)
+        paths = [path for path in candidates if path in proofs]
+        if paths:
+            return self._known(paths, f"{_blocks(len(paths))} removed, each proved to do nothing")
+        ratios = {path: ratio for path, ratio in self._ratios().items() if path in candidates}
+        nearest = sorted(ratios.items(), key=lambda item: item[1])[:5]
+        listed = ", ".join(f"{path} ({ratio:.3g})" for path, ratio in nearest) or "none"
+        raise NotReachedError(
+            f"no block is a strict identity; the nearest by max |F| / mean |x|: {listed}",
+            "Use --remove or --max-drop to remove blocks that do little; nothing was written.",
+        )
+
+    def _ratios(self) -> dict[str, float]:
+        return {path: response.ratio for path, response in responses(self.anatomy, self.calibration).items()}
+
+    def _first_worths(self, candidates: list[str]) -> dict[str, Worth]:
+        """What every removable block is worth alone, from the journal if it stands there."""
+        for line in self.journal.measured():
+            if line["kind"] == "worths" and {one["path"] for one in line["worths"]} == set(candidates):
+                return {one["path"]: _worth(one) for one in line["worths"]}
+        found = self._sweep(candidates, [], "what each block is worth")
+        plain = [{"path": w.path, "damage": w.damage, "interval": w.interval, "n": w.n} for w in found]
+        self.journal.append({"kind": "worths", "worths": plain})
+        return {one.path: one for one in found}
+
+    def _sweep(self, candidates: list[str], removed: list[str], stage: str) -> list[Worth]:
+        total = len(candidates) * len(self.calibration)
+        count = 0
+
+        def tick(done: int, of: int) -> None:
+            nonlocal count
+            count += 1
+            self.progress(stage, count, total)
+
+        return removal_sweep(self.anatomy, self.calibration, candidates, removed=removed, damage=self.damage, tick=tick)
+
+    def _greedy(self, candidates: list[str]) -> Choice:
+        worths = self._first_worths([block.path for block in self.anatomy.chain.removable])
+        original = predictions(self.anatomy.model, self.validation)
+        steps = [Step.model_validate(line["step"]) for line in self.journal.measured() if line["kind"] == "step"]
+        while not self._finished(steps, candidates):
+            step = self._step(steps, candidates, worths, original)
+            self.journal.append({"kind": "step", "step": step.model_dump(mode="json")})
+            steps.append(step)
+        count = self._best_length(steps)
+        removed = [step.removed for step in steps[:count]]
+        reached, message = self._judge(count, steps, len(candidates))
+        validation = steps[count - 1].validation if count else None
+        ordered = [path for path in self.anatomy.chain.paths if path in removed]
+        return Choice(ordered, worths, self._ratios(), reached, message, steps, validation)
+
+    def _step(self, steps: list[Step], candidates: list[str], worths: dict[str, Worth], original: Predictions) -> Step:
+        start = time.perf_counter()
+        removed = [step.removed for step in steps]
+        left = [path for path in candidates if path not in removed]
+        stage = f"step {len(steps) + 1}: {_blocks(len(left))} tried"
+        tried = self._sweep(left, removed, stage) if steps else [worths[path] for path in left]
+        best = min(tried, key=lambda one: one.damage)
+        with without(self.anatomy, [*removed, best.path]) as model:
+            validation = compare(original, predictions(model, self.validation), "validation")
+        return Step(
+            removed=best.path,
+            kl=best.damage,
+            kl_interval=best.interval,
+            candidates=len(left),
+            n=best.n,
+            validation=validation,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _finished(self, steps: list[Step], candidates: list[str]) -> bool:
+        if len(steps) == len(candidates):
+            return True
+        if self.goal.remove is not None:
+            return len(steps) >= self.goal.remove
+        beyond = [not self._within(step) for step in steps[-_PATIENCE:]]
+        return len(beyond) == _PATIENCE and all(beyond)
+
+    def _within(self, step: Step) -> bool:
+        limit = self.goal.max_drop
+        return limit is not None and step.validation is not None and 100 * drop_of(step.validation) <= limit + 1e-9
+
+    def _best_length(self, steps: list[Step]) -> int:
+        if self.goal.remove is not None:
+            return len(steps)
+        return max((number for number, step in enumerate(steps, 1) if self._within(step)), default=0)
+
+    def _judge(self, count: int, steps: list[Step], candidates: int) -> tuple[bool, str]:
+        if self.goal.remove is not None:
+            reached = count >= self.goal.remove
+            more = "" if reached else f" of the {self.goal.remove} asked for; no other can be removed"
+            return reached, f"{_blocks(count)} removed{more}"
+        if count:
+            return True, f"{_blocks(count)} removed within {self.goal.max_drop:g} points on validation"
+        first = 100 * drop_of(steps[0].validation) if steps and steps[0].validation else float("nan")
+        return False, f"no block can go within {self.goal.max_drop:g} points: the first already costs {first:.2f}"
+
+
+def drop_of(comparison: Comparison) -> float:
+    """The drop of the metric as a fraction: top-1 where there are labels, else disagreement with the original."""
+    return comparison.top1_drop if comparison.top1_drop is not None else 1 - comparison.agreement
+
+
+@contextmanager
+def without(anatomy: Anatomy, paths: Sequence[str]) -> Iterator[nn.Module]:
+    """The network with these blocks down to their remainders for the time being."""
+    forwards = {anatomy.model.get_submodule(path): anatomy.remainders[path].forward for path in paths}
+    with patched(forwards):
+        yield anatomy.model
+
+
+def _worth(plain: dict[str, Any]) -> Worth:
+    low, high = plain["interval"]
+    return Worth(plain["path"], plain["damage"], (low, high), plain["n"])
+
+
+def _blocks(count: int) -> str:
+    return f"{count} block" if count == 1 else f"{count} blocks"
+
+
+def _nothing_removable(anatomy: Anatomy) -> str:
+    if anatomy.chain.note:
+        return anatomy.chain.note
+    return "no removable block is left by --include and --exclude"

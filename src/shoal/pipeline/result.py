@@ -1,0 +1,65 @@
+"""What compress() gives back: the network, the plan, the record, and how to keep them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from shoal.batches import Batch
+from shoal.errors import ExportError, FolderError
+from shoal.plan import Plan
+from shoal.record import Record
+from shoal.report import render
+from shoal.store import export_program, save, write_text
+from shoal.store.folder import PROGRAM, REPORT
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run.
+
+    Args:
+        model: the new network, in eval mode; an ordinary module.
+        plan: rebuilds it from the original factory.
+        record: every number.
+        example: a mini-batch the network was traced with.
+    """
+
+    model: nn.Module
+    plan: Plan
+    record: Record
+    example: Batch
+
+    def save(self, folder: str | Path, *, claimed: bool = False) -> Record:
+        """Write model, plan, program, report and record into a folder, the record last.
+
+        Args:
+            folder: created if missing.
+            claimed: the folder is that of the run which made this result; else it must be empty.
+
+        Returns:
+            The record as written, with a warning where no `.pt2` could be made.
+
+        Raises:
+            FolderError: not empty, not writable, or the disk is full.
+        """
+        path = Path(folder)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            occupied = not claimed and any(path.iterdir())
+        except OSError as error:
+            raise FolderError(f"cannot use '{path}': {error.strerror}", "Choose another folder.") from error
+        if occupied:
+            raise FolderError(f"the folder '{path}' is not empty", "Choose a new folder.")
+        record = self._with_program(path)
+        write_text(path / REPORT, render(record))
+        save(path, self.model, self.plan, record)
+        return record
+
+    def _with_program(self, path: Path) -> Record:
+        try:
+            export_program(self.model, self.example, path / PROGRAM)
+        except ExportError as error:
+            said = f"no model.pt2 was written: {error.message}"
+            return self.record.model_copy(update={"warnings": [*self.record.warnings, said]})
+        return self.record

@@ -1,0 +1,259 @@
+"""compress(): measure what each block is worth, choose, remove, prove, measure what came out."""
+
+import copy
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from torch import nn
+
+from shoal.batches import Batch, batches, device_of
+from shoal.blocks import Anatomy, Chain, dissect
+from shoal.errors import DataError
+from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
+from shoal.pipeline.choose import Choice, Chooser, Goal, Journal, NoJournal, Progress
+from shoal.pipeline.result import Result
+from shoal.plan import Plan, Remove
+from shoal.record import BlockRecord, Comparison, Latency, Network, Record
+from shoal.scan import Damage, divergence
+from shoal.surgery import certify, input_specs, remove_blocks, signature_of
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the run came from, for the record: specs, seed, command. `model` is None for a module made in Python."""
+
+    model: str | None = None
+    data: str = "given in Python"
+    seed: int = 0
+    command: str = "shoal.compress(...)"
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure. `images` caps the calibration samples, `validation_images` those of validation."""
+
+    images: int = 512
+    validation_images: int = 2048
+    channels_last: bool = False
+    latency_seconds: float = 1.0
+
+
+def compress(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    *,
+    eval: Iterable[Any] | None = None,
+    validation: Iterable[Any] | None = None,
+    remove: int | None = None,
+    max_drop: float | None = None,
+    blocks: Sequence[str] | None = None,
+    exact: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    damage: Damage = divergence,
+    settings: Settings | None = None,
+    provenance: Provenance | None = None,
+    journal: Journal | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Result:
+    """Remove residual blocks from a copy of `model`, prove and measure what was done.
+
+    Args:
+        model: any network with residual blocks; it is left as it was.
+        calibration: mini-batches to choose on (labels are not needed).
+        eval: mini-batches for the record, read once; by default the calibration data, which is said.
+        validation: mini-batches to judge `max_drop` on; by default the calibration data, which is said.
+        remove: how many blocks to remove.
+        max_drop: as many as go within this drop of the metric, in points; the goal by default, 1.0.
+        blocks: the paths of the blocks to remove.
+        exact: only blocks that are proved to do nothing.
+        include: patterns of blocks to consider (all by default).
+        exclude: patterns of blocks to keep.
+        damage: what the greedy choice minimises, per sample; by default KL(original || candidate).
+        settings: how to measure.
+        provenance: where model and data came from, for the record.
+        journal: keeps finished measurements, so that a later call goes on from them.
+        progress: called with (stage, done, total).
+
+    Returns:
+        The new network, its plan and its record; `result.record.reached` tells whether the goal was.
+
+    Raises:
+        UsageError: goals that do not go together.
+        NotReachedError: nothing could be removed at all.
+        UnknownBlockError, SurgeryError: a block or pattern that does not fit.
+        DataError, NonFiniteError, ModelRaisedError: data, weights or model at fault.
+    """
+    started = time.perf_counter()
+    if remove is None and max_drop is None and blocks is None and not exact:
+        max_drop = 1.0
+    names = tuple(blocks) if blocks is not None else None
+    goal = Goal(remove, max_drop, names, exact, tuple(include), tuple(exclude))
+    settings, provenance = settings or Settings(), provenance or Provenance()
+    warnings = [*provenance.warnings, *_missing(eval, validation, goal)]
+    device = device_of(model)
+    chosen_on = _gathered(calibration, settings.images, device, "calibration")
+    judged_on = _gathered(validation, settings.validation_images, device, "validation") if validation else chosen_on
+    example = chosen_on[0].take(2)
+
+    progress("tracing", 0, 1)
+    anatomy = dissect(copy.deepcopy(model).eval(), example)
+    choice = Chooser(anatomy, goal, chosen_on, judged_on, damage, journal or NoJournal(), progress).choose()
+    cut = remove_blocks(model, example, choice.removed).eval()
+    plan = Plan(
+        model=provenance.model,
+        inputs=input_specs(example),
+        network=signature_of(anatomy.model, anatomy.chain),
+        actions=[Remove(path=path) for path in choice.removed],
+    )
+    progress("measuring on test", 0, 1)
+    record = _measure(anatomy, cut, chosen_on if eval is None else eval, choice, settings)
+    return Result(
+        cut,
+        plan,
+        record.model_copy(
+            update={
+                "command": provenance.command,
+                "model": provenance.model or type(model).__name__,
+                "data": provenance.data,
+                "seed": provenance.seed,
+                "goal": goal.to_dict(),
+                "warnings": [*warnings, *record.warnings],
+                "seconds": time.perf_counter() - started,
+            }
+        ),
+        example,
+    )
+
+
+def _measure(anatomy: Anatomy, cut: nn.Module, loader: Iterable[Any], choice: Choice, settings: Settings) -> Record:
+    """The record of original against compressed, but for what only the caller knows."""
+    original = anatomy.model
+    first = _First(loader)
+    before, after = paired_predictions([original, cut], first)
+    split = "test"
+    batch = first.batch().to(device_of(original))
+    times = _latencies(original, cut, batch, settings)
+    networks = [
+        Network(
+            quality=quality(one, split),
+            latency=times[name],
+            cost=cost(network, batch.take(1)),
+            blocks=blocks,
+        )
+        for name, network, one, blocks in (
+            ("original", original, before, len(anatomy.chain)),
+            ("compressed", cut, after, len(anatomy.chain) - len(choice.removed)),
+        )
+    ]
+    certificate = certify(original, cut, first)
+    comparison = compare(before, after, split)
+    return Record(
+        command="",
+        model="",
+        data="",
+        seed=0,
+        goal={},
+        reached=choice.reached,
+        message=choice.message,
+        original=networks[0],
+        compressed=networks[1],
+        comparison=comparison,
+        validation=choice.validation,
+        certificate=certificate,
+        removed=choice.removed,
+        blocks=block_records(anatomy.chain, choice),
+        steps=choice.steps,
+        machine=machine(device_of(original)),
+        warnings=_remarks(choice, times, comparison),
+        seconds=0.0,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _latencies(original: nn.Module, cut: nn.Module, batch: Batch, settings: Settings) -> dict[str, list[Latency]]:
+    found: dict[str, list[Latency]] = {"original": [], "compressed": []}
+    for part in [batch.take(1), batch] if batch.size > 1 else [batch]:
+        timed = latency(
+            {"original": original, "compressed": cut},
+            part,
+            channels_last=settings.channels_last,
+            min_seconds=settings.latency_seconds,
+        )
+        for name, one in timed.items():
+            found[name].append(one)
+    return found
+
+
+def block_records(chain: Chain, choice: Choice | None = None) -> list[BlockRecord]:
+    """The chain as plain data, with worth and fate where a choice was made."""
+    worths = choice.worths if choice else {}
+    return [
+        BlockRecord(
+            path=block.path,
+            stage=block.stage,
+            kind=block.kind,
+            shortcut=block.shortcut or "none",
+            activation=block.activation,
+            in_shape=list(block.in_shape),
+            out_shape=list(block.out_shape),
+            params=block.params,
+            removable=block.removable,
+            reason=block.reason,
+            worth_kl=worths[block.path].damage if block.path in worths else None,
+            worth_kl_interval=worths[block.path].interval if block.path in worths else None,
+            residual_ratio=choice.ratios.get(block.path) if choice else None,
+            fate="removed" if choice and block.path in choice.removed else "kept",
+        )
+        for block in chain
+    ]
+
+
+def _remarks(choice: Choice, times: dict[str, list[Latency]], comparison: Comparison) -> list[str]:
+    said = []
+    pairs = zip(times["original"], times["compressed"], strict=True)
+    noisy = [str(a.batch) for a, b in pairs if within_noise(a, b)]
+    if choice.removed and noisy:
+        said.append(f"the change in latency is within the noise at batch {', '.join(noisy)}")
+    if comparison.n < 400:
+        said.append(f"only {comparison.n} samples were evaluated: intervals are wide")
+    return said
+
+
+def _missing(eval_loader: Any, validation: Any, goal: Goal) -> list[str]:
+    said = []
+    if eval_loader is None:
+        said.append("no evaluation data was given: quality is measured on the calibration data and flatters the result")
+    if validation is None and goal.max_drop is not None:
+        said.append("no validation data was given: max_drop was judged on the calibration data")
+    return said
+
+
+def _gathered(loader: Iterable[Any], limit: int, device: Any, name: str) -> list[Batch]:
+    """Up to `limit` samples, kept, so that every candidate sees the very same ones."""
+    found, count = [], 0
+    for batch in batches(loader, device):
+        found.append(batch.take(limit - count) if count + batch.size > limit else batch)
+        count += found[-1].size
+        if count >= limit:
+            break
+    if not found:
+        raise DataError(f"the {name} data is empty", "Give at least one mini-batch.")
+    return found
+
+
+class _First:
+    """A loader that remembers its first mini-batch, so that the same one can be timed."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        return batches(self.loader)
+
+    def batch(self) -> Batch:
+        return next(iter(self))

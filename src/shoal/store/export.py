@@ -1,0 +1,145 @@
+"""Write a network for others: a `.pt2` that torch loads without Shoal, or ONNX. Each is loaded again and compared."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.batches import Batch, call, logits_of
+from shoal.errors import ExportError
+from shoal.preserve import evaluating
+from shoal.store.folder import write_atomically
+from shoal.store.save import independent_copy
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written file and how far its outputs are from the network's on the batch it was checked on."""
+
+    path: Path
+    max_abs_diff: float
+    top1_agreement: float
+    n: int
+    dynamic_batch: bool
+
+
+def export_program(model: nn.Module, batch: Batch, path: Path) -> Exported:
+    """A `.pt2` (torch.export), with a free batch size where the network allows it. It holds no pickle.
+
+    Raises:
+        ExportError: the network cannot be exported, or the file computes something else; says what torch said.
+    """
+    plain, inputs = independent_copy(model), batch.to("cpu")
+    program, dynamic = _program(plain, inputs)
+    program._example_inputs = None  # would be stored as a pickle
+    write_atomically(path, lambda temporary: _save_program(program, temporary))
+    loaded = torch.export.load(str(path)).module()
+    return _compared(plain, inputs, path, dynamic, lambda part: loaded(*part.args, **part.kwargs))
+
+
+def export_onnx(model: nn.Module, batch: Batch, path: Path) -> Exported:
+    """An ONNX file, checked with onnxruntime.
+
+    Raises:
+        ExportError: onnx is not installed, the network cannot be exported, or the file computes something else.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f"ONNX needs {error.name}", "pip install 'shoal[onnx]'") from error
+    plain, inputs = independent_copy(model), batch.to("cpu")
+    program, dynamic = _program(plain, inputs)
+
+    def write(temporary: Path) -> None:
+        with _quiet():
+            made = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
+            if made is None:
+                raise ExportError("torch.onnx made nothing of this network", "Use the .pt2.")
+            made.save(str(temporary))
+
+    try:
+        write_atomically(path, write)
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(f"torch.onnx cannot export this network: {_first_line(error)}", "Use the .pt2.") from error
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+
+    def run(part: Batch) -> Any:
+        feed = dict(zip(names, (tensor.numpy() for tensor in part.tensors), strict=True))
+        return [torch.from_numpy(one) for one in session.run(None, feed)]
+
+    return _compared(plain, inputs, path, dynamic, run)
+
+
+def _program(model: nn.Module, batch: Batch) -> tuple[torch.export.ExportedProgram, bool]:
+    """The exported program, with a free batch size if the network bears one, and whether it does."""
+    failure: Exception | None = None
+    for dynamic in (True, False) if batch.size > 1 else (False,):
+        shapes = _free_batch(model, batch) if dynamic else None
+        try:
+            with evaluating(model), _quiet():
+                return torch.export.export(model, batch.args, batch.kwargs, dynamic_shapes=shapes), dynamic
+        except Exception as error:  # noqa: BLE001 - torch.export raises many types, each with its own text
+            failure = failure or error
+    raise ExportError(
+        f"torch.export cannot export this network: {_first_line(failure)}", "The other files of the folder are whole."
+    ) from failure
+
+
+def _free_batch(model: nn.Module, batch: Batch) -> Any:
+    free = torch.export.Dim("batch", min=1)
+    shapes = torch.export.ShapesCollection()
+    for tensor in batch.tensors:
+        shapes[tensor] = {0: free}
+    return shapes.dynamic_shapes(model, batch.args, batch.kwargs)
+
+
+def _save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    with path.open("wb") as file, _quiet():
+        torch.export.save(program, file)
+
+
+def _compared(model: nn.Module, batch: Batch, path: Path, dynamic: bool, run: Any) -> Exported:
+    parts = [batch, batch.take(1)] if dynamic else [batch]
+    largest, agreed, n = 0.0, 0, 0
+    for part in parts:
+        with evaluating(model):
+            expected = logits_of(call(model, part))
+            found = logits_of(run(part))
+        if found.shape != expected.shape:
+            raise ExportError(f"'{path}' returns shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
+        largest = max(largest, float((found.double() - expected.double()).abs().max()))
+        agreed += int((found.flatten(1).argmax(1) == expected.flatten(1).argmax(1)).sum())
+        n += part.size
+    scale = max(float(expected.abs().max()), 1.0)
+    if largest > 1e-3 * scale:
+        raise ExportError(
+            f"'{path}' computes something else: its outputs are up to {largest:.3g} away (largest output {scale:.3g})",
+            "Do not use this file; please report the network.",
+        )
+    return Exported(path, largest, agreed / n, n, dynamic)
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).strip().splitlines()[0] if error and str(error).strip() else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's own chatter about exporting off the user's terminal."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,133 @@
+"""An output folder: claimed by one command, readable at any moment, resumed by the same command.
+
+`run.json` says which command claimed it; single measurements are lines of `progress.jsonl`; every other file is written
+whole or not at all; `record.json` comes last and says that the run is finished.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import FolderError
+
+RUN, PROGRESS, RECORD, PLAN = "run.json", "progress.jsonl", "record.json", "plan.json"
+WEIGHTS, REPORT, PROGRAM, ONNX = "model.safetensors", "report.html", "model.pt2", "model.onnx"
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+
+    Raises:
+        FolderError: the disk is full or the folder is not writable; what stood at `path` is still there.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise FolderError(
+            f"cannot write '{path}': {error.strerror or error}", "Free some space, or choose another --out."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda temporary: _write_text(temporary, text))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+class RunFolder:
+    """The folder of one run of one command.
+
+    Args:
+        path: created if missing.
+        command: the name of the command.
+        arguments: everything that decides the result; the same arguments on an unfinished folder resume it.
+
+    Raises:
+        FolderError: the folder holds something else, is finished, or cannot be written.
+    """
+
+    def __init__(self, path: Path, command: str, arguments: dict[str, Any]) -> None:
+        self.path = path
+        self.claim = {"command": command, "arguments": arguments, "shoal": version("shoal")}
+        self.resumed = self._open()
+
+    def _open(self) -> bool:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            names = {one.name for one in self.path.iterdir() if not one.name.endswith(".partial")}
+        except OSError as error:
+            raise FolderError(
+                f"cannot use '{self.path}' as the output folder: {error.strerror}", "Choose another --out."
+            ) from error
+        if not names:
+            write_text(self.path / RUN, json.dumps(self.claim, indent=2) + "\n")
+            return False
+        self._check_own(names)
+        for left in self.path.glob(".*.partial"):
+            left.unlink(missing_ok=True)
+        return True
+
+    def _check_own(self, names: set[str]) -> None:
+        if RUN not in names:
+            raise FolderError(f"the output folder '{self.path}' is not empty", "Choose a new --out, or empty it.")
+        if RECORD in names:
+            raise FolderError(f"'{self.path}' holds a finished run", "Choose a new --out.")
+        try:
+            claim = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FolderError(f"'{self.path / RUN}' cannot be read: {error}", "Choose a new --out.") from error
+        ours = json.loads(json.dumps(self.claim))
+        if claim.get("command") != ours["command"]:
+            raise FolderError(
+                f"'{self.path}' holds an unfinished run of `shoal {claim.get('command')}`", "Choose a new --out."
+            )
+        theirs = claim.get("arguments", {})
+        other = [key for key in {*theirs, *ours["arguments"]} if theirs.get(key) != ours["arguments"].get(key)]
+        if other:
+            said = ", ".join(f"{key} was {theirs.get(key)!r}" for key in sorted(other)[:4])
+            raise FolderError(
+                f"'{self.path}' holds an unfinished run with other arguments: {said}",
+                "Repeat that command to resume it, or choose a new --out.",
+            )
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add one finished measurement; it survives whatever happens next."""
+        path = self.path / PROGRESS
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise FolderError(f"cannot write '{path}': {error.strerror}", "Free some space, then resume.") from error
+
+    def measured(self) -> list[dict[str, Any]]:
+        """The measurements of earlier attempts, in order; a line that a crash cut short is dropped from the file."""
+        path = self.path / PROGRESS
+        if not path.exists():
+            return []
+        whole, found = [], []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+            whole.append(line)
+        write_text(path, "".join(line + "\n" for line in whole))
+        return found

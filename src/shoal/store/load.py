@@ -1,0 +1,96 @@
+"""Read an output folder back: rebuild the network from its original factory, carry out the plan, load the weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from torch import nn
+
+from shoal.errors import FolderError, SpecError
+from shoal.plan import Plan, read_plan
+from shoal.record import Record
+from shoal.sources import load_model
+from shoal.store.folder import PLAN, RECORD, RUN, WEIGHTS
+from shoal.store.save import restore_weights
+from shoal.surgery import apply
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network that can be worked on: in eval mode, with where it came from."""
+
+    model: nn.Module
+    spec: str
+    runs_code: bool = False
+
+
+def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
+    """The network in an output folder of Shoal, in eval mode. Nothing is unpickled.
+
+    Args:
+        folder: written by `shoal compress` or `Result.save`.
+        model: the original network or its factory, where the folder does not know it (a network made in Python) or it
+            has moved. Its weights do not matter. Without it, a plan that names `FILE.py:FUNCTION` runs that file.
+
+    Raises:
+        FolderError: no output folder, or the run is unfinished.
+        PlanError: the network is another one than the plan was made for; says what differs.
+        WeightsError: the weights do not fit.
+    """
+    path = Path(folder)
+    plan = read_folder_plan(path)
+    if isinstance(model, nn.Module):
+        original = model
+    elif model is not None:
+        original = model()
+    elif plan.model is not None:
+        original = load_model(plan.model).model
+    else:
+        raise SpecError(
+            f"'{path}' does not know the factory of its network",
+            "Call load(folder, model=...) with the original network.",
+        )
+    cut = apply(original.to("cpu"), plan)
+    restore_weights(cut, path / WEIGHTS)
+    return cut.eval()
+
+
+def read_folder_plan(path: Path) -> Plan:
+    """The plan of a finished output folder.
+
+    Raises:
+        FolderError: no such folder, no folder of Shoal, or unfinished.
+    """
+    if not path.is_dir():
+        raise FolderError(f"there is no folder '{path}'", "Give the folder that `shoal compress` named.")
+    if not (path / PLAN).exists():
+        if (path / RUN).exists():
+            raise FolderError(f"the run in '{path}' is unfinished", "Repeat the same command to resume it.")
+        raise FolderError(f"'{path}' is no output folder of Shoal: it holds no {PLAN}", "Give the folder of a run.")
+    return read_plan(path / PLAN)
+
+
+def read_record(path: Path) -> Record:
+    """The record of a finished output folder.
+
+    Raises:
+        FolderError: missing or damaged.
+    """
+    try:
+        return Record.model_validate_json((path / RECORD).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FolderError(f"'{path}' holds no {RECORD}: the run is unfinished", "Repeat the same command.") from error
+    except ValidationError as error:
+        raise FolderError(f"'{path / RECORD}' is damaged: {error.errors()[0]['msg']}", "Run it again.") from error
+
+
+def open_model(spec: str, weights: Path | None = None) -> Opened:
+    """The network that MODEL names: an output folder, or anything `sources.load_model` knows."""
+    if Path(spec).is_dir():
+        if weights is not None:
+            raise SpecError("an output folder brings its own weights", "Leave out --weights.")
+        plan = read_folder_plan(Path(spec))
+        return Opened(load(spec), spec, runs_code=".py:" in (plan.model or ""))
+    loaded = load_model(spec, weights)
+    return Opened(loaded.model, loaded.spec, loaded.runs_code)

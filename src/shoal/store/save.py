@@ -1,0 +1,71 @@
+"""Write a network with its recipe and record into a folder: safetensors and JSON, never a pickle."""
+
+import copy
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shoal.errors import WeightsError
+from shoal.plan import Plan
+from shoal.record import Record
+from shoal.store.folder import PLAN, RECORD, WEIGHTS, write_atomically, write_text
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The whole state dict, tied tensors once for each name, as safetensors."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state.items()}
+    write_atomically(path, lambda temporary: save_file(plain, str(temporary), metadata={"format": "pt"}))
+
+
+def restore_weights(model: nn.Module, path: Path) -> None:
+    """Load what `save_weights` wrote; names, shapes and dtypes must be the same.
+
+    Raises:
+        WeightsError: missing, damaged, or of another network; says what differs.
+    """
+    try:
+        state = load_file(str(path))
+    except Exception as error:
+        raise WeightsError(f"cannot read '{path}': {error}", "Run the command that made the folder again.") from error
+    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    wrong = [f"'{name}' is missing" for name in own if name not in state]
+    wrong += [f"'{name}' is not expected" for name in state if name not in own]
+    wrong += [
+        f"'{name}' is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if wrong:
+        raise WeightsError(
+            f"'{path}' does not fit the network its plan describes: " + "; ".join(wrong[:5]),
+            "The files of an output folder belong together; do not mix them.",
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.dtype != state[name].dtype:
+                _retype(model, name, state[name].dtype)
+    model.load_state_dict(state)
+
+
+def _retype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    old = getattr(module, leaf)
+    fresh = old.to(dtype)
+    setattr(module, leaf, nn.Parameter(fresh, old.requires_grad) if isinstance(old, nn.Parameter) else fresh)
+
+
+def save(folder: Path, model: nn.Module, plan: Plan, record: Record | None = None) -> None:
+    """Write weights, plan and (last) record into an existing folder."""
+    save_weights(model, folder / WEIGHTS)
+    write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
+    if record is not None:
+        write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")
+
+
+def independent_copy(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with `model`, on the CPU, in eval mode."""
+    return copy.deepcopy(model).to("cpu").eval()
