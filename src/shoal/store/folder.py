@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,14 @@ class RunFolder:
                 f"'{self.path}' holds an unfinished run with other arguments: {said}",
                 "Repeat that command to resume it, or choose a new --out.",
             )
+
+    def abandon(self) -> None:
+        """Leave no empty shell behind: if nothing was measured yet, the claim and the folder go."""
+        names = {one.name for one in self.path.iterdir()}
+        if names <= {RUN}:
+            (self.path / RUN).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.rmdir()
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one finished measurement; it survives whatever happens next."""

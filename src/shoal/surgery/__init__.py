@@ -1,5 +1,6 @@
 """Make the change, on a copy, and certify it."""
 
+from shoal.surgery.canonical import model_digest
 from shoal.surgery.certify import certify
 from shoal.surgery.identities import strict_identities
 from shoal.surgery.remove import apply, check_removable, remove_blocks, remove_blocks_
@@ -11,6 +12,7 @@ __all__ = [
     "check_removable",
     "example_of",
     "input_specs",
+    "model_digest",
     "remove_blocks",
     "remove_blocks_",
     "signature_of",

@@ -163,6 +163,12 @@ def content_digest(tensor: Tensor) -> str:
     return hashlib.sha256(head + flat.numpy().tobytes()).hexdigest()
 
 
+def model_digest(model: nn.Module) -> str:
+    """A digest of all weights and buffers of a network, names included."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    return _digest(*(f"{name}={content_digest(tensor)}" for name, tensor in sorted(state.items())))
+
+
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 

@@ -1,0 +1,173 @@
+"""`shoal compress` and `shoal apply`: what they do between the words of the command line and the pipeline."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from shoal.batches import batches, call, device_of
+from shoal.blocks import dissect
+from shoal.cli.opening import DataOptions, open_data, open_network, output_folder, pick_device
+from shoal.cli.session import Session
+from shoal.errors import ShoalError, UsageError
+from shoal.pipeline import Goal, Provenance, Settings, compress
+from shoal.preserve import evaluating
+from shoal.record import summary_of
+from shoal.report import show
+from shoal.sources import Data
+from shoal.store import RunFolder
+from shoal.surgery import model_digest
+
+
+@dataclass(frozen=True)
+class CompressRequest:
+    """Everything `shoal compress` was asked."""
+
+    model: str
+    data: str
+    weights: Path | None
+    goal: Goal
+    data_options: DataOptions
+    images: int
+    out: Path | None
+    device: str
+    channels_last: bool
+    dry_run: bool
+    command: str
+
+
+def run_compress(session: Session, request: CompressRequest) -> int:
+    """Carry it out; returns the exit code."""
+    device = pick_device(request.device)
+    opened = open_network(session, request.model, request.weights, device)
+    data = open_data(session, request.data, request.data_options)
+    _check_input(opened.model, data)
+    if request.dry_run:
+        return _tell(session, request, opened.model, data)
+    path = output_folder(request.out, "compress")
+    folder = RunFolder(path, "compress", _arguments(request, opened.model, device))
+    if folder.resumed:
+        session.say(f"resuming the run in {path}")
+    session.resume_hint = f"The same command with --out {path} goes on from here."
+    try:
+        with session.progress() as progress:
+            result = compress(
+                opened.model,
+                data.calibration(augment=True),
+                eval=data.test(),
+                validation=data.validation(augment=True),
+                **_goal_arguments(request.goal),
+                settings=Settings(images=request.images, channels_last=request.channels_last),
+                provenance=_provenance(request, opened.spec, data),
+                journal=folder,
+                progress=progress,
+            )
+            progress("writing model, report and record", 0, 1)
+            record = result.save(path, claimed=True)
+    except ShoalError:
+        folder.abandon()
+        raise
+    if session.as_json:
+        session.print_json(summary_of(record, str(path)))
+    else:
+        show(record, str(path), session.console)
+    return 0 if record.reached else 1
+
+
+def _goal_arguments(goal: Goal) -> dict[str, Any]:
+    return {
+        "remove": goal.remove,
+        "max_drop": goal.max_drop,
+        "blocks": goal.blocks,
+        "exact": goal.exact,
+        "include": goal.include,
+        "exclude": goal.exclude,
+    }
+
+
+def _provenance(request: CompressRequest, spec: str, data: Data) -> Provenance:
+    warnings = []
+    if request.weights is None and spec.split(":")[0] in ("torchvision", "timm") and "@" not in spec:
+        warnings.append(f"no --weights were given: {spec} was measured with random weights")
+    return Provenance(spec, data.spec, request.data_options.seed, request.command, warnings)
+
+
+def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[str, Any]:
+    """All that decides the result: the same on an unfinished folder resumes it."""
+    return {
+        "model": request.model,
+        "weights": model_digest(model)[:16],
+        "data": request.data,
+        "goal": request.goal.to_dict(),
+        "mean": request.data_options.mean,
+        "std": request.data_options.std,
+        "size": request.data_options.size,
+        "limit": request.data_options.limit,
+        "seed": request.data_options.seed,
+        "batch_size": request.data_options.batch_size,
+        "images": request.images,
+        "channels_last": request.channels_last,
+        "device": device,
+    }
+
+
+def _check_input(model: nn.Module, data: Data) -> None:
+    """Refuse data whose images the network does not take, before anything is written."""
+    example = data.example(2).to(device_of(model))
+    with evaluating(model):
+        call(model, example)
+
+
+def _tell(session: Session, request: CompressRequest, model: nn.Module, data: Data) -> int:
+    """What would be done, and about how long it would take on this machine."""
+    batch = next(batches(data.calibration(augment=True), device_of(model)))
+    anatomy = dissect(model, batch.take(2))
+    candidates = anatomy.chain.select(request.goal.include, request.goal.exclude)
+    with evaluating(model):
+        call(model, batch)
+        start = time.perf_counter()
+        call(model, batch)
+        seconds = time.perf_counter() - start
+    sweep = seconds * (request.images / batch.size) * (1 + len(candidates) / 2)
+    steps = _steps(request.goal, len(candidates))
+    total = sweep * max(1, steps / 2) + 10
+    document = {
+        "dry_run": True,
+        "model": request.model,
+        "data": data.describe(),
+        "goal": request.goal.to_dict(),
+        "blocks": len(anatomy.chain),
+        "removable": len(anatomy.chain.removable),
+        "candidates": [block.path for block in candidates],
+        "seconds": round(total),
+    }
+    if session.as_json:
+        session.print_json(document)
+        return 0
+    session.say(f"{len(anatomy.chain)} residual blocks, {len(candidates)} of them candidates.")
+    session.say(f"Would try up to {steps} removals on {request.images} calibration samples, then measure on test.")
+    session.say(f"About {max(total, 15):.0f} seconds at most on this machine. Nothing was written.")
+    return 0
+
+
+def _steps(goal: Goal, candidates: int) -> int:
+    if goal.remove is not None:
+        return min(goal.remove, candidates)
+    return candidates if goal.max_drop is not None else 1
+
+
+def check_pair(model: str | None, data: str | None) -> tuple[str, str]:
+    """MODEL and DATA, the embedded default for both where neither is given.
+
+    Raises:
+        UsageError: a MODEL of the user's own without DATA.
+    """
+    if model is None:
+        return "digits-resnet", "digits"
+    if data is None and model == "digits-resnet":
+        return model, "digits"
+    if data is None:
+        raise UsageError(f"DATA is missing: '{model}' can only be measured on data", "shoal compress MODEL DATA")
+    return model, data

@@ -1,0 +1,250 @@
+"""The command line: one function a subcommand."""
+
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoal.cli import options as opt
+from shoal.cli.session import Session
+
+app = typer.Typer(
+    name="shoal",
+    help="Make deep residual networks shallow: find the blocks that do nothing, remove them, prove it, measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line; wrong use ends in exit code 2 and, with --json, in a JSON document."""
+    import click
+
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        code = _wrong_use(error)
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _wrong_use(error: object) -> int:
+    import click
+
+    from shoal.errors import UsageError
+
+    if "--json" in sys.argv and isinstance(error, click.ClickException):
+        session = Session(as_json=True)
+        session.print_json({"error": {"kind": UsageError.kind, "message": error.format_message(), "hint": "--help"}})
+    elif isinstance(error, click.ClickException):
+        error.show()
+    return 2
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"shoal {version('shoal')}")
+        raise typer.Exit
+
+
+@app.callback()
+def shoal(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Make deep residual networks shallow."""
+
+
+@app.command()
+def compress(
+    model: Annotated[str | None, opt.MODEL] = None,
+    data: Annotated[str | None, opt.DATA] = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="As many blocks as go within this drop, in points. Default 1.0.")
+    ] = None,
+    remove: Annotated[int | None, typer.Option("--remove", help="How many blocks to remove.")] = None,
+    blocks: Annotated[str | None, typer.Option("--blocks", metavar="PATHS", help="These: layer1.3,layer2.4")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Only blocks proved to do nothing.")] = False,
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
+    weights: opt.Weights = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    size: opt.Size = None,
+    limit: opt.Limit = None,
+    images: opt.Images = 512,
+    channels_last: opt.ChannelsLast = False,
+    out: opt.Out = None,
+    device: opt.Device = "auto",
+    seed: opt.Seed = 0,
+    batch_size: opt.BatchSize = 128,
+    dry_run: opt.DryRun = False,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> int:
+    """Remove the blocks that do little: a shallower network, its recipe, a certificate and a report.
+
+    Without MODEL and DATA it works on the embedded default. Exit code 1: the goal was not reached.
+    """
+    session = Session(as_json=as_json, debug=debug)
+    with session.guarded():
+        from shoal.cli.compressing import CompressRequest, check_pair, run_compress
+        from shoal.cli.opening import DataOptions, names
+        from shoal.pipeline import Goal
+
+        spec, source = check_pair(model, data)
+        default = max_drop is None and remove is None and blocks is None and not exact
+        request = CompressRequest(
+            model=spec,
+            data=source,
+            weights=weights,
+            goal=Goal(
+                remove=remove,
+                max_drop=1.0 if default else max_drop,
+                blocks=tuple(names(blocks)) if blocks is not None else None,
+                exact=exact,
+                include=tuple(names(include)),
+                exclude=tuple(names(exclude)),
+            ),
+            data_options=DataOptions(mean, std, size, limit, seed, batch_size),
+            images=images,
+            out=out,
+            device=device,
+            channels_last=channels_last,
+            dry_run=dry_run,
+            command=_command(),
+        )
+        return run_compress(session, request)
+
+
+@app.command()
+def trace(
+    model: Annotated[str, opt.MODEL],
+    data: Annotated[str | None, opt.DATA] = None,
+    shape: Annotated[
+        str | None, typer.Option("--shape", metavar="C,H,W", help="Input shape of one sample, where DATA is left out.")
+    ] = None,
+    weights: opt.Weights = None,
+    size: opt.Size = None,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> int:
+    """Show the chain of residual blocks: what can be removed, and why not."""
+    session = Session(as_json=as_json, debug=debug)
+    with session.guarded():
+        from shoal.blocks import dissect
+        from shoal.cli.opening import DataOptions, example_for, open_data, open_network
+        from shoal.pipeline import block_records
+        from shoal.report import show_chain
+
+        opened = open_network(session, model, weights)
+        source = open_data(session, data, DataOptions(size=size)) if data else None
+        chain = dissect(opened.model, example_for(opened, source, shape)).chain
+        if session.as_json:
+            session.print_json(chain.to_dict())
+        else:
+            show_chain(block_records(chain), session.console)
+            if chain.note:
+                session.say(chain.note)
+        return 0
+
+
+@app.command()
+def certify(
+    a: Annotated[str, typer.Argument(metavar="A", help="The original, as MODEL.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other network, as MODEL.")],
+    data: Annotated[str, opt.DATA],
+    weights: opt.Weights = None,
+    weights_b: Annotated[Path | None, typer.Option("--weights-b", metavar="FILE", help="A state dict for B.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="Absolute; 1e-5 of the largest output by default.")
+    ] = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    size: opt.Size = None,
+    limit: opt.Limit = None,
+    device: opt.Device = "auto",
+    seed: opt.Seed = 0,
+    batch_size: opt.BatchSize = 128,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> int:
+    """Are two networks the same function, and on what evidence? Exit code 1: they are different."""
+    session = Session(as_json=as_json, debug=debug)
+    with session.guarded():
+        from shoal.cli.opening import DataOptions, open_data, open_network, pick_device
+        from shoal.report import show_certificate
+        from shoal.surgery import certify as certified
+
+        where = pick_device(device)
+        left = open_network(session, a, weights, where)
+        right = open_network(session, b, weights_b, where)
+        source = open_data(session, data, DataOptions(mean, std, size, limit, seed, batch_size))
+        certificate = certified(left.model, right.model, source.test(), tolerance=tolerance)
+        if session.as_json:
+            session.print_json(certificate.model_dump(mode="json"))
+        else:
+            show_certificate(certificate, session.console)
+        return 1 if certificate.verdict == "different" else 0
+
+
+@app.command()
+def apply(
+    model: Annotated[str, opt.MODEL],
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")],
+    weights: opt.Weights = None,
+    out: opt.Out = None,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> int:
+    """Carry a plan out on a network and write the result."""
+    session = Session(as_json=as_json, debug=debug)
+    with session.guarded():
+        from shoal.cli.applying import run_apply
+
+        return run_apply(session, model, plan, weights, out)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="An output folder of Shoal.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx, checked with onnxruntime.")] = False,
+    torch_export: Annotated[
+        bool, typer.Option("--torch-export", help="Write model.pt2, which torch loads without Shoal.")
+    ] = False,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> int:
+    """Write the network of an output folder for others; each file is loaded again and compared."""
+    session = Session(as_json=as_json, debug=debug)
+    with session.guarded():
+        from shoal.cli.applying import run_export
+
+        return run_export(session, folder, onnx=onnx, torch_export=torch_export or not onnx)
+
+
+@app.command()
+def bench(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="An output folder of Shoal.")],
+    batch_size: opt.BatchSize = 128,
+    channels_last: opt.ChannelsLast = False,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Timed seconds per network and batch.")] = 3.0,
+    device: opt.Device = "auto",
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> int:
+    """Time original and compressed side by side, at batch 1 and at --batch-size."""
+    session = Session(as_json=as_json, debug=debug)
+    with session.guarded():
+        from shoal.cli.applying import run_bench
+
+        return run_bench(session, folder, batch_size, channels_last=channels_last, seconds=seconds, device=device)
+
+
+def _command() -> str:
+    return "shoal " + shlex.join(sys.argv[1:])

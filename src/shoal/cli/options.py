@@ -1,0 +1,38 @@
+"""The arguments and options that commands share, each said once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL = typer.Argument(
+    metavar="MODEL",
+    help="digits-resnet, torchvision:NAME, timm:NAME, hf:PATH_OR_ID, FILE.py:FUNCTION (runs that file), "
+    "or an output folder of Shoal.",
+)
+DATA = typer.Argument(
+    metavar="DATA",
+    help="digits, cifar10:ROOT, cifar100:ROOT, svhn:ROOT, imagefolder:ROOT, npz:FILE, "
+    "or FILE.py:FUNCTION (runs that file).",
+)
+Weights = Annotated[
+    Path | None, typer.Option("--weights", metavar="FILE", help="A state dict for MODEL: .safetensors, .pt or .pth.")
+]
+Mean = Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="Mean of pixels in 0..1, per channel.")]
+Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation likewise.")]
+Size = Annotated[int | None, typer.Option("--size", help="Resize images to this height and width, in pixels.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Read only so many samples of each part of the data.")]
+Images = Annotated[int, typer.Option("--images", min=1, help="Calibration samples the choice is made on.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Output folder, new or empty, or that of the same unfinished command."),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps; auto takes the first there is.")]
+Seed = Annotated[int, typer.Option("--seed", help="Decides splits and augmentation.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples in a mini-batch; also the batch timed.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and about how long it takes.")]
+ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Time images with the channels last in memory.")]
+Include = Annotated[str | None, typer.Option("--include", metavar="PATTERNS", help="Only these blocks: layer3.*,...")]
+Exclude = Annotated[str | None, typer.Option("--exclude", metavar="PATTERNS", help="Never these blocks.")]

@@ -1,0 +1,125 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.errors import PlanError
+from shoal.plan import (
+    InputSpec,
+    Plan,
+    Remove,
+    Signature,
+    check_signature,
+    differences,
+    parse_plan,
+    read_plan,
+)
+
+NETWORK = Signature(state={"a.weight": "float32[3,4]", "a.bias": "float32[3]"}, chain=["a:Block:identity:[3]->[3]"])
+PLAN = Plan(
+    model="torchvision:resnet18",
+    inputs=[InputSpec(shape=[3, 8, 8], dtype="float32")],
+    network=NETWORK,
+    actions=[Remove(path="a")],
+)
+
+words = st.text(min_size=1, max_size=8)
+plans = st.builds(
+    Plan,
+    model=st.none() | words,
+    inputs=st.lists(
+        st.builds(InputSpec, shape=st.lists(st.integers(0, 99)), dtype=words, keyword=st.none() | words), max_size=3
+    ),
+    network=st.builds(Signature, state=st.dictionaries(words, words, max_size=3), chain=st.lists(words, max_size=3)),
+    actions=st.lists(st.builds(Remove, path=words), max_size=3),
+)
+
+
+@given(plans)
+def test_a_plan_survives_json(plan):
+    assert parse_plan(plan.model_dump_json(), "x") == plan
+
+
+def test_a_plan_is_read_from_its_file(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(PLAN.model_dump_json(indent=2), encoding="utf-8")
+    assert read_plan(path) == PLAN
+    assert read_plan(path).removed == ["a"]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(PlanError, match=r"cannot read the plan '.*gone.json': No such file"):
+        read_plan(tmp_path / "gone.json")
+    with pytest.raises(PlanError, match="cannot read the plan"):
+        read_plan(tmp_path)
+
+
+def without(key):
+    document = json.loads(PLAN.model_dump_json())
+    del document[key]
+    return json.dumps(document)
+
+
+def changed(**changes):
+    return json.dumps(json.loads(PLAN.model_dump_json()) | changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the document: Invalid JSON"),
+        ("{", "the document: Invalid JSON"),
+        ("[]", "the document: Input should be an object"),
+        (without("network"), "network: Field required"),
+        (changed(schema_version=2), "schema_version: Input should be 1"),
+        (changed(colour="red"), "colour: Extra inputs are not permitted"),
+        (changed(actions=[{"kind": "fold", "path": "a"}]), "actions.0.kind: Input should be 'remove'"),
+        (changed(actions=[{"kind": "remove"}]), "actions.0.path: Field required"),
+        (changed(inputs=[{"shape": "3", "dtype": "float32"}]), "inputs.0.shape: Input should be a valid array"),
+    ],
+)
+def test_what_is_no_plan_is_refused_with_the_field(text, said):
+    with pytest.raises(PlanError, match="'here.json' is no plan of version 1: " + said):
+        parse_plan(text, "here.json")
+
+
+@pytest.mark.parametrize(
+    ("state", "chain", "said"),
+    [
+        ({}, NETWORK.chain, ["'a.weight' float32[3,4] is missing", "'a.bias' float32[3] is missing"]),
+        (
+            NETWORK.state | {"a.bias": "float16[3]"},
+            NETWORK.chain,
+            ["'a.bias' is float16[3], expected float32[3]"],
+        ),
+        (NETWORK.state | {"b": "int64[]"}, NETWORK.chain, ["'b' is not expected"]),
+        (
+            NETWORK.state,
+            ["a:Other:identity:[3]->[3]"],
+            ["block 'a:Other:identity:[3]->[3]' stands where 'a:Block:identity:[3]->[3]' was"],
+        ),
+        (NETWORK.state, NETWORK.chain * 2, ["2 blocks were traced, expected 1"]),
+        (NETWORK.state, NETWORK.chain, []),
+    ],
+)
+def test_what_tells_two_networks_apart_is_said(state, chain, said):
+    assert differences(NETWORK, Signature(state=state, chain=chain)) == said
+
+
+def test_a_long_list_of_differences_is_cut():
+    many = Signature(state={f"w{i}": "float32[1]" for i in range(9)}, chain=[])
+    assert differences(many, Signature(state={}, chain=[]))[-1] == "and 4 more"
+
+
+def test_a_plan_for_another_network_is_refused():
+    check_signature(PLAN, NETWORK)
+    with pytest.raises(PlanError, match="made for another network: 'a.weight' float32.* is missing"):
+        check_signature(PLAN, Signature(state={}, chain=[]))
+
+
+def test_the_room_loads_without_torch():
+    code = "import sys; import shoal.plan.plan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,144 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from shoal.batches import Batch, as_batch, batches, call, check_logits, device_of, logits_of
+from shoal.errors import DataError, ModelRaisedError, NonFiniteError, ShoalError, UsageError
+
+X, Y = torch.randn(3, 4), torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("item", "args", "keywords", "has_target"),
+    [
+        (X, 1, [], False),
+        ((X,), 1, [], False),
+        ((X, Y), 1, [], True),
+        ([X, Y], 1, [], True),
+        ((X, [0, 1, 2]), 1, [], True),
+        ({"input_ids": Y, "attention_mask": Y}, 0, ["input_ids", "attention_mask"], False),
+        ({"input_ids": Y, "labels": Y}, 0, ["input_ids"], True),
+        ({"x": X, "y": Y}, 0, ["x"], True),
+        (({"input_ids": Y}, Y), 0, ["input_ids"], True),
+        (({"input_ids": Y, "label": Y},), 0, ["input_ids"], True),
+    ],
+)
+def test_every_usual_item_of_a_loader_is_read(item, args, keywords, has_target):
+    batch = as_batch(item)
+    assert (len(batch.args), list(batch.kwargs)) == (args, keywords)
+    assert (batch.target is not None) == has_target
+    if has_target:
+        assert torch.equal(batch.target, Y)
+    assert batch.size == 3
+    assert as_batch(batch) is batch
+
+
+def test_reading_a_dict_leaves_the_dict_alone():
+    item = {"input_ids": Y, "labels": Y}
+    as_batch(item)
+    assert list(item) == ["input_ids", "labels"]
+
+
+@pytest.mark.parametrize("item", [3, "x", None, (), (X, Y, Y), {"labels": Y}, {"name": "x"}, ("a", Y)])
+def test_other_items_are_refused_with_what_was_expected(item):
+    with pytest.raises(DataError, match=r"expected \(inputs, target\), inputs, or a dict of tensors"):
+        as_batch(item)
+
+
+def test_the_first_samples_are_taken_from_everything_that_has_samples():
+    batch = Batch((X, 7), {"mask": Y, "scale": torch.tensor(2.0)}, Y).take(2)
+    assert batch.size == 2
+    assert batch.args[1] == 7
+    assert batch.kwargs["mask"].tolist() == [0, 1]
+    assert batch.kwargs["scale"] == 2.0
+    assert batch.target.tolist() == [0, 1]
+
+
+def test_moving_changes_the_layout_of_images_only():
+    batch = Batch((torch.randn(2, 3, 4, 4), X, "text"), {}, Y).to("cpu", torch.channels_last)
+    assert batch.args[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch.args[1], X)
+    assert batch.args[2] == "text"
+    assert Batch((X,)).to("cpu").target is None
+
+
+@pytest.mark.parametrize("item", [torch.empty(0, 3), (torch.empty(0, 3), torch.empty(0))])
+def test_a_mini_batch_without_samples_is_refused(item):
+    with pytest.raises(DataError, match="without samples"):
+        list(batches([item]))
+
+
+def test_a_loader_is_read_lazily_and_to_its_end():
+    seen = []
+
+    def loader():
+        for number in range(3):
+            seen.append(number)
+            yield X
+
+    stream = batches(loader(), "cpu")
+    next(stream)
+    assert seen == [0]
+    assert len(list(stream)) == 2
+
+
+def test_the_device_is_that_of_the_first_tensor():
+    assert device_of(nn.Linear(1, 1, device="meta")).type == "meta"
+    assert device_of(nn.BatchNorm1d(2, affine=False, device="meta")).type == "meta"
+    assert device_of(nn.ReLU()).type == "cpu"
+
+
+def test_an_exception_of_the_model_comes_back_with_the_shape_and_its_cause():
+    with pytest.raises(ModelRaisedError, match=r"raised RuntimeError on an input of shape \(3, 4\) torch.float32") as one:
+        call(nn.Linear(5, 2), as_batch(X))
+    assert isinstance(one.value.__cause__, RuntimeError)
+
+
+def test_our_own_errors_and_interrupts_pass_through_a_model():
+    class Raising(nn.Module):
+        def forward(self, error):
+            raise error
+
+    for error in (UsageError("ours"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught:
+            call(Raising(), Batch((error,)))
+        assert caught.value is error
+    assert issubclass(UsageError, ShoalError)
+
+
+class WithLogits(dict):
+    logits = X
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        X,
+        (X, Y),
+        (Y, X),
+        {"logits": X, "aux": X + 1},
+        {"loss": Y, "out": X},
+        [(X,), X + 1],
+        SimpleNamespace(logits=X, loss=X + 1),
+        WithLogits(loss=X + 1),
+    ],
+)
+def test_the_main_output_is_found(output):
+    assert torch.equal(logits_of(output), X)
+
+
+@pytest.mark.parametrize("output", [Y, (Y,), {}, None, "text", {"logits": Y}])
+def test_an_output_without_numbers_is_refused(output):
+    with pytest.raises(DataError, match="without a floating-point tensor"):
+        logits_of(output)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_outputs_that_are_not_finite_are_counted(bad):
+    logits = X.clone()
+    logits[0, :2] = bad
+    with pytest.raises(NonFiniteError, match="2 of 12 values"):
+        check_logits(logits)
+    check_logits(X)

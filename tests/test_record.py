@@ -1,0 +1,91 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from shoal.record import (
+    Certificate,
+    Comparison,
+    Cost,
+    Latency,
+    Machine,
+    Network,
+    Quality,
+    Record,
+    summary_of,
+)
+
+
+def latency(batch, median):
+    return Latency(
+        batch=batch,
+        median_ms=median,
+        q1_ms=median,
+        q3_ms=median,
+        runs=9,
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        channels_last=False,
+    )
+
+
+def network(top1, latencies):
+    quality = Quality(split="test", n=100, top1=top1, top1_interval=(top1 - 0.01, top1 + 0.01), loss=0.1)
+    cost = Cost(params=10, macs=20, weights_bytes=40, input_shape=[3, 8, 8])
+    return Network(quality=quality, latency=latencies, cost=cost, blocks=9)
+
+
+def record(**changes):
+    comparison = Comparison(
+        split="test", n=100, agreement=0.99, agreement_interval=(0.9, 1.0), kl=0.01, kl_interval=(0.0, 0.02)
+    )
+    machine = Machine(
+        device="cpu", processor="x", cores=2, threads=1, system="Linux", python="3", torch="2", shoal="0"
+    )
+    certificate = Certificate(
+        verdict="different", max_abs_diff=float("inf"), where="sample 0", tolerance=0.1, n=100, bitwise=False
+    )
+    given = {
+        "command": "shoal compress",
+        "model": "m",
+        "data": "d",
+        "seed": 0,
+        "goal": {"latency": 0.5},
+        "reached": True,
+        "message": "done",
+        "original": network(0.9, [latency(1, 2.0), latency(64, 80.0)]),
+        "compressed": network(0.8, []),
+        "comparison": comparison,
+        "certificate": certificate,
+        "removed": ["layer1.0"],
+        "blocks": [],
+        "machine": machine,
+        "seconds": 1.0,
+        "created": "2026-01-01T00:00:00",
+    }
+    return Record.model_validate(given | changes)
+
+
+def test_a_record_survives_json_infinity_included():
+    one = record()
+    text = one.model_dump_json()
+    assert Record.model_validate_json(text) == one
+    assert json.loads(text)["certificate"]["max_abs_diff"] == "Infinity"
+
+
+def test_a_record_cannot_be_changed_and_takes_no_unknown_field():
+    one = record()
+    with pytest.raises(ValidationError, match="frozen"):
+        one.seed = 1
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        record(colour="red")
+
+
+def test_the_summary_is_json_and_shows_the_latency_of_the_largest_batch():
+    found = json.loads(json.dumps(summary_of(record(), "somewhere")))
+    assert found["original"]["latency_ms"] == 80.0
+    assert [one["batch"] for one in found["original"]["latency"]] == [1, 64]
+    assert found["compressed"]["latency_ms"] is None
+    assert found["compressed"]["top1"] == 0.8
+    assert (found["removed"], found["out"], found["reached"]) == (["layer1.0"], "somewhere", True)
