@@ -50,7 +50,7 @@ def test_only_an_outcome_exits_with_one_wrong_use_exits_with_two():
 
 
 def test_near_matches_come_before_lists():
-    assert did_you_mean("layer1.O", ["layer1.0", "layer9"]) == "Did you mean 'layer1.0'?"
+    assert did_you_mean("layer1.O", ["layer1.0", "head"]) == "Did you mean 'layer1.0'?"
     assert did_you_mean("layer1.00", ["layer1.0", "layer1.1"]).count(" or ") == 1
 
 

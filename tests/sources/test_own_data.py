@@ -76,3 +76,12 @@ def test_a_list_of_batches_gives_every_fifth_to_validation():
 def test_refused(returned, message):
     with pytest.raises(DataError, match=message):
         parts(returned)
+
+
+def test_a_list_of_labelled_samples_is_a_data_set():
+    samples = [(torch.full((1, 2, 2), float(number)), number % 2) for number in range(10)]
+    calibration, validation, test = own_parts((samples, samples), seed=0, batch_size=4, limit=None)
+    assert (calibration.size, validation.size, test.size) == (8, 2, 10)
+    images, labels = next(iter(test.loader()))
+    assert images.shape == (4, 1, 2, 2)
+    assert labels.tolist() == [0, 1, 0, 1]

@@ -39,21 +39,25 @@ class _Walk:
 
 def residual_additions(trace: Trace) -> list[Addition]:
     """Every residual addition of the run, in order; of nested ones those that belong to the chain."""
-    found = [one for op in trace.ops if (one := _as_residual(trace, op)) is not None]
-    return _without_nested(trace, found)
+    found: dict[int, Addition] = {}
+    for op in trace.ops:
+        one = _as_residual(trace, op, found)
+        if one is not None:
+            found[op.index] = one
+    return _without_nested(trace, list(found.values()))
 
 
 def add_operands(op: Op) -> tuple[int, int] | None:
     """The two tensor operands of a plain addition, or None where the operation is something else."""
     if plain_name(op.name) != "add" or op.kwargs.get("alpha", 1) != 1 or len(op.args) > 2:
         return None
-    operands = (*op.args, *(value for key, value in op.kwargs.items() if key in ("other", "input")))
+    operands = (*op.args, *(op.kwargs[key] for key in ("input", "other") if key in op.kwargs))
     if len(operands) != 2 or not all(isinstance(one, Ref) for one in operands):
         return None
     return operands[0].value, operands[1].value
 
 
-def _as_residual(trace: Trace, op: Op) -> Addition | None:
+def _as_residual(trace: Trace, op: Op, before: dict[int, Addition]) -> Addition | None:
     operands = add_operands(op)
     if operands is None:
         return None
@@ -63,7 +67,8 @@ def _as_residual(trace: Trace, op: Op) -> Addition | None:
     for stream, branch in (operands, operands[::-1]):
         if stream == branch or trace.values[stream].shape != shape:
             continue
-        walk = _walk_back(trace, stream, branch)
+        beside = {index: one for index, one in before.items() if trace.ops[index].call == op.call}
+        walk = _walk_back(trace, stream, branch, beside)
         if walk is None:
             continue
         branch_ops = _ops_between(trace, branch, walk.origin)
@@ -77,14 +82,20 @@ def _as_residual(trace: Trace, op: Op) -> Addition | None:
     return Addition(op.index, result, stream, branch, walk.origin, walk.kind, branch_ops, owner)
 
 
-def _walk_back(trace: Trace, stream: int, branch: int) -> _Walk | None:
-    """From the shortcut operand back to a value that the branch depends on, through light operations only."""
+def _walk_back(trace: Trace, stream: int, branch: int, beside: dict[int, Addition]) -> _Walk | None:
+    """From the shortcut operand back to a value that the branch depends on, through light operations only.
+
+    Also along the stream through the residual additions `beside` this one, where branches run in parallel: x + A + M.
+    """
     kind: ShortcutKind = "identity"
     current, params, ops = stream, 0, []
     while not trace.depends(branch, current):
         producer = trace.values[current].producer
         if producer < 0:
             return None
+        if producer in beside and beside[producer].result == current:
+            current = beside[producer].stream
+            continue
         op = trace.ops[producer]
         name = plain_name(op.name)
         flowing = [value for value in dict.fromkeys(op.inputs) if _from_input(trace, value)]

@@ -23,7 +23,7 @@ STRUCTURE = frozenset(
     getitem pad view reshape flatten unflatten permute transpose swapaxes squeeze unsqueeze contiguous clone
     to type_as type float half bfloat16 double detach cat concat concatenate avg_pool1d avg_pool2d
     avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d max_pool1d max_pool2d dropout dropout1d dropout2d
-    feature_dropout alpha_dropout narrow select chunk split tensor_split roll interpolate upsample movedim
+    feature_dropout narrow select chunk split tensor_split roll interpolate upsample movedim
     expand channel_shuffle pixel_unshuffle pixel_shuffle view_as reshape_as alias unbind T mT
     """.split()
 )

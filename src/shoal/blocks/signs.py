@@ -32,8 +32,13 @@ def non_negative_values(trace: Trace, zeros: Iterable[int] = ()) -> frozenset[in
     """
     found: set[int] = set(zeros)
     for op in trace.ops:
-        if _is_non_negative(op, found):
-            found.update(op.outputs)
+        if not _is_non_negative(op, found):
+            continue
+        for position, value in enumerate(op.outputs):
+            overwritten = op.changed[position] if position < len(op.changed) else None
+            # What shares memory with a tensor changed in place keeps its other elements as they were.
+            if position == 0 or overwritten is None or overwritten in found:
+                found.add(value)
     return frozenset(found)
 
 

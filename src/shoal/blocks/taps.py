@@ -57,22 +57,28 @@ class _AdditionMode(TorchFunctionMode):
             number, self.count = self.count, self.count + 1
             for position, unit in enumerate(self.block.units):
                 if unit.addition == number:
-                    args, kwargs = self._ask(position, unit.stream_first, args, kwargs)
+                    args, kwargs = self._ask(func, position, unit.stream_first, args, kwargs)
         return func(*args, **kwargs)
 
-    def _ask(self, position: int, stream_first: bool, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _ask(self, func: Any, position: int, stream_first: bool, args: Any, kwargs: Any) -> tuple[Any, Any]:
         operands = [*args, *(kwargs[key] for key in ("input", "other") if key in kwargs)]
         stream, branch = operands if stream_first else operands[::-1]
         path = self.block.path if self.block is not None else ""
         instead = self.tap(path, position, stream, branch)
         if instead is None:
             return args, kwargs
-        if not stream_first:  # an in-place addition writes into its first operand: here the branch itself
-            operands[0].copy_(instead) if len(args) else None
-            return (args, kwargs) if len(args) else ((), {**kwargs, "input": instead})
-        if len(args) > 1:
-            return (args[0], instead, *args[2:]), kwargs
-        return args, {**kwargs, "other": instead}
+        if not stream_first and _in_place(func):  # it writes into its first operand: here the branch itself
+            operands[0].copy_(instead)
+            return args, kwargs
+        place = 1 if stream_first else 0
+        if place < len(args):
+            return (*args[:place], instead, *args[place + 1 :]), kwargs
+        return args, {**kwargs, "other" if stream_first else "input": instead}
+
+
+def _in_place(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
 
 
 def _is_addition(func: Any, args: Any, kwargs: Any) -> bool:

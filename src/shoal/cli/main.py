@@ -23,26 +23,20 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; wrong use ends in exit code 2 and, with --json, in a JSON document."""
-    import click
-
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.Abort:
+    except typer.Abort:
         code = 130
-    except click.ClickException as error:
+    except typer.TyperException as error:
         code = _wrong_use(error)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _wrong_use(error: object) -> int:
-    import click
-
-    from shoal.errors import UsageError
-
-    if "--json" in sys.argv and isinstance(error, click.ClickException):
-        session = Session(as_json=True)
-        session.print_json({"error": {"kind": UsageError.kind, "message": error.format_message(), "hint": "--help"}})
-    elif isinstance(error, click.ClickException):
+def _wrong_use(error: typer.TyperException) -> int:
+    if "--json" in sys.argv:
+        said = error.format_message() if hasattr(error, "format_message") else str(error)
+        Session(as_json=True).print_json({"error": {"kind": "usage", "message": said, "hint": "shoal --help"}})
+    elif hasattr(error, "show"):
         error.show()
     return 2
 

@@ -104,6 +104,8 @@ def example_for(opened: Opened, data: Data | None, shape: str | None) -> Batch:
         return _zeros([int(part) for part in numbers(shape, "--shape") or []])
     if Path(opened.spec).is_dir():
         return example_of(read_folder_plan(Path(opened.spec)).inputs)
+    if opened.spec == "digits-resnet":
+        return load_data("digits").example(2)
     dummy = getattr(opened.model, "dummy_inputs", None)  # Hugging Face
     if isinstance(dummy, dict):
         return Batch(kwargs=dict(dummy))

@@ -97,7 +97,9 @@ def compress(
     warnings = [*provenance.warnings, *_missing(eval, validation, goal)]
     device = device_of(model)
     chosen_on = _gathered(calibration, settings.images, device, "calibration")
-    judged_on = _gathered(validation, settings.validation_images, device, "validation") if validation else chosen_on
+    judged_on = (
+        _gathered(validation, settings.validation_images, device, "validation") if validation is not None else chosen_on
+    )
     example = chosen_on[0].take(2)
 
     progress("tracing", 0, 1)
@@ -247,13 +249,16 @@ def _gathered(loader: Iterable[Any], limit: int, device: Any, name: str) -> list
 
 
 class _First:
-    """A loader that remembers its first mini-batch, so that the same one can be timed."""
+    """A loader that can be read again and remembers its first mini-batch, so that the same one can be timed."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = loader
+        self.loader = list(loader) if isinstance(loader, Iterator) else loader
+        self.first: Batch | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        return batches(self.loader)
+        for batch in batches(self.loader):
+            self.first = self.first or batch
+            yield batch
 
     def batch(self) -> Batch:
-        return next(iter(self))
+        return self.first or next(iter(self))

@@ -101,6 +101,15 @@ def differences(expected: Signature, found: Signature, most: int = 5) -> list[st
     return said[:most] + ([f"and {hidden} more"] if hidden > 0 else [])
 
 
+def check_state(plan: Plan, state: dict[str, str]) -> None:
+    """Refuse a network whose state dict is another one; needs no trace.
+
+    Raises:
+        PlanError: says what differs.
+    """
+    check_signature(plan, Signature(state=state, chain=plan.network.chain))
+
+
 def check_signature(plan: Plan, found: Signature) -> None:
     """Refuse a network the plan was not made for.
 

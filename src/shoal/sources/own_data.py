@@ -140,8 +140,19 @@ def _indexed(data: Any) -> Any:
         # A batch sampler of the user's own decides what is batched with what: such a loader is used as it is.
         plain = data.batch_size is not None and not isinstance(data.dataset, IterableDataset)
         return data.dataset if plain else None
+    if isinstance(data, (list, tuple)):
+        return data if _holds_samples(data) else None
     is_map = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    return data if is_map and not isinstance(data, (list, tuple, dict)) else None
+    return data if is_map and not isinstance(data, dict) else None
+
+
+def _holds_samples(data: Any) -> bool:
+    """Whether a list holds samples `(x, label)` with a single label each, rather than mini-batches."""
+    first = data[0] if data else None
+    if not isinstance(first, (tuple, list)) or len(first) != 2:
+        return False
+    label = first[1]
+    return isinstance(label, (int, float)) or getattr(label, "shape", None) == ()
 
 
 def _settings(data: Any, batch_size: int) -> tuple[Any, Callable[[list[Any]], Any], int]:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from shoal.batches import Batch, call, logits_of
-from shoal.errors import ExportError
+from shoal.errors import ExportError, ShoalError
 from shoal.preserve import evaluating
 from shoal.store.folder import write_atomically
 from shoal.store.save import independent_copy
+
+_WHOLE = "The other files of the folder are whole."
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,13 @@ def export_program(model: nn.Module, batch: Batch, path: Path) -> Exported:
     plain, inputs = independent_copy(model), batch.to("cpu")
     program, dynamic = _program(plain, inputs)
     program._example_inputs = None  # would be stored as a pickle
-    write_atomically(path, lambda temporary: _save_program(program, temporary))
-    loaded = torch.export.load(str(path)).module()
-    return _compared(plain, inputs, path, dynamic, lambda part: loaded(*part.args, **part.kwargs))
+
+    def check(temporary: Path) -> Exported:
+        with temporary.open("rb") as file:
+            loaded = torch.export.load(file).module()
+        return _compared(plain, inputs, path, dynamic, lambda part: loaded(*part.args, **part.kwargs))
+
+    return _write_checked(path, "torch.export", lambda temporary: _save_program(program, temporary), check)
 
 
 def export_onnx(model: nn.Module, batch: Batch, path: Path) -> Exported:
@@ -65,18 +71,35 @@ def export_onnx(model: nn.Module, batch: Batch, path: Path) -> Exported:
                 raise ExportError("torch.onnx made nothing of this network", "Use the .pt2.")
             made.save(str(temporary))
 
-    try:
-        write_atomically(path, write)
-    except torch.onnx.OnnxExporterError as error:
-        raise ExportError(f"torch.onnx cannot export this network: {_first_line(error)}", "Use the .pt2.") from error
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
+    def check(temporary: Path) -> Exported:
+        # From memory: a session may keep a file open.
+        session = onnxruntime.InferenceSession(temporary.read_bytes(), providers=["CPUExecutionProvider"])
+        names = [one.name for one in session.get_inputs()]
 
-    def run(part: Batch) -> Any:
-        feed = dict(zip(names, (tensor.numpy() for tensor in part.tensors), strict=True))
-        return [torch.from_numpy(one) for one in session.run(None, feed)]
+        def run(part: Batch) -> Any:
+            feed = dict(zip(names, (tensor.numpy() for tensor in part.tensors), strict=True))
+            return [torch.from_numpy(one) for one in session.run(None, feed)]
 
-    return _compared(plain, inputs, path, dynamic, run)
+        return _compared(plain, inputs, path, dynamic, run)
+
+    return _write_checked(path, "ONNX", write, check)
+
+
+def _write_checked(path: Path, form: str, write: Callable[[Path], None], check: Callable[[Path], Exported]) -> Exported:
+    """Write the file, load it and compare it before it is put in place, so that a wrong one never appears."""
+    checked: list[Exported] = []
+
+    def write_and_check(temporary: Path) -> None:
+        try:
+            write(temporary)
+            checked.append(check(temporary))
+        except (ShoalError, OSError):
+            raise
+        except Exception as error:
+            raise ExportError(f"{form} cannot hold this network: {_first_line(error)}", _WHOLE) from error
+
+    write_atomically(path, write_and_check)
+    return checked[0]
 
 
 def _program(model: nn.Module, batch: Batch) -> tuple[torch.export.ExportedProgram, bool]:
@@ -89,9 +112,7 @@ def _program(model: nn.Module, batch: Batch) -> tuple[torch.export.ExportedProgr
                 return torch.export.export(model, batch.args, batch.kwargs, dynamic_shapes=shapes), dynamic
         except Exception as error:  # noqa: BLE001 - torch.export raises many types, each with its own text
             failure = failure or error
-    raise ExportError(
-        f"torch.export cannot export this network: {_first_line(failure)}", "The other files of the folder are whole."
-    ) from failure
+    raise ExportError(f"torch.export cannot export this network: {_first_line(failure)}", _WHOLE) from failure
 
 
 def _free_batch(model: nn.Module, batch: Batch) -> Any:
@@ -116,7 +137,8 @@ def _compared(model: nn.Module, batch: Batch, path: Path, dynamic: bool, run: An
             found = logits_of(run(part))
         if found.shape != expected.shape:
             raise ExportError(f"'{path}' returns shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
-        largest = max(largest, float((found.double() - expected.double()).abs().max()))
+        difference = torch.where(found == expected, 0.0, (found.double() - expected.double()).abs())
+        largest = max(largest, float(difference.nan_to_num(nan=torch.inf).max()))
         agreed += int((found.flatten(1).argmax(1) == expected.flatten(1).argmax(1)).sum())
         n += part.size
     scale = max(float(expected.abs().max()), 1.0)

@@ -17,6 +17,7 @@ from shoal.errors import FolderError
 
 RUN, PROGRESS, RECORD, PLAN = "run.json", "progress.jsonl", "record.json", "plan.json"
 WEIGHTS, REPORT, PROGRAM, ONNX = "model.safetensors", "report.html", "model.pt2", "model.onnx"
+_PARTIAL = ".partial"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -25,10 +26,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         FolderError: the disk is full or the folder is not writable; what stood at `path` is still there.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
+        temporary = Path(name)
+        os.close(handle)
         write(temporary)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -39,7 +41,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             f"cannot write '{path}': {error.strerror or error}", "Free some space, or choose another --out."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -49,6 +52,11 @@ def write_text(path: Path, text: str) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _is_partial(path: Path) -> bool:
+    """Whether this is a file that `write_atomically` was interrupted in."""
+    return path.name.startswith(".") and path.name.endswith(_PARTIAL)
 
 
 class RunFolder:
@@ -71,18 +79,18 @@ class RunFolder:
     def _open(self) -> bool:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            names = {one.name for one in self.path.iterdir() if not one.name.endswith(".partial")}
+            names = {one.name for one in self.path.iterdir() if not _is_partial(one)}
         except OSError as error:
             raise FolderError(
                 f"cannot use '{self.path}' as the output folder: {error.strerror}", "Choose another --out."
             ) from error
+        if names:
+            self._check_own(names)
+        for left in filter(_is_partial, list(self.path.iterdir())):
+            left.unlink(missing_ok=True)
         if not names:
             write_text(self.path / RUN, json.dumps(self.claim, indent=2) + "\n")
-            return False
-        self._check_own(names)
-        for left in self.path.glob(".*.partial"):
-            left.unlink(missing_ok=True)
-        return True
+        return bool(names)
 
     def _check_own(self, names: set[str]) -> None:
         if RUN not in names:
@@ -93,12 +101,14 @@ class RunFolder:
             claim = json.loads((self.path / RUN).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise FolderError(f"'{self.path / RUN}' cannot be read: {error}", "Choose a new --out.") from error
+        if not isinstance(claim, dict) or not isinstance(claim.get("arguments"), dict):
+            raise FolderError(f"'{self.path / RUN}' was not written by Shoal", "Choose a new --out.")
         ours = json.loads(json.dumps(self.claim))
         if claim.get("command") != ours["command"]:
             raise FolderError(
                 f"'{self.path}' holds an unfinished run of `shoal {claim.get('command')}`", "Choose a new --out."
             )
-        theirs = claim.get("arguments", {})
+        theirs = claim["arguments"]
         other = [key for key in {*theirs, *ours["arguments"]} if theirs.get(key) != ours["arguments"].get(key)]
         if other:
             said = ", ".join(f"{key} was {theirs.get(key)!r}" for key in sorted(other)[:4])

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import nn
 
-from shoal.errors import FolderError, SpecError
+from shoal.errors import FolderError, ModelRaisedError, SpecError
 from shoal.plan import Plan, read_plan
 from shoal.record import Record
 from shoal.sources import load_model
@@ -40,20 +40,41 @@ def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None =
     """
     path = Path(folder)
     plan = read_folder_plan(path)
-    if isinstance(model, nn.Module):
-        original = model
-    elif model is not None:
-        original = model()
-    elif plan.model is not None:
-        original = load_model(plan.model).model
-    else:
-        raise SpecError(
-            f"'{path}' does not know the factory of its network",
-            "Call load(folder, model=...) with the original network.",
-        )
-    cut = apply(original.to("cpu"), plan)
+    cut = apply(_original(path, plan, model), plan).to("cpu")
     restore_weights(cut, path / WEIGHTS)
     return cut.eval()
+
+
+def _original(path: Path, plan: Plan, given: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+    if isinstance(given, nn.Module):
+        return given
+    if given is not None:
+        return _called(given)
+    hint = "Call load(folder, model=...) with the original network or its factory."
+    if plan.model is None:
+        raise SpecError(f"'{path}' does not know the factory of its network", hint)
+    try:
+        return load_model(plan.model).model
+    except SpecError as error:
+        raise SpecError(
+            f"the network of '{path}' cannot be made again from '{plan.model}': {error.message}", hint
+        ) from error
+
+
+def _called(factory: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        made = factory()
+    except Exception as error:
+        raise ModelRaisedError(
+            f"the factory given as model= raised {type(error).__name__}: {error}",
+            "Give a function without arguments that returns the original network.",
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise SpecError(
+            f"the factory given as model= returned {type(made).__name__}, not a torch.nn.Module",
+            "Give the original network, or a function without arguments that returns it.",
+        )
+    return made
 
 
 def read_folder_plan(path: Path) -> Plan:

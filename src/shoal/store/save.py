@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,7 +18,14 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """The whole state dict, tied tensors once for each name, as safetensors."""
     state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state.items()}
-    write_atomically(path, lambda temporary: save_file(plain, str(temporary), metadata={"format": "pt"}))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(plain, str(temporary), metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk comes as one of these
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
 
 
 def restore_weights(model: nn.Module, path: Path) -> None:
@@ -52,10 +60,8 @@ def restore_weights(model: nn.Module, path: Path) -> None:
 
 def _retype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
     owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    old = getattr(module, leaf)
-    fresh = old.to(dtype)
-    setattr(module, leaf, nn.Parameter(fresh, old.requires_grad) if isinstance(old, nn.Parameter) else fresh)
+    tensor = getattr(model.get_submodule(owner), leaf)
+    tensor.data = tensor.data.to(dtype)  # the tensor stays the same object, so that tied weights stay tied
 
 
 def save(folder: Path, model: nn.Module, plan: Plan, record: Record | None = None) -> None:

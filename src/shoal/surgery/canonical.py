@@ -83,7 +83,7 @@ class Canonical:
             return []
         op = self.trace.ops[info.producer]
         same = self._same_as(op, value)
-        return [same] if same is not None else op.inputs
+        return [same] if same is not None else [*op.inputs, *_overwritten(op, value)]
 
     def _make(self, value: int) -> str:
         info = self.trace.values[value]
@@ -99,7 +99,8 @@ class Canonical:
             self._say(op, same)
             return self.digests[same]
         name, args, kwargs = _normalised(op)
-        return _digest(name, self._written((args, kwargs)), str(op.outputs.index(value)))
+        before = [self.digests[one] for one in _overwritten(op, value)]
+        return _digest(name, self._written((args, kwargs)), str(op.outputs.index(value)), *before)
 
     def _same_as(self, op: Op, value: int) -> int | None:
         """The input that this operation hands through unchanged, if it does."""
@@ -151,6 +152,13 @@ class Canonical:
         if isinstance(item, Opaque):
             return item.kind
         return getattr(item, "__qualname__", None) or repr(item)
+
+
+def _overwritten(op: Op, value: int) -> list[int]:
+    """What stood in the memory of `value` before an operation on another tensor changed it, if one did."""
+    position = op.outputs.index(value)
+    changed = op.changed[position : position + 1]
+    return [one for one in changed if one not in op.inputs]
 
 
 def content_digest(tensor: Tensor) -> str:

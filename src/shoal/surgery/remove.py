@@ -8,9 +8,9 @@ from torch import nn
 from shoal.batches import Batch, as_batch, call, device_of, logits_of
 from shoal.blocks import Anatomy, Chain, dissect
 from shoal.errors import ShoalError, SurgeryError, UnknownBlockError, did_you_mean
-from shoal.plan import Plan, check_signature
+from shoal.plan import Plan, check_signature, check_state
 from shoal.preserve import evaluating
-from shoal.surgery.signature import example_of, signature_of
+from shoal.surgery.signature import example_of, signature_of, state_of
 
 
 def check_removable(chain: Chain, paths: Sequence[str]) -> None:
@@ -70,6 +70,7 @@ def apply(model: nn.Module, plan: Plan, example: object = None) -> nn.Module:
     Raises:
         PlanError: the plan was made for another network; says what differs.
     """
+    check_state(plan, state_of(model))
     batch = as_batch(example) if example is not None else example_of(plan.inputs).to(device_of(model))
     anatomy = dissect(copy.deepcopy(model), batch)
     check_signature(plan, signature_of(anatomy.model, anatomy.chain))

@@ -11,15 +11,19 @@ from shoal.plan import InputSpec, Signature
 
 def signature_of(model: nn.Module, chain: Chain) -> Signature:
     """The names, dtypes and shapes of the state dict, and one line a block."""
-    state = {
+    lines = [
+        f"{block.path}:{block.kind}:{block.shortcut}:{list(block.in_shape)}->{list(block.out_shape)}" for block in chain
+    ]
+    return Signature(state=state_of(model), chain=lines)
+
+
+def state_of(model: nn.Module) -> dict[str, str]:
+    """Name to 'dtype[shape]' for every tensor of the state dict."""
+    return {
         name: f"{_dtype_name(tensor.dtype)}[{','.join(map(str, tensor.shape))}]"
         for name, tensor in model.state_dict().items()
         if isinstance(tensor, Tensor)
     }
-    lines = [
-        f"{block.path}:{block.kind}:{block.shortcut}:{list(block.in_shape)}->{list(block.out_shape)}" for block in chain
-    ]
-    return Signature(state=state, chain=lines)
 
 
 def input_specs(batch: Batch) -> list[InputSpec]:

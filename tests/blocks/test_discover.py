@@ -1,0 +1,440 @@
+from dataclasses import dataclass, field
+
+import networks
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from shoal.blocks import dissect, trace
+from shoal.batches import Batch, as_batch
+from shoal.errors import ModelRaisedError, NonFiniteError, TraceError
+
+IMAGES = (2, 3, 64, 64)
+NO_SHORTCUT = "it has no shortcut: nothing would be left of it"
+
+
+def torchvision(name, **kwargs):
+    def make():
+        models = pytest.importorskip("torchvision").models
+        return models.get_model(name, weights=None, **kwargs)
+
+    return make
+
+
+def timm(name):
+    return lambda: pytest.importorskip("timm").create_model(name)
+
+
+def transformers(config, model, **kwargs):
+    def make():
+        library = pytest.importorskip("transformers")
+        return getattr(library, model)(getattr(library, config)(**kwargs))
+
+    return make
+
+
+def tokens():
+    return {"input_ids": torch.randint(0, 50, (2, 7))}
+
+
+@dataclass
+class Expected:
+    make: object
+    example: object
+    shortcuts: str  # i identity, r reshape, p projection, - none
+    stages: str
+    first: str
+    last: str
+    ends: tuple  # shape of the stream before the first and behind the last block
+    activation: str | None = None
+    units: int = 1
+    reasons: dict = field(default_factory=dict)
+
+
+def images():
+    return torch.randn(IMAGES)
+
+
+FIFTY = {"shortcuts": "piipiiipiiiiipii", "stages": "1112222333333444"}
+SMALL = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+TWENTY = Expected(
+    networks.resnet20,
+    lambda: torch.randn(2, 3, 32, 32),
+    "iiiriirii",
+    "111222333",
+    "layer1.0",
+    "layer3.2",
+    ((16, 32, 32), (64, 8, 8)),
+    "relu",
+)
+RESNET50 = Expected(
+    torchvision("resnet50"), images, **FIFTY, first="layer1.0", last="layer4.2", ends=((64, 16, 16), (2048, 2, 2))
+)
+
+TABLE = {
+    "cifar": TWENTY,
+    "resnet18": Expected(
+        torchvision("resnet18"),
+        images,
+        "iipipipi",
+        "11223344",
+        "layer1.0",
+        "layer4.1",
+        ((64, 16, 16), (512, 2, 2)),
+        "relu",
+    ),
+    "resnet50": Expected(**{**vars(RESNET50), "activation": "relu"}),
+    "wide_resnet50_2": Expected(**{**vars(RESNET50), "make": torchvision("wide_resnet50_2"), "activation": "relu"}),
+    "resnext50": Expected(**{**vars(RESNET50), "make": torchvision("resnext50_32x4d"), "activation": "relu"}),
+    "mobilenet_v2": Expected(
+        torchvision("mobilenet_v2"),
+        images,
+        "--i-ii-iii-ii-ii-",
+        "12233344445556667",
+        "features.1",
+        "features.17",
+        ((32, 32, 32), (320, 2, 2)),
+        reasons={f"features.{i}": NO_SHORTCUT for i in (1, 2, 4, 7, 11, 14, 17)},
+    ),
+    "vit_b_16": Expected(
+        torchvision("vit_b_16", image_size=64),
+        images,
+        "i" * 12,
+        "1" * 12,
+        "encoder.layers.encoder_layer_0",
+        "encoder.layers.encoder_layer_11",
+        ((17, 768), (17, 768)),
+        units=2,
+    ),
+    "timm resnet26": Expected(
+        timm("resnet26"),
+        images,
+        "pipipipi",
+        "11223344",
+        "layer1.0",
+        "layer4.1",
+        ((64, 16, 16), (2048, 2, 2)),
+        "relu",
+    ),
+    "timm resnetv2_50": Expected(
+        **{**vars(RESNET50), "make": timm("resnetv2_50"), "first": "stages.0.blocks.0", "last": "stages.3.blocks.2"}
+    ),
+    "module list": Expected(
+        networks.PreactNet,
+        lambda: torch.randn(2, 1, 6, 6),
+        "iiii",
+        "1111",
+        "blocks.0",
+        "blocks.3",
+        ((8, 6, 6), (8, 6, 6)),
+    ),
+    "numbered attributes": Expected(
+        networks.NumberedNet, lambda: torch.randn(2, 4), "iii", "111", "block1", "block3", ((8,), (8,))
+    ),
+    "shared": Expected(
+        networks.SharedNet,
+        lambda: torch.randn(2, 4, 5, 5),
+        "iiii",
+        "1111",
+        "first",
+        "blocks.3",
+        ((4, 5, 5), (4, 5, 5)),
+        reasons={"blocks.0": "it is called 2 times, so it cannot go in one place and stay in another"},
+    ),
+    "torch encoder": Expected(
+        networks.PostNormNet,
+        lambda: torch.randn(2, 5, 8),
+        "iii",
+        "111",
+        "encoder.layers.0",
+        "encoder.layers.2",
+        ((5, 8), (5, 8)),
+        "layer_norm",
+        units=2,
+        reasons={
+            "encoder.layers.0": "the network does not run without it: 'Remainder' object has no attribute 'self_attn'"
+        },
+    ),
+    "llama": Expected(
+        transformers("LlamaConfig", "LlamaForCausalLM", num_key_value_heads=1, **SMALL),
+        tokens,
+        "iii",
+        "111",
+        "model.layers.0",
+        "model.layers.2",
+        ((7, 16), (7, 16)),
+        units=2,
+    ),
+    "gpt2": Expected(
+        transformers(
+            "GPT2Config",
+            "GPT2LMHeadModel",
+            vocab_size=50,
+            n_positions=16,
+            n_embd=16,
+            n_layer=3,
+            n_head=2,
+            bos_token_id=0,
+            eos_token_id=0,
+        ),
+        tokens,
+        "iii",
+        "111",
+        "transformer.h.0",
+        "transformer.h.2",
+        ((7, 16), (7, 16)),
+        units=2,
+    ),
+    "bert": Expected(
+        transformers("BertConfig", "BertForSequenceClassification", max_position_embeddings=16, **SMALL),
+        tokens,
+        "iii",
+        "111",
+        "bert.encoder.layer.0",
+        "bert.encoder.layer.2",
+        ((7, 16), (7, 16)),
+        "layer_norm",
+        units=2,
+    ),
+}
+LETTERS = {"identity": "i", "reshape": "r", "projection": "p", None: "-"}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_chain_of_a_known_network(name):
+    expected = TABLE[name]
+    chain = trace(expected.make(), expected.example())
+    residual = [block for block in chain if block.shortcut]
+    assert "".join(LETTERS[block.shortcut] for block in chain) == expected.shortcuts
+    assert "".join(str(block.stage) for block in chain) == expected.stages
+    assert (chain.paths[0], chain.paths[-1]) == (expected.first, expected.last)
+    assert (chain.blocks[0].in_shape, chain.blocks[-1].out_shape) == expected.ends
+    assert {block.activation for block in residual} == {expected.activation}
+    assert {len(block.units) for block in residual} == {expected.units}
+    assert {block.path: block.reason for block in chain if not block.removable} == expected.reasons
+    assert all((block.reason is None) == block.removable for block in chain)
+    assert all(block.params > 0 for block in chain)
+    assert chain.note is None
+    for one, following in zip(chain.blocks, chain.blocks[1:], strict=False):
+        assert one.out_shape == following.in_shape or name == "shared"
+
+
+def test_the_branch_of_a_block_is_told_from_its_projection():
+    block = trace(TABLE["resnet18"].make(), images())["layer2.0"]
+    assert block.branch == tuple(f"layer2.0.{part}" for part in ("conv1", "bn1", "conv2", "bn2"))
+    assert block.shortcut == "projection"
+
+
+def test_the_activation_may_go_where_the_stream_is_never_negative():
+    chain = trace(networks.CifarResNet(2), torch.randn(1, 3, 8, 8))
+    assert all("never negative" in block.tail for block in chain)
+    preact = trace(networks.PreactNet(), torch.randn(1, 1, 6, 6))
+    assert all(block.tail is None for block in preact)
+
+
+def test_units_know_where_they_stand():
+    chain = trace(networks.NumberedNet(), torch.randn(2, 4))
+    (unit,) = chain["block1"].units
+    assert (unit.addition, unit.stream_first, unit.path) == (1, False, "block1")  # addition 0 is the GELU's
+    attention, mlp = trace(TABLE["bert"].make(), tokens())["bert.encoder.layer.1"].units
+    assert attention.path == "bert.encoder.layer.1.attention"
+    assert all("attention" in path for path in attention.branch)
+    assert not any("attention" in path for path in mlp.branch)
+
+
+def test_a_plain_chain_says_so():
+    chain = trace(networks.PlainNet(), torch.randn(1, 1, 8, 8))
+    assert len(chain) == 0
+    assert "no residual block" in chain.note
+
+
+def plus(self, x):
+    return x + self.fc(x)
+
+
+class Stranger(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.call = forward
+
+    def forward(self, *args, **kwargs):
+        return self.call(self, *args, **kwargs)
+
+
+class Net(nn.Module):
+    """Three strange blocks in a row, and how they are called."""
+
+    def __init__(self, forward, call=lambda block, x: block(x)):
+        super().__init__()
+        self.blocks = nn.ModuleList(Stranger(forward) for _ in range(3))
+        self.head = nn.Linear(4, 2)
+        self.call = call
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = self.call(block, x)
+        return self.head(x)
+
+
+def masked(self, hidden_states, mask=None):
+    return hidden_states + self.fc(hidden_states) * mask
+
+
+def with_aux(self, x):
+    f = self.fc(x)
+    return x + f, f.mean()
+
+
+@pytest.mark.parametrize(
+    ("forward", "call"),
+    [
+        (plus, lambda block, x: block(x)),
+        (masked, lambda block, x: block(hidden_states=x, mask=torch.ones(4))),
+        (masked, lambda block, x: block(x, mask=torch.ones(4))),
+        (lambda self, x: (plus(self, x),), lambda block, x: block(x)[0]),
+        (lambda self, x: [plus(self, x), None], lambda block, x: block(x)[0]),
+        (lambda self, x: {"x": plus(self, x), "flag": True}, lambda block, x: block(x)["x"]),
+        (with_aux, lambda block, x: block(x)[0]),
+    ],
+    ids="plain keywords mixed tuple list dict unread".split(),
+)
+def test_blocks_may_be_called_and_answer_as_they_like(forward, call):
+    chain = trace(Net(forward, call), torch.randn(2, 4))
+    assert [block.removable for block in chain] == [True] * 3
+
+
+class ReadsElsewhere(Net):
+    def forward(self, x):
+        total = 0
+        for block in self.blocks:
+            x, aux = block(x)
+            total = total + aux
+        return self.head(x) + total
+
+
+def test_a_second_output_that_is_read_keeps_the_block():
+    chain = trace(ReadsElsewhere(with_aux), torch.randn(2, 4))
+    assert {block.reason for block in chain} == {"it has a second output that is read elsewhere"}
+    assert "no removable block" in chain.note
+
+
+def test_a_second_output_that_the_network_returns_keeps_the_block():
+    class Returns(Net):
+        def forward(self, x):
+            x, aux = self.blocks[0](x)
+            return self.head(x), aux
+
+    (block,) = trace(Returns(with_aux), torch.randn(2, 4))
+    assert block.reason == "it has a second output that is read elsewhere"
+
+
+def test_a_tensor_smuggled_out_of_a_block_keeps_it():
+    def smuggling(self, x):
+        self.kept = self.fc(x)
+        return x + self.kept
+
+    class Reads(Net):
+        def forward(self, x):
+            x = self.blocks[0](x)
+            return self.head(x) + self.blocks[0].kept.mean()
+
+    (block,) = trace(Reads(smuggling), torch.randn(2, 4))
+    assert block.reason == "what is computed inside it is read elsewhere"
+
+
+def test_a_result_that_python_cannot_write_down_keeps_the_block():
+    chain = trace(Net(lambda self, x: (plus(self, x), {1}), lambda block, x: block(x)[0]), torch.randn(2, 4))
+    assert {block.reason for block in chain} == {"it returns a set"}
+
+
+def test_an_addition_in_the_forward_of_the_network_is_listed():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.a(x)
+            return x + self.b(x)
+
+    (block,) = trace(Flat(), torch.randn(2, 4))
+    assert (block.path, block.removable) == ("", False)
+    assert "in the forward of the whole network" in block.reason
+
+
+def test_a_batch_size_written_into_a_shortcut_is_noticed():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return x.view(x.shape[0], 2, 2).transpose(1, 2).reshape(x.shape[0], 4) + self.fc(x)
+
+    chain = trace(nn.Sequential(Fixed(), Fixed()), torch.randn(2, 4))
+    assert all(block.reason.startswith("the network does not run without it") for block in chain)
+    assert dissect(nn.Sequential(Fixed(), Fixed()), Batch((torch.randn(2, 4),))).remainders == {}
+
+
+def test_one_block_that_is_asked_for_its_parts_does_not_hold_the_rest():
+    class Asking(Net):
+        def forward(self, x):
+            x = x * self.blocks[1].fc.weight.abs().max()
+            for block in self.blocks:
+                x = block(x)
+            return self.head(x)
+
+    chain = trace(Asking(plus), torch.randn(2, 4))
+    assert [block.removable for block in chain] == [True, False, True]
+    assert "has no attribute 'fc'" in chain["blocks.1"].reason
+
+
+def test_two_branches_beside_one_stream_are_two_units():
+    class Parallel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return x + self.a(x) + self.b(x)
+
+    net = nn.Sequential(nn.Linear(4, 4), Parallel(), Parallel())
+    chain = trace(net, torch.randn(2, 4))
+    assert [len(block.units) for block in chain] == [2, 2]
+    assert isinstance(dissect(net, as_batch(torch.randn(2, 4))).remainders["1"], nn.Identity)
+
+
+def test_the_network_itself_may_be_in_training_and_branch_on_its_input():
+    class Branching(networks.NumberedNet):
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else -x)
+
+    assert len(trace(Branching().train(), torch.randn(2, 4)).removable) == 3
+
+
+def test_broken_weights_are_named_before_anything_runs():
+    net = networks.NumberedNet()
+    with torch.no_grad():
+        net.block2.fc1.weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"1 of 128 values of 'block2\.fc1\.weight'"):
+        trace(net, torch.randn(2, 4))
+
+
+def test_what_a_model_raises_names_the_shape_it_was_given():
+    with pytest.raises(ModelRaisedError, match=r"shape \(2, 5\) torch.float32"):
+        trace(networks.NumberedNet(), torch.randn(2, 5))
+
+
+def test_a_network_that_ignores_its_input_is_refused():
+    with pytest.raises(TraceError, match="depends on its input"):
+        trace(Stranger(lambda self, x: self.fc(torch.ones(4))), torch.randn(2, 4))
+
+
+def test_functional_dropout_and_relu_after_the_addition_are_named():
+    def forward(self, x):
+        return F.dropout(F.gelu(x + self.fc(x)), 0.1, self.training)
+
+    chain = trace(Net(forward), torch.randn(2, 4))
+    assert {block.activation for block in chain} == {"gelu"}
