@@ -173,6 +173,128 @@ class Record(Value):
     created: str
 
 
+Verdict = Literal["trivial", "non-trivial", "undecided"]
+
+
+class Ablation(Value):
+    """What one ablation does, against the whole network on the same samples; differences positive = worse.
+
+    `changed` is the fraction of samples whose answer changed; `n` is less than the baseline's where the ablation was
+    clear early (`--fast`). `loss` is the cross-entropy in nats, or the divergence from the network where there are no
+    labels. Intervals are 95 %, paired, one comparison each; `familywise` is the verdict that still stands when all
+    comparisons of the scan are to hold together (Bonferroni).
+    """
+
+    n: int
+    loss: float
+    top1: float | None = None
+    kl: float
+    changed: float
+    top1_drop: float | None = None
+    top1_drop_interval: Interval | None = None
+    loss_increase: float
+    loss_increase_interval: Interval
+    verdict: Verdict
+    familywise: Verdict
+
+
+class ScannedBlock(Value):
+    """One residual block: its ablations by name (`block`, `branch`, `mean`, `unit:0`, ...) and its scores by name."""
+
+    path: str
+    kind: str
+    stage: int
+    shortcut: str
+    in_shape: list[int]
+    out_shape: list[int]
+    params: int
+    removable: bool
+    reason: str | None = None
+    ablations: dict[str, Ablation] = Field(default_factory=dict)
+    scores: dict[str, float] = Field(default_factory=dict)
+
+
+class ScannedLayer(Value):
+    """One convolution or linear layer with its kernel set to zero; `changes_channels` where in and out differ."""
+
+    path: str
+    kind: str
+    block: str | None
+    in_channels: int
+    out_channels: int
+    changes_channels: bool
+    params: int
+    ablations: dict[str, Ablation]
+
+
+class ScoreQuality(Value):
+    """How well a score orders the blocks: Spearman's rank correlation with the damage of the true ablation."""
+
+    name: str
+    source: str
+    high_means: Literal["keep", "remove"]
+    correlation: float | None
+    correlation_interval: Interval | None = None
+    blocks: int
+
+
+class ChannelClaim(Value):
+    """Do the layers that matter concentrate where the number of channels changes (arXiv:2009.09938)?
+
+    Counts of layers by verdict among those that change the number of channels and the others; `p_value` is Fisher's
+    exact test, two-sided, of non-trivial against the rest; None where a group is empty.
+    """
+
+    changing: dict[Verdict, int]
+    others: dict[Verdict, int]
+    p_value: float | None
+    sentence: str
+
+
+class Baseline(Value):
+    """The whole network on the data of the scan."""
+
+    top1: float | None
+    top1_interval: Interval | None = None
+    loss: float | None
+    n: int
+    split: str
+
+
+class SecondData(Value):
+    """The same ablations on a second data set: where the verdicts part."""
+
+    data: str
+    baseline: Baseline
+    blocks: list[ScannedBlock]
+    layers: list[ScannedLayer]
+    differing: list[str]
+
+
+class ScanRecord(Value):
+    """One run of `scan`: what every block, branch and layer is worth."""
+
+    schema_version: int = 1
+    command: str
+    model: str
+    data: str
+    seed: int
+    tolerance: float
+    metric: Literal["top1", "loss", "kl"]
+    comparisons: int
+    baseline: Baseline
+    blocks: list[ScannedBlock]
+    layers: list[ScannedLayer]
+    scores: list[ScoreQuality]
+    claim: ChannelClaim | None = None
+    also: SecondData | None = None
+    partly_measured: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+    machine: Machine
+    seconds: float
+    created: str
+
+
 def summary_of(record: Record, out: str) -> dict[str, Any]:
     """The short form that `shoal compress --json` prints."""
     return {

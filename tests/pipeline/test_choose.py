@@ -1,11 +1,11 @@
 import copy
 import json
 
-import networks
 import pytest
 import torch
 from torch import nn
 
+import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.errors import NotReachedError, SurgeryError, UnknownBlockError, UsageError
@@ -41,7 +41,10 @@ class Memory:
 
 
 def chooser(model, data=None, validation=None, goal=None, **more):
-    data = data or [Batch((images(),), target=torch.arange(16) % 10), Batch((images(seed=1),), target=torch.arange(16) % 10)]
+    data = data or [
+        Batch((images(),), target=torch.arange(16) % 10),
+        Batch((images(seed=1),), target=torch.arange(16) % 10),
+    ]
     return Chooser(dissect(model, data[0]), goal or Goal(remove=2), data, validation or data, **more)
 
 
@@ -200,7 +203,9 @@ def test_named_blocks_go_in_the_order_of_the_chain():
     with pytest.raises(SurgeryError, match="is named twice"):
         chooser(preact(), goal=Goal(blocks=("blocks.1", "blocks.1"))).choose()
     with pytest.raises(SurgeryError, match="cannot be removed"):
-        chooser(networks.SharedNet().eval(), [Batch((torch.randn(2, 4, 8, 8),))], goal=Goal(blocks=("blocks.0",))).choose()
+        chooser(
+            networks.SharedNet().eval(), [Batch((torch.randn(2, 4, 8, 8),))], goal=Goal(blocks=("blocks.0",))
+        ).choose()
 
 
 def idle(model, *indices):
@@ -234,7 +239,7 @@ def test_exact_without_identities_names_the_five_nearest():
     assert [one.split(" ")[0] for one in nearest] == [f"blocks.{n}" for n in (4, 3, 2, 5, 6)]
     ratios = [float(one.split("(")[1].rstrip(")")) for one in nearest]
     assert ratios == sorted(ratios)
-    assert all(0 < ratio for ratio in ratios)
+    assert all(ratio > 0 for ratio in ratios)
 
 
 def scripted(monkeypatch, drops):
@@ -244,7 +249,13 @@ def scripted(monkeypatch, drops):
     def compare(_original, _other, split):
         drop = next(calls)
         return Comparison(
-            split=split, n=32, agreement=1 - abs(drop), agreement_interval=(0, 1), kl=0, kl_interval=(0, 0), top1_drop=drop
+            split=split,
+            n=32,
+            agreement=1 - abs(drop),
+            agreement_interval=(0, 1),
+            kl=0,
+            kl_interval=(0, 0),
+            top1_drop=drop,
         )
 
     monkeypatch.setattr(choose, "compare", compare)

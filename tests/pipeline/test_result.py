@@ -1,11 +1,11 @@
 import copy
 import json
 
-import networks
 import pytest
 import torch
 from torch import nn
 
+import networks
 from shoal.errors import FolderError
 from shoal.pipeline import Settings, compress, result
 from shoal.record import Record

@@ -1,12 +1,12 @@
 import copy
 import json
 
-import networks
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import networks
 import shoal
 from shoal.blocks import trace
 from shoal.errors import (
@@ -107,9 +107,10 @@ def test_the_network_is_left_as_it_was_when_it_raises_half_way():
     quick(model, data, remove=2)
     needed = 10**6 - Fragile.left
     assert needed > 20
-    for survived in (*range(0, 20), needed // 2):
+    for survived in (*range(20), needed // 2):
         Fragile.left = survived
-        with pytest.raises(ShoalError, match="no more today"):
+        # While Shoal tries the network without each block, a failure means that this block cannot go.
+        with pytest.raises(ShoalError, match="no more today|no removable block"):
             quick(model, data, remove=2)
         same(before, snapshot(model))
     Fragile.left = 0
@@ -149,7 +150,11 @@ def test_without_a_goal_one_point_may_go():
 
 def test_two_goals_are_refused_before_anything_runs():
     model = preact()
-    for goals in ({"remove": 1, "max_drop": 1.0}, {"exact": True, "remove": 1}, {"blocks": ["blocks.0"], "exact": True}):
+    for goals in (
+        {"remove": 1, "max_drop": 1.0},
+        {"exact": True, "remove": 1},
+        {"blocks": ["blocks.0"], "exact": True},
+    ):
         with pytest.raises(UsageError, match="give exactly one of remove, max_drop, blocks, exact"):
             quick(model, None, **goals)
     with pytest.raises(UsageError, match="remove is 0"):
@@ -385,9 +390,7 @@ def spoiled(value):
     ],
 )
 def test_nan_and_inf_are_refused(where, value):
-    data = {
-        name: [make(value) if make is spoiled else make() for make in parts] for name, parts in where.items()
-    }
+    data = {name: [make(value) if make is spoiled else make() for make in parts] for name, parts in where.items()}
     with pytest.raises(NonFiniteError, match="NaN or Inf"):
         quick(preact(), data.pop("calibration"), remove=1, **data)
 

@@ -5,12 +5,12 @@ import sys
 import warnings
 import zipfile
 
-import networks
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import networks
 from shoal.batches import Batch
 from shoal.errors import ExportError, FolderError
 from shoal.pipeline import Settings, compress

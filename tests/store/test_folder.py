@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import networks
 import pytest
 
+import networks
 from shoal.errors import FolderError
 from shoal.store.folder import PROGRESS, RECORD, RUN, RunFolder, write_atomically, write_text
 

@@ -7,12 +7,12 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import networks
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import networks
 import shoal
 from shoal.batches import Batch
 from shoal.errors import FolderError, ModelRaisedError, PlanError, SpecError, UnknownBlockError, WeightsError

@@ -3,13 +3,13 @@ import json
 import subprocess
 import sys
 
-import networks
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import networks
 from shoal.errors import WeightsError
 from shoal.plan import InputSpec, Plan, Signature, read_plan
 from shoal.store.folder import PLAN, RECORD, WEIGHTS

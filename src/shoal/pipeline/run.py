@@ -11,7 +11,7 @@ from torch import nn
 
 from shoal.batches import Batch, batches, device_of
 from shoal.blocks import Anatomy, Chain, dissect
-from shoal.errors import DataError
+from shoal.errors import DataError, SurgeryError, UsageError
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.pipeline.choose import Choice, Chooser, Goal, Journal, NoJournal, Progress
 from shoal.pipeline.result import Result
@@ -40,6 +40,11 @@ class Settings:
     validation_images: int = 2048
     channels_last: bool = False
     latency_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("images", "validation_images", "latency_seconds"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected more than 0", "Leave it out.")
 
 
 def compress(
@@ -103,7 +108,7 @@ def compress(
     example = chosen_on[0].take(2)
 
     progress("tracing", 0, 1)
-    anatomy = dissect(copy.deepcopy(model).eval(), example)
+    anatomy = dissect(_copied(model).eval(), example)
     choice = Chooser(anatomy, goal, chosen_on, judged_on, damage, journal or NoJournal(), progress).choose()
     cut = remove_blocks(model, example, choice.removed).eval()
     plan = Plan(
@@ -130,6 +135,16 @@ def compress(
         ),
         example,
     )
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise SurgeryError(
+            f"{type(model).__name__} cannot be copied: {error}",
+            "Shoal works on a copy: take out of the network what copy.deepcopy refuses.",
+        ) from error
 
 
 def _measure(anatomy: Anatomy, cut: nn.Module, loader: Iterable[Any], choice: Choice, settings: Settings) -> Record:

@@ -149,7 +149,7 @@ def _indexed(data: Any) -> Any:
 def _holds_samples(data: Any) -> bool:
     """Whether a list holds samples `(x, label)` with a single label each, rather than mini-batches."""
     first = data[0] if data else None
-    if not isinstance(first, (tuple, list)) or len(first) != 2:
+    if not isinstance(first, (tuple, list)) or len(first) != 2 or not hasattr(first[0], "shape"):
         return False
     label = first[1]
     return isinstance(label, (int, float)) or getattr(label, "shape", None) == ()

@@ -60,7 +60,7 @@ class Canonical:
             return f"the network decides in Python by the values of tensors ({self.trace.escapes[0]})"
         if self.trace.unseen:
             return "a tensor appears in the run that no torch function made"
-        random = next((op.name for op in self.trace.ops if plain_name(op.name) in _RANDOM), None)
+        random = next((op.name for op in self.trace.ops if _draws(op)), None)
         return f"the network draws random numbers ({random})" if random else None
 
     def of(self, value: int) -> str:
@@ -190,6 +190,11 @@ def _normalised(op: Op) -> tuple[str, Any, Any]:
     kwargs = {key: part for key, part in op.kwargs.items() if key not in ("inplace", "out")}
     args = op.args[:1] if name == "relu" else op.args
     return name, args, kwargs
+
+
+def _draws(op: Op) -> bool:
+    name = plain_name(op.name)
+    return name in _RANDOM or (name in DROPOUT and _training(op))
 
 
 def _training(op: Op) -> bool:

@@ -41,7 +41,10 @@ def remove_blocks_(anatomy: Anatomy, paths: Sequence[str]) -> nn.Module:
     """
     check_removable(anatomy.chain, paths)
     for path in paths:
-        anatomy.model.set_submodule(path, anatomy.remainders[path], strict=True)
+        block, remainder = anatomy.model.get_submodule(path), anatomy.remainders[path]
+        if all(part is not remainder for part in block.modules()):  # parts of the block have their own mode
+            remainder.training = block.training
+        anatomy.model.set_submodule(path, remainder, strict=True)
     return anatomy.model
 
 
