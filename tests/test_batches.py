@@ -91,9 +91,9 @@ def test_the_device_is_that_of_the_first_tensor():
 
 
 def test_an_exception_of_the_model_comes_back_with_the_shape_and_its_cause():
-    with pytest.raises(ModelRaisedError, match=r"raised RuntimeError on an input of shape \(3, 4\) torch.float32") as one:
+    with pytest.raises(ModelRaisedError, match=r"raised RuntimeError on .* shape \(3, 4\) torch.float32") as caught:
         call(nn.Linear(5, 2), as_batch(X))
-    assert isinstance(one.value.__cause__, RuntimeError)
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_our_own_errors_and_interrupts_pass_through_a_model():

@@ -40,9 +40,7 @@ def record(**changes):
     comparison = Comparison(
         split="test", n=100, agreement=0.99, agreement_interval=(0.9, 1.0), kl=0.01, kl_interval=(0.0, 0.02)
     )
-    machine = Machine(
-        device="cpu", processor="x", cores=2, threads=1, system="Linux", python="3", torch="2", shoal="0"
-    )
+    machine = Machine(device="cpu", processor="x", cores=2, threads=1, system="Linux", python="3", torch="2", shoal="0")
     certificate = Certificate(
         verdict="different", max_abs_diff=float("inf"), where="sample 0", tolerance=0.1, n=100, bitwise=False
     )

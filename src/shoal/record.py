@@ -165,6 +165,8 @@ class Record(Value):
     certificate: Certificate
     removed: list[str]
     replaced: list[str] = Field(default_factory=list)
+    folded: list[str] = Field(default_factory=list)
+    fold_deviation: float | None = None
     blocks: list[BlockRecord]
     steps: list[Step] = Field(default_factory=list)
     machine: Machine

@@ -1,13 +1,13 @@
 from dataclasses import dataclass, field
 
-import networks
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shoal.blocks import dissect, trace
+import networks
 from shoal.batches import Batch, as_batch
+from shoal.blocks import dissect, trace
 from shoal.errors import ModelRaisedError, NonFiniteError, TraceError
 
 IMAGES = (2, 3, 64, 64)

@@ -1,12 +1,12 @@
 import copy
 
-import networks
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.blocks.prefix import Prefix
@@ -125,9 +125,11 @@ def test_removal_from_memory_is_bitwise_physical_removal(name):
 
 
 @pytest.mark.parametrize("name", ["cifar", "overwriting", "pre-activation", "tokens"])
-def test_blocks_that_are_gone_already_stay_gone(name):
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_blocks_that_are_gone_already_stay_gone(name, place):
     anatomy, batch = prepared(name)
-    gone, *rest = anatomy.remainders
+    rest = list(anatomy.remainders)
+    gone = rest.pop(place)
     prefix = Prefix(anatomy, {gone: anatomy.remainders[gone].forward})
     with evaluating(anatomy.model):
         assert torch.equal(logits(prefix.capture(batch)), physically(anatomy, batch, [gone]))
@@ -163,7 +165,7 @@ def test_another_module_may_stand_anywhere_in_a_tile():
     assert prefix.tile_of("layer2.1.conv2") == "layer2.1"
     with evaluating(net):
         prefix.capture(batch)
-        found = prefix.run("layer2.1", {conv: lambda x: torch.zeros_like(x)})
+        found = prefix.run("layer2.1", {conv: torch.zeros_like})
         kept, conv.weight.data = conv.weight.data, torch.zeros_like(conv.weight)
         assert torch.equal(found, net(*batch.args))
         conv.weight.data = kept

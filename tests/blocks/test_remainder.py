@@ -1,11 +1,11 @@
 import copy
 
-import networks
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect, trace
 from shoal.blocks.remainder import Remainder
@@ -45,6 +45,19 @@ class Postactivated(nn.Module):
         return self.relu(out)
 
 
+class InPlace(nn.Module):
+    """Everything after the addition is written into its result."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        out = self.conv(x)
+        out += x
+        return F.relu_(out).mul_(2)
+
+
 def net_of(block, stem=None):
     stem = stem or nn.Conv2d(3, 4, 3, padding=1)
     return nn.Sequential(stem, block, nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
@@ -59,6 +72,7 @@ CASES = {
         "1",
         ["bn2"],
     ),
+    "identity, in place": (lambda: net_of(InPlace()), "1", ["conv"]),
     "reshape": (lambda: net_of(networks.CifarBlock(4, 8, 2)), "1", ["bn2"]),
     "projection": (lambda: net_of(Postactivated(4, 6, 2)), "1", ["bn2"]),
     "projection of the activated": (lambda: net_of(Projected()), "1", ["conv2"]),

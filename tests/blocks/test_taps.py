@@ -1,9 +1,9 @@
-import networks
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.blocks.taps import tapped

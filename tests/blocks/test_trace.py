@@ -1,12 +1,12 @@
 import gc
 import weakref
 
-import networks
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import networks
 from shoal.batches import Batch
 from shoal.blocks.operations import plain_name
 from shoal.blocks.trace import trace_run
@@ -85,7 +85,7 @@ def test_a_tensor_changed_in_place_gets_a_new_number():
     [
         lambda v: v.add_(1),
         lambda v: v.mul_(v),
-        lambda v: torch.relu_(v),
+        torch.relu_,
         lambda v: v.__setitem__(0, 7.0),
         lambda v: v.zero_(),
         lambda v: torch.add(v, 1, out=v),
@@ -122,7 +122,7 @@ def test_a_change_of_the_base_renumbers_its_views():
 
 def test_what_returns_its_input_is_no_operation():
     run = traced(lambda self, x: F.dropout((x + 1).contiguous().to(x.dtype), 0.5, training=False))
-    assert [plain_name(op.name) for op in run.ops][0] == "add"
+    assert next(plain_name(op.name) for op in run.ops) == "add"
     assert output_of(run) in run.ops[-1].outputs
 
 

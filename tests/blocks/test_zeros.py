@@ -1,4 +1,3 @@
-import networks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import networks
 from shoal.batches import Batch
 from shoal.blocks.trace import trace_run
 from shoal.blocks.zeros import zero_values

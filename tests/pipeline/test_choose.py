@@ -9,7 +9,7 @@ import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.errors import NotReachedError, SurgeryError, UnknownBlockError, UsageError
-from shoal.measure import kl_per_sample
+from shoal.measure import compare, kl_per_sample, predictions
 from shoal.pipeline import Goal, NoJournal, choose
 from shoal.pipeline.choose import Chooser, drop_of, without
 from shoal.record import Comparison
@@ -122,6 +122,19 @@ def test_every_step_takes_the_best_of_a_brute_force_sweep(make):
     assert found.removed == [path for path in one.anatomy.chain.paths if path in gone]
     assert len(found.steps) == count
     assert found.reached
+
+
+def test_every_step_is_judged_with_all_that_is_gone():
+    model = preact()
+    seen = [Batch((images(seed=7),), target=torch.arange(16) % 10)]
+    found = chooser(model, validation=seen, goal=Goal(remove=3)).choose()
+    gone = []
+    for step in found.steps:
+        gone.append(step.removed)
+        cut = remove_blocks(model, seen[0], gone).eval()
+        expected = compare(predictions(model, seen), predictions(cut, seen), "validation")
+        assert step.validation.kl == pytest.approx(expected.kl, abs=1e-6)
+        assert step.validation.agreement == expected.agreement
 
 
 class Rivals(nn.Module):

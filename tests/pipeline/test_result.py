@@ -45,7 +45,7 @@ def test_save_takes_an_empty_folder_but_no_other(preact, tmp_path):
     with pytest.raises(FolderError, match=r"is not empty\n.*Choose a new folder"):
         preact.save(tmp_path)
     assert [one.name for one in tmp_path.iterdir()] == ["notes.txt"]
-    with pytest.raises(FolderError, match="cannot use '.*notes.txt'"):
+    with pytest.raises(FolderError, match=r"cannot use '.*notes.txt'"):
         preact.save(tmp_path / "notes.txt")
     (tmp_path / "empty").mkdir()
     preact.save(str(tmp_path / "empty"))

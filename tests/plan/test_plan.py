@@ -76,8 +76,8 @@ def changed(**changes):
         (without("network"), "network: Field required"),
         (changed(schema_version=2), "schema_version: Input should be 1"),
         (changed(colour="red"), "colour: Extra inputs are not permitted"),
-        (changed(actions=[{"kind": "fold", "path": "a"}]), "actions.0.kind: Input should be 'remove'"),
-        (changed(actions=[{"kind": "remove"}]), "actions.0.path: Field required"),
+        (changed(actions=[{"kind": "bend", "path": "a"}]), r"actions\.0.*'remove'"),
+        (changed(actions=[{"kind": "remove"}]), r"actions\.0.*\.path: Field required"),
         (changed(inputs=[{"shape": "3", "dtype": "float32"}]), "inputs.0.shape: Input should be a valid array"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_long_list_of_differences_is_cut():
 
 def test_a_plan_for_another_network_is_refused():
     check_signature(PLAN, NETWORK)
-    with pytest.raises(PlanError, match="made for another network: 'a.weight' float32.* is missing"):
+    with pytest.raises(PlanError, match=r"made for another network: 'a.weight' float32.* is missing"):
         check_signature(PLAN, Signature(state={}, chain=[]))
 
 

@@ -1,12 +1,12 @@
 import copy
 import re
 
-import networks
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.surgery.canonical import Canonical, content_digest

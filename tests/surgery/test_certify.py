@@ -1,10 +1,10 @@
 import copy
 
-import networks
 import pytest
 import torch
 from torch import nn
 
+import networks
 from shoal.batches import Batch
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError, UsageError
 from shoal.surgery import certify, remove_blocks

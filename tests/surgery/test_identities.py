@@ -1,8 +1,8 @@
-import networks
 import pytest
 import torch
 from torch import nn
 
+import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.surgery import certify, remove_blocks, strict_identities

@@ -1,8 +1,8 @@
-import networks
 import pytest
 import torch
 from torch import nn
 
+import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect, trace
 from shoal.errors import PlanError, SurgeryError, UnknownBlockError
@@ -83,7 +83,7 @@ def test_a_wrong_name_is_refused_before_anything_changes(paths, error, said):
 def test_a_block_that_must_stay_is_refused_with_its_reason():
     net = networks.SharedNet()
     chain = trace(net, torch.randn(2, 4, 5, 5))
-    with pytest.raises(SurgeryError, match="'blocks.0' cannot be removed: it is called 2 times"):
+    with pytest.raises(SurgeryError, match=r"'blocks\.0' cannot be removed: it is called 2 times"):
         check_removable(chain, ["blocks.1", "blocks.0"])
     check_removable(chain, ["first", "blocks.1", "blocks.3"])
     check_removable(chain, [])
@@ -104,7 +104,7 @@ def test_a_network_that_does_not_bear_it_is_refused():
                 raise RuntimeError("one of two is needed")
             return super().forward(x)
 
-    with pytest.raises(SurgeryError, match="does not run without these blocks: .*one of two is needed|cannot be removed"):
+    with pytest.raises(SurgeryError, match=r"without these blocks: .*one of two is needed"):
         remove_blocks(Counting(), Batch((torch.randn(2, 4),)), ["block1", "block2"])
 
 
@@ -155,7 +155,7 @@ def test_a_plan_is_refused_where_only_the_code_differs():
     net, x = net_and_input()
     other, _ = net_and_input()
     other.layer1[1].__class__ = Unplugged
-    with pytest.raises(PlanError, match="stands where 'layer1.1:CifarBlock|blocks were traced"):
+    with pytest.raises(PlanError, match=r"stands where 'layer1\.1:CifarBlock"):
         apply(other, plan_for(net, x, ["layer2.1"]))
 
 

@@ -1,8 +1,8 @@
-import networks
 import pytest
 import torch
 from torch import nn
 
+import networks
 from shoal.batches import Batch
 from shoal.blocks import trace
 from shoal.errors import PlanError

@@ -76,16 +76,22 @@ class Prefix:
 
 
 def _tiles(anatomy: Anatomy) -> list[Call]:
-    """The blocks and the largest modules that hold no block, as far as they are called once, in the order they ran."""
+    """The blocks and the largest modules that hold none, as far as they are called once, in the order they ran.
+
+    A Sequential outside the blocks is opened up too, so that a plain chain has a tile for each of its layers.
+    """
     trace = anatomy.trace
+    blocks = {one.index for one in anatomy.calls.values()}
     holders = {outer.index for block in anatomy.calls.values() for outer in trace.enclosing(block.parent)}
-    counts: dict[int, int] = {}
-    for one in trace.calls:
-        counts[id(one.module)] = counts.get(id(one.module), 0) + 1
     tiles = []
     for one in trace.calls:
-        outermost = one.index not in holders and (one.parent < 0 or one.parent in holders)
-        if outermost and one.path and counts[id(one.module)] == 1:
+        if not one.path:
+            holders.add(one.index)
+        if one.parent not in holders or one.index in holders:
+            continue
+        if isinstance(one.module, nn.Sequential) and one.index not in blocks:
+            holders.add(one.index)
+        elif len(trace.calls_of(one.module)) == 1:
             tiles.append(one)
     return tiles
 

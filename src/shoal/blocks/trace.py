@@ -122,9 +122,16 @@ class Trace:
     constants: dict[int, Tensor] = field(default_factory=dict)
     unseen: list[int] = field(default_factory=list)
 
+    @cached_property
+    def _by_module(self) -> dict[int, list[Call]]:
+        found: dict[int, list[Call]] = {}
+        for one in self.calls:
+            found.setdefault(id(one.module), []).append(one)
+        return found
+
     def calls_of(self, module: nn.Module) -> list[Call]:
         """Every call of this very module."""
-        return [one for one in self.calls if one.module is module]
+        return self._by_module.get(id(module), [])
 
     @cached_property
     def readers(self) -> dict[int, list[int]]:

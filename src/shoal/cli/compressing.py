@@ -36,6 +36,7 @@ class CompressRequest:
     channels_last: bool
     dry_run: bool
     command: str
+    fold: bool = False
 
 
 def run_compress(session: Session, request: CompressRequest) -> int:
@@ -59,6 +60,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
                 eval=data.test(),
                 validation=data.validation(augment=True),
                 **_goal_arguments(request.goal),
+                fold=request.fold,
                 settings=Settings(images=request.images, channels_last=request.channels_last),
                 provenance=_provenance(request, opened.spec, data),
                 journal=folder,
@@ -109,6 +111,7 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         "batch_size": request.data_options.batch_size,
         "images": request.images,
         "channels_last": request.channels_last,
+        "fold": request.fold,
         "device": device,
     }
 
@@ -148,6 +151,8 @@ def _tell(session: Session, request: CompressRequest, model: nn.Module, data: Da
         return 0
     session.say(f"{len(anatomy.chain)} residual blocks, {len(candidates)} of them candidates.")
     session.say(f"Would try up to {steps} removals on {request.images} calibration samples, then measure on test.")
+    if request.fold:
+        session.say("Would then fold batch norms, constants and chains of linear maps.")
     session.say(f"About {max(total, 15):.0f} seconds at most on this machine. Nothing was written.")
     return 0
 

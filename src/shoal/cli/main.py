@@ -64,6 +64,9 @@ def compress(
     remove: Annotated[int | None, typer.Option("--remove", help="How many blocks to remove.")] = None,
     blocks: Annotated[str | None, typer.Option("--blocks", metavar="PATHS", help="These: layer1.3,layer2.4")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Only blocks proved to do nothing.")] = False,
+    fold: Annotated[
+        bool, typer.Option("--fold", help="Then fold batch norms, constants, linear chains: exact, for inference.")
+    ] = False,
     include: opt.Include = None,
     exclude: opt.Exclude = None,
     weights: opt.Weights = None,
@@ -112,6 +115,7 @@ def compress(
             channels_last=channels_last,
             dry_run=dry_run,
             command=_command(),
+            fold=fold,
         )
         return run_compress(session, request)
 

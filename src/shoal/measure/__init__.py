@@ -13,9 +13,13 @@ from shoal.measure.quality import (
     predictions,
     quality,
 )
+from shoal.measure.tally import Answers, Tally, answers
 
 __all__ = [
+    "Answers",
     "Predictions",
+    "Tally",
+    "answers",
     "compare",
     "cost",
     "kl_per_sample",

@@ -45,7 +45,7 @@ def wilson(successes: float, n: SupportsIndex) -> Interval:
     return low, high
 
 
-def paired_drop(n: SupportsIndex, lost: SupportsIndex, won: SupportsIndex) -> Interval:
+def paired_drop(n: SupportsIndex, lost: SupportsIndex, won: SupportsIndex, confidence: float = 0.95) -> Interval:
     """Tango's score interval of a paired difference, (lost - won) / n.
 
     Tango 1998, Statistics in Medicine 17:891-908. It holds every difference that the score test does not
@@ -56,6 +56,7 @@ def paired_drop(n: SupportsIndex, lost: SupportsIndex, won: SupportsIndex) -> In
         n: how many pairs, at least 1.
         lost: pairs where the original is right and the other wrong.
         won: pairs where the original is wrong and the other right.
+        confidence: of the interval; 0.95 unless several intervals are to hold together.
 
     Returns:
         Lower and upper bound of the drop, fractions in -1..1, positive = the other is worse.
@@ -67,8 +68,10 @@ def paired_drop(n: SupportsIndex, lost: SupportsIndex, won: SupportsIndex) -> In
     if down + up > count:
         raise UsageError(f"lost {down} and won {up} of {count} pairs", "Expected lost + won <= n.")
 
+    z = _Z if confidence == 0.95 else float(stats.norm.ppf((1 + confidence) / 2))
+
     def margin(drop: float) -> float:
-        return (down - up - count * drop) ** 2 - _Z * _Z * _score_variance(count, down, up, drop)
+        return (down - up - count * drop) ** 2 - z * z * _score_variance(count, down, up, drop)
 
     estimate = (down - up) / count
     return _root(margin, -1.0, estimate), _root(margin, 1.0, estimate)

@@ -119,7 +119,7 @@ class _Gathered:
         _check_samples(logits, batch)
         log_probs = log_probabilities(logits, batch.target).cpu()
         self.log_probs.append(log_probs)
-        self.targets.append(_labels(batch.target, log_probs))
+        self.targets.append(checked_labels(batch.target, log_probs))
 
     def joined(self, checksum: int) -> Predictions:
         if not self.log_probs:
@@ -197,7 +197,7 @@ def _classes_last(logits: Tensor, target: Tensor | None) -> Tensor:
     return logits if logits.dim() == 3 else second
 
 
-def _labels(target: Tensor | None, log_probs: Tensor) -> Tensor | None:
+def checked_labels(target: Tensor | None, log_probs: Tensor) -> Tensor | None:
     """The target as int64 of the answers' shape on the CPU; None where it is no class index per answer."""
     if target is None:
         return None

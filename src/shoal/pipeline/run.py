@@ -15,10 +15,11 @@ from shoal.errors import DataError, SurgeryError, UsageError
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.pipeline.choose import Choice, Chooser, Goal, Journal, NoJournal, Progress
 from shoal.pipeline.result import Result
-from shoal.plan import Plan, Remove
+from shoal.plan import Fold, Plan, Remove
 from shoal.record import BlockRecord, Comparison, Latency, Network, Record
 from shoal.scan import Damage, divergence
-from shoal.surgery import certify, input_specs, remove_blocks, signature_of
+from shoal.surgery import FoldResult, certify, input_specs, remove_blocks, signature_of
+from shoal.surgery import fold as folded_copy
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def compress(
     max_drop: float | None = None,
     blocks: Sequence[str] | None = None,
     exact: bool = False,
+    fold: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     damage: Damage = divergence,
@@ -76,6 +78,8 @@ def compress(
         max_drop: as many as go within this drop of the metric, in points; the goal by default, 1.0.
         blocks: the paths of the blocks to remove.
         exact: only blocks that are proved to do nothing.
+        fold: afterwards fold batch norms, constants and chains of linear maps: exact algebra in eval mode, the same
+            outputs up to rounding, so the certificate is *equal* at best. Not for a network that is to be trained on.
         include: patterns of blocks to consider (all by default).
         exclude: patterns of blocks to keep.
         damage: what the greedy choice minimises, per sample; by default KL(original || candidate).
@@ -111,14 +115,21 @@ def compress(
     anatomy = dissect(_copied(model).eval(), example)
     choice = Chooser(anatomy, goal, chosen_on, judged_on, damage, journal or NoJournal(), progress).choose()
     cut = remove_blocks(model, example, choice.removed).eval()
+    actions: list[Remove | Fold] = [Remove(path=path) for path in choice.removed]
+    folded = None
+    if fold:
+        progress("folding", 0, 1)
+        folded = folded_copy(cut, chosen_on[0])
+        cut = folded.model
+        actions.append(Fold(folds=folded.steps))
     plan = Plan(
         model=provenance.model,
         inputs=input_specs(example),
         network=signature_of(anatomy.model, anatomy.chain),
-        actions=[Remove(path=path) for path in choice.removed],
+        actions=actions,
     )
     progress("measuring on test", 0, 1)
-    record = _measure(anatomy, cut, chosen_on if eval is None else eval, choice, settings)
+    record = _measure(anatomy, cut, chosen_on if eval is None else eval, choice, settings, folded)
     return Result(
         cut,
         plan,
@@ -147,9 +158,17 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _measure(anatomy: Anatomy, cut: nn.Module, loader: Iterable[Any], choice: Choice, settings: Settings) -> Record:
+def _measure(
+    anatomy: Anatomy,
+    cut: nn.Module,
+    loader: Iterable[Any],
+    choice: Choice,
+    settings: Settings,
+    folded: FoldResult | None,
+) -> Record:
     """The record of original against compressed, but for what only the caller knows."""
     original = anatomy.model
+    gone = [*choice.removed, *_constant_blocks(folded)]
     first = _First(loader)
     before, after = paired_predictions([original, cut], first)
     split = "test"
@@ -164,7 +183,7 @@ def _measure(anatomy: Anatomy, cut: nn.Module, loader: Iterable[Any], choice: Ch
         )
         for name, network, one, blocks in (
             ("original", original, before, len(anatomy.chain)),
-            ("compressed", cut, after, len(anatomy.chain) - len(choice.removed)),
+            ("compressed", cut, after, len(anatomy.chain) - len(gone)),
         )
     ]
     certificate = certify(original, cut, first)
@@ -183,7 +202,9 @@ def _measure(anatomy: Anatomy, cut: nn.Module, loader: Iterable[Any], choice: Ch
         validation=choice.validation,
         certificate=certificate,
         removed=choice.removed,
-        blocks=block_records(anatomy.chain, choice),
+        folded=folded.folded if folded else [],
+        fold_deviation=folded.deviation if folded else None,
+        blocks=block_records(anatomy.chain, choice, gone),
         steps=choice.steps,
         machine=machine(device_of(original)),
         warnings=_remarks(choice, times, comparison),
@@ -206,8 +227,13 @@ def _latencies(original: nn.Module, cut: nn.Module, batch: Batch, settings: Sett
     return found
 
 
-def block_records(chain: Chain, choice: Choice | None = None) -> list[BlockRecord]:
-    """The chain as plain data, with worth and fate where a choice was made."""
+def _constant_blocks(folded: FoldResult | None) -> list[str]:
+    """The blocks that went because they add a constant."""
+    return [step.path for step in folded.steps if step.kind == "constant"] if folded else []
+
+
+def block_records(chain: Chain, choice: Choice | None = None, gone: Sequence[str] = ()) -> list[BlockRecord]:
+    """The chain as plain data, with worth and fate where a choice was made; `gone` are the blocks no longer there."""
     worths = choice.worths if choice else {}
     return [
         BlockRecord(
@@ -224,7 +250,7 @@ def block_records(chain: Chain, choice: Choice | None = None) -> list[BlockRecor
             worth_kl=worths[block.path].damage if block.path in worths else None,
             worth_kl_interval=worths[block.path].interval if block.path in worths else None,
             residual_ratio=choice.ratios.get(block.path) if choice else None,
-            fate="removed" if choice and block.path in choice.removed else "kept",
+            fate="removed" if block.path in gone else "kept",
         )
         for block in chain
     ]

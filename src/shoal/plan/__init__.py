@@ -1,6 +1,8 @@
 """The plan as data: what to remove from which network. No torch in this room."""
 
 from shoal.plan.plan import (
+    Fold,
+    FoldStep,
     InputSpec,
     Plan,
     Remove,
@@ -13,6 +15,8 @@ from shoal.plan.plan import (
 )
 
 __all__ = [
+    "Fold",
+    "FoldStep",
     "InputSpec",
     "Plan",
     "Remove",

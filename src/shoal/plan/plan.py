@@ -1,9 +1,9 @@
 """The plan: what to do to which network, as plain data that can be replayed on a fresh copy."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from shoal.errors import PlanError
 from shoal.record import Value
@@ -36,6 +36,25 @@ class Remove(Value):
     path: str
 
 
+class FoldStep(Value):
+    """One fold: what was at `path` is gone or idle, and the layers at `into` do its work.
+
+    batch_norm: a batch norm into the layer before or behind it. linear: a layer into the one before it. constant: a
+    block that adds a constant, into every later reader of the stream.
+    """
+
+    kind: Literal["batch_norm", "linear", "constant"]
+    path: str
+    into: list[str]
+
+
+class Fold(Value):
+    """Exact algebra, after everything else: exactly these folds, in order."""
+
+    kind: Literal["fold"] = "fold"
+    folds: list[FoldStep]
+
+
 class Plan(Value):
     """What to do, in order, to the network that `network` describes.
 
@@ -46,12 +65,24 @@ class Plan(Value):
     model: str | None = None
     inputs: list[InputSpec]
     network: Signature
-    actions: list[Remove]
+    actions: list[Annotated[Remove | Fold, Field(discriminator="kind")]]
 
     @property
     def removed(self) -> list[str]:
         """The paths of the removed blocks."""
-        return [action.path for action in self.actions]
+        return [action.path for action in self.actions if isinstance(action, Remove)]
+
+    @property
+    def folds(self) -> list[FoldStep]:
+        """What is folded once the blocks are gone."""
+        return [step for action in self.actions if isinstance(action, Fold) for step in action.folds]
+
+    @model_validator(mode="after")
+    def _folds_last(self) -> "Plan":
+        # A fold is found on the network as it is without the removed blocks, so nothing may come after it.
+        if any(isinstance(action, Fold) for action in self.actions[:-1]):
+            raise ValueError("only the last action may be a fold")
+        return self
 
 
 def read_plan(path: Path) -> Plan:

@@ -40,7 +40,7 @@ def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None =
     """
     path = Path(folder)
     plan = read_folder_plan(path)
-    cut = apply(_original(path, plan, model), plan).to("cpu")
+    cut = apply(_original(path, plan, model), plan, weights_follow=True).to("cpu")
     restore_weights(cut, path / WEIGHTS)
     return cut.eval()
 

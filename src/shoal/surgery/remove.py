@@ -10,6 +10,7 @@ from shoal.blocks import Anatomy, Chain, dissect
 from shoal.errors import ShoalError, SurgeryError, UnknownBlockError, did_you_mean
 from shoal.plan import Plan, check_signature, check_state
 from shoal.preserve import evaluating
+from shoal.surgery.fold import fold_as_planned_
 from shoal.surgery.signature import example_of, signature_of, state_of
 
 
@@ -62,22 +63,26 @@ def remove_blocks(model: nn.Module, example: Batch, paths: Sequence[str]) -> nn.
     return cut
 
 
-def apply(model: nn.Module, plan: Plan, example: object = None) -> nn.Module:
+def apply(model: nn.Module, plan: Plan, example: object = None, *, weights_follow: bool = False) -> nn.Module:
     """A copy of `model` with the plan carried out.
 
     Args:
         model: the original network (its weights may differ from those the plan was made with).
         plan: made for a network of the same names, shapes, dtypes and chain.
         example: a mini-batch to trace with; by default one of zeros of the shape the plan remembers.
+        weights_follow: the caller is about to load the weights of the result, so folds that hold only for certain
+            weights (constants) are carried out in structure alone.
 
     Raises:
-        PlanError: the plan was made for another network; says what differs.
+        PlanError: the plan was made for another network, or folds what cannot be folded in it; says what differs.
     """
     check_state(plan, state_of(model))
     batch = as_batch(example) if example is not None else example_of(plan.inputs).to(device_of(model))
     anatomy = dissect(copy.deepcopy(model), batch)
     check_signature(plan, signature_of(anatomy.model, anatomy.chain))
     cut = remove_blocks_(anatomy, plan.removed)
+    if plan.folds:
+        cut = fold_as_planned_(dissect(cut, batch), plan.folds, weights_follow=weights_follow)
     _check_runs(model, cut, batch)
     return cut
 

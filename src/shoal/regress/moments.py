@@ -1,0 +1,134 @@
+"""Second moments of paired rows, taken in mini-batch by mini-batch: all that least squares needs of the data.
+
+Kept about the running mean and merged by the pairwise update of Chan, Golub and LeVeque 1983 (The American
+Statistician 37:242), not as raw sums of products: for features whose mean is large beside their spread (behind a ReLU
+many are) the difference of two raw sums has no correct digit left. Memory is quadratic in the widths, whatever the
+number of rows.
+"""
+
+import torch
+from torch import Tensor
+
+from shoal.errors import DataError, NonFiniteError
+
+_CHUNK = 2**22  # values turned into float64 at once
+
+
+class Moments:
+    """Count, means and centred sums of products of rows x (rows, inputs) and y (rows, outputs), in float64.
+
+    Args:
+        inputs: width of x.
+        outputs: width of y. Several targets of one x (the ends of many spans) stand side by side in y and share `xx`.
+        joint: whether to keep all of y's own products, or only their diagonal: regression and its errors need no more,
+            and for wide y the rest is most of the work.
+        device: where the sums are kept; rows are brought there.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, joint: bool = True, device: torch.device | str | None = None
+    ) -> None:
+        if inputs < 1 or outputs < 1:
+            raise DataError(f"moments of {inputs} inputs and {outputs} outputs", "Expected at least one of each.")
+        self.n = 0
+        self.joint = joint
+        # Made in float64 on the CPU first: a device without float64 is refused by torch in its own clear words.
+        self.mean_x, self.mean_y, self.xx, self.xy, self.yy = (
+            torch.zeros(shape, dtype=torch.float64).to(device if device is not None else "cpu")
+            for shape in ((inputs,), (outputs,), (inputs, inputs), (inputs, outputs), (outputs,) * (2 if joint else 1))
+        )
+
+    @property
+    def inputs(self) -> int:
+        """Width of x."""
+        return len(self.mean_x)
+
+    @property
+    def outputs(self) -> int:
+        """Width of y."""
+        return len(self.mean_y)
+
+    @property
+    def spread(self) -> Tensor:
+        """Sum of squares of each output about its mean, (outputs,)."""
+        return self.yy.diagonal() if self.joint else self.yy
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Take in paired rows; nothing of them is kept. Either all of them are taken in, or none.
+
+        Raises:
+            DataError: the shapes do not fit.
+            NonFiniteError: NaN or Inf among the values.
+        """
+        self._check(x, y)
+        rows = max(1, _CHUNK // (self.inputs + self.outputs))
+        for start in range(0, len(x), rows):
+            self._absorb(self._of(x[start : start + rows], y[start : start + rows]))
+
+    def merged(self, other: "Moments") -> "Moments":
+        """The moments of the rows of both; neither is changed.
+
+        Raises:
+            DataError: other widths, or one of them keeps only the diagonal.
+        """
+        if self.xy.shape != other.xy.shape or self.joint != other.joint:
+            raise DataError(
+                f"moments of {self._widths()} and of {other._widths()} cannot be merged",
+                "Both must have the same inputs and outputs, and both or neither all products of y.",
+            )
+        result = self._empty()
+        result._absorb(self)
+        result._absorb(other)
+        return result
+
+    def error(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Sum over all rows of (y - weight x - bias)^2 for each output, (outputs,)."""
+        weight, bias = weight.to(self.xx), bias.to(self.xx)
+        offset = self.mean_y - weight @ self.mean_x - bias
+        squares = self.spread - 2 * (weight * self.xy.T).sum(dim=1) + (weight * (weight @ self.xx)).sum(dim=1)
+        # A perfect fit leaves the rounding of a difference, which may be negative.
+        return squares.clamp(min=0) + self.n * offset.square()
+
+    def _empty(self) -> "Moments":
+        return Moments(self.inputs, self.outputs, joint=self.joint, device=self.xx.device)
+
+    def _of(self, x: Tensor, y: Tensor) -> "Moments":
+        one = self._empty()
+        x, y = x.detach().to(self.xx), y.detach().to(self.xx)
+        one.n, one.mean_x, one.mean_y = len(x), x.mean(dim=0), y.mean(dim=0)
+        x, y = x - one.mean_x, y - one.mean_y
+        one.xx, one.xy = x.T @ x, x.T @ y
+        one.yy = y.T @ y if self.joint else y.square().sum(dim=0)
+        return one
+
+    def _absorb(self, other: "Moments") -> None:
+        if other.n == 0:
+            return
+        total = self.n + other.n
+        share = other.n / total
+        gap_x, gap_y = other.mean_x.to(self.xx) - self.mean_x, other.mean_y.to(self.xx) - self.mean_y
+        factor = self.n * share
+        self.xx += other.xx.to(self.xx) + torch.outer(factor * gap_x, gap_x)
+        self.xy += other.xy.to(self.xx) + torch.outer(factor * gap_x, gap_y)
+        self.yy += other.yy.to(self.xx) + factor * (torch.outer(gap_y, gap_y) if self.joint else gap_y.square())
+        self.mean_x += share * gap_x
+        self.mean_y += share * gap_y
+        self.n = total
+
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        wanted = (len(x), self.inputs), (len(x), self.outputs)
+        if (tuple(x.shape), tuple(y.shape)) != wanted:
+            raise DataError(
+                f"rows of shapes {tuple(x.shape)} and {tuple(y.shape)} for moments of {self._widths()}",
+                "Expected (rows, inputs) and (rows, outputs), as many rows in both.",
+            )
+        for name, rows in (("inputs", x), ("outputs", y)):
+            finite = torch.isfinite(rows)
+            if not finite.all():
+                raise NonFiniteError(
+                    f"the {name} of a regression hold NaN or Inf: {int((~finite).sum())} of {rows.numel()} values",
+                    "Check the weights and the scale of the input.",
+                )
+
+    def _widths(self) -> str:
+        return f"{self.inputs} inputs and {self.outputs} outputs" + ("" if self.joint else " (diagonal)")

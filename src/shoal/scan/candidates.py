@@ -1,0 +1,147 @@
+"""Everything a scan tries: blocks, branches, single units, branches set to their mean, and every kernel set to zero.
+
+Sources: Wang et al. 2020, arXiv:2009.09938 (kernels set to zero); Veit et al. 2016, arXiv:1605.06431 (blocks deleted).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.blocks import Anatomy, Block
+from shoal.blocks.prefix import Prefix
+from shoal.blocks.taps import tapped
+
+Run = Callable[[Prefix], Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One ablation. `run` gives the network's output with it in place, from the captured mini-batch of a prefix.
+
+    Args:
+        key: names it in journals: `block:layer1.0`, `layer:layer1.0.conv1`.
+        path: the block or layer.
+        ablation: `block`, `unit:0`, `mean`, or `kernel`.
+        run: see above.
+    """
+
+    key: str
+    path: str
+    ablation: str
+    run: Run
+
+
+def block_candidates(anatomy: Anatomy, means: Mapping[tuple[str, int], Tensor]) -> list[Candidate]:
+    """For each residual block: taken out, each unit of several taken out alone, every branch set to its mean.
+
+    `branch` (F = 0, the activation after the addition stays) is what taking a block out means in Shoal, so it is the same
+    run as `block` for a removable block; for others it is tried by itself.
+
+    Args:
+        anatomy: the dissected network.
+        means: the mean of each branch over samples, by (block path, unit); blocks without one have no `mean`.
+    """
+    found = []
+    for block in anatomy.chain:
+        if not block.units or not block.path or len(anatomy.trace.calls_of(anatomy.calls[block.path].module)) > 1:
+            continue
+        if block.removable:
+            found.append(_candidate(block, "block", _without(block.path, anatomy.remainders[block.path])))
+        else:
+            found.append(_candidate(block, "branch", _with_branches(block, _zeros())))
+        if len(block.units) > 1:
+            for number in range(len(block.units)):
+                found.append(_candidate(block, f"unit:{number}", _with_branches(block, _zeros(number))))
+        if all((block.path, number) in means for number in range(len(block.units))):
+            found.append(_candidate(block, "mean", _with_branches(block, _set_to(block.path, means))))
+    return found
+
+
+def _candidate(block: Block, ablation: str, run: Run) -> Candidate:
+    return Candidate(f"{ablation}:{block.path}", block.path, ablation, run)
+
+
+def _without(path: str, remainder: nn.Module) -> Run:
+    return lambda prefix: prefix.without(path, remainder)
+
+
+def _with_branches(block: Block, instead: Callable[[int, Tensor], Tensor | None]) -> Run:
+    def run(prefix: Prefix) -> Any:
+        with tapped(prefix.model, [block], lambda path, unit, stream, branch: instead(unit, branch)):
+            return prefix.run(prefix.tile_of(block.path), {})
+
+    return run
+
+
+def _zeros(only: int | None = None) -> Callable[[int, Tensor], Tensor | None]:
+    return lambda unit, branch: torch.zeros_like(branch) if only is None or unit == only else None
+
+
+def _set_to(path: str, means: Mapping[tuple[str, int], Tensor]) -> Callable[[int, Tensor], Tensor | None]:
+    return lambda unit, branch: means[path, unit].to(branch).expand_as(branch).clone()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer that is called once."""
+
+    path: str
+    kind: str
+    block: str | None
+    in_channels: int
+    out_channels: int
+    params: int
+
+
+def layers_of(anatomy: Anatomy) -> list[Layer]:
+    """Every convolution and linear layer of the network, in the order they run: stem, projections and head too."""
+    found = []
+    for one in anatomy.trace.calls:
+        channels = _channels(one.module)
+        if channels is None or not one.path or len(anatomy.trace.calls_of(one.module)) > 1:
+            continue
+        block = next((path for path in anatomy.calls if path and one.path.startswith(path + ".")), None)
+        params = sum(parameter.numel() for parameter in one.module.parameters(recurse=False))
+        found.append(Layer(one.path, type(one.module).__name__, block, *channels, params))
+    return found
+
+
+def _channels(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a module that multiplies by a kernel called weight; None for any other."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return module.in_channels, module.out_channels
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), Tensor):  # GPT-2's linear layer
+        return int(module.weight.shape[0]), int(module.weight.shape[1])
+    return None
+
+
+def layer_candidates(anatomy: Anatomy, layers: list[Layer]) -> list[Candidate]:
+    """Every layer with its kernel set to zero (a bias stays), all else as it was."""
+    return [Candidate(f"kernel:{layer.path}", layer.path, "kernel", _without_kernel(layer.path)) for layer in layers]
+
+
+def _without_kernel(path: str) -> Run:
+    def run(prefix: Prefix) -> Any:
+        with _zero_kernel(prefix.model.get_submodule(path)):
+            return prefix.run(prefix.tile_of(path), {})
+
+    return run
+
+
+@contextmanager
+def _zero_kernel(module: nn.Module) -> Iterator[None]:
+    """The module's weight replaced by zeros for the time being; the parameter itself is never written to."""
+    weight = module._parameters["weight"]
+    if weight is None:
+        raise RuntimeError("a layer without a kernel is no candidate")
+    try:
+        module._parameters["weight"] = nn.Parameter(torch.zeros_like(weight), requires_grad=False)
+        yield
+    finally:
+        module._parameters["weight"] = weight

@@ -1,0 +1,37 @@
+"""The mean of every branch over samples: what `mean` ablation puts in its place."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.batches import batches, call, device_of
+from shoal.blocks import Anatomy
+from shoal.blocks.taps import tapped
+from shoal.preserve import evaluating
+
+
+def branch_means(anatomy: Anatomy, loader: Iterable[Any]) -> dict[tuple[str, int], Tensor]:
+    """The mean of each branch over all samples, shape (1, ...), in float64, by (block path, number of the unit).
+
+    A branch whose shape changes between samples (texts of different lengths) has no mean and is left out.
+    """
+    blocks = [block for block in anatomy.chain if block.units and block.path]
+    sums: dict[tuple[str, int], Tensor] = {}
+    counts: dict[tuple[str, int], int] = {}
+    uneven: set[tuple[str, int]] = set()
+
+    def look(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
+        key = (path, unit)
+        total = branch.double().sum(0, keepdim=True)
+        if key in sums and sums[key].shape != total.shape:
+            uneven.add(key)
+            return
+        sums[key] = sums[key] + total if key in sums else total
+        counts[key] = counts.get(key, 0) + branch.shape[0]
+
+    with evaluating(anatomy.model), tapped(anatomy.model, blocks, look), torch.no_grad():
+        for batch in batches(loader, device_of(anatomy.model)):
+            call(anatomy.model, batch)
+    return {key: total / counts[key] for key, total in sums.items() if key not in uneven}

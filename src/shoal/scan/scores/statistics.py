@@ -1,0 +1,85 @@
+"""What the scores need to know of one block, reduced mini-batch by mini-batch: sums, and moments of its rows.
+
+Nothing here grows with the data. Half precision is widened before anything is multiplied.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from shoal.regress import Moments
+
+
+@dataclass
+class Statistics:
+    """Of one block, over all samples seen so far.
+
+    Args:
+        largest: the largest |F| of any of its units.
+        branch_sum: sum of |F|, F the sum of the branches of all its units.
+        branch_count: how many values that sum runs over.
+        ratio_sum: sum over samples of norm(F) / norm(x), x the stream before its first addition.
+        ratio_count: samples whose stream is not zero.
+        cosine_sum: sum over positions of the cosine between the block's input and output.
+        cosine_count: how many positions.
+        product_sum: sum over samples of F . dL/dF, over all units.
+        product_count: samples with a gradient.
+        halves: moments of (input, output) rows, of every other sample, and of the others.
+    """
+
+    largest: float = 0.0
+    branch_sum: float = 0.0
+    branch_count: int = 0
+    ratio_sum: float = 0.0
+    ratio_count: int = 0
+    cosine_sum: float = 0.0
+    cosine_count: int = 0
+    product_sum: float = 0.0
+    product_count: int = 0
+    halves: tuple[Moments, Moments] | None = field(default=None, repr=False)
+
+    def see_unit(self, branch: Tensor) -> None:
+        """Take in the branch of one unit."""
+        self.largest = max(self.largest, float(branch.abs().max()))
+
+    def see_branch(self, stream: Tensor, branch: Tensor) -> None:
+        """Take in the branches of all units together, and the stream they are added to."""
+        branch, stream = _wide(branch).flatten(1), _wide(stream).flatten(1)
+        self.branch_sum += float(branch.abs().sum(dtype=torch.float64))
+        self.branch_count += branch.numel()
+        added, there = (one.square().sum(dim=1, dtype=torch.float64).sqrt() for one in (branch, stream))
+        flows = there > 0
+        self.ratio_sum += float((added[flows] / there[flows]).sum())
+        self.ratio_count += int(flows.sum())
+
+    def see_pair(self, before: Tensor, after: Tensor) -> None:
+        """Take in the block's input and output, both with the channels last and of one shape."""
+        before, after = _wide(before), _wide(after)
+        # All three sums are taken the same way, so that a block that changes nothing has a cosine of exactly 1.
+        both, one, other = (
+            (left * right).sum(dim=-1, dtype=torch.float64)
+            for left, right in ((before, after), (before, before), (after, after))
+        )
+        cosine = both / (one * other).sqrt()
+        # A position that was zero and stays zero is not changed; one that becomes or was zero has lost its direction.
+        cosine = torch.where((one == 0) | (other == 0), ((one == 0) & (other == 0)).double(), cosine)
+        self.cosine_sum += float(cosine.sum())
+        self.cosine_count += cosine.numel()
+
+    def see_rows(self, before: Tensor, after: Tensor, half: Tensor) -> None:
+        """Take in some of the rows; `half` says for each whether it belongs to the second half."""
+        if self.halves is None:
+            widths = before.shape[1], after.shape[1]
+            self.halves = (Moments(*widths, device=before.device), Moments(*widths, device=before.device))
+        for moments, chosen in zip(self.halves, (~half, half), strict=True):
+            moments.add(before[chosen], after[chosen])
+
+    def see_gradient(self, branch: Tensor, gradient: Tensor) -> None:
+        """Take in the branch of one unit and the gradient of the samples' summed losses with respect to it."""
+        self.product_sum += float((_wide(branch) * _wide(gradient)).sum(dtype=torch.float64))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,0 +1,93 @@
+"""What an ablation is worth, in one word that is about an interval and not about the absence of one."""
+
+from scipy import stats
+
+from shoal.measure import Tally
+from shoal.record import Ablation, ChannelClaim, Interval, ScannedLayer, Verdict
+
+_CONFIDENCE = 0.95
+
+
+def verdict_of(interval: Interval, centre: float, tolerance: float) -> Verdict:
+    """*trivial* if the whole interval lies within the tolerance, *non-trivial* if it excludes zero and its centre lies
+    beyond the tolerance, else *undecided*.
+
+    Args:
+        interval: of a paired difference.
+        centre: the difference itself.
+        tolerance: in the same unit, both sides of zero.
+    """
+    low, high = interval
+    if -tolerance <= low and high <= tolerance:
+        return "trivial"
+    if (low > 0 or high < 0) and abs(centre) > tolerance:
+        return "non-trivial"
+    return "undecided"
+
+
+def ablation_of(tally: Tally, *, tolerance: float, comparisons: int) -> Ablation:
+    """The figures of one ablation, with its verdict alone and its verdict among all comparisons of the scan.
+
+    Args:
+        tally: paired sums.
+        tolerance: a fraction of top-1, or nats of the loss where there is no top-1.
+        comparisons: how many ablations the scan makes; `familywise` uses intervals of confidence 1 - 0.05 / comparisons.
+    """
+    strict = 1 - (1 - _CONFIDENCE) / max(comparisons, 1)
+    increase = tally.increase / tally.n
+    drop, interval = tally.top1_drop, tally.drop_interval()
+    if drop is not None and interval is not None:
+        wide = tally.drop_interval(strict) or interval
+        verdict, familywise = verdict_of(interval, drop, tolerance), verdict_of(wide, drop, tolerance)
+    else:
+        verdict = verdict_of(tally.increase_interval(), increase, tolerance)
+        familywise = verdict_of(tally.increase_interval(strict), increase, tolerance)
+    return Ablation(
+        n=tally.n,
+        loss=tally.loss / tally.n if tally.labelled == tally.n else tally.kl / tally.n,
+        top1=tally.top1,
+        kl=tally.kl / tally.n,
+        changed=tally.changed / tally.n,
+        top1_drop=drop,
+        top1_drop_interval=interval,
+        loss_increase=increase,
+        loss_increase_interval=tally.increase_interval(),
+        verdict=verdict,
+        familywise=familywise,
+    )
+
+
+def channel_claim(layers: list[ScannedLayer]) -> ChannelClaim | None:
+    """Whether the layers that matter concentrate where the number of channels changes, as arXiv:2009.09938 claims."""
+    if not layers:
+        return None
+    changing = _counts([layer for layer in layers if layer.changes_channels])
+    others = _counts([layer for layer in layers if not layer.changes_channels])
+    table = [[one["non-trivial"], sum(one.values()) - one["non-trivial"]] for one in (changing, others)]
+    p_value = None
+    if all(sum(row) for row in table):
+        p_value = float(stats.fisher_exact(table)[1])
+    return ChannelClaim(changing=changing, others=others, p_value=p_value, sentence=_sentence(table, p_value))
+
+
+def _counts(layers: list[ScannedLayer]) -> dict[Verdict, int]:
+    found: dict[Verdict, int] = {"trivial": 0, "undecided": 0, "non-trivial": 0}
+    for layer in layers:
+        for ablation in layer.ablations.values():
+            found[ablation.verdict] += 1
+    return found
+
+
+def _sentence(table: list[list[int]], p_value: float | None) -> str:
+    (matter, idle), (other_matter, other_idle) = table
+    shares = (
+        f"{matter} of the {matter + idle} layers that change the number of channels are non-trivial, "
+        f"and {other_matter} of the {other_matter + other_idle} others"
+    )
+    if p_value is None:
+        return f"{shares}: one group is empty, so nothing can be compared"
+    more = matter * (other_matter + other_idle) > other_matter * (matter + idle)
+    if p_value < 0.05:
+        held = "the claim of arXiv:2009.09938 holds here" if more else "the opposite of what arXiv:2009.09938 claims"
+        return f"{shares}: {held} (Fisher's exact test, p = {p_value:.2g})"
+    return f"{shares}: no difference that these figures can show (Fisher's exact test, p = {p_value:.2g})"

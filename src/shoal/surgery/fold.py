@@ -1,0 +1,225 @@
+"""Fold: the same function in eval mode with fewer operations, by exact algebra read off a trace.
+
+Three kinds, in this order: constants that a branch adds, batch norms, chains of linear maps. What can be folded is a
+matter of structure; where the numbers matter too (a constant, a shift of zero), a plan names what was folded.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from shoal.batches import as_batch, call, logits_of
+from shoal.blocks import Anatomy, dissect
+from shoal.errors import PlanError, ShoalError, SurgeryError
+from shoal.plan import FoldStep
+from shoal.preserve import evaluating
+from shoal.surgery.fold_chains import carry_out_chain, find_chain_fold
+from shoal.surgery.fold_constants import ConstantFold, find_constant_folds, take_in
+from shoal.surgery.fold_layers import Graph, Layer
+from shoal.surgery.fold_norms import carry_out_norm, find_norm_fold
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What became of a network.
+
+    Args:
+        model: the folded network.
+        folded: in words: 'layer1.0.bn1 into layer1.0.conv1'.
+        refused: what looks foldable and is not, by path, with the reason.
+        steps: the same as data, for a plan.
+        deviation: largest absolute difference of the outputs on the example; None where it was not measured.
+    """
+
+    model: nn.Module
+    folded: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    steps: list[FoldStep] = field(default_factory=list)
+    deviation: float | None = None
+
+
+def fold(model: nn.Module, example: object) -> FoldResult:
+    """A folded copy of `model`, run on `example` beside the original; `model` stays as it is.
+
+    The same function in eval mode up to rounding. In training mode it is another network: a batch norm that went no
+    longer normalises by the mini-batch, and merged layers learn as one. Fold after the last training.
+
+    Raises:
+        SurgeryError: the network's own code does not run with what is left.
+        ModelRaisedError, TraceError, NonFiniteError: the network cannot be traced.
+    """
+    batch = as_batch(example)
+    result = fold_(dissect(copy.deepcopy(model), batch))
+    with evaluating(model), evaluating(result.model):
+        expected = logits_of(call(model, batch))
+        try:
+            found = logits_of(call(result.model, batch))
+        except ShoalError as error:
+            raise SurgeryError(
+                f"the network does not run once it is folded: {error.message}",
+                "Its code asks a layer for more than its result; leave it unfolded, and please report the network.",
+            ) from error
+    if found.shape != expected.shape:
+        raise SurgeryError(
+            f"folded, the network returns shape {tuple(found.shape)}, expected {tuple(expected.shape)}",
+            "Leave it unfolded, and please report the network.",
+        )
+    deviation = float((found.double() - expected.double()).abs().max()) if found.numel() else 0.0
+    return replace(result, deviation=deviation)
+
+
+def fold_(anatomy: Anatomy) -> FoldResult:
+    """Fold `anatomy.model` in place, as far as exact algebra goes; the anatomy no longer describes it afterwards.
+
+    For eval mode: see `fold` about training.
+    """
+    run = _Run(anatomy)
+    with torch.no_grad():
+        run.everything()
+    return FoldResult(anatomy.model, [described(step) for step in run.steps], run.refused, run.steps)
+
+
+def fold_as_planned_(anatomy: Anatomy, steps: Sequence[FoldStep], *, weights_follow: bool = False) -> nn.Module:
+    """Carry out exactly these folds, in place.
+
+    Args:
+        anatomy: of the network as it stands before the folds.
+        steps: what `fold_` did to a network of the same structure.
+        weights_follow: the weights are about to be replaced, so only the structure has to be right.
+
+    Raises:
+        PlanError: a step cannot be carried out on this network; says why.
+    """
+    run = _Run(anatomy, weights_follow=weights_follow)
+    with torch.no_grad():
+        for step in steps:
+            run.one(step)
+    return anatomy.model
+
+
+def described(step: FoldStep) -> str:
+    """One fold in words."""
+    into = ", ".join(step.into)
+    return f"the constant of {step.path} into {into}" if step.kind == "constant" else f"{step.path} into {into}"
+
+
+class _Run:
+    """One run of folding: the graph as it changes, what was done, what was refused."""
+
+    def __init__(self, anatomy: Anatomy, *, weights_follow: bool = False) -> None:
+        self.anatomy, self.weights_follow = anatomy, weights_follow
+        self.graph = Graph(anatomy)
+        self.steps: list[FoldStep] = []
+        norms = nn.modules.batchnorm._BatchNorm
+        self.refused = {
+            path: reason
+            for path, reason in self.graph.refused.items()
+            if isinstance(anatomy.model.get_submodule(path), norms)
+        }
+        found, refused = ([], {}) if weights_follow else find_constant_folds(anatomy, self.graph)
+        self.constants: dict[str, ConstantFold] = {one.path: one for one in found}
+        self.refused |= refused
+
+    def everything(self) -> None:
+        """All that can be folded."""
+        for path, one in self.constants.items():
+            self._note(path, self._constant(path, [layer.path for layer, _ in one.shifts]))
+        before = -1
+        while before < len(self.steps):  # a fold may put two layers next to each other
+            before = len(self.steps)
+            for step, layers in ((self._norm, self.graph.norms), (self._chain, self.graph.maps)):
+                for layer in list(layers):
+                    path = self.graph.path(layer)
+                    if path is not None:
+                        self._note(path, step(layer, path))
+
+    def one(self, step: FoldStep) -> None:
+        """One planned step."""
+        done: FoldStep | str | None
+        if step.kind == "constant":
+            done = self._constant(step.path, step.into)
+        else:
+            norm = step.kind == "batch_norm"
+            layer = self._layer(step.path, self.graph.norms if norm else self.graph.maps)
+            if layer is None:
+                done = self.graph.refused.get(step.path, "there is no such layer")
+            else:
+                done = (self._norm if norm else self._chain)(layer, step.path, step.into)
+        if done != step:
+            reason = done if isinstance(done, str) else "it has another layer before it"
+            raise PlanError(
+                f"the plan folds {described(step)}, which cannot be done to this network: {reason}",
+                "Make a new plan for this network: `shoal compress ... --fold`.",
+            )
+
+    def _note(self, path: str, done: FoldStep | str | None) -> None:
+        if isinstance(done, str):
+            self.refused[path] = done
+        elif done is not None:
+            self.refused.pop(path, None)
+            self.steps.append(done)
+
+    def _layer(self, path: str, layers: list[Layer]) -> Layer | None:
+        return next((one for one in layers if self.graph.path(one) == path), None)
+
+    def _constant(self, path: str, into: list[str]) -> FoldStep | str:
+        remainder = self.anatomy.remainders.get(path)
+        if remainder is None:
+            return "there is no such block, or it cannot go"
+        if not self.weights_follow:
+            found = self.constants.get(path)
+            if found is None:
+                return self.refused.get(path, "its branch does not add a constant")
+            if [layer.path for layer, _ in found.shifts] != into:
+                return "other layers read what it adds"
+            reason = take_in(found)
+            if reason is not None:
+                return reason
+        block = self.anatomy.model.get_submodule(path)
+        if all(part is not remainder for part in block.modules()):  # parts of the block have their own mode
+            remainder.training = block.training
+        self.anatomy.model.set_submodule(path, remainder, strict=True)
+        additions = self.anatomy.additions[path]
+        self.graph.drop([op for one in additions for op in (*one.branch_ops, one.op)])
+        for one in additions:
+            self.graph.alias(one.result, one.stream)
+        self.graph.renamed()
+        return FoldStep(kind="constant", path=path, into=into)
+
+    def _norm(self, layer: Layer, path: str, into: list[str] | None = None) -> FoldStep | str:
+        found = find_norm_fold(self.graph, layer)
+        if isinstance(found, str):
+            return found
+        return self._done("batch_norm", layer, path, found.into, into, lambda: self._carry(carry_out_norm, found))
+
+    def _chain(self, layer: Layer, path: str, into: list[str] | None = None) -> FoldStep | str | None:
+        found = find_chain_fold(self.graph, layer)
+        if found is None or isinstance(found, str):
+            return found
+        if into is None and found.costs is not None:
+            return found.costs
+        return self._done("linear", layer, path, found.into, into, lambda: self._carry(carry_out_chain, found))
+
+    def _carry(self, carry_out: Callable[..., str | None], found: object) -> str | None:
+        return carry_out(found, unchecked=self.weights_follow)
+
+    def _done(
+        self,
+        kind: str,
+        layer: Layer,
+        path: str,
+        target: Layer,
+        into: list[str] | None,
+        carry_out: Callable[[], str | None],
+    ) -> FoldStep | str:
+        step = FoldStep.model_validate({"kind": kind, "path": path, "into": [str(self.graph.path(target))]})
+        if into is not None and step.into != into:
+            return f"it would go into {step.into[0]}"
+        reason = carry_out()
+        if reason is not None:
+            return reason
+        self.graph.idle(layer, path)
+        return step

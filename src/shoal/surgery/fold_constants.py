@@ -1,0 +1,237 @@
+"""A branch that adds one constant a channel can go: whoever reads the stream later takes the constant in.
+
+Exact only where the stream reaches its readers through additions, pooling and linear maps: a batch norm shifts its
+running mean, a linear layer or a convolution without padding its bias. A zero-padded border or a ReLU stops it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shoal.blocks import Anatomy, Block
+from shoal.blocks.additions import Addition, add_operands
+from shoal.blocks.operations import plain_name
+from shoal.blocks.template import Ref, refs
+from shoal.blocks.trace import Op
+from shoal.surgery.fold_layers import Graph, Layer, fits, wide, write
+from shoal.surgery.fold_norms import response, scale_and_shift
+
+_ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+}
+_UNCHANGED = frozenset(["clone", "contiguous", "alias", "detach", "to"])
+_POOLS = frozenset("avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d".split())
+_ADAPTIVE_POOLS = frozenset("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split())
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same number at every position and for every input: one a channel, which lie on axis `axis`."""
+
+    numbers: Tensor
+    axis: int
+
+
+@dataclass(frozen=True)
+class ConstantFold:
+    """A block whose branches add constants, and by how much the input of each later layer changes without them."""
+
+    path: str
+    shifts: tuple[tuple[Layer, Tensor], ...]
+
+
+class _Stopped(Exception):  # noqa: N818 - carries the reason why a constant goes no further
+    """Why a constant cannot be taken in."""
+
+
+def find_constant_folds(anatomy: Anatomy, graph: Graph) -> tuple[list[ConstantFold], dict[str, str]]:
+    """The blocks that add constants and can go, and those that cannot, each with the reason."""
+    known = constants(graph)
+    found, refused = [], {}
+    for block in anatomy.chain:
+        additions = anatomy.additions.get(block.path, ())
+        if not additions or any(one.branch not in known for one in additions):
+            continue
+        try:
+            found.append(_fold_of(block, additions, known, graph))
+        except _Stopped as stopped:
+            refused[block.path] = f"it adds a constant, but {stopped}"
+    return found, refused
+
+
+def _fold_of(block: Block, additions: tuple[Addition, ...], known: dict[int, Constant], graph: Graph) -> ConstantFold:
+    if not block.removable:
+        raise _Stopped(f"it cannot go: {block.reason}")
+    if not any(bool(known[one.branch].numbers.any()) for one in additions):
+        raise _Stopped("that is zero: removing the block (--exact) is the whole work")
+    shapes = graph.trace.values
+    if any(shapes[one.branch].shape != shapes[one.result].shape for one in additions):
+        raise _Stopped("its branch is broadcast")
+    return ConstantFold(block.path, tuple(_Spread(graph, additions, known).run()))
+
+
+def constants(graph: Graph) -> dict[int, Constant]:
+    """The values of the run that are one constant a channel, by the weights."""
+    known: dict[int, Constant] = {}
+    for op in graph.trace.ops:
+        found = _constant(op, graph.layers.get(op.index), known)
+        if found is not None and len(op.outputs) == 1 and not op.changed:
+            known[op.outputs[0]] = found
+    return known
+
+
+def _constant(op: Op, layer: Layer | None, known: dict[int, Constant]) -> Constant | None:
+    inputs = [known.get(value) for value in op.inputs]
+    if layer is not None:
+        return _layer_constant(layer, inputs[0])
+    name = plain_name(op.name)
+    if name == "add" and add_operands(op) is not None and len(inputs) == 2:
+        one, other = inputs
+        same = one is not None and other is not None and one.axis == other.axis
+        same = same and one.numbers.shape == other.numbers.shape  # type: ignore[union-attr]
+        return Constant(one.numbers + other.numbers, one.axis) if same else None  # type: ignore[union-attr]
+    if len(inputs) == 1 and inputs[0] is not None:
+        if name in _ELEMENTWISE:
+            return Constant(_ELEMENTWISE[name](inputs[0].numbers), inputs[0].axis)
+        if name in _UNCHANGED:
+            return inputs[0]
+    return None
+
+
+def _layer_constant(layer: Layer, given: Constant | None) -> Constant | None:
+    if layer.name == "batch_norm":
+        scale, shift = scale_and_shift(layer)
+        if not bool(scale.any()):
+            return Constant(shift, 1)
+        return Constant(given.numbers * scale + shift, 1) if given is not None and given.axis == 1 else None
+    module = layer.module
+    bias = wide(module.bias, module.weight.shape[1] * layer.groups if layer.transposed else len(module.weight))
+    axis = _axis(layer)
+    if not bool(wide(module.weight, 0).any()) or (given is not None and not bool(given.numbers.any())):
+        return Constant(bias, axis)
+    if given is None or layer.pads or given.axis != axis:
+        return None
+    return Constant(response(layer, given.numbers) + bias, axis)
+
+
+def _axis(layer: Layer) -> int:
+    """Where its channels lie."""
+    return -1 if layer.name == "linear" else 1
+
+
+class _Spread:
+    """Follows the missing constant from the additions to everybody who reads the stream."""
+
+    def __init__(self, graph: Graph, additions: tuple[Addition, ...], known: dict[int, Constant]) -> None:
+        self.graph, self.known = graph, known
+        self.additions = {one.op: one for one in additions}
+        self.skipped = {op for one in additions for op in one.branch_ops}
+        self.missing: dict[int, Constant] = {}
+        self.shifts: list[tuple[Layer, Tensor]] = []
+
+    def run(self) -> list[tuple[Layer, Tensor]]:
+        """The layers that take it in and how much less each of their inputs is."""
+        for op in self.graph.trace.ops[min(self.additions) :]:
+            if op.index in self.additions or (
+                op.index not in self.skipped and any(value in self.missing for value in op.inputs)
+            ):
+                self._pass(op)
+        if any(value in self.missing for value in refs(self.graph.trace.output)):
+            raise _Stopped("the network returns the stream itself")
+        return self.shifts
+
+    def _pass(self, op: Op) -> None:
+        if len(op.outputs) > 1:
+            raise _Stopped(f"{self._where(op)} changes the stream in place or in parts")
+        layer, name = self.graph.layers.get(op.index), plain_name(op.name)
+        if name == "add":
+            found = self._sum(op)
+        elif layer is not None:
+            found = self._layer(op, layer, self.missing[op.inputs[0]])
+        elif self._keeps(op, name):
+            found = self.missing[op.inputs[0]]
+        else:
+            raise _Stopped(f"{self._where(op)} reads the stream, and no constant passes through it")
+        if found is not None:
+            self.missing[op.outputs[0]] = found
+
+    def _sum(self, op: Op) -> Constant:
+        operands, shape = add_operands(op), self.graph.trace.values[op.outputs[0]].shape
+        values = self.graph.trace.values
+        if operands is None or any(values[value].shape != shape for value in operands):
+            raise _Stopped(f"{self._where(op)} broadcasts")
+        parts = [self.missing[value] for value in operands if value in self.missing]
+        if op.index in self.additions:
+            one = self.additions[op.index]
+            parts = [self.missing[one.stream]] if one.stream in self.missing else []
+            parts.append(self.known[one.branch])
+        if len({part.axis for part in parts}) > 1:
+            raise _Stopped(f"{self._where(op)} joins two layouts")
+        return Constant(torch.stack([part.numbers for part in parts]).sum(0), parts[0].axis)
+
+    def _layer(self, op: Op, layer: Layer, given: Constant) -> Constant | None:
+        axis = _axis(layer)
+        dimensions = len(self.graph.trace.values[op.inputs[0]].shape)
+        if given.axis % dimensions != axis % dimensions:
+            raise _Stopped(f"'{layer.path}' reads another axis")
+        if layer.name != "batch_norm" and layer.pads:
+            raise _Stopped(f"'{layer.path}' reads the stream with zeros around it: its border would differ")
+        if layer.name != "batch_norm" and layer.module.bias is None:
+            return Constant(response(layer, given.numbers), axis)
+        self.shifts.append((layer, given.numbers))
+        return None
+
+    def _keeps(self, op: Op, name: str) -> bool:
+        """Whether an operation hands a constant added to its input through to its output."""
+        given = self.missing[op.inputs[0]]
+        if len(op.inputs) > 1:
+            return False
+        if name in _UNCHANGED:
+            return True
+        if name in _ADAPTIVE_POOLS:
+            return given.axis == 1
+        if name in _POOLS:
+            padding = _argument(op, "padding", 3, 0)
+            plain = not any(padding if isinstance(padding, (tuple, list)) else (padding,))
+            ceiling = bool(_argument(op, "ceil_mode", 5 if name.startswith("max") else 4, False))
+            divisor = _argument(op, "divisor_override", 6, None) if name.startswith("avg") else None
+            return given.axis == 1 and plain and not ceiling and divisor is None
+        if name == "mean":
+            dims = _argument(op, "dim", 1, None)
+            size = len(self.graph.trace.values[op.inputs[0]].shape)
+            listed = dims if isinstance(dims, (tuple, list)) else (dims,)
+            return given.axis == 1 and None not in listed and all(int(one) % size > 1 for one in listed)
+        return False
+
+    def _where(self, op: Op) -> str:
+        path = self.graph.trace.calls[op.call].path if op.call >= 0 else ""
+        return f"{plain_name(op.name)} in '{path}'"
+
+
+def _argument(op: Op, name: str, position: int, default: Any) -> Any:
+    if name in op.kwargs:
+        return op.kwargs[name]
+    found = op.args[position] if position < len(op.args) else default
+    return default if isinstance(found, Ref) else found
+
+
+def take_in(fold: ConstantFold) -> str | None:
+    """Shift the layers that read the stream; returns why the numbers do not allow it, then nothing has changed."""
+    if not all(fits(layer.module, numbers) for layer, numbers in fold.shifts if layer.name != "batch_norm"):
+        return "the constant exceeds the dtype of the weights"
+    for layer, numbers in fold.shifts:
+        module = layer.module
+        if layer.name == "batch_norm":
+            module.running_mean.copy_(wide(module.running_mean, 0) - numbers)
+        else:
+            write(module, "bias", wide(module.bias, 0) + response(layer, numbers))
+    return None

@@ -1,0 +1,263 @@
+"""The layers of a traced network that exact algebra can work on, and who reads whose output while folds go on.
+
+A convolution, linear layer or batch norm is *plain* if the trace shows that its call ran just its own operation on its
+own parameters, once, with nobody else reading them. Nothing is asked of the modules around it.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.blocks import Anatomy
+from shoal.blocks.operations import plain_name
+from shoal.blocks.template import Ref, refs
+from shoal.blocks.trace import Call, Op
+
+# The dimensions of the window; 0 for a linear layer, which works on the last axis.
+LINEAR_MAPS = {
+    "linear": 0,
+    "conv1d": 1,
+    "conv2d": 2,
+    "conv3d": 3,
+    "conv_transpose1d": 1,
+    "conv_transpose2d": 2,
+    "conv_transpose3d": 3,
+}
+_KINDS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+
+
+@dataclass(eq=False)
+class Layer:
+    """One plain layer: its module and the operation that it ran.
+
+    Args:
+        path: where it was when the network was traced.
+        module: holds the parameters.
+        op: the convolution, linear map or batch norm itself.
+        alone: whether nothing else ran in its call (no padding of another kind before).
+    """
+
+    path: str
+    module: Any
+    op: Op
+    alone: bool
+
+    @property
+    def name(self) -> str:
+        """What it computes: 'conv2d', 'linear', 'batch_norm'."""
+        return plain_name(self.op.name)
+
+    @property
+    def source(self) -> int:
+        """The value its operation reads."""
+        return self.op.inputs[0]
+
+    @property
+    def result(self) -> int:
+        """The value it makes."""
+        return self.op.outputs[0]
+
+    @property
+    def transposed(self) -> bool:
+        """Whether its weight is laid out (in, out / groups, ...)."""
+        return self.name.startswith("conv_transpose")
+
+    @property
+    def groups(self) -> int:
+        """In how many separate parts its channels fall."""
+        return int(getattr(self.module, "groups", 1))
+
+    @property
+    def pads(self) -> bool:
+        """Whether zeros, or anything else, stand around its input; a transposed one always has borders."""
+        padding = self.setting("padding", 4, 0)
+        if isinstance(padding, str):
+            padding = 0 if padding == "valid" or prod(self.module.weight.shape[2:]) == 1 else 1
+        size = padding if isinstance(padding, (tuple, list)) else (padding,)
+        return self.transposed or not self.alone or (self.name != "linear" and any(size))
+
+    def setting(self, name: str, position: int, default: Any = None) -> Any:
+        """An argument of the operation, by keyword or position."""
+        if name in self.op.kwargs:
+            return self.op.kwargs[name]
+        return self.op.args[position] if position < len(self.op.args) else default
+
+
+class Graph:
+    """Plain layers and data flow of a traced network; folding keeps it up to date without another trace."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.model, self.trace = anatomy.model, anatomy.trace
+        self.refused: dict[str, str] = {}
+        self.norms: list[Layer] = []
+        self.maps: list[Layer] = []
+        self.gone: set[int] = set()
+        self._same: dict[int, int] = {}
+        self._shapes: dict[int, tuple[int, ...]] = {}
+        self._readers = {value: set(ops) for value, ops in self.trace.readers.items()}
+        self._returned = set(refs(self.trace.output))
+        self._registered = _counts(id(one) for _, one in self.model.named_modules(remove_duplicate=False))
+        self._tied = _counts(id(one) for _, one in self.model.named_parameters(remove_duplicate=False))
+        self._called = _counts(id(one.module) for one in self.trace.calls)
+        for one in self.trace.calls:
+            if isinstance(one.module, _KINDS):
+                self._add(one)
+        self.layers = {one.op.index: one for one in (*self.norms, *self.maps)}
+        self._paths = {id(module): path for path, module in self.model.named_modules()}
+
+    def _add(self, one: Call) -> None:
+        ops = self.trace.ops[one.start : one.stop]
+        reason = self._why_not_plain(one, ops)
+        if reason is not None:
+            self.refused[one.path] = reason
+            return
+        layer = Layer(one.path, one.module, ops[-1], alone=len(ops) == 1)
+        (self.norms if layer.name == "batch_norm" else self.maps).append(layer)
+
+    def _why_not_plain(self, one: Call, ops: list[Op]) -> str | None:
+        module = one.module
+        if self.trace.unseen:
+            return "a tensor appears in the run that no torch function made: who reads what is not known"
+        if self._called[id(module)] > 1:
+            return f"it is called {self._called[id(module)]} times"
+        if self._registered[id(module)] > 1:
+            return "it is registered under more than one name"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return "it carries hooks, which would see other numbers"
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return self._why_no_norm(one, ops)
+        if not ops or plain_name(ops[-1].name) not in LINEAR_MAPS or one.output != Ref(ops[-1].outputs[0]):
+            return "its call does not end in a convolution or linear map of its own"
+        dimensions = LINEAR_MAPS[plain_name(ops[-1].name)]
+        if dimensions and len(self.trace.values[ops[-1].outputs[0]].shape) != dimensions + 2:
+            return "it ran on a sample without a batch axis"
+        return self._why_not_own(one, ops[-1], {"weight": 1, "bias": 2})
+
+    def _why_no_norm(self, one: Call, ops: list[Op]) -> str | None:
+        if len(ops) != 1 or plain_name(ops[0].name) != "batch_norm" or one.output != Ref(ops[0].outputs[0]):
+            return "its call does more than a batch norm"
+        if one.module.running_mean is None or one.module.running_var is None:
+            return "it has no running statistics: it normalises by the mini-batch also in eval mode"
+        return self._why_not_own(one, ops[0], {"running_mean": 1, "running_var": 2, "weight": 3, "bias": 4})
+
+    def _why_not_own(self, one: Call, op: Op, places: dict[str, int]) -> str | None:
+        """Whether the operation reads the parameters of its module, and it alone does."""
+        for name, position in places.items():
+            tensor = getattr(one.module, name)
+            given = op.kwargs.get(name, op.args[position] if position < len(op.args) else None)
+            if tensor is None and given is None:
+                continue
+            value = self.trace.values[given.value] if isinstance(given, Ref) else None
+            if value is None or value.name != f"{one.path}.{name}".lstrip("."):
+                return f"its {name} is made from something else as it runs"
+            if self._tied.get(id(tensor), 1) > 1 or len(self.trace.readers[value.index]) > 1:
+                return f"its {name} is shared"
+        return None
+
+    def path(self, layer: Layer) -> str | None:
+        """Where the layer's module is now; None if it went with a block."""
+        return self._paths.get(id(layer.module))
+
+    def stand(self, value: int) -> int:
+        """The value that stands for `value` after the folds so far."""
+        while value in self._same:
+            value = self._same[value]
+        return value
+
+    def readers(self, value: int) -> set[int]:
+        """The operations that read a value, or what it stands for."""
+        return self._readers.get(self.stand(value), set())
+
+    def only_reader(self, value: int) -> Layer | None:
+        """The plain layer that is the single reader of a value, if there is one."""
+        readers = self.readers(value)
+        if len(readers) != 1 or self.stand(value) in self._returned:
+            return None
+        return self.layers.get(next(iter(readers)))
+
+    def maker(self, value: int) -> Layer | None:
+        """The convolution or linear layer that a value comes from."""
+        value = self.stand(value)
+        return next((one for one in self.maps if one.result == value and self.path(one) is not None), None)
+
+    def described(self, value: int) -> str:
+        """Where a value comes from, in words."""
+        info = self.trace.values[self.stand(value)]
+        if info.producer < 0:
+            return f"the network's {info.origin}"
+        op = self.trace.ops[info.producer]
+        where = self.trace.calls[op.call].path if op.call >= 0 else ""
+        reason = f" ({self.refused[where]})" if where in self.refused else ""
+        return f"{plain_name(op.name)} in '{where}'{reason}"
+
+    def shape(self, value: int) -> tuple[int, ...]:
+        """The shape that stands at a value after the folds so far."""
+        value = self.stand(value)
+        return self._shapes.get(value, self.trace.values[value].shape)
+
+    def overwritten(self, value: int, start: int, stop: int) -> bool:
+        """Whether the memory of a value changes between two operations."""
+        return any(self.stand(value) in map(self.stand, op.changed) for op in self.trace.ops[start:stop])
+
+    def idle(self, layer: Layer, path: str) -> None:
+        """Put an `nn.Identity` in the place of a layer whose work another one does from now on."""
+        identity = nn.Identity()
+        identity.training = layer.module.training
+        self.model.set_submodule(path, identity, strict=True)
+        self._paths.pop(id(layer.module), None)
+        shape = self.shape(layer.result)
+        self.drop([layer.op.index])
+        self.alias(layer.result, layer.source)
+        self._shapes[self.stand(layer.source)] = shape
+
+    def drop(self, ops: list[int]) -> None:
+        """These operations do not run any more."""
+        for index in ops:
+            self.gone.add(index)
+            for value in self.trace.ops[index].inputs:
+                self._readers.get(self.stand(value), set()).discard(index)
+
+    def alias(self, value: int, now: int) -> None:
+        """Who read `value` reads `now` from now on."""
+        value, now = self.stand(value), self.stand(now)
+        if value == now:
+            return
+        self._same[value] = now
+        self._readers.setdefault(now, set()).update(self._readers.pop(value, set()))
+        if value in self._returned:
+            self._returned.add(now)
+
+    def renamed(self) -> None:
+        """Modules have moved: look again where each is."""
+        self._paths = {id(module): path for path, module in self.model.named_modules()}
+        self.norms = [one for one in self.norms if id(one.module) in self._paths]
+        self.maps = [one for one in self.maps if id(one.module) in self._paths]
+
+
+def wide(tensor: Tensor | None, like: int) -> Tensor:
+    """A parameter in float64 on the CPU; zeros of length `like` for one that is not there."""
+    if tensor is None:
+        return torch.zeros(like, dtype=torch.float64)
+    return tensor.detach().to("cpu", torch.float64)
+
+
+def write(module: Any, name: str, tensor: Tensor) -> None:
+    """A new parameter in the dtype, device and gradient setting of the module's weight."""
+    weight = module.weight
+    value = tensor.to(device=weight.device, dtype=weight.dtype)
+    setattr(module, name, nn.Parameter(value, requires_grad=weight.requires_grad))
+
+
+def fits(module: Any, *tensors: Tensor) -> bool:
+    """Whether numbers computed in float64 stay finite in the dtype of the module's weight."""
+    return all(bool(torch.isfinite(one.to(module.weight.dtype)).all()) for one in tensors)
+
+
+def _counts(items: Any) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for one in items:
+        found[one] = found.get(one, 0) + 1
+    return found

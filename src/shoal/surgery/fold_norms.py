@@ -1,0 +1,104 @@
+"""A batch norm in eval mode is one scale and one shift a channel: the layer before or behind it can do that too.
+
+Jacob et al. 2018 (arXiv:1712.05877), section 3.2, for the usual order; a batch norm *before* a layer goes into it only
+where no border is padded with zeros, or where nothing is shifted.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shoal.surgery.fold_layers import LINEAR_MAPS, Graph, Layer, fits, wide, write
+
+
+@dataclass(frozen=True)
+class NormFold:
+    """A batch norm and the layer that takes it in; `premise` says what its weights must fulfil, None for nothing."""
+
+    norm: Layer
+    into: Layer
+    behind: bool
+    premise: str | None
+
+
+def find_norm_fold(graph: Graph, norm: Layer) -> NormFold | str:
+    """The layer that can take a batch norm in, by structure alone; else why there is none."""
+    before = graph.maker(norm.source)
+    if before is None:
+        reason = f"its input comes from {graph.described(norm.source)}"
+    elif graph.only_reader(before.result) is not norm:
+        reason = f"the output of '{graph.path(before)}' is read elsewhere too"
+    elif not _channels_match(graph, before, norm.source):
+        reason = f"it normalises another axis than the channels of '{graph.path(before)}'"
+    else:
+        return NormFold(norm, before, True, None)
+    behind = graph.only_reader(norm.result)
+    if behind is None or behind.name not in LINEAR_MAPS or behind not in graph.maps:
+        return f"{reason}, and no convolution or linear layer alone reads its output"
+    if not behind.alone or not _channels_match(graph, behind, norm.result):
+        return f"{reason}, and '{graph.path(behind)}' behind it pads or reads another axis"
+    if graph.overwritten(norm.source, norm.op.index, behind.op.index):
+        return f"{reason}, and its input is overwritten before '{graph.path(behind)}' runs"
+    premise = f"'{graph.path(behind)}' behind it has borders, where a shift would be missing" if behind.pads else None
+    return NormFold(norm, behind, False, premise)
+
+
+def _channels_match(graph: Graph, layer: Layer, value: int) -> bool:
+    return len(graph.trace.values[value].shape) == LINEAR_MAPS[layer.name] + 2
+
+
+def carry_out_norm(fold: NormFold, *, unchecked: bool = False) -> str | None:
+    """Change the weights of the layer; returns why its numbers do not allow it, and then nothing has changed.
+
+    Args:
+        fold: what to do.
+        unchecked: do not look at the numbers: others are about to be loaded.
+    """
+    scale, shift = scale_and_shift(fold.norm)
+    if fold.premise and not unchecked and bool(shift.any()):
+        return fold.premise
+    weight, bias = (_behind if fold.behind else _ahead)(fold.into, scale, shift)
+    if not unchecked and not fits(fold.into.module, weight, bias):
+        return f"the folded numbers exceed {fold.into.module.weight.dtype}"
+    write(fold.into.module, "bias", bias)
+    write(fold.into.module, "weight", weight)
+    return None
+
+
+def scale_and_shift(norm: Layer) -> tuple[Tensor, Tensor]:
+    """What a batch norm multiplies with and adds, per channel, in float64."""
+    module, eps = norm.module, float(norm.setting("eps", 7, 1e-5))
+    mean, variance = wide(module.running_mean, 0), wide(module.running_var, 0)
+    gamma = wide(module.weight, 0) if module.weight is not None else torch.ones_like(mean)
+    scale = gamma / torch.sqrt(variance + eps)
+    return scale, wide(module.bias, len(mean)) - mean * scale
+
+
+def _behind(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    weight, bias = wide(layer.module.weight, 0), wide(layer.module.bias, len(scale))
+    if not layer.transposed:
+        scaled = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    else:
+        parts = weight.view(layer.groups, -1, *weight.shape[1:])
+        scaled = (parts * scale.view(layer.groups, 1, -1, *[1] * (weight.dim() - 2))).view(weight.shape)
+    return scaled, bias * scale + shift
+
+
+def _ahead(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    weight = wide(layer.module.weight, 0)
+    if layer.transposed:  # taken only with a shift of zero
+        outputs = weight.shape[1] * layer.groups
+        return weight * scale.view(-1, *[1] * (weight.dim() - 1)), wide(layer.module.bias, outputs)
+    bias = wide(layer.module.bias, len(weight)) + response(layer, shift)
+    parts = weight.view(layer.groups, -1, *weight.shape[1:])
+    scaled = parts * scale.view(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
+    return scaled.view(weight.shape), bias
+
+
+def response(layer: Layer, constant: Tensor) -> Tensor:
+    """What a layer that pads nothing makes of one constant a channel, without its bias."""
+    weight = wide(layer.module.weight, 0)
+    parts = weight.view(layer.groups, -1, *weight.shape[1:])
+    per_input = parts * constant.view(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
+    return per_input.flatten(2).sum(2).flatten()
