@@ -195,7 +195,7 @@ def _measure(
         seed=0,
         goal={},
         reached=choice.reached,
-        message=choice.message,
+        message=choice.message + (f", {len(folded.folded)} layers folded" if folded else ""),
         original=networks[0],
         compressed=networks[1],
         comparison=comparison,

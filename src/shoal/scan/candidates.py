@@ -116,8 +116,9 @@ def _channels(module: nn.Module) -> tuple[int, int] | None:
         return module.in_channels, module.out_channels
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    if type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), Tensor):  # GPT-2's linear layer
-        return int(module.weight.shape[0]), int(module.weight.shape[1])
+    weight = getattr(module, "weight", None)
+    if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):  # GPT-2's linear layer
+        return int(weight.shape[0]), int(weight.shape[1])
     return None
 
 

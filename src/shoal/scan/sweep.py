@@ -1,7 +1,7 @@
-"""The ablation sweep: what the network's outputs become when one block is taken out, for every block, cheaply.
+"""The sweep: what the network's outputs become under each candidate ablation, exactly and cheaply.
 
-Exact leave-one-out: no approximation but the sample of images. Each mini-batch runs once whole, then once for every
-candidate from that block on (see `blocks.prefix`), which halves the work.
+No approximation but the sample: each mini-batch runs once whole, then once for every candidate from that candidate on
+(see `blocks.prefix`), which halves the work. Candidates may also ride together on the batch axis (see `stacked`).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,10 +18,99 @@ from shoal.errors import DataError
 from shoal.measure import kl_per_sample, log_probabilities, mean_interval
 from shoal.preserve import evaluating
 from shoal.record import Interval
+from shoal.scan.candidates import Candidate, block_candidates
+from shoal.scan.stacked import run_stacked
 
 # (log-probabilities of the original, outputs of the candidate, the batch) -> damage per sample, shape (samples,)
 Damage = Callable[[torch.Tensor, torch.Tensor, Batch], torch.Tensor]
 Ticker = Callable[[int, int], None]
+
+
+class Visitor:
+    """What a sweep calls as outputs come in; the methods do nothing until they are overridden."""
+
+    def wants(self, candidate: Candidate) -> bool:
+        """Whether the candidate is still of interest; asked before each mini-batch."""
+        return True
+
+    def whole(self, index: int, batch: Batch, output: torch.Tensor) -> None:
+        """Mini-batch number `index`: the outputs of the whole original network."""
+
+    def see(self, candidate: Candidate, batch: Batch, output: torch.Tensor) -> None:
+        """The outputs under a candidate, on the mini-batch of the last `whole`."""
+
+    def done(self, index: int) -> None:
+        """Every candidate has been seen on mini-batch number `index`."""
+
+
+def sweep(
+    anatomy: Anatomy,
+    loader: Iterable[Any],
+    candidates: Sequence[Candidate],
+    visitor: Visitor,
+    *,
+    removed: Sequence[str] = (),
+    skip: int = 0,
+    stack: int = 1,
+    tick: Ticker | None = None,
+) -> None:
+    """Run every candidate on every mini-batch and hand the outputs to `visitor`; the network is left as it was.
+
+    Args:
+        anatomy: the original network, dissected.
+        loader: mini-batches, read once.
+        candidates: what to try.
+        visitor: takes the outputs in.
+        removed: block paths that are gone in every run but the whole one.
+        skip: mini-batches at the beginning that are read but not run (a resumed scan).
+        stack: how many removed-block candidates share a forward on the batch axis; 1 runs each alone, which is
+            bitwise what a whole forward gives.
+        tick: called with (candidates done, candidates) in each mini-batch.
+
+    Raises:
+        DataError: the loader is empty.
+        NonFiniteError, ModelRaisedError: as the network behaves.
+    """
+    base = {path: anatomy.remainders[path].forward for path in removed}
+    count = 0
+    with evaluating(anatomy.model):
+        whole, current = Prefix(anatomy), Prefix(anatomy, base)
+        for index, batch in enumerate(batches(loader, device_of(anatomy.model))):
+            count += 1
+            if index < skip:
+                continue
+            visitor.whole(index, batch, _checked(whole.capture(batch)))
+            if removed:
+                current.capture(batch)
+            prefix = current if removed else whole
+            wanted = [one for one in candidates if visitor.wants(one)]
+            for done, (candidate, output) in enumerate(_outputs(anatomy, prefix, wanted, stack), 1):
+                visitor.see(candidate, batch, _checked(output))
+                if tick is not None:
+                    tick(done, len(wanted))
+            visitor.done(index)
+    if not count:
+        raise DataError("there is no data to measure on", "Give a loader with at least one mini-batch.")
+
+
+def _outputs(
+    anatomy: Anatomy, prefix: Prefix, wanted: Sequence[Candidate], stack: int
+) -> Iterable[tuple[Candidate, Any]]:
+    alone: Sequence[Candidate] = wanted
+    if stack > 1:
+        together = {one.path: one for one in wanted if one.ablation == "block"}
+        stacked = run_stacked(anatomy, prefix, list(together), stack)
+        for path, output in stacked:
+            yield together.pop(path), output
+        alone = [one for one in wanted if one.ablation != "block" or one.path in together]
+    for candidate in alone:
+        yield candidate, candidate.run(prefix)
+
+
+def _checked(output: Any) -> torch.Tensor:
+    logits = logits_of(output)
+    check_logits(logits)
+    return logits
 
 
 @dataclass(frozen=True)
@@ -54,7 +143,7 @@ def removal_sweep(
 
     Args:
         anatomy: the original network, dissected; it is left as it was.
-        loader: mini-batches; re-iterated by the caller's choice, read once here.
+        loader: mini-batches, read once.
         candidates: block paths.
         removed: block paths that are gone in every run.
         damage: what to measure.
@@ -67,32 +156,25 @@ def removal_sweep(
         DataError: the loader is empty.
         NonFiniteError, ModelRaisedError: as the network behaves.
     """
-    base = {path: anatomy.remainders[path].forward for path in removed}
-    found: dict[str, list[torch.Tensor]] = {path: [] for path in candidates}
-    with evaluating(anatomy.model):
-        whole, current = Prefix(anatomy), Prefix(anatomy, base)
-        for batch in batches(loader, device_of(anatomy.model)):
-            original = _original(whole, batch)
-            if removed:
-                current.capture(batch)
-            prefix = current if removed else whole
-            for done, path in enumerate(candidates):
-                output = logits_of(prefix.without(path, anatomy.remainders[path]))
-                check_logits(output)
-                found[path].append(damage(original, output, batch).cpu())
-                if tick is not None:
-                    tick(done + 1, len(candidates))
-    return [_worth(path, parts) for path, parts in found.items()]
+    known = {one.path: one for one in block_candidates(anatomy, {}) if one.ablation == "block"}
+    collector = _Damages(damage)
+    sweep(anatomy, loader, [known[path] for path in candidates], collector, removed=removed, tick=tick)
+    return [_worth(path, collector.found[path]) for path in candidates]
 
 
-def _original(whole: Prefix, batch: Batch) -> torch.Tensor:
-    output = logits_of(whole.capture(batch))
-    check_logits(output)
-    return log_probabilities(output, batch.target)
+class _Damages(Visitor):
+    def __init__(self, damage: Damage) -> None:
+        self.damage = damage
+        self.found: dict[str, list[torch.Tensor]] = {}
+        self.original = torch.empty(0)
+
+    def whole(self, index: int, batch: Batch, output: torch.Tensor) -> None:
+        self.original = log_probabilities(output, batch.target)
+
+    def see(self, candidate: Candidate, batch: Batch, output: torch.Tensor) -> None:
+        self.found.setdefault(candidate.path, []).append(self.damage(self.original, output, batch).cpu())
 
 
 def _worth(path: str, parts: list[torch.Tensor]) -> Worth:
-    if not parts:
-        raise DataError("there is no data to measure on", "Give a loader with at least one mini-batch.")
     values = np.asarray(torch.cat(parts).double())
     return Worth(path, float(values.mean()), mean_interval(values), len(values))

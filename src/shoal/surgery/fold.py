@@ -114,14 +114,16 @@ class _Run:
         self.graph = Graph(anatomy)
         self.steps: list[FoldStep] = []
         norms = nn.modules.batchnorm._BatchNorm
-        self.refused = {
+        self.refused: dict[str, str] = {
             path: reason
             for path, reason in self.graph.refused.items()
             if isinstance(anatomy.model.get_submodule(path), norms)
         }
-        found, refused = ([], {}) if weights_follow else find_constant_folds(anatomy, self.graph)
-        self.constants: dict[str, ConstantFold] = {one.path: one for one in found}
-        self.refused |= refused
+        self.constants: dict[str, ConstantFold] = {}
+        if not weights_follow:
+            found, refused = find_constant_folds(anatomy, self.graph)
+            self.constants = {one.path: one for one in found}
+            self.refused |= refused
 
     def everything(self) -> None:
         """All that can be folded."""

@@ -153,6 +153,7 @@ class _Spread:
         if len(op.outputs) > 1:
             raise _Stopped(f"{self._where(op)} changes the stream in place or in parts")
         layer, name = self.graph.layers.get(op.index), plain_name(op.name)
+        found: Constant | None
         if name == "add":
             found = self._sum(op)
         elif layer is not None:
