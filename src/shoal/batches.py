@@ -54,6 +54,15 @@ class Batch:
         kwargs = {key: move(value) for key, value in self.kwargs.items()}
         return Batch(tuple(move(value) for value in self.args), kwargs, target)
 
+    def cloned(self) -> "Batch":
+        """A batch of copies of the input tensors."""
+
+        def copied(value: Any) -> Any:
+            return value.clone() if isinstance(value, Tensor) else value
+
+        kwargs = {key: copied(value) for key, value in self.kwargs.items()}
+        return Batch(tuple(copied(value) for value in self.args), kwargs, self.target)
+
     def take(self, count: int) -> "Batch":
         """The first `count` samples."""
 
@@ -108,14 +117,17 @@ def device_of(model: nn.Module) -> torch.device:
     return tensor.device if tensor is not None else torch.device("cpu")
 
 
-def call(model: nn.Module, batch: Batch) -> Any:
+def call(model: nn.Module, batch: Batch, *, clone: bool = True) -> Any:
     """Run the model on a batch; its own exceptions come back as one readable error.
+
+    The model gets clones: one that normalises its input in place must not change a mini-batch that is used again.
 
     Raises:
         ModelRaisedError: the model raised; the cause is attached.
     """
+    given = batch.cloned() if clone else batch
     try:
-        return model(*batch.args, **batch.kwargs)
+        return model(*given.args, **given.kwargs)
     except ShoalError:
         raise
     except Exception as error:

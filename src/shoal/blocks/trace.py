@@ -173,11 +173,12 @@ def trace_run(model: nn.Module, example: Batch) -> Trace:
         TraceError: the model returned no tensor that depends on its input.
     """
     recorder = _Recorder(model)
+    example = example.cloned()
     with evaluating(model), recorder.hooked():
         for tensor in example.tensors:
             recorder.trace.inputs.append(recorder.born(tensor, "input").value)
         with recorder:
-            output = call(model, example)
+            output = call(model, example, clone=False)  # the recorder knows tensors by identity
         recorder.trace.output = recorder.template(output)
     outputs = refs(recorder.trace.output)
     if not any(recorder.trace.depends(value, one) for value in outputs for one in recorder.trace.inputs):

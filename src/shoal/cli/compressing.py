@@ -9,7 +9,7 @@ from torch import nn
 
 from shoal.batches import batches, call, device_of
 from shoal.blocks import dissect
-from shoal.cli.opening import DataOptions, open_data, open_network, output_folder, pick_device
+from shoal.cli.opening import DataOptions, check_input, open_data, open_network, output_folder, pick_device
 from shoal.cli.session import Session
 from shoal.errors import ShoalError, UsageError
 from shoal.pipeline import Goal, Provenance, Settings, compress
@@ -44,7 +44,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     device = pick_device(request.device)
     opened = open_network(session, request.model, request.weights, device)
     data = open_data(session, request.data, request.data_options)
-    _check_input(opened.model, data)
+    check_input(opened.model, data)
     if request.dry_run:
         return _tell(session, request, opened.model, data)
     path = output_folder(request.out, "compress")
@@ -116,13 +116,6 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
     }
 
 
-def _check_input(model: nn.Module, data: Data) -> None:
-    """Refuse data whose images the network does not take, before anything is written."""
-    example = data.example(2).to(device_of(model))
-    with evaluating(model):
-        call(model, example)
-
-
 def _tell(session: Session, request: CompressRequest, model: nn.Module, data: Data) -> int:
     """What would be done, and about how long it would take on this machine."""
     batch = next(batches(data.calibration(augment=True), device_of(model)))
@@ -163,7 +156,7 @@ def _steps(goal: Goal, candidates: int) -> int:
     return candidates if goal.max_drop is not None else 1
 
 
-def check_pair(model: str | None, data: str | None) -> tuple[str, str]:
+def check_pair(model: str | None, data: str | None, command: str = "compress") -> tuple[str, str]:
     """MODEL and DATA, the embedded default for both where neither is given.
 
     Raises:
@@ -174,5 +167,5 @@ def check_pair(model: str | None, data: str | None) -> tuple[str, str]:
     if data is None and model == "digits-resnet":
         return model, "digits"
     if data is None:
-        raise UsageError(f"DATA is missing: '{model}' can only be measured on data", "shoal compress MODEL DATA")
+        raise UsageError(f"DATA is missing: '{model}' can only be measured on data", f"shoal {command} MODEL DATA")
     return model, data

@@ -153,6 +153,62 @@ def trace(
 
 
 @app.command()
+def scan(
+    model: Annotated[str | None, opt.MODEL] = None,
+    data: Annotated[str | None, opt.DATA] = None,
+    also: Annotated[
+        str | None, typer.Option("--also", metavar="DATA2", help="The same ablations on a second data set.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
+    tolerance: Annotated[
+        float | None,
+        typer.Option("--tolerance", help="What counts as nothing: points of top-1 (1.0); without labels nats (0.01)."),
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Stop trying what is clear early, and say so.")] = False,
+    stack: Annotated[
+        int, typer.Option("--stack", min=1, help="Removals that share a forward; 1 is exact to the bit.")
+    ] = 1,
+    layers: Annotated[bool, typer.Option("--layers/--no-layers", help="Set every kernel to zero too.")] = True,
+    scores: Annotated[bool, typer.Option("--scores/--no-scores", help="Score the blocks too.")] = True,
+    weights: opt.Weights = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    size: opt.Size = None,
+    limit: opt.Limit = None,
+    out: opt.Out = None,
+    device: opt.Device = "auto",
+    seed: opt.Seed = 0,
+    batch_size: opt.BatchSize = 128,
+    dry_run: opt.DryRun = False,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> int:
+    """What is every block, branch and kernel worth? Tables, plots, no change to the network."""
+    session = Session(as_json=as_json, debug=debug)
+    with session.guarded():
+        from shoal.cli.compressing import check_pair
+        from shoal.cli.opening import DataOptions
+        from shoal.cli.scanning import ScanRequest, run_scan
+        from shoal.scan import ScanSettings
+
+        spec, source = check_pair(model, data, "scan")
+        request = ScanRequest(
+            model=spec,
+            data=source,
+            also=also,
+            weights=weights,
+            split=split,
+            settings=ScanSettings(tolerance, fast, stack, layers, scores),
+            data_options=DataOptions(mean, std, size, limit, seed, batch_size),
+            out=out,
+            device=device,
+            dry_run=dry_run,
+            command=_command(),
+        )
+        return run_scan(session, request)
+
+
+@app.command()
 def certify(
     a: Annotated[str, typer.Argument(metavar="A", help="The original, as MODEL.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other network, as MODEL.")],

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shoal.batches import Batch
+from shoal.batches import Batch, call, device_of
 from shoal.cli.session import Session
 from shoal.errors import ModelRaisedError, UsageError
 from shoal.plan import InputSpec
+from shoal.preserve import evaluating
 from shoal.sources import Data, load_data
 from shoal.store import Opened, open_model, read_folder_plan
 from shoal.surgery import example_of, input_specs
@@ -123,9 +124,6 @@ def _zeros(shape: list[int]) -> Batch:
 
 
 def _runs(model: nn.Module, batch: Batch) -> bool:
-    from shoal.batches import call
-    from shoal.preserve import evaluating
-
     with evaluating(model):
         try:
             call(model, batch.take(1))
@@ -143,6 +141,12 @@ def random_like(batch: Batch, seed: int = 0) -> Batch:
         if tensor.is_floating_point():
             tensor.copy_(torch.randn(tensor.shape, generator=generator))
     return filled
+
+
+def check_input(model: nn.Module, data: Data) -> None:
+    """Refuse data that the network does not take, before anything is written."""
+    with evaluating(model):
+        call(model, data.example(2).to(device_of(model)))
 
 
 def output_folder(out: Path | None, command: str) -> Path:

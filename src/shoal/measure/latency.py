@@ -11,7 +11,7 @@ from torch.utils.benchmark import Timer
 
 from shoal import record
 from shoal.batches import Batch, call, device_of
-from shoal.errors import DataError, SurgeryError, UsageError
+from shoal.errors import DataError, ModelRaisedError, SurgeryError, UsageError
 from shoal.preserve import evaluating
 
 _FEWEST = 5  # rounds, however slow a network is: quartiles of fewer say nothing
@@ -60,7 +60,13 @@ def latency(
             call(model, inputs)
             timers[name] = _timer(model, inputs)
         with torch.inference_mode():
-            blocks = _take_turns(timers, min_seconds, rounds)
+            try:
+                blocks = _take_turns(timers, min_seconds, rounds)
+            except Exception as error:
+                raise ModelRaisedError(
+                    f"a network raised {type(error).__name__} while it was timed: {error}",
+                    "It ran before: look for a counter or a memory limit in it.",
+                ) from error
     return {name: _summary(models[name], batch.size, blocks[name], channels_last=channels_last) for name in subjects}
 
 

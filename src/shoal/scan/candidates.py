@@ -38,8 +38,8 @@ class Candidate:
 def block_candidates(anatomy: Anatomy, means: Mapping[tuple[str, int], Tensor]) -> list[Candidate]:
     """For each residual block: taken out, each unit of several taken out alone, every branch set to its mean.
 
-    `branch` (F = 0, the activation after the addition stays) is what taking a block out means in Shoal, so it is the same
-    run as `block` for a removable block; for others it is tried by itself.
+    `branch` (F = 0, the activation after the addition stays) is what taking a block out means in Shoal, so it is the
+    same run as `block` for a removable block; for others it is tried by itself.
 
     Args:
         anatomy: the dissected network.
@@ -54,8 +54,8 @@ def block_candidates(anatomy: Anatomy, means: Mapping[tuple[str, int], Tensor]) 
         else:
             found.append(_candidate(block, "branch", _with_branches(block, _zeros())))
         if len(block.units) > 1:
-            for number in range(len(block.units)):
-                found.append(_candidate(block, f"unit:{number}", _with_branches(block, _zeros(number))))
+            numbers = range(len(block.units))
+            found.extend(_candidate(block, f"unit:{k}", _with_branches(block, _zeros(k))) for k in numbers)
         if all((block.path, number) in means for number in range(len(block.units))):
             found.append(_candidate(block, "mean", _with_branches(block, _set_to(block.path, means))))
     return found

@@ -16,7 +16,9 @@ from shoal.measure import Answers, Tally, answers, machine, wilson
 from shoal.record import Ablation, Baseline, ScannedBlock, ScannedLayer, ScanRecord, ScoreQuality, SecondData
 from shoal.scan.candidates import Candidate, Layer, block_candidates, layer_candidates, layers_of
 from shoal.scan.means import branch_means
-from shoal.scan.scores import SCORES, block_scores, rank_correlation
+from shoal.scan.scores import SCORES
+from shoal.scan.scores.collect import block_scores
+from shoal.scan.scores.correlation import rank_correlation
 from shoal.scan.sweep import Visitor, sweep
 from shoal.scan.verdicts import ablation_of, channel_claim, verdict_of
 

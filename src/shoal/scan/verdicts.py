@@ -9,7 +9,9 @@ _CONFIDENCE = 0.95
 
 
 def verdict_of(interval: Interval, centre: float, tolerance: float) -> Verdict:
-    """*trivial* if the whole interval lies within the tolerance, *non-trivial* if it excludes zero and its centre lies
+    """One word for a difference and its interval.
+
+    *trivial* if the whole interval lies within the tolerance, *non-trivial* if it excludes zero and its centre lies
     beyond the tolerance, else *undecided*.
 
     Args:
@@ -31,7 +33,7 @@ def ablation_of(tally: Tally, *, tolerance: float, comparisons: int) -> Ablation
     Args:
         tally: paired sums.
         tolerance: a fraction of top-1, or nats of the loss where there is no top-1.
-        comparisons: how many ablations the scan makes; `familywise` uses intervals of confidence 1 - 0.05 / comparisons.
+        comparisons: how many ablations the scan makes; `familywise` uses intervals of 1 - 0.05 / comparisons.
     """
     strict = 1 - (1 - _CONFIDENCE) / max(comparisons, 1)
     increase = tally.increase / tally.n

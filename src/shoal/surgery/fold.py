@@ -127,16 +127,16 @@ class _Run:
 
     def everything(self) -> None:
         """All that can be folded."""
-        for path, one in self.constants.items():
-            self._note(path, self._constant(path, [layer.path for layer, _ in one.shifts]))
+        for block, one in self.constants.items():
+            self._note(block, self._constant(block, [layer.path for layer, _ in one.shifts]))
         before = -1
         while before < len(self.steps):  # a fold may put two layers next to each other
             before = len(self.steps)
-            for step, layers in ((self._norm, self.graph.norms), (self._chain, self.graph.maps)):
-                for layer in list(layers):
-                    path = self.graph.path(layer)
-                    if path is not None:
-                        self._note(path, step(layer, path))
+            for layer in (*self.graph.norms, *self.graph.maps):
+                path = self.graph.path(layer)
+                if path is not None:
+                    done = self._norm(layer, path) if layer in self.graph.norms else self._chain(layer, path)
+                    self._note(path, done)
 
     def one(self, step: FoldStep) -> None:
         """One planned step."""

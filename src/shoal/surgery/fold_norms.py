@@ -36,8 +36,8 @@ def find_norm_fold(graph: Graph, norm: Layer) -> NormFold | str:
     behind = graph.only_reader(norm.result)
     if behind is None or behind.name not in LINEAR_MAPS or behind not in graph.maps:
         return f"{reason}, and no convolution or linear layer alone reads its output"
-    if not behind.alone or not _channels_match(graph, behind, norm.result):
-        return f"{reason}, and '{graph.path(behind)}' behind it pads or reads another axis"
+    if not _channels_match(graph, behind, norm.result):
+        return f"{reason}, and '{graph.path(behind)}' behind it reads another axis"
     if graph.overwritten(norm.source, norm.op.index, behind.op.index):
         return f"{reason}, and its input is overwritten before '{graph.path(behind)}' runs"
     premise = f"'{graph.path(behind)}' behind it has borders, where a shift would be missing" if behind.pads else None

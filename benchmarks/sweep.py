@@ -1,0 +1,182 @@
+"""What the sweep costs against the plain way, on one network and by depth.
+
+    python benchmarks/sweep.py MODEL DATA [--weights F] [--mean ..] [--std ..] [--images 600] --out NAME.json
+    python benchmarks/sweep.py --depths 10,25,50,100,200,400 --out NAME.json
+
+The plain way: one whole forward per candidate, the block physically removed, same batch, threads, dtype and inference
+mode, no hooks. Both ways take turns in one run; times are medians of the rounds.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch, batches, logits_of
+from shoal.blocks import Anatomy, dissect
+from shoal.measure import answers, machine
+from shoal.preserve import evaluating
+from shoal.scan.candidates import Candidate, block_candidates
+from shoal.scan.sweep import Visitor, sweep
+from shoal.sources import load_data, load_model
+from shoal.store import write_text
+from shoal.surgery import remove_blocks
+
+
+class Losses(Visitor):
+    """The loss of every sample under every candidate."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[Tensor]] = {}
+
+    def see(self, candidate: Candidate, batch: Batch, output: Tensor) -> None:
+        """Keep the losses."""
+        self.found.setdefault(candidate.path, []).append(loss_of(output, batch))
+
+    def joined(self) -> dict[str, Tensor]:
+        """One tensor a block."""
+        return {path: torch.cat(parts) for path, parts in self.found.items()}
+
+
+def loss_of(output: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of every sample; without labels, minus the log-probability of class 0."""
+    said = answers(output, batch.target)
+    return said.loss if said.loss is not None else -said.log_probs[:, 0].double()
+
+
+def plain(cut: dict[str, nn.Module], data: list[Batch]) -> dict[str, Tensor]:
+    """One whole forward per candidate and mini-batch, on networks cut beforehand."""
+    found = {}
+    for path, model in cut.items():
+        with evaluating(model):
+            found[path] = torch.cat([loss_of(logits_of(model(*batch.args)), batch) for batch in data])
+    return found
+
+
+def cached(anatomy: Anatomy, data: list[Batch], stack: int) -> dict[str, Tensor]:
+    """The sweep."""
+    losses = Losses()
+    candidates = [one for one in block_candidates(anatomy, {}) if one.ablation == "block"]
+    sweep(anatomy, data, candidates, losses, stack=stack)
+    return losses.joined()
+
+
+def compare(model: nn.Module, data: list[Batch], rounds: int, stack: int) -> dict[str, object]:
+    """Times and largest differences of the ways, in turns."""
+    anatomy = dissect(model, data[0].take(2))
+    example = data[0].take(2)
+    cut = {block.path: remove_blocks(model, example, [block.path]).eval() for block in anatomy.chain.removable}
+    ways: dict[str, Callable[[], dict[str, Tensor]]] = {
+        "plain": lambda: plain(cut, data),
+        "sweep": lambda: cached(anatomy, data, 1),
+        "stacked": lambda: cached(anatomy, data, stack),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    losses: dict[str, dict[str, Tensor]] = {}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            losses[name] = way()
+            times[name].append(time.perf_counter() - start)
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    return {
+        "blocks": len(cut),
+        "samples": sum(batch.size for batch in data),
+        "batch": data[0].size,
+        "stack": stack,
+        "rounds": rounds,
+        "seconds": medians,
+        "all_seconds": times,
+        "sweep_over_plain": medians["sweep"] / medians["plain"],
+        "stacked_over_plain": medians["stacked"] / medians["plain"],
+        "sweep_bitwise_equal": all(torch.equal(losses["plain"][path], losses["sweep"][path]) for path in cut),
+        "stacked_largest_relative": max(
+            float(
+                (
+                    (losses["stacked"][path] - losses["plain"][path]).abs() / losses["plain"][path].abs().clamp(min=1)
+                ).max()
+            )
+            for path in cut
+        ),
+    }
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """The largest deviation, relative to the expected loss where that is above 1 nat."""
+    return float(((found - expected).abs() / expected.abs().clamp(min=1)).max())
+
+
+class Block(nn.Module):
+    """A pre-activation block, cheap enough that 400 of them run on a laptop."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X + F(x)."""
+        return x + 0.1 * self.conv(torch.relu(self.norm(x)))
+
+
+def tower(depth: int, width: int = 16) -> nn.Module:
+    """A chain of `depth` equal blocks."""
+    torch.manual_seed(depth)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)]
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), *(Block(width) for _ in range(depth)), *head).eval()
+
+
+def by_depth(depths: list[int], rounds: int) -> dict[str, object]:
+    """Seconds of each way by depth, and the exponents of seconds = a * depth^b."""
+    data = [Batch((torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0)),))]
+    rows = [compare(tower(depth), data, rounds, 16) for depth in depths]
+    exponents = {}
+    for way in ("plain", "sweep", "stacked"):
+        seconds = [row["seconds"][way] for row in rows]
+        exponents[way] = float(np.polyfit(np.log(depths), np.log(seconds), 1)[0])
+    return {"rows": rows, "exponents": exponents}
+
+
+def main() -> None:
+    """Read the command line, run, print, keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--mean")
+    parser.add_argument("--std")
+    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--stack", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--depths")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    if args.depths:
+        document = by_depth([int(one) for one in args.depths.split(",")], args.rounds)
+        for row in document["rows"]:
+            print(row["blocks"], {way: round(seconds, 3) for way, seconds in row["seconds"].items()})
+        print("exponents", document["exponents"])
+    else:
+        numbers = [[float(one) for one in text.split(",")] if text else None for text in (args.mean, args.std)]
+        source = load_data(args.data, mean=numbers[0], std=numbers[1], batch_size=args.batch_size)
+        data, count = [], 0
+        for batch in batches(source.test()):
+            data.append(batch.take(args.images - count))
+            count += data[-1].size
+            if count >= args.images:
+                break
+        document = compare(load_model(args.model, args.weights).model, data, args.rounds, args.stack)
+        print(json.dumps({key: value for key, value in document.items() if key != "all_seconds"}, indent=1))
+    document["machine"] = machine("cpu").model_dump(mode="json")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.out, json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
