@@ -1,4 +1,4 @@
-"""Small networks for the tests, written as strangers write them: functional code, in-place additions, odd containers."""
+"""Small networks for the tests, written as strangers write them: functional code, in-place additions."""
 
 import torch
 import torch.nn.functional as F

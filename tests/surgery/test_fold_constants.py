@@ -2,10 +2,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import CifarResNet, PreactNet, randomised
 from torch import nn
 from torch.nn import functional as F
 
+from networks import CifarResNet, PreactNet, randomised
 from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.surgery import fold

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import randomised
 from torch import nn
 
+from networks import randomised
 from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.surgery import fold
@@ -62,9 +62,7 @@ shapes = {
 def convolution(dims, transposed, groups, per_group, kernel, stride, dilation, bias, padding):
     kind = CONVOLUTIONS[dims, transposed]
     wide, narrow = groups * per_group[0], groups * per_group[1]
-    return kind(
-        wide, narrow, kernel, stride=stride, padding=padding, groups=groups, dilation=dilation, bias=bias
-    )
+    return kind(wide, narrow, kernel, stride=stride, padding=padding, groups=groups, dilation=dilation, bias=bias)
 
 
 @settings(max_examples=60, deadline=None)

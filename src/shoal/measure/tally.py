@@ -1,4 +1,4 @@
-"""Paired sums over a stream of mini-batches: how a changed network answers beside the whole one, without keeping answers.
+"""Paired sums over a stream of mini-batches: how a changed network answers beside the whole one.
 
 Memory does not grow with the data; intervals come from the sums alone.
 """
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from scipy import stats
 from torch import Tensor
 
@@ -107,7 +106,7 @@ class Tally:
         return paired_drop(self.n, self.lost, self.won, confidence) if self.top1 is not None else None
 
     def increase_interval(self, confidence: float = 0.95) -> Interval:
-        """t interval of the mean increase of the loss; unbounded for a single sample."""
+        """Student's t interval of the mean increase of the loss; unbounded for a single sample."""
         if self.n < 2:
             return (-math.inf, math.inf)
         mean = self.increase / self.n

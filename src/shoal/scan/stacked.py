@@ -1,7 +1,7 @@
 """Several candidates in one forward: each removed block adds a copy of the mini-batch to the batch axis.
 
 At block k the batch holds the whole network's samples and, behind them, those of every candidate before k; the block
-runs on all of them at once, and its own candidate joins behind. It pays where a single mini-batch does not fill the device;
+runs on all of them at once, and its own candidate joins behind. It pays where one mini-batch does not fill the device;
 results agree with single runs to rounding, since kernels may choose other algorithms for other batch sizes.
 """
 

@@ -151,7 +151,7 @@ class _Run:
             else:
                 done = (self._norm if norm else self._chain)(layer, step.path, step.into)
         if done != step:
-            reason = done if isinstance(done, str) else "it has another layer before it"
+            reason = done if isinstance(done, str) else "there is no layer right before it"
             raise PlanError(
                 f"the plan folds {described(step)}, which cannot be done to this network: {reason}",
                 "Make a new plan for this network: `shoal compress ... --fold`.",
