@@ -65,7 +65,7 @@ def test_without_a_ridge_it_is_least_squares_nearest_to_the_target(seed, n, dx, 
     spectrum = torch.linalg.svdvals(centred_x)
     if spectrum[min(n - 1, dx) - 1] < 1e-3 * spectrum[0]:
         return  # ill-conditioned by chance: the normal equations have only half the digits
-    change = torch.linalg.lstsq(centred_x, wanted, driver="gelsd").solution.T
+    change = torch.linalg.lstsq(centred_x, wanted, rcond=1e-6, driver="gelsd").solution.T
     torch.testing.assert_close(weight, target + change, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(bias, y.mean(0) - weight @ x.mean(0))
 
@@ -136,6 +136,15 @@ def test_constant_and_repeated_features():
     weight, bias = solve(moments_of(torch.full((9, 2), 0.1), y[:9]), 0.1)
     assert weight.abs().max() < 1e-9
     torch.testing.assert_close(bias, y[:9].mean(0))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_dependent_feature_is_seen_behind_one_of_little_variance(seed):
+    a, y = rows(seed, 50, 1), rows(seed + 100, 50, 1)
+    x = torch.cat([1e-4 * a / 3, a, a / 7], dim=1)
+    weight, _ = solve(moments_of(x, y), 0.0)
+    nearest = torch.linalg.lstsq(x - x.mean(0), y - y.mean(0), rcond=1e-6, driver="gelsd").solution.T
+    torch.testing.assert_close(weight, nearest, rtol=1e-5, atol=1e-7)
 
 
 def test_r2_of_a_constant_output():

@@ -1,4 +1,5 @@
 import copy
+import json
 import subprocess
 import sys
 
@@ -119,7 +120,7 @@ def test_a_network_that_asks_a_batch_norm_for_more_is_refused():
         def forward(self, x):
             return self.bn(self.conv(x)) * self.bn.num_features
 
-    with pytest.raises(SurgeryError, match="does not run once it is folded: .*num_features"):
+    with pytest.raises(SurgeryError, match=r"does not run once it is folded: .*num_features"):
         fold(Asking().eval(), images(1, 4))
 
 
@@ -225,3 +226,13 @@ def test_a_folded_network_comes_back_in_a_fresh_process(tmp_path):
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "seen.pt")]
     assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_a_fold_is_the_last_action_of_a_plan():
+    net, x = preact(), images(1, 6)
+    plan = plan_for(net, x, fold(net, x).steps)
+    assert parse_plan(plan.model_dump_json(), "plan") == plan
+    turned = plan.model_dump(mode="json")
+    turned["actions"] = [*turned["actions"], {"kind": "remove", "path": "blocks.0"}]
+    with pytest.raises(PlanError, match="only the last action may be a fold"):
+        parse_plan(json.dumps(turned), "plan")

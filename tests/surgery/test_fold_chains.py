@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,7 +63,7 @@ def test_a_pointwise_convolution_goes_into_the_one_before(
 )
 def test_linear_layers_in_a_row(widths, tokens, bias):
     torch.manual_seed(0)
-    pairs = zip(widths, widths[1:], strict=False)
+    pairs = pairwise(widths)
     net = nn.Sequential(*(nn.Linear(a, b, bias=bias) for a, b in pairs)).double().eval()
     x = torch.randn(3, *[2] * tokens, widths[0], dtype=torch.float64)
     result = fold(net, x)

@@ -156,8 +156,9 @@ def _inverse_times(gram: Tensor, ridge: float, wanted: Tensor) -> Tensor:
     added = ridge * float(gram.trace()) / size
     loaded = gram + added * torch.eye(size, dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(loaded)
-    pivots = factor.diagonal().square()
-    if not int(failed) and float(pivots.min()) > _SINGULAR * float(pivots.max()):
+    # Against the largest diagonal, not the largest pivot: a feature of little variance may come first, and then the
+    # rounding of a large dependent one looks like a pivot of fair size.
+    if not int(failed) and float(factor.diagonal().square().min()) > _SINGULAR * float(loaded.diagonal().max()):
         return torch.cholesky_solve(wanted, factor)
     values, vectors = torch.linalg.eigh(gram)
     kept = values > _SINGULAR * values.max().clamp(min=0)

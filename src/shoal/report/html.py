@@ -1,57 +1,74 @@
-"""A record as one HTML page: no network, no other file, and nothing runs but its own few lines."""
-
-from functools import lru_cache
-from importlib.resources import files
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
+"""The page of a compression."""
 
 from shoal.record import Record
-from shoal.report import numbers, picture, plot, tables, words
+from shoal.report import fates, page, plot, tables, words
+from shoal.report.fate_table import fate_table
 from shoal.report.figures import figures
+from shoal.report.page import Part
 
-_FILTERS = (
-    "percent",
-    "percent_interval",
-    "points",
-    "count",
-    "amount",
-    "significant",
-    "significant_interval",
-    "duration",
-    "shape",
-)
 # A wide drawing for a desk and for paper, a narrow one for a phone; the style sheet shows one of them.
 _CHAIN_WIDTHS = {"wide": 1000.0, "narrow": 340.0}
 _PLOT_WIDTHS = {"wide": 480.0, "narrow": 340.0}
+_STATISTICS = (
+    ("Top-1", "share of right answers, with Wilson's 95 % score interval"),
+    (
+        "Change in top-1",
+        "paired, sample by sample, with Tango's 95 % score interval; McNemar's exact test on the samples that changed "
+        "sides",
+    ),
+    ("Divergence", "mean KL(original ‖ compressed) in nats, with a 95 % t interval over samples"),
+    (
+        "Latency",
+        "median and quartiles of one forward; “no difference beyond noise” where the quartiles overlap",
+    ),
+    ("MACs", "multiply-adds for one sample; FLOPs are twice that"),
+)
 
 
 def render(record: Record) -> str:
     """The whole page for one record, as text to be written in UTF-8."""
-    page = _environment().get_template("report.html.j2")
-    return page.render(
-        record=record,
+    splits = tables.comparisons(record)
+    return page.write(
+        record,
+        verb="compressed",
         headline=words.headline(record),
+        lead=[record.message] if record.reached and record.message else [],
+        parts=_parts(record),
+        splits=[(one.split, one.n) for one in splits],
+        statistics=_STATISTICS,
         goal=words.goal(record.goal),
         figures=figures(record),
         rows=tables.before_after(record),
-        splits=tables.comparisons(record),
+        compared=splits,
         paired=tables.paired(record),
         verdict=words.VERDICTS[record.certificate.verdict],
         evidence=words.evidence(record.certificate),
-        chains={size: picture.chain(record.blocks, w, f"chain-{size}") for size, w in _CHAIN_WIDTHS.items()},
-        legend=picture.legend(),
+        chains={size: fates.chain(record.blocks, w, f"chain-{size}") for size, w in _CHAIN_WIDTHS.items()},
+        legend=fates.legend(),
+        blocks_table=fate_table(record.blocks),
         plots={size: _plots(record, size) for size in _PLOT_WIDTHS},
-        embedded=embed(record),
-        style=_asset("report.css"),
-        script=_asset("report.js"),
     )
 
 
-def embed(record: Record) -> str:
-    """The record as JSON that is inert inside a `script` element, whatever its strings hold."""
-    text = record.model_dump_json()
-    # Inside a string literal of JSON these escapes mean the same characters; outside they do not occur.
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+def _parts(record: Record) -> list[Part]:
+    found = [
+        Part("notices.html.j2"),
+        Part("figures.html.j2"),
+        Part("compared.html.j2", "compared", "Before and after"),
+        Part("certificate.html.j2", "certificate", "Certificate"),
+    ]
+    if record.blocks:
+        found.append(Part("chain.html.j2", "chain", "The chain"))
+    if record.steps:
+        found.append(Part("steps.html.j2", "steps", "Step by step"))
+    if record.blocks:
+        found.append(Part("blocks.html.j2", "blocks", "All blocks"))
+    return [
+        *found,
+        Part("asked.html.j2", "asked", "Asked and done"),
+        Part("load.html.j2", "load", "How to load it"),
+        Part("measured.html.j2", "measured", "How it was measured"),
+    ]
 
 
 def _plots(record: Record, size: str) -> list[str]:
@@ -76,26 +93,3 @@ def _plots(record: Record, size: str) -> list[str]:
         ),
     ]
     return [one for one in drawn if one]
-
-
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("shoal.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update({name: getattr(numbers, name) for name in _FILTERS})
-    environment.filters["tied"] = tied
-    return environment
-
-
-def tied(text: str) -> str:
-    """Text in which a number stays on one line with its per cent sign."""
-    return text.replace(" %", "\u00a0%")
-
-
-def _asset(name: str) -> str:
-    return files("shoal.report").joinpath("templates", name).read_text(encoding="utf-8")

@@ -68,6 +68,32 @@ def _point_digits(drop: float) -> str:
     return f"{size:.2f}" if size >= 0.01 else "less than 0.01"
 
 
+def lost(drop: float | None) -> str:
+    """A drop as a bare number of points for a column that says so; a gain is negative: `0.25`, `−1.00`."""
+    if drop is None or not math.isfinite(drop):
+        return MISSING
+    return "0" if drop == 0 else _minus(f"{100 * drop:.2f}")
+
+
+def lost_interval(interval: Interval | None) -> str:
+    """The ends of an interval of drops in points: `−0.88 to 1.40`."""
+    if interval is None or not all(map(math.isfinite, interval)):
+        return MISSING
+    return f"{lost(interval[0])} to {lost(interval[1])}"
+
+
+def signed(number: float | None, digits: int = 2) -> str:
+    """A correlation: `0.97`, `−0.17`."""
+    return MISSING if number is None or not math.isfinite(number) else _minus(f"{number:.{digits}f}")
+
+
+def signed_interval(interval: Interval | None) -> str:
+    """The ends of an interval of correlations: `0.92 to 0.99`."""
+    if interval is None or not all(map(math.isfinite, interval)):
+        return MISSING
+    return f"{signed(interval[0])} to {signed(interval[1])}"
+
+
 def count(number: int | None) -> str:
     """A whole number with its thousands marked."""
     return MISSING if number is None else f"{number:,}"

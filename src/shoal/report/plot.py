@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shoal.record import Step
 from shoal.report import numbers, svg
+from shoal.report.scales import ticks
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 46.0, 34.0
 
@@ -114,18 +115,6 @@ def _axes(frame: Frame) -> list[svg.Markup]:
     middle = (_LEFT + frame.width - _RIGHT) / 2
     drawn.append(svg.label(middle, bottom + 31, "blocks removed", "tick middle"))
     return drawn
-
-
-def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers from `low` to `high`, some `about` of them."""
-    rough = (high - low) / max(about, 1)
-    if rough <= 0 or not math.isfinite(rough):
-        return [low]
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    # 0.30000000000000004 is no label, and a tiny remainder would not count as zero
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _mark(point: Point, frame: Frame, unit: str) -> svg.Markup:

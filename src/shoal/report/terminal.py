@@ -58,7 +58,7 @@ def _show_stages(blocks: list[BlockRecord], console: Console) -> None:
     if not blocks:
         return
     grid = Grid(("", "kept ■ removed ·", "", ""))
-    for number, members in picture.stages(blocks):
+    for number, members in picture.by_stage(blocks):
         kept = sum(block.fate == "kept" for block in members)
         signs = "".join(_FATE[block.fate] for block in members)
         shape = numbers.shape(members[-1].out_shape)

@@ -45,10 +45,10 @@
     const input = document.createElement("input");
     const shown = document.createElement("output");
     input.type = "search";
-    input.id = table.id ? table.id + "-filter" : "filter";
+    input.id = table.id + "-filter";
     label.htmlFor = input.id;
     label.textContent = table.dataset.filter;
-    input.placeholder = "name, stage, removed …";
+    input.placeholder = table.dataset.hint;
     shown.setAttribute("aria-live", "polite");
     const rows = Array.from(table.tBodies[0].rows);
     const texts = rows.map((row) => Array.from(row.cells, (cell) => cell.textContent).join(" ").toLowerCase());

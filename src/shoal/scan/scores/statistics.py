@@ -1,8 +1,8 @@
 """What the scores need to know of one block, reduced mini-batch by mini-batch: sums, and moments of its rows.
 
-Nothing here grows with the data. Half precision is widened before anything is multiplied. Within a sample or a position
-sums are taken in the tensor's own precision (torch adds pairwise), across them in float64: to turn every activation into
-float64 first would cost as much as a third of the network.
+Nothing here grows with the data. Half precision is widened before anything is multiplied. Within a sample or a
+position sums are taken in the tensor's own precision (torch adds pairwise), across them in float64: to turn every
+activation into float64 first would cost a third of the whole pass.
 """
 
 from dataclasses import dataclass, field
