@@ -21,8 +21,8 @@ from shoal.batches import Batch, batches, logits_of
 from shoal.blocks import Anatomy, dissect
 from shoal.measure import answers, machine
 from shoal.preserve import evaluating
-from shoal.scan.candidates import Candidate, block_candidates
-from shoal.scan.sweep import Visitor, sweep
+from shoal.scanning.candidates import Candidate, block_candidates
+from shoal.scanning.sweep import Visitor, sweep
 from shoal.sources import load_data, load_model
 from shoal.store import write_text
 from shoal.surgery import remove_blocks

@@ -13,7 +13,7 @@ from shoal.measure import latency, predictions
 from shoal.measure.cost import cost
 from shoal.plan import Plan, Remove
 from shoal.preserve import check_finite, evaluating, patched, swapped
-from shoal.scan import removal_sweep, responses
+from shoal.scanning import removal_sweep, responses
 from shoal.surgery import apply, certify, input_specs, remove_blocks, signature_of, strict_identities
 
 

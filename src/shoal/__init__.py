@@ -1,6 +1,6 @@
 """Shoal makes deep residual networks shallow.
 
-The verbs: `trace`, `compress`, `apply`, `certify`, `load`. Each is imported when it is first used, so that
+The verbs: `trace`, `scan`, `compress`, `apply`, `certify`, `load`. Each is imported when it is first used, so that
 `import shoal` stays cheap.
 """
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from shoal.errors import ShoalError
     from shoal.pipeline import Result, Settings, compress
     from shoal.plan import Plan, read_plan
-    from shoal.record import Certificate, Record
+    from shoal.record import Certificate, Record, ScanRecord
+    from shoal.scanning import ScanSettings, scan
     from shoal.store import load
     from shoal.surgery import apply, certify
 
@@ -26,6 +27,8 @@ _HOMES = {
     "Plan": "plan",
     "Record": "record",
     "Result": "pipeline",
+    "ScanRecord": "record",
+    "ScanSettings": "scanning",
     "Settings": "pipeline",
     "ShoalError": "errors",
     "apply": "surgery",
@@ -33,6 +36,7 @@ _HOMES = {
     "compress": "pipeline",
     "load": "store",
     "read_plan": "plan",
+    "scan": "scanning",
     "trace": "blocks",
 }
 
@@ -43,6 +47,8 @@ __all__ = [
     "Plan",
     "Record",
     "Result",
+    "ScanRecord",
+    "ScanSettings",
     "Settings",
     "ShoalError",
     "apply",
@@ -50,6 +56,7 @@ __all__ = [
     "compress",
     "load",
     "read_plan",
+    "scan",
     "trace",
 ]
 

@@ -13,7 +13,7 @@ from shoal.measure import compare, kl_per_sample, predictions
 from shoal.pipeline import Goal, NoJournal, choose
 from shoal.pipeline.choose import Chooser, drop_of, without
 from shoal.record import Comparison
-from shoal.scan import divergence
+from shoal.scanning import divergence
 from shoal.surgery import remove_blocks
 
 

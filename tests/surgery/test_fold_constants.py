@@ -231,3 +231,42 @@ def test_what_is_said_to_be_constant_is():
     hooks[0].remove()
     (only,) = found.values()
     assert torch.equal(seen["out"], only.numbers.view(1, -1, 1, 1).expand_as(seen["out"]))
+
+
+class Twice(nn.Module):
+    """A block of two additions between two linear layers."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x):
+            x = x + self.b(F.gelu(self.a(x)))
+            return x + self.d(F.gelu(self.c(x)))
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.block, self.last = nn.Linear(3, 4), self.Block(), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(self.block(self.first(x)))
+
+
+def test_two_constants_of_one_block_add_up_and_its_neighbours_merge():
+    torch.manual_seed(0)
+    net = Twice().double().eval()
+    with torch.no_grad():
+        net.block.b.weight.zero_()
+        net.block.d.weight.zero_()
+    x = torch.randn(2, 3, dtype=torch.float64)
+    result = fold(net, x)
+    assert result.folded == ["the constant of block into last", "last into first"]
+    assert relative(net, result.model, x) < 1e-10
+
+
+def test_a_batch_norm_of_which_only_some_channels_are_constant_is_none():
+    net = made(ends_in_norm=True)
+    with torch.no_grad():
+        net.blocks[1].last.weight[0] = 0.0
+    assert [step for step in fold(net, X).steps if step.kind == "constant"] == []

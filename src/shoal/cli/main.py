@@ -189,7 +189,7 @@ def scan(
         from shoal.cli.compressing import check_pair
         from shoal.cli.opening import DataOptions
         from shoal.cli.scanning import ScanRequest, run_scan
-        from shoal.scan import ScanSettings
+        from shoal.scanning import ScanSettings
 
         spec, source = check_pair(model, data, "scan")
         request = ScanRequest(

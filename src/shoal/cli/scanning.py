@@ -9,7 +9,7 @@ from shoal.cli.session import Session
 from shoal.errors import ShoalError, UsageError
 from shoal.record import ScanRecord
 from shoal.report import render_scan, show_scan
-from shoal.scan import ScanOrigin, ScanSettings, scan
+from shoal.scanning import ScanOrigin, ScanSettings, scan
 from shoal.sources import Data
 from shoal.store import RunFolder, write_text
 from shoal.store.folder import RECORD, REPORT

@@ -14,7 +14,7 @@ from shoal.errors import NotReachedError, UsageError
 from shoal.measure import Predictions, compare, predictions
 from shoal.preserve import patched
 from shoal.record import Comparison, Step
-from shoal.scan import Damage, Worth, divergence, removal_sweep, responses
+from shoal.scanning import Damage, Worth, divergence, removal_sweep, responses
 from shoal.surgery import check_removable, strict_identities
 
 Progress = Callable[[str, int, int], None]

@@ -17,7 +17,7 @@ from shoal.pipeline.choose import Choice, Chooser, Goal, Journal, NoJournal, Pro
 from shoal.pipeline.result import Result
 from shoal.plan import Fold, Plan, Remove
 from shoal.record import BlockRecord, Comparison, Latency, Network, Record
-from shoal.scan import Damage, divergence
+from shoal.scanning import Damage, divergence
 from shoal.surgery import FoldResult, certify, input_specs, remove_blocks, signature_of
 from shoal.surgery import fold as folded_copy
 

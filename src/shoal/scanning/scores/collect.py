@@ -1,0 +1,308 @@
+"""All scores of all blocks from one pass: a forward and a backward for each mini-batch, reduced at once.
+
+Additions are looked into by taps, blocks by hooks. The gradient with respect to a branch is that of a zero added to it,
+one and the same scalar for all branches, so that a hook sees each gradient as it comes by and none is kept.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch, batches, call, check_logits, device_of, logits_of
+from shoal.blocks import Anatomy, Block
+from shoal.blocks.remainder import main_output
+from shoal.blocks.taps import tapped
+from shoal.blocks.template import Ref, template
+from shoal.errors import DataError, NonFiniteError, SurgeryError, UsageError
+from shoal.measure import log_probabilities
+from shoal.preserve import evaluating
+from shoal.scanning.scores import SCORES
+from shoal.scanning.scores.rows import channel_axis, channels_last, narrowed, some_positions
+from shoal.scanning.scores.statistics import Statistics
+
+_IGNORED = -100  # the label that torch's cross-entropy skips
+
+
+def block_scores(anatomy: Anatomy, loader: Iterable[Any], *, limit: int | None = None) -> dict[str, dict[str, float]]:
+    """Every score of `SCORES` for every block with a residual addition; one that is not defined for a block is absent.
+
+    The network is left as it was: modes, random state, hooks, `requires_grad`, and no parameter receives a gradient.
+    Memory: one mini-batch with the graph of its forward, whatever the number of mini-batches.
+
+    Args:
+        anatomy: the network, dissected.
+        loader: mini-batches; read once. Where there are labels the loss of `taylor` is the cross-entropy to them,
+            without them (or with such as are no class indices) to the network's own most likely answer.
+        limit: look at this many samples at most.
+
+    Raises:
+        DataError: no samples, labels out of range, outputs that are no logits.
+        NonFiniteError: NaN or Inf in the outputs, or in a block, which is named.
+        ModelRaisedError: the model raised.
+        UsageError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit = {limit} samples", "Expected at least one.")
+    blocks = [block for block in anatomy.chain if block.units and block.path]
+    collector = _Collector({block.path: _Watched.of(anatomy, block) for block in blocks}, device_of(anatomy.model))
+    with (
+        evaluating(anatomy.model),
+        _without_gradients(anatomy.model),
+        tapped(anatomy.model, blocks, collector.tap),
+        _watching(anatomy.model, collector),
+    ):
+        for batch in _first(batches(loader, collector.device), limit):
+            if collector.samples == 0:
+                collector.try_backward(anatomy.model, batch.take(1))
+            collector.run(anatomy.model, batch)
+    if collector.samples == 0:
+        raise DataError("there is no data to score on", "Give a loader with at least one mini-batch.")
+    return {path: _scores(watched.seen) for path, watched in collector.watched.items()}
+
+
+def _scores(seen: Statistics) -> dict[str, float]:
+    values = {name: score.function(seen) for name, score in SCORES.items()}
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def _first(source: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
+    left = limit
+    for batch in source:
+        if left is None:
+            yield batch
+            continue
+        yield batch.take(left)
+        left -= batch.size
+        if left <= 0:
+            return
+
+
+@dataclass
+class _Watched:
+    """One block: where its stream enters and leaves, what is seen of it, and what is held during one call of it."""
+
+    block: Block
+    branch: list[nn.Module]
+    entry: int
+    exit: int | None
+    overwrites: bool
+    seen: Statistics = field(default_factory=Statistics)
+    before: Tensor | None = None
+    stream: Tensor | None = None
+    added: Tensor | None = None
+    reached: bool = False
+
+    @classmethod
+    def of(cls, anatomy: Anatomy, block: Block) -> "_Watched":
+        """Where the stream is among the tensors that go in and come out, as the trace saw it."""
+        run, one, additions = anatomy.trace, anatomy.calls[block.path], list(anatomy.additions[block.path])
+        entry = next((value for value in one.inputs if run.depends(additions[0].origin, value)), -1)
+        try:
+            leaving = one.outputs.index(main_output(run, one, additions))
+        except SurgeryError:
+            leaving = None
+        changed = {value for op in run.ops[one.start : one.stop] for value in op.changed}
+        branch = [anatomy.model.get_submodule(path) for unit in block.units for path in unit.branch]
+        place = one.inputs.index(entry) if entry >= 0 else -1
+        return cls(block, branch, place, leaving if entry >= 0 else None, entry in changed)
+
+    def clear(self) -> None:
+        self.before = self.stream = self.added = None
+
+
+class _Collector:
+    def __init__(self, watched: dict[str, _Watched], device: torch.device) -> None:
+        self.watched = watched
+        self.device = device
+        self.samples = 0  # before the mini-batch at hand
+        self.turn = 0
+        self.root: Tensor | None = None
+        self.differentiable = True
+
+    def try_backward(self, model: nn.Module, sample: Batch) -> None:
+        """Find out on one sample whether gradients come through; without them the other scores are taken all the same.
+
+        Code that never trains may overwrite what a backward needs, or switch gradients off.
+        """
+        reason = "its gradients are cut off"
+        try:
+            self.run(model, sample)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a model that raises whatever the mode will do so again, in the pass itself
+            self.differentiable, reason = False, str(error)
+        if not any(watched.seen.product_count for watched in self.watched.values()):
+            self.differentiable = False
+        if not self.differentiable and self.watched:
+            warnings.warn(f"no Taylor scores, the network cannot be differentiated: {reason}", stacklevel=3)
+        for watched in self.watched.values():
+            watched.seen = Statistics()
+        self.samples = self.turn = 0
+
+    def run(self, model: nn.Module, batch: Batch) -> None:
+        """One forward and one backward."""
+        try:
+            with torch.set_grad_enabled(self.differentiable):
+                self.root = torch.zeros((), device=self.device, requires_grad=True) if self.differentiable else None
+                logits = logits_of(call(model, batch))
+                check_logits(logits)
+                loss = _loss(logits, batch.target)
+                if self.root is not None and loss.requires_grad:
+                    torch.autograd.grad(loss, self.root, allow_unused=True)
+            for watched in self.watched.values():
+                watched.seen.product_count += batch.size if watched.reached else 0
+        finally:
+            self.root = None
+            for watched in self.watched.values():
+                watched.clear()
+                watched.reached = False
+        self.samples += batch.size
+        self.turn += 1
+
+    def tap(self, path: str, unit: int, stream: Tensor, branch: Tensor) -> Tensor | None:
+        """Take in one addition; what is added instead is the same branch with a zero that the loss can be traced to."""
+        watched = self.watched[path]
+        watched.seen.see_unit(branch.detach())
+        self._sum_up(watched, stream.detach(), branch.detach())
+        if self.root is None or not torch.is_grad_enabled():
+            return None
+        shifted = branch + self.root.to(branch.dtype)
+        values = shifted.detach()
+
+        def come_by(gradient: Tensor) -> None:
+            watched.reached = True
+            watched.seen.see_gradient(values, gradient)
+
+        shifted.register_hook(come_by)
+        return shifted
+
+    def _sum_up(self, watched: _Watched, stream: Tensor, branch: Tensor) -> None:
+        branch = branch.expand_as(stream) if branch.shape != stream.shape else branch
+        if watched.stream is None or watched.added is None:
+            # Copies where a later in-place addition would change them before the block is through.
+            several = len(watched.block.units) > 1
+            watched.stream, watched.added = (stream.clone(), branch.clone()) if several else (stream, branch)
+        elif watched.added.shape == branch.shape:
+            watched.added += branch
+        if len(watched.block.units) == 1:
+            self._close(watched)
+
+    def _close(self, watched: _Watched) -> None:
+        if watched.stream is None or watched.added is None:
+            return
+        watched.seen.see_branch(watched.stream, watched.added)
+        watched.stream = watched.added = None
+        if not math.isfinite(watched.seen.branch_sum + watched.seen.ratio_sum):
+            raise NonFiniteError(
+                f"NaN or Inf in block '{watched.block.path}'", "Check the weights and the scale of the input."
+            )
+
+    def entering(self, watched: _Watched) -> Callable[..., None]:
+        """A hook that keeps the block's input until it leaves."""
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            watched.clear()
+            entry = _tensor_at((args, kwargs), watched.entry)
+            if entry is not None and watched.exit is not None:
+                watched.before = entry.detach().clone() if watched.overwrites else entry.detach()
+
+        return enter
+
+    def leaving(self, watched: _Watched) -> Callable[..., None]:
+        """A hook that compares the block's output with its input."""
+
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._close(watched)
+            after = _tensor_at(output, watched.exit if watched.exit is not None else -1)
+            if watched.before is not None and after is not None:
+                self._compare(watched, watched.before, after.detach())
+            watched.clear()
+
+        return leave
+
+    def _compare(self, watched: _Watched, before: Tensor, after: Tensor) -> None:
+        if before.dim() < 2 or before.dim() != after.dim() or before.shape[0] != after.shape[0]:
+            return
+        axis = channel_axis(before, watched.branch)
+        before, after = channels_last(before, axis), channels_last(after, axis)
+        if before.shape[1] != after.shape[1]:
+            return  # the positions are others: no row of one belongs to a row of the other
+        if before.shape == after.shape:
+            watched.seen.see_pair(before, after)
+        chosen = some_positions(before.shape[0], before.shape[1], self.turn, before.device)
+        numbers = torch.arange(self.samples, self.samples + before.shape[0], device=before.device)
+        half = (numbers % 2 == 1).repeat_interleave(len(chosen))
+        rows, targets = (narrowed(one[:, chosen].flatten(0, 1)) for one in (before, after))
+        watched.seen.see_rows(rows, targets, half)
+
+
+def _tensor_at(item: Any, place: int) -> Tensor | None:
+    """The tensor at this place among all tensors of arguments or results, counted as the trace counts them."""
+    tensors: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Ref:
+        tensors.append(tensor)
+        return Ref(len(tensors) - 1)
+
+    template(item, note)
+    return tensors[place] if 0 <= place < len(tensors) else None
+
+
+def _loss(logits: Tensor, target: Tensor | None) -> Tensor:
+    """Sum over samples of the cross-entropy, averaged over the positions of each; a sum keeps half precision awake."""
+    log_probs = log_probabilities(logits, target)
+    labels = _labels(target, log_probs)
+    counted = labels != _IGNORED
+    picked = log_probs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1) * counted
+    shares = counted.flatten(1).sum(dim=1).clamp(min=1) if counted.dim() > 1 else 1
+    return -((picked.flatten(1).sum(dim=1) if picked.dim() > 1 else picked) / shares).sum()
+
+
+def _labels(target: Tensor | None, log_probs: Tensor) -> Tensor:
+    """The labels where they are class indices of the answers' shape, else the most likely answers."""
+    shape, classes = log_probs.shape[:-1], log_probs.shape[-1]
+    if target is not None and target.shape == (*shape, 1):
+        target = target.reshape(shape)
+    if target is None or target.shape != shape or (target.is_floating_point() and not (target == target.round()).all()):
+        return log_probs.detach().argmax(dim=-1)
+    labels = target.long()
+    wrong = ((labels < 0) | (labels >= classes)) & (labels != _IGNORED)
+    if wrong.any():
+        raise DataError(
+            f"label {int(labels[wrong][0])} does not fit a model with {classes} classes (0 to {classes - 1})",
+            "Check that data and model belong together, and that the labels start at 0.",
+        )
+    return labels
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient while the context lasts: only the branches are asked about."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _watching(model: nn.Module, collector: _Collector) -> Iterator[None]:
+    handles = []
+    try:
+        for path, watched in collector.watched.items():
+            module = model.get_submodule(path)
+            handles.append(module.register_forward_pre_hook(collector.entering(watched), with_kwargs=True))
+            handles.append(module.register_forward_hook(collector.leaving(watched), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,180 @@
+"""The sweep: what the network's outputs become under each candidate ablation, exactly and cheaply.
+
+No approximation but the sample: each mini-batch runs once whole, then once for every candidate from that candidate on
+(see `blocks.prefix`), which halves the work. Candidates may also ride together on the batch axis (see `stacked`).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from shoal.batches import Batch, batches, check_logits, device_of, logits_of
+from shoal.blocks import Anatomy
+from shoal.blocks.prefix import Prefix
+from shoal.errors import DataError
+from shoal.measure import kl_per_sample, log_probabilities, mean_interval
+from shoal.preserve import evaluating
+from shoal.record import Interval
+from shoal.scanning.candidates import Candidate, block_candidates
+from shoal.scanning.stacked import run_stacked
+
+# (log-probabilities of the original, outputs of the candidate, the batch) -> damage per sample, shape (samples,)
+Damage = Callable[[torch.Tensor, torch.Tensor, Batch], torch.Tensor]
+Ticker = Callable[[int, int], None]
+
+
+class Visitor:
+    """What a sweep calls as outputs come in; the methods do nothing until they are overridden."""
+
+    def wants(self, candidate: Candidate) -> bool:
+        """Whether the candidate is still of interest; asked before each mini-batch."""
+        return True
+
+    def whole(self, index: int, batch: Batch, output: torch.Tensor) -> None:
+        """Mini-batch number `index`: the outputs of the whole original network."""
+
+    def see(self, candidate: Candidate, batch: Batch, output: torch.Tensor) -> None:
+        """The outputs under a candidate, on the mini-batch of the last `whole`."""
+
+    def done(self, index: int) -> None:
+        """Every candidate has been seen on mini-batch number `index`."""
+
+
+def sweep(
+    anatomy: Anatomy,
+    loader: Iterable[Any],
+    candidates: Sequence[Candidate],
+    visitor: Visitor,
+    *,
+    removed: Sequence[str] = (),
+    skip: int = 0,
+    stack: int = 1,
+    tick: Ticker | None = None,
+) -> None:
+    """Run every candidate on every mini-batch and hand the outputs to `visitor`; the network is left as it was.
+
+    Args:
+        anatomy: the original network, dissected.
+        loader: mini-batches, read once.
+        candidates: what to try.
+        visitor: takes the outputs in.
+        removed: block paths that are gone in every run but the whole one.
+        skip: mini-batches at the beginning that are read but not run (a resumed scan).
+        stack: how many removed-block candidates share a forward on the batch axis; 1 runs each alone, which is
+            bitwise what a whole forward gives.
+        tick: called with (candidates done, candidates) in each mini-batch.
+
+    Raises:
+        DataError: the loader is empty.
+        NonFiniteError, ModelRaisedError: as the network behaves.
+    """
+    base = {path: anatomy.remainders[path].forward for path in removed}
+    count = 0
+    with evaluating(anatomy.model):
+        whole, current = Prefix(anatomy), Prefix(anatomy, base)
+        for index, batch in enumerate(batches(loader, device_of(anatomy.model))):
+            count += 1
+            if index < skip:
+                continue
+            visitor.whole(index, batch, _checked(whole.capture(batch)))
+            if removed:
+                current.capture(batch)
+            prefix = current if removed else whole
+            wanted = [one for one in candidates if visitor.wants(one)]
+            for done, (candidate, output) in enumerate(_outputs(anatomy, prefix, wanted, stack), 1):
+                visitor.see(candidate, batch, _checked(output))
+                if tick is not None:
+                    tick(done, len(wanted))
+            visitor.done(index)
+    if not count:
+        raise DataError("there is no data to measure on", "Give a loader with at least one mini-batch.")
+
+
+def _outputs(
+    anatomy: Anatomy, prefix: Prefix, wanted: Sequence[Candidate], stack: int
+) -> Iterable[tuple[Candidate, Any]]:
+    alone: Sequence[Candidate] = wanted
+    if stack > 1:
+        together = {one.path: one for one in wanted if one.ablation == "block"}
+        stacked = run_stacked(anatomy, prefix, list(together), stack)
+        for path, output in stacked:
+            yield together.pop(path), output
+        alone = [one for one in wanted if one.ablation != "block" or one.path in together]
+    for candidate in alone:
+        yield candidate, candidate.run(prefix)
+
+
+def _checked(output: Any) -> torch.Tensor:
+    logits = logits_of(output)
+    check_logits(logits)
+    return logits
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What taking one block out does to the outputs: mean damage per sample (KL in nats by default), 95 % interval."""
+
+    path: str
+    damage: float
+    interval: Interval
+    n: int
+
+
+def divergence(original: torch.Tensor, other: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """KL(original || other) in nats for each sample: the default damage. Labels are not needed."""
+    return kl_per_sample(original, other)
+
+
+def removal_sweep(
+    anatomy: Anatomy,
+    loader: Iterable[Any],
+    candidates: Sequence[str],
+    *,
+    removed: Sequence[str] = (),
+    damage: Damage = divergence,
+    tick: Ticker | None = None,
+) -> list[Worth]:
+    """The worth of every candidate block, given that the blocks in `removed` are gone already.
+
+    Damage is measured against the whole original network, on the same samples for every candidate.
+
+    Args:
+        anatomy: the original network, dissected; it is left as it was.
+        loader: mini-batches, read once.
+        candidates: block paths.
+        removed: block paths that are gone in every run.
+        damage: what to measure.
+        tick: called with (runs done, runs in this mini-batch).
+
+    Returns:
+        One `Worth` a candidate, in the order given.
+
+    Raises:
+        DataError: the loader is empty.
+        NonFiniteError, ModelRaisedError: as the network behaves.
+    """
+    known = {one.path: one for one in block_candidates(anatomy, {}) if one.ablation == "block"}
+    collector = _Damages(damage)
+    sweep(anatomy, loader, [known[path] for path in candidates], collector, removed=removed, tick=tick)
+    return [_worth(path, collector.found[path]) for path in candidates]
+
+
+class _Damages(Visitor):
+    def __init__(self, damage: Damage) -> None:
+        self.damage = damage
+        self.found: dict[str, list[torch.Tensor]] = {}
+        self.original = torch.empty(0)
+
+    def whole(self, index: int, batch: Batch, output: torch.Tensor) -> None:
+        self.original = log_probabilities(output, batch.target)
+
+    def see(self, candidate: Candidate, batch: Batch, output: torch.Tensor) -> None:
+        self.found.setdefault(candidate.path, []).append(self.damage(self.original, output, batch).cpu())
+
+
+def _worth(path: str, parts: list[torch.Tensor]) -> Worth:
+    values = np.asarray(torch.cat(parts).double())
+    return Worth(path, float(values.mean()), mean_interval(values), len(values))

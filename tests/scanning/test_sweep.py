@@ -1,0 +1,125 @@
+import pytest
+import torch
+from torch import nn
+
+import networks
+from shoal.batches import Batch
+from shoal.blocks import dissect
+from shoal.errors import DataError, ModelRaisedError, NonFiniteError
+from shoal.measure import kl_per_sample, log_probabilities, mean_interval
+from shoal.scanning import divergence, removal_sweep
+from shoal.surgery import remove_blocks
+
+
+def prepared():
+    torch.manual_seed(0)
+    net = networks.randomised(networks.CifarResNet(2, widths=(4, 8, 12)))
+    loader = [(torch.randn(5, 3, 8, 8), torch.randint(0, 10, (5,))) for _ in range(3)]
+    return net, dissect(net, Batch((loader[0][0],))), loader
+
+
+def damage_by_hand(net, loader, paths):
+    cut = remove_blocks(net, Batch((loader[0][0],)), paths)
+    with torch.no_grad():
+        return torch.cat([kl_per_sample(log_probabilities(net(x)), cut(x)) for x, _ in loader]).double()
+
+
+def test_the_worth_of_a_block_is_the_damage_of_its_physical_removal():
+    net, anatomy, loader = prepared()
+    found = removal_sweep(anatomy, loader, anatomy.chain.paths)
+    assert [one.path for one in found] == anatomy.chain.paths
+    for one in found:
+        expected = damage_by_hand(net, loader, [one.path])
+        assert one.damage == pytest.approx(float(expected.mean()), abs=1e-12)
+        assert one.interval == pytest.approx(mean_interval(expected.numpy()), abs=1e-12)
+        assert one.interval[0] <= one.damage <= one.interval[1]
+        assert one.n == 15
+
+
+def test_with_blocks_gone_damage_is_still_against_the_whole():
+    net, anatomy, loader = prepared()
+    gone = ["layer2.1", "layer1.0"]
+    found = removal_sweep(anatomy, loader, ["layer1.1", "layer3.0"], removed=gone)
+    for one in found:
+        assert one.damage == pytest.approx(float(damage_by_hand(net, loader, [*gone, one.path]).mean()), abs=1e-12)
+
+
+def test_a_dead_block_is_worth_nothing_exactly():
+    net, _, loader = prepared()
+    with torch.no_grad():
+        net.layer2[1].bn2.weight.zero_()
+        net.layer2[1].bn2.bias.zero_()
+    found = removal_sweep(dissect(net, Batch((loader[0][0],))), loader, ["layer2.1", "layer2.0"])
+    assert found[0].damage == 0.0
+    assert found[1].damage > 0
+
+
+def test_the_order_of_candidates_and_the_split_into_batches_do_not_matter():
+    _, anatomy, loader = prepared()
+    paths = anatomy.chain.paths
+    forth = removal_sweep(anatomy, loader, paths)
+    back = removal_sweep(anatomy, loader, paths[::-1])
+    assert [one.path for one in back] == paths[::-1]
+    assert {one.path: one.damage for one in forth} == {one.path: one.damage for one in back}
+    whole = removal_sweep(anatomy, [torch.cat([x for x, _ in loader])], paths)
+    for one, other in zip(forth, whole, strict=True):
+        assert one.damage == pytest.approx(other.damage, rel=1e-4)
+
+
+def test_any_damage_per_sample_can_be_measured_and_progress_is_told():
+    _, anatomy, loader = prepared()
+    seen, ticks = [], []
+
+    def mistakes(original, output, batch):
+        seen.append((original.shape, output.shape, batch.size))
+        return (output.argmax(1) != batch.target).float()
+
+    found = removal_sweep(anatomy, loader, ["layer1.0", "layer1.1"], damage=mistakes, tick=lambda *at: ticks.append(at))
+    assert all(0 <= one.damage <= 1 for one in found)
+    assert set(seen) == {((5, 10), (5, 10), 5)}
+    assert ticks[-1][0] == ticks[-1][1]
+
+
+def test_the_default_damage_is_never_negative_and_zero_for_the_same():
+    logits = 5 * torch.randn(20, 7)
+    original = log_probabilities(logits)
+    batch = Batch((logits,))
+    assert divergence(original, logits, batch).abs().max() < 1e-6
+    assert (divergence(original, torch.randn(20, 7), batch) > 0).all()
+
+
+def test_no_candidates_no_work():
+    _, anatomy, loader = prepared()
+    assert removal_sweep(anatomy, loader, []) == []
+
+
+def test_no_data_is_an_error():
+    _, anatomy, _ = prepared()
+    with pytest.raises(DataError, match="no data to measure on"):
+        removal_sweep(anatomy, [], ["layer1.0"])
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    _, anatomy, _loader = prepared()
+    with pytest.raises(NonFiniteError, match="output holds NaN or Inf"):
+        removal_sweep(anatomy, [(torch.full((1, 3, 8, 8), float("nan")), None)], ["layer1.0"])
+
+
+def test_what_the_model_raises_is_readable():
+    _, anatomy, _ = prepared()
+    with pytest.raises(ModelRaisedError, match=r"shape \(1, 5, 8, 8\)"):
+        removal_sweep(anatomy, [torch.randn(1, 5, 8, 8)], ["layer1.0"])
+
+
+def test_tokens_are_averaged_over_their_positions():
+    library = pytest.importorskip("transformers")
+    config = library.GPT2Config(
+        vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    net: nn.Module = library.GPT2LMHeadModel(config).eval()
+    loader = [{"input_ids": torch.randint(0, 50, (3, 7))} for _ in range(2)]
+    anatomy = dissect(net, Batch((), loader[0]))
+    found = removal_sweep(anatomy, loader, anatomy.chain.paths)
+    assert [one.n for one in found] == [6, 6]
+    assert all(one.damage > 0 for one in found)
