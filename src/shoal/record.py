@@ -307,6 +307,8 @@ def summary_of(record: Record, out: str) -> dict[str, Any]:
         "compressed": _network_summary(record.compressed),
         "removed": record.removed,
         "replaced": record.replaced,
+        "folded": record.folded,
+        "fold_deviation": record.fold_deviation,
         "comparison": record.comparison.model_dump(mode="json"),
         "certificate": record.certificate.model_dump(mode="json"),
         "warnings": record.warnings,

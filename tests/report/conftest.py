@@ -1,4 +1,5 @@
 import pytest
+from browsing import find_chromium
 from handmade import bare_record, make_record
 
 from shoal.record import Record
@@ -12,3 +13,8 @@ def record() -> Record:
 @pytest.fixture
 def bare() -> Record:
     return bare_record()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    return find_chromium()

@@ -1,80 +1,15 @@
 """The page in a real browser: no console errors, no sideways scrolling, sorting and filtering that work."""
 
-import html
-import json
-import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from browsing import CONTRAST, DARK, browse, probed
 from handmade import bare_record, make_blocks, make_record
 
 from shoal.record import Record
 from shoal.report.html import render
 
 pytestmark = pytest.mark.browser
-
-_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    "--v=0",
-    # names resolve to nothing: the page cannot reach a network even where there is one
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-)
-_DARK = "--blink-settings=preferredColorScheme=0"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    for name in ("chromium", "google-chrome", "chromium-browser"):
-        found = shutil.which(name)
-        if found:
-            return found
-    pytest.skip("needs Chromium or Chrome on the PATH")
-
-
-def browse(chromium: str, page: Path, folder: Path, *flags: str) -> tuple[str, list[str]]:
-    """The DOM after the scripts ran, and the lines of the console."""
-    command = [chromium, *_FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-def framed(record: Record, width: int, probe: str, folder: Path) -> Path:
-    """A page that holds the report in a frame of `width` pixels, and writes down what `probe` finds in it.
-
-    A window cannot be as narrow as a phone, a frame can; the report's own policy stays in force inside.
-    """
-    page = folder / "frame.html"
-    page.write_text(
-        f"""<!doctype html><body><pre id="found"></pre>
-        <iframe id="frame" style="border:0;width:{width}px;height:900px"
-          srcdoc="{html.escape(render(record))}"></iframe>
-        <script>
-        document.getElementById("frame").addEventListener("load", (event) => {{
-          const page = event.target.contentDocument;
-          document.getElementById("found").textContent = JSON.stringify((() => {{ {probe} }})());
-        }});
-        </script>""",
-        encoding="utf-8",
-    )
-    return page
-
-
-def probed(chromium: str, record: Record, width: int, probe: str, folder: Path, *flags: str) -> object:
-    dom, console = browse(chromium, framed(record, width, probe, folder), folder, "--dump-dom", *flags)
-    assert console == []
-    found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)
-    assert found
-    return json.loads(html.unescape(found[1]))
 
 
 def many_blocks() -> Record:
@@ -92,7 +27,7 @@ def long_names() -> Record:
 @pytest.mark.parametrize("width", [1280, 768, 390, 320])
 def test_the_page_does_not_scroll_sideways(chromium: str, tmp_path: Path, make, width: int) -> None:
     probe = "const root = page.documentElement; return [root.scrollWidth, root.clientWidth];"
-    needed, there = probed(chromium, make(), width, probe, tmp_path)
+    needed, there = probed(chromium, render(make()), width, probe, tmp_path)
     assert needed <= there
 
 
@@ -102,7 +37,7 @@ def test_what_scrolls_can_be_reached_by_keyboard(chromium: str, tmp_path: Path, 
       && ["auto", "scroll"].includes(page.defaultView.getComputedStyle(one).overflowX));
     return [wide.length, wide.filter((one) => one.tabIndex < 0).length];
     """
-    scrolling, unreachable = probed(chromium, record, 390, probe, tmp_path)
+    scrolling, unreachable = probed(chromium, render(record), 390, probe, tmp_path)
     assert scrolling > 0
     assert unreachable == 0
 
@@ -125,7 +60,7 @@ def test_the_table_sorts_and_filters(chromium: str, tmp_path: Path, record: Reco
     return { buttons: heads.every((one) => one.querySelector("button")), up, down, shown,
       said: page.querySelector(".filter output").textContent };
     """
-    found = probed(chromium, record, 1280, probe, tmp_path)
+    found = probed(chromium, render(record), 1280, probe, tmp_path)
     assert found == {
         "buttons": True,
         "up": ["stages.0.5", "stages.2.0", "ascending"],
@@ -135,39 +70,15 @@ def test_the_table_sorts_and_filters(chromium: str, tmp_path: Path, record: Reco
     }
 
 
-@pytest.mark.parametrize("flags", [(), (_DARK,)], ids=["light", "dark"])
+@pytest.mark.parametrize("flags", [(), (DARK,)], ids=["light", "dark"])
 def test_text_has_enough_contrast(chromium: str, tmp_path: Path, flags: tuple[str, ...]) -> None:
-    probe = """
-    const view = page.defaultView;
-    const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
-    const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92
-      : ((c + 0.055) / 1.055) ** 2.4).reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-    const behind = (one) => {
-      for (; one; one = one.parentElement) {
-        const colour = parts(view.getComputedStyle(one).backgroundColor);
-        if (colour.length === 3) return colour;
-      }
-      return [255, 255, 255];
-    };
-    const low = [];
-    for (const one of page.querySelectorAll("body *")) {
-      const own = [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-      if (!own || ["SCRIPT", "TITLE", "DESC", "title", "desc"].includes(one.tagName)) continue;
-      const style = view.getComputedStyle(one);
-      const ink = one.namespaceURI.endsWith("svg") ? style.fill : style.color;
-      const [a, b] = [light(parts(ink)), light(behind(one))].sort((x, y) => y - x);
-      const ratio = (a + 0.05) / (b + 0.05);
-      if (ratio < 4.5) low.push([one.tagName, one.textContent.slice(0, 30), ratio]);
-    }
-    return [view.getComputedStyle(page.body).backgroundColor, low];
-    """
     missed = make_record(reached=False)
-    background, low = probed(chromium, missed, 1280, probe, tmp_path, *flags)
+    background, low = probed(chromium, render(missed), 1280, CONTRAST, tmp_path, *flags)
     assert background == ("rgb(18, 25, 28)" if flags else "rgb(251, 250, 247)")
     assert low == []
 
 
-@pytest.mark.parametrize("flags", [(), (_DARK,)], ids=["light", "dark"])
+@pytest.mark.parametrize("flags", [(), (DARK,)], ids=["light", "dark"])
 def test_the_page_itself_opens_without_complaint(
     chromium: str, tmp_path: Path, record: Record, flags: tuple[str, ...]
 ) -> None:
@@ -187,7 +98,7 @@ def test_a_page_of_markup_runs_nothing(chromium: str, tmp_path: Path) -> None:
     record = make_record(blocks=blocks, command=evil, warnings=[evil], model=evil)
     title, images, scripts = probed(
         chromium,
-        record,
+        render(record),
         1280,
         'return [page.title, page.querySelectorAll("img").length, page.querySelectorAll("script").length];',
         tmp_path,

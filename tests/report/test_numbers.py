@@ -82,6 +82,25 @@ def test_significant(given: float | None, expected: str) -> None:
     assert numbers.significant(given) == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(0.0, "0"), (0.0025, "0.25"), (-0.01, "−1.00"), (None, "–"), (math.nan, "–")],
+)
+def test_points_in_a_column_are_bare(given: float | None, expected: str) -> None:
+    assert numbers.lost(given) == expected
+
+
+def test_intervals_in_a_column_are_bare() -> None:
+    assert numbers.lost_interval((-0.0088, 0.014)) == "−0.88 to 1.40"
+    assert numbers.lost_interval((-math.inf, 0.014)) == numbers.lost_interval(None) == "–"
+
+
+def test_correlations() -> None:
+    assert [numbers.signed(rho) for rho in (0.968, -0.17, None, math.nan)] == ["0.97", "−0.17", "–", "–"]
+    assert numbers.signed_interval((-0.1, 0.62)) == "−0.10 to 0.62"
+    assert numbers.signed_interval(None) == "–"
+
+
 def test_a_minus_sign_is_not_mistaken_for_the_dash_of_an_interval() -> None:
     assert numbers.significant_interval((-0.01, 0.02)) == "−0.010 to 0.020"
     assert numbers.significant_interval((0.01, 0.02)) == "0.010 – 0.020"

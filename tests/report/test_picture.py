@@ -2,66 +2,58 @@ import math
 from xml.etree import ElementTree
 
 import pytest
-from handmade import make_blocks
 
-from shoal.report import picture
+from shoal.report.picture import Cell, Stage, by_stage, chain
+from shoal.report.scales import decades
+
+
+def cell(path: str = "stages.0.1", worth: float | None = 0.1, **changes: object) -> Cell:
+    values = {"path": path, "worth": worth, "style": "kept", "fill": "full", "projection": False, "tooltip": path}
+    return Cell(**{**values, **changes})
 
 
 @pytest.mark.parametrize("per_stage", [1, 9, 67])
 @pytest.mark.parametrize("width", [340.0, 1000.0])
 def test_every_block_is_drawn_inside_the_picture(per_stage: int, width: float) -> None:
-    blocks = make_blocks(per_stage)
-    root = ElementTree.fromstring(picture.chain(blocks, width))
+    stages = [Stage(n, "facts", [cell(worth=0.01 * (i + 1)) for i in range(per_stage)]) for n in (1, 2, 3)]
+    root = ElementTree.fromstring(chain(stages, width, "chain", "what it shows"))
     cells = [group for group in root.iter("g") if group.get("class", "").startswith("block")]
-    assert len(cells) == len(blocks)
+    assert len(cells) == 3 * per_stage
     assert float(root.get("width")) <= width
     for rect in root.iter("rect"):
         assert float(rect.get("x")) + float(rect.get("width")) <= float(root.get("width"))
         assert float(rect.get("y")) + float(rect.get("height")) <= float(root.get("height"))
 
 
-def test_fate_is_shown_by_more_than_colour() -> None:
-    root = ElementTree.fromstring(picture.chain(make_blocks(), 1000.0))
-    for cell in root.iter("g"):
-        bars = [rect for rect in cell.findall("rect") if rect.get("class") == "bar"]
-        hatched = [bar for bar in bars if bar.get("fill") == "url(#chain-hatch)"]
-        if "removed" in cell.get("class", ""):
-            assert hatched == bars
-        else:
-            assert not hatched
-
-
-def test_every_block_has_a_tooltip_and_projections_a_mark() -> None:
-    blocks = make_blocks()
-    root = ElementTree.fromstring(picture.chain(blocks, 1000.0))
-    titles = [title.text for title in root.iter("title")][1:]
-    assert titles == [picture.tooltip(block) for block in blocks]
-    diamonds = [path for path in root.iter("path") if path.get("class") == "diamond"]
-    assert len(diamonds) == 2
-
-
-def test_the_description_names_what_was_removed() -> None:
-    text = picture.describe(make_blocks())
-    assert "Stage 1: 9 blocks, removed stages.0.1, stages.0.3" in text
-
-
-def test_an_empty_chain_draws_nothing() -> None:
-    assert picture.chain([], 1000.0) == ""
-
-
-@pytest.mark.parametrize("worths", [[], [None, 0.0, -1e-9, math.nan], [0.1], [1e-12, 1e3], [1.0, 10.0]])
+@pytest.mark.parametrize("worths", [[None], [0.0, -1e-9, math.nan], [0.1], [1e-12, 1e3], [1.0, 10.0]])
 def test_bars_stay_inside_their_cells(worths: list[float | None]) -> None:
-    blocks = [block.model_copy(update={"worth_kl": worth}) for block, worth in zip(make_blocks(), worths, strict=False)]
-    scale = picture.scale_of(blocks)
-    assert scale.high - scale.low <= 6
-    for block in blocks:
-        if block.worth_kl is not None:
-            assert 0.0 <= scale.height(block.worth_kl) <= 1.0
-    picture.chain(blocks, 340.0)
+    root = ElementTree.fromstring(chain([Stage(1, "", [cell(worth=one) for one in worths])], 340.0, "c", ""))
+    high = max(float(rect.get("height")) for rect in root.iter("rect") if rect.get("class") == "box")
+    assert all(float(rect.get("height")) <= high for rect in root.iter("rect"))
+    assert all(0.0 <= decades(worths).at(one) <= 1.0 for one in worths if one is not None and not math.isnan(one))
+
+
+def test_a_fill_is_the_pattern_of_this_picture() -> None:
+    text = chain([Stage(1, "", [cell(fill="hatch"), cell(fill="weave")])], 340.0, "mine", "")
+    for name in ("hatch", "weave"):
+        assert f'id="mine-{name}"' in text
+        assert f'fill="url(#mine-{name})"' in text
 
 
 def test_a_name_cannot_become_markup() -> None:
-    block = make_blocks()[0].model_copy(update={"path": "<script>alert(1)</script>", "kind": "</svg>"})
-    drawn = picture.chain([block], 340.0)
+    drawn = chain([Stage(1, "</svg>", [cell("<script>alert(1)</script>")])], 340.0, "c", "<script>")
     assert "<script" not in drawn
     assert drawn.count("</svg>") == 1
+
+
+def test_an_empty_chain_draws_nothing() -> None:
+    assert chain([], 1000.0, "c", "") == ""
+
+
+def test_blocks_are_grouped_by_stage_in_order() -> None:
+    class Block:
+        def __init__(self, stage: int) -> None:
+            self.stage = stage
+
+    blocks = [Block(1), Block(1), Block(2)]
+    assert by_stage(blocks) == [(1, blocks[:2]), (2, blocks[2:])]

@@ -38,11 +38,3 @@ def test_steps_of_no_divergence_at_all_can_be_drawn() -> None:
     (step,) = make_steps(["a"])
     flat = step.model_copy(update={"kl": 0.0, "kl_interval": (0.0, 0.0)})
     assert "<svg" in plot.plot(plot.divergences([flat], ["a"]), "KL", "nats", 340.0, "kl")
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0.0, 0.04, [0.0, 0.01, 0.02, 0.03, 0.04]), (-1.3, 1.2, [-1.0, 0.0, 1.0]), (3.0, 3.0, [3.0])],
-)
-def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    assert plot.ticks(low, high, 4) == expected

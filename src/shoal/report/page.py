@@ -44,6 +44,7 @@ def write(
     lead: Sequence[str],
     parts: Sequence[Part],
     splits: Sequence[tuple[str, int]],
+    facts: Sequence[tuple[str, str]] = (),
     statistics: Sequence[tuple[str, str]],
     **content: Any,
 ) -> str:
@@ -56,6 +57,7 @@ def write(
         lead: sentences under it.
         parts: of the page, in order.
         splits: (name, n) of the data that was measured on.
+        facts: (name, value) of whatever else the measuring depends on.
         statistics: (figure, how it was computed).
         content: whatever the templates of the parts ask for.
     """
@@ -69,6 +71,7 @@ def write(
             lead=lead,
             parts=parts,
             splits=splits,
+            facts=facts,
             statistics=statistics,
             embedded=embed(record),
             style=_asset("report.css"),

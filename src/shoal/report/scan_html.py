@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.record import ScannedBlock, ScanRecord, ScoreQuality
-from shoal.report import ablations, forest, marks, page, readings, scan_tables, scan_words, scatter, worths
+from shoal.report import ablations, forest, marks, numbers, page, readings, scan_tables, scan_words, scatter, worths
 from shoal.report.page import Part
 from shoal.report.scan_figures import scan_figures
 
@@ -46,6 +46,7 @@ def render_scan(record: ScanRecord) -> str:
         lead=scan_words.importance(record),
         parts=_parts(record),
         splits=_splits(record),
+        facts=[("Comparisons", numbers.count(record.comparisons)), ("Took", numbers.duration(record.seconds))],
         statistics=scan_words.methods(record),
         figures=scan_figures(record),
         measure=readings.MEASURES[record.metric],

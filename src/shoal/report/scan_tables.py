@@ -8,7 +8,6 @@ from shoal.report import numbers, readings
 from shoal.report.sortable import Column, Entry, Line, Table
 
 _HINT = "name, stage, trivial …"
-_FIGURES = ("Loss increase, nats", "KL, nats", "Changed", "n")
 
 
 def blocks(record: ScanRecord) -> Table | None:
@@ -117,9 +116,14 @@ def _layer(layer: ScannedLayer, record: ScanRecord) -> list[Entry]:
 
 def _columns(first: str, record: ScanRecord) -> list[Column]:
     measure = readings.MEASURES[record.metric]
-    drop = [Column(f"{measure.name}, {measure.unit}", number=True)] if record.metric == "top1" else []
-    figures = [Column(name, number=True) for name in _FIGURES]
-    return [Column(first), Column("Verdict"), Column("Family-wise"), *drop, *figures]
+    differences = {
+        "top1": [f"{measure.name}, {measure.unit}", "Loss increase, nats", "KL, nats"],
+        "loss": ["Loss increase, nats", "KL, nats"],
+        # Without labels the divergence stands in for the loss, and once is enough.
+        "kl": ["Divergence, nats"],
+    }[record.metric]
+    figures = [Column(name, number=True) for name in (*differences, "Changed", "n")]
+    return [Column(first), Column("Verdict"), Column("Family-wise"), *figures]
 
 
 def _figures(one: Ablation | None, record: ScanRecord, note: str = "") -> list[Entry]:
@@ -131,7 +135,7 @@ def _figures(one: Ablation | None, record: ScanRecord, note: str = "") -> list[E
         Entry(one.familywise, chip=one.familywise),
         *([_drop(one)] if record.metric == "top1" else []),
         _loss(one),
-        Entry(numbers.significant(one.kl), sort=_finite(one.kl)),
+        *([] if record.metric == "kl" else [Entry(numbers.significant(one.kl), sort=_finite(one.kl))]),
         Entry(numbers.percent(one.changed), sort=_finite(one.changed)),
         Entry(numbers.count(one.n), sort=one.n),
     ]

@@ -18,7 +18,8 @@ SCORES = {
 
 def headline(record: ScanRecord) -> str:
     """How many blocks do nothing, in one plain sentence."""
-    where = f"on {numbers.count(record.baseline.n)} {record.baseline.split} samples of {record.data}"
+    one = record.baseline
+    where = f"on {numbers.count(one.n)} {one.split} sample{'' if one.n == 1 else 's'} of {record.data}"
     if record.blocks:
         return f"{_split(record.blocks, 'residual block')}; {where}"
     if record.layers:
@@ -57,7 +58,7 @@ def importance(record: ScanRecord) -> list[str]:
     others = f" and {len(ties) - 1} other{'' if len(ties) == 2 else 's'} matter" if len(ties) > 1 else " matters"
     without = "them, one at a time," if len(ties) > 1 else "it"
     same = low.kl == 0
-    what = "no answer moves at all" if same else _effect(low, record)
+    what = "no answer moves on these samples" if same else _effect(low, record)
     return [*said, f"`{ties[0].path}`{others} least: without {without} {what}."]
 
 
@@ -124,7 +125,7 @@ def meaning(one: ScoreQuality) -> str:
     if rho is None or not numbers.known(rho):
         return "Cannot be said: too few blocks, or all alike."
     if interval is None or not all(map(numbers.known, interval)):
-        return "Too few blocks for an interval, so this may be chance."
+        return "There is no interval, so this may be chance."
     if interval[0] <= 0 <= interval[1]:
         return "Its interval holds 0: here it cannot be told from an order by chance."
     if rho < 0:
@@ -166,21 +167,45 @@ def tally(found: dict[Verdict, int]) -> str:
 
 
 def methods(record: ScanRecord) -> list[tuple[str, str]]:
-    """How every kind of figure was computed."""
+    """How every kind of figure was computed, of those that are there."""
+    return [*_top1(record), *_ablations(record), *_differences(record), *_scores(record)]
+
+
+def _top1(record: ScanRecord) -> list[tuple[str, str]]:
+    if record.metric != "top1":
+        return []
+    return [
+        ("Top-1", "share of right answers, with Wilson's 95 % score interval"),
+        ("Top-1 lost", "paired, sample by sample, with Tango's 95 % score interval for paired proportions"),
+    ]
+
+
+def _ablations(record: ScanRecord) -> list[tuple[str, str]]:
+    used = {name.partition(":")[0] for item in (*record.blocks, *record.layers) for name in item.ablations}
+    return [(name, how) for name, how in _ABLATIONS.items() if name in used]
+
+
+_ABLATIONS = {
+    "block": "the block taken out: what it adds is zero, the shortcut and the activation after it stay",
+    "branch": "what the block adds is zero, all else stays; the same as taking it out, where it can be taken out",
+    "mean": "what the branch adds is set to its mean over the samples",
+    "unit": "one of several additions of a block taken out alone",
+    "kernel": "the weights of one layer set to zero, a bias left as it is",
+}
+
+
+def _differences(record: ScanRecord) -> list[tuple[str, str]]:
     m = numbers.count(record.comparisons)
-    said = [
-        ("block, branch", "the block taken out: what it adds is zero, the shortcut and the activation after it stay"),
-        ("mean", "what the branch adds is set to its mean over the samples"),
-        ("unit", "one of several additions of a block taken out alone"),
-        ("kernel", "the weights of one layer set to zero, a bias left as it is"),
-        ("Loss increase", "paired, sample by sample, in nats, with a 95 % t interval over samples"),
+    name = readings.MEASURES["kl" if record.metric == "kl" else "loss"].name
+    return [
+        (name, "paired, sample by sample, in nats, with a 95 % t interval over samples"),
         ("KL", "mean KL(whole network ‖ with the ablation) in nats"),
         ("Changed", "share of samples whose answer is another one"),
         ("Family-wise", f"the verdict with Bonferroni's correction, so that all {m} comparisons hold together at 95 %"),
-        ("Correlation", "Spearman's rank correlation with a 95 % interval by Fisher's z (Bonett and Wright)"),
     ]
-    if record.metric == "top1":
-        top1 = ("Top-1", "share of right answers, with Wilson's 95 % score interval")
-        lost = ("Top-1 lost", "paired, sample by sample, with Tango's 95 % score interval for paired proportions")
-        said = [top1, lost, *said]
-    return said
+
+
+def _scores(record: ScanRecord) -> list[tuple[str, str]]:
+    if not record.scores:
+        return []
+    return [("Correlation", "Spearman's rank correlation with a 95 % interval by Fisher's z (Bonett and Wright)")]
