@@ -62,7 +62,7 @@ def render_scan(record: ScanRecord) -> str:
         blocks_table=scan_tables.blocks(record),
         ablations_table=scan_tables.ablations(record),
         layers_table=scan_tables.layers(record),
-        scored=[_scored(one, record) for one in scan_words.by_correlation(record.scores)],
+        scored=[_scored(i, one, record) for i, one in enumerate(scan_words.by_correlation(record.scores))],
         scores_table=scan_tables.scores(record),
         second=scan_words.second(record),
         second_table=scan_tables.second(record),
@@ -115,14 +115,14 @@ def _claim_rows(record: ScanRecord) -> list[tuple[str, list[int]]]:
     return [(name, [found.get(word, 0) for word in readings.VERDICTS]) for name, found in groups]
 
 
-def _scored(one: ScoreQuality, record: ScanRecord) -> Scored:
+def _scored(index: int, one: ScoreQuality, record: ScanRecord) -> Scored:
     name, meaning = one.name.replace("_", " "), scan_words.meaning(one)
     points = [
         scatter.Point(block.path, block.scores[one.name], ablation.kl, ablation.verdict)
         for block in record.blocks
         if one.name in block.scores and (ablation := readings.main(block))
     ]
-    drawn = scatter.scatter(points, name, f"score-{one.name}", f"{len(points)} blocks. {meaning}")
+    drawn = scatter.scatter(points, name, f"score-{index}", f"{len(points)} blocks. {meaning}")
     return Scored(one, name, scan_words.SCORES.get(one.name, ""), meaning, drawn, _link(one.source))
 
 

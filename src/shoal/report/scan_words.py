@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from shoal.record import Ablation, ScannedBlock, ScanRecord, ScoreQuality, Verdict
+from shoal.record import Ablation, ScannedBlock, ScannedLayer, ScanRecord, ScoreQuality, Verdict
 from shoal.report import numbers, readings, scan_tables
 
 SCORES = {
@@ -27,15 +27,14 @@ def headline(record: ScanRecord) -> str:
     return f"No residual block and no layer found; {where}"
 
 
-def _split(items: Sequence[ScannedBlock] | Sequence, thing: str) -> str:
+def _split(items: Sequence[ScannedBlock | ScannedLayer], thing: str) -> str:
     found = readings.counts(items)
     plural = thing if len(items) == 1 else f"{thing}s"
-    first = f"{found['trivial'] or 'none'} of {len(items)} {plural} {_are(found['trivial'])} trivial"
+    first = f"{found['trivial']} of {len(items)} {plural} {_are(found['trivial'])} trivial"
     rest = [f"{found[word]} {_are(found[word])} {word}" for word in ("non-trivial", "undecided") if found[word]]
     if found[None]:
         rest.append(f"{found[None]} could not be measured")
-    text = f"{first}; {', '.join(rest)}" if rest else first
-    return text[:1].upper() + text[1:]
+    return f"{first}; {', '.join(rest)}" if rest else first
 
 
 def _are(count: int) -> str:
@@ -181,7 +180,9 @@ def _top1(record: ScanRecord) -> list[tuple[str, str]]:
 
 
 def _ablations(record: ScanRecord) -> list[tuple[str, str]]:
-    used = {name.partition(":")[0] for item in (*record.blocks, *record.layers) for name in item.ablations}
+    names = [name for block in record.blocks for name in block.ablations]
+    names += [name for layer in record.layers for name in layer.ablations]
+    used = {name.partition(":")[0] for name in names}
     return [(name, how) for name, how in _ABLATIONS.items() if name in used]
 
 

@@ -39,7 +39,10 @@ def scatter(points: Sequence[Point], name: str, ident: str, desc: str) -> str:
     across = scales.for_scores([point.score for point in finite])
     up = scales.for_scores([point.kl for point in finite])
     drawn = [*_axes(across, up), *_names_of_axes(name)]
-    drawn += [_spot(x, y, members) for (x, y), members in _together(finite, across, up).items()]
+    spots = _together(finite, across, up).items()
+    drawn += [_spot(x, y, members) for (x, y), members in spots]
+    # On top of all marks, or a neighbour would hide them.
+    drawn += [_count(x, y, len(members)) for (x, y), members in spots if len(members) > 1]
     return svg.picture(ident, _WIDTH, _HEIGHT, f"{name} against the damage", desc, *drawn)
 
 
@@ -92,10 +95,11 @@ def _staggered(
 
 
 def _spot(x: float, y: float, members: Sequence[Point]) -> svg.Markup:
-    drawn: list[str] = [svg.tag("title", _tooltip(members)), mark(members[0].verdict, x, y)]
-    if len(members) > 1:
-        drawn.append(svg.label(x, y - 9, f"{len(members)} ×", "tick middle halo"))
-    return svg.group(*drawn)
+    return svg.group(svg.tag("title", _tooltip(members)), mark(members[0].verdict, x, y))
+
+
+def _count(x: float, y: float, count: int) -> svg.Markup:
+    return svg.label(x, y - 9, f"{count} ×", "tick middle halo")
 
 
 def _tooltip(members: Sequence[Point]) -> str:

@@ -1,0 +1,158 @@
+import copy
+
+import pytest
+import torch
+
+import tiny
+from networks import PlainNet
+from shoal.errors import DataError, UsageError
+from shoal.record import ScanRecord
+from shoal.scanning import ScanSettings, scan
+from shoal.scanning.scanner import _Tallies
+
+
+def loader(count=3, seed=0, labels=True):
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        x = torch.randn(20, 1, 8, 8, generator=generator)
+        with torch.no_grad():
+            y = tiny.network()(x).argmax(dim=1)
+        made.append((x, y) if labels else x)
+    return made
+
+
+class Memory:
+    """A journal in memory that can break off after so many lines."""
+
+    def __init__(self, most=None):
+        self.lines, self.most = [], most
+
+    def append(self, line):
+        self.lines.append(copy.deepcopy(line))
+        if self.most is not None and len(self.lines) >= self.most:
+            raise KeyboardInterrupt
+
+    def measured(self):
+        return self.lines
+
+
+def figures(record):
+    return {
+        **{f"{block.path} {name}": one for block in record.blocks for name, one in block.ablations.items()},
+        **{layer.path: layer.ablations["kernel"] for layer in record.layers},
+    }
+
+
+def test_dead_blocks_do_nothing_and_the_others_do_something():
+    record = scan(tiny.network(), loader())
+    by_path = {block.path: block for block in record.blocks}
+    for path in ("blocks.1", "blocks.4"):
+        dead = by_path[path].ablations["block"]
+        assert (dead.kl, dead.changed, dead.top1_drop, dead.loss_increase) == (0, 0, 0, 0)
+        assert by_path[path].scores["largest_response"] == 0
+    assert all(by_path[f"blocks.{k}"].ablations["block"].kl > 0 for k in (0, 2, 3, 5))
+    assert by_path["blocks.0"].ablations["branch"] == by_path["blocks.0"].ablations["block"]
+    assert record.baseline.top1 == 1.0
+    assert record.baseline.n == 60
+
+
+def test_every_figure_is_that_of_a_whole_forward_with_the_change_made_by_hand():
+    data = loader()
+    record = scan(tiny.network(), data, settings=ScanSettings(scores=False))
+    model = tiny.network()
+    with torch.no_grad():
+        model.blocks[2].conv1.weight.zero_()
+        losses = torch.cat([torch.nn.functional.cross_entropy(model(x), y, reduction="none") for x, y in data])
+        right = torch.cat([model(x).argmax(1) == y for x, y in data])
+    found = next(layer for layer in record.layers if layer.path == "blocks.2.conv1").ablations["kernel"]
+    assert found.loss == pytest.approx(float(losses.double().mean()), rel=1e-6)
+    assert found.top1 == pytest.approx(float(right.double().mean()))
+
+
+def test_the_record_survives_json_and_says_how_many_comparisons_there_were():
+    record = scan(tiny.network(), loader())
+    assert ScanRecord.model_validate_json(record.model_dump_json()) == record
+    assert record.comparisons == 6 * 2 + 1 + 12 + 1
+    assert f"{record.comparisons} ablations were compared" in record.notes[0]
+
+
+def test_without_labels_verdicts_are_about_the_divergence():
+    record = scan(tiny.network(), loader(labels=False))
+    assert (record.metric, record.tolerance) == ("kl", 0.01)
+    one = record.blocks[0].ablations["block"]
+    assert one.top1 is None
+    assert one.loss_increase == pytest.approx(one.kl)
+
+
+def test_an_interrupted_scan_goes_on_to_the_same_figures():
+    whole = scan(tiny.network(), loader(), journal=Memory())
+    broken = Memory(most=2)
+    with pytest.raises(KeyboardInterrupt):
+        scan(tiny.network(), loader(), journal=broken)
+    broken.most = None
+    runs = []
+    resumed = scan(tiny.network(), loader(), journal=broken, progress=lambda stage, done, total: runs.append(done))
+    assert figures(resumed) == figures(whole)
+    assert resumed.baseline == whole.baseline
+    assert len(broken.lines) == 3
+
+
+def test_stacked_figures_agree_to_rounding():
+    alone = scan(tiny.network(), loader(), settings=ScanSettings(layers=False, scores=False))
+    together = scan(tiny.network(), loader(), settings=ScanSettings(layers=False, scores=False, stack=4))
+    for path, one in figures(alone).items():
+        assert figures(together)[path].loss == pytest.approx(one.loss, rel=1e-5)
+
+
+def test_fast_stops_what_is_clear_and_says_so():
+    data = loader(count=12)
+    record = scan(tiny.network(), data, settings=ScanSettings(fast=True, scores=False))
+    stopped = {key for key in record.partly_measured}
+    assert stopped
+    full = figures(scan(tiny.network(), data, settings=ScanSettings(scores=False)))
+    for key, one in figures(record).items():
+        if one.n < 240:
+            assert any(key.split()[0] in name for name in stopped)
+            assert one.verdict == full[key].verdict
+    assert any("clear early" in note for note in record.notes)
+
+
+def test_a_second_data_set_shows_where_verdicts_part():
+    shifted = [(3 * x + 1, y) for x, y in loader(seed=5)]
+    record = scan(tiny.network(), loader(), also=shifted, also_name="shifted", settings=ScanSettings(scores=False))
+    assert record.also.data == "shifted"
+    assert record.also.baseline.n == 60
+    first, second = {}, {}
+    for blocks, verdicts in ((record.blocks, first), (record.also.blocks, second)):
+        verdicts.update({f"block:{block.path}": block.ablations["block"].verdict for block in blocks})
+    differing = {key for key in first if first[key] != second[key]}
+    assert differing == {key for key in record.also.differing if key.startswith("block:")}
+
+
+def test_a_plain_network_has_kernels_only():
+    record = scan(PlainNet().eval(), loader())
+    assert record.blocks == []
+    assert len(record.layers) == 3
+
+
+def test_nothing_to_scan_is_said():
+    with pytest.raises(DataError, match="nothing to ablate"):
+        scan(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU()), loader(labels=False))
+    with pytest.raises(DataError, match="no data to scan on"):
+        scan(tiny.network(), [])
+
+
+@pytest.mark.parametrize("tolerance", [0, -1, 101])
+def test_a_tolerance_out_of_range_is_refused(tolerance):
+    with pytest.raises(UsageError, match="the tolerance is"):
+        ScanSettings(tolerance=tolerance)
+    with pytest.raises(UsageError, match="stack is 0"):
+        ScanSettings(stack=0)
+
+
+def test_the_tolerance_is_in_points_with_labels_and_in_nats_without():
+    for labels, expected in ((True, 0.02), (False, 2.0)):
+        record = scan(tiny.network(), loader(1, labels=labels), settings=ScanSettings(tolerance=2.0, scores=False))
+        assert record.tolerance == pytest.approx(expected)
+    assert _Tallies("first", ScanSettings(), 1, None).tolerance == 0.01
