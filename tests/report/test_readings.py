@@ -9,6 +9,8 @@ from shoal.report import readings
 def test_taking_a_block_out_speaks_for_it() -> None:
     block = scanned_blocks()[0]
     assert readings.main(block) == block.ablations["block"]
+    both = block.model_copy(update={"ablations": {"branch": ablation(0.5, 1.0), "block": ablation(0.2, 0.3)}})
+    assert readings.main(both).top1_drop == 0.2
     without = block.model_copy(update={"ablations": {"mean": block.ablations["mean"], "branch": ablation(0.5, 1.0)}})
     assert readings.main(without).top1_drop == 0.5
     assert readings.main(block.model_copy(update={"ablations": {}})) is None

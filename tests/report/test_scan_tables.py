@@ -63,6 +63,11 @@ def test_verdicts_that_differ_stand_side_by_side() -> None:
     parted = scan_tables.parted(with_second())
     assert parted
     assert all(here.verdict != there.verdict for _, _, here, there in parted)
+    # the same verdict on its own, another one among all comparisons: that is no difference
+    here = make_scan().blocks[0]
+    strict = {name: one.model_copy(update={"familywise": "undecided"}) for name, one in here.ablations.items()}
+    also = with_second().also.model_copy(update={"blocks": [here.model_copy(update={"ablations": strict})]})
+    assert scan_tables.parted(make_scan(also=also)) == []
     found = row(with_second(), "stages.0.0", "second")
     assert (found["On digits"].text, found["On digits as JPEG"].text) == ("non-trivial", "undecided")
 

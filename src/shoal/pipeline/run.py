@@ -15,7 +15,7 @@ from shoal.errors import DataError, SurgeryError, UsageError
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.pipeline.choose import Choice, Chooser, Goal, Journal, NoJournal, Progress
 from shoal.pipeline.result import Result
-from shoal.plan import Fold, Plan, Remove
+from shoal.plan import Fold, Plan, Remove, Replace
 from shoal.record import BlockRecord, Comparison, Latency, Network, Record
 from shoal.scanning import Damage, divergence
 from shoal.surgery import FoldResult, certify, input_specs, remove_blocks, signature_of
@@ -115,7 +115,7 @@ def compress(
     anatomy = dissect(_copied(model).eval(), example)
     choice = Chooser(anatomy, goal, chosen_on, judged_on, damage, journal or NoJournal(), progress).choose()
     cut = remove_blocks(model, example, choice.removed).eval()
-    actions: list[Remove | Fold] = [Remove(path=path) for path in choice.removed]
+    actions: list[Remove | Replace | Fold] = [Remove(path=path) for path in choice.removed]
     folded = None
     if fold:
         progress("folding", 0, 1)

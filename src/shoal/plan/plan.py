@@ -36,6 +36,29 @@ class Remove(Value):
     path: str
 
 
+class StandIn(Value):
+    """What stands in for a span: a convolution (channels_first) or linear map (channels_last), then the tail.
+
+    With a `rank` it is the shortcut plus a map down to `rank` features and up again.
+    """
+
+    layout: Literal["channels_first", "channels_last"]
+    in_channels: int
+    out_channels: int
+    kernel: int
+    stride: int
+    rank: int | None = None
+    tail: Literal["identity", "relu"]
+
+
+class Replace(Value):
+    """Put a stand-in in the place of consecutive blocks; it stands at the first of `paths`."""
+
+    kind: Literal["replace"] = "replace"
+    paths: list[str]
+    stand_in: StandIn
+
+
 class FoldStep(Value):
     """One fold: what was at `path` is gone or idle, and the layers at `into` do its work.
 
@@ -65,12 +88,17 @@ class Plan(Value):
     model: str | None = None
     inputs: list[InputSpec]
     network: Signature
-    actions: list[Annotated[Remove | Fold, Field(discriminator="kind")]]
+    actions: list[Annotated[Remove | Replace | Fold, Field(discriminator="kind")]]
 
     @property
     def removed(self) -> list[str]:
         """The paths of the removed blocks."""
         return [action.path for action in self.actions if isinstance(action, Remove)]
+
+    @property
+    def replaced(self) -> list["Replace"]:
+        """The spans with a stand-in."""
+        return [action for action in self.actions if isinstance(action, Replace)]
 
     @property
     def folds(self) -> list[FoldStep]:
