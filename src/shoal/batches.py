@@ -65,12 +65,18 @@ class Batch:
 
     def take(self, count: int) -> "Batch":
         """The first `count` samples."""
+        return self._part(slice(count))
 
+    def rest(self, count: int) -> "Batch":
+        """All but the first `count` samples."""
+        return self._part(slice(count, None))
+
+    def _part(self, part: slice) -> "Batch":
         def cut(value: Any) -> Any:
-            return value[:count] if isinstance(value, Tensor) and value.dim() > 0 else value
+            return value[part] if isinstance(value, Tensor) and value.dim() > 0 else value
 
         kwargs = {key: cut(value) for key, value in self.kwargs.items()}
-        target = self.target[:count] if self.target is not None else None
+        target = self.target[part] if self.target is not None else None
         return Batch(tuple(cut(value) for value in self.args), kwargs, target)
 
 

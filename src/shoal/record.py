@@ -96,7 +96,7 @@ class Network(Value):
     blocks: int
 
 
-Fate = Literal["kept", "removed"]
+Fate = Literal["kept", "removed", "replaced"]
 
 
 class BlockRecord(Value):
@@ -128,6 +128,17 @@ class Step(Value):
     n: int
     validation: Comparison | None = None
     seconds: float
+
+
+class FrontPoint(Value):
+    """One plan on the front of damage against latency, by the tables (additive; not measured end to end)."""
+
+    latency_ms: float
+    damage: float
+    macs: int
+    params: int
+    removed: list[str]
+    replaced: list[list[str]]
 
 
 class Certificate(Value):
@@ -169,6 +180,7 @@ class Record(Value):
     fold_deviation: float | None = None
     blocks: list[BlockRecord]
     steps: list[Step] = Field(default_factory=list)
+    front: list[FrontPoint] = Field(default_factory=list)
     machine: Machine
     warnings: list[str] = Field(default_factory=list)
     seconds: float

@@ -12,8 +12,9 @@ from shoal.batches import Batch
 from shoal.blocks import Anatomy
 from shoal.errors import NotReachedError, UsageError
 from shoal.measure import Predictions, compare, predictions
+from shoal.pipeline.target import Target
 from shoal.preserve import patched
-from shoal.record import Comparison, Step
+from shoal.record import Comparison, Fate, FrontPoint, Step
 from shoal.scanning import Damage, Worth, divergence, removal_sweep, responses
 from shoal.surgery import check_removable, strict_identities
 
@@ -33,11 +34,15 @@ class Goal:
     exact: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    target: Target = field(default_factory=Target)
 
     def __post_init__(self) -> None:
         asked = [self.remove is not None, self.max_drop is not None, self.blocks is not None, self.exact]
-        if sum(asked) != 1:
-            raise UsageError("give exactly one of remove, max_drop, blocks, exact", "Without a goal: max_drop=1.0.")
+        if sum([*asked, bool(self.target.to_dict())]) != 1:
+            raise UsageError(
+                "give exactly one of remove, max_drop, blocks, exact, or a budget (latency, macs, params)",
+                "Without a goal: max_drop=1.0.",
+            )
         if self.remove is not None and self.remove < 1:
             raise UsageError(f"remove is {self.remove}, expected at least 1", "Give a number of blocks.")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
@@ -50,7 +55,7 @@ class Goal:
         asked = {"remove": self.remove, "max_drop": self.max_drop, "exact": self.exact or None}
         lists = {"blocks": self.blocks, "include": self.include, "exclude": self.exclude}
         found: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
-        return found | {key: list(value) for key, value in lists.items() if value}
+        return found | self.target.to_dict() | {key: list(value) for key, value in lists.items() if value}
 
 
 class Journal(Protocol):
@@ -85,6 +90,14 @@ class Choice:
     message: str
     steps: list[Step] = field(default_factory=list)
     validation: Comparison | None = None
+    replaced: list[list[str]] = field(default_factory=list)
+    front: list[FrontPoint] = field(default_factory=list)
+
+    def fate_of(self, path: str) -> Fate:
+        """What became of a block."""
+        if path in self.removed:
+            return "removed"
+        return "replaced" if any(path in span for span in self.replaced) else "kept"
 
 
 @dataclass

@@ -14,7 +14,10 @@ from shoal.blocks import Anatomy, Chain, dissect
 from shoal.errors import DataError, SurgeryError, UsageError
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.pipeline.choose import Choice, Chooser, Goal, Journal, NoJournal, Progress
+from shoal.pipeline.mixing import with_blends
+from shoal.pipeline.planning import Planner, planned_choice
 from shoal.pipeline.result import Result
+from shoal.pipeline.target import Target
 from shoal.plan import Fold, Plan, Remove, Replace
 from shoal.record import BlockRecord, Comparison, Latency, Network, Record
 from shoal.scanning import Damage, divergence
@@ -38,6 +41,7 @@ class Settings:
     """How to measure. `images` caps the calibration samples, `validation_images` those of validation."""
 
     images: int = 512
+    judged_share: float = 0.15
     validation_images: int = 2048
     channels_last: bool = False
     latency_seconds: float = 1.0
@@ -58,6 +62,9 @@ def compress(
     max_drop: float | None = None,
     blocks: Sequence[str] | None = None,
     exact: bool = False,
+    latency: str | float | None = None,
+    macs: str | float | None = None,
+    params: str | float | None = None,
     fold: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -67,7 +74,10 @@ def compress(
     journal: Journal | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result:
-    """Remove residual blocks from a copy of `model`, prove and measure what was done.
+    """Make a copy of `model` shallower, prove and measure what was done.
+
+    With `latency`, `macs` or `params` blocks are kept, removed, or replaced in spans by stand-ins fitted in closed
+    form: the plan of least damage under the budget. Otherwise blocks are removed and nothing else.
 
     Args:
         model: any network with residual blocks; it is left as it was.
@@ -78,6 +88,9 @@ def compress(
         max_drop: as many as go within this drop of the metric, in points; the goal by default, 1.0.
         blocks: the paths of the blocks to remove.
         exact: only blocks that are proved to do nothing.
+        latency: at most this fraction of the original's latency, or an amount like '12ms', measured here.
+        macs: at most this fraction of the original's MACs, or an amount like '1.2G'.
+        params: likewise for parameters.
         fold: afterwards fold batch norms, constants and chains of linear maps: exact algebra in eval mode, the same
             outputs up to rounding, so the certificate is *equal* at best. Not for a network that is to be trained on.
         include: patterns of blocks to consider (all by default).
@@ -98,10 +111,11 @@ def compress(
         DataError, NonFiniteError, ModelRaisedError: data, weights or model at fault.
     """
     started = time.perf_counter()
-    if remove is None and max_drop is None and blocks is None and not exact:
+    target = Target(latency, macs, params)
+    if remove is None and max_drop is None and blocks is None and not exact and not target.to_dict():
         max_drop = 1.0
     names = tuple(blocks) if blocks is not None else None
-    goal = Goal(remove, max_drop, names, exact, tuple(include), tuple(exclude))
+    goal = Goal(remove, max_drop, names, exact, tuple(include), tuple(exclude), target)
     settings, provenance = settings or Settings(), provenance or Provenance()
     warnings = [*provenance.warnings, *_missing(eval, validation, goal)]
     device = device_of(model)
@@ -113,9 +127,15 @@ def compress(
 
     progress("tracing", 0, 1)
     anatomy = dissect(_copied(model).eval(), example)
-    choice = Chooser(anatomy, goal, chosen_on, judged_on, damage, journal or NoJournal(), progress).choose()
-    cut = remove_blocks(model, example, choice.removed).eval()
-    actions: list[Remove | Replace | Fold] = [Remove(path=path) for path in choice.removed]
+    actions: list[Remove | Replace | Fold]
+    if target.to_dict():
+        planned = _planner(anatomy, model, target, chosen_on, settings, progress, goal).plan()
+        choice, cut, actions = planned_choice(planned), planned.model, list(planned.actions)
+        warnings += planned.notes
+    else:
+        choice = Chooser(anatomy, goal, chosen_on, judged_on, damage, journal or NoJournal(), progress).choose()
+        cut = remove_blocks(model, example, choice.removed).eval()
+        actions = [Remove(path=path) for path in choice.removed]
     folded = None
     if fold:
         progress("folding", 0, 1)
@@ -145,6 +165,35 @@ def compress(
             }
         ),
         example,
+    )
+
+
+def _planner(
+    anatomy: Anatomy,
+    model: nn.Module,
+    target: Target,
+    batches_: list[Batch],
+    settings: Settings,
+    progress: Progress,
+    goal: Goal,
+) -> Planner:
+    """A planner that fits on most of the calibration samples and judges damage on the rest."""
+    judged = max(1, round(len(batches_) * settings.judged_share))
+    if len(batches_) < 2:
+        half = max(1, batches_[0].size // 4)
+        fit_on, judge_on = [batches_[0].rest(half)], [batches_[0].take(half)]
+    else:
+        fit_on, judge_on = batches_[judged:], batches_[:judged]
+    return Planner(
+        anatomy,
+        model,
+        target,
+        fit_on,
+        with_blends(judge_on),
+        batches_[0],
+        channels_last=settings.channels_last,
+        progress=progress,
+        allowed=frozenset(block.path for block in anatomy.chain.select(goal.include, goal.exclude)),
     )
 
 
@@ -202,6 +251,8 @@ def _measure(
         validation=choice.validation,
         certificate=certificate,
         removed=choice.removed,
+        replaced=[" + ".join(span) for span in choice.replaced],
+        front=choice.front,
         folded=folded.folded if folded else [],
         fold_deviation=folded.deviation if folded else None,
         blocks=block_records(anatomy.chain, choice, gone),
@@ -250,7 +301,7 @@ def block_records(chain: Chain, choice: Choice | None = None, gone: Sequence[str
             worth_kl=worths[block.path].damage if block.path in worths else None,
             worth_kl_interval=worths[block.path].interval if block.path in worths else None,
             residual_ratio=choice.ratios.get(block.path) if choice else None,
-            fate="removed" if block.path in gone else "kept",
+            fate="removed" if block.path in gone else (choice.fate_of(block.path) if choice else "kept"),
         )
         for block in chain
     ]

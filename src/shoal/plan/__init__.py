@@ -1,5 +1,6 @@
-"""The plan as data: what to remove from which network. No torch in this room."""
+"""The plan as data: what to remove from which network, and how it is chosen. No torch in this room."""
 
+from shoal.plan.front import front
 from shoal.plan.plan import (
     Fold,
     FoldStep,
@@ -15,19 +16,27 @@ from shoal.plan.plan import (
     parse_plan,
     read_plan,
 )
+from shoal.plan.solver import Budget, Edge, Path, best, drop_dominated, solve
 
 __all__ = [
+    "Budget",
+    "Edge",
     "Fold",
     "FoldStep",
     "InputSpec",
+    "Path",
     "Plan",
     "Remove",
     "Replace",
     "Signature",
     "StandIn",
+    "best",
     "check_signature",
     "check_state",
     "differences",
+    "drop_dominated",
+    "front",
     "parse_plan",
     "read_plan",
+    "solve",
 ]

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from shoal.errors import PlanError, did_you_mean
-from shoal.plan.solver import TOLERANCE, Chain, Edge, Path, chain_of, least_path
+from shoal.plan.solver import TOLERANCE, Chain, Edge, Objective, Path, chain_of, least_path
 
 CostName: TypeAlias = Literal["latency_ms", "macs", "params", "depth"]
 COSTS: tuple[CostName, ...] = ("latency_ms", "macs", "params", "depth")
@@ -15,10 +15,10 @@ COSTS: tuple[CostName, ...] = ("latency_ms", "macs", "params", "depth")
 def front(edges: Sequence[Edge], length: int, *, cost: CostName = "latency_ms", points: int = 20) -> list[Path]:
     """Paths of which none is better than another in both damage and `cost`, cheapest first.
 
-    The ends are the cheapest path and the one with the least damage (all kept, where a keep edge has no damage). Between
-    them come the best paths for evenly spaced budgets, then for budgets within the widest gaps, until `points` are found
-    or there are no more. Every point is Pareto-optimal among all paths, to within 1e-9 (relative); of paths equal in both
-    the one with less latency, then fewer edges, stands for all.
+    The ends are the cheapest path and the one with the least damage (all kept, where a keep edge has no damage).
+    Between them come the best paths for evenly spaced budgets, then for budgets within the widest gaps, until `points`
+    are found or there are no more. Every point is Pareto-optimal among all paths, to within 1e-9 (relative); of paths
+    equal in both the one with less latency, then fewer edges, stands for all.
 
     Raises:
         PlanError: fewer than 2 points, an unknown cost, an edge outside the chain, a chain that no path covers.
@@ -84,7 +84,7 @@ class _Front:
     def _same(self, one: Path, other: Path) -> bool:
         return abs(self.price(one) - self.price(other)) <= 3 * TOLERANCE * max(self.price(one), self.price(other))
 
-    def _least(self, order: list[str], limits: dict) -> Path:
+    def _least(self, order: list[str], limits: dict[Objective, float]) -> Path:
         path = least_path(self.chain, limits, list(dict.fromkeys([*order, "latency_ms", "edges"])))
         if path is None:  # every budget is at least the cost of a path in hand
             raise PlanError(f"no path within {limits}, though one is known", "Report this with the table of edges.")

@@ -24,14 +24,15 @@ from shoal.record import Value
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Objective: TypeAlias = Literal["damage", "latency_ms", "macs", "params", "depth"]
+Edges: TypeAlias = tuple[int, ...]
 QUANTITIES: tuple[Objective, ...] = ("damage", "latency_ms", "macs", "params", "depth")
 
 TOLERANCE = 1e-9
 """A path is within a bound b if its total is at most b (1 + TOLERANCE), and as good as another within the same."""
 
-# HiGHS takes rows within 1e-6 and an objective within 1e-6, absolutely, and SciPy cannot change that: bounds are brought
-# to SCALE, so that these are 1e-10 of it. SLACK is wider than TOLERANCE by more than that, so that HiGHS never loses a
-# path that counts as within; one that does not is told when it comes out, and cut off.
+# HiGHS takes rows within 1e-6 and an objective within 1e-6, absolutely, and SciPy cannot change that: bounds are
+# brought to SCALE, so that these are 1e-10 of it. SLACK is wider than TOLERANCE by more than that, so that HiGHS never
+# loses a path that counts as within; one that does not is told when it comes out, and cut off.
 SCALE = 1e4
 SLACK = 2 * TOLERANCE
 CANDIDATES = 256
@@ -52,7 +53,7 @@ class _Checked(Value):
                 name = type(self).__name__.lower()
                 raise PlanError(
                     f"the {name} {data} is malformed: {where + ': ' if where else ''}{message}",
-                    "Give finite numbers that are not negative: damages, costs and budgets are totals, not differences.",
+                    "Give finite numbers of at least 0: damages, costs and budgets are amounts, not differences.",
                 ) from error
 
     @model_validator(mode="after")
@@ -166,8 +167,14 @@ class Chain:
 
     def path(self, edges: Sequence[int]) -> Path:
         """The path as a value."""
-        totals = {name: self.total(name, edges) for name in QUANTITIES}
-        return Path(edges=tuple(edges), **(totals | {"depth": round(totals["depth"])}))
+        return Path(
+            edges=tuple(edges),
+            damage=self.total("damage", edges),
+            latency_ms=self.total("latency_ms", edges),
+            macs=self.total("macs", edges),
+            params=self.total("params", edges),
+            depth=round(self.total("depth", edges)),
+        )
 
 
 def chain_of(edges: Sequence[Edge], length: int) -> Chain:
@@ -186,7 +193,9 @@ def chain_of(edges: Sequence[Edge], length: int) -> Chain:
             )
     start = np.array([edge.start for edge in edges], dtype=int)
     stop = np.array([edge.stop for edge in edges], dtype=int)
-    cost = {name: np.array([getattr(edge, name) for edge in edges], dtype=float) for name in QUANTITIES}
+    cost: dict[str, Array] = {
+        name: np.array([getattr(edge, name) for edge in edges], dtype=float) for name in QUANTITIES
+    }
     cost["edges"] = np.ones(len(edges))
     into = [np.flatnonzero(stop == position) for position in range(length + 1)]
     out_of = [np.flatnonzero(start == position) for position in range(length + 1)]
@@ -211,8 +220,8 @@ def solve(
 ) -> Path | None:
     """The path with the least `objective` within `budget`.
 
-    Of paths equal to within 1e-9 (relative) the faster one is taken, of these the one with fewer edges. A path is within
-    the budget if no total exceeds its bound by more than 1e-9 of the bound. The same edges give the same path.
+    Of paths equal to within 1e-9 (relative) the faster one is taken, of these the one with fewer edges. A path is
+    within the budget if no total exceeds its bound by more than 1e-9 of the bound. The same edges give the same path.
 
     Args:
         edges: the ways to go; the indices in the answer are theirs.
@@ -251,8 +260,8 @@ def drop_dominated(edges: Sequence[Edge], length: int) -> list[Edge]:
     """The edges without those that another one makes pointless.
 
     The rule: an edge goes if another single edge over the same span has no more damage, latency, MACs, parameters and
-    depth; of two edges equal in all five the first stays. Keep edges always stay, and may be the reason another goes. The
-    optimum stays what it was under every budget and objective; the list of the k best does not.
+    depth; of two edges equal in all five the first stays. Keep edges always stay, and may be the reason another goes.
+    The optimum stays what it was under every budget and objective; the list of the k best does not.
 
     Raises:
         PlanError: as `solve`.
@@ -297,9 +306,6 @@ def least_path(
     return chain.path(known) if known is not None else None
 
 
-Edges: TypeAlias = tuple[int, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class _Search:
     """One objective (`weights`) under `bounds`; `alive` masks the edges that may still be on an optimal path."""
@@ -317,8 +323,11 @@ class _Search:
         rows = self._binding(alive)
         prices = self._prices(alive, rows)
         if prices is None:
-            return None, alive
-        known = self._better(known, self._candidates(alive, rows, prices))
+            if known is None:
+                return None, alive
+            prices = np.zeros(len(rows))
+        nearby = self._candidates(alive, rows, prices)
+        known = min([*nearby, *([known] if known else [])], key=self._value, default=None)
         if known is None:
             # Without a path there is no scale for the objective: any path first, so that the next search has one.
             known = self._integer(alive, rows, None)
@@ -326,9 +335,11 @@ class _Search:
                 return None, alive
         alive = self._promising(alive, rows, prices, known)
         if alive.sum() > len(known) and self._value(known) > 0:
-            known = self._better(known, [self._integer(alive, rows, known)])
-            if known is not None:
-                alive = self._promising(alive, rows, prices, known)
+            found = self._integer(alive, rows, known)
+            if found is None:
+                raise PlanError(f"HiGHS found no path, though {known} is one", "Report this with the table of edges.")
+            known = min(known, found, key=self._value)
+            alive = self._promising(alive, rows, prices, known)
         return known, alive
 
     def allows(self, path: Edges) -> bool:
@@ -339,10 +350,6 @@ class _Search:
 
     def _value(self, path: Edges) -> float:
         return fsum(self.weights[list(path)])
-
-    def _better(self, known: Edges | None, others: Sequence[Edges | None]) -> Edges | None:
-        paths = [path for path in (known, *others) if path is not None]
-        return min(paths, key=self._value) if paths else None
 
     def _affordable(self, alive: Array) -> Array:
         """Without the edges whose cheapest path already breaks a bound; again, as each bound helps the others."""
@@ -434,7 +441,8 @@ class _Search:
         """The best path by HiGHS among the edges alive; verified, and cut off and sought again if it is not allowed."""
         index = np.flatnonzero(alive)
         scale = self._value(known) if known is not None else float(self.weights[index].max()) or 1.0
-        constraints = [LinearConstraint(*self._flow(index)[:1], *[self._flow(index)[1]] * 2)]
+        flow, supply = self._flow(index)
+        constraints = [LinearConstraint(flow, supply, supply)]
         constraints += [LinearConstraint(SCALE * row[index][None], -inf, SCALE * (1 + SLACK)) for row in rows]
         # A cut with a dead edge holds by itself.
         cuts = [unwanted for unwanted in self.without if alive[list(unwanted)].all()]

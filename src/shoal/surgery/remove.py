@@ -7,10 +7,11 @@ from torch import nn
 
 from shoal.batches import Batch, as_batch, call, device_of, logits_of
 from shoal.blocks import Anatomy, Chain, dissect
-from shoal.errors import ShoalError, SurgeryError, UnknownBlockError, did_you_mean
+from shoal.errors import PlanError, ShoalError, SurgeryError, UnknownBlockError, did_you_mean
 from shoal.plan import Plan, check_signature, check_state
 from shoal.preserve import evaluating
 from shoal.surgery.fold import fold_as_planned_
+from shoal.surgery.replace import replace_spans_
 from shoal.surgery.signature import example_of, signature_of, state_of
 
 
@@ -80,6 +81,12 @@ def apply(model: nn.Module, plan: Plan, example: object = None, *, weights_follo
     batch = as_batch(example) if example is not None else example_of(plan.inputs).to(device_of(model))
     anatomy = dissect(copy.deepcopy(model), batch)
     check_signature(plan, signature_of(anatomy.model, anatomy.chain))
+    replace_spans_(anatomy, plan.replaced)
+    if plan.replaced and not weights_follow:
+        raise PlanError(
+            "the plan puts stand-ins in the place of blocks, and their fitted weights are not in it",
+            "Load the output folder it belongs to (shoal.load), or compress again with data.",
+        )
     cut = remove_blocks_(anatomy, plan.removed)
     if plan.folds:
         cut = fold_as_planned_(dissect(cut, batch), plan.folds, weights_follow=weights_follow)

@@ -1,0 +1,47 @@
+"""Put stand-ins in the place of spans."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from shoal.blocks import Anatomy
+from shoal.errors import SurgeryError
+from shoal.plan import Replace
+from shoal.replace import build, line_of
+
+
+def replace_spans_(
+    anatomy: Anatomy, actions: Sequence[Replace], modules: Mapping[str, nn.Module] | None = None
+) -> nn.Module:
+    """Put a stand-in at the first block of each span, in place; the other blocks of the span become nn.Identity.
+
+    Args:
+        anatomy: of the network to change.
+        actions: what to replace.
+        modules: the fitted stand-ins by the path of their first block; without one it is built with fresh weights.
+
+    Raises:
+        SurgeryError: a span that is none in this network.
+    """
+    line = line_of(anatomy)
+    for action in actions:
+        _check(line.paths, line.follows, action)
+    for action in actions:
+        first = action.paths[0]
+        module = (modules or {}).get(first)
+        if module is None:
+            module = build(action.stand_in, next(anatomy.model.parameters()))
+        anatomy.model.set_submodule(first, module, strict=True)
+        for path in action.paths[1:]:
+            anatomy.model.set_submodule(path, nn.Identity(), strict=True)
+    return anatomy.model
+
+
+def _check(paths: Sequence[str], follows: Sequence[bool], action: Replace) -> None:
+    start = paths.index(action.paths[0]) if action.paths and action.paths[0] in paths else -1
+    expected = list(paths[start : start + len(action.paths)]) if start >= 0 else []
+    if expected != action.paths or not all(follows[start + 1 : start + len(expected)]):
+        raise SurgeryError(
+            f"the blocks {', '.join(action.paths) or '(none)'} are no span: they do not follow each other directly",
+            "`shoal trace` lists the chain.",
+        )
