@@ -84,6 +84,9 @@ def _goal_arguments(goal: Goal) -> dict[str, Any]:
         "max_drop": goal.max_drop,
         "blocks": goal.blocks,
         "exact": goal.exact,
+        "latency": goal.target.latency,
+        "macs": goal.target.macs,
+        "params": goal.target.params,
         "include": goal.include,
         "exclude": goal.exclude,
     }

@@ -62,6 +62,13 @@ def compress(
         float | None, typer.Option("--max-drop", help="As many blocks as go within this drop, in points. Default 1.0.")
     ] = None,
     remove: Annotated[int | None, typer.Option("--remove", help="How many blocks to remove.")] = None,
+    latency: Annotated[
+        str | None, typer.Option("--latency", metavar="BUDGET", help="Fraction of the original's latency, or 12ms.")
+    ] = None,
+    macs: Annotated[str | None, typer.Option("--macs", metavar="BUDGET", help="Fraction of the MACs, or 1.2G.")] = None,
+    params: Annotated[
+        str | None, typer.Option("--params", metavar="BUDGET", help="Fraction of the parameters, or 3M.")
+    ] = None,
     blocks: Annotated[str | None, typer.Option("--blocks", metavar="PATHS", help="These: layer1.3,layer2.4")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Only blocks proved to do nothing.")] = False,
     fold: Annotated[
@@ -74,7 +81,7 @@ def compress(
     std: opt.Std = None,
     size: opt.Size = None,
     limit: opt.Limit = None,
-    images: opt.Images = 512,
+    images: opt.Images = None,
     channels_last: opt.ChannelsLast = False,
     out: opt.Out = None,
     device: opt.Device = "auto",
@@ -84,7 +91,10 @@ def compress(
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> int:
-    """Remove the blocks that do little: a shallower network, its recipe, a certificate and a report.
+    """Make a network shallower: the new network, its recipe, a certificate and a report.
+
+    Blocks that do little are removed. With a budget (--latency, --macs, --params) spans of blocks may also be replaced
+    by stand-ins fitted in closed form, chosen by plan.
 
     Without MODEL and DATA it works on the embedded default. Exit code 1: the goal was not reached.
     """
@@ -92,10 +102,11 @@ def compress(
     with session.guarded():
         from shoal.cli.compressing import CompressRequest, check_pair, run_compress
         from shoal.cli.opening import DataOptions, names
-        from shoal.pipeline import Goal
+        from shoal.pipeline import Goal, Target
 
         spec, source = check_pair(model, data)
-        default = max_drop is None and remove is None and blocks is None and not exact
+        target = Target(latency, macs, params)
+        default = max_drop is None and remove is None and blocks is None and not exact and not target.to_dict()
         request = CompressRequest(
             model=spec,
             data=source,
@@ -107,9 +118,10 @@ def compress(
                 exact=exact,
                 include=tuple(names(include)),
                 exclude=tuple(names(exclude)),
+                target=target,
             ),
             data_options=DataOptions(mean, std, size, limit, seed, batch_size),
-            images=images,
+            images=images or (2048 if target.to_dict() else 512),
             out=out,
             device=device,
             channels_last=channels_last,

@@ -22,7 +22,10 @@ Mean = Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="Mean 
 Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation likewise.")]
 Size = Annotated[int | None, typer.Option("--size", help="Resize images to this height and width, in pixels.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Read only so many samples of each part of the data.")]
-Images = Annotated[int, typer.Option("--images", min=1, help="Calibration samples the choice is made on.")]
+Images = Annotated[
+    int | None,
+    typer.Option("--images", min=1, help="Calibration samples the choice is made on; 512, or 2048 with a budget."),
+]
 Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Output folder, new or empty, or that of the same unfinished command."),

@@ -3,6 +3,7 @@
 from shoal.pipeline.choose import Goal, Journal, NoJournal, Progress
 from shoal.pipeline.result import Result
 from shoal.pipeline.run import Provenance, Settings, block_records, compress
+from shoal.pipeline.target import Target
 
 __all__ = [
     "Goal",
@@ -12,6 +13,7 @@ __all__ = [
     "Provenance",
     "Result",
     "Settings",
+    "Target",
     "block_records",
     "compress",
 ]

@@ -33,7 +33,10 @@ def describe(blocks: Sequence[BlockRecord]) -> str:
     parts = []
     for number, members in picture.by_stage(blocks):
         gone = [block.path for block in members if block.fate == "removed"]
-        what = f"removed {', '.join(gone)}" if gone else "all kept"
+        other = [block.path for block in members if block.fate == "replaced"]
+        said = [f"removed {', '.join(gone)}"] if gone else []
+        said += [f"replaced {', '.join(other)}"] if other else []
+        what = "; ".join(said) or "all kept"
         parts.append(f"Stage {number}: {len(members)} blocks, {what}.")
     return " ".join(parts) + " The table of blocks below has every number."
 
@@ -57,5 +60,6 @@ def legend() -> list[tuple[str, str]]:
     return [
         (picture.sample("kept", "full", "legend-kept"), "kept"),
         (picture.sample("removed", "hatch", "legend-removed"), "removed"),
+        (picture.sample("replaced", "hatch", "legend-replaced"), "replaced by a stand-in"),
         *picture.signs(),
     ]

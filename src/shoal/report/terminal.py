@@ -8,7 +8,7 @@ from shoal.record import BlockRecord, Certificate, Record
 from shoal.report import numbers, picture, tables, words
 from shoal.report.grid import Grid, say
 
-_FATE = {"kept": "■", "removed": "·"}
+_FATE = {"kept": "■", "removed": "·", "replaced": "○"}
 _VERDICT_STYLE = {"identical": "green", "equal": "green", "different": "yellow"}
 
 
@@ -57,7 +57,8 @@ def _cell(cell: tables.Cell) -> str:
 def _show_stages(blocks: list[BlockRecord], console: Console) -> None:
     if not blocks:
         return
-    grid = Grid(("", "kept ■ removed ·", "", ""))
+    replaced = " replaced ○" if any(block.fate == "replaced" for block in blocks) else ""
+    grid = Grid(("", f"kept ■ removed ·{replaced}", "", ""))
     for number, members in picture.by_stage(blocks):
         kept = sum(block.fate == "kept" for block in members)
         signs = "".join(_FATE[block.fate] for block in members)

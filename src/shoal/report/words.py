@@ -36,11 +36,14 @@ def _blocks(record: Record) -> str:
     removed, total = len(record.removed), record.original.blocks
     if not total:
         text = "No residual block found"
-    elif not removed:
+    elif not removed and not record.replaced:
         text = f"None of {total} blocks removed"
     else:
         text = f"{removed} of {total} blocks removed"
-    return f"{text}, {len(record.replaced)} replaced" if record.replaced else text
+    if not record.replaced:
+        return text
+    replaced = sum(block.fate == "replaced" for block in record.blocks)
+    return f"{text}, {replaced} replaced by {len(record.replaced)} stand-ins"
 
 
 def _identity(record: Record) -> str:
