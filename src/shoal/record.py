@@ -182,6 +182,7 @@ class Record(Value):
     steps: list[Step] = Field(default_factory=list)
     front: list[FrontPoint] = Field(default_factory=list)
     machine: Machine
+    notes: list[str] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
     seconds: float
     created: str
@@ -323,6 +324,7 @@ def summary_of(record: Record, out: str) -> dict[str, Any]:
         "fold_deviation": record.fold_deviation,
         "comparison": record.comparison.model_dump(mode="json"),
         "certificate": record.certificate.model_dump(mode="json"),
+        "notes": record.notes,
         "warnings": record.warnings,
         "out": out,
     }

@@ -128,10 +128,11 @@ def compress(
     progress("tracing", 0, 1)
     anatomy = dissect(_copied(model).eval(), example)
     actions: list[Remove | Replace | Fold]
+    notes: list[str] = []
     if target.to_dict():
         planned = _planner(anatomy, model, target, chosen_on, settings, progress, goal).plan()
         choice, cut, actions = planned_choice(planned), planned.model, list(planned.actions)
-        warnings += planned.notes
+        notes += planned.notes
     else:
         choice = Chooser(anatomy, goal, chosen_on, judged_on, damage, journal or NoJournal(), progress).choose()
         cut = remove_blocks(model, example, choice.removed).eval()
@@ -160,6 +161,7 @@ def compress(
                 "data": provenance.data,
                 "seed": provenance.seed,
                 "goal": goal.to_dict(),
+                "notes": notes,
                 "warnings": [*warnings, *record.warnings],
                 "seconds": time.perf_counter() - started,
             }
@@ -218,6 +220,7 @@ def _measure(
     """The record of original against compressed, but for what only the caller knows."""
     original = anatomy.model
     gone = [*choice.removed, *_constant_blocks(folded)]
+    covered = sum(len(span) for span in choice.replaced)
     first = _First(loader)
     before, after = paired_predictions([original, cut], first)
     split = "test"
@@ -232,7 +235,7 @@ def _measure(
         )
         for name, network, one, blocks in (
             ("original", original, before, len(anatomy.chain)),
-            ("compressed", cut, after, len(anatomy.chain) - len(gone)),
+            ("compressed", cut, after, len(anatomy.chain) - len(gone) - covered + len(choice.replaced)),
         )
     ]
     certificate = certify(original, cut, first)

@@ -27,6 +27,8 @@ def show(record: Record, out: str, console: Console) -> None:
     _show_table(record, console)
     _show_stages(record.blocks, console)
     show_certificate(record.certificate, console)
+    for note in record.notes:
+        say(console, f"Note: {note}")
     show_warnings(record.warnings, console)
     say(console, "")
     say(console, f"Report: {Path(out) / 'report.html'}")
