@@ -135,7 +135,7 @@ def scan(
         baseline=first.baseline(origin.split),
         blocks=blocks,
         layers=layers,
-        scores=_qualities(blocks) if settings.scores else [],
+        scores=_qualities(blocks) if settings.scores and blocks else [],
         claim=channel_claim(layers),
         also=second,
         partly_measured=sorted(first.stopped),
