@@ -106,14 +106,14 @@ def test_the_network_is_left_as_it_was_when_it_raises_half_way():
     Fragile.left = 10**6
     quick(model, data, remove=2)
     needed = 10**6 - Fragile.left
-    assert needed > 20
+    assert needed > 40
     for survived in range(0, 20, 2):
         Fragile.left = survived
         # While Shoal tries the network without each block, a failure means that this block cannot go.
         with pytest.raises(ShoalError, match=r"no more today|no removable block"):
             quick(model, data, remove=2)
         same(before, snapshot(model))
-    for survived in (needed // 2, needed - 2):  # while it is timed, it may be torch's timer that calls it
+    for survived in (24, 32, 40):  # how often it is called while it is timed depends on the machine
         Fragile.left = survived
         with pytest.raises((ShoalError, ArithmeticError), match="no more today"):
             quick(model, data, remove=2)

@@ -40,7 +40,7 @@ class Goal:
         asked = [self.remove is not None, self.max_drop is not None, self.blocks is not None, self.exact]
         if sum([*asked, bool(self.target.to_dict())]) != 1:
             raise UsageError(
-                "give exactly one of remove, max_drop, blocks, exact, or a budget (latency, macs, params)",
+                "give exactly one of remove, max_drop, blocks, exact, latency/macs/params",
                 "Without a goal: max_drop=1.0.",
             )
         if self.remove is not None and self.remove < 1:

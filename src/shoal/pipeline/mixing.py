@@ -29,4 +29,6 @@ def with_blends(batches: Sequence[Batch], share: float = 0.5) -> list[Batch]:
 
 
 def _blend(value: Any, share: float) -> Any:
-    return share * value + (1 - share) * value.roll(1, 0) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    return share * value + (1 - share) * value.roll(1, 0)

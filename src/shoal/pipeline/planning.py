@@ -14,6 +14,7 @@ from shoal.pipeline.choose import Choice
 from shoal.pipeline.tables import TableMaker, Tables
 from shoal.pipeline.target import Price, Target
 from shoal.plan import Budget, Path, Remove, Replace, best, front
+from shoal.plan.solver import Objective
 from shoal.preserve import evaluating
 from shoal.record import FrontPoint
 from shoal.replace import Fitted, recalibrate_, refit_
@@ -27,6 +28,11 @@ Progress = Callable[[str, int, int], None]
 _BUILT = 3
 _ROUNDS = 3
 _SLACK = 1.01
+_QUANTITIES: dict[Objective, str] = {
+    "latency_ms": "the fastest takes",
+    "macs": "the one with the fewest MACs has",
+    "params": "the smallest has",
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ class Planner:
         allowed = limits.latency_ms
         for round_number in range(_ROUNDS):
             self.progress(f"plan {round_number + 1}: solving and measuring", round_number, _ROUNDS)
-            paths = best(tables.edges, len(tables.line.paths), self._budget(allowed, limits), _BUILT)
+            budget = self._budget(allowed, limits)
+            paths = best(tables.edges, len(tables.line.paths), budget, _BUILT) if budget is not None else []
             if not paths:
                 break
             built = [(path, self.build(path)) for path in paths]
@@ -101,17 +108,14 @@ class Planner:
         share, _, path, network = min(met, key=lambda one: one[1]) if met else min(tried, key=lambda one: one[0])
         return self._finished(path, network, share, bool(met))
 
-    def _budget(self, allowed: float, limits: Price) -> Budget:
-        fixed = self._tables().fixed
-
-        def left(limit: float, taken: float) -> float | None:
-            return None if limit == float("inf") else max(0.0, limit - taken)
-
-        return Budget(
-            latency_ms=left(allowed, fixed.latency_ms),
-            macs=left(limits.macs, fixed.macs),
-            params=left(limits.params, fixed.params),
-        )
+    def _budget(self, allowed: float, limits: Price) -> Budget | None:
+        """What is left for the blocks; None where the rest of the network takes more than all of it."""
+        fixed, left = self._tables().fixed, {}
+        for name, limit in (("latency_ms", allowed), ("macs", limits.macs), ("params", limits.params)):
+            if limit < getattr(fixed, name):
+                return None
+            left[name] = None if limit == float("inf") else limit - getattr(fixed, name)
+        return Budget(**left)
 
     def build(self, path: Path) -> nn.Module:
         """A copy of the original with the path's changes."""
@@ -217,12 +221,14 @@ class Planner:
         return found
 
     def _unreachable(self, limits: Price) -> str:
-        tables = self._tables()
-        least = best(tables.edges, len(tables.line.paths), Budget(), 1, objective="latency_ms")
-        reach = (least[0].latency_ms + tables.fixed.latency_ms) / tables.whole.latency_ms if least else 1.0
-        return (
-            f"no plan meets the budget: the fastest takes {100 * reach:.0f} % of the original's latency by the tables"
-        )
+        tables, reach = self._tables(), {}
+        for name, words in _QUANTITIES.items():
+            if getattr(limits, name) < float("inf"):
+                least = best(tables.edges, len(tables.line.paths), Budget(), 1, objective=name)
+                total = sum(getattr(one, name) for one in least) + getattr(tables.fixed, name)
+                reach[words] = 100 * total / getattr(tables.whole, name)
+        said = ", ".join(f"{words} {share:.0f} %" for words, share in reach.items())
+        return f"no plan meets the budget: by the tables, {said} of the original's"
 
 
 def _words(actions: Sequence[Remove | Replace]) -> str:

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -111,11 +111,7 @@ def compress(
         DataError, NonFiniteError, ModelRaisedError: data, weights or model at fault.
     """
     started = time.perf_counter()
-    target = Target(latency, macs, params)
-    if remove is None and max_drop is None and blocks is None and not exact and not target.to_dict():
-        max_drop = 1.0
-    names = tuple(blocks) if blocks is not None else None
-    goal = Goal(remove, max_drop, names, exact, tuple(include), tuple(exclude), target)
+    goal = _goal(remove, max_drop, blocks, exact, include, exclude, Target(latency, macs, params))
     settings, provenance = settings or Settings(), provenance or Provenance()
     warnings = [*provenance.warnings, *_missing(eval, validation, goal)]
     device = device_of(model)
@@ -123,61 +119,91 @@ def compress(
     judged_on = (
         _gathered(validation, settings.validation_images, device, "validation") if validation is not None else chosen_on
     )
-    example = chosen_on[0].take(2)
-
     progress("tracing", 0, 1)
-    anatomy = dissect(_copied(model).eval(), example)
-    actions: list[Remove | Replace | Fold]
-    notes: list[str] = []
-    if target.to_dict():
-        planned = _planner(anatomy, model, target, chosen_on, settings, progress, goal).plan()
-        choice, cut, actions = planned_choice(planned), planned.model, list(planned.actions)
-        notes += planned.notes
+    anatomy = dissect(_copied(model).eval(), chosen_on[0].take(2))
+    if goal.target.to_dict():
+        change = _planned(_planner(anatomy, model, goal, chosen_on, settings, progress))
     else:
-        choice = Chooser(anatomy, goal, chosen_on, judged_on, damage, journal or NoJournal(), progress).choose()
-        cut = remove_blocks(model, example, choice.removed).eval()
-        actions = [Remove(path=path) for path in choice.removed]
-    folded = None
+        chooser = Chooser(anatomy, goal, chosen_on, judged_on, damage, journal or NoJournal(), progress)
+        change = _removed(model, chosen_on[0].take(2), chooser.choose())
     if fold:
         progress("folding", 0, 1)
-        folded = folded_copy(cut, chosen_on[0])
-        cut = folded.model
-        actions.append(Fold(folds=folded.steps))
-    plan = Plan(
+        change = _folded(change, chosen_on[0])
+    progress("measuring on test", 0, 1)
+    record = _measure(anatomy, change, chosen_on if eval is None else eval, settings)
+    said = {
+        "command": provenance.command,
+        "model": provenance.model or type(model).__name__,
+        "data": provenance.data,
+        "seed": provenance.seed,
+        "goal": goal.to_dict(),
+        "notes": change.notes,
+        "warnings": [*warnings, *record.warnings],
+        "seconds": time.perf_counter() - started,
+    }
+    plan = _plan(anatomy, change, chosen_on[0].take(2), provenance)
+    return Result(change.model, plan, record.model_copy(update=said), chosen_on[0].take(2))
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A changed copy of the network, and what was done to it."""
+
+    model: nn.Module
+    choice: Choice
+    actions: list[Remove | Replace | Fold]
+    notes: list[str] = field(default_factory=list)
+    folded: FoldResult | None = None
+
+
+def _goal(
+    remove: int | None,
+    max_drop: float | None,
+    blocks: Sequence[str] | None,
+    exact: bool,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    target: Target,
+) -> Goal:
+    """What is asked; one point of the metric where nothing is."""
+    if remove is None and max_drop is None and blocks is None and not exact and not target.to_dict():
+        max_drop = 1.0
+    names = tuple(blocks) if blocks is not None else None
+    return Goal(remove, max_drop, names, exact, tuple(include), tuple(exclude), target)
+
+
+def _removed(model: nn.Module, example: Batch, choice: Choice) -> _Change:
+    cut = remove_blocks(model, example, choice.removed).eval()
+    return _Change(cut, choice, [Remove(path=path) for path in choice.removed])
+
+
+def _planned(planner: Planner) -> _Change:
+    planned = planner.plan()
+    return _Change(planned.model, planned_choice(planned), list(planned.actions), planned.notes)
+
+
+def _folded(change: _Change, example: Batch) -> _Change:
+    result = folded_copy(change.model, example)
+    actions = [*change.actions, Fold(folds=result.steps)]
+    return replace(change, model=result.model, actions=actions, folded=result)
+
+
+def _plan(anatomy: Anatomy, change: _Change, example: Batch, provenance: Provenance) -> Plan:
+    return Plan(
         model=provenance.model,
         inputs=input_specs(example),
         network=signature_of(anatomy.model, anatomy.chain),
-        actions=actions,
-    )
-    progress("measuring on test", 0, 1)
-    record = _measure(anatomy, cut, chosen_on if eval is None else eval, choice, settings, folded)
-    return Result(
-        cut,
-        plan,
-        record.model_copy(
-            update={
-                "command": provenance.command,
-                "model": provenance.model or type(model).__name__,
-                "data": provenance.data,
-                "seed": provenance.seed,
-                "goal": goal.to_dict(),
-                "notes": notes,
-                "warnings": [*warnings, *record.warnings],
-                "seconds": time.perf_counter() - started,
-            }
-        ),
-        example,
+        actions=change.actions,
     )
 
 
 def _planner(
     anatomy: Anatomy,
     model: nn.Module,
-    target: Target,
+    goal: Goal,
     batches_: list[Batch],
     settings: Settings,
     progress: Progress,
-    goal: Goal,
 ) -> Planner:
     """A planner that fits on most of the calibration samples and judges damage on the rest."""
     judged = max(1, round(len(batches_) * settings.judged_share))
@@ -189,7 +215,7 @@ def _planner(
     return Planner(
         anatomy,
         model,
-        target,
+        goal.target,
         fit_on,
         with_blends(judge_on),
         batches_[0],
@@ -209,15 +235,9 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _measure(
-    anatomy: Anatomy,
-    cut: nn.Module,
-    loader: Iterable[Any],
-    choice: Choice,
-    settings: Settings,
-    folded: FoldResult | None,
-) -> Record:
+def _measure(anatomy: Anatomy, change: _Change, loader: Iterable[Any], settings: Settings) -> Record:
     """The record of original against compressed, but for what only the caller knows."""
+    cut, choice, folded = change.model, change.choice, change.folded
     original = anatomy.model
     gone = [*choice.removed, *_constant_blocks(folded)]
     covered = sum(len(span) for span in choice.replaced)

@@ -234,5 +234,5 @@ class _Prices:
 
 def _likeness(module: nn.Module, shape: tuple[int, ...]) -> str:
     parameters = ",".join(str(tuple(one.shape)) for one in module.parameters())
-    strides = ",".join(str(one.stride) for one in module.modules() if isinstance(one, nn.Conv2d))
-    return f"{type(module).__name__} {shape} {parameters} {strides}"
+    # The repr tells strides, activations and the steps of a remainder apart.
+    return f"{module!r} {shape} {parameters}"

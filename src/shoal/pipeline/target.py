@@ -51,7 +51,7 @@ def amount(given: str | float, whole: float, name: str) -> float:
         UsageError: neither.
     """
     text = str(given).strip().lower()
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(ms|s|k|m|g)?", text)
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(ms|s|k|m|g)?", text)
     if not found:
         raise UsageError(f"{name} is '{given}', expected a fraction or an amount", "Like 0.5, 12ms, 1.2G, 3M.")
     number, unit = float(found.group(1)), found.group(2) or ""

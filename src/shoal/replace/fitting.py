@@ -20,8 +20,8 @@ from shoal.errors import DataError, NonFiniteError
 from shoal.plan import StandIn
 from shoal.preserve import evaluating
 from shoal.regress import Fit, Moments, fits
+from shoal.replace.neighbourhoods import patches, picked, positions_of
 from shoal.replace.recording import recording
-from shoal.replace.rows import patches, picked, positions_of
 from shoal.replace.spans import Span
 from shoal.replace.stand_ins import Kind, build, describe, fill_
 
@@ -171,8 +171,19 @@ class _Sums:
         columns = self.columns[one.span.paths[-1]]
         residual = fit.weight - self._target()[columns]
         left, rows = _low_rank(residual, self.train.xx / max(self.train.n, 1), one.rank)
-        fill_(module, stand_in, left, fit.bias + (residual - left @ rows) @ self.train.mean_x, rows)
-        return Fitted(one.span, one.kind, stand_in, module, fit.ridge, fit.r2_fit, fit.r2_held_out)
+        bias = fit.bias + (residual - left @ rows) @ self.train.mean_x
+        fill_(module, stand_in, left, bias, rows)
+        weight = fit.weight - residual + left @ rows
+        reached = [_r2(moments, weight, bias, columns) for moments in (self.train, self.held_out)]
+        return Fitted(one.span, one.kind, stand_in, module, fit.ridge, *reached)
+
+
+def _r2(moments: Moments, weight: Tensor, bias: Tensor, columns: slice) -> float:
+    """Share of the spread of some of the outputs that a map explains."""
+    whole, offset = torch.zeros_like(moments.xy.T), torch.zeros_like(moments.mean_y)
+    whole[columns], offset[columns] = weight, bias
+    error, spread = moments.error(whole, offset)[columns].sum(), moments.spread[columns].sum()
+    return 1.0 - float(error / spread) if spread > 0 else 0.0
 
 
 def _low_rank(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -30,8 +30,10 @@ def recording(anatomy: Anatomy, paths: Sequence[str]) -> Iterator[Recording]:
             found.sums[path] = stream + branch
 
     def entering(path: str) -> Any:
+        copied = _overwritten(anatomy, path)
+
         def hook(module: nn.Module, args: Any) -> None:
-            found.inputs[path] = args[0]
+            found.inputs[path] = args[0].clone() if copied else args[0]
 
         return hook
 
@@ -42,3 +44,9 @@ def recording(anatomy: Anatomy, paths: Sequence[str]) -> Iterator[Recording]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _overwritten(anatomy: Anatomy, path: str) -> bool:
+    """Whether what enters the block is changed in place later, by the block itself or behind it."""
+    call = anatomy.calls[path]
+    return any(set(call.inputs) & set(op.changed) for op in anatomy.trace.ops[call.start :])

@@ -10,8 +10,8 @@ from shoal.blocks import Anatomy
 from shoal.preserve import evaluating
 from shoal.regress import Moments, fit
 from shoal.replace.fitting import ROWS_PER_UNKNOWN, Fitted
+from shoal.replace.neighbourhoods import patches, picked, positions_of
 from shoal.replace.recording import recording
-from shoal.replace.rows import patches, picked, positions_of
 from shoal.replace.stand_ins import fill_
 
 _HELD_OUT = 0.2
@@ -63,7 +63,8 @@ def _entering(student: nn.Module, module: nn.Module, batch: Batch) -> torch.Tens
 
     handle = module.register_forward_pre_hook(hook)
     try:
-        student(*batch.args, **batch.kwargs)
+        given = batch.cloned()  # a network that normalises its input in place must not change the mini-batch
+        student(*given.args, **given.kwargs)
     except _Reached:
         pass
     finally:

@@ -96,6 +96,8 @@ def _span(anatomy: Anatomy, line: Line, start: int, stop: int) -> Span | None:
     layout = _layout(anatomy, first.path)
     if tail is None or len(first.in_shape) != len(last.out_shape):
         return None
+    if any(anatomy.calls[path].kwargs for path in paths):  # a stand-in takes the tensor and nothing else
+        return None
     stride = _stride(first.in_shape, last.out_shape, layout)
     if stride is None:
         return None

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from shoal.errors import UsageError
 from shoal.plan import StandIn
 from shoal.replace.spans import Span, tail_module
 
@@ -24,7 +25,16 @@ class ShortcutPlus(nn.Module):
 
 
 def describe(span: Span, kind: Kind, rank: int | None = None) -> StandIn:
-    """A stand-in of a kind for a span, as data."""
+    """A stand-in of a kind for a span, as data.
+
+    Raises:
+        UsageError: a low-rank one without a rank that fits, or for a span that changes the shape.
+    """
+    if kind.startswith("lowrank"):
+        if not span.keeps_shape:
+            raise UsageError(f"{kind} for the span at '{span.paths[0]}', which changes the shape", "Use conv1 or conv3.")
+        if rank is None or not 1 <= rank <= span.out_channels:
+            raise UsageError(f"{kind} of rank {rank}, expected 1 to {span.out_channels}", "Give a rank.")
     return StandIn(
         layout=span.layout,
         in_channels=span.in_channels,

@@ -1,0 +1,317 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import networks
+from shoal.batches import Batch
+from shoal.blocks import dissect
+from shoal.errors import DataError, NonFiniteError, UsageError
+from shoal.regress import fit
+from shoal.replace import Wanted, fit_all, line_of, spans_of
+from shoal.replace.fitting import _Key, _Sums
+from shoal.replace.neighbourhoods import patches, picked, positions_of
+from shoal.replace.recording import recording
+
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+class Convolution(nn.Module):
+    """A residual block whose sum is one convolution of its input."""
+
+    def __init__(self, inputs, outputs, kernel=3, stride=1, tail=F.relu):
+        super().__init__()
+        self.branch = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+        self.shortcut = nn.Identity() if (inputs, stride) == (outputs, 1) else nn.Conv2d(inputs, outputs, 1, stride)
+        self.tail = tail
+
+    def forward(self, x):
+        out = self.branch(x) + self.shortcut(x)
+        return self.tail(out) if self.tail is not None else out
+
+    def whole(self):
+        """Weight and bias of the sum as one convolution."""
+        weight, bias, middle = self.branch.weight.detach().clone(), self.branch.bias.detach().clone(), self.branch
+        at = middle.kernel_size[0] // 2
+        if isinstance(self.shortcut, nn.Identity):
+            weight[:, :, at, at] += torch.eye(len(weight), dtype=weight.dtype)
+        else:
+            weight[:, :, at, at] += self.shortcut.weight.detach()[:, :, 0, 0]
+            bias += self.shortcut.bias.detach()
+        return weight, bias
+
+
+class Stack(nn.Module):
+    def __init__(self, *blocks, width=3):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x):
+        return self.blocks(F.relu(self.stem(x))).mean(dim=(2, 3))
+
+
+class Mapping(nn.Module):
+    """x + linear(x), on the last axis."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.fc(x)
+
+
+class Features(nn.Module):
+    def __init__(self, width=4, depth=2):
+        super().__init__()
+        self.embed = nn.Linear(4, width)
+        self.blocks = nn.Sequential(*(Mapping(width) for _ in range(depth)))
+
+    def forward(self, x):
+        return self.blocks(self.embed(x))
+
+
+def made(build, seed=0):
+    torch.manual_seed(seed)
+    return build().double().eval()
+
+
+def spans(anatomy, longest=3):
+    return {(one.start, one.stop): one for one in spans_of(anatomy, line_of(anatomy), longest)}
+
+
+def data(count=3, size=8, side=7, dtype=torch.float64):
+    return [Batch((randn(size, 3, side, side, seed=seed, dtype=dtype),)) for seed in range(count)]
+
+
+@pytest.mark.parametrize(("outputs", "kernel", "stride"), [(3, 3, 1), (3, 1, 1), (3, 5, 1), (6, 3, 2), (6, 1, 2)])
+def test_a_convolution_is_recovered(outputs, kernel, stride):
+    model = made(lambda: Stack(Convolution(3, outputs, kernel, stride)))
+    anatomy = dissect(model, Batch((randn(2, 3, 7, 7),)))
+    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 1], f"conv{kernel}")])
+    weight, bias = model.blocks[0].whole()
+    torch.testing.assert_close(found.module[0].weight, weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.module[0].bias, bias, rtol=0, atol=1e-6)
+    assert found.r2_fit == pytest.approx(1, abs=1e-9)
+    assert found.r2_held_out == pytest.approx(1, abs=1e-9)
+    x = F.relu(model.stem(randn(4, 3, 7, 7, seed=9)))
+    torch.testing.assert_close(found.module(x), model.blocks[0](x), rtol=0, atol=1e-6)
+
+
+def test_two_pointwise_convolutions_are_one():
+    blocks = lambda: Stack(Convolution(3, 3, 1, tail=None), Convolution(3, 6, 1, 2, tail=None))
+    model = made(blocks)
+    anatomy = dissect(model, Batch((randn(2, 3, 7, 7),)))
+    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 2], "conv1")])
+    x = F.relu(model.stem(randn(4, 3, 7, 7, seed=9)))
+    torch.testing.assert_close(found.module(x), model.blocks(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(12, 4), (12, 6, 4)])
+def test_linear_maps_on_features_and_tokens_are_recovered(shape):
+    model = made(Features)
+    batches = [Batch((randn(*shape, seed=seed),)) for seed in range(3)]
+    anatomy = dissect(model, batches[0].take(2))
+    [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[0, 2], "conv1")])
+    assert isinstance(found.module[0], nn.Linear)
+    first, second = (torch.eye(5, dtype=torch.float64) + block.fc.weight.detach() for block in model.blocks)
+    bias = second @ model.blocks[0].fc.bias.detach() + model.blocks[1].fc.bias.detach()
+    torch.testing.assert_close(found.module[0].weight.detach(), second @ first, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.module[0].bias.detach(), bias, rtol=0, atol=1e-6)
+    x = model.embed(randn(*shape, seed=9))
+    torch.testing.assert_close(found.module(x), model.blocks(x), rtol=0, atol=1e-6)
+    assert (found.r2_fit, found.r2_held_out) == (pytest.approx(1), pytest.approx(1))
+
+
+def network(widths=(3, 4, 6)):
+    return made(lambda: networks.randomised(networks.CifarResNet(2, widths=widths)))
+
+
+def test_ridge_zero_is_least_squares():
+    """The same rows by torch.linalg.lstsq: all positions of the samples that are not held out."""
+    model = network()
+    batches = data(side=8)
+    anatomy = dissect(model, batches[0].take(2))
+    span = spans(anatomy)[1, 3]
+    sums = _Sums(_Key(span.paths[0], 2, 3), [Wanted(span, "conv3")], 24, 0)
+    rows, outputs = [], []
+    grid = positions_of((4, 4), 99, torch.Generator())
+    with torch.no_grad(), recording(anatomy, [span.paths[0], span.paths[-1]]) as seen:
+        for batch in batches:
+            model(*batch.args)
+            sums.add(seen.inputs, seen.sums)
+            held = round(0.2 * batch.size)
+            rows.append(patches(seen.inputs[span.paths[0]][held:], grid, kernel=3, stride=2))
+            outputs.append(picked(seen.sums[span.paths[-1]][held:], grid))
+    x = torch.cat(rows)
+    assert sums.most >= 16
+    assert sums.train.n == len(x)
+    solution = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1).double()], 1), torch.cat(outputs)).solution
+    found = fit(sums.train, sums.held_out, ridges=[0.0])
+    torch.testing.assert_close(found.weight, solution[:-1].T, rtol=0, atol=1e-8)
+    torch.testing.assert_close(found.bias, solution[-1], rtol=0, atol=1e-8)
+
+
+def test_many_ends_give_what_each_gives_alone():
+    model = network()
+    batches = data(side=8)
+    anatomy = dissect(model, batches[0].take(2))
+    wanted = [Wanted(span, kind) for span in spans(anatomy).values() for kind in ("conv3", "conv1")]
+    together = fit_all(anatomy, batches, wanted)
+    assert {(one.span, one.kind) for one in together} == {(one.span, one.kind) for one in wanted}
+    assert len({one.span.paths[0] for one in together}) == 6
+    for one in together[::3]:
+        [alone] = fit_all(anatomy, batches, [Wanted(one.span, one.kind)])
+        torch.testing.assert_close(alone.module.state_dict(), one.module.state_dict(), rtol=0, atol=1e-10)
+        assert (alone.ridge, alone.r2_fit) == (one.ridge, pytest.approx(one.r2_fit, abs=1e-9))
+
+
+def test_the_same_seed_gives_the_same_fit_and_another_seed_another():
+    model = network()
+    batches = data(count=40, side=8)  # so many that positions are drawn
+    anatomy = dissect(model, batches[0].take(2))
+    wanted = [Wanted(spans(anatomy)[0, 1], "conv1")]
+    [one], [same], [other] = (fit_all(anatomy, batches, wanted, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(one.module[0].weight, same.module[0].weight)
+    assert not torch.equal(one.module[0].weight, other.module[0].weight)
+
+
+def test_the_teacher_is_left_as_it_was():
+    model = network().train()
+    before = copy.deepcopy(model.state_dict())
+    batches = data(side=8)
+    given = batches[0].args[0].clone()
+    anatomy = dissect(model, batches[0].take(2))
+    modules, random = list(model.modules()), torch.get_rng_state()
+    fit_all(anatomy, batches, [Wanted(span, "conv3") for span in spans(anatomy).values()])
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert all(module.training for module in model.modules())
+    assert list(model.modules()) == modules
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(given, batches[0].args[0])
+
+
+class Halved(nn.Module):
+    """x plus a map of rank two."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(width, 2, 3, padding=1), nn.Conv2d(2, width, 1)
+
+    def forward(self, x):
+        return F.relu(x + self.up(self.down(x)))
+
+
+def test_low_rank_meets_a_residual_of_that_rank():
+    model = made(lambda: Stack(Halved(5), width=5))
+    anatomy = dissect(model, Batch((randn(2, 3, 7, 7),)))
+    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 1], "lowrank3", 2)])
+    assert found.stand_in.rank == 2
+    x = F.relu(model.stem(randn(4, 3, 7, 7, seed=9)))
+    torch.testing.assert_close(found.module(x), model.blocks(x), rtol=0, atol=1e-6)
+    assert found.r2_held_out == pytest.approx(1, abs=1e-9)
+
+
+def test_low_rank_is_the_best_of_its_rank_and_says_its_own_r2():
+    model = made(lambda: Stack(Convolution(5, 5, 1), width=5))
+    anatomy = dissect(model, Batch((randn(2, 3, 7, 7),)))
+    span = spans(anatomy)[0, 1]
+    [one], [five] = (fit_all(anatomy, data(), [Wanted(span, "lowrank1", rank)]) for rank in (1, 5))
+    assert five.r2_fit == pytest.approx(1, abs=1e-9)
+    assert one.r2_fit < 0.999
+    # The best approximation of the outputs W x is that of W C^(1/2) (Eckart and Young), C the covariance of x.
+    sums = _Sums(_Key(span.paths[0], 1, 1), [Wanted(span, "conv1")], 24, 0)
+    with torch.no_grad(), recording(anatomy, [span.paths[0]]) as seen:
+        for batch in data():
+            model(*batch.args)
+            sums.add(seen.inputs, seen.sums)
+    covariance = sums.train.xx / sums.train.n
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors @ (values.clamp(min=0).sqrt()[:, None] * vectors.T)
+    weight = model.blocks[0].branch.weight.detach()[:, :, 0, 0]
+    lost = torch.linalg.svdvals(weight @ root)[1:].square().sum() * sums.train.n
+    assert one.r2_fit == pytest.approx(1 - float(lost / sums.train.spread.sum()), abs=1e-6)
+    down, up = (part.weight.flatten(1).detach() for part in one.module.branch)
+    left = weight - up @ down
+    assert float((left @ root).square().sum() * sums.train.n) == pytest.approx(float(lost), rel=1e-4)
+
+
+@pytest.mark.parametrize("rank", [None, 0, 7])
+def test_a_rank_that_does_not_fit_is_refused(rank):
+    model = network()
+    anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
+    with pytest.raises(UsageError, match=f"lowrank1 of rank {rank}, expected 1 to 3"):
+        fit_all(anatomy, data(side=8), [Wanted(spans(anatomy)[0, 1], "lowrank1", rank)])
+
+
+def test_low_rank_needs_a_shortcut():
+    model = network()
+    anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
+    with pytest.raises(UsageError, match="the span at 'layer1.1', which changes the shape"):
+        fit_all(anatomy, data(side=8), [Wanted(spans(anatomy)[1, 3], "lowrank1", 2)])
+
+
+def test_nan_in_the_activations_is_named():
+    model = network()
+    anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
+    batches = data(side=8)
+    batches[1].args[0][0, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="NaN or Inf in the activations at 'layer1.1'"):
+        fit_all(anatomy, batches, [Wanted(spans(anatomy)[1, 2], "conv3")])
+
+
+def test_one_sample_cannot_be_split():
+    model = network()
+    anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
+    with pytest.raises(DataError, match="a mini-batch of one sample cannot be split"):
+        fit_all(anatomy, data(size=1, side=8), [Wanted(spans(anatomy)[1, 2], "conv3")])
+
+
+def test_constant_channels_do_no_harm():
+    model = made(lambda: Stack(Convolution(3, 3)))
+    with torch.no_grad():
+        model.stem.weight[1] = 0
+        model.stem.bias[1] = 0.5
+    anatomy = dissect(model, Batch((randn(2, 3, 7, 7),)))
+    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 1], "conv1")])
+    assert torch.isfinite(found.module[0].weight).all()
+    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 1], "conv3")])
+    x = F.relu(model.stem(randn(4, 3, 7, 7, seed=9)))
+    torch.testing.assert_close(found.module(x), model.blocks[0](x), rtol=0, atol=1e-5)
+
+
+def test_fewer_rows_than_unknowns_stay_near_the_shortcut():
+    model = network(widths=(8, 8, 8))
+    batches = data(count=1, size=2, side=8)
+    anatomy = dissect(model, batches[0].take(2))
+    [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[5, 6], "conv5")])  # 4 rows, 200 unknowns
+    weight = found.module[0].weight.detach()
+    assert torch.isfinite(weight).all()
+    centre = weight[:, :, 2, 2]
+    assert float((centre - torch.eye(8)).norm()) < float(centre.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_fitted_and_stays_half(dtype):
+    model = network().to(dtype)
+    batches = data(side=8, dtype=dtype)
+    anatomy = dissect(model, batches[0].take(2))
+    [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[1, 3], "conv3")])
+    assert {one.dtype for one in found.module.parameters()} == {dtype}
+    [exact] = fit_all(dissect(network(), data(side=8)[0].take(2)), data(side=8), [Wanted(found.span, "conv3")])
+    assert found.r2_fit == pytest.approx(exact.r2_fit, abs=0.02)
+    assert found.module(batches[0].args[0][:, :3]).dtype == dtype
+
+
+def test_ticks_count_the_batches():
+    model = network()
+    anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
+    seen = []
+    fit_all(anatomy, data(side=8), [Wanted(spans(anatomy)[1, 2], "conv1")], tick=lambda *one: seen.append(one))
+    assert seen == [(1, 3), (2, 3), (3, 3)]

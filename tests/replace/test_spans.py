@@ -1,0 +1,211 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import networks
+from shoal.batches import Batch
+from shoal.blocks import dissect
+from shoal.replace import line_of, spans_of
+from shoal.replace.spans import tail_module, tail_of
+
+
+def anatomy_of(model, *shape, seed=0):
+    return dissect(model.eval(), Batch((torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed)),)))
+
+
+@pytest.fixture(scope="module")
+def cifar():
+    torch.manual_seed(0)
+    return anatomy_of(networks.CifarResNet(2, widths=(4, 8, 16)), 3, 8, 8)
+
+
+def found(anatomy, longest=9):
+    return {one.paths: one for one in spans_of(anatomy, line_of(anatomy), longest)}
+
+
+def test_every_span_of_a_network_of_three_stages(cifar):
+    line = line_of(cifar)
+    assert line.paths == ("layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1")
+    assert line.follows == (False, True, True, True, True, True)
+    spans = spans_of(cifar, line, 6)
+    assert [(one.start, one.stop) for one in spans] == [(i, j) for i in range(6) for j in range(i + 1, 7)]
+    assert all(one.paths == line.paths[one.start : one.stop] for one in spans)
+    assert {one.tail for one in spans} == {"relu"}
+    assert {one.layout for one in spans} == {"channels_first"}
+
+
+def test_strides_channels_and_shapes(cifar):
+    spans = {(one.start, one.stop): one for one in found(cifar).values()}
+    strides = {key: one.stride for key, one in spans.items()}
+    assert strides[0, 2] == 1
+    assert strides[0, 3] == strides[2, 3] == strides[3, 5] == 2
+    assert strides[0, 5] == strides[1, 6] == 4
+    whole = spans[0, 6]
+    assert (whole.in_channels, whole.out_channels) == (4, 16)
+    assert (whole.in_shape, whole.out_shape) == ((4, 8, 8), (16, 2, 2))
+    assert spans[0, 2].keeps_shape
+    assert not spans[1, 3].keeps_shape
+
+
+@pytest.mark.parametrize(("longest", "count"), [(1, 6), (2, 11), (5, 20), (99, 21)])
+def test_none_is_longer_than_asked(cifar, longest, count):
+    spans = spans_of(cifar, line_of(cifar), longest)
+    assert len(spans) == count
+    assert max(len(one.paths) for one in spans) == min(longest, 6)
+
+
+@pytest.mark.parametrize("side", [7, 9])
+def test_odd_sides_have_the_stride_of_the_convolution(side):
+    spans = found(anatomy_of(networks.CifarResNet(1, widths=(4, 8, 16)), 3, side, side))
+    assert spans["layer1.0", "layer2.0"].stride == 2
+    assert spans["layer1.0", "layer2.0", "layer3.0"].stride == 4
+
+
+def test_pre_activation_blocks_end_in_their_sum():
+    spans = found(anatomy_of(networks.PreactNet(4, 3), 1, 8, 8))
+    assert len(spans) == 6
+    assert {(one.tail, one.layout, one.stride) for one in spans.values()} == {("identity", "channels_first", 1)}
+
+
+class Tapped(networks.PreactNet):
+    """Reads what its second block returned once more at the end."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number == 1:
+                read = x
+        return self.head((F.relu(x) + read.tanh()).mean(dim=(2, 3)))
+
+
+def test_no_span_crosses_a_tap():
+    anatomy = anatomy_of(Tapped(4, 4), 1, 8, 8)
+    assert line_of(anatomy).follows == (False, True, False, True)
+    assert ("blocks.0", "blocks.1") in found(anatomy)
+    assert ("blocks.2", "blocks.3") in found(anatomy)
+    assert not any({"blocks.1", "blocks.2"} <= set(paths) for paths in found(anatomy))
+
+
+class Returning(networks.PreactNet):
+    """Returns the output of its first block beside the logits."""
+
+    def forward(self, x):
+        x = first = self.blocks[0](self.stem(x))
+        for block in self.blocks[1:]:
+            x = block(x)
+        return self.head(F.relu(x).mean(dim=(2, 3))), first
+
+
+def test_what_the_network_returns_is_a_tap():
+    assert line_of(anatomy_of(Returning(4, 3), 1, 8, 8)).follows == (False, False, True)
+
+
+class Gapped(networks.PreactNet):
+    """Does something between its blocks."""
+
+    def forward(self, x):
+        x = self.blocks[0](self.stem(x)).clamp(max=0.5)
+        for block in self.blocks[1:]:
+            x = block(x)
+        return self.head(F.relu(x).mean(dim=(2, 3)))
+
+
+def test_no_span_crosses_a_gap():
+    assert line_of(anatomy_of(Gapped(4, 3), 1, 8, 8)).follows == (False, False, True)
+
+
+class Conditioned(nn.Module):
+    """A residual block with a second input."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+
+    def forward(self, x, condition):
+        return x + self.fc(x * condition)
+
+
+class Plain(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+
+    def forward(self, x, scale=1.0):
+        return x + scale * self.fc(x)
+
+
+class Mixed(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.embed = nn.Linear(width, width)
+        self.blocks = nn.ModuleList([Plain(width), Conditioned(width), Plain(width), Plain(width)])
+
+    def forward(self, x):
+        condition = self.embed(x)
+        x = self.blocks[0](self.embed(x))
+        x = self.blocks[1](x, condition)
+        return self.blocks[3](self.blocks[2](x, scale=0.5))
+
+
+def test_a_block_with_two_inputs_is_not_in_the_line():
+    anatomy = anatomy_of(Mixed(), 4)
+    assert "blocks.1" in anatomy.chain.paths
+    line = line_of(anatomy)
+    assert line.paths == ("blocks.0", "blocks.2", "blocks.3")
+    assert line.follows == (False, False, True)
+
+
+def test_a_block_called_with_more_than_its_tensor_can_go_but_not_be_replaced():
+    """A stand-in takes a tensor and nothing else."""
+    assert list(found(anatomy_of(Mixed(), 4))) == [("blocks.0",), ("blocks.3",)]
+
+
+def test_a_block_that_is_called_twice_is_not_in_the_line():
+    line = line_of(anatomy_of(networks.SharedNet(), 4, 8, 8))
+    assert line.paths == ("first", "blocks.1", "blocks.3")
+    assert not any(line.follows)
+
+
+def test_a_norm_behind_the_addition_is_no_tail():
+    anatomy = anatomy_of(networks.PostNormNet(), 5, 8)
+    assert line_of(anatomy).paths
+    assert all(tail_of(anatomy, path) is None for path in line_of(anatomy).paths)
+    assert not found(anatomy)
+
+
+class PreNorm(nn.Module):
+    def __init__(self, depth=3):
+        super().__init__()
+        layer = lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+        self.layers = nn.Sequential(*(layer() for _ in range(depth)))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.layers(x).mean(dim=1))
+
+
+def test_pre_norm_transformer_blocks_on_tokens():
+    spans = found(anatomy_of(PreNorm(), 5, 8))
+    assert len(spans) == 6
+    assert {(one.layout, one.tail, one.stride) for one in spans.values()} == {("channels_last", "identity", 1)}
+    assert {(one.in_channels, one.out_channels) for one in spans.values()} == {(8, 8)}
+
+
+def test_plain_features():
+    spans = found(anatomy_of(networks.NumberedNet(8), 4))
+    assert len(spans) == 6
+    assert {(one.layout, one.in_shape, one.in_channels) for one in spans.values()} == {("channels_last", (8,), 8)}
+
+
+def test_a_network_without_blocks_has_an_empty_line():
+    anatomy = anatomy_of(networks.PlainNet(), 1, 8, 8)
+    assert line_of(anatomy).paths == line_of(anatomy).follows == ()
+    assert not found(anatomy)
+
+
+def test_tail_modules():
+    x = torch.tensor([-1.0, 2.0])
+    assert tail_module("relu")(x).tolist() == [0.0, 2.0]
+    assert tail_module("identity")(x).tolist() == [-1.0, 2.0]
