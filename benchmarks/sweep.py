@@ -8,6 +8,7 @@ mode, no hooks. Both ways take turns in one run; times are medians of the rounds
 """
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -25,7 +26,6 @@ from shoal.scanning.candidates import Candidate, block_candidates
 from shoal.scanning.sweep import Visitor, sweep
 from shoal.sources import load_data, load_model
 from shoal.store import write_text
-from shoal.surgery import remove_blocks
 
 
 class Losses(Visitor):
@@ -49,6 +49,13 @@ def loss_of(output: Tensor, batch: Batch) -> Tensor:
     return said.loss if said.loss is not None else -said.log_probs[:, 0].double()
 
 
+def without(model: nn.Module, path: str, remainder: nn.Module) -> nn.Module:
+    """A copy of the network with one block physically gone."""
+    cut = copy.deepcopy(model)
+    cut.set_submodule(path, copy.deepcopy(remainder), strict=True)
+    return cut.eval()
+
+
 def plain(cut: dict[str, nn.Module], data: list[Batch]) -> dict[str, Tensor]:
     """One whole forward per candidate and mini-batch, on networks cut beforehand."""
     found = {}
@@ -69,8 +76,7 @@ def cached(anatomy: Anatomy, data: list[Batch], stack: int) -> dict[str, Tensor]
 def compare(model: nn.Module, data: list[Batch], rounds: int, stack: int) -> dict[str, object]:
     """Times and largest differences of the ways, in turns."""
     anatomy = dissect(model, data[0].take(2))
-    example = data[0].take(2)
-    cut = {block.path: remove_blocks(model, example, [block.path]).eval() for block in anatomy.chain.removable}
+    cut = {path: without(model, path, remainder) for path, remainder in anatomy.remainders.items()}
     ways: dict[str, Callable[[], dict[str, Tensor]]] = {
         "plain": lambda: plain(cut, data),
         "sweep": lambda: cached(anatomy, data, 1),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import networks
-from shoal.batches import Batch
+from shoal.batches import Batch, as_batch
 from shoal.blocks import dissect, trace
 from shoal.blocks.taps import tapped
 from shoal.errors import ModelRaisedError, NonFiniteError
@@ -13,8 +13,11 @@ from shoal.measure import latency, predictions
 from shoal.measure.cost import cost
 from shoal.plan import Plan, Remove
 from shoal.preserve import check_finite, evaluating, patched, swapped
-from shoal.scanning import removal_sweep, responses
-from shoal.surgery import apply, certify, input_specs, remove_blocks, signature_of, strict_identities
+from shoal.replace import Wanted, fit_all, line_of, spans_of
+from shoal.scanning import ScanSettings, removal_sweep, responses, scan
+from shoal.scanning.means import branch_means
+from shoal.scanning.scores.collect import block_scores
+from shoal.surgery import apply, certify, fold, input_specs, remove_blocks, signature_of, strict_identities
 
 
 class Fragile(nn.Module):
@@ -93,6 +96,12 @@ def call_all(net):
 
 
 # what is done with a network, and at how many calls of the network it can be made to raise
+def fit_stand_ins(net):
+    anatomy = dissected(net)
+    spans = spans_of(anatomy, line_of(anatomy), 1)
+    return fit_all(anatomy, [as_batch(item) for item in loader()], [Wanted(span, "conv1") for span in spans])
+
+
 VERBS = {
     "trace": (lambda net: trace(net, example()), 2),
     "dissect": (lambda net: dissect(net, example()), 2),
@@ -112,6 +121,12 @@ VERBS = {
         1,
     ),
     "cost": (lambda net: cost(net, example()), 1),
+    "scan": (lambda net: scan(net, loader(), settings=ScanSettings(scores=False)), 24),
+    "scan, stacked": (lambda net: scan(net, loader(), settings=ScanSettings(stack=3, layers=False, scores=False)), 8),
+    "branch_means": (lambda net: branch_means(dissected(net), loader()), 2),
+    "block_scores": (lambda net: block_scores(dissected(net), loader()), 3),
+    "fold": (lambda net: fold(net, example()), 1),
+    "fit_all": (fit_stand_ins, 2),
 }
 HOOKS = ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks"]
 

@@ -51,7 +51,10 @@ def chooser(model, data=None, validation=None, goal=None, **more):
 def test_a_goal_is_exactly_one():
     both = [{"remove": 1, "max_drop": 1.0}, {"exact": True, "blocks": ("a",)}, {}, {"max_drop": 0.0, "exact": True}]
     for asked in both:
-        with pytest.raises(UsageError, match=r"give exactly one of remove, max_drop, blocks, exact, latency/macs/params\n.*max_drop=1.0"):
+        with pytest.raises(
+            UsageError,
+            match=r"give exactly one of remove, max_drop, blocks, exact, latency/macs/params\n.*max_drop=1.0",
+        ):
             Goal(**asked)
 
 

@@ -119,7 +119,7 @@ def test_linear_maps_on_features_and_tokens_are_recovered(shape):
     anatomy = dissect(model, batches[0].take(2))
     [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[0, 2], "conv1")])
     assert isinstance(found.module[0], nn.Linear)
-    first, second = (torch.eye(5, dtype=torch.float64) + block.fc.weight.detach() for block in model.blocks)
+    first, second = (torch.eye(4, dtype=torch.float64) + block.fc.weight.detach() for block in model.blocks)
     bias = second @ model.blocks[0].fc.bias.detach() + model.blocks[1].fc.bias.detach()
     torch.testing.assert_close(found.module[0].weight.detach(), second @ first, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.module[0].bias.detach(), bias, rtol=0, atol=1e-6)
@@ -128,7 +128,7 @@ def test_linear_maps_on_features_and_tokens_are_recovered(shape):
     assert (found.r2_fit, found.r2_held_out) == (pytest.approx(1), pytest.approx(1))
 
 
-def network(widths=(3, 4, 6)):
+def network(widths=(3, 5, 7)):
     return made(lambda: networks.randomised(networks.CifarResNet(2, widths=widths)))
 
 

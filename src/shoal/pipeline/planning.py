@@ -17,7 +17,7 @@ from shoal.plan import Budget, Path, Remove, Replace, best, front
 from shoal.plan.solver import Objective
 from shoal.preserve import evaluating
 from shoal.record import FrontPoint
-from shoal.replace import Fitted, recalibrate_, refit_
+from shoal.replace import Fitted, line_of, recalibrate_, refit_
 from shoal.scanning import Worth
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
@@ -67,12 +67,19 @@ class Planner:
     tables: Tables | None = None
     allowed: frozenset[str] | None = None
 
+    def __post_init__(self) -> None:
+        # The last mini-batch of a loader may hold a single sample, of which none can be held out.
+        self.fit_on = [batch for batch in self.fit_on if batch.size > 1] or self.fit_on
+
     def plan(self) -> Planned:
         """Tables, solve, build the best few, measure, correct and solve again; then refit.
 
         Raises:
-            NotReachedError: no plan meets the budget, by the tables.
+            NotReachedError: no plan meets the budget, by the tables; or there is no block to plan with.
         """
+        if not line_of(self.anatomy).paths:
+            note = self.anatomy.chain.note or "no block of the network can be taken out"
+            raise NotReachedError(note, "`shoal trace` gives the reason for each block.")
         if self.tables is None:
             maker = TableMaker(
                 self.anatomy,

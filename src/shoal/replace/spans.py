@@ -6,6 +6,7 @@ A stand-in maps what enters the first block to the sum of the last block's addit
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from typing import Literal
 
 from torch import nn
@@ -98,10 +99,12 @@ def _span(anatomy: Anatomy, line: Line, start: int, stop: int) -> Span | None:
         return None
     if any(anatomy.calls[path].kwargs for path in paths):  # a stand-in takes the tensor and nothing else
         return None
-    stride = _stride(first.in_shape, last.out_shape, layout)
-    if stride is None:
+    # Block by block: 9 positions to 5 to 3 is a stride of 4, though 3 would do for 9 to 3.
+    strides = [_stride(anatomy.chain[path].in_shape, anatomy.chain[path].out_shape, layout) for path in paths]
+    known = [one for one in strides if one is not None]
+    if len(known) < len(strides):
         return None
-    return Span(start, stop, paths, layout, first.in_shape, last.out_shape, stride, tail)
+    return Span(start, stop, paths, layout, first.in_shape, last.out_shape, prod(known), tail)
 
 
 def _is_plain(anatomy: Anatomy, path: str) -> bool:
@@ -147,7 +150,7 @@ def _layout(anatomy: Anatomy, path: str) -> Layout:
 
 
 def _stride(in_shape: tuple[int, ...], out_shape: tuple[int, ...], layout: Layout) -> int | None:
-    """The common stride of a span, None where there is none."""
+    """The stride of a block, the same in both directions; None where there is none."""
     if layout == "channels_last":
         return 1 if in_shape[:-1] == out_shape[:-1] else None
     ratios = {-(-before // after) for before, after in zip(in_shape[1:], out_shape[1:], strict=True)}

@@ -32,7 +32,9 @@ def describe(span: Span, kind: Kind, rank: int | None = None) -> StandIn:
     """
     if kind.startswith("lowrank"):
         if not span.keeps_shape:
-            raise UsageError(f"{kind} for the span at '{span.paths[0]}', which changes the shape", "Use conv1 or conv3.")
+            raise UsageError(
+                f"{kind} for the span at '{span.paths[0]}', which changes the shape", "Use conv1 or conv3."
+            )
         if rank is None or not 1 <= rank <= span.out_channels:
             raise UsageError(f"{kind} of rank {rank}, expected 1 to {span.out_channels}", "Give a rank.")
     return StandIn(
@@ -47,15 +49,18 @@ def describe(span: Span, kind: Kind, rank: int | None = None) -> StandIn:
 
 
 def build(stand_in: StandIn, like: Tensor) -> nn.Module:
-    """The module for a stand-in, untrained, in the dtype and on the device of `like`."""
+    """The module for a stand-in, untrained, in the dtype and on the device of `like`; no random state moves."""
+    with torch.random.fork_rng(devices=[]):  # the layers are made on the CPU
+        return _made(stand_in).to(like.device, like.dtype).eval()
+
+
+def _made(stand_in: StandIn) -> nn.Module:
     tail = tail_module(stand_in.tail)
     if stand_in.rank is None:
-        module: nn.Module = nn.Sequential(_map(stand_in, stand_in.out_channels), tail)
-    else:
-        down = _map(stand_in.model_copy(update={"rank": None}), stand_in.rank, bias=False)
-        up = _pointwise(stand_in, stand_in.rank, stand_in.out_channels)
-        module = ShortcutPlus(nn.Sequential(down, up), tail)
-    return module.to(like.device, like.dtype).eval()
+        return nn.Sequential(_map(stand_in, stand_in.out_channels), tail)
+    down = _map(stand_in, stand_in.rank, bias=False)
+    up = _pointwise(stand_in, stand_in.rank, stand_in.out_channels)
+    return ShortcutPlus(nn.Sequential(down, up), tail)
 
 
 def _map(stand_in: StandIn, outputs: int, bias: bool = True) -> nn.Module:

@@ -1,6 +1,7 @@
 """scan(): what is every block, branch and kernel of a network worth, on data? Nothing is changed."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -122,7 +123,7 @@ def scan(
             differing=_differing(first, other),
         )
     progress("scores", 0, 1)
-    scores = block_scores(anatomy, loader) if settings.scores else {}
+    scores, said = _scores(anatomy, loader) if settings.scores else ({}, [])
     blocks, layers = scanner.blocks(first, scores), scanner.layers(first)
     return ScanRecord(
         command=origin.command,
@@ -139,11 +140,19 @@ def scan(
         claim=channel_claim(layers),
         also=second,
         partly_measured=sorted(first.stopped),
-        notes=_notes(anatomy, first, settings),
+        notes=[*_notes(anatomy, first, settings), *said],
         machine=machine(device_of(model)),
         seconds=time.perf_counter() - started,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _scores(anatomy: Anatomy, loader: Iterable[Any]) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """The scores of every block, and as notes what could not be scored."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found = block_scores(anatomy, loader)
+    return found, [str(one.message).splitlines()[0] for one in caught if issubclass(one.category, UserWarning)]
 
 
 class _Scanner:

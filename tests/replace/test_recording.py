@@ -1,0 +1,80 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import networks
+from shoal.batches import Batch
+from shoal.blocks import dissect
+from shoal.replace.recording import recording
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_inputs_and_sums_of_every_block_in_front_of_the_tail():
+    torch.manual_seed(0)
+    model = networks.randomised(networks.CifarResNet(1, widths=(4, 8, 16)))
+    anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
+    paths = ["layer1.0", "layer2.0"]
+    x = randn(3, 3, 8, 8, seed=1)
+    with torch.no_grad(), recording(anatomy, paths) as seen:
+        model(x)
+        first = F.relu(model.bn1(model.conv1(x)))
+        assert torch.equal(seen.inputs["layer1.0"], first)
+        second = model.layer1(first)
+    assert set(seen.inputs) == set(seen.sums) == set(paths)
+    assert torch.equal(seen.inputs["layer2.0"], second)
+    assert seen.sums["layer2.0"].min() < 0
+    assert torch.equal(F.relu(seen.sums["layer2.0"]), model.layer2(second))
+
+
+def test_of_two_additions_the_last_counts():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(layer), nn.Linear(8, 3)).eval()
+    anatomy = dissect(model, Batch((randn(2, 5, 8),)))
+    assert [len(block.units) for block in anatomy.chain] == [2]
+    x = randn(3, 5, 8, seed=1)
+    with torch.no_grad(), recording(anatomy, anatomy.chain.paths) as seen:
+        model(x)
+    [found] = seen.sums.values()
+    torch.testing.assert_close(found, layer(model[0](x)).detach(), rtol=1e-5, atol=1e-5)
+
+
+class Overwriting(nn.Module):
+    """Adds its branch into its own input."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        x += self.conv(x)
+        return x
+
+
+def test_an_input_that_is_overwritten_later_is_kept_as_it_came_in():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(Overwriting(4), Overwriting(4)), nn.Flatten()).eval()
+    anatomy = dissect(model, Batch((randn(2, 1, 6, 6),)))
+    x = randn(3, 1, 6, 6, seed=1)
+    with torch.no_grad(), recording(anatomy, ["1.0", "1.1"]) as seen:
+        model(x)
+        entering = model[0](x)
+    assert torch.equal(seen.inputs["1.0"], entering)
+    assert torch.equal(seen.sums["1.0"], seen.inputs["1.1"])
+    assert not torch.equal(seen.inputs["1.0"], seen.inputs["1.1"])
+
+
+def test_nothing_stays_behind_also_after_an_error():
+    model = networks.randomised(networks.PreactNet(4, 2))
+    anatomy = dissect(model, Batch((randn(2, 1, 8, 8),)))
+    with pytest.raises(RuntimeError, match="stop"), recording(anatomy, ["blocks.0"]) as seen:
+        model(randn(2, 1, 8, 8))
+        raise RuntimeError("stop")
+    kept = seen.sums["blocks.0"]
+    model(randn(2, 1, 8, 8, seed=1))
+    assert seen.sums["blocks.0"] is kept
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
