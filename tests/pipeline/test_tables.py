@@ -87,7 +87,7 @@ def test_damage_of_a_stand_in_is_that_of_the_network_with_it_in_place(made):
 
 
 def test_worths_are_those_of_the_removals_with_an_interval(made):
-    one, tables = made
+    _, tables = made
     assert [worth.path for worth in tables.worths] == list(tables.line.paths)
     for worth in tables.worths:
         low, high = worth.interval
@@ -96,7 +96,7 @@ def test_worths_are_those_of_the_removals_with_an_interval(made):
 
 
 def test_stand_ins_are_cheaper_than_their_span(made):
-    one, tables = made
+    _, tables = made
     keeps = {edge.start: edge.latency_ms for edge in tables.edges if edge.action == "keep"}
     spans = {(edge.start, edge.stop) for index, edge in enumerate(tables.edges) if index in tables.fitted}
     assert (0, 1) in spans
@@ -182,7 +182,7 @@ def test_what_is_left_of_unlike_blocks_has_a_price_each(monkeypatch):
 
 
 def test_what_is_known_is_not_measured_again(made):
-    one, tables = made
+    one, _ = made
     again = maker(damages=dict(one.damages), intervals=dict(one.intervals))
     again.damages["remove layer1.0"] = 7.0
     stages = []

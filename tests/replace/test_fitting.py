@@ -253,7 +253,7 @@ def test_a_rank_that_does_not_fit_is_refused(rank):
 def test_low_rank_needs_a_shortcut():
     model = network()
     anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
-    with pytest.raises(UsageError, match="the span at 'layer1.1', which changes the shape"):
+    with pytest.raises(UsageError, match=r"the span at 'layer1\.1', which changes the shape"):
         fit_all(anatomy, data(side=8), [Wanted(spans(anatomy)[1, 3], "lowrank1", 2)])
 
 
@@ -262,7 +262,7 @@ def test_nan_in_the_activations_is_named():
     anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
     batches = data(side=8)
     batches[1].args[0][0, 0, 0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match="NaN or Inf in the activations at 'layer1.1'"):
+    with pytest.raises(NonFiniteError, match=r"NaN or Inf in the activations at 'layer1\.1'"):
         fit_all(anatomy, batches, [Wanted(spans(anatomy)[1, 2], "conv3")])
 
 
