@@ -34,5 +34,5 @@ def taking(ms, batch=1):
 
 def install(monkeypatch):
     """Time everything of a compression by the fake clock."""
-    for place in ("tables", "planning", "run"):
+    for place in ("table_maker", "planning", "run"):
         monkeypatch.setattr(f"shoal.pipeline.{place}.latency", latency)

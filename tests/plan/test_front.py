@@ -108,3 +108,33 @@ def test_what_makes_no_front_is_refused():
         front([*keeps(2), edge(1, 3)], 2)
     with pytest.raises(PlanError, match="lead to 1, expected 2"):
         front(keeps(1), 2)
+
+
+# A table on which HiGHS' presolve calls a feasible problem infeasible: (start, stop, action, kind, damage, latency,
+# macs, params, depth).
+TIGHT = [
+    (0, 1, "keep", "", 0.0, 0.18832000000000002, 18432.0, 304.0, 1),
+    (1, 2, "keep", "", 0.0, 0.18832000000000002, 18432.0, 304.0, 1),
+    (1, 2, "remove", "", 0.00017114685585182277, 0.0, 0.0, 0.0, 0),
+    (2, 3, "keep", "", 0.0, 0.14224, 13824.0, 896.0, 1),
+    (3, 4, "keep", "", 0.0, 0.18832000000000002, 18432.0, 1184.0, 1),
+    (3, 4, "remove", "", 0.0012982467290452045, 0.0, 0.0, 0.0, 0),
+    (4, 5, "keep", "", 0.0, 0.14224, 13824.0, 3520.0, 1),
+    (5, 6, "keep", "", 0.0, 0.18832000000000002, 18432.0, 4672.0, 1),
+    (5, 6, "remove", "", 0.0020364651551181092, 0.0, 0.0, 0.0, 0),
+    (1, 2, "replace", "conv3", 3.6775424724297865e-06, 0.09416000000000001, 9216.0, 148.0, 1),
+    (1, 2, "replace", "conv1", 5.9730541688346114e-06, 0.012240000000000001, 1024.0, 20.0, 1),
+    (3, 4, "replace", "conv3", 6.62639992339015e-06, 0.09416000000000001, 9216.0, 584.0, 1),
+    (3, 4, "replace", "conv1", 2.575875956287426e-05, 0.012240000000000001, 1024.0, 72.0, 1),
+    (5, 6, "replace", "conv3", 3.2268708361922007e-06, 0.09416000000000001, 9216.0, 2320.0, 1),
+    (5, 6, "replace", "conv1", 2.3925382592447756e-05, 0.012240000000000001, 1024.0, 272.0, 1),
+]
+
+
+def test_a_problem_that_presolve_calls_infeasible_is_solved():
+    names = ("start", "stop", "action", "kind", "damage", "latency_ms", "macs", "params", "depth")
+    edges = [Edge(**dict(zip(names, row, strict=True))) for row in TIGHT]
+    found = front(edges, 6, points=20)
+    assert len(found) >= 2
+    assert found[-1].damage == 0
+    assert all(a.damage >= b.damage for a, b in pairwise(found))

@@ -11,7 +11,7 @@ from shoal.blocks import Anatomy, dissect
 from shoal.errors import NotReachedError
 from shoal.measure import kl_per_sample, latency, log_probabilities
 from shoal.pipeline.choose import Choice
-from shoal.pipeline.tables import TableMaker, Tables
+from shoal.pipeline.table_maker import TableMaker, Tables
 from shoal.pipeline.target import Price, Target
 from shoal.plan import Budget, Path, Remove, Replace, best, front
 from shoal.plan.solver import Objective

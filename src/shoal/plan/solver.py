@@ -466,13 +466,16 @@ class _Search:
 
 def _highs(weights: Array, constraints: list[LinearConstraint]) -> Array | None:
     """Which variables are 1 in the optimum; None where there is none."""
-    answer = milp(
-        weights,
-        integrality=np.ones(len(weights)),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": 0.0},
-    )
+    for presolve in (True, False):
+        answer = milp(
+            weights,
+            integrality=np.ones(len(weights)),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": 0.0, "presolve": presolve},
+        )
+        if answer.status != 2:
+            break  # presolve may call a problem infeasible that a bound makes tight; the second answer counts
     if answer.status == 2:
         return None
     if answer.status != 0:

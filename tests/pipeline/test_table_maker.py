@@ -7,8 +7,8 @@ import stopwatch
 from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.measure import kl_per_sample, log_probabilities
-from shoal.pipeline import tables as room
-from shoal.pipeline.tables import TableMaker
+from shoal.pipeline import table_maker as room
+from shoal.pipeline.table_maker import TableMaker
 from shoal.replace import build
 from shoal.surgery import remove_blocks
 
