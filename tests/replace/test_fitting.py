@@ -11,7 +11,7 @@ from shoal.blocks import dissect
 from shoal.errors import DataError, NonFiniteError, UsageError
 from shoal.regress import fit
 from shoal.replace import Wanted, fit_all, line_of, spans_of
-from shoal.replace.fitting import _Key, _Sums
+from shoal.replace.fitting import SpanSums, SumsKey
 from shoal.replace.neighbourhoods import patches, picked, positions_of
 from shoal.replace.recording import recording
 
@@ -138,7 +138,7 @@ def test_ridge_zero_is_least_squares():
     batches = data(side=8)
     anatomy = dissect(model, batches[0].take(2))
     span = spans(anatomy)[1, 3]
-    sums = _Sums(_Key(span.paths[0], 2, 3), [Wanted(span, "conv3")], 24, 0)
+    sums = SpanSums(SumsKey(span.paths[0], 2, 3), [Wanted(span, "conv3")], 24, 0)
     rows, outputs = [], []
     grid = positions_of((4, 4), 99, torch.Generator())
     with torch.no_grad(), recording(anatomy, [span.paths[0], span.paths[-1]]) as seen:
@@ -226,7 +226,7 @@ def test_low_rank_is_the_best_of_its_rank_and_says_its_own_r2():
     assert five.r2_fit == pytest.approx(1, abs=1e-9)
     assert one.r2_fit < 0.999
     # The best approximation of the outputs W x is that of W C^(1/2) (Eckart and Young), C the covariance of x.
-    sums = _Sums(_Key(span.paths[0], 1, 1), [Wanted(span, "conv1")], 24, 0)
+    sums = SpanSums(SumsKey(span.paths[0], 1, 1), [Wanted(span, "conv1")], 24, 0)
     with torch.no_grad(), recording(anatomy, [span.paths[0]]) as seen:
         for batch in data():
             model(*batch.args)

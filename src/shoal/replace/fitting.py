@@ -78,7 +78,7 @@ def fit_all(
     """
     groups = _groups(wanted)
     samples = sum(batch.size for batch in batches)
-    sums = {key: _Sums(key, members, samples, seed) for key, members in groups.items()}
+    sums = {key: SpanSums(key, members, samples, seed) for key, members in groups.items()}
     paths = sorted({path for one in wanted for path in (one.span.paths[0], one.span.paths[-1])})
     with evaluating(anatomy.model), recording(anatomy, paths) as seen:
         for number, batch in enumerate(batches, 1):
@@ -92,23 +92,25 @@ def fit_all(
 
 
 @dataclass(frozen=True)
-class _Key:
+class SumsKey:
+    """What spans must have in common to share their neighbourhoods: the first block, the stride, the kernel."""
+
     start: str
     stride: int
     kernel: int
 
 
-def _groups(wanted: Iterable[Wanted]) -> dict[_Key, list[Wanted]]:
-    found: dict[_Key, list[Wanted]] = {}
+def _groups(wanted: Iterable[Wanted]) -> dict[SumsKey, list[Wanted]]:
+    found: dict[SumsKey, list[Wanted]] = {}
     for one in wanted:
-        found.setdefault(_Key(one.span.paths[0], one.span.stride, int(one.kind[-1])), []).append(one)
+        found.setdefault(SumsKey(one.span.paths[0], one.span.stride, int(one.kind[-1])), []).append(one)
     return found
 
 
-class _Sums:
+class SpanSums:
     """The moments of one group: the same inputs, one set of outputs for every end."""
 
-    def __init__(self, key: _Key, members: list[Wanted], samples: int, seed: int) -> None:
+    def __init__(self, key: SumsKey, members: list[Wanted], samples: int, seed: int) -> None:
         self.key, self.members = key, members
         self.ends = list(dict.fromkeys(one.span.paths[-1] for one in members))
         widths = {one.span.paths[-1]: one.span.out_channels for one in members}
@@ -125,6 +127,7 @@ class _Sums:
         self.generator = torch.Generator().manual_seed(seed)
 
     def add(self, inputs: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+        """Take in one mini-batch: what enters each block, and the sums at the ends; a fifth is held out."""
         x, ys = inputs[self.key.start], [sums[end] for end in self.ends]
         held = max(1, round(_HELD_OUT * x.shape[0]))
         if x.shape[0] < 2:
@@ -145,6 +148,7 @@ class _Sums:
         return rows.double(), torch.cat([picked(y, positions) for y in ys], dim=1).double()
 
     def solved(self, like: Tensor) -> list[Fitted]:
+        """Every member, fitted, in the dtype and on the device of `like`."""
         targets = self._target()
         found = dict(
             zip(self.ends, fits(self.train, self.held_out, list(self.columns.values()), target=targets), strict=True)
