@@ -88,14 +88,28 @@ def test_tokens():
     assert error(anatomy, model, one, batches) < before
 
 
-def test_low_rank_is_left_as_it_is():
-    batches = data(8, 3, 8, 8)
+def test_a_low_rank_stand_in_is_refitted_within_its_rank():
+    batches = data(16, 3, 8, 8)
     anatomy = teacher(batches)
     one = fitted(anatomy, batches, 1, 2, "lowrank3", 2)
     model = student(anatomy, batches, one, ["layer1.0"])
-    before = copy.deepcopy(model.state_dict())
+
+    def error_now():
+        module, total, caught = model.layer1[1], 0.0, []
+        handle = module.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        with torch.no_grad(), recording(anatomy, ["layer1.1"]) as seen:
+            for batch in batches:
+                anatomy.model(*batch.args)
+                model(*batch.args)
+                made = caught[-1] + module.branch(caught[-1])
+                total += float((made - seen.sums["layer1.1"]).square().mean())
+        handle.remove()
+        return total
+
+    before = error_now()
     refit_(anatomy, model, one, batches)
-    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert error_now() < before
+    assert model.layer1[1].branch[0].out_channels == 2
 
 
 def test_neither_teacher_nor_data_nor_modes_change():
