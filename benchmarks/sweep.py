@@ -8,7 +8,6 @@ mode, no hooks. Both ways take turns in one run; times are medians of the rounds
 """
 
 import argparse
-import copy
 import json
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch, batches, logits_of
 from shoal.blocks import Anatomy, dissect
 from shoal.measure import answers, machine
-from shoal.preserve import evaluating
+from shoal.preserve import evaluating, swapped
 from shoal.scanning.candidates import Candidate, block_candidates
 from shoal.scanning.sweep import Visitor, sweep
 from shoal.sources import load_data, load_model
@@ -49,19 +48,12 @@ def loss_of(output: Tensor, batch: Batch) -> Tensor:
     return said.loss if said.loss is not None else -said.log_probs[:, 0].double()
 
 
-def without(model: nn.Module, path: str, remainder: nn.Module) -> nn.Module:
-    """A copy of the network with one block physically gone."""
-    cut = copy.deepcopy(model)
-    cut.set_submodule(path, copy.deepcopy(remainder), strict=True)
-    return cut.eval()
-
-
-def plain(cut: dict[str, nn.Module], data: list[Batch]) -> dict[str, Tensor]:
-    """One whole forward per candidate and mini-batch, on networks cut beforehand."""
+def plain(anatomy: Anatomy, data: list[Batch]) -> dict[str, Tensor]:
+    """One whole forward per candidate and mini-batch, with the block physically gone."""
     found = {}
-    for path, model in cut.items():
-        with evaluating(model):
-            found[path] = torch.cat([loss_of(logits_of(model(*batch.args)), batch) for batch in data])
+    for path, remainder in anatomy.remainders.items():
+        with swapped(anatomy.model, {path: remainder}), evaluating(anatomy.model):
+            found[path] = torch.cat([loss_of(logits_of(anatomy.model(*one.args)), one) for one in data])
     return found
 
 
@@ -76,9 +68,9 @@ def cached(anatomy: Anatomy, data: list[Batch], stack: int) -> dict[str, Tensor]
 def compare(model: nn.Module, data: list[Batch], rounds: int, stack: int) -> dict[str, object]:
     """Times and largest differences of the ways, in turns."""
     anatomy = dissect(model, data[0].take(2))
-    cut = {path: without(model, path, remainder) for path, remainder in anatomy.remainders.items()}
+    paths = list(anatomy.remainders)
     ways: dict[str, Callable[[], dict[str, Tensor]]] = {
-        "plain": lambda: plain(cut, data),
+        "plain": lambda: plain(anatomy, data),
         "sweep": lambda: cached(anatomy, data, 1),
         "stacked": lambda: cached(anatomy, data, stack),
     }
@@ -91,7 +83,7 @@ def compare(model: nn.Module, data: list[Batch], rounds: int, stack: int) -> dic
             times[name].append(time.perf_counter() - start)
     medians = {name: float(np.median(values)) for name, values in times.items()}
     return {
-        "blocks": len(cut),
+        "blocks": len(paths),
         "samples": sum(batch.size for batch in data),
         "batch": data[0].size,
         "stack": stack,
@@ -100,7 +92,7 @@ def compare(model: nn.Module, data: list[Batch], rounds: int, stack: int) -> dic
         "all_seconds": times,
         "sweep_over_plain": medians["sweep"] / medians["plain"],
         "stacked_over_plain": medians["stacked"] / medians["plain"],
-        "sweep_bitwise_equal": all(torch.equal(losses["plain"][path], losses["sweep"][path]) for path in cut),
+        "sweep_bitwise_equal": all(torch.equal(losses["plain"][path], losses["sweep"][path]) for path in paths),
         "stacked_largest_relative": max(
             float(
                 (
