@@ -99,7 +99,7 @@ def compare(model: nn.Module, data: list[Batch], rounds: int, stack: int) -> dic
                     (losses["stacked"][path] - losses["plain"][path]).abs() / losses["plain"][path].abs().clamp(min=1)
                 ).max()
             )
-            for path in cut
+            for path in paths
         ),
     }
 
@@ -132,7 +132,11 @@ def tower(depth: int, width: int = 16) -> nn.Module:
 def by_depth(depths: list[int], rounds: int) -> dict[str, object]:
     """Seconds of each way by depth, and the exponents of seconds = a * depth^b."""
     data = [Batch((torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0)),))]
-    rows = [compare(tower(depth), data, rounds, 16) for depth in depths]
+    rows = []
+    for depth in depths:
+        compare(tower(2), data, 1, 16)  # warm up
+        rows.append(compare(tower(depth), data, rounds, 16))
+        print(depth, {way: round(seconds, 3) for way, seconds in rows[-1]["seconds"].items()}, flush=True)
     exponents = {}
     for way in ("plain", "sweep", "stacked"):
         seconds = [row["seconds"][way] for row in rows]
@@ -157,8 +161,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.depths:
         document = by_depth([int(one) for one in args.depths.split(",")], args.rounds)
-        for row in document["rows"]:
-            print(row["blocks"], {way: round(seconds, 3) for way, seconds in row["seconds"].items()})
         print("exponents", document["exponents"])
     else:
         numbers = [[float(one) for one in text.split(",")] if text else None for text in (args.mean, args.std)]
