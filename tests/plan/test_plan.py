@@ -123,3 +123,24 @@ def test_a_plan_for_another_network_is_refused():
 def test_the_room_loads_without_torch():
     code = "import sys; import shoal.plan.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("others", [["b"], ["c", "d"]])
+def test_a_block_has_one_fate(others):
+    stand_in = {
+        "layout": "channels_first",
+        "in_channels": 4,
+        "out_channels": 4,
+        "kernel": 3,
+        "stride": 1,
+        "tail": "relu",
+    }
+    first = {"kind": "replace", "paths": ["a", "b", "c"], "stand_in": stand_in}
+    second = (
+        {"kind": "remove", "path": others[0]}
+        if len(others) == 1
+        else {"kind": "replace", "paths": others, "stand_in": stand_in}
+    )
+    document = {"inputs": [], "network": {"state": {}, "chain": []}, "actions": [first, second]}
+    with pytest.raises(PlanError, match=f"the block '{others[0]}' is replaced and named once more"):
+        parse_plan(json.dumps(document), "plan.json")

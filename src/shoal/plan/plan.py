@@ -106,6 +106,14 @@ class Plan(Value):
         return [step for action in self.actions if isinstance(action, Fold) for step in action.folds]
 
     @model_validator(mode="after")
+    def _one_fate_a_block(self) -> "Plan":
+        covered = [path for action in self.replaced for path in action.paths]
+        twice = next((path for path in covered if covered.count(path) > 1 or path in self.removed), None)
+        if twice is not None:
+            raise ValueError(f"the block '{twice}' is replaced and named once more")
+        return self
+
+    @model_validator(mode="after")
     def _folds_last(self) -> "Plan":
         # A fold is found on the network as it is without the removed blocks, so nothing may come after it.
         if any(isinstance(action, Fold) for action in self.actions[:-1]):
