@@ -1,0 +1,247 @@
+"""What came out of a training run: a plain network, certified against the one with frozen gates, measured, saved."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.batches import batches, call
+from shoal.blocks import Chain
+from shoal.epsilon.attach import gates_of
+from shoal.epsilon.gate import Gate
+from shoal.epsilon.trainer import Run
+from shoal.errors import ExportError
+from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
+from shoal.measure.quality import Predictions
+from shoal.plan import Plan, Remove, Signature
+from shoal.preserve import evaluating
+from shoal.record import BlockRecord, Latency, Network
+from shoal.report.train_html import render_training
+from shoal.store import export_program, save, write_text
+from shoal.store.folder import PROGRAM, RECORD, REPORT
+from shoal.surgery import certify, input_specs
+from shoal.training import Beside, EpochRow, LiveGates, LostBlock, Settled, TrainRecord
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run came from, for the record."""
+
+    model: str | None = None
+    data: str = "given in Python"
+    command: str = "shoal.epsilon.train(...)"
+    runs_code: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run.
+
+    Args:
+        model: the plain network, in eval mode, an ordinary module on its own.
+        whole: the network it is certified against: lost blocks in place, their gates frozen shut.
+        plan: rebuilds the plain network's structure from the original factory.
+        record: every number.
+        predictions: what the plain network says about every test sample.
+    """
+
+    model: nn.Module
+    whole: nn.Module
+    plan: Plan
+    record: TrainRecord
+    predictions: Predictions
+
+    def beside(self, others: Sequence[Beside]) -> "Trained":
+        """The same run, held against other runs of as many epochs."""
+        return replace(self, record=self.record.model_copy(update={"beside": list(others)}))
+
+    def save(self, folder: Path, signature_batch: Any) -> TrainRecord:
+        """Write weights, plan, program, report and record into a folder, the record last."""
+        record = self.record
+        try:
+            export_program(self.model, signature_batch, folder / PROGRAM)
+        except ExportError as error:
+            record = record.model_copy(update={"warnings": [*record.warnings, f"no model.pt2: {error.message}"]})
+        save(folder, self.model, self.plan)
+        write_text(folder / REPORT, render_training(record))
+        write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
+        return record
+
+
+def finish(run: Run, origin: Origin, *, seconds: float = 1.0) -> Trained:
+    """Turn a run that has trained to its end into a plain network with its record.
+
+    Args:
+        run: after `train`.
+        origin: for the record.
+        seconds: how long each network is timed.
+    """
+    whole, plain = run.shrinking.whole().eval(), run.shrinking.plain().eval()
+    chain = run.shrinking.anatomy.chain
+    test = run.data.test()
+    before, after = paired_predictions([whole, plain], test)
+    lost, live = _lost(run, whole, test, after)
+    networks = _networks(run, {"whole": whole, "plain": plain}, {"whole": before, "plain": after}, seconds)
+    settled = Settled(
+        whole=networks["whole"],
+        plain=networks["plain"],
+        comparison=compare(before, after, "test"),
+        certificate=certify(whole, plain, test),
+        live=live,
+    )
+    record = TrainRecord(
+        command=origin.command,
+        model=origin.model or type(plain).__name__,
+        data=origin.data,
+        seed=run.settings.seed,
+        recipe=run.recipe.name,
+        settings=run.settings.to_dict(),
+        samples=run.samples_seen,
+        steps=run.state.step,
+        blocks=_chain_records(chain, set(run.shrinking.gone)),
+        gated=len({gate.block for gate in run.gates}),
+        rows=run.rows,
+        lost=lost,
+        settled=settled,
+        machine=machine(run.engine.device),
+        warnings=[*origin.warnings, *_remarks(run, lost, settled)],
+        seconds=run.state.seconds,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    gone = [path for path in chain.paths if path in run.shrinking.gone]
+    plan = Plan(
+        model=origin.model,
+        inputs=input_specs(run.example),
+        network=Signature(state=run.network_state, chain=run.chain_lines),
+        actions=[Remove(path=path) for path in gone],
+    )
+    return Trained(plain, whole, plan, record, after)
+
+
+def _networks(
+    run: Run, models: dict[str, nn.Module], said: dict[str, Predictions], seconds: float
+) -> dict[str, Network]:
+    first = next(batches(run.data.test(), run.engine.device))
+    times: dict[str, list[Latency]] = {name: [] for name in models}
+    for part in [first.take(1), first] if first.size > 1 else [first]:
+        timed = latency(models, part, channels_last=run.settings.channels_last, min_seconds=seconds)
+        for name, one in timed.items():
+            times[name].append(one)
+    total, gone = len(run.shrinking.anatomy.chain), len(run.shrinking.gone)
+    return {
+        name: Network(
+            quality=quality(said[name], "test"),
+            latency=times[name],
+            cost=cost(models[name], first.take(1)),
+            blocks=total - (gone if name == "plain" else 0),
+        )
+        for name in models
+    }
+
+
+def _lost(
+    run: Run, whole: nn.Module, test: Iterable[Any], after: Predictions
+) -> tuple[list[LostBlock], LiveGates | None]:
+    """Every lost block, with what its gate would do on test if it were live, and what that would change."""
+    gates = gates_of(whole)
+    if not gates:
+        return [], None
+    opened: dict[str, int] = {}
+    largest: dict[str, float] = {}
+    count, size, with_opening = 0, 0, 0
+    _set(gates, "live", run.settings.epsilon)
+    try:
+        with evaluating(whole), torch.no_grad():
+            for batch in batches(test, run.engine.device):
+                call(whole, batch)
+                count, size = count + 1, max(size, batch.size)
+                here = {gate.block for gate in gates if not gate.closed}
+                with_opening += bool(here)
+                for gate in gates:
+                    seen = float(gate.largest) if gate.largest is not None else 0.0
+                    largest[gate.block] = max(seen, largest.get(gate.block, 0.0))
+                for path in here:
+                    opened[path] = opened.get(path, 0) + 1
+        said = paired_predictions([whole], test)[0]
+    finally:
+        _set(gates, "shut", run.settings.epsilon)
+    live = LiveGates(
+        quality=quality(said, "test"),
+        comparison=compare(said, after, "test"),
+        batches=count,
+        batch_size=size,
+        batches_with_an_opening=with_opening,
+    )
+    return [_lost_block(run, path, opened, largest, count) for path in run.shrinking.gone], live
+
+
+def _lost_block(run: Run, path: str, opened: dict[str, int], largest: dict[str, float], count: int) -> LostBlock:
+    row = next(row for row in run.rows if path in row.taken_out)
+    return LostBlock(
+        path=path,
+        stage=run.shrinking.anatomy.chain[path].stage,
+        epoch=row.epoch,
+        at_end=row.epoch == run.recipe.epochs,
+        largest=row.largest.get(path, 0.0),
+        weight_before=run.weights_before[path],
+        weight_left=run.last_weight(path),
+        opens_on_test=opened.get(path, 0) / max(count, 1),
+        largest_on_test=largest.get(path, 0.0),
+    )
+
+
+def _set(gates: list[Gate], mode: Any, epsilon: float) -> None:
+    for gate in gates:
+        gate.mode, gate.epsilon = mode, epsilon
+
+
+def _chain_records(chain: Chain, gone: set[str]) -> list[BlockRecord]:
+    return [
+        BlockRecord(
+            path=block.path,
+            stage=block.stage,
+            kind=block.kind,
+            shortcut=block.shortcut or "none",
+            activation=block.activation,
+            in_shape=list(block.in_shape),
+            out_shape=list(block.out_shape),
+            params=block.params,
+            removable=block.removable,
+            reason=block.reason,
+            fate="removed" if block.path in gone else "kept",
+        )
+        for block in chain
+    ]
+
+
+def _remarks(run: Run, lost: list[LostBlock], settled: Settled) -> list[str]:
+    said = []
+    alive = [one for one in lost if one.weight_left > 0.01 * one.weight_before]
+    if alive:
+        said.append(
+            f"{len(alive)} of {len(lost)} lost blocks were frozen before their last weights had died (largest left: "
+            f"{max(one.weight_left for one in alive):.2g}): without their frozen gates they would act again"
+        )
+    last = run.rows[-1] if run.rows else None
+    unsure = _undecided(last) if last is not None and last.epsilon > 0 else {}
+    if unsure:
+        said.append(
+            f"{len(unsure)} gates opened on some steps of the last epoch and not on others; they are kept open: "
+            + ", ".join(f"{path} ({100 * share:.0f} %)" for path, share in list(unsure.items())[:5])
+        )
+    pairs = zip(settled.whole.latency, settled.plain.latency, strict=True)
+    noisy = [str(a.batch) for a, b in pairs if within_noise(a, b)]
+    if lost and noisy:
+        said.append(f"the change in latency is within the noise at batch {', '.join(noisy)}")
+    if run.gates and not lost:
+        said.append("no block was lost: a larger epsilon or a stronger weight decay makes branches fall under epsilon")
+    return said
+
+
+def _undecided(row: EpochRow) -> dict[str, float]:
+    return {path: share for path, share in row.shares.items() if 0 < share < 1}

@@ -1,0 +1,60 @@
+import pytest
+import torch
+from torch import nn
+
+from shoal.batches import Batch
+from shoal.epsilon.engine import Engine
+from shoal.errors import SurgeryError
+
+
+def test_it_works_on_a_copy_in_the_layout_asked_for():
+    model = nn.Conv2d(3, 4, 3)
+    placed = Engine("cpu", "fp32", channels_last=True).placed(model)
+    assert placed is not model
+    assert placed.weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.weight.is_contiguous()
+    batch = Engine("cpu", "fp32", channels_last=True).moved(Batch((torch.randn(2, 3, 4, 4),)))
+    assert batch.args[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_two_engines_of_different_precision_live_in_one_process():
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with Engine("cpu", precision).autocast():
+            assert layer(x).dtype == dtype
+
+
+def test_one_process_has_nothing_to_add_up():
+    engine = Engine("cpu", "fp32")
+    values = torch.tensor([1.0, 2.0])
+    for together in (engine.summed, engine.averaged, engine.highest):
+        assert torch.equal(together(values), values)
+    assert (engine.processes, engine.rank, engine.is_main) == (1, 0, True)
+
+
+def test_random_numbers_go_on_where_they_stopped():
+    engine = Engine("cpu", "fp32")
+    with torch.random.fork_rng():
+        state = engine.random_state()
+        expected = torch.rand(3)
+        engine.set_random_state({**state, "model.x": torch.ones(1)})
+        torch.rand(7)
+        engine.apply_random_state()
+        assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_runner_is_made_anew_when_the_network_has_changed():
+    engine, pair = Engine("cpu", "fp32", compile_=True), nn.Linear(2, 2)
+    first = engine.runner(pair)
+    assert engine.runner(pair) is first
+    engine.changed()
+    assert engine.runner(pair) is not first
+
+
+def test_what_cannot_be_copied_is_refused():
+    class Stubborn(nn.Linear):
+        def __deepcopy__(self, memo):
+            raise TypeError("no twins")
+
+    with pytest.raises(SurgeryError, match="cannot be copied: no twins"):
+        Engine("cpu", "fp32").placed(Stubborn(2, 2))
