@@ -1,7 +1,9 @@
 """Latency without a clock: so much a multiplication, so much a module. Plans made with it are the same every time."""
 
+import torch
 from torch import nn
 
+from shoal.batches import Batch
 from shoal.measure import cost
 from shoal.record import Latency
 
@@ -15,6 +17,24 @@ def milliseconds(module, batch):
 def latency(models, batch, *, channels_last=False, **_):
     """In the place of `shoal.measure.latency`."""
     return {name: taking(milliseconds(model, batch), batch.size) for name, model in models.items()}
+
+
+def turns(models, batch, **_):
+    """In the place of `shoal.measure.turns`."""
+    return {name: [milliseconds(model, batch)] for name, model in models.items()}
+
+
+def shares_in_place(model, line, others, batch, *, channels_last=False):
+    """In the place of `shoal.pipeline.in_place.shares_in_place`: nothing takes longer where it stands."""
+    whole = milliseconds(model, batch)
+    steps = {step.path: on_zeros(line.module(model, step.path), step.in_shape) / whole for step in line.steps}
+    return steps, {key: on_zeros(one.module, one.shape) / whole for key, one in others.items()}
+
+
+def on_zeros(module, shape):
+    """What the fake clock says of a module alone on one sample of this shape."""
+    like = next(module.parameters(), torch.zeros(()))
+    return milliseconds(module, Batch((torch.zeros((1, *shape), dtype=like.dtype, device=like.device),)))
 
 
 def taking(ms, batch=1):
@@ -34,5 +54,25 @@ def taking(ms, batch=1):
 
 def install(monkeypatch):
     """Time everything of a compression by the fake clock."""
-    for place in ("table_maker", "planning", "run"):
+    for place in ("clocks", "run"):
         monkeypatch.setattr(f"shoal.pipeline.{place}.latency", latency)
+    monkeypatch.setattr("shoal.pipeline.clocks.turns", turns)
+    monkeypatch.setattr("shoal.pipeline.prices.shares_in_place", shares_in_place)
+
+
+class FakeClock:
+    """A clock for `Planner` and `Prices` that asks `milliseconds` and remembers what it was asked."""
+
+    measures = True
+
+    def __init__(self, batch, source="fake"):
+        self.batch, self.source = batch, source
+        self.asked = []
+
+    def modules(self, group, shape):
+        self.asked += [("module", shape, module) for module in group.values()]
+        return {key: on_zeros(module, shape) for key, module in group.items()}
+
+    def networks(self, group, *, longer=False):
+        self.asked += [("longer" if longer else "network", name, one) for name, one in group.items()]
+        return {name: milliseconds(one, self.batch) for name, one in group.items()}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from shoal.batches import Batch, as_batch, batches, call, check_logits, device_of, logits_of
+from shoal.batches import Batch, as_batch, batches, call, check_logits, device_of, digest_of, logits_of
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError, ShoalError, UsageError
 
 X, Y = torch.randn(3, 4), torch.tensor([0, 1, 2])
@@ -142,3 +142,63 @@ def test_outputs_that_are_not_finite_are_counted(bad):
     with pytest.raises(NonFiniteError, match="2 of 12 values"):
         check_logits(logits)
     check_logits(X)
+
+
+IDS = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+
+
+def test_labels_that_are_the_tokens_move_to_where_they_are_answered():
+    found = as_batch({"input_ids": IDS, "labels": IDS.clone()})
+    assert found.target.tolist() == [[6, 7, 8, -100], [6, 0, 0, -100]]
+    padded = as_batch({"input_ids": IDS, "attention_mask": MASK, "labels": IDS})
+    assert padded.target.tolist() == [[6, 7, 8, -100], [6, -100, -100, -100]]
+    skipped = as_batch({"input_ids": IDS, "labels": torch.where(MASK == 1, IDS, -100)})
+    assert skipped.target.tolist() == [[6, 7, 8, -100], [6, -100, -100, -100]]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"input_ids": IDS, "labels": torch.tensor([[-100, 9, -100, -100], [-100] * 4])},  # a masked language model
+        {"input_ids": IDS, "labels": IDS.roll(-1, 1)},
+        {"input_ids": IDS, "labels": torch.tensor([0, 1])},
+        {"input_ids": IDS, "target": IDS},
+        {"input_ids": IDS, "decoder_input_ids": IDS, "labels": IDS},
+        {"input_ids": IDS, "labels": torch.full_like(IDS, -100)},
+    ],
+)
+def test_other_labels_stay_where_they_are(item):
+    given = item.get("labels", item.get("target"))
+    assert torch.equal(as_batch(item).target, given)
+
+
+def test_which_answers_count():
+    batch = Batch(kwargs={"input_ids": IDS, "attention_mask": MASK})
+    assert torch.equal(batch.counted((2, 4)), MASK == 1)
+    assert batch.counted((2, 5)) is None
+    assert batch.counted((2,)) is None
+    assert Batch(kwargs={"input_ids": IDS, "attention_mask": torch.ones_like(MASK)}).counted((2, 4)) is None
+    assert Batch(kwargs={"input_ids": IDS}).counted((2, 4)) is None
+    # The mask of an encoder says nothing about the answers of a decoder.
+    both = {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": IDS}
+    assert Batch(kwargs=both).counted((2, 4)) is None
+    assert torch.equal(Batch(kwargs={**both, "decoder_attention_mask": MASK}).counted((2, 4)), MASK == 1)
+
+
+def test_a_digest_is_of_the_samples_to_the_bit():
+    first, second = torch.arange(12.0).reshape(3, 4), torch.arange(8.0).reshape(2, 4)
+    known = digest_of([Batch((first,)), Batch((second,))])
+    assert known == digest_of([Batch((first.clone(),)), Batch((second.clone(),), target=torch.zeros(2))])
+    assert known == digest_of(iter([Batch((first,)), Batch((second,))]))
+    others = [
+        [Batch((second,)), Batch((first,))],
+        [Batch((torch.cat([first, second]),))],
+        [Batch((first,)), Batch((second.double(),))],
+        [Batch((first,)), Batch((second.reshape(4, 2),))],
+        [Batch((first,)), Batch((torch.nextafter(second, second + 1),))],
+        [Batch((first,))],
+    ]
+    assert len({known, *map(digest_of, others)}) == 1 + len(others)
+    assert digest_of([Batch((first.t(),))]) == digest_of([Batch((first.t().contiguous(),))])
+    assert digest_of([Batch((first.bfloat16(),))]) != digest_of([Batch((first.half(),))])

@@ -13,7 +13,7 @@ from shoal.measure import latency, predictions
 from shoal.measure.cost import cost
 from shoal.plan import Plan, Remove
 from shoal.preserve import check_finite, evaluating, patched, swapped
-from shoal.replace import Wanted, fit_all, line_of, spans_of
+from shoal.replace import Wanted, fit_all, line_of, recording, refit_, spans_of
 from shoal.scanning import ScanSettings, removal_sweep, responses, scan
 from shoal.scanning.means import branch_means
 from shoal.scanning.scores.collect import block_scores
@@ -95,13 +95,27 @@ def call_all(net):
             net(x)
 
 
-# what is done with a network, and at how many calls of the network it can be made to raise
 def fit_stand_ins(net):
     anatomy = dissected(net)
     spans = spans_of(anatomy, line_of(anatomy), 1)
-    return fit_all(anatomy, [as_batch(item) for item in loader()], [Wanted(span, "conv1") for span in spans])
+    return fit_all(anatomy, [as_batch(item) for item in loader()], [Wanted(span, "linear") for span in spans])
 
 
+def refitted(net, removed):
+    """Refit a cut copy of the network to the network itself."""
+    twin = copy.deepcopy(net)
+    twin.raises_at = None
+    student = remove_blocks(twin, example(), removed)
+    student.raises_at = None
+    refit_(dissected(net), student, [], [as_batch(item) for item in loader()], removed=removed)
+
+
+def record(net):
+    with recording(dissected(net), ["net.layer1.1"]):
+        call_all(net)
+
+
+# what is done with a network, and at how many calls of the network it can be made to raise
 VERBS = {
     "trace": (lambda net: trace(net, example()), 2),
     "dissect": (lambda net: dissect(net, example()), 2),
@@ -127,6 +141,8 @@ VERBS = {
     "block_scores": (lambda net: block_scores(dissected(net), loader()), 3),
     "fold": (lambda net: fold(net, example()), 1),
     "fit_all": (fit_stand_ins, 2),
+    "recording": (record, 2),
+    "refit_, as the teacher": (lambda net: refitted(net, ["net.layer2.1"]), 2),
 }
 HOOKS = ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks"]
 
@@ -193,7 +209,7 @@ def test_a_network_that_raises_comes_back_as_it_was(verb, call):
         raised = error
     if raised is None:  # dissect tries the network without its blocks: where that fails it looks further
         assert net.calls > call, "the verb does not call the network that often: shorten the table"
-    elif verb not in ("tapped", "latency"):  # the caller's own call; calls inside the timer
+    elif verb not in ("tapped", "recording", "latency"):  # the caller's own call; calls inside the timer
         assert isinstance(raised.__cause__, ZeroDivisionError)
     assert_as_before(net, before, random_state)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shoal.blocks import Block, Chain, trace
+    from shoal.epsilon import epsilonize_
     from shoal.errors import ShoalError
     from shoal.pipeline import Result, Settings, compress
     from shoal.plan import Plan, read_plan
@@ -34,6 +35,7 @@ _HOMES = {
     "apply": "surgery",
     "certify": "surgery",
     "compress": "pipeline",
+    "epsilonize_": "epsilon",
     "load": "store",
     "read_plan": "plan",
     "scan": "scanning",
@@ -54,6 +56,7 @@ __all__ = [
     "apply",
     "certify",
     "compress",
+    "epsilonize_",
     "load",
     "read_plan",
     "scan",

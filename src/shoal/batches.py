@@ -3,6 +3,7 @@
 Any loader that yields `(inputs, target)`, `inputs`, or a dict of tensors works.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError, ShoalError
 
 _TARGET_KEYS = ("labels", "label", "target", "targets", "y")
+IGNORED = -100  # the label that torch's cross-entropy skips
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Batch:
     Args:
         args: positional arguments of the model.
         kwargs: keyword arguments of the model.
-        target: class indices, shape (samples,) or (samples, ...), or None.
+        target: class indices, shape (samples,) or (samples, ...), or None. Of a language model they stand at the
+            position that answers them: the labels of a dict that are its `input_ids` are moved there by `as_batch`.
     """
 
     args: tuple[Any, ...] = ()
@@ -39,6 +42,18 @@ class Batch:
     def size(self) -> int:
         """How many samples."""
         return int(self.tensors[0].shape[0])
+
+    def counted(self, shape: tuple[int, ...] | torch.Size) -> Tensor | None:
+        """Which answers count, (samples, positions), where padding does not; None where all do.
+
+        Args:
+            shape: of the answers without their classes. A mask of another shape says nothing about them.
+        """
+        own = "decoder_attention_mask" if "decoder_input_ids" in self.kwargs else "attention_mask"
+        mask = self.kwargs.get(own)
+        if not isinstance(mask, Tensor) or tuple(mask.shape) != tuple(shape) or bool((mask != 0).all()):
+            return None
+        return mask != 0
 
     def to(self, device: torch.device | str, memory_format: torch.memory_format | None = None) -> "Batch":
         """The batch on a device; 4-d inputs in `memory_format` where one is given."""
@@ -94,6 +109,8 @@ def as_batch(item: Any) -> Batch:
         inputs = dict(item)
         key = next((name for name in _TARGET_KEYS if name in inputs), None)
         target = inputs.pop(key) if key is not None else None
+        if key == "labels" and isinstance(target, Tensor) and _are_own_tokens(target, inputs):
+            target = next_tokens(target, inputs.get("attention_mask"))
         if any(isinstance(value, Tensor) for value in inputs.values()):
             return Batch(kwargs=inputs, target=target)
     if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2 and isinstance(item[0], (Tensor, Mapping)):
@@ -106,6 +123,31 @@ def as_batch(item: Any) -> Batch:
         f"a loader yielded {type(item).__name__}, expected (inputs, target), inputs, or a dict of tensors",
         "Wrap the loader so that each item is one of these.",
     )
+
+
+def _are_own_tokens(labels: Tensor, inputs: Mapping[str, Any]) -> bool:
+    """Whether labels are the tokens of the input themselves, as transformers wants them for a language model."""
+    tokens = inputs.get("input_ids")
+    if not isinstance(tokens, Tensor) or "decoder_input_ids" in inputs:
+        return False
+    if labels.dim() != 2 or labels.shape != tokens.shape or labels.shape[1] < 2:
+        return False
+    skipped = labels == IGNORED
+    return bool(((labels == tokens) | skipped).all()) and not bool(skipped.all())
+
+
+def next_tokens(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What a language model should say at each position: the token after it; nothing (-100) at the last one.
+
+    Args:
+        tokens: (samples, positions); -100 is never an answer.
+        mask: 0 where a token is padding, which is never an answer either.
+    """
+    target = torch.full_like(tokens, IGNORED)
+    target[:, :-1] = tokens[:, 1:]
+    if mask is not None and mask.shape == tokens.shape:
+        target[:, :-1][mask[:, 1:] == 0] = IGNORED
+    return target
 
 
 def batches(loader: Iterable[Any], device: torch.device | str | None = None) -> Iterator[Batch]:
@@ -186,3 +228,13 @@ def check_logits(logits: Tensor) -> None:
             f"the model's output holds NaN or Inf: {bad} of {logits.numel()} values",
             "Check the weights and the scale of the input; `shoal trace` names the first block where it happens.",
         )
+
+
+def digest_of(batches_: Iterable[Batch]) -> str:
+    """The same for the same samples in the same mini-batches, to the bit."""
+    found = hashlib.sha256()
+    for batch in batches_:
+        for tensor in batch.tensors:
+            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

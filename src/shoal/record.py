@@ -33,7 +33,9 @@ class Machine(Value):
 class Quality(Value):
     """How good one network is on one split of one data set.
 
-    `top1` is a fraction with a 95 % Wilson score interval; None where there are no labels.
+    `top1` is a fraction with a 95 % Wilson score interval; None where there are no labels. With a label at each of
+    `tokens` positions `loss` is the mean over these, perplexity its exponential, and both 95 % intervals take the n
+    sequences as the independent samples.
     """
 
     split: str
@@ -41,6 +43,10 @@ class Quality(Value):
     top1: float | None = None
     top1_interval: Interval | None = None
     loss: float | None = None
+    tokens: int | None = None
+    loss_interval: Interval | None = None
+    perplexity: float | None = None
+    perplexity_interval: Interval | None = None
 
 
 class Comparison(Value):
@@ -48,6 +54,7 @@ class Comparison(Value):
 
     `top1_drop_interval` is Tango's 95 % score interval of a paired difference; `p_value` is McNemar's exact test on
     the discordant samples; `kl` is the mean divergence KL(original || this) in nats with a 95 % t interval.
+    `loss_increase` is per labelled position, with an interval paired by sequence; None with one label a sample.
     """
 
     split: str
@@ -61,6 +68,8 @@ class Comparison(Value):
     p_value: float | None = None
     lost: int | None = None
     won: int | None = None
+    loss_increase: float | None = None
+    loss_increase_interval: Interval | None = None
 
 
 class Latency(Value):
@@ -131,7 +140,10 @@ class Step(Value):
 
 
 class FrontPoint(Value):
-    """One plan on the front of damage against latency, by the tables (additive; not measured end to end)."""
+    """One plan on the front of damage against latency, by the tables (additive; not measured end to end).
+
+    `kinds` names the stand-in of each span of `replaced`; `depth` counts blocks and stand-ins that are left.
+    """
 
     latency_ms: float
     damage: float
@@ -139,6 +151,35 @@ class FrontPoint(Value):
     params: int
     removed: list[str]
     replaced: list[list[str]]
+    kinds: list[str] = []
+    depth: int = 0
+
+
+class PlanRound(Value):
+    """One plan that was built and measured: what the tables promised, and what it was."""
+
+    latency_guessed_ms: float
+    latency_measured_ms: float
+    damage_guessed: float
+    damage_measured: float
+    chosen: bool = False
+
+
+class Planning(Value):
+    """How a plan was found: the tables' promises against the built networks, and what refitting won.
+
+    Damage is mean KL(original || network) on held-back calibration samples, in nats. `latency_source` is 'measured'
+    or where the latencies came from.
+    """
+
+    original_ms: float
+    latency_source: str
+    candidates: int
+    rounds: list[PlanRound]
+    damage_refitted: float
+    damage_final: float
+    front: list[FrontPoint]
+    picked: int | None = None
 
 
 class Certificate(Value):
@@ -180,7 +221,7 @@ class Record(Value):
     fold_deviation: float | None = None
     blocks: list[BlockRecord]
     steps: list[Step] = Field(default_factory=list)
-    front: list[FrontPoint] = Field(default_factory=list)
+    planning: Planning | None = None
     machine: Machine
     notes: list[str] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)

@@ -297,3 +297,43 @@ def test_a_shortcut_that_belongs_to_somebody_else_keeps_the_block():
     chain = trace(Outer(), torch.randn(2, 4))
     reasons = {block.path: block.reason for block in chain}
     assert reasons == {"block": "its shortcut reads 'down.weight', which belongs to another module"}
+
+
+class Flattening(nn.Module):
+    """Flattens its positions for a linear layer and restores them at the end, as OPT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        shape = x.shape
+        x = x.reshape(-1, x.size(-1))
+        return (x + self.down(F.relu(self.up(x)))).view(shape)
+
+
+def test_reshapes_there_and_back_leave_no_batch_size():
+    net = nn.Sequential(nn.Linear(4, 4), Flattening(), Flattening())
+    anatomy = dissect(net, Batch((torch.randn(2, 3, 4),)))
+    assert anatomy.chain["1"].removable
+    given = torch.randn(5, 3, 4)
+    assert torch.equal(anatomy.remainders["1"](given), given)
+
+
+class Turning(nn.Module):
+    """A shortcut that changes the shape for good."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = x.reshape(-1, 8)
+        return x + self.up(x)
+
+
+def test_other_reshapes_stay():
+    net = nn.Sequential(nn.Linear(4, 4), Turning(), nn.Linear(8, 2))
+    anatomy = dissect(net, Batch((torch.randn(2, 2, 4),)))
+    given = torch.randn(3, 2, 4)
+    assert torch.equal(anatomy.remainders["1"](given), given.reshape(3, 8))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from shoal.errors import DataError, NonFiniteError, UsageError
-from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, wilson
+from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, ratio_interval, wilson
 
 Z = stats.norm.ppf(0.975)
 
@@ -145,3 +145,32 @@ def test_mean_interval_at_the_edges():
         mean_interval([])
     with pytest.raises(NonFiniteError, match="1 of 3"):
         mean_interval([1.0, math.nan, 2.0])
+
+
+def test_ratio_interval_of_equal_groups_is_that_of_their_means():
+    means = np.random.default_rng(0).normal(3, 1, 20)
+    assert ratio_interval(7 * means, np.full(20, 7)) == pytest.approx(mean_interval(means))
+
+
+def test_ratio_interval_covers():
+    generator = np.random.default_rng(1)
+    hits = 0
+    for _ in range(400):
+        counts = generator.integers(5, 40, 30)
+        # Things in one group are alike: were each its own sample, the interval would be far too narrow.
+        totals = counts * generator.normal(2.0, 1.0, 30)
+        low, high = ratio_interval(totals, counts)
+        hits += low <= 2.0 <= high
+    assert 0.90 <= hits / 400 <= 0.98
+
+
+def test_ratio_interval_at_the_edges():
+    assert ratio_interval([3.0], [4]) == (-math.inf, math.inf)
+    assert ratio_interval([3.0, 0.0], [4, 0]) == (-math.inf, math.inf)
+    assert ratio_interval([2.0, 4.0], [1, 2]) == (2.0, 2.0)
+    with pytest.raises(DataError, match="2 totals of 0 things"):
+        ratio_interval([0.0, 0.0], [0, 0])
+    with pytest.raises(DataError, match="1 totals"):
+        ratio_interval([0.0], [1, 1])
+    with pytest.raises(NonFiniteError):
+        ratio_interval([math.nan, 1.0], [1, 1])

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from shoal.batches import Batch
 from shoal.errors import DataError
 from shoal.measure import Predictions, Tally, answers, compare, log_probabilities, mean_interval, paired_drop
 
@@ -94,3 +95,22 @@ def test_labels_per_position_give_a_loss_per_sample_and_skip_ignored_ones():
 def test_labels_out_of_range_are_refused():
     with pytest.raises(DataError, match="label 9 does not fit a model with 5 classes"):
         answers(torch.randn(1, 5), torch.tensor([9]))
+
+
+def test_padding_does_not_count():
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    target = torch.tensor([[0, 1, 2], [1, 2, 2]])
+    batch = Batch(kwargs={"input_ids": torch.zeros(2, 3, dtype=torch.int64), "attention_mask": mask})
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(2, 3, 4, generator=generator) for _ in range(2))
+    found = []
+    for noise in (0.0, 5.0):  # whatever is said at positions of padding
+        shaken = other + noise * (1 - mask).unsqueeze(-1) * torch.randn(2, 3, 4, generator=generator)
+        tally = Tally()
+        tally.add(answers(one, target, batch), shaken, target, batch)
+        found.append(tally)
+    assert found[0].to_dict() == pytest.approx(found[1].to_dict())
+    without = Tally()
+    without.add(answers(one, target), other, target)
+    assert without.kl != pytest.approx(found[0].kl)
+    assert without.loss != pytest.approx(found[0].loss)

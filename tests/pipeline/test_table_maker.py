@@ -2,46 +2,21 @@ import pytest
 import torch
 from torch import nn
 
+import footing
 import networks
 import stopwatch
-from shoal.batches import Batch
-from shoal.blocks import dissect
+from footing import batches, maker, network
+from shoal.errors import NonFiniteError
 from shoal.measure import kl_per_sample, log_probabilities
-from shoal.pipeline import table_maker as room
-from shoal.pipeline.table_maker import TableMaker
-from shoal.replace import build
+from shoal.pipeline.table_maker import timed_modules, wanted_of
+from shoal.replace import KINDS, build, line_of, spans_of
 from shoal.surgery import remove_blocks
-
-
-def batches(*shape, count=2, first=0):
-    return [
-        Batch((torch.randn(*shape, generator=torch.Generator().manual_seed(seed)),))
-        for seed in range(first, first + count)
-    ]
-
-
-def network(n=2):
-    torch.manual_seed(0)
-    return networks.randomised(networks.CifarResNet(n, widths=(4, 8, 16)))
-
-
-def maker(model=None, shape=(12, 3, 8, 8), **more):
-    data = batches(*shape)
-    anatomy = dissect(model if model is not None else network(), data[0].take(2))
-    return TableMaker(anatomy, data, batches(*shape, first=9), data[0], **more)
-
-
-@pytest.fixture(autouse=True)
-def _fake_clock(monkeypatch):
-    stopwatch.install(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def made():
-    with pytest.MonkeyPatch.context() as patch:
-        stopwatch.install(patch)
-        one = maker()
-        return one, one.make()
+    one = maker()
+    return one, one.make()
 
 
 def kl(original, other, judged):
@@ -54,7 +29,7 @@ def kl(original, other, judged):
 def test_keeping_everything_costs_what_the_whole_costs(made):
     _, tables = made
     keeps = [one for one in tables.edges if one.action == "keep"]
-    assert [(one.start, one.stop) for one in keeps] == [(i, i + 1) for i in range(6)]
+    assert [(one.start, one.stop, one.depth) for one in keeps] == [(i, i + 1, 1) for i in range(6)]
     assert {one.damage for one in keeps} == {0.0}
     for name in ("latency_ms", "macs", "params"):
         total = sum(getattr(one, name) for one in keeps) + getattr(tables.fixed, name)
@@ -71,6 +46,7 @@ def test_damage_of_a_removal_is_that_of_the_network_cut_for_good(made):
         cut = remove_blocks(network(), one.fit_on[0].take(2), [tables.line.paths[edge.start]])
         assert edge.damage == pytest.approx(kl(network(), cut, one.judge_on), rel=1e-5)
         assert edge.damage > 0
+        assert edge.depth == 0
 
 
 def test_damage_of_a_stand_in_is_that_of_the_network_with_it_in_place(made):
@@ -78,7 +54,7 @@ def test_damage_of_a_stand_in_is_that_of_the_network_with_it_in_place(made):
     assert tables.fitted
     for index, fitted in list(tables.fitted.items())[::4]:
         edge, model = tables.edges[index], network()
-        assert (edge.action, edge.kind, edge.depth) == ("replace", fitted.kind, 1)
+        assert (edge.action, edge.kind, edge.depth) == ("replace", fitted.kind, int(fitted.kind != "identity"))
         assert (edge.start, edge.stop) == (fitted.span.start, fitted.span.stop)
         model.set_submodule(fitted.span.paths[0], fitted.module)
         for path in fitted.span.paths[1:]:
@@ -95,34 +71,53 @@ def test_worths_are_those_of_the_removals_with_an_interval(made):
         assert worth.n == 24
 
 
-def test_stand_ins_are_cheaper_than_their_span(made):
+def test_stand_ins_are_cheaper_than_their_span_in_something(made):
     _, tables = made
-    keeps = {edge.start: edge.latency_ms for edge in tables.edges if edge.action == "keep"}
+    keeps = {edge.start: edge for edge in tables.edges if edge.action == "keep"}
     spans = {(edge.start, edge.stop) for index, edge in enumerate(tables.edges) if index in tables.fitted}
     assert (0, 1) in spans
     for index in tables.fitted:
         edge = tables.edges[index]
-        assert edge.latency_ms < sum(keeps[number] for number in range(edge.start, edge.stop))
+        assert any(
+            getattr(edge, name) < sum(getattr(keeps[number], name) for number in range(edge.start, edge.stop))
+            for name in ("latency_ms", "macs", "params")
+        )
 
 
-def test_a_stand_in_that_costs_no_less_is_dropped(monkeypatch):
-    def slow_pointwise(models, batch, **_):
-        slow = {name for name, one in models.items() if isinstance(one, nn.Sequential) and one[0].kernel_size == (1, 1)}
-        return {
-            name: stopwatch.taking(1e6 if name in slow else stopwatch.milliseconds(one, batch))
-            for name, one in models.items()
-        }
+class Slow(stopwatch.FakeClock):
+    """Linear maps take an age."""
 
-    monkeypatch.setattr(room, "latency", slow_pointwise)
-    tables = maker(longest=2).make()
-    assert {one.kind for one in tables.fitted.values()} == {"conv3"}
-    assert {one.kind for one in tables.edges if one.action == "replace"} == {"conv3"}
+    def modules(self, group, shape):
+        slow = {key for key, one in group.items() if isinstance(one, nn.Sequential) and _pointwise(one[0])}
+        return {key: 1e6 if key in slow else ms for key, ms in super().modules(group, shape).items()}
+
+
+def _pointwise(layer):
+    return isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+
+
+def test_a_stand_in_that_costs_no_less_in_anything_is_not_fitted():
+    torch.manual_seed(0)
+    model = networks.randomised(networks.PreactNet(4, 2))
+    tables = maker(model, (12, 1, 8, 8), kinds=("conv5", "conv3"), longest=1).make()
+    assert {one.kind for one in tables.fitted.values()} == {"conv3"}  # 25 weights a channel pair against 18
+
+
+def test_of_the_stand_ins_for_a_span_a_slow_one_stays_only_if_it_fits_better():
+    slow = maker(longest=1, kinds=("linear", "conv3"), clock=Slow(batches(12, 3, 8, 8)[0])).make()
+    both = maker(longest=1, kinds=("linear", "conv3")).make()
+    assert {one.kind for one in both.fitted.values()} == {"linear", "conv3"}
+    by_span = {(one.span.name, one.kind): one for one in both.fitted.values()}
+    for one in slow.fitted.values():
+        if one.kind == "linear":  # in the table though slow
+            assert one.r2_held_out >= by_span[one.span.name, "conv3"].r2_held_out
+    assert sum(one.kind == "linear" for one in slow.fitted.values()) < 6
 
 
 def test_no_span_is_longer_than_asked():
-    tables = maker(longest=2, kinds=("conv1",)).make()
+    tables = maker(longest=2, kinds=("linear",)).make()
     assert {one.stop - one.start for one in tables.edges} == {1, 2}
-    assert {one.kind for one in tables.fitted.values()} == {"conv1"}
+    assert {one.kind for one in tables.fitted.values()} == {"linear"}
 
 
 def test_excluded_blocks_are_never_touched():
@@ -138,72 +133,50 @@ def test_excluded_blocks_are_never_touched():
     assert len(tables.worths) == 6
 
 
-def test_alike_modules_are_timed_once_and_unlike_ones_never_together(monkeypatch):
-    timed = []
-
-    def counting(models, batch, **_):
-        timed.extend((name, one) for name, one in models.items())
-        return stopwatch.latency(models, batch)
-
-    monkeypatch.setattr(room, "latency", counting)
-    one = maker(network(3), longest=1, kinds=("conv1",))
-    one.make()
-    blocks = [module for _, module in timed if isinstance(module, networks.CifarBlock)]
-    assert len(blocks) == 5  # layer1; the first of layer2 and layer3, and the others there
-
-
-class Tails(nn.Module):
-    """Two remainders without parameters on the same shape: a ReLU, and a shortcut that halves the image."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.layers = nn.Sequential(networks.CifarBlock(4, 4, 1), networks.CifarBlock(4, 8, 2))
-
-    def forward(self, x):
-        return self.layers(self.stem(x)).mean(dim=(2, 3))
-
-
-def test_what_is_left_of_unlike_blocks_has_a_price_each(monkeypatch):
-    timed = []
-
-    def recording(models, batch, **_):
-        timed.extend(one for one in models.values() if type(one).__name__ == "Remainder")
-        return stopwatch.latency(models, batch)
-
-    monkeypatch.setattr(room, "latency", recording)
-    torch.manual_seed(0)
-    one = maker(networks.randomised(Tails()), longest=1, kinds=("conv1",))
-    kept = [left for left in one.anatomy.remainders.values() if type(left).__name__ == "Remainder"]
-    one.make()
-    shapes = {one.anatomy.chain[path].in_shape for path in one.anatomy.remainders}
-    assert shapes == {(4, 8, 8)}
-    assert set(map(id, timed)) >= {id(left) for left in kept}
-
-
-def test_what_is_known_is_not_measured_again(made):
-    one, _ = made
-    again = maker(damages=dict(one.damages), intervals=dict(one.intervals))
-    again.damages["remove layer1.0"] = 7.0
-    stages = []
-    again.progress = lambda stage, done, total: stages.append((stage, total))
-    [edge] = [edge for edge in again.make().edges if edge.action == "remove" and edge.start == 0]
-    assert edge.damage == 7.0
-    assert not any(stage.startswith("damage") and total for stage, total in stages)
-
-
 def test_tokens_get_linear_maps():
     torch.manual_seed(0)
-    tables = maker(networks.NumberedNet(8).eval(), shape=(12, 5, 4)).make()
-    assert {one.kind for one in tables.fitted.values()} == {"conv1"}
+    tables = maker(networks.NumberedNet(8).eval(), shape=(12, 5, 4), kinds=("linear", "conv3")).make()
+    assert {one.kind for one in tables.fitted.values()} == {"linear"}
     assert len(tables.fitted) == 6
+
+
+def test_an_identity_costs_nothing_and_has_no_depth():
+    tables = maker(footing.plain(), kinds=("identity",)).make()
+    edges = [tables.edges[index] for index in tables.fitted]
+    assert edges
+    assert {(one.latency_ms, one.macs, one.params, one.depth) for one in edges} == {(0.0, 0.0, 0.0, 0)}
+
+
+def test_pooling_has_no_depth_and_no_stand_in_of_its_own():
+    tables = maker(footing.plain(), kinds=("linear", "conv3")).make()
+    keeps = [edge for edge in tables.edges if edge.action == "keep"]
+    assert [edge.depth for edge in keeps] == [1, 1, 0, 1, 1, 0, 1, 1]
+    assert not [edge for edge in tables.edges if edge.action == "remove"]
+    assert (2, 3) not in {(edge.start, edge.stop) for edge in tables.edges if edge.action == "replace"}
+    assert tables.worths == []
 
 
 def test_too_little_data_is_noted():
     torch.manual_seed(0)
     model = networks.randomised(networks.CifarResNet(2, widths=(8, 16, 32)))
-    tables = maker(model, shape=(2, 3, 8, 8)).make()
+    tables = maker(model, shape=(2, 3, 8, 8), kinds=("conv3",)).make()
     assert any("fitted on too little data" in note for note in tables.notes)
+
+
+def test_a_damage_of_the_users_own_is_taken():
+    def each(original, output, batch):
+        return torch.full((batch.size,), 3.0)
+
+    tables = maker(damage=each, longest=1, kinds=("linear",)).make()
+    assert {edge.damage for edge in tables.edges if edge.action != "keep"} == {3.0}
+
+
+def test_nan_in_the_outputs_is_refused():
+    model = network()
+    with torch.no_grad():
+        model.linear.bias[0] = float("nan")
+    with pytest.raises(NonFiniteError, match="NaN or Inf"):
+        maker(model, longest=1, kinds=("linear",)).make()
 
 
 def test_the_network_stays_as_it_was(made):
@@ -216,3 +189,21 @@ def test_a_fitted_stand_in_can_be_built_again(made):
     _, tables = made
     for fitted in tables.fitted.values():
         build(fitted.stand_in, torch.zeros(1)).load_state_dict(fitted.module.state_dict())
+
+
+def test_maps_too_wide_to_be_fitted_are_not_wanted(monkeypatch):
+    one = maker()
+    spans = spans_of(one.anatomy, line_of(one.anatomy), 1)
+    assert {item.kind for item in wanted_of(spans, ("linear", "conv3"))} == {"linear", "conv3"}
+    monkeypatch.setattr("shoal.pipeline.table_maker.MOST_UNKNOWNS", 30)
+    assert {item.kind for item in wanted_of(spans[2:], ("linear", "conv3"))} == {"linear"}
+
+
+def test_everything_that_a_plan_could_need_the_time_of_is_named():
+    one = maker()
+    line = line_of(one.anatomy)
+    named = timed_modules(one.anatomy, line, tuple(KINDS), 2)
+    assert set(line.paths) < set(named)
+    assert "conv3 layer1.0..layer1.1" in named
+    assert "linear layer1.0..layer2.0" not in {name for name in named if name.count("layer") > 2}
+    assert named["layer2.0"].shape == (4, 8, 8)

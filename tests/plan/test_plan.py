@@ -12,6 +12,7 @@ from shoal.plan import (
     Plan,
     Remove,
     Signature,
+    StandIn,
     check_signature,
     differences,
     parse_plan,
@@ -125,16 +126,63 @@ def test_the_room_loads_without_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+STAND_IN = {"kind": "linear", "layout": "channels_first", "in_channels": 4, "out_channels": 4, "tail": "relu"}
+FEATURES = STAND_IN | {"layout": "channels_last"}
+
+
+def replacing(stand_in):
+    action = {"kind": "replace", "paths": ["a"], "stand_in": stand_in}
+    return json.dumps({"inputs": [], "network": {"state": {}, "chain": []}, "actions": [action]})
+
+
+@pytest.mark.parametrize(
+    "stand_in",
+    [
+        STAND_IN,
+        STAND_IN | {"kind": "conv", "kernel": 3, "dilation": 2, "stride": 2, "out_channels": 8},
+        STAND_IN | {"kind": "conv", "kernel": 3, "shortcut": True},
+        STAND_IN | {"kind": "lowrank", "kernel": 3, "rank": 2, "shortcut": True},
+        STAND_IN | {"kind": "scale"},
+        FEATURES | {"kind": "identity"},
+        FEATURES | {"out_channels": 7},
+        *(STAND_IN | {"tail": tail} for tail in ("identity", "silu", "gelu", "gelu_tanh", "hardswish")),
+    ],
+)
+def test_a_stand_in_survives_json(stand_in):
+    [action] = parse_plan(replacing(stand_in), "plan.json").replaced
+    assert {key: getattr(action.stand_in, key) for key in stand_in} == stand_in
+    assert StandIn.model_validate_json(action.stand_in.model_dump_json()) == action.stand_in
+
+
+@pytest.mark.parametrize(
+    ("stand_in", "said"),
+    [
+        (STAND_IN | {"kind": "identity", "out_channels": 5}, "a stand-in 'identity' keeps the shape"),
+        (STAND_IN | {"kind": "scale", "stride": 2}, "a stand-in 'scale' keeps the shape"),
+        (STAND_IN | {"kind": "lowrank", "rank": 1, "out_channels": 5}, "a stand-in 'lowrank' keeps the shape"),
+        (STAND_IN | {"shortcut": True, "stride": 2}, "a stand-in 'linear' keeps the shape"),
+        (STAND_IN | {"kind": "identity", "shortcut": True}, "an identity beside a shortcut would be the input twice"),
+        (STAND_IN | {"kind": "lowrank"}, "a rank belongs to 'lowrank'"),
+        (STAND_IN | {"rank": 2}, "a rank belongs to 'lowrank'"),
+        (STAND_IN | {"kind": "lowrank", "rank": 0}, "rank: Input should be greater than or equal to 1"),
+        (STAND_IN | {"kernel": 3}, "kernel 3 for 'linear', expected an odd one, 1 but for convolutions"),
+        (STAND_IN | {"kind": "conv", "kernel": 2}, "kernel 2 for 'conv', expected an odd one"),
+        (STAND_IN | {"kind": "conv", "kernel": 3, "dilation": 0}, "dilation: Input should be greater"),
+        (STAND_IN | {"kind": "dense"}, r"stand_in\.kind: Input should be 'identity', 'scale'"),
+        (STAND_IN | {"tail": "tanh"}, r"stand_in\.tail: Input should be 'identity', 'relu'"),
+        (FEATURES | {"kind": "conv", "kernel": 3}, "channels_last has no neighbours"),
+        (FEATURES | {"kind": "lowrank", "kernel": 3, "rank": 2}, "channels_last has no neighbours"),
+        (FEATURES | {"stride": 2}, "channels_last has no neighbours"),
+    ],
+)
+def test_a_stand_in_that_does_not_fit_together_is_refused(stand_in, said):
+    with pytest.raises(PlanError, match=said):
+        parse_plan(replacing(stand_in), "plan.json")
+
+
 @pytest.mark.parametrize("others", [["b"], ["c", "d"]])
 def test_a_block_has_one_fate(others):
-    stand_in = {
-        "layout": "channels_first",
-        "in_channels": 4,
-        "out_channels": 4,
-        "kernel": 3,
-        "stride": 1,
-        "tail": "relu",
-    }
+    stand_in = STAND_IN | {"kind": "conv", "kernel": 3}
     first = {"kind": "replace", "paths": ["a", "b", "c"], "stand_in": stand_in}
     second = (
         {"kind": "remove", "path": others[0]}

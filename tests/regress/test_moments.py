@@ -110,3 +110,18 @@ def test_other_widths_are_not_merged():
         Moments(3, 2).merged(Moments(3, 2, joint=False))
     with pytest.raises(DataError, match="at least one of each"):
         Moments(0, 2)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("columns", [slice(0, 1), slice(1, 3), slice(0, 4)])
+def test_a_part_is_what_its_outputs_alone_would_give(joint, columns):
+    x, y = rows(0, 40, 3, 5), rows(1, 40, 4, -2)
+    whole = moments_of(x, y, joint=joint)
+    part, alone = whole.part(columns), moments_of(x, y[:, columns], joint=False)
+    assert (part.inputs, part.outputs, part.n) == (3, columns.stop - columns.start, 40)
+    for name in ("mean_x", "mean_y", "xx", "xy", "spread"):
+        torch.testing.assert_close(getattr(part, name), getattr(alone, name), rtol=1e-10, atol=1e-10, msg=name)
+    weight, bias = rows(2, part.outputs, 3), rows(3, 1, part.outputs)[0]
+    torch.testing.assert_close(part.error(weight, bias), alone.error(weight, bias))
+    assert part.xx.data_ptr() == whole.xx.data_ptr()
+    assert part is whole if columns == slice(0, 4) else not part.joint

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from given import VGG, mlp, randn, spans
 from torch import nn
 
 import networks
@@ -10,14 +11,10 @@ from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.errors import DataError, NonFiniteError, UsageError
 from shoal.regress import fit
-from shoal.replace import Wanted, fit_all, line_of, spans_of
+from shoal.replace import Wanted, fit_all, in_portions
 from shoal.replace.fitting import SpanSums, SumsKey
 from shoal.replace.neighbourhoods import patches, picked, positions_of
 from shoal.replace.recording import recording
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 class Convolution(nn.Module):
@@ -81,10 +78,6 @@ def made(build, seed=0):
     return build().double().eval()
 
 
-def spans(anatomy, longest=3):
-    return {(one.start, one.stop): one for one in spans_of(anatomy, line_of(anatomy), longest)}
-
-
 def data(count=3, size=8, side=7, dtype=torch.float64):
     return [Batch((randn(size, 3, side, side, seed=seed, dtype=dtype),)) for seed in range(count)]
 
@@ -93,7 +86,7 @@ def data(count=3, size=8, side=7, dtype=torch.float64):
 def test_a_convolution_is_recovered(outputs, kernel, stride):
     model = made(lambda: Stack(Convolution(3, outputs, kernel, stride)))
     anatomy = dissect(model, Batch((randn(2, 3, 7, 7),)))
-    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 1], f"conv{kernel}")])
+    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 1], f"conv{kernel}" if kernel > 1 else "linear")])
     weight, bias = model.blocks[0].whole()
     torch.testing.assert_close(found.module[0].weight, weight, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.module[0].bias, bias, rtol=0, atol=1e-6)
@@ -107,7 +100,7 @@ def test_two_pointwise_convolutions_are_one():
     blocks = lambda: Stack(Convolution(3, 3, 1, tail=None), Convolution(3, 6, 1, 2, tail=None))
     model = made(blocks)
     anatomy = dissect(model, Batch((randn(2, 3, 7, 7),)))
-    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 2], "conv1")])
+    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 2], "linear")])
     x = F.relu(model.stem(randn(4, 3, 7, 7, seed=9)))
     torch.testing.assert_close(found.module(x), model.blocks(x), rtol=0, atol=1e-6)
 
@@ -117,7 +110,7 @@ def test_linear_maps_on_features_and_tokens_are_recovered(shape):
     model = made(Features)
     batches = [Batch((randn(*shape, seed=seed),)) for seed in range(3)]
     anatomy = dissect(model, batches[0].take(2))
-    [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[0, 2], "conv1")])
+    [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[0, 2], "linear")])
     assert isinstance(found.module[0], nn.Linear)
     first, second = (torch.eye(4, dtype=torch.float64) + block.fc.weight.detach() for block in model.blocks)
     bias = second @ model.blocks[0].fc.bias.detach() + model.blocks[1].fc.bias.detach()
@@ -138,13 +131,13 @@ def test_ridge_zero_is_least_squares():
     batches = data(side=8)
     anatomy = dissect(model, batches[0].take(2))
     span = spans(anatomy)[1, 3]
-    sums = SpanSums(SumsKey(span.paths[0], 2, 3), [Wanted(span, "conv3")], 24, 0)
+    sums = SpanSums(SumsKey(span.paths[0], 2, 3), [Wanted(span, "conv3")], 24)
     rows, outputs = [], []
     grid = positions_of((4, 4), 99, torch.Generator())
     with torch.no_grad(), recording(anatomy, [span.paths[0], span.paths[-1]]) as seen:
         for batch in batches:
             model(*batch.args)
-            sums.add(seen.inputs, seen.sums)
+            sums.add(seen.inputs[span.paths[0]], [seen.sums[span.end]])
             held = round(0.2 * batch.size)
             rows.append(patches(seen.inputs[span.paths[0]][held:], grid, kernel=3, stride=2))
             outputs.append(picked(seen.sums[span.paths[-1]][held:], grid))
@@ -161,7 +154,7 @@ def test_many_ends_give_what_each_gives_alone():
     model = network()
     batches = data(side=8)
     anatomy = dissect(model, batches[0].take(2))
-    wanted = [Wanted(span, kind) for span in spans(anatomy).values() for kind in ("conv3", "conv1")]
+    wanted = [Wanted(span, kind) for span in spans(anatomy).values() for kind in ("conv3", "linear")]
     together = fit_all(anatomy, batches, wanted)
     assert {(one.span, one.kind) for one in together} == {(one.span, one.kind) for one in wanted}
     assert len({one.span.paths[0] for one in together}) == 6
@@ -175,7 +168,7 @@ def test_the_same_seed_gives_the_same_fit_and_another_seed_another():
     model = network()
     batches = data(count=40, side=8)  # so many that positions are drawn
     anatomy = dissect(model, batches[0].take(2))
-    wanted = [Wanted(spans(anatomy)[0, 1], "conv1")]
+    wanted = [Wanted(spans(anatomy)[0, 1], "linear")]
     [one], [same], [other] = (fit_all(anatomy, batches, wanted, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(one.module[0].weight, same.module[0].weight)
     assert not torch.equal(one.module[0].weight, other.module[0].weight)
@@ -195,66 +188,6 @@ def test_the_teacher_is_left_as_it_was():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
     assert torch.equal(random, torch.get_rng_state())
     assert torch.equal(given, batches[0].args[0])
-
-
-class Halved(nn.Module):
-    """x plus a map of rank two."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.down, self.up = nn.Conv2d(width, 2, 3, padding=1), nn.Conv2d(2, width, 1)
-
-    def forward(self, x):
-        return F.relu(x + self.up(self.down(x)))
-
-
-def test_low_rank_meets_a_residual_of_that_rank():
-    model = made(lambda: Stack(Halved(5), width=5))
-    anatomy = dissect(model, Batch((randn(2, 3, 7, 7),)))
-    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 1], "lowrank3", 2)])
-    assert found.stand_in.rank == 2
-    x = F.relu(model.stem(randn(4, 3, 7, 7, seed=9)))
-    torch.testing.assert_close(found.module(x), model.blocks(x), rtol=0, atol=1e-6)
-    assert found.r2_held_out == pytest.approx(1, abs=1e-9)
-
-
-def test_low_rank_is_the_best_of_its_rank_and_says_its_own_r2():
-    model = made(lambda: Stack(Convolution(5, 5, 1), width=5))
-    anatomy = dissect(model, Batch((randn(2, 3, 7, 7),)))
-    span = spans(anatomy)[0, 1]
-    [one], [five] = (fit_all(anatomy, data(), [Wanted(span, "lowrank1", rank)]) for rank in (1, 5))
-    assert five.r2_fit == pytest.approx(1, abs=1e-9)
-    assert one.r2_fit < 0.999
-    # The best approximation of the outputs W x is that of W C^(1/2) (Eckart and Young), C the covariance of x.
-    sums = SpanSums(SumsKey(span.paths[0], 1, 1), [Wanted(span, "conv1")], 24, 0)
-    with torch.no_grad(), recording(anatomy, [span.paths[0]]) as seen:
-        for batch in data():
-            model(*batch.args)
-            sums.add(seen.inputs, seen.sums)
-    covariance = sums.train.xx / sums.train.n
-    values, vectors = torch.linalg.eigh(covariance)
-    root = vectors @ (values.clamp(min=0).sqrt()[:, None] * vectors.T)
-    weight = model.blocks[0].branch.weight.detach()[:, :, 0, 0]
-    lost = torch.linalg.svdvals(weight @ root)[1:].square().sum() * sums.train.n
-    assert one.r2_fit == pytest.approx(1 - float(lost / sums.train.spread.sum()), abs=1e-6)
-    down, up = (part.weight.flatten(1).detach() for part in one.module.branch)
-    left = weight - up @ down
-    assert float((left @ root).square().sum() * sums.train.n) == pytest.approx(float(lost), rel=1e-4)
-
-
-@pytest.mark.parametrize("rank", [None, 0, 7])
-def test_a_rank_that_does_not_fit_is_refused(rank):
-    model = network()
-    anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
-    with pytest.raises(UsageError, match=f"lowrank1 of rank {rank}, expected 1 to 3"):
-        fit_all(anatomy, data(side=8), [Wanted(spans(anatomy)[0, 1], "lowrank1", rank)])
-
-
-def test_low_rank_needs_a_shortcut():
-    model = network()
-    anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
-    with pytest.raises(UsageError, match=r"the span at 'layer1\.1', which changes the shape"):
-        fit_all(anatomy, data(side=8), [Wanted(spans(anatomy)[1, 3], "lowrank1", 2)])
 
 
 def test_nan_in_the_activations_is_named():
@@ -279,7 +212,7 @@ def test_constant_channels_do_no_harm():
         model.stem.weight[1] = 0
         model.stem.bias[1] = 0.5
     anatomy = dissect(model, Batch((randn(2, 3, 7, 7),)))
-    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 1], "conv1")])
+    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 1], "linear")])
     assert torch.isfinite(found.module[0].weight).all()
     [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 1], "conv3")])
     x = F.relu(model.stem(randn(4, 3, 7, 7, seed=9)))
@@ -313,5 +246,72 @@ def test_ticks_count_the_batches():
     model = network()
     anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
     seen = []
-    fit_all(anatomy, data(side=8), [Wanted(spans(anatomy)[1, 2], "conv1")], tick=lambda *one: seen.append(one))
+    fit_all(anatomy, data(side=8), [Wanted(spans(anatomy)[1, 2], "linear")], tick=lambda *one: seen.append(one))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_name_that_is_no_kind_is_refused():
+    anatomy = dissect(network(), Batch((randn(2, 3, 8, 8),)))
+    with pytest.raises(UsageError, match=r"no stand-in is called 'conv9'\n.*There are identity, scale, linear"):
+        Wanted(spans(anatomy)[0, 1], "conv9")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_plain_chains_in_any_precision(dtype):
+    """The sums are float64: a map of small integers that a half can hold is recovered to the bit."""
+    torch.manual_seed(0)
+    chain = nn.Sequential(nn.Linear(4, 4), nn.ReLU(True), nn.Linear(4, 4), nn.SiLU(True), nn.Dropout(), nn.Linear(4, 2))
+    with torch.no_grad():
+        for layer in (chain[0], chain[2]):
+            layer.weight.copy_(torch.randint(-2, 3, (4, 4)))
+            layer.bias.copy_(torch.randint(-2, 3, (4,)))
+    batches = [Batch((torch.randint(-3, 4, (30, 4)).to(dtype),)) for _ in range(3)]
+    anatomy = dissect(chain.to(dtype).eval(), batches[0].take(2))
+    [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[1, 2], "linear")])
+    assert {one.dtype for one in found.module.parameters()} == {dtype}
+    torch.testing.assert_close(found.module[0].weight, chain[2].weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.module[0].bias, chain[2].bias, rtol=0, atol=1e-6)
+
+
+def test_a_singular_gram_matrix_does_no_harm():
+    """Behind a stem of rank two the other directions are never seen: there the shortcut stands."""
+    model = made(lambda: Features(width=5, depth=1))
+    with torch.no_grad():
+        model.embed.weight.copy_(randn(5, 2) @ randn(2, 4, seed=1))
+    batches = [Batch((randn(40, 4, seed=seed),)) for seed in range(3)]
+    anatomy = dissect(model, batches[0].take(2))
+    [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[0, 1], "linear")])
+    x = model.embed(randn(9, 4, seed=9))
+    torch.testing.assert_close(found.module(x), model.blocks(x), rtol=0, atol=1e-6)
+    seen = torch.linalg.svd(model.embed.weight.detach()).U[:, 2:]
+    torch.testing.assert_close(found.module[0].weight.detach() @ seen, seen, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [lambda: VGG(norm=True), lambda: mlp(norm=True)])
+def test_plain_networks_are_left_as_they_were(build):
+    model = made(build).train()
+    shape = (3, 8, 8) if isinstance(model, VGG) else (4,)
+    batches = [Batch((randn(10, *shape, seed=seed),)) for seed in range(2)]
+    anatomy = dissect(model, batches[0].take(2))
+    before = copy.deepcopy(model.state_dict())
+    found = fit_all(anatomy, batches, [Wanted(span, "linear") for span in spans(anatomy).values()])
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    again = fit_all(anatomy, batches, [Wanted(span, "linear") for span in spans(anatomy).values()])
+    for one, other in zip(found, again, strict=True):
+        torch.testing.assert_close(one.module.state_dict(), other.module.state_dict(), rtol=0, atol=0)
+
+
+def test_portions_hold_whole_groups_and_everything_once():
+    anatomy = dissect(network(), Batch((randn(2, 3, 8, 8),)))
+    wanted = [Wanted(span, kind) for span in spans(anatomy).values() for kind in ("conv5", "linear", "conv3")]
+    assert len(in_portions(wanted)) == 1
+    portions = in_portions(wanted, 32 * 75**2 + 32 * 27**2)
+    assert len(portions) > 3
+    assert sorted(one.name for part in portions for one in part) == sorted(one.name for one in wanted)
+    homes = {}
+    for number, part in enumerate(portions):
+        for one in part:
+            assert homes.setdefault(one.key, number) == number
+    assert in_portions([]) == []

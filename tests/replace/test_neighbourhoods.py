@@ -22,6 +22,17 @@ def test_patches_times_the_weight_are_the_convolution(kernel, stride, side):
     torch.testing.assert_close(rows @ weight.flatten(1).T, picked(y, positions), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dilation", [2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_dilated_patches_are_those_of_a_dilated_convolution(dilation, stride):
+    x = torch.randn(3, 4, 9, 8, dtype=torch.float64, generator=generator())
+    weight = torch.randn(5, 4, 3, 3, dtype=torch.float64, generator=generator(1))
+    y = F.conv2d(x, weight, stride=stride, padding=dilation, dilation=dilation)
+    positions = positions_of(y.shape[2:], 99, generator(2))
+    rows = patches(x, positions, kernel=3, stride=stride, dilation=dilation)
+    torch.testing.assert_close(rows @ weight.flatten(1).T, picked(y, positions), rtol=0, atol=1e-12)
+
+
 def test_positions_are_distinct_and_lie_in_the_grid():
     found = positions_of((3, 5), 9, generator())
     assert found.shape == (9, 2)

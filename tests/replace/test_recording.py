@@ -1,6 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from given import VGG, dissected, mlp
+from given import randn as doubles
 from torch import nn
 
 import networks
@@ -82,3 +84,35 @@ def test_nothing_stays_behind_also_after_an_error():
     model(randn(2, 1, 8, 8, seed=1))
     assert seen.sums["blocks.0"] is kept
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
+
+
+def test_layers_of_a_plain_network_before_their_activation():
+    """Also where it works in place, and what the layer returned is gone when the next one runs."""
+    anatomy = dissected(lambda: VGG(norm=True), 3, 8, 8)
+    model, x = anatomy.model, doubles(3, 3, 8, 8, seed=1)
+    paths = ["features.3", "features.6", "classifier.0", "classifier.6"]
+    with torch.no_grad(), recording(anatomy, paths) as seen:
+        logits = model(x)
+        entering = model.features[:3](x)
+        sums = model.features[4](model.features[3](entering))
+        flat = model.avgpool(model.features(x)).flatten(1)
+    assert set(seen.inputs) == set(seen.sums) == set(paths)
+    assert torch.equal(seen.inputs["features.3"], entering)
+    assert torch.equal(seen.sums["features.3"], sums)
+    assert torch.equal(seen.inputs["features.6"], sums.relu())
+    assert torch.equal(seen.sums["features.6"], nn.functional.max_pool2d(sums.relu(), 2))
+    assert torch.equal(seen.inputs["classifier.0"], flat)
+    assert torch.equal(seen.sums["classifier.0"], model.classifier[0](flat))
+    assert torch.equal(seen.sums["classifier.6"], logits)
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh])
+def test_layers_of_a_perceptron(act):
+    anatomy = dissected(lambda: mlp(act=act), 4)
+    x = doubles(5, 4, seed=1)
+    with torch.no_grad(), recording(anatomy, ["0", "2"]) as seen:
+        anatomy.model(x)
+        assert torch.equal(seen.sums["0"], anatomy.model[0](x))
+        assert torch.equal(seen.inputs["2"], anatomy.model[:2](x))
+        assert torch.equal(seen.sums["2"], anatomy.model[:3](x))

@@ -2,15 +2,15 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
+from given import VGG, made, mlp, spans
 from torch import nn
 
 import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect
-from shoal.errors import ModelRaisedError, NonFiniteError
+from shoal.errors import DataError, ModelRaisedError, NonFiniteError
 from shoal.plan import Replace
-from shoal.replace import Wanted, fit_all, line_of, recalibrate_, recording, refit_, spans_of
+from shoal.replace import Wanted, fit_all, line_of, recording, refit_
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
 
@@ -28,9 +28,8 @@ def teacher(batches):
     return dissect(networks.randomised(networks.CifarResNet(2, widths=(4, 8, 16))), batches[0].take(2))
 
 
-def fitted(anatomy, batches, start, stop, kind="conv3", rank=None):
-    [span] = [one for one in spans_of(anatomy, line_of(anatomy), 6) if (one.start, one.stop) == (start, stop)]
-    return fit_all(anatomy, batches, [Wanted(span, kind, rank)])[0]
+def fitted(anatomy, batches, start, stop, kind="conv3"):
+    return fit_all(anatomy, batches, [Wanted(spans(anatomy)[start, stop], kind)])[0]
 
 
 def student(anatomy, batches, one, removed=()):
@@ -46,11 +45,12 @@ def error(anatomy, model, one, batches):
     module, total = model.get_submodule(one.span.paths[0]), 0.0
     caught = []
     handle = module.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-    with torch.no_grad(), recording(anatomy, [one.span.paths[-1]]) as seen:
+    with torch.no_grad(), recording(anatomy, [one.span.end]) as seen:
         for batch in batches:
             anatomy.model(*batch.args)
             model(*batch.args)
-            total += float((module[0](caught[-1]) - seen.sums[one.span.paths[-1]]).square().mean())
+            made = caught[-1] + module.branch(caught[-1]) if one.stand_in.shortcut else module[0](caught[-1])
+            total += float((made - seen.sums[one.span.end]).square().mean())
     handle.remove()
     return total
 
@@ -62,7 +62,7 @@ def test_a_refit_makes_good_what_an_upstream_removal_did(place):
     one = fitted(anatomy, batches, *place)
     model = student(anatomy, batches, one, ["layer1.0", "layer1.1"])
     before, others = error(anatomy, model, one, batches), copy.deepcopy(model.state_dict())
-    refit_(anatomy, model, one, batches)
+    refit_(anatomy, model, [one], batches, removed=["layer1.0", "layer1.1"], kept=False)
     assert error(anatomy, model, one, batches) < 0.9 * before
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, others[name])}
     assert changed == {f"{one.span.paths[0]}.0.weight", f"{one.span.paths[0]}.0.bias"}
@@ -73,7 +73,7 @@ def test_where_nothing_was_changed_upstream_the_fit_stands():
     anatomy = teacher(batches)
     one = fitted(anatomy, batches, 1, 3)
     model = student(anatomy, batches, one)
-    refit_(anatomy, model, one, batches)
+    refit_(anatomy, model, [one], batches)
     torch.testing.assert_close(model.layer1[1].state_dict(), one.module.state_dict(), rtol=1e-4, atol=1e-4)
 
 
@@ -81,34 +81,22 @@ def test_tokens():
     torch.manual_seed(0)
     batches = data(16, 6, 4)
     anatomy = dissect(networks.NumberedNet(8).eval(), batches[0].take(2))
-    one = fitted(anatomy, batches, 1, 3, "conv1")
+    one = fitted(anatomy, batches, 1, 3, "linear")
     model = student(anatomy, batches, one, ["block1"])
     before = error(anatomy, model, one, batches)
-    refit_(anatomy, model, one, batches)
+    refit_(anatomy, model, [one], batches, removed=["block1"], kept=False)
     assert error(anatomy, model, one, batches) < before
 
 
 def test_a_low_rank_stand_in_is_refitted_within_its_rank():
     batches = data(16, 3, 8, 8)
-    anatomy = teacher(batches)
-    one = fitted(anatomy, batches, 1, 2, "lowrank3", 2)
+    torch.manual_seed(0)
+    anatomy = dissect(networks.randomised(networks.CifarResNet(2, widths=(16, 16, 16))), batches[0].take(2))
+    one = fitted(anatomy, batches, 1, 2, "lowrank3/8")
     model = student(anatomy, batches, one, ["layer1.0"])
-
-    def error_now():
-        module, total, caught = model.layer1[1], 0.0, []
-        handle = module.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-        with torch.no_grad(), recording(anatomy, ["layer1.1"]) as seen:
-            for batch in batches:
-                anatomy.model(*batch.args)
-                model(*batch.args)
-                made = caught[-1] + module.branch(caught[-1])
-                total += float((made - seen.sums["layer1.1"]).square().mean())
-        handle.remove()
-        return total
-
-    before = error_now()
-    refit_(anatomy, model, one, batches)
-    assert error_now() < before
+    before = error(anatomy, model, one, batches)
+    refit_(anatomy, model, [one], batches, removed=["layer1.0"], kept=False)
+    assert error(anatomy, model, one, batches) < before
     assert model.layer1[1].branch[0].out_channels == 2
 
 
@@ -118,7 +106,7 @@ def test_neither_teacher_nor_data_nor_modes_change():
     one = fitted(anatomy, batches, 1, 3)
     model = student(anatomy, batches, one).train()
     before, given = copy.deepcopy(anatomy.model.state_dict()), [batch.args[0].clone() for batch in batches]
-    refit_(anatomy, model, one, batches)
+    refit_(anatomy, model, [one], batches)
     torch.testing.assert_close(anatomy.model.state_dict(), before, rtol=0, atol=0)
     assert all(torch.equal(batch.args[0], image) for batch, image in zip(batches, given, strict=True))
     assert all(module.training for module in model.modules())
@@ -140,7 +128,7 @@ def test_a_network_that_changes_its_input_in_place_does_not_change_the_data():
     anatomy = dissect(networks.randomised(Normalising(2, widths=(4, 8, 16))), batches[0].cloned())
     one = fitted(anatomy, batches, 1, 3)
     model = student(anatomy, [batches[0].cloned()], one)
-    refit_(anatomy, model, one, batches)
+    refit_(anatomy, model, [one], batches)
     assert all(torch.equal(batch.args[0], image) for batch, image in zip(batches, given, strict=True))
 
 
@@ -151,47 +139,264 @@ def test_nan_is_refused():
     model = student(anatomy, batches, one)
     batches[0].args[0][:] = float("nan")
     with pytest.raises(NonFiniteError, match="NaN or Inf"):
-        refit_(anatomy, model, one, batches)
+        refit_(anatomy, model, [one], batches)
 
 
-class Normed(nn.Module):
-    def __init__(self):
+class Mapping(nn.Module):
+    """x + linear(x): whatever a block before it did, this one can do too."""
+
+    def __init__(self, width):
         super().__init__()
-        self.bn = nn.BatchNorm2d(3, momentum=0.3)
-        self.free = nn.BatchNorm2d(3, track_running_stats=False)
-        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(width, width)
 
     def forward(self, x):
-        return F.relu(self.free(self.bn(x)))
+        return x + self.fc(x)
 
 
-def test_recalibration_takes_the_statistics_of_the_data():
-    model = Normed()
-    model.bn.eval()
+class Mappings(nn.Module):
+    def __init__(self, depth=4, gap=False):
+        super().__init__()
+        self.embed, self.blocks, self.gap = nn.Linear(4, 4), nn.ModuleList(Mapping(4) for _ in range(depth)), gap
+
+    def forward(self, x):
+        x = self.embed(x)
+        for number, block in enumerate(self.blocks):
+            x = block(x if not self.gap or number != 2 else x.tanh())
+        return x
+
+
+def doubles(size=40, *shape, count=3):
+    return [Batch((batch.args[0].double(),)) for batch in data(size, *(shape or (4,)), count=count)]
+
+
+def sums(anatomy, model, path, batches):
+    """The sums of a step in the original, and in a cut network that still has it."""
+    twin = dissect(model, batches[0].take(2))
+    made = []
+    for one in (anatomy, twin):
+        with torch.no_grad(), recording(one, [path]) as seen:
+            found = []
+            for batch in batches:
+                one.model(*batch.args)
+                found.append(seen.sums[path])
+        made.append(torch.cat(found))
+    return made
+
+
+def distance(anatomy, model, path, batches):
+    one, other = sums(anatomy, model, path, batches)
+    return float((one - other).square().mean())
+
+
+def cut(anatomy, batches, *removed):
+    return remove_blocks_(dissect(copy.deepcopy(anatomy.model), batches[0].take(2)), list(removed)).eval()
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_kept_blocks_make_good_what_was_removed(gap):
+    """Behind the removal one linear block can do the work of two; also where the chain is interrupted."""
+    batches = doubles()
+    anatomy = dissect(made(lambda: Mappings(gap=gap)), batches[0].take(2))
+    gone, *rest = ["blocks.2", "blocks.3"] if gap else ["blocks.1", "blocks.2", "blocks.3"]
+    model = cut(anatomy, batches, gone)
+    plain = refit_(anatomy, copy.deepcopy(model), [], batches, removed=[gone], kept=False)
+    for path in rest:
+        before = distance(anatomy, model, path, batches)
+        assert before > 1e-2
+        assert distance(anatomy, plain, path, batches) == before
+    untouched = copy.deepcopy(model.blocks[0].state_dict())
+    assert refit_(anatomy, model, [], batches, removed=[gone]) is model
+    for path in rest:
+        assert distance(anatomy, model, path, batches) < 1e-9
+    assert all(torch.equal(value, untouched[name]) for name, value in model.blocks[0].state_dict().items())
+    fresh = doubles(30)[::-1]
+    assert distance(anatomy, model, rest[-1], fresh) < 1e-9
+
+
+def test_blocks_behind_a_gap_are_refitted_from_what_enters_them():
+    batches = doubles()
+    anatomy = dissect(made(lambda: Mappings(gap=True)), batches[0].take(2))
+    model = cut(anatomy, batches, "blocks.1")
+    before = {path: distance(anatomy, model, path, batches) for path in ("blocks.2", "blocks.3")}
+    refit_(anatomy, model, [], batches, removed=["blocks.1"])
+    for path, was in before.items():
+        assert distance(anatomy, model, path, batches) < 0.9 * was
+
+
+KEPT = {
+    "post-activation": (lambda: networks.CifarResNet(3, widths=(4, 6, 8)), (3, 8, 8), ["layer1.1"]),
+    "pre-activation": (lambda: networks.PreactNet(4, 4), (1, 6, 6), ["blocks.1"]),
+    "tokens": (lambda: networks.NumberedNet(6), (5, 4), ["block1"]),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_no_refitted_sum_is_further_from_the_original_than_before(name):
+    build, shape, removed = KEPT[name]
+    batches = doubles(40, *shape)
+    anatomy = dissect(made(build), batches[0].take(2))
+    model = cut(anatomy, batches, *removed)
+    line = line_of(anatomy).paths
+    behind = line[line.index(removed[0]) + 1 :]
+    before = {path: distance(anatomy, model, path, batches) for path in behind}
+    state = copy.deepcopy(model.state_dict())
+    refit_(anatomy, model, [], batches, removed=removed)
+    after = {path: distance(anatomy, model, path, batches) for path in behind}
+    assert all(after[path] <= before[path] for path in behind), (before, after)
+    assert after[behind[0]] < 0.95 * before[behind[0]]
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, state[key])}
+    assert changed
+    assert all(key.startswith(behind) and key.split(".")[-1] in ("weight", "bias") for key in changed)
+
+
+def test_channels_that_are_switched_off_stay_so():
+    batches = doubles(40, 3, 8, 8)
+    anatomy = dissect(made(lambda: networks.CifarResNet(2, widths=(4, 6, 8))), batches[0].take(2))
     with torch.no_grad():
-        model.bn.weight.fill_(2.0)
-    x = 3 * randn(16, 3, 5, 5) + 1
-    assert recalibrate_(model, [Batch((x,))]) is model
-    torch.testing.assert_close(model.bn.running_mean, x.mean(dim=(0, 2, 3)))
-    torch.testing.assert_close(model.bn.running_var, x.var(dim=(0, 2, 3)))
-    assert model.bn.momentum == 0.3
-    assert model.training
-    assert not model.bn.training
-    assert model.bn.weight.tolist() == [2.0] * 3
+        anatomy.model.layer2[0].bn2.weight[:2] = 0
+    model = cut(anatomy, batches, "layer1.1")
+    old = copy.deepcopy(model.layer2[0].state_dict())
+    refit_(anatomy, model, [], batches, removed=["layer1.1"])
+    fresh = model.layer2[0].state_dict()
+    for key in ("conv2.weight", "bn2.weight", "bn2.bias"):
+        assert torch.equal(fresh[key][:2], old[key][:2])
+    assert not torch.equal(fresh["conv2.weight"][2:], old["conv2.weight"][2:])
 
 
-def test_recalibration_weighs_mini_batches_alike_and_forgets_what_was():
-    model = Normed()
-    batches = data(16, 3, 5, 5)
-    expected = torch.cat([batch.args[0] for batch in batches]).mean(dim=(0, 2, 3))
-    for _ in range(2):
-        recalibrate_(model, batches)
-        torch.testing.assert_close(model.bn.running_mean, expected)
+def plain_student(anatomy, batches, one):
+    own = dissect(copy.deepcopy(anatomy.model), batches[0].take(2))
+    action = Replace(paths=list(one.span.paths), stand_in=one.stand_in)
+    return replace_spans_(own, [action], {one.span.paths[0]: copy.deepcopy(one.module)}).eval()
 
 
-def test_recalibration_gives_momentum_and_mode_back_after_an_error():
-    model = Normed()
-    with pytest.raises(ModelRaisedError):
-        recalibrate_(model, [Batch((randn(2, 7, 5, 5),))])
-    assert model.bn.momentum == 0.3
-    assert model.bn.training
+@pytest.mark.parametrize(
+    ("build", "shape", "place", "kind", "later"),
+    [
+        (lambda: VGG(norm=True), (3, 8, 8), (1, 2), "identity", ["features.7", "features.10"]),
+        (VGG, (3, 8, 8), (1, 4), "linear", ["features.7", "classifier.0", "classifier.6"]),
+        (lambda: mlp(8, 4, act=nn.SiLU, norm=True), (4,), (1, 2), "scale", ["6", "10", "14"]),
+        (lambda: mlp(8, 4, act=nn.GELU), (5, 4), (0, 2), "linear", ["5", "8", "11"]),
+    ],
+)
+def test_plain_chains(build, shape, place, kind, later):
+    batches = doubles(60, *shape)
+    anatomy = dissect(made(build), batches[0].take(2))
+    one = fitted(anatomy, batches, *place, kind)
+    model = plain_student(anatomy, batches, one)
+    later = [path for path in later if path in line_of(anatomy).paths]
+    assert later
+
+    def distances():
+        found, wanted = {}, {}
+        handles = [
+            net.get_submodule(path).register_forward_hook(
+                lambda _, args, output, path=path, kept=kept: kept.setdefault(path, []).append(output.clone())
+            )
+            for net, kept in ((anatomy.model, wanted), (model, found))
+            for path in later
+        ]
+        with torch.no_grad():
+            for batch in batches:
+                anatomy.model(*batch.args)
+                model(*batch.args)
+        for handle in handles:
+            handle.remove()
+        pairs = {path: (torch.cat(found[path]), torch.cat(wanted[path])) for path in later}
+        return {path: float((a - b).square().mean()) for path, (a, b) in pairs.items()}
+
+    before = distances()
+    refit_(anatomy, model, [one], batches)
+    after = distances()
+    last = later[-1]
+    assert after[last] < 0.9 * before[last]
+    assert not any(part._forward_pre_hooks or part._forward_hooks for part in model.modules())
+
+
+def test_the_same_seed_gives_the_same_network():
+    batches = data(40, 3, 8, 8, count=8)
+    anatomy = teacher(batches)
+    one = fitted(anatomy, batches, 1, 3, "linear")
+    models = [
+        refit_(anatomy, student(anatomy, batches, one), [one], batches, seed=seed).state_dict() for seed in (3, 3, 4)
+    ]
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+    assert any(not torch.equal(models[0][key], models[2][key]) for key in models[0])
+
+
+@pytest.mark.parametrize(("memory", "used"), [(1e9, 24), (20480, 10), (18432, 8), (1, 2)])
+def test_less_memory_means_fewer_samples(memory, used):
+    """A sample takes 2048 bytes, 4 x 8 x 8 values in both networks; one that is left over alone is of no use."""
+    batches = data(8, 3, 8, 8)
+    anatomy = teacher(batches)
+    one = fitted(anatomy, batches, 1, 3)
+    model = student(anatomy, batches, one)
+    seen = []
+    handle = model.conv1.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    refit_(anatomy, model, [one], batches, memory=memory)
+    handle.remove()
+    assert sum(seen) == used
+
+
+def test_a_ragged_mini_batch_of_one_is_left_out_and_one_image_is_refused():
+    batches = data(8, 3, 8, 8)
+    anatomy = teacher(batches)
+    one = fitted(anatomy, batches, 1, 3)
+    models = [student(anatomy, batches, one) for _ in range(2)]
+    refit_(anatomy, models[0], [one], batches)
+    refit_(anatomy, models[1], [one], [*batches, batches[0].take(1)])
+    state = models[1].state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in models[0].state_dict().items())
+    with pytest.raises(DataError, match="a regression without rows"):
+        refit_(anatomy, models[0], [one], [batches[0].take(1)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_stays_half(dtype):
+    batches = [Batch((batch.args[0].to(dtype),)) for batch in data(16, 3, 8, 8)]
+    torch.manual_seed(0)
+    model = networks.randomised(networks.CifarResNet(2, widths=(4, 8, 16))).to(dtype)
+    anatomy = dissect(model, batches[0].take(2))
+    one = fitted(anatomy, batches, 3, 4)
+    twin = student(anatomy, batches, one, ["layer1.0", "layer1.1"])
+    before = error(anatomy, twin, one, batches)
+    refit_(anatomy, twin, [one], batches, removed=["layer1.0", "layer1.1"])
+    assert error(anatomy, twin, one, batches) < before
+    assert {part.dtype for part in twin.parameters()} == {dtype}
+
+
+def test_fewer_rows_than_unknowns_stay_finite_and_no_worse_where_they_were_fitted():
+    batches = [Batch((one.args[0][:3],)) for one in doubles(8, 3, 8, 8, count=1)]
+    anatomy = dissect(made(lambda: networks.CifarResNet(2, widths=(8, 8, 8))), batches[0].take(2))
+    model = cut(anatomy, batches, "layer2.1")
+    before = distance(anatomy, model, "layer3.0", batches)
+    refit_(anatomy, model, [], batches, removed=["layer2.1"])
+    assert all(torch.isfinite(part).all() for part in model.parameters())
+    assert distance(anatomy, model, "layer3.0", batches) <= before
+
+
+def test_without_a_change_nothing_happens():
+    batches = data(8, 3, 8, 8)
+    anatomy = teacher(batches)
+    model = copy.deepcopy(anatomy.model)
+    assert refit_(anatomy, model, [], batches) is model
+    state = anatomy.model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_ticks_count_the_steps_behind_the_first_change():
+    batches = data(8, 3, 8, 8)
+    anatomy = teacher(batches)
+    one = fitted(anatomy, batches, 1, 3)
+    seen = []
+    refit_(anatomy, student(anatomy, batches, one), [one], batches, tick=lambda *now: seen.append(now))
+    assert seen == [(3, 6), (4, 6), (5, 6), (6, 6)]
+
+
+def test_an_error_of_the_network_itself_is_readable():
+    batches = data(8, 3, 8, 8)
+    anatomy = teacher(batches)
+    one = fitted(anatomy, batches, 1, 3)
+    model = student(anatomy, batches, one)
+    with pytest.raises(ModelRaisedError, match=r"input of shape \(4, 7, 8, 8\)"):
+        refit_(anatomy, model, [one], data(4, 7, 8, 8))
+    assert not any(part._forward_pre_hooks or part._forward_hooks for part in model.modules())

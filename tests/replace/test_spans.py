@@ -1,13 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from given import VGG, mlp
 from torch import nn
 
 import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.replace import line_of, spans_of
-from shoal.replace.spans import tail_module, tail_of
 
 
 def anatomy_of(model, *shape, seed=0):
@@ -33,6 +33,8 @@ def test_every_span_of_a_network_of_three_stages(cifar):
     assert all(one.paths == line.paths[one.start : one.stop] for one in spans)
     assert {one.tail for one in spans} == {"relu"}
     assert {one.layout for one in spans} == {"channels_first"}
+    assert all(one.residual and one.dilation == 1 and one.end == one.paths[-1] for one in spans)
+    assert spans[2].name == "layer1.0..layer2.0"
 
 
 def test_strides_channels_and_shapes(cifar):
@@ -171,7 +173,7 @@ def test_a_block_that_is_called_twice_is_not_in_the_line():
 def test_a_norm_behind_the_addition_is_no_tail():
     anatomy = anatomy_of(networks.PostNormNet(), 5, 8)
     assert line_of(anatomy).paths
-    assert all(tail_of(anatomy, path) is None for path in line_of(anatomy).paths)
+    assert {step.tail for step in line_of(anatomy).steps} == {None}
     assert not found(anatomy)
 
 
@@ -199,13 +201,85 @@ def test_plain_features():
     assert {(one.layout, one.in_shape, one.in_channels) for one in spans.values()} == {("channels_last", (8,), 8)}
 
 
-def test_a_network_without_blocks_has_an_empty_line():
-    anatomy = anatomy_of(networks.PlainNet(), 1, 8, 8)
-    assert line_of(anatomy).paths == line_of(anatomy).follows == ()
-    assert not found(anatomy)
+def places(anatomy):
+    return [(one.start, one.stop) for one in spans_of(anatomy, line_of(anatomy), 9)]
 
 
-def test_tail_modules():
-    x = torch.tensor([-1.0, 2.0])
-    assert tail_module("relu")(x).tolist() == [0.0, 2.0]
-    assert tail_module("identity")(x).tolist() == [-1.0, 2.0]
+@pytest.mark.parametrize("norm", [False, True])
+def test_layers_of_a_plain_network(norm):
+    """Pooling lies inside a span, but at neither end; where images become features every span ends."""
+    anatomy = anatomy_of(VGG(norm=norm), 3, 8, 8)
+    spans = {(one.start, one.stop): one for one in found(anatomy).values()}
+    assert sorted(spans) == [
+        (0, 1), (0, 2), (0, 4), (0, 5), (1, 2), (1, 4), (1, 5), (3, 4), (3, 5), (4, 5),
+        (7, 8), (7, 9), (7, 10), (8, 9), (8, 10), (9, 10),
+    ]  # fmt: skip
+    whole = spans[0, 5]
+    assert (whole.in_shape, whole.out_shape, whole.stride, whole.layout) == ((3, 8, 8), (8, 4, 4), 2, "channels_first")
+    assert len(whole.paths) == (13 if norm else 9)
+    assert (whole.paths[0], whole.end) == ("features.0", "features.10" if norm else "features.7")
+    assert whole.name == f"features.0..{whole.end}"
+    assert not whole.residual
+    assert {one.tail for key, one in spans.items() if key[1] < 10} == {"relu"}
+    assert spans[7, 10].tail == "identity"
+    assert spans[7, 8].paths == ("classifier.0", "classifier.1", "classifier.2")
+    assert (spans[8, 9].layout, spans[8, 9].in_shape, spans[8, 9].keeps_shape) == ("channels_last", (12,), True)
+
+
+def test_layers_of_a_perceptron_on_tokens():
+    spans = found(anatomy_of(mlp(act=nn.GELU), 5, 4))
+    assert len(spans) == 10
+    assert {(one.layout, one.stride) for one in spans.values()} == {("channels_last", 1)}
+    assert [one.tail for one in spans.values()][:4] == ["gelu"] * 3 + ["identity"]
+
+
+@pytest.mark.parametrize("side", [5, 6, 8])
+@pytest.mark.parametrize("layer", [nn.Conv1d, nn.Conv3d])
+def test_signals_and_volumes_get_no_spans(layer, side):
+    """Also where a signal is as long as it has channels, and nothing of its shape tells which axis they are on."""
+    axes = 1 if layer is nn.Conv1d else 3
+    chain = nn.Sequential(layer(6, 6, 3, padding=1), nn.ReLU(), layer(6, 6, 3, padding=1), nn.ReLU())
+    assert places(anatomy_of(chain, 6, *[side] * axes)) == []
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = layer(6, 6, 3, padding=1)
+
+        def forward(self, x):
+            return F.relu(x + self.conv(x))
+
+    anatomy = anatomy_of(nn.Sequential(Block(), Block()), 6, *[side] * axes)
+    assert line_of(anatomy).paths == ("0", "1")
+    assert places(anatomy) == []
+
+
+def test_what_follows_a_signal_may_be_replaced():
+    head = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 9), nn.ReLU(), nn.Linear(9, 2))
+    assert found(anatomy_of(head, 2, 8)).keys() == {("3", "4"), ("3", "4", "5"), ("5",)}
+
+
+def test_dilation_is_the_largest_of_a_span():
+    chain = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 1, dilation=9),
+    )
+    dilations = {key: one.dilation for key, one in found(anatomy_of(chain, 3, 8, 8)).items()}
+    assert dilations["0", "1"] == dilations[("4",)] == 1
+    assert dilations["0", "1", "2", "3"] == dilations["2", "3", "4"] == 2
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, (1, 2), 1), nn.ConvTranspose2d(4, 4, 2, 2), nn.Unflatten(1, (2, 2))],
+)
+def test_no_span_holds_what_has_no_stride(layer):
+    """Borders that are cut off, a stride in one direction, a larger grid, another number of axes."""
+    chain = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), layer)
+    rest = nn.Conv2d(2 if isinstance(layer, nn.Unflatten) else 4, 3, 1)
+    chain.append(nn.Flatten(1, 2) if isinstance(layer, nn.Unflatten) else rest)
+    assert (0, 1) in places(anatomy_of(chain, 3, 8, 8))
+    assert not any(start <= 1 < stop for start, stop in places(anatomy_of(chain, 3, 8, 8)))

@@ -2,13 +2,15 @@ import copy
 
 import pytest
 import torch
+from given import dissected, mlp, randn, spans
 from torch import nn
 
 import networks
-from shoal.batches import Batch
-from shoal.blocks import dissect
-from shoal.replace import build, line_of, spans_of
-from shoal.replace.stand_ins import ShortcutPlus, describe, fill_
+from shoal.errors import UsageError
+from shoal.plan import StandIn
+from shoal.replace import KINDS, build, with_shortcut
+from shoal.replace.kinds import Solution
+from shoal.replace.stand_ins import ShortcutPlus, fill_
 
 LIKE = torch.zeros(1)
 
@@ -16,32 +18,33 @@ LIKE = torch.zeros(1)
 @pytest.fixture(scope="module")
 def images():
     """Spans of a network on images, by start and stop."""
-    anatomy = dissect(networks.CifarResNet(2, widths=(4, 8, 16)).eval(), Batch((torch.randn(2, 3, 8, 8),)))
-    return {(one.start, one.stop): one for one in spans_of(anatomy, line_of(anatomy), 6)}
+    return spans(dissected(lambda: networks.CifarResNet(2, widths=(8, 16, 32)), 3, 8, 8))
 
 
 @pytest.fixture(scope="module")
 def tokens():
-    anatomy = dissect(networks.NumberedNet(8).eval(), Batch((torch.randn(2, 5, 4),)))
-    return spans_of(anatomy, line_of(anatomy), 3)[0]
+    return spans(dissected(lambda: networks.NumberedNet(8), 5, 4))[0, 1]
 
 
-@pytest.mark.parametrize("kind", ["conv1", "conv3", "conv5"])
+@pytest.mark.parametrize("kind", ["linear", "conv3", "conv5"])
 @pytest.mark.parametrize("place", [(0, 1), (0, 3), (1, 6), (2, 3)])
 def test_a_stand_in_returns_what_its_span_returns_in_shape(images, kind, place):
     span = images[place]
-    stand_in = describe(span, kind)
-    module = build(stand_in, LIKE)
+    module = build(KINDS[kind].describe(span), LIKE)
     y = module(torch.randn(2, *span.in_shape))
     assert y.shape == (2, *span.out_shape)
     assert y.min() >= 0
-    assert module[0].kernel_size == (int(kind[-1]),) * 2
+    assert module[0].kernel_size == (KINDS[kind].kernel,) * 2
     assert not module.training
 
 
-@pytest.mark.parametrize("kind", ["lowrank1", "lowrank3"])
-def test_low_rank_goes_through_few_features_beside_the_shortcut(images, kind):
-    module = build(describe(images[0, 2], kind, 2), LIKE)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_low_rank_goes_through_few_features_beside_the_shortcut(kernel):
+    stand_in = StandIn(
+        kind="lowrank", layout="channels_first", in_channels=4, out_channels=4, kernel=kernel, rank=2, shortcut=True,
+        tail="relu",
+    )  # fmt: skip
+    module = build(stand_in, LIKE)
     assert isinstance(module, ShortcutPlus)
     assert module.branch[0].out_channels == module.branch[1].in_channels == 2
     assert module.branch[0].bias is None
@@ -50,58 +53,68 @@ def test_low_rank_goes_through_few_features_beside_the_shortcut(images, kind):
 
 
 def test_tokens_get_a_linear_map_and_keep_their_tail(tokens):
-    module = build(describe(tokens, "conv1"), LIKE)
+    module = build(KINDS["linear"].describe(tokens), LIKE)
     assert isinstance(module[0], nn.Linear)
     assert isinstance(module[1], nn.Identity)
     assert module(torch.randn(2, 5, 8)).shape == (2, 5, 8)
-    low = build(describe(tokens, "lowrank1", 3), LIKE)
-    assert [tuple(one.shape) for one in low.branch.parameters()] == [(3, 8), (8, 3), (8,)]
+    low = build(KINDS["lowrank1/4"].describe(tokens), LIKE)
+    assert [tuple(one.shape) for one in low.branch.parameters()] == [(2, 8), (8, 2), (8,)]
 
 
-def test_a_rank_is_of_low_rank_stand_ins_only(images):
-    assert describe(images[0, 2], "conv3", 2).rank is None
+def test_a_shortcut_is_of_spans_that_keep_their_shape(images):
+    for place in ((0, 3), (2, 3)):
+        with pytest.raises(UsageError, match="from 8 to 16 channels at stride 2 has no shortcut"):
+            with_shortcut(KINDS["conv3"].describe(images[place]))
+    with pytest.raises(UsageError, match="an identity beside a shortcut would be the input twice"):
+        with_shortcut(KINDS["identity"].describe(spans(dissected(mlp, 4))[1, 2]))
+    beside = with_shortcut(KINDS["conv3"].describe(images[0, 2]))
+    assert beside.shortcut
+    assert with_shortcut(beside) == beside
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("conv3", None), ("conv1", None), ("lowrank3", 2)])
-def test_the_state_dict_fits_a_stand_in_built_again(images, kind, rank):
-    stand_in = describe(images[0, 2], kind, rank)
+SAVED = ["conv3", "linear", "scale", "lowrank1/4"]
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_the_state_dict_fits_a_stand_in_built_again(images, kind):
+    stand_in = KINDS[kind].describe(images[0, 2])
     one, other = build(stand_in, LIKE), build(type(stand_in).model_validate_json(stand_in.model_dump_json()), LIKE)
     for parameter in one.parameters():
         nn.init.normal_(parameter)
     other.load_state_dict(one.state_dict())
-    x = torch.randn(2, 4, 8, 8)
+    x = torch.randn(2, 8, 8, 8)
     assert torch.equal(one(x), other(x))
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("conv3", None), ("lowrank1", 2)])
-def test_it_can_be_copied_and_trained(images, kind, rank):
-    module = copy.deepcopy(build(describe(images[0, 2], kind, rank), LIKE)).train()
-    module(torch.randn(2, 4, 8, 8)).square().sum().backward()
+@pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.parametrize("kind", SAVED)
+def test_it_can_be_copied_and_trained(images, kind, shortcut):
+    stand_in = KINDS[kind].describe(images[0, 2])
+    module = copy.deepcopy(build(with_shortcut(stand_in) if shortcut else stand_in, LIKE)).train()
+    module(torch.randn(2, 8, 8, 8)).square().sum().backward()
     assert all(one.grad is not None and one.grad.abs().sum() > 0 for one in module.parameters())
 
 
-def test_building_takes_the_dtype_and_moves_no_random_state(images):
+@pytest.mark.parametrize("kind", SAVED)
+def test_building_takes_the_dtype_and_moves_no_random_state(images, kind):
     before = torch.get_rng_state()
-    module = build(describe(images[0, 2], "conv3"), LIKE.bfloat16())
+    module = build(KINDS[kind].describe(images[0, 2]), LIKE.bfloat16())
     assert {one.dtype for one in module.parameters()} == {torch.bfloat16}
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_filling_writes_the_map_in_the_order_of_the_flattened_weight(images):
-    stand_in = describe(images[0, 3], "conv3")
-    module = build(stand_in, LIKE)
-    weight, bias = torch.randn(8, 4, 3, 3), torch.randn(8)
-    fill_(module, stand_in, weight.flatten(1).double(), bias.double())
-    x = torch.randn(2, 4, 8, 8)
-    expected = torch.relu(nn.functional.conv2d(x, weight, bias, stride=2, padding=1))
-    torch.testing.assert_close(module(x), expected)
+    module = build(KINDS["conv3"].describe(images[0, 3]), LIKE.double())
+    weight, bias = randn(16, 8, 3, 3), randn(16)
+    fill_(module, Solution({"weight": weight.flatten(1), "bias": bias}, weight.flatten(1), bias, 0.0))
+    x = randn(2, 8, 8, 8, seed=1)
+    torch.testing.assert_close(module(x), nn.functional.conv2d(x, weight, bias, stride=2, padding=1).relu())
 
 
-def test_filling_low_rank(images):
-    stand_in = describe(images[0, 2], "lowrank3", 2)
-    module = build(stand_in, LIKE)
-    left, rows, bias = torch.randn(4, 2), torch.randn(2, 36), torch.randn(4)
-    fill_(module, stand_in, left, bias, rows)
-    x = torch.randn(2, 4, 8, 8)
-    residual = nn.functional.conv2d(x, (left @ rows).reshape(4, 4, 3, 3), bias, padding=1)
-    torch.testing.assert_close(module(x), torch.relu(x + residual), rtol=1e-4, atol=1e-4)
+def test_filling_what_stands_beside_a_shortcut(images):
+    module = build(KINDS["lowrank1/4"].describe(images[0, 2]), LIKE.double())
+    left, rows, bias = randn(8, 2), randn(2, 8), randn(8)
+    fill_(module, Solution({"0.weight": rows, "1.weight": left, "1.bias": bias}, left @ rows, bias, 0.0))
+    x = randn(2, 8, 8, 8, seed=1)
+    expected = x + torch.einsum("oi,nihw->nohw", left @ rows, x) + bias[:, None, None]
+    torch.testing.assert_close(module(x), expected.relu())

@@ -1,10 +1,14 @@
 """The page in a real browser: no console errors, no sideways scrolling, sorting and filtering that work."""
 
+import html
+import json
+import re
 from pathlib import Path
 
 import pytest
 from browsing import CONTRAST, DARK, browse, probed
 from handmade import bare_record, make_blocks, make_record
+from planned import planned_record
 
 from shoal.record import Record
 from shoal.report.html import render
@@ -23,7 +27,7 @@ def long_names() -> Record:
     return make_record(blocks=blocks, removed=removed, model="x" * 200, command="shoal " + "y" * 300)
 
 
-@pytest.mark.parametrize("make", [make_record, bare_record, many_blocks, long_names])
+@pytest.mark.parametrize("make", [make_record, bare_record, many_blocks, long_names, planned_record])
 @pytest.mark.parametrize("width", [1280, 768, 390, 320])
 def test_the_page_does_not_scroll_sideways(chromium: str, tmp_path: Path, make, width: int) -> None:
     probe = "const root = page.documentElement; return [root.scrollWidth, root.clientWidth];"
@@ -72,7 +76,7 @@ def test_the_table_sorts_and_filters(chromium: str, tmp_path: Path, record: Reco
 
 @pytest.mark.parametrize("flags", [(), (DARK,)], ids=["light", "dark"])
 def test_text_has_enough_contrast(chromium: str, tmp_path: Path, flags: tuple[str, ...]) -> None:
-    missed = make_record(reached=False)
+    missed = planned_record().model_copy(update={"reached": False, "steps": make_record().steps})
     background, low = probed(chromium, render(missed), 1280, CONTRAST, tmp_path, *flags)
     assert background == ("rgb(18, 25, 28)" if flags else "rgb(251, 250, 247)")
     assert low == []
@@ -90,6 +94,69 @@ def test_the_page_itself_opens_without_complaint(
     dom, console = browse(chromium, page, tmp_path, "--dump-dom", *flags)
     assert console == []
     assert 'aria-sort="none"' in dom
+
+
+# Which plans can be seen, whether the pictures inside have their cells, and which point says it is open.
+SEEN = """
+    const seen = () => {
+      const open = [...document.querySelectorAll(".plan")].filter((one) => one.getClientRects().length);
+      const cells = open.map((one) => [...one.querySelectorAll("svg")].filter((svg) => svg.getClientRects().length)
+        .map((svg) => [...svg.querySelectorAll("use")].filter((use) => use.getBoundingClientRect().width > 20).length));
+      const marked = [...document.querySelectorAll("svg a[aria-current]")]
+        .filter((one) => one.getClientRects().length && one.tabIndex === 0).map((one) => one.getAttribute("href"));
+      return [open.map((one) => one.id), cells.flat(), marked];
+    };
+    """
+
+
+def acted(chromium: str, folder: Path, text: str, script: str, *flags: str) -> object:
+    """What a script finds that is written into the page itself: a frame made of a string has no address of its own."""
+    page = folder / "report.html"
+    added = f"""<pre id="found"></pre><script>window.addEventListener("load", async () => {{
+      const tick = () => new Promise((done) => setTimeout(done, 50));
+      {script}
+    }});</script></body>"""
+    page.write_text(text.replace("</body>", added), encoding="utf-8")
+    dom, console = browse(chromium, page, folder, "--dump-dom", "--virtual-time-budget=5000", *flags)
+    assert console == []
+    found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)
+    assert found
+    return json.loads(html.unescape(found[1]))
+
+
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_point_opens_the_picture_of_its_plan(chromium: str, tmp_path: Path, width: int) -> None:
+    script = f"""{SEEN}
+      const point = (n) => [...document.querySelectorAll(`svg a[href="#plan-${{n}}"]`)]
+        .find((one) => one.getClientRects().length);
+      const steps = [seen()];
+      point(7).dispatchEvent(new MouseEvent("click", {{ bubbles: true, cancelable: true }}));
+      await tick();
+      steps.push(seen());
+      document.querySelector("#plan-7 .leaf a[href='#plan-6']").click();
+      await tick();
+      steps.push(seen());
+      document.querySelector("#plan-6 .leaf a[href='#plan']").click();
+      await tick();
+      steps.push(seen());
+      const stops = [...document.querySelectorAll("svg a")].filter((one) => one.getClientRects().length
+        && one.tabIndex === 0).length;
+      document.getElementById("found").textContent = JSON.stringify([steps, stops]);"""
+    steps, stops = acted(chromium, tmp_path, render(planned_record()), script, f"--window-size={width},900")
+    closed = [["plan-8"], [28], []]
+    assert steps == [closed, [["plan-7"], [28], ["#plan-7"]], [["plan-6"], [28], ["#plan-6"]], closed]
+    assert stops == 24
+
+
+def test_without_its_script_the_page_opens_plans_too(chromium: str, tmp_path: Path) -> None:
+    text = render(planned_record()).replace('"use strict";', "if (true) throw 1; /*", 1)
+    text = re.sub(r"<script>if \(true\).*?</script>", "", text, flags=re.DOTALL)
+    script = f"""{SEEN}
+      document.querySelector('svg a[href="#plan-7"]').dispatchEvent(
+        new MouseEvent("click", {{ bubbles: true, cancelable: true }}));
+      await tick();
+      document.getElementById("found").textContent = JSON.stringify(seen());"""
+    assert acted(chromium, tmp_path, text, script) == [["plan-7"], [28], []]
 
 
 def test_a_page_of_markup_runs_nothing(chromium: str, tmp_path: Path) -> None:

@@ -34,5 +34,10 @@ def test_the_legend_explains_both_fates() -> None:
     assert [meaning for _, meaning in fates.legend()][:2] == ["kept", "removed"]
 
 
+def test_stages_count_what_is_kept() -> None:
+    first, *_ = fates.stages(make_blocks())
+    assert (first.number, first.facts, len(first.cells)) == (1, "16 × 32 × 32 · 4 of 9 kept", 9)
+
+
 def test_an_empty_chain_draws_nothing() -> None:
     assert fates.chain([], 1000.0) == ""

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 from handmade import bare_record, make_blocks, make_record
+from planned import planned_record
 from reading import Page
 
 from shoal.record import Record
@@ -33,26 +34,42 @@ def evil_record() -> Record:
     )
 
 
-@pytest.mark.parametrize("make", [make_record, bare_record, evil_record])
+def evil_plan() -> Record:
+    plan = planned_record(latency_source=EVIL)
+    blocks = [block.model_copy(update={"path": f"{EVIL}{i}", "kind": EVIL}) for i, block in enumerate(plan.blocks)]
+    update = {"removed": [EVIL + "1"], "replaced": [[EVIL + "4", EVIL + "5"], [EVIL]], "kinds": ["map", EVIL]}
+    front = [point.model_copy(update=update) for point in plan.planning.front]
+    return plan.model_copy(update={"blocks": blocks, "planning": plan.planning.model_copy(update={"front": front})})
+
+
+def plan_of_a_plain_chain() -> Record:
+    return planned_record().model_copy(update={"blocks": []})
+
+
+@pytest.mark.parametrize(
+    "make", [make_record, bare_record, evil_record, planned_record, evil_plan, plan_of_a_plain_chain]
+)
 def test_the_page_is_well_formed_and_holds_its_record(make) -> None:
     record = make()
     page = Page(render(record))
     assert Record.model_validate_json(page.record) == record
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    links = [attributes["href"] for attributes in page.all("a")]
+    links = [attributes["href"] for tag, attributes in page.tags if tag in {"a", "use"}]
     assert all(link.startswith("#") and link[1:] in ids for link in links)
 
 
 def test_names_that_are_markup_are_inert() -> None:
-    page, plain = Page(render(evil_record())), Page(render(make_record()))
-    assert len(page.all("script")) == len(plain.all("script")) == 2
-    assert not page.all("img")
-    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    plain = Page(render(make_record()))
+    for page in (Page(render(evil_record())), Page(render(evil_plan()))):
+        assert len(page.all("script")) == len(plain.all("script")) == 2
+        assert not page.all("img")
+        assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
 
 
-def test_nothing_is_loaded_from_anywhere(record: Record) -> None:
-    text = render(record)
+@pytest.mark.parametrize("make", [make_record, planned_record])
+def test_nothing_is_loaded_from_anywhere(make) -> None:
+    text = render(make())
     page = Page(text)
     assert not page.all("link") + page.all("img") + page.all("iframe")
     assert not [attributes for _, attributes in page.tags if "src" in attributes]
@@ -66,17 +83,53 @@ def test_the_policy_forbids_the_network(record: Record) -> None:
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'")
 
 
-def test_tables_and_pictures_can_be_read_aloud(record: Record) -> None:
-    page = Page(render(record))
-    assert len(page.all("table")) == len(page.all("caption")) == 4
+@pytest.mark.parametrize(("make", "tables"), [(make_record, 4), (planned_record, 5)])
+def test_tables_and_pictures_can_be_read_aloud(make, tables: int) -> None:
+    page = Page(render(make()))
+    assert len(page.all("table")) == len(page.all("caption")) == tables
     assert all(header.get("scope") in {"col", "row"} for header in page.all("th"))
     drawn = [one for one in page.all("svg") if one.get("aria-hidden") != "true"]
     assert drawn
-    assert all(one["role"] == "img" and one["aria-labelledby"] for one in drawn)
+    assert all(one["role"] in {"img", "group"} and one["aria-labelledby"] for one in drawn)
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(b - a <= 1 for a, b in pairwise(levels))
+
+
+def test_the_plan_is_only_there_where_there_is_one(record: Record) -> None:
+    assert 'id="plan"' not in render(record)
+    assert "Damage" not in render(record)
+    assert 'href="#plan">The plan</a>' in render(planned_record())
+
+
+def test_every_plan_has_its_card_and_one_is_open() -> None:
+    page = Page(render(planned_record()))
+    cards = [one for one in page.all("article") if "plan" in one["class"].split()]
+    assert [one["id"] for one in cards] == [f"plan-{n}" for n in range(1, 25)]
+    assert [one["id"] for one in cards if "chosen" in one["class"]] == ["plan-8"]
+    visible = " ".join("".join(page.visible).split())
+    for expected in (
+        "shoal compress --from DIR --pick 1 --out NEW",
+        "shoal compress --from DIR --pick 24 --out NEW",
+        "stages.1.2 to stages.1.5 (4 in a row) by conv3",
+        "+1.7 %",
+        "Damage of the chosen plan: as built",
+    ):
+        assert expected in visible
+
+
+def test_spans_that_are_no_blocks_are_named() -> None:
+    visible = "".join(Page(render(plan_of_a_plain_chain())).visible)
+    assert "stages.1.2 to stages.1.5 (4 in a row) by conv3" in visible
+
+
+def test_where_latencies_come_from_is_said() -> None:
+    assert "they come from a roofline" in render(planned_record(latency_source="a roofline"))
+
+
+def test_the_pictures_of_a_hundred_blocks_stay_small() -> None:
+    assert len(render(planned_record(34))) < 600_000
 
 
 def without_labels() -> Record:
@@ -102,7 +155,16 @@ def not_finite() -> Record:
     return full.model_copy(update={"blocks": blocks, "steps": steps})
 
 
-@pytest.mark.parametrize("make", [bare_record, without_labels, not_finite])
+def plan_without_numbers() -> Record:
+    full = planned_record()
+    front = [point.model_copy(update={"damage": math.nan, "latency_ms": math.inf}) for point in full.planning.front]
+    nothing = {"latency_measured_ms": math.nan, "damage_measured": math.nan, "latency_guessed_ms": math.nan}
+    rounds = [one.model_copy(update=nothing) for one in full.planning.rounds]
+    changes = {"front": front, "rounds": rounds, "damage_refitted": math.nan, "damage_final": math.nan}
+    return full.model_copy(update={"planning": full.planning.model_copy(update=changes)})
+
+
+@pytest.mark.parametrize("make", [bare_record, without_labels, not_finite, plan_without_numbers])
 def test_missing_numbers_are_never_shown_as_such(make) -> None:
     visible = " ".join(Page(render(make())).visible)
     assert not re.search(r"\b(None|nan|inf|True|False)\b", visible)

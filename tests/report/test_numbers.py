@@ -134,3 +134,24 @@ def test_less() -> None:
 def test_ticks_are_short() -> None:
     assert [numbers.tick(value) for value in (0.04, -1.0, 0.0, 200.0)] == ["0.04", "−1", "0", "200"]
     assert [numbers.power_of_ten(exponent) for exponent in (-4, 0, 2)] == ["10⁻⁴", "1", "10²"]
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "text"),
+    [
+        (52.1, 53.0, "+1.7 %"),
+        (50.0, 49.8, "−0.4 %"),
+        (1.0, 1.0, "0.0 %"),
+        (0.0, 1.0, "–"),
+        (math.nan, 1.0, "–"),
+        (1.0, math.inf, "–"),
+        (None, 1.0, "–"),
+    ],
+)
+def test_a_deviation_has_its_sign(expected: float | None, found: float, text: str) -> None:
+    assert numbers.deviation(expected, found) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.4, "40 %"), (0.07, "7 %"), (0.125, "12.5 %"), (0.1 * 3, "30 %")])
+def test_a_share_on_an_axis_is_short(share: float, text: str) -> None:
+    assert numbers.share_tick(share) == text

@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from shoal.report.picture import Cell, Stage, by_stage, chain
+from shoal.report.picture import Cell, Stage, by_stage, chain, layout
 from shoal.report.scales import decades
 
 
@@ -44,6 +44,16 @@ def test_a_name_cannot_become_markup() -> None:
     drawn = chain([Stage(1, "</svg>", [cell("<script>alert(1)</script>")])], 340.0, "c", "<script>")
     assert "<script" not in drawn
     assert drawn.count("</svg>") == 1
+
+
+def test_a_long_stage_goes_on_in_the_next_line() -> None:
+    places = layout([Stage(1, "", [cell(str(i)) for i in range(12)]), Stage(2, "", [cell("last")])], 340.0)
+    assert [len(line.cells) for line in places.lines] == [9, 3, 1]
+    assert [stage.number for stage, _ in places.names] == [1, 2]
+    tops = [line.top for line in places.lines]
+    assert tops[0] > places.names[0][1]
+    assert tops[0] < tops[1] < places.names[1][1] < tops[2] < places.height
+    assert places.x(8) + places.size < places.width
 
 
 def test_an_empty_chain_draws_nothing() -> None:

@@ -19,3 +19,10 @@ def test_a_picture_is_named_and_described() -> None:
     assert 'role="img"' in made
     assert 'aria-labelledby="it-title it-desc"' in made
     assert '<desc id="it-desc">What it shows</desc>' in made
+    assert 'role="group"' in svg.picture("it", 10, 20, "A name", "What it shows", role="group")
+
+
+def test_a_stock_has_no_size_and_is_drawn_from() -> None:
+    made = svg.stock(svg.group(id="cell"))
+    assert made == '<svg width="0" height="0" class="stock" aria-hidden="true"><g id="cell"></g></svg>'
+    assert svg.use("cell") == '<use href="#cell"></use>'

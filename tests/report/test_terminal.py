@@ -2,6 +2,7 @@ import io
 
 import pytest
 from handmade import bare_record, make_blocks, make_record
+from planned import planned_record
 from rich.console import Console
 
 from shoal.record import BlockRecord, Record
@@ -43,6 +44,30 @@ def test_missing_numbers_leave_no_none() -> None:
     text = shown(bare_record())
     assert "None" not in text
     assert "nan" not in text
+
+
+def test_the_plan_takes_two_lines() -> None:
+    lines = shown(planned_record()).splitlines()
+    at = lines.index("Front: 24 plans, 32.4 % to 96.0 % of the latency; --pick N takes another")
+    assert lines[at + 1] == "The tables guessed 51.4 ms, measured 52.3 ms (+1.7 %)"
+    assert lines[at + 2] == ""
+
+
+def test_a_plan_from_latencies_of_elsewhere_says_so() -> None:
+    assert "The latencies of the tables were not measured in this run; they come from a file." in shown(
+        planned_record(latency_source="a file")
+    )
+
+
+def test_a_front_of_one_offers_no_other() -> None:
+    text = shown(planned_record(front=planned_record().planning.front[:1], rounds=[]))
+    assert "Front: 1 plan, 32.4 % of the latency\n" in text
+    assert "--pick" not in text
+    assert "guessed" not in text
+
+
+def test_without_a_plan_nothing_is_said_of_one(record: Record) -> None:
+    assert "Front" not in shown(record)
 
 
 def test_chain_shows_whole_paths_and_reasons() -> None:

@@ -1,4 +1,5 @@
 import torch
+from torch import nn
 
 from networks import PreactNet, randomised
 from shoal.batches import Batch
@@ -24,3 +25,43 @@ def test_a_branch_of_changing_shape_has_no_mean():
     model = randomised(PreactNet(width=4, depth=2))
     anatomy = dissect(model, Batch((torch.randn(2, 1, 8, 8),)))
     assert branch_means(anatomy, [torch.randn(2, 1, 8, 8), torch.randn(2, 1, 6, 6)]) == {}
+
+
+class Tokens(nn.Module):
+    """A residual block on embedded tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(9, 4)
+        self.block = nn.ModuleList([PreNorm(), PreNorm()])
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.embed(input_ids)
+        for one in self.block:
+            x = one(x)
+        return x
+
+
+class PreNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up = nn.LayerNorm(4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + self.up(self.norm(x))
+
+
+def test_padding_is_in_no_mean():
+    torch.manual_seed(0)
+    model = Tokens().eval()
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
+    ids = torch.tensor([[1, 2, 3], [4, 5, 0], [6, 0, 0]])
+    loader = [{"input_ids": ids[:2], "attention_mask": mask[:2]}, {"input_ids": ids[2:], "attention_mask": mask[2:]}]
+    anatomy = dissect(model, Batch(kwargs={"input_ids": ids, "attention_mask": mask}))
+    found = branch_means(anatomy, loader)["block.0", 0]
+    with torch.no_grad():
+        branch = model.block[0].up(model.block[0].norm(model.embed(ids))).double()
+    expected = [branch[:3, 0].mean(0), branch[:2, 1].mean(0), branch[0, 2]]
+    assert torch.allclose(found[0], torch.stack(expected), atol=1e-6)
+    again = branch_means(anatomy, [{"input_ids": torch.where(mask == 1, ids, 8), "attention_mask": mask}])["block.0", 0]
+    assert torch.allclose(found, again, atol=1e-6)

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+import language
 import tiny
 from networks import PlainNet
 from shoal.errors import DataError, UsageError
@@ -156,3 +157,15 @@ def test_the_tolerance_is_in_points_with_labels_and_in_nats_without():
         record = scan(tiny.network(), loader(1, labels=labels), settings=ScanSettings(tolerance=2.0, scores=False))
         assert record.tolerance == pytest.approx(expected)
     assert _Tallies("first", ScanSettings(), 1, None).tolerance == 0.01
+
+
+def test_what_stands_at_padding_changes_no_figure():
+    ids, mask = language.tokens(4, 10), (torch.arange(10) < torch.tensor([[10], [7], [4], [9]])).long()
+    found = []
+    for padding in (4, 50):
+        batch = {"input_ids": torch.where(mask == 1, ids, padding), "attention_mask": mask, "labels": ids}
+        settings = ScanSettings(layers=False, scores=False)
+        record = scan(language.llama(), [batch], settings=settings)
+        found.append([(one.kl, one.loss, one.changed) for block in record.blocks for one in block.ablations.values()])
+    assert found[0]
+    assert all(one == pytest.approx(other, rel=1e-6) for one, other in zip(*found, strict=True))

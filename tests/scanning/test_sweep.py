@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+import language
 import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect
@@ -123,3 +124,14 @@ def test_tokens_are_averaged_over_their_positions():
     found = removal_sweep(anatomy, loader, anatomy.chain.paths)
     assert [one.n for one in found] == [6, 6]
     assert all(one.damage > 0 for one in found)
+
+
+def test_padding_does_no_damage():
+    ids, mask = language.tokens(4, 10), (torch.arange(10) < torch.tensor([[10], [7], [4], [9]])).long()
+    net = language.llama()
+    found = []
+    for padding in (4, 50):
+        batch = {"input_ids": torch.where(mask == 1, ids, padding), "attention_mask": mask}
+        anatomy = dissect(net, Batch(kwargs=batch))
+        found.append(removal_sweep(anatomy, [batch], ["model.layers.1"])[0].damage)
+    assert found[0] == pytest.approx(found[1], rel=1e-6)

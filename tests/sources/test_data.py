@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+import language
 from shoal.errors import DataError, SpecError
+from shoal.measure import predictions, quality
 from shoal.sources.data import load_data
+from shoal.sources.models import load_model
+from shoal.sources.tokens import reading_of
 
 _CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10-original-part.npz"
 
@@ -118,7 +122,8 @@ def test_a_users_function(tmp_path):
         ("cifar:x", "Did you mean 'cifar10'"),
         ("cifar10", "does not say where the data is\n.*cifar10:ROOT"),
         ("npz:", "npz:FILE"),
-        ("text:a.txt", "later release"),
+        ("text:", "text:FILE or text:FOLDER"),
+        ("txt:a", "Did you mean 'text'"),
         ("zzz", "Known forms: digits"),
     ],
 )
@@ -158,3 +163,49 @@ def test_real_images():
     x = inputs(data.test())
     assert x.mean().abs() < 0.2
     assert 0.8 < x.std() < 1.3
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A text file, and a network of transformers with its tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "corpus.txt").write_text(language.text(3000))
+    language.llama().save_pretrained(folder / "net")
+    language.save_tokenizer(folder / "net")
+    return folder
+
+
+def test_text(corpus):
+    model = load_model(f"hf:{corpus / 'net'}").model
+    data = load_data(f"text:{corpus / 'corpus.txt'}", reading=reading_of(model), batch_size=4)
+    said = data.describe()
+    assert (said["num_classes"], said["shape"], data.runs_code) == (None, [64], False)
+    assert min(said["calibration"], said["validation"], said["test"]) >= 4
+    batch = data.example(2)
+    assert batch.target.shape == batch.kwargs["input_ids"].shape == (2, 64)
+    assert torch.equal(batch.target[:, :-1], batch.kwargs["input_ids"][:, 1:])
+    with torch.no_grad():
+        theirs = model(**batch.kwargs, labels=batch.kwargs["input_ids"]).loss
+    assert quality(predictions(model, [batch]), "test").loss == pytest.approx(float(theirs), rel=1e-5)
+    shorter = load_data(f"text:{corpus / 'corpus.txt'}", reading=reading_of(model, length=16), limit=3)
+    assert [shorter.describe()[part] for part in ("calibration", "validation", "test")] == [3, 3, 3]
+
+
+def test_text_with_a_tokenizer_of_its_own(corpus):
+    reading = reading_of(language.llama(), tokenizer=corpus / "net")
+    assert load_data(f"text:{corpus / 'corpus.txt'}", reading=reading).describe()["shape"] == [64]
+    with pytest.raises(DataError, match=r"--tokenizer PATH"):
+        load_data(f"text:{corpus / 'corpus.txt'}", reading=reading_of(language.llama()))
+
+
+def test_text_that_does_not_fit(corpus):
+    reading = reading_of(language.llama(), tokenizer=corpus / "net")
+    with pytest.raises(DataError, match="can only be read for a network"):
+        load_data(f"text:{corpus / 'corpus.txt'}")
+    with pytest.raises(DataError, match="--size do not apply to text"):
+        load_data(f"text:{corpus / 'corpus.txt'}", reading=reading, size=3)
+    with pytest.raises(DataError, match="no file or folder"):
+        load_data(f"text:{corpus / 'none'}", reading=reading)
+    small = reading_of(language.llama(vocab_size=50), tokenizer=corpus / "net")
+    with pytest.raises(DataError, match="does not fit the network"):
+        load_data(f"text:{corpus / 'corpus.txt'}", reading=small)

@@ -139,3 +139,15 @@ def test_hugging_face_that_is_not_there(tmp_path):
     pytest.importorskip("transformers")
     with pytest.raises(WeightsError, match="transformers could not load"):
         load_model(f"hf:{tmp_path}")
+
+
+def test_hugging_face_knows_its_folder(vit, tmp_path):
+    torch.save(vit.state_dict(), tmp_path / "own.pt")
+    for weights in (None, tmp_path / "own.pt"):
+        assert load_model(f"hf:{tmp_path}", weights).model.name_or_path == str(tmp_path)
+
+
+def test_an_adapter_is_no_network(vit, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(SpecError, match=r"holds an adapter \(PEFT, LoRA\).*\n.*merge_and_unload"):
+        load_model(f"hf:{tmp_path}")

@@ -60,6 +60,27 @@ def test_shards(tmp_path):
         load_weights(model, index)
 
 
+def test_shards_that_are_not_all_there(tmp_path):
+    state = network(1).state_dict()
+    second = list(state)[1]
+    names = {name: f"part-{number % 3}.safetensors" for number, name in enumerate(state)}
+    for file in set(names.values()):
+        save_file({name: state[name] for name in state if names[name] == file}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    (tmp_path / "part-1.safetensors").unlink()
+    model = network(0)
+    with pytest.raises(WeightsError, match=r"1 of the 3 shards that 'model\.\S+' names .*: part-1\.safetensors\n"):
+        load_weights(model, index)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(state, "part-0.safetensors")}))
+    with pytest.raises(WeightsError, match=rf"promises tensors .*'{second}' should be in 'part-0\.safetensors'"):
+        load_weights(model, index)
+    index.write_text('{"weight_map": 3}')
+    with pytest.raises(WeightsError, match="is not an index"):
+        load_weights(model, index)
+    assert same(model, network(0))
+
+
 def test_a_file_that_needs_unpickling_is_refused(tmp_path):
     torch.save(network(1), tmp_path / "w.pt")
     with pytest.raises(WeightsError, match=r"would run code from the file\n.*safetensors"):

@@ -9,7 +9,7 @@ import pytest
 
 import networks
 from shoal.errors import FolderError
-from shoal.store.folder import PROGRESS, RECORD, RUN, RunFolder, write_atomically, write_text
+from shoal.store.folder import PROGRESS, RECORD, RUN, RunFolder
 
 ARGUMENTS = {"model": "digits-resnet", "goal": {"remove": 2}, "seed": 0}
 
@@ -143,62 +143,11 @@ def full(*_args, **_kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "plan.json"
-    write_text(path, "old")
-    with pytest.raises(FolderError, match=r"cannot write '.*plan.json': No space left on device\n.*Free some space"):
-        write_atomically(path, full)
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(FolderError, match="No space left"):
-        write_text(path, "new")
-    assert path.read_text() == "old"
-    assert [one.name for one in tmp_path.iterdir()] == ["plan.json"]
-
-
 def test_a_full_disk_while_journalling(tmp_path, monkeypatch):
     folder = claimed(tmp_path)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(FolderError, match=r"progress.jsonl': No space left on device\n.*then resume"):
         folder.append({"n": 1})
-
-
-def test_a_writer_that_raises_keeps_the_old_file(tmp_path):
-    path = tmp_path / "plan.json"
-    write_text(path, "old")
-
-    def writer(temporary):
-        temporary.write_text("new, but hal")
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        write_atomically(path, writer)
-    assert path.read_text() == "old"
-    assert [one.name for one in tmp_path.iterdir()] == ["plan.json"]
-
-
-def test_nothing_stands_at_the_path_until_it_is_whole(tmp_path):
-    path = tmp_path / "plan.json"
-
-    def writer(temporary):
-        temporary.write_text("half")
-        assert not path.exists()
-        temporary.write_text("whole")
-
-    write_atomically(path, writer)
-    assert path.read_text() == "whole"
-
-
-def test_a_new_file_takes_the_place_of_the_old_one(tmp_path):
-    path, link = tmp_path / "plan.json", tmp_path / "link"
-    write_text(path, "old")
-    link.hardlink_to(path)
-    write_text(path, "new")
-    assert (path.read_text(), link.read_text()) == ("new", "old")
-
-
-def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(FolderError, match="cannot write"):
-        write_text(tmp_path / "missing" / "plan.json", "text")
 
 
 KILLED = """

@@ -12,8 +12,7 @@ from shoal.blocks import dissect
 from shoal.errors import PlanError, SurgeryError
 from shoal.pipeline import Settings, compress
 from shoal.plan import Plan, Replace
-from shoal.replace import build, line_of, spans_of
-from shoal.replace.stand_ins import describe
+from shoal.replace import KINDS, build, line_of, spans_of
 from shoal.surgery import apply, input_specs, signature_of
 from shoal.surgery.replace import replace_spans_
 
@@ -33,7 +32,7 @@ def dissected():
 
 def replacing(anatomy, *paths, kind="conv3"):
     [span] = [one for one in spans_of(anatomy, line_of(anatomy), 9) if one.paths == paths]
-    return Replace(paths=list(paths), stand_in=describe(span, kind))
+    return Replace(paths=list(paths), stand_in=KINDS[kind].describe(span))
 
 
 def test_the_stand_in_is_at_the_first_path_and_identities_at_the_others():
@@ -54,7 +53,7 @@ def test_the_stand_in_is_at_the_first_path_and_identities_at_the_others():
 
 def test_without_a_module_one_is_built():
     anatomy = dissected()
-    actions = [replacing(anatomy, "layer1.0"), replacing(anatomy, "layer2.0", "layer2.1", kind="conv1")]
+    actions = [replacing(anatomy, "layer1.0"), replacing(anatomy, "layer2.0", "layer2.1", kind="linear")]
     model = replace_spans_(anatomy, actions)
     assert model.layer1[0][0].kernel_size == (3, 3)
     assert model.layer2[0][0].kernel_size == (1, 1)
@@ -77,8 +76,40 @@ def test_what_is_no_span_is_refused_before_the_first_change(paths, named):
     modules = list(anatomy.model.modules())
     good = replacing(anatomy, "layer1.0")
     bad = Replace(paths=paths, stand_in=good.stand_in)
-    with pytest.raises(SurgeryError, match=f"the blocks {named} are no span: they do not follow each other directly"):
+    with pytest.raises(SurgeryError, match=f"{named} are no span: they do not follow each other directly"):
         replace_spans_(anatomy, [good, bad])
+    assert list(anatomy.model.modules()) == modules
+
+
+def plain():
+    """A VGG-like chain: two convolutions, pooling, one more, and a head."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True),
+        nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(inplace=True), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(6, 2),
+    ).eval()  # fmt: skip
+
+
+def test_a_span_of_layers():
+    """The norm, the activation and the pooling of a span go with it."""
+    anatomy = dissect(plain(), Batch((randn(2, 3, 8, 8),)))
+    action = replacing(anatomy, "3", "4", "5", "6", "7", "8")
+    model = replace_spans_(anatomy, [action])
+    assert model[3][0].stride == (2, 2)
+    assert [type(one) for one in model[4:9]] == [nn.Identity] * 5
+    x = randn(3, 3, 8, 8, seed=1)
+    assert torch.equal(model(x), model[11](model[3](model[:3](x)).mean(dim=(2, 3))))
+
+
+@pytest.mark.parametrize("paths", [["3", "4", "5", "6"], ["3"], ["4", "5"], ["0", "1", "2", "6", "7", "8"], ["99"]])
+def test_part_of_a_layer_is_no_span(paths):
+    anatomy = dissect(plain(), Batch((randn(2, 3, 8, 8),)))
+    modules = list(anatomy.model.modules())
+    bad = Replace(paths=paths, stand_in=replacing(anatomy, "3", "4").stand_in)
+    with pytest.raises(SurgeryError, match=f"{', '.join(paths)} are no span"):
+        replace_spans_(anatomy, [replacing(anatomy, "0", "1", "2"), bad])
     assert list(anatomy.model.modules()) == modules
 
 

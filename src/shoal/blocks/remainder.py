@@ -18,6 +18,8 @@ from shoal.blocks.template import Opaque, Ref, fill, leaves, refs
 from shoal.blocks.trace import Call, Trace
 from shoal.errors import SurgeryError
 
+_RESHAPES = ("view", "reshape")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -237,8 +239,27 @@ class _Slicer:
         )
         return True
 
+    def _before_reshaping(self, value: int) -> int | None:
+        """The value that a row of reshapes began with, where they only brought it back to its shape.
+
+        Code that flattens its input and restores it writes the batch size of the trace into the second reshape.
+        """
+        shape, current = self.trace.values[value].shape, value
+        while current not in self.call.inputs:
+            info = self.trace.values[current]
+            op = self.trace.ops[info.producer] if info.producer >= 0 else None
+            if op is None or op.name not in _RESHAPES or not op.args or not isinstance(op.args[0], Ref):
+                return None
+            current = self.instead.get(op.args[0].value, op.args[0].value)
+            if self.trace.values[current].shape == shape:
+                return current
+        return None
+
     def _function_step(self, value: int) -> int:
         op = self.trace.ops[self.trace.values[value].producer]
+        restored = self._before_reshaping(value)
+        if restored is not None:
+            return self.resolve(restored)
         args, kwargs = self._arguments(op.args, op.kwargs)
         entries = refs((args, kwargs))
         if op.name.rstrip("_") == "relu" and len(entries) == 1 and self._idle_relu(entries[0]):

@@ -20,6 +20,8 @@ from shoal.sources import Data
 from shoal.store import RunFolder
 from shoal.surgery import model_digest
 
+TABLES = "tables"
+
 
 @dataclass(frozen=True)
 class CompressRequest:
@@ -37,13 +39,15 @@ class CompressRequest:
     dry_run: bool
     command: str
     fold: bool = False
+    latency_from: str | None = None
+    tables: Path | None = None
 
 
 def run_compress(session: Session, request: CompressRequest) -> int:
     """Carry it out; returns the exit code."""
     device = pick_device(request.device)
     opened = open_network(session, request.model, request.weights, device)
-    data = open_data(session, request.data, request.data_options)
+    data = open_data(session, request.data, request.data_options, opened)
     check_input(opened.model, data)
     if request.dry_run:
         return _tell(session, request, opened.model, data)
@@ -61,6 +65,8 @@ def run_compress(session: Session, request: CompressRequest) -> int:
                 validation=data.validation(augment=True),
                 **_goal_arguments(request.goal),
                 fold=request.fold,
+                latency_from=request.latency_from,
+                tables=(request.tables or path / TABLES) if request.goal.by_plan else None,
                 settings=Settings(images=request.images, channels_last=request.channels_last),
                 provenance=_provenance(request, opened.spec, data),
                 journal=folder,
@@ -87,6 +93,9 @@ def _goal_arguments(goal: Goal) -> dict[str, Any]:
         "latency": goal.target.latency,
         "macs": goal.target.macs,
         "params": goal.target.params,
+        "depth": goal.target.depth,
+        "replace": goal.replace,
+        "pick": goal.pick,
         "include": goal.include,
         "exclude": goal.exclude,
     }
@@ -104,6 +113,7 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
     return {
         "model": request.model,
         "weights": model_digest(model)[:16],
+        "weights_file": str(request.weights) if request.weights else None,
         "data": request.data,
         "goal": request.goal.to_dict(),
         "mean": request.data_options.mean,
@@ -112,9 +122,13 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         "limit": request.data_options.limit,
         "seed": request.data_options.seed,
         "batch_size": request.data_options.batch_size,
+        "tokenizer": str(request.data_options.tokenizer) if request.data_options.tokenizer else None,
+        "sequence_length": request.data_options.sequence_length,
         "images": request.images,
         "channels_last": request.channels_last,
         "fold": request.fold,
+        "latency_from": request.latency_from,
+        "tables": str(request.tables) if request.tables else None,
         "device": device,
     }
 
@@ -146,7 +160,11 @@ def _tell(session: Session, request: CompressRequest, model: nn.Module, data: Da
         session.print_json(document)
         return 0
     session.say(f"{len(anatomy.chain)} residual blocks, {len(candidates)} of them candidates.")
-    session.say(f"Would try up to {steps} removals on {request.images} calibration samples, then measure on test.")
+    session.say(
+        f"Would fit stand-ins for every span on {request.images} calibration samples, plan, then measure on test."
+        if request.goal.by_plan
+        else f"Would try up to {steps} removals on {request.images} calibration samples, then measure on test."
+    )
     if request.fold:
         session.say("Would then fold batch norms, constants and chains of linear maps.")
     session.say(f"About {max(total, 15):.0f} seconds at most on this machine. Nothing was written.")
@@ -154,6 +172,8 @@ def _tell(session: Session, request: CompressRequest, model: nn.Module, data: Da
 
 
 def _steps(goal: Goal, candidates: int) -> int:
+    if goal.by_plan:
+        return 1
     if goal.remove is not None:
         return min(goal.remove, candidates)
     return candidates if goal.max_drop is not None else 1

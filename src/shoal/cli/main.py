@@ -1,5 +1,6 @@
 """The command line: one function a subcommand."""
 
+import dataclasses
 import shlex
 import sys
 from importlib.metadata import version
@@ -61,6 +62,9 @@ def compress(
     max_drop: Annotated[
         float | None, typer.Option("--max-drop", help="As many blocks as go within this drop, in points. Default 1.0.")
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="With --max-drop: blocks may be replaced too; the fastest plan within it.")
+    ] = False,
     remove: Annotated[int | None, typer.Option("--remove", help="How many blocks to remove.")] = None,
     latency: Annotated[
         str | None, typer.Option("--latency", metavar="BUDGET", help="Fraction of the original's latency, or 12ms.")
@@ -69,8 +73,15 @@ def compress(
     params: Annotated[
         str | None, typer.Option("--params", metavar="BUDGET", help="Fraction of the parameters, or 3M.")
     ] = None,
+    depth: Annotated[int | None, typer.Option("--depth", help="At most so many blocks left.")] = None,
     blocks: Annotated[str | None, typer.Option("--blocks", metavar="PATHS", help="These: layer1.3,layer2.4")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Only blocks proved to do nothing.")] = False,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", help="Another goal for the network of an earlier run, by its tables."),
+    ] = None,
+    pick: Annotated[int | None, typer.Option("--pick", help="The plan with this number on the front.")] = None,
+    latency_from: opt.LatencyFrom = None,
     fold: Annotated[
         bool, typer.Option("--fold", help="Then fold batch norms, constants, linear chains: exact, for inference.")
     ] = False,
@@ -81,6 +92,8 @@ def compress(
     std: opt.Std = None,
     size: opt.Size = None,
     limit: opt.Limit = None,
+    tokenizer: opt.Tokenizer = None,
+    sequence_length: opt.SequenceLength = None,
     images: opt.Images = None,
     channels_last: opt.ChannelsLast = False,
     out: opt.Out = None,
@@ -93,8 +106,9 @@ def compress(
 ) -> int:
     """Make a network shallower: the new network, its recipe, a certificate and a report.
 
-    Blocks that do little are removed. With a budget (--latency, --macs, --params) spans of blocks may also be replaced
-    by stand-ins fitted in closed form, chosen by plan.
+    Blocks that do little are removed. With a budget (--latency, --macs, --params, --depth), or with --max-drop and
+    --replace, spans of blocks may also be replaced by stand-ins fitted in closed form, chosen by plan. Its tables stay
+    in the output folder: --from DIR takes another goal, or another point of the front, in little time.
 
     Without MODEL and DATA it works on the embedded default. Exit code 1: the goal was not reached.
     """
@@ -102,34 +116,67 @@ def compress(
     with session.guarded():
         from shoal.cli.compressing import CompressRequest, check_pair, run_compress
         from shoal.cli.opening import DataOptions, names
+        from shoal.cli.returning import from_folder
         from shoal.pipeline import Goal, Target
 
-        spec, source = check_pair(model, data)
-        target = Target(latency, macs, params)
-        default = max_drop is None and remove is None and blocks is None and not exact and not target.to_dict()
-        request = CompressRequest(
-            model=spec,
-            data=source,
+        target = Target(latency, macs, params, depth)
+        named = max_drop is None and remove is None and blocks is None and pick is None
+        goal = Goal(
+            remove=remove,
+            max_drop=1.0 if named and not exact and not target.to_dict() else max_drop,
+            blocks=tuple(names(blocks)) if blocks is not None else None,
+            exact=exact,
+            include=tuple(names(include)),
+            exclude=tuple(names(exclude)),
+            target=target,
+            replace=replace,
+            pick=pick,
+        )
+        asked = CompressRequest(
+            model=model or "",
+            data=data or "",
             weights=weights,
-            goal=Goal(
-                remove=remove,
-                max_drop=1.0 if default else max_drop,
-                blocks=tuple(names(blocks)) if blocks is not None else None,
-                exact=exact,
-                include=tuple(names(include)),
-                exclude=tuple(names(exclude)),
-                target=target,
-            ),
-            data_options=DataOptions(mean, std, size, limit, seed, batch_size),
-            images=images or (2048 if target.to_dict() else 512),
+            goal=goal,
+            data_options=DataOptions(mean, std, size, limit, seed, batch_size, tokenizer, sequence_length),
+            images=images or (2048 if goal.by_plan else 512),
             out=out,
             device=device,
             channels_last=channels_last,
             dry_run=dry_run,
             command=_command(),
             fold=fold,
+            latency_from=latency_from,
         )
-        return run_compress(session, request)
+        if from_ is not None:
+            return run_compress(session, from_folder(from_, asked))
+        spec, source = check_pair(model, data)
+        return run_compress(session, dataclasses.replace(asked, model=spec, data=source))
+
+
+@app.command()
+def latency(
+    model: Annotated[str, opt.MODEL],
+    data: Annotated[str | None, opt.DATA] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The table to write.")] = Path("latency.json"),
+    shape: Annotated[
+        str | None, typer.Option("--shape", metavar="C,H,W", help="Input shape of one sample, where DATA is left out.")
+    ] = None,
+    weights: opt.Weights = None,
+    size: opt.Size = None,
+    channels_last: opt.ChannelsLast = False,
+    device: opt.Device = "auto",
+    batch_size: opt.BatchSize = 128,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> int:
+    """Time every kind of block and stand-in of a network on this device, for `compress --latency-from` elsewhere."""
+    session = Session(as_json=as_json, debug=debug)
+    with session.guarded():
+        from shoal.cli.opening import DataOptions
+        from shoal.cli.timing import LatencyRequest, run_latency
+
+        options = DataOptions(size=size, batch_size=batch_size)
+        return run_latency(session, LatencyRequest(model, data, weights, shape, options, out, device, channels_last))
 
 
 @app.command()
@@ -153,7 +200,7 @@ def trace(
         from shoal.report import show_chain
 
         opened = open_network(session, model, weights)
-        source = open_data(session, data, DataOptions(size=size)) if data else None
+        source = open_data(session, data, DataOptions(size=size), opened) if data else None
         chain = dissect(opened.model, example_for(opened, source, shape)).chain
         if session.as_json:
             session.print_json(chain.to_dict())
@@ -187,6 +234,8 @@ def scan(
     std: opt.Std = None,
     size: opt.Size = None,
     limit: opt.Limit = None,
+    tokenizer: opt.Tokenizer = None,
+    sequence_length: opt.SequenceLength = None,
     out: opt.Out = None,
     device: opt.Device = "auto",
     seed: opt.Seed = 0,
@@ -211,7 +260,7 @@ def scan(
             weights=weights,
             split=split,
             settings=ScanSettings(tolerance, fast, stack, layers, scores),
-            data_options=DataOptions(mean, std, size, limit, seed, batch_size),
+            data_options=DataOptions(mean, std, size, limit, seed, batch_size, tokenizer, sequence_length),
             out=out,
             device=device,
             dry_run=dry_run,
@@ -250,7 +299,7 @@ def certify(
         where = pick_device(device)
         left = open_network(session, a, weights, where)
         right = open_network(session, b, weights_b, where)
-        source = open_data(session, data, DataOptions(mean, std, size, limit, seed, batch_size))
+        source = open_data(session, data, DataOptions(mean, std, size, limit, seed, batch_size), left)
         certificate = certified(left.model, right.model, source.test(), tolerance=tolerance)
         if session.as_json:
             session.print_json(certificate.model_dump(mode="json"))
@@ -310,6 +359,91 @@ def bench(
         from shoal.cli.applying import run_bench
 
         return run_bench(session, folder, batch_size, channels_last=channels_last, seconds=seconds, device=device)
+
+
+@app.command()
+def train(
+    model: Annotated[str | None, opt.MODEL] = None,
+    data: Annotated[str | None, opt.DATA] = None,
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", help="Branches under it add nothing; 0 trains the plain network.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="digits, cifar10, cifar100, svhn, imagenet; that of DATA by default.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the recipe's.")] = None,
+    rate: Annotated[float | None, typer.Option("--lr", help="The first learning rate.")] = None,
+    decay: Annotated[float | None, typer.Option("--decay", help="The weight decay.")] = None,
+    side: Annotated[bool, typer.Option("--side/--no-side", help="Side supervision in the middle.")] = True,
+    freeze_after: Annotated[
+        int | None, typer.Option("--freeze-after", min=1, help="Epochs a gate stays closed before its block goes.")
+    ] = None,
+    faithful: Annotated[
+        bool, typer.Option("--faithful", help="As in the paper: blocks go only when their weights have died.")
+    ] = False,
+    hold: Annotated[int, typer.Option("--hold", min=0, help="Epochs with open gates first.")] = 0,
+    rise: Annotated[int, typer.Option("--rise", min=0, help="Epochs in which epsilon then rises.")] = 0,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Mixed precision.")] = False,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels last in memory.")] = False,
+    compile_: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
+    checkpoint_every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Epochs.")] = 1,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Train the plain network and one with a far too large epsilon beside it.")
+    ] = False,
+    also_epsilon: Annotated[
+        str | None, typer.Option("--also-epsilon", metavar="A,B", help="Other values to hold this run against.")
+    ] = None,
+    weights: opt.Weights = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    size: opt.Size = None,
+    limit: opt.Limit = None,
+    out: opt.Out = None,
+    device: opt.Device = "auto",
+    seed: opt.Seed = 0,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=2, help="Instead of the recipe's.")] = None,
+    dry_run: opt.DryRun = False,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> int:
+    """Train a network so that its useless blocks vanish (epsilon-ResNet), and take them out on the way.
+
+    Without MODEL and DATA it trains an over-deep network on the embedded digits. MODEL gives the structure; weights are
+    random from --seed, or those of --weights. Exit code 1: no block was lost.
+    """
+    session = Session(as_json=as_json, debug=debug)
+    with session.guarded():
+        from shoal.cli.opening import DataOptions
+        from shoal.cli.training import TrainRequest, run_train
+
+        request = TrainRequest(
+            model=model,
+            data=data,
+            weights=weights,
+            recipe=recipe,
+            epsilon=epsilon,
+            epochs=epochs,
+            rate=rate,
+            decay=decay,
+            side=side,
+            freeze_after=freeze_after,
+            faithful=faithful,
+            hold=hold,
+            rise=rise,
+            bf16=bf16,
+            channels_last=channels_last,
+            compile=compile_,
+            checkpoint_every=checkpoint_every,
+            compare=compare,
+            also_epsilon=also_epsilon,
+            batch_size=batch_size,
+            data_options=DataOptions(mean, std, size, limit, seed),
+            out=out,
+            device=device,
+            dry_run=dry_run,
+            command=_command(),
+        )
+        return run_train(session, request)
 
 
 def _command() -> str:

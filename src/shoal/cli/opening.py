@@ -12,7 +12,7 @@ from shoal.cli.session import Session
 from shoal.errors import ModelRaisedError, UsageError
 from shoal.plan import InputSpec
 from shoal.preserve import evaluating
-from shoal.sources import Data, load_data
+from shoal.sources import Data, Reading, load_data, reading_of
 from shoal.store import Opened, open_model, read_folder_plan
 from shoal.surgery import example_of, input_specs
 
@@ -30,10 +30,12 @@ class DataOptions:
     limit: int | None = None
     seed: int = 0
     batch_size: int = 128
+    tokenizer: Path | None = None
+    sequence_length: int | None = None
 
 
-def open_data(session: Session, spec: str, options: DataOptions) -> Data:
-    """The data; says so where a user's file is run for it."""
+def open_data(session: Session, spec: str, options: DataOptions, network: Opened | None = None) -> Data:
+    """The data; says so where a user's file is run for it. Text is read as the network reads it."""
     if ".py:" in spec:
         session.errors.print(f"running {spec} for the data", markup=False, soft_wrap=True)
     return load_data(
@@ -44,7 +46,16 @@ def open_data(session: Session, spec: str, options: DataOptions) -> Data:
         seed=options.seed,
         batch_size=options.batch_size,
         limit=options.limit,
+        reading=_reading(spec, options, network),
     )
+
+
+def _reading(spec: str, options: DataOptions, network: Opened | None) -> Reading | None:
+    if not spec.strip().startswith("text:"):
+        if options.tokenizer is not None or options.sequence_length is not None:
+            raise UsageError("--tokenizer and --sequence-length are for text", "Leave them out, or give text:FILE.")
+        return None
+    return reading_of(network.model, options.tokenizer, options.sequence_length) if network is not None else None
 
 
 def open_network(session: Session, spec: str, weights: Path | None, device: str = "cpu") -> Opened:

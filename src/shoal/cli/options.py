@@ -12,7 +12,7 @@ MODEL = typer.Argument(
 )
 DATA = typer.Argument(
     metavar="DATA",
-    help="digits, cifar10:ROOT, cifar100:ROOT, svhn:ROOT, imagefolder:ROOT, npz:FILE, "
+    help="digits, cifar10:ROOT, cifar100:ROOT, svhn:ROOT, imagefolder:ROOT, npz:FILE, text:FILE_OR_FOLDER, "
     "or FILE.py:FUNCTION (runs that file).",
 )
 Weights = Annotated[
@@ -22,6 +22,14 @@ Mean = Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="Mean 
 Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation likewise.")]
 Size = Annotated[int | None, typer.Option("--size", help="Resize images to this height and width, in pixels.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Read only so many samples of each part of the data.")]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", metavar="PATH", help="For text: the tokenizer, where it is not beside the network."),
+]
+SequenceLength = Annotated[
+    int | None,
+    typer.Option("--sequence-length", min=4, help="For text: tokens in a sequence; 512, or all the network takes."),
+]
 Images = Annotated[
     int | None,
     typer.Option("--images", min=1, help="Calibration samples the choice is made on; 512, or 2048 with a budget."),
@@ -39,3 +47,11 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done 
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Time images with the channels last in memory.")]
 Include = Annotated[str | None, typer.Option("--include", metavar="PATTERNS", help="Only these blocks: layer3.*,...")]
 Exclude = Annotated[str | None, typer.Option("--exclude", metavar="PATTERNS", help="Never these blocks.")]
+LatencyFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--latency-from",
+        metavar="FILE",
+        help="Latencies of another device: a table by `shoal latency`, or FILE.py:FUNCTION (runs that file).",
+    ),
+]

@@ -41,8 +41,8 @@ def run_scan(session: Session, request: ScanRequest) -> int:
         raise UsageError(f"--split is '{request.split}', expected one of {', '.join(SPLITS)}", "Leave it out for test.")
     device = pick_device(request.device)
     opened = open_network(session, request.model, request.weights, device)
-    data = open_data(session, request.data, request.data_options)
-    other = open_data(session, request.also, request.data_options) if request.also else None
+    data = open_data(session, request.data, request.data_options, opened)
+    other = open_data(session, request.also, request.data_options, opened) if request.also else None
     for one in (data, other):
         if one is not None:
             check_input(opened.model, one)
@@ -109,5 +109,7 @@ def _arguments(request: ScanRequest, digest: str, device: str) -> dict[str, Any]
         "limit": options.limit,
         "seed": options.seed,
         "batch_size": options.batch_size,
+        "tokenizer": str(options.tokenizer) if options.tokenizer else None,
+        "sequence_length": options.sequence_length,
         "device": device,
     }

@@ -2,7 +2,7 @@
 
 from shoal.measure.cost import cost, macs_by_module
 from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, wilson
-from shoal.measure.latency import latency, within_noise
+from shoal.measure.latency import latency, turns, within_noise
 from shoal.measure.machine import machine
 from shoal.measure.quality import (
     Predictions,
@@ -33,6 +33,7 @@ __all__ = [
     "paired_predictions",
     "predictions",
     "quality",
+    "turns",
     "wilson",
     "within_noise",
 ]

@@ -144,6 +144,38 @@ def mean_interval(values: Any) -> Interval:
     return centre - half, centre + half
 
 
+def ratio_interval(totals: Any, counts: Any) -> Interval:
+    """Interval of a mean over things that come in groups: sum(totals) / sum(counts), the groups being independent.
+
+    Tokens of one text are not independent, texts are: with a token a thing and a text a group, only the spread between
+    texts counts. The ratio estimator of Cochran 1977, Sampling Techniques, ch. 6, with Student's t over the groups.
+
+    Args:
+        totals: the sum over each group.
+        counts: how many things each group holds, not all 0.
+
+    Returns:
+        Lower and upper bound; (-inf, inf) for a single group.
+
+    Raises:
+        DataError: nothing is counted, or unequal numbers of totals and counts.
+        NonFiniteError: NaN or Inf among the totals.
+    """
+    sums, sizes = (np.asarray(values, dtype=np.float64).ravel() for values in (totals, counts))
+    if sums.size != sizes.size or sizes.sum() <= 0:
+        raise DataError(f"{sums.size} totals of {sizes.sum():g} things", "Give a total and a count for each group.")
+    if not np.isfinite(sums).all():
+        raise NonFiniteError("a total is NaN or Inf", "A mean of these has no interval.")
+    groups = int((sizes > 0).sum())
+    if groups < 2:
+        return -math.inf, math.inf
+    centre = float(sums.sum() / sizes.sum())
+    residuals = sums - centre * sizes
+    spread = math.sqrt(float((residuals**2).sum()) * groups / (groups - 1)) / float(sizes.sum())
+    half = float(stats.t.ppf(0.5 + _LEVEL / 2, groups - 1)) * spread
+    return centre - half, centre + half
+
+
 def _positive(n: SupportsIndex) -> int:
     count = _count(n, "n")
     if count < 1:

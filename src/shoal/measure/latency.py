@@ -47,6 +47,24 @@ def latency(
         ModelRaisedError: a network raised.
         SurgeryError: `channels_last`, and a network cannot be copied.
     """
+    blocks = turns(models, batch, channels_last=channels_last, min_seconds=min_seconds, rounds=rounds)
+    return {
+        name: _summary(model, batch.size, blocks[name], channels_last=channels_last) for name, model in models.items()
+    }
+
+
+def turns(
+    models: Mapping[str, nn.Module],
+    batch: Batch,
+    *,
+    channels_last: bool = False,
+    min_seconds: float = 1.0,
+    rounds: int = 20,
+) -> dict[str, list[float]]:
+    """Milliseconds of each network in each turn, as `latency` takes them: entries at the same place are neighbours.
+
+    A ratio of two networks is best taken turn by turn: what slows the machine down for a while hits both.
+    """
     _check(models, batch, min_seconds, rounds)
     subjects = {name: _channels_last(model) for name, model in models.items()} if channels_last else dict(models)
     memory_format = torch.channels_last if channels_last else None
@@ -61,13 +79,12 @@ def latency(
             timers[name] = _timer(model, inputs)
         with torch.inference_mode():
             try:
-                blocks = _take_turns(timers, min_seconds, rounds)
+                return _take_turns(timers, min_seconds, rounds)
             except Exception as error:
                 raise ModelRaisedError(
                     f"a network raised {type(error).__name__} while it was timed: {error}",
                     "It ran before: look for a counter or a memory limit in it.",
                 ) from error
-    return {name: _summary(models[name], batch.size, blocks[name], channels_last=channels_last) for name in subjects}
 
 
 def within_noise(one: record.Latency, other: record.Latency) -> bool:

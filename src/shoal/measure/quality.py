@@ -2,9 +2,10 @@
 
 Log-probabilities are kept with the classes last: (samples, classes), or (samples, positions..., classes)
 where the network answers at every position of a sample (tokens, pixels). The sample stays the unit: positions
-are averaged.
+are averaged, those of padding (an attention mask of 0) left out.
 """
 
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from shoal import record
-from shoal.batches import Batch, batches, call, check_logits, device_of, logits_of
+from shoal.batches import IGNORED, Batch, batches, call, check_logits, device_of, logits_of
 from shoal.errors import DataError, UsageError
-from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, wilson
+from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, ratio_interval, wilson
+from shoal.measure.sequences import Sequences, at, joined, sequences_of, some_positions
 from shoal.preserve import evaluating
 
-_IGNORED = -100  # the label that torch's cross-entropy skips
 _CHUNK = 2**24  # values handled at once in float64, so that a large vocabulary does not need gigabytes
 
 
@@ -35,11 +36,16 @@ class Predictions:
             predicted).
         inputs: checksum of the samples in their order, to tell whether two passes saw the same ones; None if
             unknown.
+        counted: which answers of `log_probs` are no padding, of the shape of `target`; None where all are.
+        sequences: the answers at every position, where `log_probs` and `target` keep only some of them (see
+            `measure.sequences`); None with a single answer a sample.
     """
 
     log_probs: Tensor
     target: Tensor | None = None
     inputs: int | None = None
+    counted: Tensor | None = None
+    sequences: Sequences | None = None
 
     @property
     def n(self) -> int:
@@ -55,7 +61,7 @@ class Predictions:
 def predictions(model: nn.Module, loader: Iterable[Any], device: torch.device | str | None = None) -> Predictions:
     """Run a network in eval mode over a loader, once; the network comes back as it was.
 
-    Memory: 4 bytes per sample, position and class.
+    Memory: 4 bytes per sample, position and class, and no more than about 1 MB for each sequence of tokens.
 
     Args:
         model: returns logits, see `log_probabilities` for the shapes.
@@ -110,37 +116,62 @@ class _Gathered:
     """The parts of one `Predictions`, mini-batch by mini-batch."""
 
     def __init__(self) -> None:
-        self.log_probs: list[Tensor] = []
-        self.targets: list[Tensor | None] = []
+        self.parts: list[Predictions] = []
+        self.shapes: set[tuple[int, ...]] = set()
 
     def add(self, model: nn.Module, batch: Batch) -> None:
         logits = logits_of(call(model, batch))
         check_logits(logits)
         _check_samples(logits, batch)
         log_probs = log_probabilities(logits, batch.target).cpu()
-        self.log_probs.append(log_probs)
-        self.targets.append(checked_labels(batch.target, log_probs))
+        self.shapes.add(tuple(log_probs.shape[1:]))
+        self.parts.append(_reduced(log_probs, checked_labels(batch.target, log_probs), batch))
 
     def joined(self, checksum: int) -> Predictions:
-        if not self.log_probs:
+        if not self.parts:
             raise DataError(
                 "the loader yielded no mini-batch",
                 "Check the data set and its filter; a generator can be read only once.",
             )
-        shapes = sorted({tuple(part.shape[1:]) for part in self.log_probs})
+        shapes = sorted(self.shapes)
         if len(shapes) > 1:
             raise DataError(
                 f"the output's shape changes between mini-batches: {shapes[0]} and {shapes[1]} per sample",
                 "Bring all samples to one size (pad or cut the texts, resize the images).",
             )
-        labelled = [target for target in self.targets if target is not None]
-        if labelled and len(labelled) < len(self.targets):
-            missing = len(self.targets) - len(labelled)
+        labelled = [part.target for part in self.parts if part.target is not None]
+        if labelled and len(labelled) < len(self.parts):
+            missing = len(self.parts) - len(labelled)
             raise DataError(
-                f"{missing} of {len(self.targets)} mini-batches have no usable labels, the others do",
+                f"{missing} of {len(self.parts)} mini-batches have no usable labels, the others do",
                 "Give labels for all samples, or for none.",
             )
-        return Predictions(torch.cat(self.log_probs), torch.cat(labelled) if labelled else None, checksum)
+        log_probs = torch.cat([part.log_probs for part in self.parts])
+        sequences = [part.sequences for part in self.parts if part.sequences is not None]
+        whole = joined(sequences) if sequences else None
+        masked = whole is not None and whole.counted is not None and whole.counted.shape == log_probs.shape[:-1]
+        return Predictions(
+            log_probs,
+            torch.cat(labelled) if labelled else None,
+            checksum,
+            whole.counted if masked and whole is not None else None,
+            whole,
+        )
+
+
+def _reduced(log_probs: Tensor, target: Tensor | None, batch: Batch) -> Predictions:
+    """The answers to one mini-batch, those at positions thinned out where there are too many."""
+    if log_probs.dim() < 3:
+        return Predictions(log_probs, target)
+    counted = batch.counted(log_probs.shape[:-1])
+    counted = counted.cpu() if counted is not None else None
+    sequences = sequences_of(log_probs, target, counted)
+    positions = some_positions(log_probs, counted)
+    if positions is None:
+        return Predictions(log_probs, target, sequences=sequences)
+    return Predictions(
+        at(log_probs, positions), at(target, positions) if target is not None else None, None, None, sequences
+    )
 
 
 def _checksum(batch: Batch, before: int) -> int:
@@ -221,7 +252,7 @@ def checked_labels(target: Tensor | None, log_probs: Tensor) -> Tensor | None:
 def _check_labels(labels: Tensor, classes: int) -> None:
     wrong = (labels < 0) | (labels >= classes)
     if labels.dim() > 1:
-        wrong &= labels != _IGNORED
+        wrong &= labels != IGNORED
     if wrong.any():
         label = int(labels[wrong][0])
         raise DataError(
@@ -235,8 +266,9 @@ def quality(predictions: Predictions, split: str) -> record.Quality:
     """How good: `top1` with its Wilson interval, and the mean cross-entropy in nats.
 
     With one label per position there is no `top1`, since positions of one sample are not independent; the
-    loss is the mean over the labelled positions (label -100 is skipped). Targets must stand at the position
-    that answers them: shift the tokens of a language model by one.
+    loss is the mean over the labelled positions (label -100 and padding are skipped), with its exponential, the
+    perplexity, and intervals that take the samples as independent. Targets must stand at the position that answers
+    them: `as_batch` moves those of a language model.
 
     Args:
         predictions: of one network.
@@ -247,17 +279,44 @@ def quality(predictions: Predictions, split: str) -> record.Quality:
     """
     _check_predictions(predictions)
     hits = _hits(predictions)
-    loss = _loss(predictions)
     if hits is None:
-        return record.Quality(split=split, n=predictions.n, loss=loss)
+        return record.Quality(split=split, n=predictions.n, **_per_token(predictions))
     right = int(hits.sum())
     return record.Quality(
         split=split,
         n=predictions.n,
         top1=right / predictions.n,
         top1_interval=wilson(right, predictions.n),
-        loss=loss,
+        loss=_loss(predictions),
     )
+
+
+def _per_token(given: Predictions) -> dict[str, Any]:
+    """Loss and perplexity over all labelled positions; nothing without any."""
+    whole = _sequences(given)
+    if whole is None or whole.loss is None or not whole.tokens:
+        return {}
+    loss = float(whole.loss.sum()) / whole.tokens
+    low, high = ratio_interval(whole.loss, whole.labelled)
+    low = max(0.0, low)  # a cross-entropy is never negative
+    return {
+        "loss": loss,
+        "loss_interval": (low, high),
+        "tokens": whole.tokens,
+        "perplexity": _exp(loss),
+        "perplexity_interval": (_exp(low), _exp(high)),
+    }
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _sequences(given: Predictions) -> Sequences | None:
+    """The answers at all positions; None with a single answer a sample."""
+    if given.sequences is not None or given.log_probs.dim() < 3:
+        return given.sequences
+    return sequences_of(given.log_probs, given.target, given.counted)
 
 
 def _check_predictions(given: Predictions) -> None:
@@ -286,9 +345,7 @@ def _hits(given: Predictions) -> Tensor | None:
 def _loss(given: Predictions) -> float | None:
     if given.target is None:
         return None
-    counted = given.target != _IGNORED
-    if not counted.any():
-        return None
+    counted = given.target != IGNORED
     picked = given.log_probs.gather(-1, given.target.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return -float(picked[counted].double().mean())
 
@@ -299,7 +356,8 @@ def compare(original: Predictions, other: Predictions, split: str) -> record.Com
     Agreement is the share of samples with the same most likely class, with a Wilson interval (with positions:
     the mean share of positions, the interval still for n samples); `kl` the mean of KL(original || other) in
     nats with a t interval, cut at 0; the drop in top-1 has Tango's interval, McNemar's p, and the counts
-    `lost` and `won`.
+    `lost` and `won`. With a label per position there is the increase of the loss instead, its interval paired by
+    sample. Padding does not count.
 
     Args:
         original: what the original says.
@@ -311,9 +369,8 @@ def compare(original: Predictions, other: Predictions, split: str) -> record.Com
     """
     _check_pair(original, other)
     n = original.n
-    same = (original.log_probs.argmax(dim=-1) == other.log_probs.argmax(dim=-1)).double()
-    agreeing = float(same.reshape(n, -1).mean(dim=1).sum())
-    divergence = _kl(original.log_probs, other.log_probs)
+    agreeing = float(_agreement(original, other).sum())
+    divergence = _kl(original.log_probs, other.log_probs, original.counted)
     low, high = mean_interval(divergence)
     return record.Comparison(
         split=split,
@@ -323,7 +380,34 @@ def compare(original: Predictions, other: Predictions, split: str) -> record.Com
         kl=float(divergence.mean()),
         kl_interval=(max(0.0, low), high),
         **_drop(original, other),
+        **_increase(original, other),
     )
+
+
+def _agreement(original: Predictions, other: Predictions) -> Tensor:
+    """The share of positions of each sample with the same most likely class."""
+    before, after = _sequences(original), _sequences(other)
+    if before is None or after is None:
+        return (original.log_probs.argmax(dim=-1) == other.log_probs.argmax(dim=-1)).double()
+    return mean_over((before.answers == after.answers).double(), before.counted)
+
+
+def _increase(original: Predictions, other: Predictions) -> dict[str, Any]:
+    before, after = _sequences(original), _sequences(other)
+    if before is None or after is None or before.loss is None or after.loss is None or not before.tokens:
+        return {}
+    risen = after.loss - before.loss
+    interval = ratio_interval(risen, before.labelled)
+    return {"loss_increase": float(risen.sum()) / before.tokens, "loss_increase_interval": interval}
+
+
+def mean_over(values: Tensor, counted: Tensor | None) -> Tensor:
+    """The mean over the positions of each sample that count; 0 for a sample of padding alone."""
+    flat = values.reshape(len(values), -1)
+    if counted is None:
+        return flat.mean(dim=1)
+    weights = counted.to(flat).reshape(len(flat), -1)
+    return (flat * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 def _drop(original: Predictions, other: Predictions) -> dict[str, Any]:
@@ -358,7 +442,7 @@ def _check_pair(original: Predictions, other: Predictions) -> None:
         )
 
 
-def kl_per_sample(original_logprobs: Tensor, other_logits: Tensor) -> Tensor:
+def kl_per_sample(original_logprobs: Tensor, other_logits: Tensor, counted: Tensor | None = None) -> Tensor:
     """KL(original || other) of every sample, in nats; the mean over the positions where there are any.
 
     Never negative, and exactly 0 for the logits that `original_logprobs` was made of, on the same device.
@@ -369,6 +453,7 @@ def kl_per_sample(original_logprobs: Tensor, other_logits: Tensor) -> Tensor:
             `log_probabilities`.
         other_logits: logits or log-probabilities of the same shape, or as the model returned them (classes
             second).
+        counted: (samples, positions...), which positions the mean is over; all where None.
 
     Returns:
         (samples,), float64 (float32 on devices without it).
@@ -379,7 +464,8 @@ def kl_per_sample(original_logprobs: Tensor, other_logits: Tensor) -> Tensor:
     last = _like(original_logprobs, other_logits)
     # Rounded as log_probabilities rounds, so that a network has no distance from itself.
     narrow = last if last.dtype == torch.float64 else last.float()
-    return _kl(original_logprobs.to(last.device), torch.log_softmax(narrow, dim=-1))
+    counted = counted.to(last.device) if counted is not None else None
+    return _kl(original_logprobs.to(last.device), torch.log_softmax(narrow, dim=-1), counted)
 
 
 def _like(original: Tensor, other: Tensor) -> Tensor:
@@ -397,13 +483,14 @@ def _like(original: Tensor, other: Tensor) -> Tensor:
     )
 
 
-def _kl(original: Tensor, other: Tensor) -> Tensor:
+def _kl(original: Tensor, other: Tensor, counted: Tensor | None) -> Tensor:
     rows = max(1, _CHUNK // max(1, original[0].numel())) if len(original) else 1
-    parts = zip(original.split(rows), other.split(rows), strict=True)
-    return torch.cat([_kl_rows(one, two) for one, two in parts])
+    masks = counted.split(rows) if counted is not None else [None] * len(original.split(rows))
+    parts = zip(original.split(rows), other.split(rows), masks, strict=True)
+    return torch.cat([_kl_rows(one, two, mask) for one, two, mask in parts])
 
 
-def _kl_rows(original: Tensor, other: Tensor) -> Tensor:
+def _kl_rows(original: Tensor, other: Tensor, counted: Tensor | None) -> Tensor:
     wide = torch.float32 if original.device.type == "mps" else torch.float64
     log_p = torch.log_softmax(original.to(wide), dim=-1)
     log_q = torch.log_softmax(other.to(wide), dim=-1)
@@ -411,4 +498,4 @@ def _kl_rows(original: Tensor, other: Tensor) -> Tensor:
     # p log(p/q) - p + q sums to the same and is never negative term by term: rounding cannot make it less
     # than zero.
     terms = (p * (log_p - log_q) - p + log_q.exp()).clamp(min=0)
-    return terms.sum(dim=-1).reshape(len(original), -1).mean(dim=1)
+    return mean_over(terms.sum(dim=-1), counted)

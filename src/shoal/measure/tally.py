@@ -11,11 +11,10 @@ from typing import Any
 from scipy import stats
 from torch import Tensor
 
+from shoal.batches import IGNORED, Batch
 from shoal.measure.intervals import paired_drop
-from shoal.measure.quality import checked_labels, kl_per_sample, log_probabilities
+from shoal.measure.quality import checked_labels, kl_per_sample, log_probabilities, mean_over
 from shoal.record import Interval
-
-_IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -23,17 +22,24 @@ class Answers:
     """What one network says about one mini-batch; all per sample but `log_probs`.
 
     `loss` is the cross-entropy in nats (the mean over labelled positions), `hit` whether the answer is right, each None
-    without fitting labels; `answer` the most likely class (per position where there are several).
+    without fitting labels; `answer` the most likely class (per position where there are several), `counted` which of
+    them are no padding, None where all count.
     """
 
     log_probs: Tensor
     answer: Tensor
     loss: Tensor | None
     hit: Tensor | None
+    counted: Tensor | None = None
 
 
-def answers(logits: Tensor, target: Tensor | None) -> Answers:
+def answers(logits: Tensor, target: Tensor | None, batch: Batch | None = None) -> Answers:
     """Read logits of a mini-batch; labels that fit are used.
+
+    Args:
+        logits: as the network returned them.
+        target: the labels.
+        batch: tells which positions are padding and do not count.
 
     Raises:
         DataError: labels out of range, logits of no classes.
@@ -41,14 +47,15 @@ def answers(logits: Tensor, target: Tensor | None) -> Answers:
     log_probs = log_probabilities(logits, target)
     labels = checked_labels(target, log_probs)
     answer = log_probs.argmax(dim=-1)
+    counted = batch.counted(answer.shape) if batch is not None else None
     if labels is None:
-        return Answers(log_probs, answer, None, None)
+        return Answers(log_probs, answer, None, None, counted)
     labels = labels.to(log_probs.device)
     picked = log_probs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).double()
-    counted = labels != _IGNORED
-    weights = counted.reshape(len(labels), -1).double()
+    labelled = labels != IGNORED if counted is None else (labels != IGNORED) & counted
+    weights = labelled.reshape(len(labels), -1).double()
     loss = -(picked.reshape(len(labels), -1) * weights).sum(1) / weights.sum(1).clamp(min=1)
-    return Answers(log_probs, answer, loss, (answer == labels) if labels.dim() == 1 else None)
+    return Answers(log_probs, answer, loss, (answer == labels) if labels.dim() == 1 else None, counted)
 
 
 @dataclass
@@ -70,13 +77,13 @@ class Tally:
     increase: float = 0.0
     increase_squared: float = 0.0
 
-    def add(self, whole: Answers, logits: Tensor, target: Tensor | None) -> None:
+    def add(self, whole: Answers, logits: Tensor, target: Tensor | None, batch: Batch | None = None) -> None:
         """Take in one mini-batch."""
-        after = answers(logits, target)
+        after = answers(logits, target, batch)
         size = len(after.answer)
-        kl = kl_per_sample(whole.log_probs, logits)
+        kl = kl_per_sample(whole.log_probs, logits, whole.counted)
         self.n += size
-        self.changed += float((whole.answer != after.answer).double().reshape(size, -1).mean(1).sum())
+        self.changed += float(mean_over((whole.answer != after.answer).double(), whole.counted).sum())
         self.kl += float(kl.sum())
         increase = kl
         if whole.loss is not None and after.loss is not None:

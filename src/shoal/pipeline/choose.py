@@ -14,7 +14,7 @@ from shoal.errors import NotReachedError, UsageError
 from shoal.measure import Predictions, compare, predictions
 from shoal.pipeline.target import Target
 from shoal.preserve import patched
-from shoal.record import Comparison, Fate, FrontPoint, Step
+from shoal.record import Comparison, Fate, Planning, Step
 from shoal.scanning import Damage, Worth, divergence, removal_sweep, responses
 from shoal.surgery import check_removable, strict_identities
 
@@ -26,7 +26,10 @@ _PATIENCE = 2
 
 @dataclass(frozen=True)
 class Goal:
-    """What is asked; exactly one of the first four. `max_drop` is in points of the metric on validation."""
+    """What is asked: one of the first four, a target, or a number on a front.
+
+    `max_drop` is in points of the metric on validation; with `replace` it is reached by plan, not by removals alone.
+    """
 
     remove: int | None = None
     max_drop: float | None = None
@@ -35,14 +38,18 @@ class Goal:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     target: Target = field(default_factory=Target)
+    replace: bool = False
+    pick: int | None = None
 
     def __post_init__(self) -> None:
         asked = [self.remove is not None, self.max_drop is not None, self.blocks is not None, self.exact]
-        if sum([*asked, bool(self.target.to_dict())]) != 1:
+        if sum([*asked, bool(self.target.to_dict()), self.pick is not None]) != 1:
             raise UsageError(
-                "give exactly one of remove, max_drop, blocks, exact, latency/macs/params",
+                "give exactly one of remove, max_drop, blocks, exact, latency/macs/params/depth, pick",
                 "Without a goal: max_drop=1.0.",
             )
+        if self.replace and (self.remove is not None or self.blocks is not None or self.exact):
+            raise UsageError("replace goes with max_drop or a budget", "remove, blocks and exact only remove.")
         if self.remove is not None and self.remove < 1:
             raise UsageError(f"remove is {self.remove}, expected at least 1", "Give a number of blocks.")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
@@ -50,9 +57,20 @@ class Goal:
         if self.blocks is not None and not self.blocks:
             raise UsageError("blocks names no block", "`shoal trace` lists them.")
 
+    @property
+    def by_plan(self) -> bool:
+        """Whether blocks may be replaced too, so that a plan is needed."""
+        return bool(self.target.to_dict()) or self.replace or self.pick is not None
+
     def to_dict(self) -> dict[str, Any]:
         """Only what was asked, as plain data."""
-        asked = {"remove": self.remove, "max_drop": self.max_drop, "exact": self.exact or None}
+        asked = {
+            "remove": self.remove,
+            "max_drop": self.max_drop,
+            "exact": self.exact or None,
+            "replace": self.replace or None,
+            "pick": self.pick,
+        }
         lists = {"blocks": self.blocks, "include": self.include, "exclude": self.exclude}
         found: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
         return found | self.target.to_dict() | {key: list(value) for key, value in lists.items() if value}
@@ -91,7 +109,7 @@ class Choice:
     steps: list[Step] = field(default_factory=list)
     validation: Comparison | None = None
     replaced: list[list[str]] = field(default_factory=list)
-    front: list[FrontPoint] = field(default_factory=list)
+    planning: Planning | None = None
 
     def fate_of(self, path: str) -> Fate:
         """What became of a block."""

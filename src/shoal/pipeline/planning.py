@@ -1,33 +1,43 @@
-"""Choose by plan: the path of least damage under a budget, built, measured, corrected, and refitted."""
+"""Choose by plan: the path of least damage under a budget, built, measured, corrected, solved again, and refitted.
+
+Neither damages nor latencies really add up. So the best few plans are built and measured end to end; what the tables
+were off by corrects them, and the solver looks again, until nothing new comes up.
+"""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from shoal.batches import Batch, call, logits_of
 from shoal.blocks import Anatomy, dissect
-from shoal.errors import NotReachedError
-from shoal.measure import kl_per_sample, latency, log_probabilities
-from shoal.pipeline.choose import Choice
-from shoal.pipeline.table_maker import TableMaker, Tables
+from shoal.errors import NotReachedError, UsageError
+from shoal.measure import compare, log_probabilities, predictions
+from shoal.pipeline.choose import Choice, drop_of
+from shoal.pipeline.clocks import Clock
+from shoal.pipeline.table_maker import Tables
 from shoal.pipeline.target import Price, Target
-from shoal.plan import Budget, Path, Remove, Replace, best, front
+from shoal.plan import Budget, Edge, Path, Remove, Replace, best, front, solve
 from shoal.plan.solver import Objective
 from shoal.preserve import evaluating
-from shoal.record import FrontPoint
-from shoal.replace import Fitted, line_of, recalibrate_, refit_
-from shoal.scanning import Worth
+from shoal.record import Comparison, FrontPoint, Planning, PlanRound
+from shoal.replace import Fitted, Line, recalibrate_, refit_
+from shoal.scanning import Damage, Worth, divergence
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
 
 Progress = Callable[[str, int, int], None]
 
-# How many of the solver's plans are built and measured, how often budgets are corrected, and what still counts as met.
+# How many plans are built in a round, how often tables are corrected, and what still counts as met.
 _BUILT = 3
 _ROUNDS = 3
 _SLACK = 1.01
+# So many plans, at most, are timed for longer, out of those that seemed to be within this factor of the budget.
+_CONFIRMED, _NEAR = 5, 1.03
+# Points on the front.
+_POINTS = 24
 _QUANTITIES: dict[Objective, str] = {
     "latency_ms": "the fastest takes",
     "macs": "the one with the fewest MACs has",
@@ -41,87 +51,209 @@ class Planned:
 
     model: nn.Module
     actions: list[Remove | Replace]
-    damage: float
-    measured_ms: float
-    whole_ms: float
-    guessed_ms: float
+    planning: Planning
     reached: bool
     message: str
-    points: list[FrontPoint] = field(default_factory=list)
+    validation: Comparison | None = None
     worths: dict[str, Worth] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Tried:
+    """A plan that was built and measured."""
+
+    path: Path
+    guessed_share: float
+    share: float
+    damage: float
+
+
 @dataclass
 class Planner:
-    """Everything planning needs."""
+    """Everything planning needs.
+
+    Args:
+        anatomy: the original, dissected.
+        model: the original, to copy.
+        tables: see TableMaker.
+        fit_on: mini-batches to refit on.
+        judge_on: other mini-batches, to measure damage on.
+        clock: tells latencies.
+        damage: what a change does to the output, for each sample.
+        progress: called with (stage, done, total).
+    """
 
     anatomy: Anatomy
     model: nn.Module
-    target: Target
+    tables: Tables
     fit_on: Sequence[Batch]
     judge_on: Sequence[Batch]
-    timed: Batch
-    channels_last: bool = False
+    clock: Clock
+    damage: Damage = divergence
     progress: Progress = lambda stage, done, total: None
-    tables: Tables | None = None
-    allowed: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
-        # The last mini-batch of a loader may hold a single sample, of which none can be held out.
-        self.fit_on = [batch for batch in self.fit_on if batch.size > 1] or self.fit_on
-
-    def plan(self) -> Planned:
-        """Tables, solve, build the best few, measure, correct and solve again; then refit.
-
-        Raises:
-            NotReachedError: no plan meets the budget, by the tables; or there is no block to plan with.
-        """
-        if not line_of(self.anatomy).paths:
+        if not self.tables.line.paths:
             note = self.anatomy.chain.note or "no block of the network can be taken out"
             raise NotReachedError(note, "`shoal trace` gives the reason for each block.")
-        if self.tables is None:
-            maker = TableMaker(
-                self.anatomy,
-                self.fit_on,
-                self.judge_on,
-                self.timed,
-                channels_last=self.channels_last,
-                progress=self.progress,
-                allowed=self.allowed,
-            )
-            self.tables = maker.make()
-        tables, limits = self.tables, self.target.limits(self.tables.whole)
-        tried: list[tuple[float, float, Path, nn.Module]] = []
-        allowed = limits.latency_ms
-        for round_number in range(_ROUNDS):
-            self.progress(f"plan {round_number + 1}: solving and measuring", round_number, _ROUNDS)
-            budget = self._budget(allowed, limits)
-            paths = best(tables.edges, len(tables.line.paths), budget, _BUILT) if budget is not None else []
-            if not paths:
-                break
-            built = [(path, self.build(path)) for path in paths]
-            path, network = min(built, key=lambda one: self.damage_of(one[1]))
-            whole_ms, measured = self._time(network)
-            tried.append((measured / whole_ms, self.damage_of(network), path, network))
-            wanted = limits.latency_ms / tables.whole.latency_ms
-            if measured / whole_ms <= wanted * _SLACK:
-                break
-            allowed *= wanted / (measured / whole_ms)
-        if not tried:
-            raise NotReachedError(self._unreachable(limits), "Ask for less, or allow longer spans.")
-        wanted = limits.latency_ms / tables.whole.latency_ms
-        met = [one for one in tried if one[0] <= wanted * _SLACK]
-        share, _, path, network = min(met, key=lambda one: one[1]) if met else min(tried, key=lambda one: one[0])
-        return self._finished(path, network, share, bool(met))
+        self.length = len(self.tables.line.paths)
+        self.front = front(self.tables.edges, self.length, points=_POINTS)
 
-    def _budget(self, allowed: float, limits: Price) -> Budget | None:
-        """What is left for the blocks; None where the rest of the network takes more than all of it."""
-        fixed, left = self._tables().fixed, {}
+    def within(self, target: Target) -> Planned:
+        """The plan of least damage within budgets.
+
+        Raises:
+            NotReachedError: no plan meets the budgets, by the tables.
+        """
+        whole, limits = self.tables.whole, target.limits(self.tables.whole)
+        tried: list[_Tried] = []
+        edges, allowed = self.tables.edges, limits.latency_ms
+        wanted = limits.latency_ms / whole.latency_ms
+        for number in range(_ROUNDS):
+            self.progress(f"plan {number + 1}: solving and measuring", number, _ROUNDS)
+            fresh = self._solved(edges, self._budget(allowed, limits, target.depth), [one.path for one in tried])
+            if not fresh:
+                break
+            tried += self._try(fresh)
+            off = sorted(one.share / one.guessed_share for one in tried[-len(fresh) :])[len(fresh) // 2]
+            if math.isfinite(allowed):
+                allowed = limits.latency_ms / off
+            edges = self._corrected(tried)
+        if not tried:
+            raise NotReachedError(self._unreachable(limits, target.depth), "Ask for less, or allow longer spans.")
+        chosen, tried = self._confirmed(tried, wanted)
+        reached = chosen.share <= wanted * _SLACK
+        asked = "" if reached else f", asked for {100 * wanted:.1f} %"
+        return self._finished(chosen, tried, reached=reached, asked=asked)
+
+    def picked(self, number: int) -> Planned:
+        """The plan with this number on the front, from 1.
+
+        Raises:
+            UsageError: there is no such point.
+        """
+        if not 1 <= number <= len(self.front):
+            raise UsageError(f"there is no plan {number} on the front", f"It has {len(self.front)} points, from 1.")
+        tried = self._try([self.front[number - 1]])
+        done = self._finished(tried[0], tried, reached=True)
+        return replace(done, planning=done.planning.model_copy(update={"picked": number}))
+
+    def fastest_within(self, max_drop: float, validation: Sequence[Batch]) -> Planned:
+        """The fastest plan of the front that loses at most `max_drop` points of the metric on `validation`.
+
+        The front is searched by halves; each plan looked at is built, refitted and measured. A faster plan seldom loses
+        less, so this finds the fastest, or one close by.
+
+        Raises:
+            NotReachedError: not even the slowest plan with any change is within it.
+        """
+        original = predictions(self.anatomy.model, validation)
+        points = [path for path in self.front if self.actions(path)]  # fastest first
+        found: Planned | None = None
+        low, high, nearest = 0, len(points), math.inf
+        tried: list[_Tried] = []
+        while low < high:
+            middle = (low + high) // 2
+            self.progress(f"trying plan {middle + 1} of the front", len(tried), max(1, len(points).bit_length()))
+            tried += self._try([points[middle]])
+            now = self._finished(tried[-1], tried, reached=True)
+            comparison = compare(original, predictions(now.model, validation), "validation")
+            nearest = min(nearest, 100 * drop_of(comparison))
+            if 100 * drop_of(comparison) <= max_drop + 1e-9:
+                found, high = replace(now, validation=comparison), middle
+            else:
+                low = middle + 1
+        if found is None:
+            raise NotReachedError(
+                f"no plan of the front is within {max_drop:g} points on validation; the nearest loses {nearest:.2f}",
+                "Ask for less, or give more calibration images.",
+            )
+        return replace(found, message=f"{found.message}, within {max_drop:g} points on validation")
+
+    def _solved(self, edges: Sequence[Edge], budget: Budget | None, known: list[Path]) -> list[Path]:
+        """The best few plans that were not built yet; nothing if the best one was: then the search is stable."""
+        if budget is None:
+            return []
+        if not known:
+            return best(edges, self.length, budget, _BUILT)
+        found: list[Path] = []
+        without = [frozenset(one.edges) for one in known]
+        first = solve(edges, self.length, budget)
+        if first is None or frozenset(first.edges) in without:
+            return []
+        while len(found) < _BUILT:
+            path = solve(edges, self.length, budget, without=[*without, *(frozenset(one.edges) for one in found)])
+            if path is None:
+                break
+            found.append(path)
+        return found
+
+    def _try(self, paths: Sequence[Path]) -> list[_Tried]:
+        """Build plans and measure them, all in turns."""
+        networks = [self.build(path) for path in paths]
+        whole = self.tables.whole.latency_ms
+        guessed = [(self._priced(path).latency_ms + self.tables.fixed.latency_ms) / whole for path in paths]
+        shares = guessed
+        if self.clock.measures:
+            named = {str(number): network for number, network in enumerate(networks)}
+            times = self.clock.networks({"whole": self.anatomy.model, **named})
+            shares = [times[str(number)] / times["whole"] for number in range(len(networks))]
+        damages = [self.damage_of(one) for one in networks]
+        return [
+            _Tried(self._priced(path), *figures) for path, *figures in zip(paths, guessed, shares, damages, strict=True)
+        ]
+
+    def _confirmed(self, tried: list[_Tried], wanted: float) -> tuple[_Tried, list[_Tried]]:
+        """The plan of least damage that is fast enough when it is timed for longer; else the fastest.
+
+        Of many plans timed shortly the one that seems fast enough may only have been lucky.
+        """
+        if not self.clock.measures or not math.isfinite(wanted):
+            met = [one for one in tried if one.share <= wanted * _SLACK]
+            return (min(met, key=lambda one: one.damage) if met else min(tried, key=lambda one: one.share)), tried
+        sure: list[_Tried] = []
+        near = [one for one in tried if one.share <= wanted * _NEAR] or tried
+        for one in sorted(near, key=lambda one: one.damage)[:_CONFIRMED]:
+            self.progress("timing the best plans for longer", len(sure), _CONFIRMED)
+            times = self.clock.networks({"whole": self.anatomy.model, "cut": self.build(one.path)}, longer=True)
+            sure.append(replace(one, share=times["cut"] / times["whole"]))
+            if sure[-1].share <= wanted * _SLACK:
+                break
+        fastest = min(tried, key=lambda one: one.share)
+        if sure[-1].share > wanted * _SLACK and all(one.path != fastest.path for one in sure):
+            times = self.clock.networks({"whole": self.anatomy.model, "cut": self.build(fastest.path)}, longer=True)
+            sure.append(replace(fastest, share=times["cut"] / times["whole"]))
+        chosen = sure[-1] if sure[-1].share <= wanted * _SLACK else min(sure, key=lambda one: one.share)
+        known = {one.path.edges: one for one in sure}
+        return chosen, [known.get(one.path.edges, one) for one in tried]
+
+    def _priced(self, path: Path) -> Path:
+        """A path with the damage of the tables, not of the corrected ones."""
+        return path.model_copy(update={"damage": sum(self.tables.edges[index].damage for index in path.edges)})
+
+    def _corrected(self, tried: Sequence[_Tried]) -> list[Edge]:
+        """Edges of plans that were worse than promised, against the other plans, count for more; and the reverse."""
+        off = [math.log(max(one.damage, 1e-9) / max(one.path.damage, 1e-9)) for one in tried]
+        middle = sum(off) / len(off)
+        edges = list(self.tables.edges)
+        for index in {index for one in tried for index in one.path.edges}:
+            own = [value - middle for one, value in zip(tried, off, strict=True) if index in one.path.edges]
+            factor = math.exp(sum(own) / len(own))
+            edges[index] = edges[index].model_copy(update={"damage": edges[index].damage * factor})
+        return edges
+
+    def _budget(self, allowed: float, limits: Price, depth: int | None) -> Budget | None:
+        """What is left for the steps; None where the rest of the network takes more than all of it."""
+        fixed, left = self.tables.fixed, {}
         for name, limit in (("latency_ms", allowed), ("macs", limits.macs), ("params", limits.params)):
             if limit < getattr(fixed, name):
                 return None
             left[name] = None if limit == float("inf") else limit - getattr(fixed, name)
+        if depth is not None:
+            if depth < self._others():
+                return None
+            left["depth"] = float(depth - self._others())
         return Budget(**left)
 
     def build(self, path: Path) -> nn.Module:
@@ -135,116 +267,134 @@ class Planner:
 
     def actions(self, path: Path) -> list[Remove | Replace]:
         """The path as actions of a plan."""
-        tables = self._tables()
         found: list[Remove | Replace] = []
         for index in path.edges:
-            edge = tables.edges[index]
+            edge = self.tables.edges[index]
             if edge.action == "remove":
-                found.append(Remove(path=tables.line.paths[edge.start]))
+                found.append(Remove(path=self.tables.line.paths[edge.start]))
             elif edge.action == "replace":
-                fitted = tables.fitted[index]
+                fitted = self.tables.fitted[index]
                 found.append(Replace(paths=list(fitted.span.paths), stand_in=fitted.stand_in))
         return found
 
     def _stand_ins(self, path: Path) -> list[Fitted]:
-        tables = self._tables()
-        return [tables.fitted[index] for index in path.edges if index in tables.fitted]
-
-    def _tables(self) -> Tables:
-        if self.tables is None:
-            raise RuntimeError("plan() makes the tables first")
-        return self.tables
+        return [self.tables.fitted[index] for index in path.edges if index in self.tables.fitted]
 
     def damage_of(self, network: nn.Module) -> float:
-        """Mean KL(original || network) on the samples held back for judging."""
+        """Mean damage on the samples held back for judging."""
         total, count = 0.0, 0
         with evaluating(self.anatomy.model), evaluating(network):
             for batch in self.judge_on:
                 original = log_probabilities(logits_of(call(self.anatomy.model, batch)), batch.target)
-                total += float(kl_per_sample(original, logits_of(call(network, batch))).sum())
+                total += float(self.damage(original, logits_of(call(network, batch)), batch).sum())
                 count += batch.size
         return total / count
 
-    def _time(self, network: nn.Module) -> tuple[float, float]:
-        networks = {"whole": self.anatomy.model, "cut": network}
-        times = latency(networks, self.timed, channels_last=self.channels_last, min_seconds=0.7)
-        return times["whole"].median_ms, times["cut"].median_ms
-
-    def _finished(self, path: Path, network: nn.Module, share: float, met: bool) -> Planned:
-        tables = self._tables()
-        stand_ins = self._stand_ins(path)
-        before = self.damage_of(network)
-        refitted = copy.deepcopy(network)
-        for number, one in enumerate(stand_ins):
-            self.progress("refitting stand-ins one after the other", number, len(stand_ins))
-            refit_(self.anatomy, refitted, one, self.fit_on)
-        after = self.damage_of(refitted) if stand_ins else before
-        kept = refitted if after < before else network
-        self.progress("recalibrating batch norms", 0, 1)
-        calibrated = recalibrate_(copy.deepcopy(kept), self.fit_on)
-        again = self.damage_of(calibrated)
-        final, damage = (calibrated, again) if again < min(before, after) else (kept, min(before, after))
-        notes = [
-            *tables.notes,
-            f"KL on held-back calibration samples: {path.damage:.4f} by the table, {before:.4f} built, "
-            f"{after:.4f} refitted, {again:.4f} with batch norms recalibrated; the best was kept",
+    def _finished(self, chosen: _Tried, tried: Sequence[_Tried], *, reached: bool, asked: str = "") -> Planned:
+        """The chosen plan refitted, with what is known about how it was found."""
+        actions, whole = self.actions(chosen.path), self.tables.whole.latency_ms
+        final, refitted, damage, said = self._recovered(chosen)
+        rounds = [
+            PlanRound(
+                latency_guessed_ms=one.guessed_share * whole,
+                latency_measured_ms=one.share * whole,
+                damage_guessed=one.path.damage,
+                damage_measured=one.damage,
+                chosen=one is chosen,
+            )
+            for one in tried
         ]
-        whole = tables.whole.latency_ms
-        guessed = path.latency_ms + tables.fixed.latency_ms
-        notes.append(f"latency by the tables {guessed:.3g} ms of {whole:.3g} ms; measured {share * whole:.3g} ms")
-        wanted = self.target.limits(tables.whole).latency_ms / whole
-        message = f"{_words(self.actions(path))}; {100 * share:.1f} % of the original's latency"
-        if not met:
-            message += f", asked for {100 * wanted:.1f} %"
+        planning = Planning(
+            original_ms=whole,
+            latency_source=self.clock.source,
+            candidates=sum(edge.action != "keep" for edge in self.tables.edges),
+            rounds=rounds,
+            damage_refitted=refitted,
+            damage_final=damage,
+            front=[self._point(path) for path in self.front],
+        )
         return Planned(
             final,
-            self.actions(path),
-            damage,
-            share * whole,
-            whole,
-            guessed,
-            met,
-            message,
-            points=self._front(),
-            worths={one.path: one for one in tables.worths},
-            notes=notes,
+            actions,
+            planning,
+            reached,
+            f"{_words(actions, self.tables.line)}; {100 * chosen.share:.1f} % of the original's latency{asked}",
+            worths={one.path: one for one in self.tables.worths},
+            notes=[*self.tables.notes, said],
         )
 
-    def _front(self) -> list[FrontPoint]:
-        tables = self._tables()
-        found = []
-        for path in front(tables.edges, len(tables.line.paths), points=20):
-            actions = self.actions(path)
-            found.append(
-                FrontPoint(
-                    latency_ms=path.latency_ms + tables.fixed.latency_ms,
-                    damage=path.damage,
-                    macs=int(path.macs + tables.fixed.macs),
-                    params=int(path.params + tables.fixed.params),
-                    removed=[one.path for one in actions if isinstance(one, Remove)],
-                    replaced=[one.paths for one in actions if isinstance(one, Replace)],
+    def _recovered(self, chosen: _Tried) -> tuple[nn.Module, float, float, str]:
+        """The network as it was built, refitted, with norms recalibrated: whichever does least damage."""
+        stand_ins = self._stand_ins(chosen.path)
+        removed = [one.path for one in self.actions(chosen.path) if isinstance(one, Remove)]
+        built = self.build(chosen.path)
+        variants: list[tuple[str, nn.Module]] = [("built", built)]
+        if stand_ins or removed:
+            for name, kept in (("stand-ins refitted", False), ("kept blocks refitted too", True)):
+                twin = refit_(
+                    self.anatomy,
+                    copy.deepcopy(built),
+                    stand_ins,
+                    self.fit_on,
+                    removed=removed,
+                    kept=kept,
+                    tick=lambda done, of, name=name: self.progress(name, done, of),  # type: ignore[misc]
                 )
-            )
-        return found
+                variants.append((name, twin))
+        damages = {name: self.damage_of(network) for name, network in variants}
+        least = min(damages, key=damages.__getitem__)
+        if least != "kept blocks refitted too":  # these have norms that belong to weights set anew
+            self.progress("recalibrating batch norms", 0, 1)
+            calibrated = recalibrate_(copy.deepcopy(dict(variants)[least]), self.fit_on)
+            variants.append(("norms recalibrated", calibrated))
+            damages["norms recalibrated"] = self.damage_of(calibrated)
+        final = min(damages, key=damages.__getitem__)
+        refitted = min(damages.get(name, math.inf) for name, _ in variants[1:]) if variants[1:] else damages["built"]
+        listed = ", ".join(f"{damages[name]:.4f} {name}" for name, _ in variants)
+        said = f"damage on held-back samples: {chosen.path.damage:.4f} by the table, {listed}; kept: {final}"
+        return dict(variants)[final], refitted, damages[final], said
 
-    def _unreachable(self, limits: Price) -> str:
-        tables, reach = self._tables(), {}
+    def _point(self, path: Path) -> FrontPoint:
+        actions, fixed = self.actions(path), self.tables.fixed
+        spans = [one for one in actions if isinstance(one, Replace)]
+        return FrontPoint(
+            latency_ms=path.latency_ms + fixed.latency_ms,
+            damage=path.damage,
+            macs=int(path.macs + fixed.macs),
+            params=int(path.params + fixed.params),
+            removed=[one.path for one in actions if isinstance(one, Remove)],
+            replaced=[one.paths for one in spans],
+            kinds=[one.kind for one in self._stand_ins(path)],
+            depth=path.depth + self._others(),
+        )
+
+    def _others(self) -> int:
+        """Blocks that no plan can touch."""
+        return len(self.anatomy.chain) - sum(step.residual for step in self.tables.line.steps)
+
+    def _unreachable(self, limits: Price, depth: int | None) -> str:
+        reach = {}
         for name, words in _QUANTITIES.items():
             if getattr(limits, name) < float("inf"):
-                least = best(tables.edges, len(tables.line.paths), Budget(), 1, objective=name)
-                total = sum(getattr(one, name) for one in least) + getattr(tables.fixed, name)
-                reach[words] = 100 * total / getattr(tables.whole, name)
-        said = ", ".join(f"{words} {share:.0f} %" for words, share in reach.items())
-        return f"no plan meets the budget: by the tables, {said} of the original's"
+                least = best(self.tables.edges, self.length, Budget(), 1, objective=name)
+                total = sum(getattr(one, name) for one in least) + getattr(self.tables.fixed, name)
+                reach[words] = 100 * total / getattr(self.tables.whole, name)
+        said = [", ".join(f"{words} {share:.0f} %" for words, share in reach.items()) + " of the original's"] if reach else []
+        if depth is not None:
+            [least_deep] = best(self.tables.edges, self.length, Budget(), 1, objective="depth")
+            said.append(f"the shallowest has {least_deep.depth + self._others()} blocks")
+        return "no plan meets the budget" + (f": by the tables, {', '.join(said)}" if said else "")
 
 
-def _words(actions: Sequence[Remove | Replace]) -> str:
+def _words(actions: Sequence[Remove | Replace], line: Line) -> str:
     removed = sum(isinstance(one, Remove) for one in actions)
     spans = [one for one in actions if isinstance(one, Replace)]
-    covered = sum(len(one.paths) for one in spans)
+    paths = {path for one in spans for path in one.paths}
+    covered = [step for step in line.steps if step.ends and step.path in paths]
     said = [f"{removed} blocks removed"] if removed else []
     if spans:
-        said.append(f"{covered} blocks replaced by {len(spans)} stand-ins")
+        what = "blocks" if covered[0].residual else "layers"
+        said.append(f"{len(covered)} {what} replaced by {len(spans)} stand-ins")
     return ", ".join(said) or "nothing changed"
 
 
@@ -258,6 +408,7 @@ def planned_choice(planned: Planned) -> Choice:
         {},
         planned.reached,
         planned.message,
+        validation=planned.validation,
         replaced=replaced,
-        front=planned.points,
+        planning=planned.planning,
     )

@@ -5,23 +5,30 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from shoal.batches import Batch, batches, device_of
+from shoal.batches import Batch, batches, device_of, digest_of
 from shoal.blocks import Anatomy, Chain, dissect
 from shoal.errors import DataError, SurgeryError, UsageError
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.pipeline.choose import Choice, Chooser, Goal, Journal, NoJournal, Progress
+from shoal.pipeline.clocks import Measured, clock_from
 from shoal.pipeline.mixing import with_blends
 from shoal.pipeline.planning import Planner, planned_choice
+from shoal.pipeline.prices import Prices
 from shoal.pipeline.result import Result
+from shoal.pipeline.shelf import Shelf
+from shoal.pipeline.table_maker import DEFAULT_KINDS, LONGEST, TableMaker
 from shoal.pipeline.target import Target
 from shoal.plan import Fold, Plan, Remove, Replace
 from shoal.record import BlockRecord, Comparison, Latency, Network, Record
+from shoal.replace import line_of
 from shoal.scanning import Damage, divergence
-from shoal.surgery import FoldResult, certify, input_specs, remove_blocks, signature_of
+from shoal.surgery import FoldResult, certify, input_specs, model_digest, remove_blocks, signature_of
 from shoal.surgery import fold as folded_copy
 
 
@@ -38,16 +45,24 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure. `images` caps the calibration samples, `validation_images` those of validation."""
+    """How to measure.
+
+    `images` caps the calibration samples, `validation_images` those of validation, `judge_images` those that damage is
+    measured on (validation samples where there are any, else a `judged_share` of calibration's). `stand_ins` are the
+    kinds to try, `longest` the steps of the longest span.
+    """
 
     images: int = 512
     judged_share: float = 0.15
+    judge_images: int = 128
     validation_images: int = 2048
+    stand_ins: tuple[str, ...] = DEFAULT_KINDS
+    longest: int = LONGEST
     channels_last: bool = False
     latency_seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("images", "validation_images", "latency_seconds"):
+        for name in ("images", "judge_images", "longest", "validation_images", "latency_seconds"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected more than 0", "Leave it out.")
 
@@ -65,6 +80,11 @@ def compress(
     latency: str | float | None = None,
     macs: str | float | None = None,
     params: str | float | None = None,
+    depth: int | None = None,
+    replace: bool = False,
+    pick: int | None = None,
+    latency_from: str | Path | None = None,
+    tables: str | Path | None = None,
     fold: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -76,8 +96,9 @@ def compress(
 ) -> Result:
     """Make a copy of `model` shallower, prove and measure what was done.
 
-    With `latency`, `macs` or `params` blocks are kept, removed, or replaced in spans by stand-ins fitted in closed
-    form: the plan of least damage under the budget. Otherwise blocks are removed and nothing else.
+    With `latency`, `macs`, `params` or `depth` blocks are kept, removed, or replaced in spans by stand-ins fitted in
+    closed form: the plan of least damage under the budget. Likewise with `max_drop` and `replace`: the fastest plan
+    within the drop. Otherwise blocks are removed and nothing else.
 
     Args:
         model: any network with residual blocks; it is left as it was.
@@ -91,6 +112,14 @@ def compress(
         latency: at most this fraction of the original's latency, or an amount like '12ms', measured here.
         macs: at most this fraction of the original's MACs, or an amount like '1.2G'.
         params: likewise for parameters.
+        depth: at most so many blocks left; a stand-in counts as one.
+        replace: with `max_drop`: blocks may be replaced too.
+        pick: the plan with this number, from 1, on the front of the tables (needs `tables` of an earlier run, or makes
+            them).
+        latency_from: latencies of another device: a table by `shoal latency`, or 'FILE.py:FUNCTION', which runs that
+            file; by default they are measured here.
+        tables: a folder for the tables of a plan. What is there already, for the same network, data and settings, is
+            not measured again, so that another goal takes seconds.
         fold: afterwards fold batch norms, constants and chains of linear maps: exact algebra in eval mode, the same
             outputs up to rounding, so the certificate is *equal* at best. Not for a network that is to be trained on.
         include: patterns of blocks to consider (all by default).
@@ -111,20 +140,21 @@ def compress(
         DataError, NonFiniteError, ModelRaisedError: data, weights or model at fault.
     """
     started = time.perf_counter()
-    goal = _goal(remove, max_drop, blocks, exact, include, exclude, Target(latency, macs, params))
+    goal = _goal(remove, max_drop, blocks, exact, include, exclude, Target(latency, macs, params, depth), replace, pick)
     settings, provenance = settings or Settings(), provenance or Provenance()
     warnings = [*provenance.warnings, *_missing(eval, validation, goal)]
     device = device_of(model)
     chosen_on = _gathered(calibration, settings.images, device, "calibration")
     judged_on = (
-        _gathered(validation, settings.validation_images, device, "validation") if validation is not None else chosen_on
+        _gathered(validation, settings.validation_images, device, "validation") if validation is not None else None
     )
     progress("tracing", 0, 1)
     anatomy = dissect(_copied(model).eval(), chosen_on[0].take(2))
-    if goal.target.to_dict():
-        change = _planned(_planner(anatomy, model, goal, chosen_on, settings, progress))
+    if goal.by_plan:
+        told = _Told(anatomy, model, goal, chosen_on, judged_on, settings, damage, progress)
+        change = _planned(told, latency_from, Path(tables) if tables is not None else None)
     else:
-        chooser = Chooser(anatomy, goal, chosen_on, judged_on, damage, journal or NoJournal(), progress)
+        chooser = Chooser(anatomy, goal, chosen_on, judged_on or chosen_on, damage, journal or NoJournal(), progress)
         change = _removed(model, chosen_on[0].take(2), chooser.choose())
     if fold:
         progress("folding", 0, 1)
@@ -164,12 +194,15 @@ def _goal(
     include: Sequence[str],
     exclude: Sequence[str],
     target: Target,
+    replace_: bool,
+    pick: int | None,
 ) -> Goal:
     """What is asked; one point of the metric where nothing is."""
-    if remove is None and max_drop is None and blocks is None and not exact and not target.to_dict():
+    nothing = remove is None and max_drop is None and blocks is None and pick is None
+    if nothing and not exact and not target.to_dict():
         max_drop = 1.0
     names = tuple(blocks) if blocks is not None else None
-    return Goal(remove, max_drop, names, exact, tuple(include), tuple(exclude), target)
+    return Goal(remove, max_drop, names, exact, tuple(include), tuple(exclude), target, replace_, pick)
 
 
 def _removed(model: nn.Module, example: Batch, choice: Choice) -> _Change:
@@ -177,9 +210,108 @@ def _removed(model: nn.Module, example: Batch, choice: Choice) -> _Change:
     return _Change(cut, choice, [Remove(path=path) for path in choice.removed])
 
 
-def _planned(planner: Planner) -> _Change:
-    planned = planner.plan()
+@dataclass(frozen=True)
+class _Told:
+    """What a plan is made from."""
+
+    anatomy: Anatomy
+    model: nn.Module
+    goal: Goal
+    chosen_on: list[Batch]
+    judged_on: list[Batch] | None
+    settings: Settings
+    damage: Damage
+    progress: Progress
+
+
+def _planned(told: _Told, latency_from: str | Path | None, tables: Path | None) -> _Change:
+    anatomy, goal, settings = told.anatomy, told.goal, told.settings
+    timed = told.chosen_on[0]
+    like = next(anatomy.model.parameters())
+    measured = Measured(like, timed, channels_last=settings.channels_last)
+    clock = clock_from(str(latency_from), timed) if latency_from is not None else measured
+    fit_on, judge_on, drop_on = _parted(told)
+    allowed = frozenset(block.path for block in anatomy.chain.select(goal.include, goal.exclude))
+    line = line_of(anatomy)
+    shelf = Shelf(tables, _claim(told, fit_on, judge_on))
+    maker = TableMaker(
+        anatomy,
+        fit_on,
+        judge_on,
+        Prices(anatomy, line, timed, clock, shelf),
+        shelf,
+        kinds=settings.stand_ins,
+        longest=settings.longest,
+        allowed=allowed if goal.include or goal.exclude else None,
+        damage=told.damage,
+        progress=told.progress,
+    )
+    planner = Planner(anatomy, told.model, maker.make(), fit_on, judge_on, clock, told.damage, told.progress)
+    if goal.pick is not None:
+        planned = planner.picked(goal.pick)
+    elif goal.max_drop is not None:
+        planned = planner.fastest_within(goal.max_drop, drop_on)
+    else:
+        planned = planner.within(goal.target)
     return _Change(planned.model, planned_choice(planned), list(planned.actions), planned.notes)
+
+
+def _parted(told: _Told) -> tuple[list[Batch], list[Batch], list[Batch]]:
+    """Mini-batches to fit on, others to judge damage on, and others to judge a drop on."""
+    settings, fit_on = told.settings, told.chosen_on
+    drop_on = told.chosen_on
+    if told.judged_on is not None:
+        samples = sum(batch.size for batch in told.judged_on)
+        judge_on, drop_on = _split(told.judged_on, min(settings.judge_images, max(1, samples // 3)))
+        drop_on = drop_on or judge_on
+    elif len(fit_on) < 2:
+        if fit_on[0].size < 3:
+            raise DataError(f"{fit_on[0].size} calibration samples, expected at least 3", "Some are held back.")
+        judge_on, fit_on = _split(fit_on, max(1, fit_on[0].size // 4))
+    else:
+        count = max(1, round(len(fit_on) * settings.judged_share))
+        judge_on, fit_on = _split(fit_on[:count], settings.judge_images)[0], fit_on[count:]
+    # The last mini-batch of a loader may hold a single sample, of which none can be held out.
+    fit_on = [batch for batch in fit_on if batch.size > 1] or fit_on
+    # A metric of the user's may need the labels, which a blend does not have.
+    return fit_on, with_blends(judge_on) if told.damage is divergence else judge_on, drop_on
+
+
+def _split(batches_: list[Batch], most: int) -> tuple[list[Batch], list[Batch]]:
+    """The first samples, and the others."""
+    first: list[Batch] = []
+    rest: list[Batch] = []
+    left = most
+    for batch in batches_:
+        if left >= batch.size:
+            first.append(batch)
+        elif left > 0:
+            first.append(batch.take(left))
+            rest.append(batch.rest(left))
+        else:
+            rest.append(batch)
+        left -= batch.size
+    return first, rest
+
+
+def _claim(told: _Told, fit_on: Sequence[Batch], judge_on: Sequence[Batch]) -> dict[str, Any]:
+    """All that the tables depend on."""
+    settings, timed = told.settings, told.chosen_on[0]
+    return {
+        "tables_version": 1,
+        "network": model_digest(told.anatomy.model)[:16],
+        "fit_on": digest_of(fit_on),
+        "judge_on": digest_of(judge_on),
+        "timed": [list(one.shape) for one in timed.tensors],
+        "stand_ins": list(settings.stand_ins),
+        "longest": settings.longest,
+        "channels_last": settings.channels_last,
+        "device": str(device_of(told.anatomy.model)),
+        "threads": torch.get_num_threads(),
+        "damage": getattr(told.damage, "__name__", "given"),
+        "include": list(told.goal.include),
+        "exclude": list(told.goal.exclude),
+    }
 
 
 def _folded(change: _Change, example: Batch) -> _Change:
@@ -194,34 +326,6 @@ def _plan(anatomy: Anatomy, change: _Change, example: Batch, provenance: Provena
         inputs=input_specs(example),
         network=signature_of(anatomy.model, anatomy.chain),
         actions=change.actions,
-    )
-
-
-def _planner(
-    anatomy: Anatomy,
-    model: nn.Module,
-    goal: Goal,
-    batches_: list[Batch],
-    settings: Settings,
-    progress: Progress,
-) -> Planner:
-    """A planner that fits on most of the calibration samples and judges damage on the rest."""
-    judged = max(1, round(len(batches_) * settings.judged_share))
-    if len(batches_) < 2:
-        half = max(1, batches_[0].size // 4)
-        fit_on, judge_on = [batches_[0].rest(half)], [batches_[0].take(half)]
-    else:
-        fit_on, judge_on = batches_[judged:], batches_[:judged]
-    return Planner(
-        anatomy,
-        model,
-        goal.target,
-        fit_on,
-        with_blends(judge_on),
-        batches_[0],
-        channels_last=settings.channels_last,
-        progress=progress,
-        allowed=frozenset(block.path for block in anatomy.chain.select(goal.include, goal.exclude)),
     )
 
 
@@ -240,7 +344,7 @@ def _measure(anatomy: Anatomy, change: _Change, loader: Iterable[Any], settings:
     cut, choice, folded = change.model, change.choice, change.folded
     original = anatomy.model
     gone = [*choice.removed, *_constant_blocks(folded)]
-    covered = sum(len(span) for span in choice.replaced)
+    had, has = _depths(anatomy, change.actions, gone)
     first = _First(loader)
     before, after = paired_predictions([original, cut], first)
     split = "test"
@@ -254,8 +358,8 @@ def _measure(anatomy: Anatomy, change: _Change, loader: Iterable[Any], settings:
             blocks=blocks,
         )
         for name, network, one, blocks in (
-            ("original", original, before, len(anatomy.chain)),
-            ("compressed", cut, after, len(anatomy.chain) - len(gone) - covered + len(choice.replaced)),
+            ("original", original, before, had),
+            ("compressed", cut, after, has),
         )
     ]
     certificate = certify(original, cut, first)
@@ -275,7 +379,7 @@ def _measure(anatomy: Anatomy, change: _Change, loader: Iterable[Any], settings:
         certificate=certificate,
         removed=choice.removed,
         replaced=[" + ".join(span) for span in choice.replaced],
-        front=choice.front,
+        planning=choice.planning,
         folded=folded.folded if folded else [],
         fold_deviation=folded.deviation if folded else None,
         blocks=block_records(anatomy.chain, choice, gone),
@@ -299,6 +403,17 @@ def _latencies(original: nn.Module, cut: nn.Module, batch: Batch, settings: Sett
         for name, one in timed.items():
             found[name].append(one)
     return found
+
+
+def _depths(anatomy: Anatomy, actions: Sequence[Remove | Replace | Fold], gone: Sequence[str]) -> tuple[int, int]:
+    """Blocks before and after, or layers of a network without blocks; a stand-in counts as one, an identity as none."""
+    units = [block.path for block in anatomy.chain]
+    if not any(block.units for block in anatomy.chain):
+        units = [step.path for step in line_of(anatomy).steps if step.ends]
+    spans = [one for one in actions if isinstance(one, Replace)]
+    away = {*gone, *(path for span in spans for path in span.paths)}
+    stand_ins = sum(span.stand_in.kind != "identity" for span in spans)
+    return len(units), sum(path not in away for path in units) + stand_ins
 
 
 def _constant_blocks(folded: FoldResult | None) -> list[str]:
@@ -334,7 +449,7 @@ def _remarks(choice: Choice, times: dict[str, list[Latency]], comparison: Compar
     said = []
     pairs = zip(times["original"], times["compressed"], strict=True)
     noisy = [str(a.batch) for a, b in pairs if within_noise(a, b)]
-    if choice.removed and noisy:
+    if (choice.removed or choice.replaced) and noisy:
         said.append(f"the change in latency is within the noise at batch {', '.join(noisy)}")
     if comparison.n < 400:
         said.append(f"only {comparison.n} samples were evaluated: intervals are wide")

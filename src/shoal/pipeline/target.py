@@ -19,11 +19,19 @@ class Price:
 
 @dataclass(frozen=True)
 class Target:
-    """Upper bounds as the user gave them: a fraction of the original or an amount ('12ms', '1.2G', '3M')."""
+    """Upper bounds as the user gave them: a fraction of the original or an amount ('12ms', '1.2G', '3M').
+
+    `depth` is a number of blocks; a stand-in counts as one.
+    """
 
     latency: str | float | None = None
     macs: str | float | None = None
     params: str | float | None = None
+    depth: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.depth is not None and self.depth < 0:
+            raise UsageError(f"depth is {self.depth}, expected at least 0", "It is the number of blocks to be left.")
 
     def limits(self, whole: Price) -> Price:
         """The bounds as amounts; infinite where there is none.
@@ -40,7 +48,7 @@ class Target:
 
     def to_dict(self) -> dict[str, str | float]:
         """Only what was asked."""
-        asked = {"latency": self.latency, "macs": self.macs, "params": self.params}
+        asked = {"latency": self.latency, "macs": self.macs, "params": self.params, "depth": self.depth}
         return {key: value for key, value in asked.items() if value is not None}
 
 

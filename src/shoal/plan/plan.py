@@ -36,23 +36,45 @@ class Remove(Value):
     path: str
 
 
-class StandIn(Value):
-    """What stands in for a span: a convolution (channels_first) or linear map (channels_last), then the tail.
+Tail = Literal["identity", "relu", "silu", "gelu", "gelu_tanh", "hardswish"]
 
-    With a `rank` it is the shortcut plus a map down to `rank` features and up again.
+
+class StandIn(Value):
+    """What stands in for a span: one map of the kind named, then the tail.
+
+    `layout` tells where the channels are; `kernel`, `stride` and `dilation` are those of a convolution. With `shortcut`
+    the map is added to what enters; `rank` is that of a low-rank map.
     """
 
+    kind: Literal["identity", "scale", "linear", "conv", "lowrank"]
     layout: Literal["channels_first", "channels_last"]
-    in_channels: int
-    out_channels: int
-    kernel: int
-    stride: int
-    rank: int | None = None
-    tail: Literal["identity", "relu"]
+    in_channels: int = Field(ge=1)
+    out_channels: int = Field(ge=1)
+    kernel: int = Field(default=1, ge=1)
+    stride: int = Field(default=1, ge=1)
+    dilation: int = Field(default=1, ge=1)
+    rank: int | None = Field(default=None, ge=1)
+    shortcut: bool = False
+    tail: Tail = "identity"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "StandIn":
+        same = self.in_channels == self.out_channels and self.stride == 1
+        if not same and (self.shortcut or self.kind in ("identity", "scale", "lowrank")):
+            raise ValueError(f"a stand-in '{self.kind}' keeps the shape, this one has other channels or a stride")
+        if self.kind == "identity" and self.shortcut:
+            raise ValueError("an identity beside a shortcut would be the input twice")
+        if self.layout == "channels_last" and (self.kind == "conv" or self.kernel > 1 or self.stride > 1):
+            raise ValueError("channels_last has no neighbours: no convolution, no kernel, no stride")
+        if (self.rank is not None) != (self.kind == "lowrank"):
+            raise ValueError("a rank belongs to 'lowrank', and to nothing else")
+        if self.kernel % 2 == 0 or (self.kernel > 1 and self.kind not in ("conv", "lowrank")):
+            raise ValueError(f"kernel {self.kernel} for '{self.kind}', expected an odd one, 1 but for convolutions")
+        return self
 
 
 class Replace(Value):
-    """Put a stand-in in the place of consecutive blocks; it stands at the first of `paths`."""
+    """Put a stand-in in the place of consecutive blocks or layers; it stands at the first of `paths`."""
 
     kind: Literal["replace"] = "replace"
     paths: list[str]

@@ -20,6 +20,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_matrix, csr_matrix
 
 from shoal.errors import PlanError, did_you_mean
+from shoal.plan.silence import silent_output
 from shoal.record import Value
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -467,13 +468,14 @@ class _Search:
 def _highs(weights: Array, constraints: list[LinearConstraint]) -> Array | None:
     """Which variables are 1 in the optimum; None where there is none."""
     for presolve in (True, False):
-        answer = milp(
-            weights,
-            integrality=np.ones(len(weights)),
-            bounds=Bounds(0, 1),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0, "presolve": presolve},
-        )
+        with silent_output():  # HiGHS now and then prints a line of its own
+            answer = milp(
+                weights,
+                integrality=np.ones(len(weights)),
+                bounds=Bounds(0, 1),
+                constraints=constraints,
+                options={"mip_rel_gap": 0.0, "presolve": presolve},
+            )
         if answer.status != 2:
             break  # presolve may call a problem infeasible that a bound makes tight; the second answer counts
     if answer.status == 2:

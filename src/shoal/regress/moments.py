@@ -81,6 +81,26 @@ class Moments:
         result._absorb(other)
         return result
 
+    def part(self, columns: slice) -> "Moments":
+        """The moments with only some of the outputs; they share memory with these."""
+        if columns == slice(0, self.outputs):
+            return self
+        part = Moments.__new__(Moments)
+        part.n, part.joint = self.n, False
+        part.mean_x, part.xx = self.mean_x, self.xx
+        part.mean_y, part.xy, part.yy = self.mean_y[columns], self.xy[:, columns], self.spread[columns]
+        return part
+
+    def about_zero(self) -> "Moments":
+        """The moments about zero instead of the means: a map fitted on them has no bias."""
+        found = self._empty()
+        found.n = self.n
+        found.xx = self.xx + self.n * torch.outer(self.mean_x, self.mean_x)
+        found.xy = self.xy + self.n * torch.outer(self.mean_x, self.mean_y)
+        squares = torch.outer(self.mean_y, self.mean_y) if self.joint else self.mean_y.square()
+        found.yy = self.yy + self.n * squares
+        return found
+
     def error(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Sum over all rows of (y - weight x - bias)^2 for each output, (outputs,)."""
         weight, bias = weight.to(self.xx), bias.to(self.xx)

@@ -123,23 +123,12 @@ def r2(moments: Moments, weight: Tensor, bias: Tensor) -> float:
 
 
 def _r2(moments: Moments, weight: Tensor, bias: Tensor, end: slice) -> float:
-    part = _columns(moments, end)
+    part = moments.part(end)
     error, spread = float(part.error(weight, bias).sum()), float(part.spread.sum())
     size = spread + part.n * float(part.mean_y.square().sum())
     if spread <= _CONSTANT * size:
         return 1.0 if error <= _SINGULAR * size else 0.0
     return 1.0 - error / spread
-
-
-def _columns(moments: Moments, end: slice) -> Moments:
-    """The moments with only some of the outputs, sharing memory."""
-    if end == slice(0, moments.outputs):
-        return moments
-    part = Moments.__new__(Moments)
-    part.n, part.joint = moments.n, False
-    part.mean_x, part.xx = moments.mean_x, moments.xx
-    part.mean_y, part.xy, part.yy = moments.mean_y[end], moments.xy[:, end], moments.spread[end]
-    return part
 
 
 def _solve(train: Moments, ridge: float, goal: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -13,21 +13,22 @@ def positions_of(shape: Sequence[int], most: int, generator: torch.Generator) ->
     return torch.stack([flat // width, flat % width], dim=1)
 
 
-def patches(x: Tensor, positions: Tensor, *, kernel: int, stride: int) -> Tensor:
-    """The neighbourhood of each output position in `x`, zero-padded by kernel // 2 as a convolution would.
+def patches(x: Tensor, positions: Tensor, *, kernel: int, stride: int, dilation: int = 1) -> Tensor:
+    """The neighbourhood of each output position in `x`, zero-padded as a convolution that keeps the size.
 
     Args:
         x: (batch, channels, height, width).
         positions: (positions, 2) in the grid of the output.
         kernel: k.
         stride: of the convolution.
+        dilation: of the convolution.
 
     Returns:
         (batch * positions, channels * k * k), in the order of a convolution's flattened weight.
     """
-    half = kernel // 2
+    half = dilation * (kernel // 2)
     padded = torch.nn.functional.pad(x, (half, half, half, half))
-    offsets = torch.arange(kernel, device=x.device)
+    offsets = dilation * torch.arange(kernel, device=x.device)
     rows = (positions[:, 0].to(x.device) * stride)[:, None, None] + offsets[None, :, None]
     columns = (positions[:, 1].to(x.device) * stride)[:, None, None] + offsets[None, None, :]
     found = padded[:, :, rows, columns]  # (batch, channels, positions, k, k)

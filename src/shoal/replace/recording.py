@@ -1,17 +1,18 @@
-"""Watch a network run: what enters every block, and the sum of its last addition."""
+"""Watch a network run: what enters every step of its line, and the sum at its end."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from shoal.blocks import Anatomy
 from shoal.blocks.taps import tapped
+from shoal.replace.line import Step, active, line_of
 
 
 class Recording:
-    """Of the last mini-batch: `inputs[path]` entering each block, `sums[path]` of its last addition."""
+    """Of the last mini-batch: `inputs[path]` entering each step, `sums[path]` before its tail."""
 
     def __init__(self) -> None:
         self.inputs: dict[str, Tensor] = {}
@@ -22,28 +23,47 @@ class Recording:
 def recording(anatomy: Anatomy, paths: Sequence[str]) -> Iterator[Recording]:
     """While the context lasts, every run of the network fills the recording; nothing is kept from run to run."""
     found = Recording()
-    blocks = [anatomy.chain[path] for path in paths]
+    blocks = [anatomy.chain[path] for path in paths if path in anatomy.additions]
+    layers = [path for path in paths if path not in anatomy.additions]
     last = {block.path: len(block.units) - 1 for block in blocks}
 
     def look(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
         if unit == last[path]:
             found.sums[path] = stream + branch
 
-    def entering(path: str) -> Any:
-        copied = _overwritten(anatomy, path)
+    with ExitStack() as stack:
+        for path in paths:
+            copied = path not in anatomy.calls or _overwritten(anatomy, path)
+            module = anatomy.model.get_submodule(path)
+            handle = module.register_forward_pre_hook(_entering(found.inputs, path, copied=copied))
+            stack.callback(handle.remove)
+        if layers:
+            line = line_of(anatomy)
+            for path in layers:
+                stack.callback(_watch_layer(anatomy, line.step(path), found.sums))
+        if blocks:
+            stack.enter_context(tapped(anatomy.model, blocks, look))
+        yield found
 
-        def hook(module: nn.Module, args: Any) -> None:
-            found.inputs[path] = args[0].clone() if copied else args[0]
 
-        return hook
+def _entering(inputs: dict[str, Tensor], path: str, *, copied: bool) -> Any:
+    def hook(module: nn.Module, args: Any) -> None:
+        inputs[path] = args[0].clone() if copied else args[0]
 
-    handles = [anatomy.model.get_submodule(path).register_forward_pre_hook(entering(path)) for path in paths]
-    try:
-        with tapped(anatomy.model, blocks, look):
-            yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hook
+
+
+def _watch_layer(anatomy: Anatomy, step: Step, sums: dict[str, Tensor]) -> Callable[[], None]:
+    """Keep what the activation of a plain layer reads, or what the layer returns where there is none."""
+    last = active([one for one in anatomy.trace.calls if one.path in step.paths])
+    module = anatomy.model.get_submodule(last.path)
+    if step.tail != "identity":
+        return module.register_forward_pre_hook(_entering(sums, step.path, copied=True)).remove
+
+    def leaving(module: nn.Module, args: Any, output: Tensor) -> None:
+        sums[step.path] = output.clone()  # whatever comes next may work in place
+
+    return module.register_forward_hook(leaving).remove
 
 
 def _overwritten(anatomy: Anatomy, path: str) -> bool:

@@ -1,80 +1,264 @@
-"""Refit a cut network: its stand-ins on the student's own activations to the teacher's targets, and its batch norms."""
+"""Refit a cut network from input to output: what it computes is brought back to what the original computes there.
 
-from collections.abc import Sequence
+Every stand-in was fitted on the original's activations, but behind another stand-in it meets others. So the line is
+walked once, both networks side by side: at each step the stand-in, or the last map of a kept step, is fitted anew from
+what really enters it to the original's sum at that place. Errors do not pile up, and what a stand-in could not do the
+kept steps behind it make good as far as they can. Closed forms, no labels.
+
+Source: sequential layer-wise reconstruction; for channel pruning He et al. 2017, arXiv:1707.06168, Sec. 3.1.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shoal.batches import Batch, call
 from shoal.blocks import Anatomy
+from shoal.blocks.taps import tapped
+from shoal.errors import ModelRaisedError, NonFiniteError
 from shoal.preserve import evaluating
-from shoal.replace.fitting import Fitted, SpanSums, SumsKey, Wanted
+from shoal.regress import Moments, fits
+from shoal.replace.fitting import MOST_UNKNOWNS, ROWS_PER_UNKNOWN, Fitted, SpanSums, Wanted, halves
+from shoal.replace.last_map import LastMap, last_map
+from shoal.replace.line import Line, Step, line_of
+from shoal.replace.neighbourhoods import patches, picked, positions_of
 from shoal.replace.recording import recording
 
+# Activations of both networks are held for so many bytes; more samples than fit are not used.
+_MEMORY = 1e9
 
-class _Reached(Exception):  # noqa: N818 - no error: the stand-in was reached, the rest of the forward is not needed
-    """Carries what enters the stand-in."""
+Tick = Callable[[int, int], None]
 
 
-def refit_(teacher: Anatomy, student: nn.Module, one: Fitted, batches: Sequence[Batch], *, seed: int = 1) -> None:
-    """Fit a stand-in of `student` again, in place, from what really enters it to the teacher's sum at its end.
-
-    Called for one stand-in after the other, from input to output, so that errors do not pile up.
+def refit_(
+    teacher: Anatomy,
+    student: nn.Module,
+    stand_ins: Sequence[Fitted],
+    batches: Sequence[Batch],
+    *,
+    removed: Collection[str] = (),
+    kept: bool = True,
+    memory: float = _MEMORY,
+    seed: int = 1,
+    tick: Tick | None = None,
+) -> nn.Module:
+    """Fit the stand-ins of `student` again, in place, and (with `kept`) the last maps of the steps that were kept.
 
     Args:
-        teacher: the original, dissected.
-        student: the cut network; the stand-in is at the first path of its span.
-        one: which stand-in.
-        batches: calibration mini-batches.
+        teacher: the original, dissected; it is left as it was.
+        student: the cut network; each stand-in is at the first path of its span.
+        stand_ins: those that stand in `student`.
+        batches: calibration mini-batches; as many are used as fit into `memory`.
+        removed: names of the steps that are gone.
+        kept: whether kept steps behind the first change are fitted too.
+        memory: bytes for the activations of both networks.
         seed: of the positions drawn.
+        tick: called with (steps done, steps).
+
+    Raises:
+        NonFiniteError: NaN or Inf in the activations.
     """
-    span, module = one.span, student.get_submodule(one.span.paths[0])
-    samples = sum(batch.size for batch in batches)
-    key = SumsKey(span.paths[0], span.stride, one.stand_in.kernel)
-    sums = SpanSums(key, [Wanted(span, one.kind, one.stand_in.rank)], samples, seed)
-    with evaluating(teacher.model), evaluating(student), recording(teacher, [span.paths[-1]]) as seen:
-        for batch in batches:
-            call(teacher.model, batch)
-            sums.add({span.paths[0]: _entering(student, module, batch)}, seen.sums)
-    again = sums.solved(next(module.parameters()))[0]
-    module.load_state_dict(again.module.state_dict())
+    line = line_of(teacher)
+    walk = _Walk(teacher, student, line, {one.span.start: one for one in stand_ins}, frozenset(removed), kept, seed)
+    changes = [*walk.stand_ins, *(number for number, path in enumerate(line.paths) if path in walk.removed)]
+    if not changes:
+        return student
+    chosen = _affordable(batches, line, memory)
+    bounds = [number for number, follows in enumerate(line.follows) if not follows] + [len(line.steps)]
+    with evaluating(teacher.model), evaluating(student), torch.no_grad():
+        for start, stop in pairwise(bounds):
+            first = min(changes)
+            if first < stop and (kept or any(start <= one < stop for one in changes)):
+                walk.section(max(start, first), stop, chosen, tick)
+    return student
 
 
-def _entering(student: nn.Module, module: nn.Module, batch: Batch) -> torch.Tensor:
-    caught: list[torch.Tensor] = []
+@dataclass
+class _Walk:
+    """Both networks on their way through the line."""
 
-    def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        caught.append(args[0])
+    teacher: Anatomy
+    student: nn.Module
+    line: Line
+    stand_ins: dict[int, Fitted]
+    removed: frozenset[str]
+    kept: bool
+    seed: int
+    left: list[Tensor] = field(default_factory=list)
+    right: list[Tensor] = field(default_factory=list)
+
+    def section(self, start: int, stop: int, batches: Sequence[Batch], tick: Tick | None) -> None:
+        """From step `start` to `stop`, which follow each other directly."""
+        path = self.line.paths[start]
+        self.left = [_entering(self.teacher.model, path, batch) for batch in batches]
+        self.right = [_entering(self.student, path, batch) for batch in batches]
+        number = start
+        while number < stop:
+            number = self._step(number)
+            if tick is not None:
+                tick(number, len(self.line.steps))
+        self.left, self.right = [], []
+
+    def _step(self, number: int) -> int:
+        """Take one step, fitting what is to be fitted; returns the number of the next."""
+        one = self.stand_ins.get(number)
+        if one is not None:
+            return self._stand_in(one)
+        step = self.line.steps[number]
+        found = last_map(self.teacher, step, MOST_UNKNOWNS) if self.kept and step.path not in self.removed else None
+        if found is not None:
+            self._map(step, found)
+        else:
+            self.left = [self._through(self.teacher.model, [step], x) for x in self.left]
+        self.right = [self._through(self.student, [step], x) for x in self.right]
+        return number + 1
+
+    def _stand_in(self, one: Fitted) -> int:
+        wanted = Wanted(one.span, one.kind, one.stand_in.shortcut)
+        sums = SpanSums(wanted.key, [wanted], sum(len(x) for x in self.left), self.seed)
+        steps = self.line.steps[one.span.start : one.span.stop]
+        with recording(self.teacher, [one.span.end]) as seen:
+            for place, entering in enumerate(self.right):
+                self.left[place] = self._through(self.teacher.model, steps, self.left[place])
+                if len(entering) > 1:
+                    sums.add(entering, [seen.sums[one.span.end]])
+        module = self.student.get_submodule(one.span.paths[0])
+        if any(True for _ in module.parameters()):
+            module.load_state_dict(sums.solved(next(module.parameters()))[0].module.state_dict())
+        self.right = [module(x) for x in self.right]
+        return one.span.stop
+
+    def _map(self, step: Step, found: LastMap) -> None:
+        """Fit the last map of a kept step to what is missing at its sum."""
+        layer: Any = self.student.get_submodule(found.layer)
+        rows = _Rows(layer, sum(len(x) for x in self.left), self.seed)
+        watch = _Watch(self.teacher, self.student, step, found)
+        for place, entering in enumerate(self.right):
+            self.left[place], wanted = watch.teacher_sum(self.left[place], self._through)
+            features, stream = watch.student_parts(entering.clone(), self._through)
+            if len(entering) > 1:
+                rows.add(features, wanted if stream is None else wanted - stream)
+        target = found.effective(self.student)
+        train, held_out = rows.train, rows.held_out
+        if not found.biased:
+            train, held_out = train.about_zero(), held_out.about_zero()
+        fit = fits(train, held_out, [slice(0, len(target))], target=target)[0]
+        found.write_(self.student, fit.weight, fit.bias)
+
+    def _through(self, model: nn.Module, steps: Sequence[Step], x: Tensor) -> Tensor:
+        for step in steps:
+            kwargs = self.teacher.calls[step.path].kwargs if step.residual and step.path not in self.removed else {}
+            for path in step.paths:
+                # A copy: a block that works in place must not change what the next fit reads.
+                x = model.get_submodule(path)(x.clone(), **kwargs)
+        return x
+
+
+@dataclass
+class _Watch:
+    """Looks at one kept step in both networks."""
+
+    teacher: Anatomy
+    student: nn.Module
+    step: Step
+    found: LastMap
+
+    def teacher_sum(self, x: Tensor, through: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+        """What leaves the step in the original, and its sum before the tail."""
+        with recording(self.teacher, [self.step.path]) as seen:
+            leaving = through(self.teacher.model, [self.step], x)
+        return leaving, seen.sums[self.step.path]
+
+    def student_parts(self, x: Tensor, through: Callable[..., Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What enters the last map in the student, and the stream that its result is added to."""
+        caught: dict[str, Tensor] = {}
+        handle = self.student.get_submodule(self.found.layer).register_forward_pre_hook(
+            lambda _, args: caught.__setitem__("features", args[0].clone())
+        )
+        try:
+            if not self.step.residual:
+                through(self.student, [self.step], x)
+                return caught["features"], None
+            block = self.teacher.chain[self.step.path]
+
+            def look(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
+                if unit == len(block.units) - 1:
+                    caught["stream"] = stream.clone()
+
+            with tapped(self.student, [block], look):
+                through(self.student, [self.step], x)
+            return caught["features"], caught["stream"]
+        finally:
+            handle.remove()
+
+
+class _Rows:
+    """Moments of what enters a layer against what it should return, at some positions."""
+
+    def __init__(self, layer: Any, samples: int, seed: int) -> None:
+        self.kernel = layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else 1
+        self.stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
+        self.dilation = layer.dilation[0] if isinstance(layer, nn.Conv2d) else 1
+        self.images = isinstance(layer, nn.Conv2d)
+        outputs, unknowns = len(layer.weight), layer.weight[0].numel()
+        self.most = max(8, -(-ROWS_PER_UNKNOWN * unknowns // max(samples, 1)))
+        self.train, self.held_out = (Moments(unknowns, outputs, joint=False) for _ in range(2))
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Take in one mini-batch; a fifth is held out."""
+        if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
+            raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
+        for moments, part in halves(self.train, self.held_out, x.shape[0]):
+            moments.add(*self._rows(x[part], y[part]))
+
+    def _rows(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.images:
+            flat = x.reshape(-1, x.shape[-1])
+            keep = torch.randperm(len(flat), generator=self.generator)[: self.most * len(x)].to(x.device)
+            return flat[keep].double(), y.reshape(-1, y.shape[-1])[keep].double()
+        positions = positions_of(y.shape[2:], self.most, self.generator)
+        rows = patches(x, positions, kernel=self.kernel, stride=self.stride, dilation=self.dilation)
+        return rows.double(), picked(y, positions).double()
+
+
+class _Reached(Exception):  # noqa: N818 - no error: the step was reached, the rest of the forward is not needed
+    """Carries nothing."""
+
+
+def _entering(model: nn.Module, path: str, batch: Batch) -> Tensor:
+    """What enters the module at `path` when the network runs."""
+    caught: list[Tensor] = []
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        caught.append(args[0].clone())
         raise _Reached
 
-    handle = module.register_forward_pre_hook(hook)
+    handle = model.get_submodule(path).register_forward_pre_hook(hook)
     try:
-        given = batch.cloned()  # a network that normalises its input in place must not change the mini-batch
-        student(*given.args, **given.kwargs)
-    except _Reached:
-        pass
+        call(model, batch)
+    except ModelRaisedError:
+        if not caught:  # its own error, before it came so far
+            raise
     finally:
         handle.remove()
     return caught[0]
 
 
-def recalibrate_(model: nn.Module, batches: Sequence[Batch]) -> nn.Module:
-    """Estimate the statistics of every batch norm anew on `batches`, in place; nothing else changes.
-
-    Source: Li et al. 2020, EagleEye, arXiv:2007.02491, Sec. 3.3.
-    """
-    norms = [
-        one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.track_running_stats
-    ]
-    momenta = [one.momentum for one in norms]
-    try:
-        with evaluating(model):
-            for one in norms:
-                one.reset_running_stats()
-                one.momentum, one.training = None, True
-            for batch in batches:
-                call(model, batch)
-    finally:
-        for one, momentum in zip(norms, momenta, strict=True):
-            one.momentum = momentum
-    return model
+def _affordable(batches: Sequence[Batch], line: Line, memory: float) -> list[Batch]:
+    """As many mini-batches as fit into `memory`, at least one; those too small to hold a sample out are left out."""
+    largest = max(
+        (torch.Size(shape).numel() for step in line.steps for shape in (step.in_shape, step.out_shape)), default=1
+    )
+    most = max(2, int(memory / (2 * 4 * largest)))
+    found, count = [], 0
+    for batch in batches:
+        if count >= most:
+            break
+        found.append(batch.take(most - count) if count + batch.size > most else batch)
+        count += batch.size
+    return [batch for batch in found if batch.size > 1] or found[:1]

@@ -1,37 +1,39 @@
-"""Spans: consecutive blocks that one stand-in may take the place of, and what it has to compute.
+"""Spans: consecutive steps that one stand-in may take the place of, and what it has to compute.
 
-A stand-in maps what enters the first block to the sum of the last block's addition; what follows that addition (the
-*tail*) stays behind it. No span crosses a tap: what is inside it is read nowhere else.
+A stand-in maps what enters the first step to the sum of the last one's addition (of a plain layer: to what its
+activation reads); what follows it, the *tail*, stays behind it. No span crosses a tap: what is inside it is read
+nowhere else.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 from typing import Literal
 
 from torch import nn
 
 from shoal.blocks import Anatomy
-from shoal.blocks.template import Ref, refs
-from shoal.blocks.trace import Call, Trace
+from shoal.plan import Tail
+from shoal.replace.line import Line, Step
 
-Tail = Literal["identity", "relu"]
 Layout = Literal["channels_first", "channels_last"]
 
 
 @dataclass(frozen=True)
 class Span:
-    """Blocks `start` to `stop` - 1 of `line`, one after the other.
+    """Steps `start` to `stop` - 1 of the line, one after the other.
 
     Args:
-        start: index of the first block in the line of replaceable blocks.
+        start: index of the first step in the line.
         stop: one behind the last.
-        paths: their paths.
+        paths: the modules it covers; the stand-in goes to the first.
         layout: channels_first for images (C, H, W), channels_last for tokens (T, C) and plain features (C).
         in_shape: of one sample entering.
         out_shape: of one sample leaving.
         stride: of the whole span, the same in both directions; 1 where there are no positions.
         tail: what follows the sum.
+        end: the name of the last step.
+        dilation: of the span's own k x k convolutions, the largest.
+        residual: whether it is made of residual blocks.
     """
 
     start: int
@@ -42,6 +44,9 @@ class Span:
     out_shape: tuple[int, ...]
     stride: int
     tail: Tail
+    end: str
+    dilation: int = 1
+    residual: bool = True
 
     @property
     def in_channels(self) -> int:
@@ -58,30 +63,17 @@ class Span:
         """Whether the same shape leaves as enters."""
         return self.in_shape == self.out_shape
 
-
-@dataclass(frozen=True)
-class Line:
-    """The blocks that spans may be made of, in order, with the runs that follow each other without a gap or a tap."""
-
-    paths: tuple[str, ...]
-    follows: tuple[bool, ...]
-    """Whether each block takes exactly what the block before it returned, and nobody else does."""
-
-
-def line_of(anatomy: Anatomy) -> Line:
-    """Every block of the chain that takes one tensor and returns one, in the order they run."""
-    calls = [anatomy.calls[block.path] for block in anatomy.chain if _is_plain(anatomy, block.path)]
-    follows = [False]
-    for before, after in pairwise(calls):
-        follows.append(_feeds(anatomy.trace, before, after))
-    return Line(tuple(call.path for call in calls), tuple(follows[: len(calls)]))
+    @property
+    def name(self) -> str:
+        """From the first module to the last step."""
+        return f"{self.paths[0]}..{self.end}"
 
 
 def spans_of(anatomy: Anatomy, line: Line, longest: int) -> list[Span]:
-    """Every span of up to `longest` blocks that a stand-in can be fitted for."""
+    """Every span of up to `longest` steps that a stand-in can be fitted for."""
     found = []
-    for start in range(len(line.paths)):
-        for stop in range(start + 1, min(start + longest, len(line.paths)) + 1):
+    for start in range(len(line.steps)):
+        for stop in range(start + 1, min(start + longest, len(line.steps)) + 1):
             if not all(line.follows[start + 1 : stop]):
                 break
             span = _span(anatomy, line, start, stop)
@@ -91,68 +83,66 @@ def spans_of(anatomy: Anatomy, line: Line, longest: int) -> list[Span]:
 
 
 def _span(anatomy: Anatomy, line: Line, start: int, stop: int) -> Span | None:
-    paths = line.paths[start:stop]
-    first, last = anatomy.chain[paths[0]], anatomy.chain[paths[-1]]
-    tail = tail_of(anatomy, last.path)
-    layout = _layout(anatomy, first.path)
-    if tail is None or len(first.in_shape) != len(last.out_shape):
+    steps = line.steps[start:stop]
+    first, last = steps[0], steps[-1]
+    layout = _layout(anatomy.model, first)
+    if last.tail is None or layout is None or len(first.in_shape) != len(last.out_shape):
         return None
-    if any(anatomy.calls[path].kwargs for path in paths):  # a stand-in takes the tensor and nothing else
+    if not (first.ends and last.ends):
         return None
-    # Block by block: 9 positions to 5 to 3 is a stride of 4, though 3 would do for 9 to 3.
-    strides = [_stride(anatomy.chain[path].in_shape, anatomy.chain[path].out_shape, layout) for path in paths]
+    if any(anatomy.calls[step.path].kwargs for step in steps if step.residual):
+        return None  # a stand-in takes the tensor and nothing else
+    # Step by step: 9 positions to 5 to 3 is a stride of 4, though 3 would do for 9 to 3.
+    strides = [_stride(step.in_shape, step.out_shape, layout) for step in steps]
     known = [one for one in strides if one is not None]
     if len(known) < len(strides):
         return None
-    return Span(start, stop, paths, layout, first.in_shape, last.out_shape, prod(known), tail)
+    return Span(
+        start,
+        stop,
+        tuple(path for step in steps for path in step.paths),
+        layout,
+        first.in_shape,
+        last.out_shape,
+        prod(known),
+        last.tail,
+        last.path,
+        _dilation(anatomy.model, steps),
+        first.residual,
+    )
 
 
-def _is_plain(anatomy: Anatomy, path: str) -> bool:
-    call = anatomy.calls.get(path)
-    if call is None or path not in anatomy.remainders:
-        return False
-    one_in = len(call.args) == 1 and isinstance(call.args[0], Ref) and not refs(call.kwargs)
-    return one_in and isinstance(call.output, Ref)
+def _layout(model: nn.Module, step: Step) -> Layout | None:
+    """Where the channels are: told by the convolutions of the step that take what enters it; None where unknown."""
+    modules = [one for path in step.paths for one in model.get_submodule(path).modules()]
+    shape = step.in_shape
+    first = shape[0]
+    if len(shape) == 3 and any(isinstance(one, nn.Conv2d) and one.in_channels == first for one in modules):
+        return "channels_first"
+    others = [one for one in modules if isinstance(one, nn.Conv1d | nn.Conv3d)]
+    # A signal (C, T) or a volume (C, D, H, W): no stand-in is made for these.
+    if len(shape) > 1 and any(one.in_channels == first for one in others):
+        return None
+    return "channels_last"
 
 
-def _feeds(trace: Trace, before: Call, after: Call) -> bool:
-    value = before.output.value
-    if after.args[0].value != value or value in refs(trace.output):
-        return False
-    return all(after.holds(op) for op in trace.readers.get(value, []))
-
-
-def tail_of(anatomy: Anatomy, path: str) -> Tail | None:
-    """What follows the last addition of a block: nothing or a ReLU; None for anything else."""
-    call, last = anatomy.calls[path], anatomy.additions[path][-1]
-    if call.output.value == last.result:
-        return "identity"
-    producer = anatomy.trace.values[call.output.value].producer
-    op = anatomy.trace.ops[producer] if producer >= 0 else None
-    if op is not None and op.name.rstrip("_") == "relu" and op.inputs == [last.result]:
-        return "relu"
-    return None
-
-
-def tail_module(tail: Tail) -> nn.Module:
-    """The module for a tail."""
-    return nn.ReLU() if tail == "relu" else nn.Identity()
-
-
-def _layout(anatomy: Anatomy, path: str) -> Layout:
-    """Images are 3-d per sample and the block's layers are convolutions with as many channels as the first axis."""
-    block = anatomy.chain[path]
-    if len(block.in_shape) != 3:
-        return "channels_last"
-    module = anatomy.model.get_submodule(path)
-    convolutions = [one for one in module.modules() if isinstance(one, nn.Conv2d)]
-    return "channels_first" if any(one.in_channels == block.in_shape[0] for one in convolutions) else "channels_last"
+def _dilation(model: nn.Module, steps: tuple[Step, ...]) -> int:
+    found = [
+        max(one.dilation)
+        for step in steps
+        for path in step.paths
+        for one in model.get_submodule(path).modules()
+        if isinstance(one, nn.Conv2d) and max(one.kernel_size) > 1
+    ]
+    return int(max(found, default=1))
 
 
 def _stride(in_shape: tuple[int, ...], out_shape: tuple[int, ...], layout: Layout) -> int | None:
-    """The stride of a block, the same in both directions; None where there is none."""
+    """The stride of a step, the same in both directions; None where there is none."""
     if layout == "channels_last":
         return 1 if in_shape[:-1] == out_shape[:-1] else None
+    if len(in_shape) != 3 or len(out_shape) != 3:
+        return None
     ratios = {-(-before // after) for before, after in zip(in_shape[1:], out_shape[1:], strict=True)}
     if len(ratios) != 1:
         return None

@@ -1,19 +1,16 @@
-"""The modules that stand in for spans: built from plain data alone, so that a saved plan can build them again."""
-
-from typing import Literal
+"""From plain data to the module that stands in for a span, so that a saved plan can build it again."""
 
 import torch
 from torch import Tensor, nn
 
 from shoal.errors import UsageError
 from shoal.plan import StandIn
-from shoal.replace.spans import Span, tail_module
-
-Kind = Literal["conv1", "conv3", "conv5", "lowrank1", "lowrank3"]
+from shoal.replace.kinds import Solution, kind_of
+from shoal.replace.tails import tail_module
 
 
 class ShortcutPlus(nn.Module):
-    """x + branch(x), and the tail: a low-rank fit of the residual beside the shortcut."""
+    """tail(x + branch(x)): a stand-in that keeps the shortcut of the span."""
 
     def __init__(self, branch: nn.Module, tail: nn.Module) -> None:
         super().__init__()
@@ -24,73 +21,33 @@ class ShortcutPlus(nn.Module):
         return self.tail(x + self.branch(x))
 
 
-def describe(span: Span, kind: Kind, rank: int | None = None) -> StandIn:
-    """A stand-in of a kind for a span, as data.
+def with_shortcut(stand_in: StandIn) -> StandIn:
+    """The same function, written as the shortcut plus the rest: it trains better later.
 
     Raises:
-        UsageError: a low-rank one without a rank that fits, or for a span that changes the shape.
+        UsageError: the span changes the shape, so there is no shortcut to keep; or there is no rest.
     """
-    if kind.startswith("lowrank"):
-        if not span.keeps_shape:
-            raise UsageError(
-                f"{kind} for the span at '{span.paths[0]}', which changes the shape", "Use conv1 or conv3."
-            )
-        if rank is None or not 1 <= rank <= span.out_channels:
-            raise UsageError(f"{kind} of rank {rank}, expected 1 to {span.out_channels}", "Give a rank.")
-    return StandIn(
-        layout=span.layout,
-        in_channels=span.in_channels,
-        out_channels=span.out_channels,
-        kernel=int(kind[-1]),
-        stride=span.stride,
-        rank=rank if kind.startswith("lowrank") else None,
-        tail=span.tail,
-    )
+    if stand_in.kind == "identity":
+        raise UsageError("an identity beside a shortcut would be the input twice", "It is the shortcut already.")
+    if stand_in.stride != 1 or stand_in.in_channels != stand_in.out_channels:
+        raise UsageError(
+            f"a stand-in from {stand_in.in_channels} to {stand_in.out_channels} channels at stride {stand_in.stride}"
+            " has no shortcut",
+            "Only a span that keeps its shape can keep it.",
+        )
+    return stand_in.model_copy(update={"shortcut": True})
 
 
 def build(stand_in: StandIn, like: Tensor) -> nn.Module:
     """The module for a stand-in, untrained, in the dtype and on the device of `like`; no random state moves."""
     with torch.random.fork_rng(devices=[]):  # the layers are made on the CPU
-        return _made(stand_in).to(like.device, like.dtype).eval()
+        branch, tail = kind_of(stand_in).make(stand_in), tail_module(stand_in.tail)
+        made: nn.Module = ShortcutPlus(branch, tail) if stand_in.shortcut else nn.Sequential(branch, tail)
+        return made.to(like.device, like.dtype).eval()
 
 
-def _made(stand_in: StandIn) -> nn.Module:
-    tail = tail_module(stand_in.tail)
-    if stand_in.rank is None:
-        return nn.Sequential(_map(stand_in, stand_in.out_channels), tail)
-    down = _map(stand_in, stand_in.rank, bias=False)
-    up = _pointwise(stand_in, stand_in.rank, stand_in.out_channels)
-    return ShortcutPlus(nn.Sequential(down, up), tail)
-
-
-def _map(stand_in: StandIn, outputs: int, bias: bool = True) -> nn.Module:
-    if stand_in.layout == "channels_last":
-        return nn.Linear(stand_in.in_channels, outputs, bias=bias)
-    k = stand_in.kernel
-    return nn.Conv2d(stand_in.in_channels, outputs, k, stand_in.stride, k // 2, bias=bias)
-
-
-def _pointwise(stand_in: StandIn, inputs: int, outputs: int) -> nn.Module:
-    return nn.Linear(inputs, outputs) if stand_in.layout == "channels_last" else nn.Conv2d(inputs, outputs, 1)
-
-
-def fill_(module: nn.Module, stand_in: StandIn, weight: Tensor, bias: Tensor, rows: Tensor | None = None) -> None:
-    """Write a fitted map into a built stand-in.
-
-    Args:
-        module: from `build`.
-        stand_in: what it was built from.
-        weight: (outputs, inputs * kernel * kernel), or (outputs, rank) with `rows` for a low-rank one.
-        bias: (outputs,).
-        rows: (rank, inputs * kernel * kernel) of a low-rank stand-in.
-    """
-    with torch.no_grad():
-        if rows is None:
-            first = module[0]  # type: ignore[index]
-            first.weight.copy_(weight.reshape(first.weight.shape))
-            first.bias.copy_(bias)
-        else:
-            down, up = module.branch  # type: ignore[misc]
-            down.weight.copy_(rows.reshape(down.weight.shape))
-            up.weight.copy_(weight.reshape(up.weight.shape))
-            up.bias.copy_(bias)
+def fill_(module: nn.Module, solution: Solution) -> None:
+    """Write a fitted solution into a built stand-in."""
+    branch = module.branch if isinstance(module, ShortcutPlus) else module[0]  # type: ignore[index]
+    own = branch.state_dict()
+    branch.load_state_dict({name: solution.state[name].reshape(own[name].shape) for name in own})

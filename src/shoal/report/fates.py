@@ -8,7 +8,12 @@ from shoal.report import numbers, picture
 
 def chain(blocks: Sequence[BlockRecord], width: float, ident: str = "chain") -> str:
     """The blocks with their fate as one SVG; empty text where there are none."""
-    return picture.chain([_stage(*one) for one in picture.by_stage(blocks)], width, ident, describe(blocks))
+    return picture.chain(stages(blocks), width, ident, describe(blocks))
+
+
+def stages(blocks: Sequence[BlockRecord]) -> list[picture.Stage]:
+    """The blocks with their fate, ready to be drawn."""
+    return [_stage(*one) for one in picture.by_stage(blocks)]
 
 
 def _stage(number: int, members: list[BlockRecord]) -> picture.Stage:

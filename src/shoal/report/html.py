@@ -5,6 +5,7 @@ from shoal.report import fates, page, plot, tables, words
 from shoal.report.fate_table import fate_table
 from shoal.report.figures import figures
 from shoal.report.page import Part
+from shoal.report.plan_part import plan_part
 
 # A wide drawing for a desk and for paper, a narrow one for a phone; the style sheet shows one of them.
 _CHAIN_WIDTHS = {"wide": 1000.0, "narrow": 340.0}
@@ -21,6 +22,11 @@ _STATISTICS = (
         "Latency",
         "median and quartiles of one forward; “no difference beyond noise” where the quartiles overlap",
     ),
+    (
+        "Damage",
+        "mean KL(original ‖ network) in nats, on calibration samples held back from fitting; on the front the sum "
+        "over the changes of the plan, each made alone",
+    ),
     ("MACs", "multiply-adds for one sample; FLOPs are twice that"),
 )
 
@@ -35,7 +41,7 @@ def render(record: Record) -> str:
         lead=[record.message] if record.reached and record.message else [],
         parts=_parts(record),
         splits=[(one.split, one.n) for one in splits],
-        statistics=_STATISTICS,
+        statistics=[one for one in _STATISTICS if record.planning or one[0] != "Damage"],
         goal=words.goal(record.goal),
         figures=figures(record),
         rows=tables.before_after(record),
@@ -43,6 +49,7 @@ def render(record: Record) -> str:
         paired=tables.paired(record),
         verdict=words.VERDICTS[record.certificate.verdict],
         evidence=words.evidence(record.certificate),
+        plan=plan_part(record),
         chains={size: fates.chain(record.blocks, w, f"chain-{size}") for size, w in _CHAIN_WIDTHS.items()},
         legend=fates.legend(),
         blocks_table=fate_table(record.blocks),
@@ -57,6 +64,8 @@ def _parts(record: Record) -> list[Part]:
         Part("compared.html.j2", "compared", "Before and after"),
         Part("certificate.html.j2", "certificate", "Certificate"),
     ]
+    if record.planning:
+        found.append(Part("plan.html.j2", "plan", "The plan"))
     if record.blocks:
         found.append(Part("chain.html.j2", "chain", "The chain"))
     if record.steps:

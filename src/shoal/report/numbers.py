@@ -40,6 +40,19 @@ def _percent_digits(fraction: float) -> str:
     return text
 
 
+def share_tick(fraction: float) -> str:
+    """A round share on an axis: `0.4` as `40 %`."""
+    return f"{tick(100 * fraction)} %"
+
+
+def deviation(expected: float | None, found: float | None) -> str:
+    """How far off an expectation was, in parts of it: `+1.7 %`, `−0.4 %`."""
+    if expected is None or found is None or not (known(expected) and known(found)) or expected <= 0:
+        return MISSING
+    off = (found - expected) / expected
+    return f"{'+' if off > 0 else '−' if off < 0 else ''}{percent(abs(off))}"
+
+
 def points(drop: float | None) -> str:
     """A drop as a fraction, with its sign in words: `lost 0.25 points`."""
     if drop is None or not math.isfinite(drop):

@@ -22,6 +22,7 @@ _FILTERS = (
     "significant_interval",
     "signed",
     "signed_interval",
+    "milliseconds",
     "duration",
     "shape",
 )

@@ -11,7 +11,9 @@ from typing import Literal, Protocol, TypeVar
 from shoal.report import svg
 from shoal.report.scales import Decades, decades
 
-_NARROWEST, _WIDEST, _GAP, _BAR = 32.0, 62.0, 5.0, 64.0
+_NARROWEST, _WIDEST, _GAP = 32.0, 62.0, 5.0
+# How high the room for a bar is.
+BAR = 64.0
 _GUTTER, _HEAD, _FOOT, _END = 38.0, 30.0, 36.0, 10.0
 _STAGE_GAP = 12.0
 _LABEL_WIDTH = 280.0
@@ -57,6 +59,52 @@ def by_stage(blocks: Sequence[_Block]) -> list[tuple[int, list[_Block]]]:
     return [(number, list(members)) for number, members in groupby(blocks, key=lambda block: block.stage)]
 
 
+@dataclass(frozen=True)
+class Line:
+    """Cells side by side, and how far down they are."""
+
+    cells: Sequence[Cell]
+    top: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of a chain is in a drawing: the names of its stages, then the lines of cells."""
+
+    names: Sequence[tuple[Stage, float]]
+    lines: Sequence[Line]
+    pitch: float
+    scale: Decades
+    width: float
+    height: float
+
+    @property
+    def size(self) -> float:
+        """How wide a cell is."""
+        return self.pitch - _GAP
+
+    def x(self, index: int) -> float:
+        """The left edge of a cell, by its place in the line."""
+        return _GUTTER + index * self.pitch + _GAP / 2
+
+
+def layout(stages: Sequence[Stage], width: float) -> Layout:
+    """The places of a chain that has stages, where there is room for `width` pixels."""
+    scale, room = decades(cell.worth for stage in stages for cell in stage.cells), width - _GUTTER - _END
+    columns = min(int(room // _NARROWEST), max(len(stage.cells) for stage in stages))
+    pitch = min(_WIDEST, room / columns)
+    names, lines, top = [], [], 0.0
+    for stage in stages:
+        names.append((stage, top))
+        top += _HEAD
+        for start in range(0, len(stage.cells), columns):
+            lines.append(Line(stage.cells[start : start + columns], top))
+            top += BAR + _FOOT
+        top += _STAGE_GAP
+    used = _GUTTER + max(columns * pitch + _END, _LABEL_WIDTH)
+    return Layout(names, lines, pitch, scale, used, top)
+
+
 def chain(stages: Sequence[Stage], width: float, ident: str, desc: str) -> str:
     """The chain as one SVG; empty text for an empty chain.
 
@@ -68,20 +116,17 @@ def chain(stages: Sequence[Stage], width: float, ident: str, desc: str) -> str:
     """
     if not stages:
         return ""
-    scale, room = decades(cell.worth for stage in stages for cell in stage.cells), width - _GUTTER - _END
-    columns = min(int(room // _NARROWEST), max(len(stage.cells) for stage in stages))
-    pitch = min(_WIDEST, room / columns)
-    drawn: list[str] = [patterns(ident)]
-    top = 0.0
-    for stage in stages:
-        drawn.append(_stage_label(stage, top))
-        top += _HEAD
-        for start in range(0, len(stage.cells), columns):
-            drawn.append(_line(stage.cells[start : start + columns], top, pitch, scale, ident))
-            top += _BAR + _FOOT
-        top += _STAGE_GAP
-    used = _GUTTER + max(columns * pitch + _END, _LABEL_WIDTH)
-    return svg.picture(ident, used, top, "The chain of residual blocks", desc, *drawn)
+    places = layout(stages, width)
+    drawn: list[str] = [patterns(ident), *stage_names(places)]
+    for line in places.lines:
+        cells = [draw(cell, places.x(i), line.top, places, ident) for i, cell in enumerate(line.cells)]
+        drawn.append(svg.group(*rail(line, places), *cells))
+    return svg.picture(ident, places.width, places.height, "The chain of residual blocks", desc, *drawn)
+
+
+def stage_names(places: Layout) -> list[svg.Markup]:
+    """Which stage begins where, and the facts about it."""
+    return [_stage_label(stage, top) for stage, top in places.names]
 
 
 def _stage_label(stage: Stage, top: float) -> svg.Markup:
@@ -94,35 +139,37 @@ def _stage_label(stage: Stage, top: float) -> svg.Markup:
     )
 
 
-def _line(cells: Sequence[Cell], top: float, pitch: float, scale: Decades, ident: str) -> svg.Markup:
-    right = _GUTTER + len(cells) * pitch
-    stream = top + _BAR + 8
-    size = pitch - _GAP
-    drawn = [_cell(cell, _GUTTER + i * pitch + _GAP / 2, top, size, scale, ident) for i, cell in enumerate(cells)]
+def rail(line: Line, places: Layout) -> list[svg.Markup]:
+    """What a line of cells stands on: the scale of the bars and the residual stream."""
+    right = _GUTTER + len(line.cells) * places.pitch
+    stream = line.top + BAR + 8
     arrow = svg.tag("path", d=f"M{right - 1} {stream - 3.5}l6 3.5l-6 3.5z", class_="arrow")
-    return svg.group(*_gridlines(scale, top, right), svg.line(_GUTTER, stream, right, stream, "stream"), arrow, *drawn)
+    grid = _gridlines(places.scale, line.top, right)
+    return [*grid, svg.line(_GUTTER, stream, right, stream, "stream"), arrow]
 
 
 def _gridlines(scale: Decades, top: float, right: float) -> list[svg.Markup]:
     drawn = []
     for place, text in scale.labels():
-        y = top + _BAR * (1 - place)
+        y = top + BAR * (1 - place)
         drawn.append(svg.line(_GUTTER, y, right, y, "grid"))
         drawn.append(svg.label(_GUTTER - 6, y + 4, text, "tick end"))
     return drawn
 
 
-def _cell(cell: Cell, x: float, top: float, size: float, scale: Decades, ident: str) -> svg.Markup:
-    filled = _BAR * (0.0 if cell.worth is None else scale.at(cell.worth))
-    drawn: list[str] = [svg.tag("title", cell.tooltip), svg.rect(x, top, size, _BAR, "box", rx=3)]
+def draw(cell: Cell, x: float, top: float, places: Layout, ident: str) -> svg.Markup:
+    """One block: its bar in a box, its name below, and a diamond on the stream for a projection."""
+    size = places.size
+    filled = BAR * (0.0 if cell.worth is None else places.scale.at(cell.worth))
+    drawn: list[str] = [svg.tag("title", cell.tooltip), svg.rect(x, top, size, BAR, "box", rx=3)]
     if filled:
-        drawn.append(_bar(cell.fill, x, top + _BAR - filled, size, filled, ident))
+        drawn.append(_bar(cell.fill, x, top + BAR - filled, size, filled, ident))
     if cell.worth is None:
-        drawn.append(svg.label(x + size / 2, top + _BAR / 2 + 4, "–", "tick middle"))
+        drawn.append(svg.label(x + size / 2, top + BAR / 2 + 4, "–", "tick middle"))
     if cell.projection:
-        middle, stream = x + size / 2, top + _BAR + 8
+        middle, stream = x + size / 2, top + BAR + 8
         drawn.append(svg.tag("path", d=f"M{middle} {stream - 5}l5 5l-5 5l-5 -5z", class_="diamond"))
-    drawn.append(svg.label(x + size / 2, top + _BAR + 26, _short(cell.path), "tick middle"))
+    drawn.append(svg.label(x + size / 2, top + BAR + 26, _short(cell.path), "tick middle"))
     return svg.group(*drawn, class_=f"block {cell.style}")
 
 

@@ -42,7 +42,9 @@ def label(x: float, y: float, text: str, class_: str = "", **more: str | float) 
     return tag("text", text, x=x, y=y, class_=class_, **more)
 
 
-def picture(ident: str, width: float, height: float, title: str, desc: str, *children: str) -> Markup:
+def picture(
+    ident: str, width: float, height: float, title: str, desc: str, *children: str, role: str = "img"
+) -> Markup:
     """The outer `svg`, named and described for those who do not see it.
 
     Args:
@@ -52,18 +54,29 @@ def picture(ident: str, width: float, height: float, title: str, desc: str, *chi
         title: its name.
         desc: what it shows, in words.
         children: what is drawn.
+        role: `group` where there are links inside, which an image would hide from those who listen.
     """
     return tag(
         "svg",
         tag("title", title, id=f"{ident}-title"),
         tag("desc", desc, id=f"{ident}-desc"),
         *children,
-        role="img",
+        role=role,
         aria_labelledby=f"{ident}-title {ident}-desc",
         viewBox=f"0 0 {_value(width)} {_value(height)}",
         width=width,
         height=height,
     )
+
+
+def stock(*children: str) -> Markup:
+    """What other drawings on the page use; it is there but has no size, because what is not displayed has no fills."""
+    return tag("svg", *children, width=0, height=0, class_="stock", aria_hidden="true")
+
+
+def use(ident: str) -> Markup:
+    """What stands in a stock under this id, drawn here."""
+    return tag("use", href=f"#{ident}")
 
 
 def icon(*children: str) -> Markup:

@@ -5,8 +5,9 @@ from pathlib import Path
 from rich.console import Console
 
 from shoal.record import BlockRecord, Certificate, Record
-from shoal.report import numbers, picture, tables, words
+from shoal.report import numbers, picture, plan_words, tables, words
 from shoal.report.grid import Grid, say
+from shoal.report.plans import plans
 
 _FATE = {"kept": "■", "removed": "·", "replaced": "○"}
 _VERDICT_STYLE = {"identical": "green", "equal": "green", "different": "yellow"}
@@ -26,6 +27,7 @@ def show(record: Record, out: str, console: Console) -> None:
     say(console, "")
     _show_table(record, console)
     _show_stages(record.blocks, console)
+    _show_plan(record, console)
     show_certificate(record.certificate, console)
     for note in record.notes:
         say(console, f"Note: {note}")
@@ -67,6 +69,19 @@ def _show_stages(blocks: list[BlockRecord], console: Console) -> None:
         shape = numbers.shape(members[-1].out_shape)
         grid.add(f"stage {number}", signs, f"{kept} of {len(members)} kept", shape)
     grid.show(console)
+    say(console, "")
+
+
+def _show_plan(record: Record, console: Console) -> None:
+    if record.planning is None:
+        return
+    found = plans(record)
+    if found:
+        another = "; --pick N takes another" if len(found) > 1 else ""
+        say(console, f"Front: {plan_words.front(found)}{another}")
+    for sentence in (plan_words.surprise(record.planning), plan_words.source(record.planning)):
+        if sentence:
+            say(console, sentence[0].upper() + sentence[1:])
     say(console, "")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.batches import batches, call, device_of
+from shoal.batches import Batch, batches, call, device_of
 from shoal.blocks import Anatomy
 from shoal.blocks.taps import tapped
 from shoal.preserve import evaluating
@@ -15,23 +15,34 @@ from shoal.preserve import evaluating
 def branch_means(anatomy: Anatomy, loader: Iterable[Any]) -> dict[tuple[str, int], Tensor]:
     """The mean of each branch over all samples, shape (1, ...), in float64, by (block path, number of the unit).
 
-    A branch whose shape changes between samples (texts of different lengths) has no mean and is left out.
+    Positions of padding do not count; where all samples are padded the mean is 0. A branch whose shape changes between
+    samples (texts of different lengths) has no mean and is left out.
     """
     blocks = [block for block in anatomy.chain if block.units and block.path]
     sums: dict[tuple[str, int], Tensor] = {}
-    counts: dict[tuple[str, int], int] = {}
+    counts: dict[tuple[str, int], Tensor] = {}
     uneven: set[tuple[str, int]] = set()
 
     def look(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
         key = (path, unit)
-        total = branch.double().sum(0, keepdim=True)
+        weights = _weights(batch, branch)
+        total = (branch.double() * weights).sum(0, keepdim=True)
         if key in sums and sums[key].shape != total.shape:
             uneven.add(key)
             return
         sums[key] = sums[key] + total if key in sums else total
-        counts[key] = counts.get(key, 0) + branch.shape[0]
+        count = weights.sum(0, keepdim=True)
+        counts[key] = counts[key] + count if key in counts else count
 
     with evaluating(anatomy.model), tapped(anatomy.model, blocks, look), torch.no_grad():
         for batch in batches(loader, device_of(anatomy.model)):
             call(anatomy.model, batch)
-    return {key: total / counts[key] for key, total in sums.items() if key not in uneven}
+    return {key: total / counts[key].clamp(min=1) for key, total in sums.items() if key not in uneven}
+
+
+def _weights(batch: Batch, branch: Tensor) -> Tensor:
+    """1 for what counts and 0 for padding, (samples, 1, ...) or (samples, positions, 1, ...)."""
+    counted = batch.counted(branch.shape[:2]) if branch.dim() > 2 else None
+    if counted is None:
+        return branch.new_ones((len(branch), *(1 for _ in branch.shape[1:])), dtype=torch.float64)
+    return counted.double().reshape(*counted.shape, *(1 for _ in branch.shape[2:]))

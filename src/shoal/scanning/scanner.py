@@ -275,12 +275,12 @@ class _Tallies(Visitor):
         return candidate.key not in self.stopped
 
     def whole(self, index: int, batch: Batch, output: torch.Tensor) -> None:
-        self.answers = answers(output, batch.target)
-        self.own.add(self.answers, output, batch.target)
+        self.answers = answers(output, batch.target, batch)
+        self.own.add(self.answers, output, batch.target, batch)
 
     def see(self, candidate: Candidate, batch: Batch, output: torch.Tensor) -> None:
         if self.answers is not None:
-            self.found.setdefault(candidate.key, Tally()).add(self.answers, output, batch.target)
+            self.found.setdefault(candidate.key, Tally()).add(self.answers, output, batch.target, batch)
 
     def done(self, index: int) -> None:
         self.looks = index + 1

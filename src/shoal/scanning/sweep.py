@@ -125,7 +125,7 @@ class Worth:
 
 def divergence(original: torch.Tensor, other: torch.Tensor, batch: Batch) -> torch.Tensor:
     """KL(original || other) in nats for each sample: the default damage. Labels are not needed."""
-    return kl_per_sample(original, other)
+    return kl_per_sample(original, other, batch.counted(original.shape[:-1]))
 
 
 def removal_sweep(

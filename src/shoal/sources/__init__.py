@@ -3,6 +3,19 @@
 from shoal.sources.data import Data, load_data
 from shoal.sources.digits_resnet import DigitsResNet, digits_resnet
 from shoal.sources.models import LoadedModel, load_model
+from shoal.sources.tokens import Reading, reading_of
+from shoal.sources.user_file import load_function
 from shoal.sources.weights import load_weights
 
-__all__ = ["Data", "DigitsResNet", "LoadedModel", "digits_resnet", "load_data", "load_model", "load_weights"]
+__all__ = [
+    "Data",
+    "DigitsResNet",
+    "LoadedModel",
+    "Reading",
+    "digits_resnet",
+    "load_data",
+    "load_function",
+    "load_model",
+    "load_weights",
+    "reading_of",
+]

@@ -12,9 +12,12 @@ from shoal.sources.folders import cifar10, cifar100, image_folder, svhn
 from shoal.sources.look import Look
 from shoal.sources.npz import npz
 from shoal.sources.own_data import own_parts
+from shoal.sources.packing import text_parts
 from shoal.sources.parts import ImagePart, Part
 from shoal.sources.source import Source
 from shoal.sources.split import fair_sample, hold_out
+from shoal.sources.text import documents
+from shoal.sources.tokens import Reading, open_tokenizer, tokens_of
 from shoal.sources.user_file import call_function, is_file_spec
 
 _VALIDATION = 0.2
@@ -31,6 +34,7 @@ _FORMS = [
     "svhn:ROOT",
     "imagefolder:ROOT",
     "npz:FILE",
+    "text:FILE",
     "FILE.py:FUNCTION",
 ]
 
@@ -40,7 +44,9 @@ class Data:
     """A data set in three parts: calibration (fit, choose, recover), validation (choose), test (the record).
 
     Every loader can be read again and again and gives the same mini-batches in the same order: `(x, y)`, or
-    `x` where there are no labels; `x` is float32, shape (batch, ...), `y` int64, shape (batch,).
+    `x` where there are no labels; `x` is float32, shape (batch, ...), `y` int64, shape (batch,). Those of text are
+    `Batch`es of `input_ids`, int64, shape (batch, length), with the next token at each position as the target where the
+    network says it.
 
     Args:
         spec: the specification that loads it again.
@@ -99,13 +105,14 @@ def load_data(
     seed: int = 0,
     batch_size: int = 128,
     limit: int | None = None,
+    reading: Reading | None = None,
 ) -> Data:
     """Load data. Nothing is downloaded, nothing is unpickled.
 
     Args:
-        spec: `digits` (embedded), `cifar10:ROOT`, `cifar100:ROOT`, `svhn:ROOT`, `imagefolder:ROOT`,
-            `npz:FILE`, or `FILE.py:FUNCTION`, a function without arguments that returns train and test data
-            sets or loaders.
+        spec: `digits` (embedded), `cifar10:ROOT`, `cifar100:ROOT`, `svhn:ROOT`, `imagefolder:ROOT`, `npz:FILE`,
+            `text:FILE` or `text:FOLDER`, or `FILE.py:FUNCTION`, a function without arguments that returns train and
+            test data sets or loaders.
         mean: per channel, or one for all, of pixels in 0..1 (of the values as they are for floats); by
             default the data set's usual one, for npz none.
         std: likewise.
@@ -113,6 +120,7 @@ def load_data(
         seed: of the validation split (but for `digits`, whose split is fixed) and of the augmentation.
         batch_size: samples in a mini-batch.
         limit: read only so many samples of each part; a fair sample, not the first ones.
+        reading: for text: how the network reads it, see `reading_of`.
 
     Raises:
         SpecError: unknown DATA, with near matches.
@@ -126,6 +134,10 @@ def load_data(
             raise DataError("--mean, --std and --size do not apply to FILE.py:FUNCTION", "Let the function do that.")
         parts = own_parts(call_function(spec), seed=seed, batch_size=batch_size, limit=limit)
         return Data(spec, None, True, parts)
+    if spec.partition(":")[0] == "text":
+        if mean is not None or std is not None or size is not None:
+            raise DataError("--mean, --std and --size do not apply to text", "Leave them out.")
+        return Data(spec, None, False, _text(spec, reading, seed, batch_size, limit))
     source = _source(spec, size)
     look = _adapted(source.look, source.train.shape, mean, std, size)
     return Data(spec, _classes(source), False, _parts(source, look, seed, batch_size, limit))
@@ -139,18 +151,27 @@ def _source(spec: str, size: int | None) -> Source:
         return image_folder(Path(place).expanduser(), size)
     if name in _FOLDERS and place:
         return _FOLDERS[name](Path(place).expanduser())
-    if name == "text":
-        raise SpecError(
-            "text:FILE is for a later release of Shoal",
-            "Until then: FILE.py:FUNCTION that returns token loaders.",
-        )
     if name in (*_FOLDERS, "imagefolder"):
         raise SpecError(
             f"'{spec}' does not say where the data is", f"Write {name}:{'FILE' if name == 'npz' else 'ROOT'}."
         )
-    near = did_you_mean(name, ["digits", *_FOLDERS, "imagefolder"])
+    near = did_you_mean(name, ["digits", *_FOLDERS, "imagefolder", "text"])
     hint = f"{near} " if near.startswith("Did") else ""
     raise SpecError(f"unknown DATA '{spec}'", f"{hint}Known forms: {', '.join(_FORMS)}.")
+
+
+def _text(spec: str, reading: Reading | None, seed: int, batch_size: int, limit: int | None) -> tuple[Part, Part, Part]:
+    place = spec.partition(":")[2]
+    if not place:
+        raise SpecError(f"'{spec}' does not say where the data is", "Write text:FILE or text:FOLDER.")
+    if reading is None:
+        raise DataError(
+            "text can only be read for a network: its tokens are those of the network",
+            "In Python: load_data(spec, reading=reading_of(model)).",
+        )
+    found = documents(Path(place).expanduser())
+    tokens = tokens_of(open_tokenizer(reading), reading)
+    return text_parts(found, tokens, reading, seed=seed, batch_size=batch_size, limit=limit)
 
 
 def _parts(source: Source, look: Look, seed: int, batch_size: int, limit: int | None) -> tuple[Part, Part, Part]:

@@ -8,11 +8,19 @@ from typing import Any
 from torch import nn
 
 from shoal.errors import ShoalError, SpecError, UsageError, WeightsError, did_you_mean
+from shoal.sources.cifar_preact_resnet import cifar_preact_resnet
 from shoal.sources.digits_resnet import digits_resnet
 from shoal.sources.user_file import call_function, is_file_spec
 from shoal.sources.weights import load_weights
 
-_FORMS = ["digits-resnet", "torchvision:NAME", "timm:NAME", "hf:PATH_OR_ID", "FILE.py:FUNCTION"]
+_FORMS = [
+    "digits-resnet",
+    "cifar-preact-resnet:DEPTH",
+    "torchvision:NAME",
+    "timm:NAME",
+    "hf:PATH_OR_ID",
+    "FILE.py:FUNCTION",
+]
 _PRETRAINED = "@pretrained"
 
 
@@ -39,6 +47,7 @@ def load_model(spec: str, weights: Path | None = None) -> LoadedModel:
     Args:
         spec: one of
             `digits-resnet`: the embedded network, trained;
+            `cifar-preact-resnet:DEPTH` or `:DEPTH:CLASSES`: for 32x32 images, random weights;
             `torchvision:NAME`, `timm:NAME`: random weights unless `weights` is given; with `@pretrained` at
             the end, the library's own weights, which it fetches once from the network;
             `hf:PATH_OR_ID`: a folder or hub name of transformers, from safetensors only; code that lies in
@@ -66,6 +75,8 @@ def _build(spec: str, from_config: bool) -> nn.Module:
     source, _, name = spec.partition(":")
     if spec == "digits-resnet":
         return digits_resnet()
+    if source == "cifar-preact-resnet":
+        return cifar_preact_resnet(name)
     if source == "torchvision" and name:
         return _torchvision(name)
     if source == "timm" and name:
@@ -79,7 +90,7 @@ def _build(spec: str, from_config: bool) -> nn.Module:
             f"'{spec}' is a folder, but not an output folder of Shoal",
             "A Hugging Face folder is loaded with hf:PATH.",
         )
-    kinds = ["digits-resnet", "torchvision:", "timm:", "hf:"]
+    kinds = ["digits-resnet", "cifar-preact-resnet:", "torchvision:", "timm:", "hf:"]
     near = did_you_mean(f"{source}:" if ":" in spec else spec, kinds)
     hint = f"{near} " if near.startswith("Did") else ""
     raise SpecError(f"unknown MODEL '{spec}'", f"{hint}Known forms: {', '.join(_FORMS)}.")
@@ -129,10 +140,12 @@ def _timm(name: str) -> nn.Module:
 
 def _hugging_face(name: str, from_config: bool) -> nn.Module:
     transformers = _library("transformers", "text")
+    _check_whole(name)
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         kind = _architecture(transformers, config, name)
         if from_config:
+            # The configuration knows its folder, which is where the tokenizer lies.
             return kind(config)
         model, info = kind.from_pretrained(name, config=config, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
@@ -147,6 +160,15 @@ def _hugging_face(name: str, from_config: bool) -> nn.Module:
             "Use a repository that is complete for the class named in its config.json.",
         )
     return model
+
+
+def _check_whole(name: str) -> None:
+    """Refuse a folder that holds an adapter alone: what it adapts is elsewhere."""
+    if (Path(name) / "adapter_config.json").is_file():
+        raise SpecError(
+            f"'hf:{name}' holds an adapter (PEFT, LoRA), not a network",
+            "Merge it into its network first: merge_and_unload(), then save_pretrained().",
+        )
 
 
 def _architecture(transformers: Any, config: Any, name: str) -> Any:

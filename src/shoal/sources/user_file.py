@@ -25,26 +25,40 @@ def is_file_spec(spec: str) -> bool:
 def call_function(spec: str) -> Any:
     """Import the file and return what its function returns when called without arguments.
 
+    Raises:
+        SpecError, ModelRaisedError: as for `load_function`; the latter also where the function raised.
+    """
+    function, path = load_function(spec), _parts(spec)[0]
+    with _folder_first(path.parent), _readable_errors(path, f"calling {_parts(spec)[1]}() of"):
+        return function()
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """Import the file and return its function.
+
     The file is imported under a module name of its own; modules that lie beside it can be imported by it.
 
     Raises:
         SpecError: no such file, no function named, or no such function in it.
-        ModelRaisedError: the file or the function raised; says what, and at which line of the file.
+        ModelRaisedError: the file raised; says what, and at which line of it.
     """
-    match = _SPEC.match(spec)
-    if match is None:
-        raise SpecError(f"'{spec}' is not of the form FILE.py:FUNCTION")
-    path = Path(match["file"]).expanduser().resolve()
+    path, name = _parts(spec)
     if not path.is_file():
-        raise SpecError(f"there is no file '{match['file']}'", "Give a path that exists, relative to this folder.")
-    if not match["function"]:
+        given = spec[: spec.rindex(".py") + 3]
+        raise SpecError(f"there is no file '{given}'", "Give a path that exists, relative to this folder.")
+    if not name:
         raise SpecError(f"'{spec}' does not name a function", f"Write FILE.py:FUNCTION. {_defined_in(path)}".strip())
     with _folder_first(path.parent):
         with _readable_errors(path, "importing"):
             module = _import(path)
-        function = _function(module, match["function"], path)
-        with _readable_errors(path, f"calling {match['function']}() of"):
-            return function()
+        return _function(module, name, path)
+
+
+def _parts(spec: str) -> tuple[Path, str]:
+    match = _SPEC.match(spec)
+    if match is None:
+        raise SpecError(f"'{spec}' is not of the form FILE.py:FUNCTION")
+    return Path(match["file"]).expanduser().resolve(), match["function"] or ""
 
 
 def _import(path: Path) -> ModuleType:
@@ -64,7 +78,7 @@ def _import(path: Path) -> ModuleType:
     return module
 
 
-def _function(module: ModuleType, name: str, path: Path) -> Callable[[], Any]:
+def _function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
     found = getattr(module, name, None)
     if callable(found):
         return found

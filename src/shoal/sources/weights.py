@@ -69,16 +69,35 @@ def _read_safetensors(path: Path) -> State:
 
 def _read_shards(path: Path) -> State:
     try:
-        shards = sorted({str(name) for name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()})
+        where = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"].items())
+        shards = sorted({str(name) for name in where.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"'{path.name}' is not an index of safetensors shards") from error
+        raise WeightsError(f"'{path.name}' is not an index of safetensors shards", "Fetch the file again.") from error
     state: State = {}
     for name in shards:
         # An index is data from elsewhere: it may name files beside itself and nothing else.
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise WeightsError(f"'{path.name}' names a shard outside its folder: '{name}'")
+            raise WeightsError(f"'{path.name}' names a shard outside its folder: '{name}'", "Fetch the file again.")
+        _check_shards(path, shards)
         state.update(read_state(path.with_name(name)))
+    absent = sorted(name for name in where if name not in state)
+    if absent:
+        raise WeightsError(
+            f"'{path.name}' promises tensors that its shards do not hold: "
+            f"'{absent[0]}' should be in '{where[absent[0]]}', {len(absent)} in all",
+            "Fetch the index and the shards again, from one version of the network.",
+        )
     return state
+
+
+def _check_shards(index: Path, shards: list[str]) -> None:
+    missing = [name for name in shards if not index.with_name(name).is_file()]
+    if missing:
+        raise WeightsError(
+            f"{len(missing)} of the {len(shards)} shards that '{index.name}' names are not beside it: "
+            f"{', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}",
+            "Put all shards into one folder with the index.",
+        )
 
 
 def _read_torch(path: Path) -> State:

@@ -1,12 +1,15 @@
 """Save, load, export: safetensors and JSON, written atomically, nothing unpickled."""
 
 from shoal.store.export import Exported, export_onnx, export_program
-from shoal.store.folder import RunFolder, write_atomically, write_text
+from shoal.store.folder import RunFolder
+from shoal.store.lines import Lines
 from shoal.store.load import Opened, load, open_model, read_folder_plan, read_record
-from shoal.store.save import save
+from shoal.store.save import restore_weights, save, save_weights
+from shoal.store.writing import write_atomically, write_text
 
 __all__ = [
     "Exported",
+    "Lines",
     "Opened",
     "RunFolder",
     "export_onnx",
@@ -15,7 +18,9 @@ __all__ = [
     "open_model",
     "read_folder_plan",
     "read_record",
+    "restore_weights",
     "save",
+    "save_weights",
     "write_atomically",
     "write_text",
 ]

@@ -14,8 +14,8 @@ from torch import nn
 from shoal.batches import Batch, call, logits_of
 from shoal.errors import ExportError, ShoalError
 from shoal.preserve import evaluating
-from shoal.store.folder import write_atomically
 from shoal.store.save import independent_copy
+from shoal.store.writing import write_atomically
 
 _WHOLE = "The other files of the folder are whole."
 

@@ -5,58 +5,22 @@ whole or not at all; `record.json` comes last and says that the run is finished.
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from shoal.errors import FolderError
+from shoal.store.lines import Lines
+from shoal.store.writing import PARTIAL, write_text
 
 RUN, PROGRESS, RECORD, PLAN = "run.json", "progress.jsonl", "record.json", "plan.json"
 WEIGHTS, REPORT, PROGRAM, ONNX = "model.safetensors", "report.html", "model.pt2", "model.onnx"
-_PARTIAL = ".partial"
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
-
-    Raises:
-        FolderError: the disk is full or the folder is not writable; what stood at `path` is still there.
-    """
-    temporary = None
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
-        temporary = Path(name)
-        os.close(handle)
-        write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise FolderError(
-            f"cannot write '{path}': {error.strerror or error}", "Free some space, or choose another --out."
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _is_partial(path: Path) -> bool:
     """Whether this is a file that `write_atomically` was interrupted in."""
-    return path.name.startswith(".") and path.name.endswith(_PARTIAL)
+    return path.name.startswith(".") and path.name.endswith(PARTIAL)
 
 
 class RunFolder:
@@ -74,6 +38,7 @@ class RunFolder:
     def __init__(self, path: Path, command: str, arguments: dict[str, Any]) -> None:
         self.path = path
         self.claim = {"command": command, "arguments": arguments, "shoal": version("shoal")}
+        self.lines = Lines(path / PROGRESS)
         self.resumed = self._open()
 
     def _open(self) -> bool:
@@ -127,26 +92,8 @@ class RunFolder:
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one finished measurement; it survives whatever happens next."""
-        path = self.path / PROGRESS
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise FolderError(f"cannot write '{path}': {error.strerror}", "Free some space, then resume.") from error
+        self.lines.append(line)
 
     def measured(self) -> list[dict[str, Any]]:
         """The measurements of earlier attempts, in order; a line that a crash cut short is dropped from the file."""
-        path = self.path / PROGRESS
-        if not path.exists():
-            return []
-        whole, found = [], []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-            whole.append(line)
-        write_text(path, "".join(line + "\n" for line in whole))
-        return found
+        return self.lines.read()

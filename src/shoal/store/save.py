@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from shoal.errors import WeightsError
 from shoal.plan import Plan
 from shoal.record import Record
-from shoal.store.folder import PLAN, RECORD, WEIGHTS, write_atomically, write_text
+from shoal.store.folder import PLAN, RECORD, WEIGHTS
+from shoal.store.hugging_face import write_hugging_face
+from shoal.store.writing import write_atomically, write_text
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -65,9 +67,10 @@ def _retype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
 
 
 def save(folder: Path, model: nn.Module, plan: Plan, record: Record | None = None) -> None:
-    """Write weights, plan and (last) record into an existing folder."""
+    """Write weights, plan, `hf/` where transformers has a class for it, and (last) record into an existing folder."""
     save_weights(model, folder / WEIGHTS)
     write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
+    write_hugging_face(folder, model, plan, record)
     if record is not None:
         write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")
 

@@ -7,25 +7,25 @@ from torch import nn
 from shoal.blocks import Anatomy
 from shoal.errors import SurgeryError
 from shoal.plan import Replace
-from shoal.replace import build, line_of
+from shoal.replace import Line, build, line_of
 
 
 def replace_spans_(
     anatomy: Anatomy, actions: Sequence[Replace], modules: Mapping[str, nn.Module] | None = None
 ) -> nn.Module:
-    """Put a stand-in at the first block of each span, in place; the other blocks of the span become nn.Identity.
+    """Put a stand-in at the first module of each span, in place; its other modules become nn.Identity.
 
     Args:
         anatomy: of the network to change.
         actions: what to replace.
-        modules: the fitted stand-ins by the path of their first block; without one it is built with fresh weights.
+        modules: the fitted stand-ins by the path of their first module; without one it is built with fresh weights.
 
     Raises:
         SurgeryError: a span that is none in this network.
     """
     line = line_of(anatomy)
     for action in actions:
-        _check(line.paths, line.follows, action)
+        _check(line, action)
     for action in actions:
         first = action.paths[0]
         module = (modules or {}).get(first)
@@ -37,11 +37,16 @@ def replace_spans_(
     return anatomy.model
 
 
-def _check(paths: Sequence[str], follows: Sequence[bool], action: Replace) -> None:
-    start = paths.index(action.paths[0]) if action.paths and action.paths[0] in paths else -1
-    expected = list(paths[start : start + len(action.paths)]) if start >= 0 else []
-    if expected != action.paths or not all(follows[start + 1 : start + len(expected)]):
+def _check(line: Line, action: Replace) -> None:
+    names = line.paths
+    start = names.index(action.paths[0]) if action.paths and action.paths[0] in names else len(names)
+    covered: list[str] = []
+    for number in range(start, len(names)):
+        if len(covered) >= len(action.paths) or (number > start and not line.follows[number]):
+            break
+        covered += line.steps[number].paths
+    if not covered or covered != action.paths:
         raise SurgeryError(
-            f"the blocks {', '.join(action.paths) or '(none)'} are no span: they do not follow each other directly",
+            f"{', '.join(action.paths) or '(none)'} are no span: they do not follow each other directly",
             "`shoal trace` lists the chain.",
         )

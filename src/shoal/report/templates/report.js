@@ -70,6 +70,16 @@
     makeFilter(table);
   }
 
+  // Which point of a plot is open: the page shows its picture without this, but cannot say so at the point.
+  function markOpen() {
+    for (const link of document.querySelectorAll("svg a")) {
+      if (link.getAttribute("href") === window.location.hash) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+  }
+  window.addEventListener("hashchange", markOpen);
+  markOpen();
+
   // Folded numbers belong on paper too.
   window.addEventListener("beforeprint", () => {
     for (const one of document.querySelectorAll("details")) one.open = true;

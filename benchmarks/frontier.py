@@ -1,0 +1,202 @@
+"""Shoal's plan against rivals at the same measured latency, without training: one run, one cell per method and point.
+
+    python benchmarks/frontier.py MODEL DATA [--weights F] [--mean ..] [--std ..] [--also DATA2]
+        [--points 0.8,0.7,0.6,0.5,0.4,0.3] [--methods shoal,greedy,influence,width] [--images 4660] [--batch-size 128]
+        [--channels-last] [--work FOLDER] --out NAME.json
+
+Points are shares of the original's latency. Every method gets the same unlabelled calibration images (the train part
+of DATA, its validation fifth included: nothing is judged on it) and has its batch norms recalibrated where that lowers
+KL on the images held back. A network counts at a point if it takes at most 1.01 times that share, timed in turns with
+the original; at the end of a point all its networks are timed in turns in one run. Test images are only measured on.
+
+Finished cells are kept in --work, and the same command goes on from them; delete the folder of a cell to have it again.
+"""
+
+import argparse
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rivals import METHODS, Ground
+from rivals.answers import Answers, against
+from rivals.cell import Place, Sets, run_cell
+from rivals.ground import SLACK, unlabelled
+from rivals.table import lines
+from rivals.together import side_by_side
+
+from shoal.errors import ShoalError
+from shoal.measure import machine
+from shoal.sources import Data, load_data, load_model
+from shoal.store import RunFolder, write_text
+from shoal.surgery import model_digest
+
+
+def main() -> None:
+    """Read the command line, run what is missing, print a table, keep the figures."""
+    args = _arguments()
+    try:
+        document = _run(args)
+    except ShoalError as error:
+        raise SystemExit(f"error: {error.message}. {error.hint}") from error
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on from {args.work}")
+        raise SystemExit(130) from None
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.out, json.dumps(document, indent=1) + "\n")
+    print("\n".join(lines(document)))
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    sets = {name: _data(args, spec) for name, spec in (("data", args.data), ("also", args.also)) if spec}
+    model = load_model(args.model, args.weights).model.eval()
+    RunFolder(args.work, "frontier", _claim(args, model))
+    source = sets["data"]
+    calibration = unlabelled([source.calibration(), source.validation(augment=True)], args.images)
+    ground = Ground(model, calibration, args.work, args.channels_last, _Stages())
+    tests = Sets(ground, sets)
+    points = [_point(ground, tests, args, point) for point in args.points]
+    return {
+        "command": _command(args),
+        "network": model_digest(model),
+        "data": {name: one.describe() | {"spec": _spoken(one.spec)} for name, one in sets.items()},
+        "calibration": {
+            "images": sum(batch.size for batch in calibration),
+            "fitted_on": sum(batch.size for batch in ground.fit_on),
+            "judged_on_with_blends": sum(batch.size for batch in ground.judge_on),
+            "labels": "not used",
+        },
+        "counts_up_to": f"{SLACK} times the point, in turns with the original",
+        "points": points,
+        "versions": _versions(),
+        "machine": machine("cpu").model_dump(mode="json"),
+    }
+
+
+def _point(ground: Ground, tests: Sets, args: argparse.Namespace, point: float) -> dict[str, Any]:
+    """The cells of a point, those that are missing made now, and all its networks side by side."""
+    cells = {}
+    for method in args.methods:
+        place = Place(args.work, point, method)
+        kept = place.finished()
+        print(f"{point:g} {method}: {'kept' if kept else 'running'}", flush=True)
+        cells[method] = kept or run_cell(ground, tests, place)
+    together = side_by_side(ground, args.work, point)
+    for method, cell in cells.items():
+        if cell["reached"]:
+            cell["meets_point_together"] = together["shares"][method] <= point * SLACK
+            cell["versus_shoal"] = _versus(args.work, point, method, list(tests.data))
+    return {"point": point, "together": together, "cells": cells}
+
+
+def _versus(work: Path, point: float, method: str, names: list[str]) -> dict[str, Any] | None:
+    """The method's network against Shoal's at the same point, image by image; None where there is no pair."""
+    shoal, rival = Place(work, point, "shoal"), Place(work, point, method)
+    if method == "shoal" or not (shoal.finished() or {}).get("reached"):
+        return None
+    return {name: against(Answers.kept(shoal.answers(name)), Answers.kept(rival.answers(name))) for name in names}
+
+
+def _data(args: argparse.Namespace, spec: str) -> Data:
+    return load_data(spec, mean=_numbers(args.mean), std=_numbers(args.std), batch_size=args.batch_size)
+
+
+def _claim(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, Any]:
+    """All that decides a cell but its method and point: kept cells of another run must not be mixed in."""
+    names = ("mean", "std", "images", "batch_size", "channels_last")
+    specs = {"data": _spoken(args.data), "also": _spoken(args.also)}
+    return (
+        {name: getattr(args, name) for name in names}
+        | specs
+        | {
+            "network": model_digest(model),
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "torch-pruning", "numpy", "scipy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What was run, without the folders of this machine."""
+    given = [_spoken(args.model), _spoken(args.data)]
+    given += [f"--weights {args.weights.name}"] if args.weights else []
+    given += [f"--{name} {value}" for name in ("mean", "std") if (value := getattr(args, name))]
+    given += [f"--also {_spoken(args.also)}"] if args.also else []
+    given.append("--points " + ",".join(f"{point:g}" for point in args.points))
+    given.append("--methods " + ",".join(args.methods))
+    given.append(f"--images {args.images} --batch-size {args.batch_size}")
+    given += ["--channels-last"] if args.channels_last else []
+    return f"python benchmarks/frontier.py {' '.join(given)} --out {args.out.name}"
+
+
+def _spoken(spec: str | None) -> str | None:
+    """A specification without the folder it lies in."""
+    if spec is None:
+        return None
+    return ":".join(Path(part).name if Path(part).is_absolute() else part for part in spec.split(":"))
+
+
+class _Stages:
+    """Prints each stage once."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self.stage:
+            self.stage = stage
+            print(f"  {stage}", flush=True)
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    return [float(part) for part in text.split(",")] if text else None
+
+
+def _methods(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown method '{unknown[0]}', known: {', '.join(METHODS)}")
+    return names
+
+
+def _points(text: str) -> list[float]:
+    points = [float(part) for part in text.split(",")]
+    if not all(0 < point < 1 for point in points):
+        raise argparse.ArgumentTypeError(f"'{text}' are not shares of the original's latency, like 0.8,0.5")
+    return points
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--mean")
+    parser.add_argument("--std")
+    parser.add_argument("--also", help="a second data set, of which only the test part is measured on")
+    parser.add_argument("--points", type=_points, default=[0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+    parser.add_argument("--methods", type=_methods, default=list(METHODS))
+    parser.add_argument("--images", type=int, default=4660)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--work", type=Path, help="where finished cells are kept; by default build/frontier/NAME")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    args.work = args.work or Path("build/frontier") / args.out.stem
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Ways to make a network faster without training, to set Shoal's plan against: one file each.
+
+A way takes the common ground and a target share of the original's latency, and gives back a `Made`, or raises
+`Unreached`.
+"""
+
+from collections.abc import Callable
+
+from rivals.greedy import greedy
+from rivals.ground import Ground
+from rivals.influence import influence
+from rivals.made import Made, Unreached
+from rivals.planned import planned
+from rivals.width import width
+
+METHODS: dict[str, Callable[[Ground, float], Made]] = {
+    "shoal": planned,
+    "greedy": greedy,
+    "influence": influence,
+    "width": width,
+}
+
+__all__ = ["METHODS", "Ground", "Made", "Unreached"]

@@ -1,0 +1,113 @@
+"""One cell: one method at one point, made, timed, measured and kept; the JSON comes last and says that it is finished.
+
+The same rule for every method: its network is timed beside the original, in turns, whatever its own search measured. If
+it is slower than the point allows, the method is asked again for proportionally less.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rivals import METHODS
+from rivals.answers import Answers, against_original
+from rivals.ground import SLACK, Ground
+from rivals.keeping import again, keep, same
+from rivals.made import Made, Unreached
+from shoal.measure import Predictions, cost, predictions
+from shoal.record import Latency
+from shoal.sources import Data
+from shoal.store import write_text
+from shoal.surgery import model_digest
+
+_ATTEMPTS = 4
+_SECONDS = 4.0
+
+
+class Sets:
+    """The test parts, by name, and what the original says about each, asked for once a process."""
+
+    def __init__(self, ground: Ground, data: Mapping[str, Data]) -> None:
+        self.ground, self.data, self._said = ground, data, {}
+
+    def original(self, name: str) -> Predictions:
+        """What the original says about this test part."""
+        if name not in self._said:
+            self._said[name] = predictions(self.ground.model, self.data[name].test())
+        return self._said[name]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the cell of a method at a point is kept."""
+
+    work: Path
+    point: float
+    method: str
+
+    @property
+    def folder(self) -> Path:
+        """Its folder."""
+        return self.work / f"point-{self.point:g}" / self.method
+
+    def answers(self, name: str) -> Path:
+        """The answers on one test part."""
+        return self.folder / f"answers-{name}.npz"
+
+    def finished(self) -> dict[str, Any] | None:
+        """The cell, if it is there."""
+        path = self.folder / "cell.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def run_cell(ground: Ground, sets: Sets, place: Place) -> dict[str, Any]:
+    """Make the cell and keep it."""
+    start = time.perf_counter()
+    place.folder.mkdir(parents=True, exist_ok=True)
+    made, cell = _made(ground, place)
+    if made is not None:
+        keep(made, place.folder)
+        cell["network"] = model_digest(made.network)
+        cell["rebuilt_bitwise"] = same(ground, made.network, again(ground, place.folder))
+        cell["cost"] = cost(made.network, ground.timed.take(1)).model_dump(mode="json")
+        cell["held_back_kl"] = ground.damage(made.network)
+        cell["quality"] = {name: _quality(made, sets, place, name) for name in sets.data}
+    cell["seconds"] = time.perf_counter() - start
+    write_text(place.folder / "cell.json", json.dumps(cell, indent=1) + "\n")
+    return cell
+
+
+def _made(ground: Ground, place: Place) -> tuple[Made | None, dict[str, Any]]:
+    """The network that meets the point by its own timing, or none."""
+    cell: dict[str, Any] = {"method": place.method, "point": place.point, "reached": False}
+    attempts: list[dict[str, float]] = []
+    target, fastest, why = place.point, None, f"still too slow when asked {_ATTEMPTS} times"
+    for _ in range(_ATTEMPTS):
+        try:
+            made = METHODS[place.method](ground, target)
+        except Unreached as unreached:
+            fastest, why = unreached.fastest, str(unreached)
+            break
+        ground.progress("timing beside the original", 0, 1)
+        times = ground.times({"cut": made.network}, _SECONDS)
+        share = times["cut"].median_ms / times["original"].median_ms
+        attempts.append({"asked": target, "share": share})
+        if share <= place.point * SLACK:
+            met = {"reached": True, "share": share, "latency": plain(times), "done": made.done, "attempts": attempts}
+            return made, cell | met
+        target *= place.point / share
+    shares = [one["share"] for one in attempts] + ([fastest] if fastest is not None else [])
+    return None, cell | {"why": why, "fastest_share": min(shares, default=None), "attempts": attempts}
+
+
+def _quality(made: Made, sets: Sets, place: Place, name: str) -> dict[str, Any]:
+    original, other = sets.original(name), predictions(made.network, sets.data[name].test())
+    Answers.of(original, other).keep(place.answers(name))
+    return against_original(original, other)
+
+
+def plain(times: Mapping[str, Latency]) -> dict[str, Any]:
+    """Latencies as plain data."""
+    return {name: one.model_dump(mode="json") for name, one in times.items()}

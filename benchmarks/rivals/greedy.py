@@ -1,0 +1,26 @@
+"""Greedy removal with true re-scoring: after each removal every block left is tried again.
+
+It judges on the images the planner judges on, blends and all, by the same divergence.
+"""
+
+from rivals.ground import Ground
+from rivals.made import Made
+from rivals.prefixes import shortest_prefix
+from shoal.pipeline import Goal
+from shoal.pipeline.choose import Chooser
+from shoal.store import RunFolder
+
+
+def greedy(ground: Ground, target: float) -> Made:
+    """The shortest beginning of one greedy run that meets `target`; the run is kept and goes on where it stopped."""
+    journal = RunFolder(ground.folder / "greedy", "frontier greedy", {})
+    chooser = Chooser(
+        ground.anatomy,
+        Goal(remove=len(ground.anatomy.chain.removable)),
+        ground.judge_on,
+        ground.judge_on[:1],
+        journal=journal,
+        progress=ground.progress,
+    )
+    order = [step.removed for step in chooser.choose().steps]
+    return shortest_prefix(ground, order, target, journal.path)

@@ -1,0 +1,115 @@
+"""The common ground: one network, one set of unlabelled calibration images, one mini-batch to time, for every method.
+
+Shoal's planner fits on most of the calibration images and judges on the rest, with blends behind them. The rivals get
+that very split, so that nobody chooses on better data than the others.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from shoal.batches import Batch, batches, call, logits_of
+from shoal.blocks import Anatomy, dissect
+from shoal.errors import UsageError
+from shoal.measure import kl_per_sample, latency, log_probabilities
+from shoal.pipeline import Settings
+from shoal.pipeline.mixing import with_blends
+from shoal.preserve import evaluating
+from shoal.record import Latency
+
+# What still counts as meeting a point; the planner's own slack, given to every method.
+SLACK = 1.01
+
+
+def say_nothing(stage: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+@dataclass
+class Ground:
+    """What every method starts from.
+
+    Args:
+        model: the original, in eval mode; nobody changes it.
+        calibration: mini-batches without labels.
+        folder: where methods keep what they want to find again.
+        channels_last: how networks are timed.
+        progress: called with (stage, done, total).
+    """
+
+    model: nn.Module
+    calibration: list[Batch]
+    folder: Path
+    channels_last: bool = False
+    progress: Callable[[str, int, int], None] = say_nothing
+
+    def __post_init__(self) -> None:
+        if len(self.calibration) < 2:
+            raise UsageError("one calibration mini-batch cannot be fitted on and judged on", "Give more --images.")
+
+    @property
+    def timed(self) -> Batch:
+        """The mini-batch that everything is timed on; the planner times on the first one too."""
+        return self.calibration[0]
+
+    @property
+    def _judged(self) -> int:
+        return max(1, round(len(self.calibration) * Settings().judged_share))
+
+    @property
+    def fit_on(self) -> list[Batch]:
+        """What is fitted and recalibrated on; a single sample has no variance to recalibrate by."""
+        left = self.calibration[self._judged :]
+        return [batch for batch in left if batch.size > 1] or left
+
+    @cached_property
+    def judge_on(self) -> list[Batch]:
+        """What networks are chosen by, as the planner does: samples held back, and behind them their blends."""
+        return with_blends(self.calibration[: self._judged])
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """A copy of the original, dissected."""
+        return dissect(copy.deepcopy(self.model).eval(), self.timed.take(2))
+
+    @cached_property
+    def _said(self) -> list[Tensor]:
+        with evaluating(self.model):
+            return [log_probabilities(logits_of(call(self.model, batch)), None) for batch in self.judge_on]
+
+    def damage(self, network: nn.Module) -> float:
+        """Mean KL(original || network) on the samples held back for judging."""
+        total = 0.0
+        with evaluating(network):
+            for batch, said in zip(self.judge_on, self._said, strict=True):
+                total += float(kl_per_sample(said, logits_of(call(network, batch))).sum())
+        return total / sum(batch.size for batch in self.judge_on)
+
+    def times(self, networks: dict[str, nn.Module], seconds: float) -> dict[str, Latency]:
+        """The original and these networks, in turns in one run; `seconds` for each, about."""
+        everyone = {"original": self.model} | networks
+        return latency(everyone, self.timed, channels_last=self.channels_last, min_seconds=seconds)
+
+    def share(self, network: nn.Module, seconds: float) -> float:
+        """The network's share of the original's latency, timed in turns."""
+        times = self.times({"cut": network}, seconds)
+        return times["cut"].median_ms / times["original"].median_ms
+
+
+def unlabelled(loaders: Iterable[Iterable[Any]], images: int) -> list[Batch]:
+    """The first so many samples of the loaders, one after the other, stripped of their labels."""
+    found: list[Batch] = []
+    count = 0
+    for loader in loaders:
+        for batch in batches(loader):
+            if count >= images:
+                return found
+            part = batch.take(images - count)
+            found.append(Batch(part.args, part.kwargs))
+            count += part.size
+    return found

@@ -1,0 +1,79 @@
+"""`shoal compress --from DIR`: another goal for the network of an earlier run, starting from its tables."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from shoal.cli.compressing import TABLES, CompressRequest
+from shoal.cli.opening import DataOptions
+from shoal.errors import FolderError, UsageError
+from shoal.pipeline import Goal
+from shoal.store.folder import RUN
+
+
+def from_folder(folder: Path, asked: CompressRequest) -> CompressRequest:
+    """The request of the run in `folder`, with the new goal.
+
+    Network, data and everything the tables depend on are taken from that run; only where the network's weights or the
+    data have moved are they given again.
+
+    Raises:
+        UsageError: a goal that needs no plan.
+        FolderError: no run of `shoal compress`, or one that made no tables.
+    """
+    if not asked.goal.by_plan:
+        raise UsageError(
+            "--from starts from the tables of a plan, this goal needs none",
+            "Give --latency, --macs, --params, --depth, --pick, or --max-drop with --replace.",
+        )
+    if asked.goal.include or asked.goal.exclude:
+        raise UsageError("--include and --exclude belong to the tables", "Make new ones: leave out --from.")
+    before = _arguments(folder)
+    tables = Path(before["tables"]) if before.get("tables") else folder / TABLES
+    if not tables.is_dir():
+        raise FolderError(f"'{folder}' holds no tables: its run made no plan", "Give the folder of one with a budget.")
+    options = DataOptions(
+        before["mean"],
+        before["std"],
+        before["size"],
+        before["limit"],
+        before["seed"],
+        before["batch_size"],
+        Path(before["tokenizer"]) if before.get("tokenizer") else None,
+        before.get("sequence_length"),
+    )
+    weights = Path(before["weights_file"]) if before.get("weights_file") else None
+    goal = Goal(**{**_plain(asked.goal), "include": _names(before, "include"), "exclude": _names(before, "exclude")})
+    return dataclasses.replace(
+        asked,
+        model=asked.model or before["model"],
+        data=asked.data or before["data"],
+        weights=asked.weights or weights,
+        goal=goal,
+        data_options=options,
+        images=before["images"],
+        device=before["device"],
+        channels_last=before["channels_last"],
+        latency_from=asked.latency_from or before.get("latency_from"),
+        tables=tables,
+    )
+
+
+def _arguments(folder: Path) -> dict[str, Any]:
+    try:
+        claim = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FolderError(f"'{folder}' is no output folder of Shoal", "Give that of a run with a budget.") from error
+    arguments = claim.get("arguments") if isinstance(claim, dict) else None
+    if not isinstance(arguments, dict) or claim.get("command") != "compress":
+        raise FolderError(f"'{folder}' is no run of `shoal compress`", "Give the folder of a run with a budget.")
+    return arguments
+
+
+def _names(arguments: dict[str, Any], key: str) -> tuple[str, ...]:
+    return tuple(arguments.get("goal", {}).get(key, ()))
+
+
+def _plain(goal: Goal) -> dict[str, Any]:
+    return {one.name: getattr(goal, one.name) for one in dataclasses.fields(goal)}

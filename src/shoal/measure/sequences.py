@@ -1,0 +1,83 @@
+"""What a network says at every position of a sequence, reduced before memory runs out.
+
+The log-probabilities of a language model take megabytes a sequence. The loss and the most likely token are kept for
+every position; the log-probabilities, which only the divergence needs, for some positions where all would be too many.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shoal.batches import IGNORED
+
+_KEPT = 2**18  # log-probabilities kept of one sequence, 1 MB
+_LEAST = 4  # positions kept however large the vocabulary is
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """The answers at all positions of some sequences, on the CPU.
+
+    Args:
+        loss: summed cross-entropy of each sequence in nats, float64, (samples,); None without labels.
+        labelled: how many positions of each sequence have a label and are no padding, (samples,).
+        answers: the most likely class at each position, int32, (samples, positions...).
+        counted: which positions are no padding, of the shape of `answers`; None where all are.
+    """
+
+    loss: Tensor | None
+    labelled: Tensor
+    answers: Tensor
+    counted: Tensor | None
+
+    @property
+    def tokens(self) -> int:
+        """How many positions have a label."""
+        return int(self.labelled.sum())
+
+
+def sequences_of(log_probs: Tensor, target: Tensor | None, counted: Tensor | None) -> Sequences:
+    """Reduce one mini-batch: (samples, positions..., classes), labels and mask of the same shape without classes."""
+    answers = log_probs.argmax(dim=-1).int()
+    if target is None:
+        return Sequences(None, torch.zeros(len(answers), dtype=torch.int64), answers, counted)
+    labelled = target != IGNORED if counted is None else (target != IGNORED) & counted
+    picked = log_probs.gather(-1, target.clamp(min=0).unsqueeze(-1)).squeeze(-1).double()
+    loss = -(picked * labelled).flatten(1).sum(dim=1)
+    return Sequences(loss, labelled.flatten(1).sum(dim=1), answers, counted)
+
+
+def joined(parts: Sequence[Sequences]) -> Sequences:
+    """Mini-batches in one, in order."""
+    losses = [part.loss for part in parts if part.loss is not None]
+    masked = any(part.counted is not None for part in parts)
+    masks = [torch.ones_like(one.answers, dtype=torch.bool) if one.counted is None else one.counted for one in parts]
+    return Sequences(
+        torch.cat(losses) if len(losses) == len(parts) else None,
+        torch.cat([part.labelled for part in parts]),
+        torch.cat([part.answers for part in parts]),
+        torch.cat(masks) if masked else None,
+    )
+
+
+def some_positions(log_probs: Tensor, counted: Tensor | None) -> Tensor | None:
+    """Evenly spread positions of each sequence, padding left out, (samples, few); None where all can be kept.
+
+    The same ones for every network, so that they can be compared.
+    """
+    if log_probs.dim() != 3 or log_probs[0].numel() <= _KEPT:
+        return None
+    samples, length, classes = log_probs.shape
+    few = min(length, max(_LEAST, _KEPT // classes))
+    mask = torch.ones(samples, length, dtype=torch.bool) if counted is None else counted
+    real_first = (~mask).long().argsort(dim=1, stable=True)
+    spread = (torch.arange(few) + 0.5) / few
+    chosen = (mask.sum(dim=1, keepdim=True).clamp(min=1) * spread).long()
+    return real_first.gather(1, chosen)
+
+
+def at(values: Tensor, positions: Tensor) -> Tensor:
+    """The rows of (samples, positions, ...) at these positions of each sample."""
+    return values[torch.arange(len(values)).unsqueeze(1), positions]

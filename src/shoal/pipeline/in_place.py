@@ -1,0 +1,114 @@
+"""Time modules where they stand, inside the running network, for devices that finish what they start (a CPU).
+
+A module that is timed alone, over and over on the same input, finds everything in the cache and is too fast; its place
+in a plan is between others. So the steps are timed in the original, and stand-ins in *mosaics*: the same network with
+as many of them in place as fit beside each other. Everything comes as a share of the whole network's time in the same
+round, so that a machine that is busy for a while does not favour anybody.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.batches import Batch, call
+from shoal.preserve import evaluating, patched
+from shoal.replace import Line
+
+_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Something that may take the place of modules: the first runs it, the others hand their input through."""
+
+    module: nn.Module
+    shape: tuple[int, ...]
+    paths: tuple[str, ...]
+
+
+def shares_in_place(
+    model: nn.Module, line: Line, others: Mapping[str, Placed], batch: Batch, *, channels_last: bool = False
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The share of each step, and of each of `others` by key, in the time of the whole network; medians over rounds.
+
+    Args:
+        model: the original; it is left as it was.
+        line: its steps.
+        others: one of each kind that is to be timed.
+        batch: the mini-batch.
+        channels_last: time a copy with the channels last in memory.
+    """
+    given = batch
+    if channels_last:
+        model, others = copy.deepcopy((model, dict(others)))
+        model.to(memory_format=torch.channels_last)
+        for one in others.values():
+            one.module.to(memory_format=torch.channels_last)
+        given = batch.to(next(model.parameters()).device, torch.channels_last)
+    steps = {step.path: [(path, model.get_submodule(path).forward) for path in step.paths] for step in line.steps}
+    mosaics = [{key: _tiles(others[key]) for key in keys} for keys in _mosaics(others)]
+    layouts: list[dict[str, list[tuple[str, Any]]]] = [steps, *mosaics]
+    found: dict[str, list[float]] = {}
+    with evaluating(model), torch.inference_mode():
+        for number in range(_ROUNDS + 1):
+            wholes: list[float] = []
+            spent: dict[str, float] = {}
+            for layout in layouts:
+                spent |= _run(model, layout, given)
+                wholes.append(spent.pop(_WHOLE))
+            if number:  # the first round warms up
+                for key, seconds in spent.items():
+                    found.setdefault(key, []).append(seconds / wholes[0])
+    shares = {key: statistics.median(values) for key, values in found.items()}
+    return {path: shares[path] for path in steps}, {key: shares[key] for key in others}
+
+
+_WHOLE = ""
+
+
+def _tiles(one: Placed) -> list[tuple[str, Any]]:
+    return [(one.paths[0], one.module.forward), *((path, _handed_through) for path in one.paths[1:])]
+
+
+def _run(model: nn.Module, layout: Mapping[str, Sequence[tuple[str, Any]]], batch: Batch) -> dict[str, float]:
+    """Seconds of each key of a layout in one run, and of the run."""
+    spent: dict[str, float] = dict.fromkeys(layout, 0.0)
+
+    def timed(key: str, forward: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = forward(*args, **kwargs)
+            spent[key] += time.perf_counter() - start
+            return result
+
+        return run
+
+    forwards = {model.get_submodule(path): timed(key, one) for key, tiles in layout.items() for path, one in tiles}
+    with patched(forwards):
+        start = time.perf_counter()
+        call(model, batch)
+        spent[_WHOLE] = time.perf_counter() - start
+    return spent
+
+
+def _mosaics(others: Mapping[str, Placed]) -> list[list[str]]:
+    """The keys in as few groups as come easily, such that no module is covered twice in a group."""
+    groups: list[tuple[set[str], list[str]]] = []
+    for key, one in others.items():
+        free = next((group for group in groups if not group[0] & set(one.paths)), None)
+        if free is None:
+            free = (set(), [])
+            groups.append(free)
+        free[0].update(one.paths)
+        free[1].append(key)
+    return [keys for _, keys in groups]
+
+
+def _handed_through(x: Any, *args: Any, **kwargs: Any) -> Any:
+    return x

@@ -1,0 +1,75 @@
+"""Latencies of one network on one device, as a file: made where the network is to run, used where there is data."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.batches import Batch, device_of
+from shoal.blocks import dissect
+from shoal.measure import machine
+from shoal.pipeline.clocks import Measured
+from shoal.pipeline.prices import Prices
+from shoal.pipeline.shelf import Shelf
+from shoal.pipeline.table_maker import LONGEST, Progress, timed_modules
+from shoal.replace import KINDS, line_of
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Milliseconds of every kind of step and stand-in at one batch size, by the key that Shoal knows it by."""
+
+    device: str
+    batch: int
+    dtype: str
+    threads: int
+    channels_last: bool
+    whole_ms: float
+    entries: dict[str, dict[str, Any]]
+    machine: dict[str, Any]
+
+    def to_json(self) -> str:
+        """For `compress --latency-from FILE`."""
+        return json.dumps({"latency_table_version": 1, **asdict(self)}, indent=1)
+
+
+def latency_table(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    channels_last: bool = False,
+    longest: int = LONGEST,
+    progress: Progress = lambda stage, done, total: None,
+) -> LatencyTable:
+    """Time every kind of step, remainder and stand-in of a network; weights and data do not matter.
+
+    Args:
+        model: the network, on the device to time.
+        batch: the mini-batch to time with.
+        channels_last: time images with the channels last in memory.
+        longest: steps in the longest span.
+        progress: called with (stage, done, total).
+
+    Raises:
+        ModelRaisedError, TraceError: the network does not take the batch.
+    """
+    anatomy = dissect(model, batch.take(2))
+    line, like = line_of(anatomy), next(model.parameters())
+    clock = Measured(like, batch, channels_last=channels_last)
+    prices = Prices(anatomy, line, batch, clock, Shelf(None, {}))
+    progress("timing every kind of block", 0, 1)
+    others = timed_modules(anatomy, line, tuple(KINDS), longest)
+    prices.measure(others)
+    entries = {key: {"ms": ms, "what": prices.words.get(key, "")} for key, ms in prices.latencies().items()}
+    return LatencyTable(
+        device=str(device_of(model)),
+        batch=batch.size,
+        dtype=str(like.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        channels_last=channels_last,
+        whole_ms=prices.whole.latency_ms,
+        entries=entries,
+        machine=machine(device_of(model)).model_dump(mode="json"),
+    )

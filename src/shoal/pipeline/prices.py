@@ -1,0 +1,139 @@
+"""What every step, remainder and stand-in costs: latency, MACs, parameters; alike ones are asked for once."""
+
+import hashlib
+import statistics
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from shoal.batches import Batch
+from shoal.blocks import Anatomy
+from shoal.measure import cost
+from shoal.pipeline.clocks import Clock, Measured
+from shoal.pipeline.in_place import Placed, shares_in_place
+from shoal.pipeline.shelf import Shelf
+from shoal.pipeline.target import Price
+from shoal.replace import Line, Span
+
+FREE = Price(0.0, 0.0, 0.0)
+Shape = tuple[int, ...]
+
+
+class Prices:
+    """The prices of one network by one clock.
+
+    Args:
+        anatomy: the original.
+        line: its steps.
+        batch: the mini-batch that is timed.
+        clock: tells latencies.
+        shelf: keeps them.
+    """
+
+    def __init__(self, anatomy: Anatomy, line: Line, batch: Batch, clock: Clock, shelf: Shelf) -> None:
+        self.anatomy, self.line, self.batch, self.clock, self.shelf = anatomy, line, batch, clock, shelf
+        self.found: dict[str, Price] = {}
+        self.words: dict[str, str] = {}
+        self.steps: dict[str, Price] = {}
+        self.whole = FREE
+        self.fixed = FREE
+
+    def measure(self, others: Mapping[str, Placed]) -> None:
+        """The whole network, its steps, and everything that might take the place of some."""
+        self.whole = self._whole()
+        kinds = self._kinds(others)
+        own = {
+            path: Placed(self.line.module(self.anatomy.model, path), step.in_shape, step.paths)
+            for path, step in zip(self.line.paths, self.line.steps, strict=True)
+        }
+        steps, latencies = self._latencies(own, kinds)
+        for path, one in own.items():
+            self.steps[path] = self._price(one, steps[path])
+        for key, one in kinds.items():
+            self.found[key] = self._price(one, latencies[key])
+            self.words[key] = f"{type(one.module).__name__} on {one.shape}"
+        sums = [sum(getattr(one, name) for one in self.steps.values()) for name in ("latency_ms", "macs", "params")]
+        whole = self.whole.latency_ms, self.whole.macs, self.whole.params
+        self.fixed = Price(*(max(0.0, all_ - some) for all_, some in zip(whole, sums, strict=True)))
+
+    def of(self, module: nn.Module, shape: Shape) -> Price:
+        """The price of something alike that was among the others; nothing for an identity."""
+        return FREE if isinstance(module, nn.Identity) else self.found[likeness(module, shape)]
+
+    def span(self, span: Span) -> float:
+        """The latency of the steps of a span, one after the other."""
+        return sum(self.steps[path].latency_ms for path in self.line.paths[span.start : span.stop])
+
+    def latencies(self) -> dict[str, float]:
+        """Milliseconds by key, of everything that was asked for."""
+        model = self.anatomy.model
+        steps = {
+            likeness(self.line.module(model, step.path), step.in_shape): self.steps[step.path].latency_ms
+            for step in self.line.steps
+        }
+        return {key: price.latency_ms for key, price in self.found.items()} | steps
+
+    def _kinds(self, others: Mapping[str, Placed]) -> dict[str, Placed]:
+        """One of each kind, by likeness."""
+        found: dict[str, Placed] = {}
+        for one in others.values():
+            if not isinstance(one.module, nn.Identity):
+                found.setdefault(likeness(one.module, one.shape), one)
+        return found
+
+    def _latencies(
+        self, own: Mapping[str, Placed], kinds: Mapping[str, Placed]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Milliseconds of the steps by path and of the kinds by key; what the shelf holds is not asked for again."""
+        keys = {path: likeness(one.module, one.shape) for path, one in own.items()}
+        known = self.shelf.prices(self.clock.source)
+        if any(key not in known for key in (*keys.values(), *kinds)):
+            by_key = {keys[path]: one for path, one in own.items()}
+            fresh = self._in_place(keys, kinds) if self._finishes() else self._alone({**by_key, **kinds})
+            self.shelf.add_prices(self.clock.source, fresh)
+            known |= fresh
+        return {path: known[key] for path, key in keys.items()}, {key: known[key] for key in kinds}
+
+    def _finishes(self) -> bool:
+        return isinstance(self.clock, Measured) and self.clock.like.device.type == "cpu"
+
+    def _in_place(self, keys: Mapping[str, str], kinds: Mapping[str, Placed]) -> dict[str, float]:
+        channels_last = isinstance(self.clock, Measured) and self.clock.channels_last
+        steps, others = shares_in_place(self.anatomy.model, self.line, kinds, self.batch, channels_last=channels_last)
+        alike: dict[str, list[float]] = {}
+        for path, share in steps.items():
+            alike.setdefault(keys[path], []).append(share)
+        # Steps that are alike take the same time: the mean of theirs, so that their sum stays what it is.
+        shares = others | {key: statistics.fmean(values) for key, values in alike.items()}
+        return {key: share * self.whole.latency_ms for key, share in shares.items()}
+
+    def _alone(self, modules: Mapping[str, Placed]) -> dict[str, float]:
+        groups: dict[Shape, dict[str, nn.Module]] = {}
+        for key, one in modules.items():
+            groups.setdefault(one.shape, {})[key] = one.module
+        found: dict[str, float] = {}
+        for shape, group in groups.items():
+            found |= self.clock.modules(group, shape)
+        return found
+
+    def _whole(self) -> Price:
+        price = cost(self.anatomy.model, self.batch.take(1))
+        known = self.shelf.prices(self.clock.source)
+        if "whole" not in known:
+            known = self.clock.networks({"whole": self.anatomy.model}, longer=True)
+            self.shelf.add_prices(self.clock.source, {"whole": known["whole"]})
+        return Price(known["whole"], price.macs, price.params)
+
+    def _price(self, one: Placed, latency_ms: float) -> Price:
+        like = next(self.anatomy.model.parameters())
+        zeros = torch.zeros((1, *one.shape), dtype=like.dtype, device=like.device)
+        made = cost(one.module, Batch((zeros,)))
+        return Price(latency_ms, made.macs, made.params)
+
+
+def likeness(module: nn.Module, shape: Shape) -> str:
+    """The same for modules that take the same time: classes, settings, parameters and input shape."""
+    parameters = ",".join(str(tuple(one.shape)) for one in module.parameters())
+    # The repr tells strides, activations and the steps of a remainder apart.
+    return hashlib.sha256(f"{module!r} {tuple(shape)} {parameters}".encode()).hexdigest()[:16]

@@ -1,0 +1,155 @@
+"""The tables of a network on disk as they grow: latencies, fitted stand-ins, damages.
+
+`tables.json` says which network, data and settings they belong to; `tables.jsonl` holds one finished measurement a
+line, weights lie beside it as safetensors. What stands there is never measured again, so that an interrupted run goes
+on and another goal starts from finished tables.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from shoal.errors import FolderError
+from shoal.plan import StandIn
+from shoal.replace import Fitted, Wanted, build
+from shoal.store import Lines, write_atomically, write_text
+
+_CLAIM, _LINES = "tables.json", "tables.jsonl"
+
+
+class Shelf:
+    """The tables in a folder; without one they live in memory only.
+
+    Args:
+        path: created if missing.
+        claim: what the tables belong to, as plain data.
+
+    Raises:
+        FolderError: the folder holds tables of something else, or cannot be written.
+    """
+
+    def __init__(self, path: Path | None, claim: Mapping[str, Any]) -> None:
+        self.path = path
+        self.entries: list[dict[str, Any]] = []
+        self.lines: Lines | None = None
+        if path is not None:
+            self._claim(path, json.loads(json.dumps(dict(claim))))
+            self.lines = Lines(path / _LINES)
+            self.entries = self.lines.read()
+
+    def _claim(self, path: Path, claim: dict[str, Any]) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if not (path / _CLAIM).exists():
+                write_text(path / _CLAIM, json.dumps(claim, indent=2) + "\n")
+            theirs = json.loads((path / _CLAIM).read_text(encoding="utf-8"))
+            if not isinstance(theirs, dict):
+                raise ValueError(f"{_CLAIM} was not written by Shoal")
+        except (OSError, ValueError) as error:
+            raise FolderError(f"cannot use '{path}' for the tables: {error}", "Choose another folder.") from error
+        other = sorted(key for key in {*claim, *theirs} if claim.get(key) != theirs.get(key))
+        if other:
+            said = ", ".join(f"{key} was {theirs.get(key)!r}, now {claim.get(key)!r}" for key in other[:3])
+            raise FolderError(
+                f"the tables in '{path}' were made for something else: {said}",
+                "Give the same network, data and settings, or choose a new folder.",
+            )
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Keep one finished measurement."""
+        if self.lines is not None:
+            self.lines.append(line)
+        self.entries.append(line)
+
+    def prices(self, source: str) -> dict[str, float]:
+        """Milliseconds by key, of one clock."""
+        lines = (one for one in self.entries if one["kind"] == "prices" and one["source"] == source)
+        return {key: ms for line in lines for key, ms in line["ms"].items()}
+
+    def add_prices(self, source: str, ms: Mapping[str, float]) -> None:
+        """Keep milliseconds by key, of one clock."""
+        self.add({"kind": "prices", "source": source, "ms": dict(ms)})
+
+    def damages(self) -> dict[str, dict[int, list[float]]]:
+        """Damage of each sample by the name of the change and the number of the mini-batch."""
+        found: dict[str, dict[int, list[float]]] = {}
+        for line in self.entries:
+            if line["kind"] == "damage":
+                for name, values in line["values"].items():
+                    found.setdefault(name, {})[line["batch"]] = values
+        return found
+
+    def add_damages(self, batch: int, values: Mapping[str, Sequence[float]]) -> None:
+        """Keep the damages measured on one mini-batch."""
+        self.add({"kind": "damage", "batch": batch, "values": {name: list(one) for name, one in values.items()}})
+
+    def fitted(self, wanted: Sequence[Wanted], like: torch.Tensor) -> list[Fitted]:
+        """Those of `wanted` that were fitted before, built and filled.
+
+        Raises:
+            FolderError: their weights are missing or damaged.
+        """
+        if self.path is None:
+            return []
+        by_name = {one.name: one for one in wanted}
+        found = []
+        for line in self.entries:
+            members = [one for one in line.get("members", ()) if one["name"] in by_name]
+            if members:
+                found += _restored(self.path / line["file"], members, by_name, like)
+        return found
+
+    def add_fitted(self, fitted: Sequence[Fitted], names: Sequence[str]) -> None:
+        """Keep stand-ins: the weights first, then the line that says they are whole."""
+        if self.path is None:
+            return
+        file = f"stand-ins-{sum(one['kind'] == 'fitted' for one in self.entries)}.safetensors"
+        state = {
+            f"{name}/{key}": tensor.detach().to("cpu").contiguous().clone()
+            for name, one in zip(names, fitted, strict=True)
+            for key, tensor in one.module.state_dict().items()
+        }
+        members = [
+            {
+                "name": name,
+                "stand_in": one.stand_in.model_dump(mode="json"),
+                "ridge": one.ridge,
+                "r2_fit": one.r2_fit,
+                "r2_held_out": one.r2_held_out,
+            }
+            for name, one in zip(names, fitted, strict=True)
+        ]
+
+        def write(temporary: Path) -> None:
+            try:
+                save_file(state, str(temporary))
+            except SafetensorError as error:  # a full disk comes as one of these
+                raise OSError(str(error)) from error
+
+        write_atomically(self.path / file, write)
+        self.add({"kind": "fitted", "file": file, "members": members})
+
+
+def _restored(
+    path: Path, members: Sequence[dict[str, Any]], wanted: Mapping[str, Wanted], like: torch.Tensor
+) -> list[Fitted]:
+    try:
+        state = load_file(str(path))
+        return [_filled(wanted[one["name"]], one, state, like) for one in members]
+    except Exception as error:
+        raise FolderError(
+            f"cannot read '{path}': {error}", "Remove the folder of the tables; they are made again."
+        ) from error
+
+
+def _filled(one: Wanted, line: dict[str, Any], state: Mapping[str, torch.Tensor], like: torch.Tensor) -> Fitted:
+    stand_in = StandIn.model_validate(line["stand_in"])
+    module = build(stand_in, like)
+    own = {key.removeprefix(f"{one.name}/"): tensor for key, tensor in state.items() if key.startswith(f"{one.name}/")}
+    module.load_state_dict(own)
+    return Fitted(one.span, one.kind, stand_in, module, line["ridge"], line["r2_fit"], line["r2_held_out"])

@@ -1,0 +1,32 @@
+"""One linear map of the channels: a 1 x 1 convolution on images, a linear layer on tokens and plain features."""
+
+from torch import nn
+
+from shoal.plan import StandIn
+from shoal.regress import Fit
+from shoal.replace.kinds.interface import Kind, Solution, Sums
+
+
+class Linear(Kind):
+    """y = W x + b at each position (of the stride)."""
+
+    family = "linear"
+    needs = "any span"
+    costs = "channels in x channels out"
+    source = "ReplaceMe, arXiv:2505.02819, there on tokens, without bias and without a change of shape"
+
+    def make(self, stand_in: StandIn) -> nn.Module:
+        """A 1 x 1 convolution or a linear layer."""
+        return linear_map(stand_in, stand_in.in_channels, stand_in.out_channels, stand_in.stride)
+
+    def solve(self, sums: Sums, fit: Fit, stand_in: StandIn) -> Solution:
+        """The ridge regression as it is."""
+        weight = fit.weight - sums.shortcut if stand_in.shortcut else fit.weight
+        return Solution({"weight": weight, "bias": fit.bias}, fit.weight, fit.bias, fit.ridge)
+
+
+def linear_map(stand_in: StandIn, inputs: int, outputs: int, stride: int = 1, *, bias: bool = True) -> nn.Module:
+    """A linear map of the channels, in the layout of the span."""
+    if stand_in.layout == "channels_last":
+        return nn.Linear(inputs, outputs, bias=bias)
+    return nn.Conv2d(inputs, outputs, 1, stride, bias=bias)

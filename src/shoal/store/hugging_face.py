@@ -1,0 +1,319 @@
+"""Write a shortened network of transformers as a folder that plain transformers loads, checked by loading it again.
+
+Only whole layers can go that way: what transformers has no class for is said in words in a note instead.
+"""
+
+import copy
+import logging
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch, call
+from shoal.errors import FolderError, ShoalError, SurgeryError
+from shoal.plan import InputSpec, Plan
+from shoal.preserve import evaluating
+from shoal.record import Quality, Record
+from shoal.store.writing import write_text
+from shoal.surgery import example_of
+from shoal.surgery.shorten import is_hugging_face, shorten
+
+HF, NOTE = "hf", "hf-not-written.md"
+_TOKENS = 4  # that the cache is tried on
+# Everything of the original folder that is not weights, configuration or code: what a user of it would miss.
+_CARRIED = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.spm", "*.jinja",
+    "chat_template*", "preprocessor_config.json", "processor_config.json", "image_processor_config.json",
+    "video_preprocessor_config.json", "generation_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
+    "COPYING*",
+)  # fmt: skip
+_CARD = "README.md"
+
+
+def write_hugging_face(folder: Path, model: nn.Module, plan: Plan, record: Record | None = None) -> str | None:
+    """Write `hf/` into an output folder: the network as its authors' class, without Shoal.
+
+    It is loaded again by plain transformers before it is put in place: the same outputs to the bit, and where it
+    generates text the same tokens with the cache as without.
+
+    Args:
+        folder: an existing output folder.
+        model: the network that came out; any other than one of transformers is passed over.
+        plan: what was done to it.
+        record: for the section of the model card.
+
+    Returns:
+        Why there is no `hf/`, as it also stands in a note in the folder; None where it was written or never asked for.
+
+    Raises:
+        FolderError: the folder cannot be written.
+    """
+    if not _is_asked_for(model, plan):
+        return None
+    plain = copy.deepcopy(model).to("cpu").eval()
+    reason = None
+    try:
+        place = Path(tempfile.mkdtemp(dir=folder, prefix=f".{HF}-"))
+    except OSError as error:
+        raise FolderError(f"cannot write in '{folder}': {error.strerror}", "Choose another --out.") from error
+    try:
+        with _quiet():
+            _write_checked(place, plain, plan, record)
+        _put_in_place(place, folder / HF)
+        (folder / NOTE).unlink(missing_ok=True)
+    except ShoalError as error:
+        if isinstance(error, FolderError):
+            raise
+        reason = error.message
+        write_text(folder / NOTE, _note(error))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return reason
+
+
+def _is_asked_for(model: nn.Module, plan: Plan) -> bool:
+    return bool(plan.actions) and (is_hugging_face(model) or hasattr(model, "peft_config"))
+
+
+def _write_checked(place: Path, model: nn.Module, plan: Plan, record: Record | None) -> None:
+    _check_plan(plan)
+    short: Any = shorten(model, plan.removed)
+    try:
+        short.save_pretrained(place)
+    except OSError as error:
+        raise FolderError(f"cannot write '{place.name}': {error.strerror or error}", "Free some space.") from error
+    except Exception as error:
+        raise SurgeryError(f"transformers cannot save it: {_first_line(error)}") from error
+    source = _source(model)
+    if source is not None:
+        _carry(source, place)
+    write_text(place / _CARD, _card(source, plan, record))
+    _check_reload(place, model, _trial(plan.inputs, model))
+
+
+def _check_plan(plan: Plan) -> None:
+    if plan.replaced:
+        spans = "; ".join(", ".join(action.paths) for action in plan.replaced)
+        raise SurgeryError(f"a fitted stand-in took the place of {spans}, and transformers has no class with it")
+    if plan.folds:
+        raise SurgeryError(
+            f"layers were folded ('{plan.folds[0].path}' first), and transformers has no class without them"
+        )
+
+
+def _source(model: Any) -> Path | None:
+    """The folder the network was loaded from, or that of its files from the hub on this machine."""
+    name = str(getattr(model, "name_or_path", "") or "")
+    if not name or Path(name).is_dir():
+        return Path(name) if name else None
+    from transformers.utils import cached_file
+
+    with suppress(OSError, ValueError):
+        found = cached_file(name, "config.json", local_files_only=True)
+        return Path(found).parent if found else None
+    return None
+
+
+def _carry(source: Path, place: Path) -> None:
+    for pattern in _CARRIED:
+        for file in source.glob(pattern):
+            if file.is_file() and not (place / file.name).exists():
+                shutil.copyfile(file, place / file.name)
+
+
+def _put_in_place(place: Path, target: Path) -> None:
+    try:
+        if target.exists():
+            shutil.rmtree(target)
+        place.chmod(0o755)
+        place.rename(target)
+    except OSError as error:
+        raise FolderError(f"cannot write '{target}': {error.strerror or error}", "Choose another --out.") from error
+
+
+def _check_reload(place: Path, model: Any, trial: Batch) -> None:
+    """Load it with plain transformers and refuse what computes something else.
+
+    Raises:
+        SurgeryError: it does not load whole, or its outputs are not the same to the bit, or the cache changes them.
+    """
+    try:
+        loaded, info = type(model).from_pretrained(
+            place,
+            use_safetensors=True,
+            output_loading_info=True,
+            attn_implementation=model.config._attn_implementation,
+        )
+    except Exception as error:
+        raise SurgeryError(f"transformers does not load it again: {_first_line(error)}") from error
+    wrong = sorted(name for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[key])
+    if wrong:
+        raise SurgeryError(f"loaded again it has other tensors: {', '.join(map(str, wrong[:3]))}")
+    with evaluating(model), evaluating(loaded):
+        expected, found = _tensors(call(model, trial)), _tensors(call(loaded, trial))
+        _check_same(expected, found)
+        _check_cache(loaded.float(), trial)
+
+
+def _check_same(expected: list[Tensor], found: list[Tensor]) -> None:
+    if not expected or [one.shape for one in expected] != [one.shape for one in found]:
+        raise SurgeryError("loaded again it returns something else")
+    if not all(torch.equal(one, other) for one, other in zip(expected, found, strict=True)):
+        pairs = zip(expected, found, strict=True)
+        largest = max(float((one.double() - other.double()).abs().max()) for one, other in pairs)
+        raise SurgeryError(
+            f"loaded again it computes something else: its outputs are up to {largest:.3g} away",
+            "Was its precision changed after it was loaded? Load it in that precision (from_pretrained, dtype=...).",
+        )
+
+
+def _check_cache(model: Any, trial: Batch) -> None:
+    if not model.can_generate():
+        return
+    inputs = {key: _as_float(value) for key, value in trial.kwargs.items() if not key.startswith("decoder")}
+    inputs = {key: _beginning(key, value) for key, value in inputs.items()}
+    asked = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS, "do_sample": False, "num_beams": 1}
+    try:
+        without = model.generate(**inputs, **asked, use_cache=False)
+    except Exception:  # noqa: BLE001 - it cannot generate from these inputs at all, so there is no cache to break
+        return
+    try:
+        cached = model.generate(**inputs, **asked, use_cache=True)
+    except Exception as error:
+        raise SurgeryError(f"cached generation fails: {_first_line(error)}") from error
+    if not torch.equal(cached, without):
+        raise SurgeryError("generation with the cache gives other tokens than without")
+
+
+def _beginning(key: str, value: Any) -> Any:
+    # Room for the tokens to come: a network may take no more than it was traced with.
+    is_tokens = isinstance(value, Tensor) and value.dim() == 2
+    return value[:, : max(1, value.shape[1] // 2)] if is_tokens else value
+
+
+def _as_float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _tensors(item: Any) -> list[Tensor]:
+    """Every floating-point tensor in an output, but for the caches."""
+    if isinstance(item, Tensor):
+        return [item] if item.is_floating_point() else []
+    if isinstance(item, Mapping):
+        return [one for key, value in item.items() if key != "past_key_values" for one in _tensors(value)]
+    if isinstance(item, (tuple, list)):
+        return [one for value in item for one in _tensors(value)]
+    return []
+
+
+def _trial(specs: list[InputSpec], model: Any) -> Batch:
+    """Random input of the kinds the plan remembers: tokens of the vocabulary, masks of ones, zeros, normal numbers."""
+    generator = torch.Generator().manual_seed(0)
+    batch = example_of(specs)
+    kwargs = {key: _filled(key, value, model, generator) for key, value in batch.kwargs.items()}
+    args = tuple(_filled("input_ids", value, model, generator) for value in batch.args)
+    return Batch(args, kwargs)
+
+
+def _filled(key: str, value: Tensor, model: Any, generator: torch.Generator) -> Tensor:
+    if value.is_floating_point():
+        return torch.randn(value.shape, generator=generator).to(value.dtype)
+    if "mask" in key:
+        return torch.ones_like(value)
+    if key.endswith("input_ids"):
+        return torch.randint(vocabulary(model), value.shape, generator=generator).to(value.dtype)
+    return value
+
+
+def vocabulary(model: Any) -> int:
+    """How many tokens a network of transformers knows."""
+    text = model.config.get_text_config()
+    return int(getattr(text, "vocab_size", None) or model.get_input_embeddings().num_embeddings)
+
+
+def _note(error: ShoalError) -> str:
+    hint = f"\n{error.hint}\n" if error.hint else ""
+    return (
+        f"# Why there is no `{HF}/` in this folder\n\nPlain transformers cannot hold this network: {error.message}.\n"
+        f"{hint}\nThe other files of the folder are whole: `shoal.load` opens it, and where there is a `model.pt2` "
+        "torch loads it without Shoal.\n"
+    )
+
+
+def _card(source: Path | None, plan: Plan, record: Record | None) -> str:
+    """The card of the original, where there was one, and behind it what was done."""
+    own = ""
+    if source is not None:
+        with suppress(OSError, UnicodeDecodeError):
+            own = (source / _CARD).read_text(encoding="utf-8").rstrip() + "\n\n"
+    layers = "\n".join(f"- `{path}`" for path in plan.removed)
+    lines = [
+        "## Layers removed with Shoal",
+        f"Shoal {version('shoal')} took whole residual blocks out of this network; every weight that is left is as it "
+        "was. Numbers of layers and indices are those of the shorter network.",
+        f"Removed ({len(plan.removed)}, by their names in the original):\n\n{layers}",
+        *(_measured(record) if record is not None else []),
+        "Loaded again with plain transformers: the same outputs as Shoal's, to the bit, on random input.",
+    ]
+    return own + "\n\n".join(lines) + "\n"
+
+
+def _measured(record: Record) -> list[str]:
+    name = Path(record.data.partition(":")[2]).name
+    data = f"{record.data.partition(':')[0]}:{name}" if name else record.data
+    before, after = record.original.quality, record.compressed.quality
+    said = [f"Chosen and measured on `{data}` (seed {record.seed}), {after.split} part, n = {after.n}."]
+    if before.top1 is not None and after.top1 is not None:
+        said.append(f"Top-1 accuracy: {_share(before)} before, {_share(after)} after.")
+    if before.loss is not None and after.loss is not None:
+        said.append(f"Loss, cross-entropy in nats: {before.loss:.4g} before, {after.loss:.4g} after.")
+    if before.perplexity is not None and after.perplexity is not None:
+        said.append(
+            f"Perplexity over {after.tokens} tokens, intervals by sequence: {_perplexity(before)} before, "
+            f"{_perplexity(after)} after."
+        )
+    low, high = record.comparison.kl_interval
+    said.append(f"KL(original || this): {record.comparison.kl:.4g} nats, 95 % interval {low:.4g} to {high:.4g}.")
+    return ["\n".join(f"- {one}" for one in said)]
+
+
+def _perplexity(quality: Quality) -> str:
+    low, high = quality.perplexity_interval or (0.0, math.inf)
+    return f"{quality.perplexity:.4g} ({low:.4g} to {high:.4g})"
+
+
+def _share(quality: Quality) -> str:
+    value = f"{100 * (quality.top1 or 0):.2f} %"
+    if quality.top1_interval is None:
+        return value
+    low, high = quality.top1_interval
+    return f"{value} ({100 * low:.2f} to {100 * high:.2f})"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the progress bars and warnings of transformers off the user's terminal."""
+    from transformers.utils import logging as chatter
+
+    level, bars = logging.root.manager.disable, chatter.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    chatter.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        if bars:
+            chatter.enable_progress_bar()

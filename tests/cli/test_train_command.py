@@ -1,0 +1,141 @@
+"""`shoal train`: documents, exit codes, resuming, what is refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import shoal
+from shoal.cli import main
+from shoal.cli.training import with_classes
+from shoal.sources import load_data
+
+HERE = Path(__file__).parent.parent
+NETWORK, PLAIN = f"{HERE}/tiny.py:network", f"{HERE}/tiny.py:plain"
+QUICK = ("--epochs", 3, "--limit", 96, "--batch-size", 32, "--freeze-after", 1)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capsys.readouterr()
+        return left.value.code, captured.out, captured.err
+
+    return command
+
+
+def test_train_prints_one_document_and_leaves_a_folder_that_loads(run, tmp_path):
+    code, out, err = run("train", NETWORK, "digits", "--epsilon", 1000, *QUICK, "--out", "o", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert (len(document["lost"]), document["blocks"], document["share_lost"]) == (6, 6, 1.0)
+    assert document["certificate"]["verdict"] == "identical"
+    assert {"top1", "top1_interval", "n"} <= set(document["plain"]["quality"])
+    assert "blocks alive" in err
+    names = {one.name for one in (tmp_path / "o").iterdir()}
+    assert {"model.safetensors", "plan.json", "record.json", "report.html", "metrics.jsonl", "run.json"} <= names
+    assert not [name for name in names if name.endswith((".pt", ".pkl"))]
+    model = shoal.load(tmp_path / "o")
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_the_same_command_resumes_and_a_finished_folder_is_refused(run, tmp_path, monkeypatch):
+    from shoal.epsilon.trainer import Run
+
+    words = ("train", NETWORK, "digits", "--epsilon", 1000, *QUICK, "--out", "o")
+    whole = Run._epoch
+
+    def interrupted(self):
+        if self.state.epoch == 2:
+            raise KeyboardInterrupt
+        return whole(self)
+
+    monkeypatch.setattr(Run, "_epoch", interrupted)
+    code, _, err = run(*words)
+    assert code == 130
+    assert "goes on from the last checkpoint" in err
+    monkeypatch.setattr(Run, "_epoch", whole)
+    code, out, _ = run(*words)
+    assert code == 0
+    assert "resuming the run in o" in out
+    assert len((tmp_path / "o" / "metrics.jsonl").read_text().splitlines()) == 3
+    code, _, err = run(*words)
+    assert code == 2
+    assert "finished run" in err
+
+
+def test_exit_code_1_where_no_block_was_lost(run):
+    code, out, _ = run("train", "--epsilon", 1e-9, *QUICK, "--epochs", 1, "--out", "o")
+    assert code == 1
+    assert "larger epsilon" in out
+
+
+def test_the_plain_network_is_one_flag_away(run):
+    code, out, _ = run("train", NETWORK, "digits", "--epsilon", 0, "--no-side", *QUICK, "--out", "o", "--json")
+    document = json.loads(out)
+    assert (code, document["lost"], document["live"]) == (0, [], None)
+
+
+@pytest.mark.slow
+def test_beside_it_the_plain_networks_of_the_same_epochs(run):
+    code, out, _ = run(
+        "train",
+        NETWORK,
+        "digits",
+        "--epsilon",
+        1000,
+        *QUICK,
+        "--compare",
+        "--also-epsilon",
+        0.5,
+        "--out",
+        "o",
+        "--json",
+    )
+    beside = json.loads(out)["beside"]
+    assert code == 0
+    assert set(beside) == {"plain", "plain-side", "large-epsilon", "epsilon-0.5"}
+    assert beside["plain"]["comparison"]["top1_drop_interval"][0] <= beside["plain"]["comparison"]["top1_drop"]
+
+
+def test_a_dry_run_writes_nothing(run, tmp_path):
+    code, out, _ = run("train", "--dry-run")
+    assert (code, list(tmp_path.iterdir())) == (0, [])
+    assert "60 epochs with epsilon 2.0" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--epsilon", "-1"), "expected a finite number from 0"),
+        (("--epsilon", "nan"), "expected a finite number from 0"),
+        (("--lr", "0"), "learning rate"),
+        (("--recipe", "cifar11"), "cifar10"),
+        (("cifar-preact-resnet:21", "digits"), "6n + 2"),
+        (("cifar-preact-resnet:20",), "DATA is missing"),
+        (("cifar-preact-resnet:20", "cifar10:nowhere"), "does not exist"),
+        ((PLAIN, "digits"), "no block of this network can be gated"),
+    ],
+)
+def test_what_is_refused_is_said_and_leaves_nothing(run, tmp_path, words, said):
+    code, out, _ = run("train", *words, "--out", "o", "--json")
+    assert code == 2
+    assert said in json.dumps(json.loads(out)["error"])
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_network_gets_the_classes_of_the_data(tmp_path):
+    data = load_data("digits")
+    assert with_classes("cifar-preact-resnet:20", data) == "cifar-preact-resnet:20"
+    object.__setattr__(data, "num_classes", 100)
+    assert with_classes("cifar-preact-resnet:20", data) == "cifar-preact-resnet:20:100"
+    assert with_classes("cifar-preact-resnet:20:7", data) == "cifar-preact-resnet:20:7"
+    assert with_classes("timm:resnetv2_50", data) == "timm:resnetv2_50"

@@ -1,0 +1,72 @@
+"""What the tests of planning stand on: small networks, mini-batches, and tables by the fake clock."""
+
+import copy
+
+import torch
+from torch import nn
+
+import networks
+import stopwatch
+from shoal.batches import Batch
+from shoal.blocks import dissect
+from shoal.pipeline.planning import Planner
+from shoal.pipeline.prices import Prices
+from shoal.pipeline.shelf import Shelf
+from shoal.pipeline.table_maker import TableMaker
+from shoal.replace import line_of
+
+
+def batches(*shape, count=2, first=0):
+    return [
+        Batch((torch.randn(*shape, generator=torch.Generator().manual_seed(seed)),))
+        for seed in range(first, first + count)
+    ]
+
+
+def network(n=2):
+    """Six post-activation blocks in three stages."""
+    torch.manual_seed(0)
+    return networks.randomised(networks.CifarResNet(n, widths=(4, 8, 16)))
+
+
+class Plain(nn.Module):
+    """A VGG: six weighted layers, pooling in between, no shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        layers, before = [], 3
+        for width in (6, 6, 0, 8, 8, 0):
+            if not width:
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            before = width
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 10))
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean(dim=(2, 3)))
+
+
+def plain():
+    torch.manual_seed(0)
+    return networks.randomised(Plain())
+
+
+def maker(model=None, shape=(12, 3, 8, 8), shelf=None, clock=None, judged=None, **more):
+    """A TableMaker by the fake clock."""
+    data = batches(*shape)
+    anatomy = dissect(copy.deepcopy(model) if model is not None else network(), data[0].take(2))
+    clock = clock or stopwatch.FakeClock(data[0])
+    shelf = shelf or Shelf(None, {})
+    prices = Prices(anatomy, line_of(anatomy), data[0], clock, shelf)
+    return TableMaker(anatomy, data, judged or batches(*shape, first=9), prices, shelf, **more)
+
+
+def planner(tables=None, model=None, shape=(12, 3, 8, 8), clock=None, data=None, **more):
+    """A Planner by the fake clock."""
+    model = model if model is not None else network()
+    data = data or batches(*shape)
+    anatomy = dissect(copy.deepcopy(model), data[0].take(2))
+    tables = tables or maker(model, shape, **more).make()
+    return Planner(anatomy, model, tables, data, batches(*shape, first=9), clock or stopwatch.FakeClock(data[0]))
