@@ -12,7 +12,8 @@
 - load: another process makes the network with other random weights, loads the folder, and gives the same bits.
 - onnx: of the network without a block; counts only where the untouched original exports.
 
-Every row runs in processes of its own with a time limit and a limit of memory. Finished rows stand in --work, and the
+Every row runs in processes of its own with a time limit and a limit of memory, forked from one that has imported the
+libraries and made no network. Finished rows stand in --work, and the
 same command goes on from them; the JSON and the page always show all rows that are finished.
 """
 
@@ -26,6 +27,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import timm  # noqa: F401 - imported once, before the processes are forked
+import torch
+import torchvision  # noqa: F401
+from covering import tiny_transformers
 from covering.journey import STEPS, arrive, travel
 from covering.made import Row
 from covering.rows import rows_of
@@ -35,18 +40,18 @@ from shoal.measure import machine
 
 _SOURCES = ("torchvision", "timm", "transformers")
 _MEMORY = 12 * 2**30
-_LIBRARIES = ["torch", "torchvision", "timm", "transformers", "covering.journey", "covering.tiny_transformers"]
 _KEPT = "row.json"
 
 
 def main() -> None:
     """Read the command line, run what is missing, keep the figures."""
     args = _arguments()
+    torch.set_num_threads(1)  # a process forked from one with a pool of threads would wait for them
     args.work.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_LIBRARIES)
+    context = multiprocessing.get_context("fork")
     sources = [args.only] if args.only else _SOURCES
     rows = [row for source in sources for row in rows_of(source, args.work)]
+    tiny_transformers.import_all()
     for row in rows:
         if not args.names or row.name in args.names.split(","):
             _run(row, args, context)
@@ -101,7 +106,12 @@ def _run(row: Row, args: argparse.Namespace, context: Any) -> None:
     file.write_text(json.dumps(found, indent=1))
     shutil.rmtree(folder)
     failing = [f"{name}: {cell['said'][:160]}" for name, cell in found["cells"].items() if cell["ok"] is False]
-    print(f"{'whole ' if is_whole(found) else 'BROKEN'} {row.key} {found['seconds']} s", *failing, sep="\n    ", flush=True)
+    print(
+        f"{'whole ' if is_whole(found) else 'BROKEN'} {row.key} {found['seconds']} s",
+        *failing,
+        sep="\n    ",
+        flush=True,
+    )
 
 
 def _within(context: Any, end: float, do: Callable[..., None], *given: Any) -> str | None:

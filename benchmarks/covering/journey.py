@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from covering.made import Row, Way, batch_of, made, way_of
-from covering.spans import chosen_span, why_none
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from covering.made import Row, Way, batch_of, made, way_of
+from covering.spans import chosen_span, why_none
 from shoal.batches import Batch, call
 from shoal.blocks import Anatomy, Block, dissect
 from shoal.errors import ShoalError
@@ -171,9 +171,7 @@ def _saved(
     actions: list[Remove | Replace],
     modules: dict[str, nn.Module],
 ) -> str:
-    plan = Plan(
-        inputs=input_specs(batch), network=signature_of(anatomy.model, anatomy.chain), actions=list(actions)
-    )
+    plan = Plan(inputs=input_specs(batch), network=signature_of(anatomy.model, anatomy.chain), actions=list(actions))
     own = dissect(copy.deepcopy(anatomy.model), batch)
     replace_spans_(own, plan.replaced, modules)
     cut = remove_blocks_(own, plan.removed).eval()

@@ -50,9 +50,11 @@ def page(document: dict[str, Any], steps: tuple[str, ...]) -> str:
 
 def _line(row: dict[str, Any], steps: tuple[str, ...]) -> str:
     cells = [_cell(name, row["cells"].get(name)) for name in steps]
-    return f"| {'**' if not is_whole(row) else ''}{row['key']}{'**' if not is_whole(row) else ''} | " + " | ".join(
-        cells
-    ) + " |"
+    return (
+        f"| {'**' if not is_whole(row) else ''}{row['key']}{'**' if not is_whole(row) else ''} | "
+        + " | ".join(cells)
+        + " |"
+    )
 
 
 def _cell(name: str, cell: dict[str, Any] | None) -> str:

@@ -1,7 +1,8 @@
 """Which networks of timm stand in the table: of every family the one with the fewest parameters.
 
-A family is a module of `timm.models` or one of the names below, which share a module with others. Nothing else is
-asked: whether Shoal can work on a network is not known when it is chosen.
+A family is a module of `timm.models` or one of the names below, which share a module with others. timm's own toys for
+its tests (`test_...`) are left out. Nothing else is asked: whether Shoal can work on a network is not known when it is
+chosen.
 """
 
 import json
@@ -23,7 +24,9 @@ def chosen(cache: Path) -> list[str]:
     """The names, one a family, sorted; parameters are counted once and kept in `cache`."""
     sizes = _sizes(cache)
     smallest: dict[str, str] = {}
-    for name, size in sorted(sizes.items(), key=lambda item: (item[1], item[0])):
+    for name, _ in sorted(sizes.items(), key=lambda item: (item[1], item[0])):
+        if name.startswith("test_"):
+            continue
         for family in _families(name):
             smallest.setdefault(family, name)
     return sorted(set(smallest.values()))

@@ -100,6 +100,12 @@ def names() -> list[str]:
     return list(_TABLE)
 
 
+def import_all() -> None:
+    """Import what the networks are made of, once for all processes that are forked later."""
+    for model, config, _, _ in _TABLE.values():
+        getattr(hf, model), getattr(hf, config)
+
+
 def made(name: str) -> nn.Module:
     """The network, with random weights."""
     model, config, given, _ = _TABLE[name]

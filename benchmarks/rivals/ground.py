@@ -19,6 +19,7 @@ from shoal.errors import UsageError
 from shoal.measure import kl_per_sample, latency, log_probabilities
 from shoal.pipeline import Settings
 from shoal.pipeline.mixing import with_blends
+from shoal.pipeline.parting import Parts, parted
 from shoal.preserve import evaluating
 from shoal.record import Latency
 
@@ -57,20 +58,20 @@ class Ground:
         """The mini-batch that everything is timed on; the planner times on the first one too."""
         return self.calibration[0]
 
-    @property
-    def _judged(self) -> int:
-        return max(1, round(len(self.calibration) * Settings().judged_share))
+    @cached_property
+    def _parts(self) -> Parts:
+        settings = Settings()
+        return parted(self.calibration, None, settings.judge_images, settings.judged_share)
 
     @property
     def fit_on(self) -> list[Batch]:
-        """What is fitted and recalibrated on; a single sample has no variance to recalibrate by."""
-        left = self.calibration[self._judged :]
-        return [batch for batch in left if batch.size > 1] or left
+        """What is fitted and recalibrated on."""
+        return self._parts.fit_on
 
     @cached_property
     def judge_on(self) -> list[Batch]:
         """What networks are chosen by, as the planner does: samples held back, and behind them their blends."""
-        return with_blends(self.calibration[: self._judged])
+        return with_blends(self._parts.judge_on)
 
     @cached_property
     def anatomy(self) -> Anatomy:

@@ -97,7 +97,7 @@ class Cost(Value):
 
 
 class Network(Value):
-    """One network: quality, latency per batch size, cost, and how many residual blocks it has."""
+    """One network: quality, latency per batch size, cost, and its residual blocks (its layers where it has none)."""
 
     quality: Quality
     latency: list[Latency]
@@ -363,11 +363,25 @@ def summary_of(record: Record, out: str) -> dict[str, Any]:
         "replaced": record.replaced,
         "folded": record.folded,
         "fold_deviation": record.fold_deviation,
+        "planning": _planning_summary(record.planning) if record.planning else None,
         "comparison": record.comparison.model_dump(mode="json"),
         "certificate": record.certificate.model_dump(mode="json"),
         "notes": record.notes,
         "warnings": record.warnings,
         "out": out,
+    }
+
+
+def _planning_summary(planning: Planning) -> dict[str, Any]:
+    chosen = next(one for one in planning.rounds if one.chosen)
+    return {
+        "latency_source": planning.latency_source,
+        "original_ms": planning.original_ms,
+        **chosen.model_dump(mode="json", exclude={"chosen"}),
+        "damage_final": planning.damage_final,
+        "plans_built": len(planning.rounds),
+        "front": len(planning.front),
+        "picked": planning.picked,
     }
 
 

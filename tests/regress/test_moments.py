@@ -125,3 +125,17 @@ def test_a_part_is_what_its_outputs_alone_would_give(joint, columns):
     torch.testing.assert_close(part.error(weight, bias), alone.error(weight, bias))
     assert part.xx.data_ptr() == whole.xx.data_ptr()
     assert part is whole if columns == slice(0, 4) else not part.joint
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_about_zero_they_are_raw_sums_of_products(joint):
+    x, y = rows(0, 40, 3, 5), rows(1, 40, 2, -2)
+    whole = moments_of(x, y, joint=joint)
+    before = whole.xx.clone()
+    found = whole.about_zero()
+    torch.testing.assert_close(found.xx, x.T @ x)
+    torch.testing.assert_close(found.xy, x.T @ y)
+    torch.testing.assert_close(found.spread, y.square().sum(dim=0))
+    assert torch.equal(whole.xx, before)
+    weight, none = rows(2, 2, 3), torch.zeros(2)
+    torch.testing.assert_close(found.error(weight, none), (y - x @ weight.T).square().sum(dim=0))

@@ -87,7 +87,6 @@ def same(**settings):
 
 
 CANNOT = {
-    "no bias and no norm": lambda: same(bias=False),
     "grouped": lambda: same(groups=2),
     "padded otherwise": lambda: same(padding_mode="reflect"),
     "an even kernel": lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 4, 2)),
@@ -109,6 +108,16 @@ def test_what_cannot_be_set_is_left_alone(why):
     anatomy = dissect(chain, Batch((randn(2, 3, 8, 8),)))
     assert line_of(anatomy).paths == ("1.0",)
     assert found(anatomy, "1.0") is None
+
+
+def test_a_layer_without_a_bias_gets_its_weight_alone():
+    anatomy = dissected(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(Block(same(bias=False)))), 3, 8, 8)
+    one = found(anatomy, "1.0")
+    assert one == LastMap("1.0.branch", None, biased=False)
+    weight = randn(4, 36)
+    one.write_(anatomy.model, weight, randn(4))
+    assert torch.equal(one.effective(anatomy.model), weight)
+    assert anatomy.model[1][0].branch.bias is None
 
 
 def test_a_branch_that_is_added_twice_is_left_alone():

@@ -116,3 +116,12 @@ def test_layers_of_a_perceptron(act):
         assert torch.equal(seen.sums["0"], anatomy.model[0](x))
         assert torch.equal(seen.inputs["2"], anatomy.model[:2](x))
         assert torch.equal(seen.sums["2"], anatomy.model[:3](x))
+
+
+def test_what_a_layer_returned_is_kept_where_the_next_step_works_in_place():
+    chain = nn.Sequential(nn.Linear(4, 6), nn.ReLU6(inplace=True), nn.Linear(6, 2)).double().eval()
+    anatomy, x = dissect(chain, Batch((doubles(2, 4),))), doubles(5, 4, seed=1)
+    with torch.no_grad(), recording(anatomy, ["0"]) as seen:
+        chain(x)
+        assert torch.equal(seen.sums["0"], chain[0](x))
+    assert seen.sums["0"].min() < 0

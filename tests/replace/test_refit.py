@@ -145,18 +145,19 @@ def test_nan_is_refused():
 class Mapping(nn.Module):
     """x + linear(x): whatever a block before it did, this one can do too."""
 
-    def __init__(self, width):
+    def __init__(self, width, bias=True):
         super().__init__()
-        self.fc = nn.Linear(width, width)
+        self.fc = nn.Linear(width, width, bias)
 
     def forward(self, x):
         return x + self.fc(x)
 
 
 class Mappings(nn.Module):
-    def __init__(self, depth=4, gap=False):
+    def __init__(self, depth=4, gap=False, bias=True):
         super().__init__()
-        self.embed, self.blocks, self.gap = nn.Linear(4, 4), nn.ModuleList(Mapping(4) for _ in range(depth)), gap
+        self.embed, self.gap = nn.Linear(4, 4), gap
+        self.blocks = nn.ModuleList(Mapping(4, bias) for _ in range(depth))
 
     def forward(self, x):
         x = self.embed(x)
@@ -192,11 +193,11 @@ def cut(anatomy, batches, *removed):
     return remove_blocks_(dissect(copy.deepcopy(anatomy.model), batches[0].take(2)), list(removed)).eval()
 
 
-@pytest.mark.parametrize("gap", [False, True])
-def test_kept_blocks_make_good_what_was_removed(gap):
+@pytest.mark.parametrize(("gap", "bias"), [(False, True), (True, True), (False, False)])
+def test_kept_blocks_make_good_what_was_removed(gap, bias):
     """Behind the removal one linear block can do the work of two; also where the chain is interrupted."""
     batches = doubles()
-    anatomy = dissect(made(lambda: Mappings(gap=gap)), batches[0].take(2))
+    anatomy = dissect(made(lambda: Mappings(gap=gap, bias=bias)), batches[0].take(2))
     gone, *rest = ["blocks.2", "blocks.3"] if gap else ["blocks.1", "blocks.2", "blocks.3"]
     model = cut(anatomy, batches, gone)
     plain = refit_(anatomy, copy.deepcopy(model), [], batches, removed=[gone], kept=False)

@@ -145,7 +145,7 @@ class Chooser:
         if self.goal.exact:
             return self._exact(candidates)
         if not candidates:
-            raise NotReachedError(_nothing_removable(self.anatomy), "`shoal trace` gives the reason for each block.")
+            raise NotReachedError(nothing_removable(self.anatomy), "`shoal trace` gives the reason for each block.")
         return self._greedy(candidates)
 
     def _known(self, paths: list[str], message: str) -> Choice:
@@ -273,7 +273,10 @@ def _blocks(count: int) -> str:
     return f"{count} block" if count == 1 else f"{count} blocks"
 
 
-def _nothing_removable(anatomy: Anatomy) -> str:
+def nothing_removable(anatomy: Anatomy) -> str:
+    """Why there is nothing to take out."""
     if anatomy.chain.note:
         return anatomy.chain.note
+    if not anatomy.chain.removable:
+        return "no block of the network can be taken out"
     return "no removable block is left by --include and --exclude"

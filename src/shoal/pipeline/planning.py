@@ -379,7 +379,11 @@ class Planner:
                 least = best(self.tables.edges, self.length, Budget(), 1, objective=name)
                 total = sum(getattr(one, name) for one in least) + getattr(self.tables.fixed, name)
                 reach[words] = 100 * total / getattr(self.tables.whole, name)
-        said = [", ".join(f"{words} {share:.0f} %" for words, share in reach.items()) + " of the original's"] if reach else []
+        said = (
+            [", ".join(f"{words} {share:.0f} %" for words, share in reach.items()) + " of the original's"]
+            if reach
+            else []
+        )
         if depth is not None:
             [least_deep] = best(self.tables.edges, self.length, Budget(), 1, objective="depth")
             said.append(f"the shallowest has {least_deep.depth + self._others()} blocks")

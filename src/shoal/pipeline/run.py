@@ -13,11 +13,12 @@ from torch import nn
 
 from shoal.batches import Batch, batches, device_of, digest_of
 from shoal.blocks import Anatomy, Chain, dissect
-from shoal.errors import DataError, SurgeryError, UsageError
+from shoal.errors import DataError, NotReachedError, SurgeryError, UsageError
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
-from shoal.pipeline.choose import Choice, Chooser, Goal, Journal, NoJournal, Progress
+from shoal.pipeline.choose import Choice, Chooser, Goal, Journal, NoJournal, Progress, nothing_removable
 from shoal.pipeline.clocks import Measured, clock_from
 from shoal.pipeline.mixing import with_blends
+from shoal.pipeline.parting import parted
 from shoal.pipeline.planning import Planner, planned_choice
 from shoal.pipeline.prices import Prices
 from shoal.pipeline.result import Result
@@ -230,9 +231,13 @@ def _planned(told: _Told, latency_from: str | Path | None, tables: Path | None) 
     like = next(anatomy.model.parameters())
     measured = Measured(like, timed, channels_last=settings.channels_last)
     clock = clock_from(str(latency_from), timed) if latency_from is not None else measured
-    fit_on, judge_on, drop_on = _parted(told)
+    parts = parted(told.chosen_on, told.judged_on, settings.judge_images, settings.judged_share)
+    # A metric of the user's may need the labels, which a blend does not have.
+    fit_on, judge_on = parts.fit_on, with_blends(parts.judge_on) if told.damage is divergence else parts.judge_on
     allowed = frozenset(block.path for block in anatomy.chain.select(goal.include, goal.exclude))
     line = line_of(anatomy)
+    if not line.steps:  # before a folder is made for its tables
+        raise NotReachedError(nothing_removable(anatomy), "`shoal trace` gives the reason for each block.")
     shelf = Shelf(tables, _claim(told, fit_on, judge_on))
     maker = TableMaker(
         anatomy,
@@ -250,48 +255,10 @@ def _planned(told: _Told, latency_from: str | Path | None, tables: Path | None) 
     if goal.pick is not None:
         planned = planner.picked(goal.pick)
     elif goal.max_drop is not None:
-        planned = planner.fastest_within(goal.max_drop, drop_on)
+        planned = planner.fastest_within(goal.max_drop, parts.drop_on)
     else:
         planned = planner.within(goal.target)
     return _Change(planned.model, planned_choice(planned), list(planned.actions), planned.notes)
-
-
-def _parted(told: _Told) -> tuple[list[Batch], list[Batch], list[Batch]]:
-    """Mini-batches to fit on, others to judge damage on, and others to judge a drop on."""
-    settings, fit_on = told.settings, told.chosen_on
-    drop_on = told.chosen_on
-    if told.judged_on is not None:
-        samples = sum(batch.size for batch in told.judged_on)
-        judge_on, drop_on = _split(told.judged_on, min(settings.judge_images, max(1, samples // 3)))
-        drop_on = drop_on or judge_on
-    elif len(fit_on) < 2:
-        if fit_on[0].size < 3:
-            raise DataError(f"{fit_on[0].size} calibration samples, expected at least 3", "Some are held back.")
-        judge_on, fit_on = _split(fit_on, max(1, fit_on[0].size // 4))
-    else:
-        count = max(1, round(len(fit_on) * settings.judged_share))
-        judge_on, fit_on = _split(fit_on[:count], settings.judge_images)[0], fit_on[count:]
-    # The last mini-batch of a loader may hold a single sample, of which none can be held out.
-    fit_on = [batch for batch in fit_on if batch.size > 1] or fit_on
-    # A metric of the user's may need the labels, which a blend does not have.
-    return fit_on, with_blends(judge_on) if told.damage is divergence else judge_on, drop_on
-
-
-def _split(batches_: list[Batch], most: int) -> tuple[list[Batch], list[Batch]]:
-    """The first samples, and the others."""
-    first: list[Batch] = []
-    rest: list[Batch] = []
-    left = most
-    for batch in batches_:
-        if left >= batch.size:
-            first.append(batch)
-        elif left > 0:
-            first.append(batch.take(left))
-            rest.append(batch.rest(left))
-        else:
-            rest.append(batch)
-        left -= batch.size
-    return first, rest
 
 
 def _claim(told: _Told, fit_on: Sequence[Batch], judge_on: Sequence[Batch]) -> dict[str, Any]:

@@ -1,0 +1,206 @@
+"""Tables on disk: an interrupted run goes on from them, another goal starts from them, others are refused."""
+
+import pytest
+import torch
+
+import footing
+import stopwatch
+from footing import batches, network
+from shoal.blocks.prefix import Prefix
+from shoal.errors import FolderError
+from shoal.pipeline import Settings, compress, run, table_maker
+from shoal.pipeline.table_maker import TableMaker
+
+QUICK = Settings(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
+
+
+@pytest.fixture(autouse=True)
+def _fake_clock(monkeypatch):
+    stopwatch.install(monkeypatch)
+
+
+def data():
+    return [one.args[0] for one in batches(12, 3, 8, 8, count=3)]
+
+
+def planned(tables=None, model=None, **more):
+    goal = more.pop("goal", {"macs": 0.6})
+    settings = more.pop("settings", QUICK)
+    return compress(
+        model if model is not None else network(), more.pop("calibration", data()), tables=tables,
+        settings=settings, **goal, **more,
+    )  # fmt: skip
+
+
+class Watch:
+    """Counts what tables cost, and keeps the tables."""
+
+    def __init__(self, monkeypatch):
+        self.fitted, self.judged, self.timed, self.tables = [], [], 0, None
+        fit_all, run_from, make = table_maker.fit_all, Prefix.run, TableMaker.make
+
+        def fitting(anatomy, given, wanted, **more):
+            self.fitted += [one.name for one in wanted]
+            return fit_all(anatomy, given, wanted, **more)
+
+        def running(prefix, *args, **more):
+            self.judged.append(args[0])
+            return run_from(prefix, *args, **more)
+
+        def shares(*args, **more):
+            self.timed += 1
+            return stopwatch.shares_in_place(*args, **more)
+
+        def making(maker):
+            self.tables = make(maker)
+            return self.tables
+
+        monkeypatch.setattr(table_maker, "fit_all", fitting)
+        monkeypatch.setattr(Prefix, "run", running)
+        monkeypatch.setattr("shoal.pipeline.prices.shares_in_place", shares)
+        monkeypatch.setattr(TableMaker, "make", making)
+
+    def work(self):
+        return len(self.fitted), len(self.judged), self.timed
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    return Watch(monkeypatch)
+
+
+def same(one, other):
+    assert one.edges == other.edges
+    assert (one.whole, one.fixed, one.worths, one.notes) == (other.whole, other.fixed, other.worths, other.notes)
+    assert one.fitted.keys() == other.fitted.keys()
+    for index, fitted in one.fitted.items():
+        state = other.fitted[index].module.state_dict()
+        torch.testing.assert_close(fitted.module.state_dict(), state, rtol=0, atol=0)
+
+
+class Killed(BaseException):
+    """As hard as Ctrl-C."""
+
+
+def killing(stage, at):
+    def progress(said, done, total):
+        if said.startswith(stage) and done >= at:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize(("stage", "at"), [("timing", 0), ("fitting", 2), ("damage", 3), ("damage", 40), ("plan", 0)])
+def test_a_run_killed_half_way_goes_on_and_ends_in_the_same_tables_and_network(tmp_path, watch, stage, at):
+    whole = planned(tmp_path / "whole")
+    expected, (fits, forwards, timed) = watch.tables, watch.work()
+    with pytest.raises(Killed):
+        planned(tmp_path / "t", progress=killing(stage, at))
+    before = watch.work()
+    result = planned(tmp_path / "t")
+    again = [now - then for now, then in zip(watch.work(), before, strict=True)]
+    same(watch.tables, expected)
+    torch.testing.assert_close(result.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+    assert result.plan == whole.plan
+    if stage == "damage":
+        assert again[0] == 0
+        assert again[1] < forwards or at < 40
+        assert again[2] == 0
+    if stage == "plan":
+        assert again == [0, 0, 0]
+    assert (fits, forwards, timed) > (0, 0, 0)
+
+
+@pytest.mark.parametrize("cut", [5, 400, 3000])
+def test_a_file_that_a_crash_cut_short_gives_the_same_tables(tmp_path, watch, cut):
+    planned(tmp_path / "t")
+    expected = watch.tables
+    lines = tmp_path / "t" / "tables.jsonl"
+    lines.write_bytes(lines.read_bytes()[:-cut])
+    before = watch.work()
+    planned(tmp_path / "t")
+    same(watch.tables, expected)
+    assert watch.work() > before
+    assert watch.work()[2] == before[2]  # the prices stand at the front
+
+
+@pytest.mark.parametrize(
+    "goal", [{"macs": 0.6}, {"latency": 0.5}, {"params": 0.5, "depth": 4}, {"pick": 2}, {"max_drop": 60.0, "replace": True}]
+)
+def test_another_goal_by_the_same_tables_measures_and_fits_nothing_again(tmp_path, watch, goal):
+    planned(tmp_path / "t", goal={"macs": 0.9})
+    before, files = watch.work(), sorted(one.name for one in (tmp_path / "t").iterdir())
+    result = planned(tmp_path / "t", goal=goal)
+    assert watch.work() == before
+    assert sorted(one.name for one in (tmp_path / "t").iterdir()) == files
+    fresh = planned(tmp_path / "fresh", goal=goal)
+    assert fresh.plan == result.plan
+    torch.testing.assert_close(fresh.model.state_dict(), result.model.state_dict(), rtol=0, atol=0)
+
+
+def test_with_and_without_a_folder_the_same_network_comes_out(tmp_path):
+    kept, not_kept = planned(tmp_path / "t"), planned(None)
+    assert kept.plan == not_kept.plan
+    assert kept.record.planning == not_kept.record.planning
+    torch.testing.assert_close(kept.model.state_dict(), not_kept.model.state_dict(), rtol=0, atol=0)
+
+
+def other_weights():
+    model = network()
+    with torch.no_grad():
+        model.linear.bias[0] += 1
+    return model
+
+
+def own_damage(original, output, batch):
+    return torch.ones(batch.size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": other_weights()}, "network was '"),
+        ({"model": footing.plain()}, "network was '"),
+        ({"calibration": [one + 1 for one in data()]}, "fit_on was '.*judge_on was '"),
+        ({"settings": Settings(images=36, latency_seconds=0.001, longest=3)}, "longest was 2, now 3, stand_ins was"),
+        ({"exclude": ["layer1.0"]}, r"exclude was \[\], now \['layer1.0'\]"),
+        ({"damage": own_damage}, "damage was 'divergence', now 'own_damage'"),
+    ],
+)
+def test_tables_of_something_else_are_refused_with_words(tmp_path, changes, words):
+    planned(tmp_path / "t")
+    with pytest.raises(FolderError, match=rf"the tables in '.*' were made for something else: .*{words}"):
+        planned(tmp_path / "t", **changes)
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged"])
+def test_weights_that_are_missing_or_damaged_are_refused(tmp_path, harm):
+    planned(tmp_path / "t")
+    [file] = (tmp_path / "t").glob("*.safetensors")
+    if harm == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(FolderError, match=r"cannot read '.*stand-ins-0.safetensors'[\s\S]*made again"):
+        planned(tmp_path / "t")
+
+
+def test_the_claim_names_everything_the_tables_depend_on():
+    assert {"network", "fit_on", "judge_on", "stand_ins", "longest", "damage", "threads", "device"} <= _claimed()
+
+
+def _claimed():
+    seen = {}
+
+    class Stop(Exception):  # noqa: N818 - it only stops
+        pass
+
+    def shelf(path, claim):
+        seen.update(claim)
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "Shelf", shelf)
+        with pytest.raises(Stop):
+            planned(None)
+    return set(seen)
