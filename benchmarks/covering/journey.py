@@ -66,7 +66,7 @@ class Travel:
         (self.folder / "row.json").write_text(json.dumps(document, indent=1))
 
 
-class NotPossible(Exception):
+class NotPossibleError(Exception):
     """A step that this network does not bear, with the reason."""
 
 
@@ -119,7 +119,7 @@ def _traced(anatomy: Anatomy, row: Row) -> str:
     removable = [block for block in own if block.removable]
     if not removable:
         reasons = list(dict.fromkeys(block.reason for block in own if block.reason))
-        raise NotPossible("; ".join([anatomy.chain.note or "none removable", *reasons[:2]]))
+        raise NotPossibleError("; ".join([anatomy.chain.note or "none removable", *reasons[:2]]))
     units = max(len(block.units) for block in own)
     return f"{len(own)} blocks, {len(removable)} removable" + (f", up to {units} units" if units > 1 else "")
 
@@ -151,7 +151,7 @@ def _replaced(
 ) -> str:
     span = chosen_span(anatomy, row.inside)
     if span is None:
-        raise NotPossible(why_none(anatomy, row.inside))
+        raise NotPossibleError(why_none(anatomy, row.inside))
     fitted = fit_all(anatomy, [batch], [Wanted(span, "linear")], rows_per_unknown=_ROWS_PER_UNKNOWN)[0]
     action = Replace(paths=list(span.paths), stand_in=fitted.stand_in)
     changed = replace_spans_(
@@ -185,10 +185,10 @@ def _loaded(one: Travel) -> str:
     network = load(one.folder, model=lambda: made(one.row, one.way, 1))
     found, expected = _outputs(network, batch_of(one.row, one.way)), load_file(str(one.folder / _OUTPUTS))
     if sorted(found) != sorted(expected):
-        raise NotPossible(f"{len(found)} outputs, expected {len(expected)}")
+        raise NotPossibleError(f"{len(found)} outputs, expected {len(expected)}")
     for name, tensor in expected.items():
         if tensor.shape != found[name].shape or not torch.equal(tensor, found[name]):
-            raise NotPossible(f"output {name} is not bitwise the same")
+            raise NotPossibleError(f"output {name} is not bitwise the same")
     return f"{len(expected)} outputs, bitwise the same"
 
 
@@ -228,7 +228,7 @@ def _onnx(model: nn.Module, batch: Batch, path: Path) -> str | None:
 
 
 def _said(error: Exception) -> str:
-    if isinstance(error, NotPossible):
+    if isinstance(error, NotPossibleError):
         return str(error)
     if isinstance(error, ShoalError):
         return error.message

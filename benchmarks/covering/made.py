@@ -97,6 +97,8 @@ def _torchvision(name: str, built: int | None) -> nn.Module:
         given["image_size"] = built
     elif built is not None and name.startswith("maxvit"):
         given["input_size"] = (built, built)
+    elif built is not None and name.startswith("fasterrcnn"):  # it resizes what it gets
+        given["min_size"] = given["max_size"] = built
     if name.endswith(("_fpn", "fcn_resnet50")):
         given["weights_backbone"] = None
     return torchvision.models.get_model(name, weights=None, **given)

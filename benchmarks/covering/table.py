@@ -34,8 +34,8 @@ def page(document: dict[str, Any], steps: tuple[str, ...]) -> str:
     lines = [
         "# Coverage",
         "",
-        "Made by `python benchmarks/coverage.py`; do not edit. Random weights, two samples, CPU. What each column means",
-        "stands at the top of that file.",
+        "Made by `python benchmarks/coverage.py`; do not edit. Random weights, two samples, CPU.",
+        "What each column means stands at the top of that file.",
         "",
         f"**{summary(rows)}.**",
         "",

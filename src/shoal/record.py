@@ -199,6 +199,74 @@ class Certificate(Value):
     why_not_identical: str | None = None
 
 
+class Recovery(Value):
+    """What distillation won back.
+
+    Divergences are mean KL(original || student) in nats on `n` validation samples and, where they can be blended, as
+    many blends of them; nothing was trained on these. `rates_tried` holds the loss each learning rate of the short test
+    ended with (None: not finite). `stopped`: the budget was used up; there was nothing more to win (early); or the
+    student diverged. `kept` names the weights that came out, `kept_step` when they stood. `seconds` include the test
+    of rates and all looks; `rewritten` counts the stand-ins that learned as shortcut and rest, with a batch norm.
+    """
+
+    budget: str
+    steps: int
+    samples: int
+    seconds: float
+    rate: float
+    rates_tried: dict[str, float | None] = Field(default_factory=dict)
+    optimizer: str
+    divergence_before: float
+    divergence_after: float
+    n: int
+    stopped: Literal["budget", "early", "diverged"]
+    kept: str
+    kept_step: int
+    features: int = 0
+    rewritten: int = 0
+    resumed: bool = False
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one sentence."""
+        how = {
+            "budget": "",
+            "early": "; stopped early, nothing more was won",
+            "diverged": "; it diverged and was stopped, the last good weights are kept",
+        }[self.stopped]
+        return (
+            f"recovery: {self.steps} steps in {self.seconds:.0f} s at learning rate {self.rate:g}; divergence on "
+            f"{self.n} validation samples {self.divergence_before:.4f} before, {self.divergence_after:.4f} after; "
+            f"kept: {self.kept}{how}"
+        )
+
+
+class DistilRecord(Value):
+    """One run of `distill`: a student against its teacher on test, before and after.
+
+    `before` and `after` compare the student with the teacher (positive = the student is worse).
+    """
+
+    schema_version: int = 1
+    command: str
+    student: str
+    teacher: str
+    data: str
+    unlabelled: str | None = None
+    seed: int
+    recovery: Recovery
+    teacher_quality: Quality
+    quality_before: Quality
+    quality_after: Quality
+    before: Comparison
+    after: Comparison
+    machine: Machine
+    warnings: list[str] = Field(default_factory=list)
+    seconds: float
+    created: str
+
+
 class Record(Value):
     """One run of `compress`: what was asked, done and measured."""
 
@@ -222,6 +290,7 @@ class Record(Value):
     blocks: list[BlockRecord]
     steps: list[Step] = Field(default_factory=list)
     planning: Planning | None = None
+    recovery: Recovery | None = None
     machine: Machine
     notes: list[str] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
@@ -364,6 +433,7 @@ def summary_of(record: Record, out: str) -> dict[str, Any]:
         "folded": record.folded,
         "fold_deviation": record.fold_deviation,
         "planning": _planning_summary(record.planning) if record.planning else None,
+        "recovery": record.recovery.model_dump(mode="json") if record.recovery else None,
         "comparison": record.comparison.model_dump(mode="json"),
         "certificate": record.certificate.model_dump(mode="json"),
         "notes": record.notes,

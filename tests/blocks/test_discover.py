@@ -371,7 +371,7 @@ def test_a_batch_size_written_into_a_shortcut_is_noticed():
             self.fc = nn.Linear(4, 4)
 
         def forward(self, x):
-            return x.view(x.shape[0], 2, 2).transpose(1, 2).reshape(x.shape[0], 4) + self.fc(x)
+            return x.unflatten(0, (x.shape[0], 1)).flatten(0, 1) + self.fc(x)
 
     chain = trace(nn.Sequential(Fixed(), Fixed()), torch.randn(2, 4))
     assert all(block.reason.startswith("the network does not run without it") for block in chain)
@@ -438,3 +438,68 @@ def test_functional_dropout_and_relu_after_the_addition_are_named():
 
     chain = trace(Net(forward), torch.randn(2, 4))
     assert {block.activation for block in chain} == {"gelu"}
+
+
+class SharedPositions(nn.Module):
+    """A block that adds the positions of a module that it shares with the others."""
+
+    def __init__(self, positions):
+        super().__init__()
+        self.shared = positions
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return x + self.norm(self.shared(x))
+
+
+class SharingPositions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Conv2d(4, 4, 3, padding=1)
+        self.blocks = nn.Sequential(*(SharedPositions(self.positions) for _ in range(3)))
+
+    def forward(self, x):
+        return self.blocks(x)
+
+
+def test_a_module_that_blocks_share_is_named_by_its_path_outside_of_them():
+    chain = trace(SharingPositions(), torch.randn(2, 4, 8, 8))
+    assert [block.branch for block in chain] == [("positions", f"blocks.{index}.norm") for index in range(3)]
+
+
+class LazyTable(nn.Module):
+    """A block that makes its table of positions in the first run and keeps it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.table = None
+
+    def forward(self, x):
+        if self.table is None:
+            steps = torch.arange(4.0)
+            self.table = steps + steps.flip(0)
+        return x + self.linear(x) * self.table
+
+
+def test_what_a_block_does_in_its_first_run_alone_is_no_part_of_it():
+    chain = trace(nn.Sequential(LazyTable(), LazyTable()), torch.randn(2, 4))
+    assert [block.units[0].addition for block in chain] == [0, 0]
+
+
+class ReshapingShortcut(nn.Module):
+    """A block whose shortcut writes the number of samples into a reshape."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x):
+        samples, channels, height, width = x.shape
+        stream = x.transpose(1, 2).contiguous().view(samples, height, channels * width).tanh()
+        return (stream + self.linear(stream)).view(samples, height, channels, width).transpose(1, 2)
+
+
+def test_a_shortcut_that_is_reshaped_bears_any_number_of_samples():
+    block = trace(nn.Sequential(ReshapingShortcut(), nn.ReLU()), torch.randn(2, 2, 4, 3))["0"]
+    assert (block.removable, block.reason) == (True, None)

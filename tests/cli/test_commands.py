@@ -39,6 +39,7 @@ def test_compress_prints_the_document_of_the_contract(run, tmp_path):
     assert document["reached"] is True
     assert set(document["removed"]) == {"blocks.1", "blocks.4"}
     assert document["replaced"] == []
+    assert document["planning"] is None
     for side in ("original", "compressed"):
         assert {"top1", "top1_interval", "n", "latency_ms", "macs", "params", "blocks"} <= set(document[side])
     assert (document["original"]["blocks"], document["compressed"]["blocks"]) == (6, 4)
@@ -147,6 +148,13 @@ def test_a_finished_folder_is_refused(run):
         (("compress", NETWORK), 2, "DATA is missing"),
         (("compress", NETWORK, DATA, "--remove", "2", "--exact"), 2, "exactly one of"),
         (("compress", NETWORK, DATA, "--remove", "0"), 2, "expected at least 1"),
+        (("compress", NETWORK, DATA, "--depth", "-1"), 2, "depth is -1, expected at least 0"),
+        (("compress", NETWORK, DATA, "--latency", "fast"), 2, "expected a fraction or an amount"),
+        (("compress", NETWORK, DATA, "--pick", "1", "--macs", "0.5"), 2, "exactly one of"),
+        (("compress", NETWORK, DATA, "--replace", "--remove", "1"), 2, "replace goes with max_drop or a budget"),
+        (("compress", NETWORK, DATA, "--macs", "0.5", "--latency-from", "no.json"), 2, "cannot read the latencies"),
+        (("compress", "--from", "nowhere", "--macs", "0.5"), 2, "is no output folder of Shoal"),
+        (("latency", NETWORK, "--shape", "3,8,8"), 2, "expected input"),
         (("compress", NETWORK, DATA, "--blocks", "blocks.9"), 2, "Did you mean 'blocks.5'"),
         (("compress", NETWORK, DATA, "--include", "layer*"), 2, "matches no residual block"),
         (("compress", NETWORK, DATA, "--weights", "none.safetensors"), 2, "none.safetensors"),
@@ -216,4 +224,7 @@ def test_dry_run_writes_nothing(run, tmp_path):
     code, out, _ = run("compress", NETWORK, DATA, "--dry-run")
     assert code == 0
     assert "6 residual blocks" in out
+    code, out, _ = run("compress", NETWORK, DATA, "--depth", "3", "--dry-run")
+    assert code == 0
+    assert "Would fit stand-ins for every span on 2048 calibration samples" in out
     assert list(tmp_path.iterdir()) == []

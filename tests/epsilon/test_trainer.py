@@ -8,13 +8,13 @@ import torch
 from test_sites import Scaled, net
 from torch import nn
 
-from shoal.epsilon import checkpoint as checkpoint_file
 from shoal.epsilon.recipes import recipe
 from shoal.epsilon.schedule import DecayPlan, RatePlan
 from shoal.epsilon.trainer import Run, Settings, with_overrides
 from shoal.errors import FolderError, NonFiniteError, SurgeryError, UsageError, WeightsError
 from shoal.sources import load_data
 from shoal.sources.digits_resnet import DigitsResNet
+from shoal.store import checkpoint as checkpoint_file
 
 PLAN = replace(
     recipe("digits"),

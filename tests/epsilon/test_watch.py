@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from shoal.epsilon.engine import Engine
+from shoal.engine import Engine
 from shoal.epsilon.gate import Gate
 from shoal.epsilon.watch import GateWatch
 

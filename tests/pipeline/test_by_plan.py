@@ -2,14 +2,14 @@
 
 import json
 
+import footing
 import pytest
 import torch
+from footing import batches, network
 from torch import nn
 
-import footing
 import networks
 import stopwatch
-from footing import batches, network
 from shoal.errors import DataError, NotReachedError, SpecError, UsageError
 from shoal.measure import cost
 from shoal.pipeline import Settings, compress

@@ -12,6 +12,7 @@ from shoal.errors import NotReachedError, SurgeryError, UnknownBlockError, Usage
 from shoal.measure import compare, kl_per_sample, predictions
 from shoal.pipeline import Goal, NoJournal, choose
 from shoal.pipeline.choose import Chooser, drop_of, without
+from shoal.pipeline.target import Target
 from shoal.record import Comparison
 from shoal.scanning import divergence
 from shoal.surgery import remove_blocks
@@ -50,10 +51,15 @@ def chooser(model, data=None, validation=None, goal=None, **more):
 
 def test_a_goal_is_exactly_one():
     both = [{"remove": 1, "max_drop": 1.0}, {"exact": True, "blocks": ("a",)}, {}, {"max_drop": 0.0, "exact": True}]
+    both += [
+        {"pick": 1, "remove": 1},
+        {"pick": 1, "target": Target(depth=1)},
+        {"max_drop": 1.0, "target": Target(macs=0.5)},
+    ]
     for asked in both:
         with pytest.raises(
             UsageError,
-            match=r"give exactly one of remove, max_drop, blocks, exact, latency/macs/params\n.*max_drop=1.0",
+            match=r"give exactly one of remove, max_drop, blocks, exact, .*/depth, pick\n.*max_drop=1.0",
         ):
             Goal(**asked)
 
@@ -67,6 +73,7 @@ def test_a_goal_is_exactly_one():
         ({"max_drop": 101.0}, "max_drop is 101.0, expected 0 to 100"),
         ({"max_drop": float("nan")}, "max_drop is nan, expected 0 to 100"),
         ({"blocks": ()}, "blocks names no block"),
+        ({"remove": 1, "replace": True}, "replace goes with max_drop or a budget"),
     ],
 )
 def test_goals_out_of_range(asked, message):
@@ -83,6 +90,25 @@ def test_a_goal_as_plain_data():
         "exclude": ["b"],
     }
     assert Goal(blocks=("a", "b")).to_dict() == {"blocks": ["a", "b"]}
+    assert Goal(max_drop=1.0, replace=True).to_dict() == {"max_drop": 1.0, "replace": True}
+    assert Goal(target=Target(depth=3, latency="12ms")).to_dict() == {"latency": "12ms", "depth": 3}
+    assert Goal(pick=4).to_dict() == {"pick": 4}
+
+
+@pytest.mark.parametrize(
+    ("goal", "by_plan"),
+    [
+        (Goal(remove=1), False),
+        (Goal(max_drop=1.0), False),
+        (Goal(exact=True), False),
+        (Goal(max_drop=1.0, replace=True), True),
+        (Goal(target=Target(params=0.5)), True),
+        (Goal(target=Target(depth=0)), True),
+        (Goal(pick=1), True),
+    ],
+)
+def test_what_needs_a_plan(goal, by_plan):
+    assert goal.by_plan is by_plan
 
 
 def test_a_journal_that_keeps_nothing():

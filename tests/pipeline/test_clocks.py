@@ -2,10 +2,10 @@ import json
 
 import pytest
 import torch
+from footing import batches, network
 from torch import nn
 
 import stopwatch
-from footing import batches, network
 from shoal.errors import SpecError, UsageError
 from shoal.pipeline import clocks as room
 from shoal.pipeline.clocks import FromFunction, FromTable, Measured, clock_from
@@ -112,7 +112,9 @@ def test_a_binary_file_and_no_file_are_refused(tmp_path):
 
 
 def test_a_function_is_called_with_the_module_and_the_shape_with_its_batch(tmp_path):
-    clock = FromFunction(function(tmp_path, "return shape[0] + shape[-1] / 10 + len(list(module.parameters()))"), batch())
+    clock = FromFunction(
+        function(tmp_path, "return shape[0] + shape[-1] / 10 + len(list(module.parameters()))"), batch()
+    )
     assert clock.modules({"a": nn.ReLU(), "b": nn.Conv2d(3, 3, 1)}, (3, 5, 5)) == {"a": 4.5, "b": 6.5}
     assert clock.networks({"whole": nn.ReLU()}) == {"whole": pytest.approx(4.8)}
     assert clock.source == "own.py:milliseconds"

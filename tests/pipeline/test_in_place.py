@@ -2,10 +2,10 @@ import copy
 
 import pytest
 import torch
+from footing import batches, maker, network, plain
 from torch import nn
 
 import networks
-from footing import batches, maker, network, plain
 from shoal.blocks import dissect
 from shoal.pipeline import in_place as room
 from shoal.pipeline.in_place import Placed, shares_in_place

@@ -2,9 +2,9 @@ import json
 
 import pytest
 import torch
+from footing import batches, network, plain
 
 import stopwatch
-from footing import batches, network, plain
 from shoal.blocks import dissect
 from shoal.errors import UsageError
 from shoal.pipeline.clocks import FromTable

@@ -1,12 +1,12 @@
 import copy
 
+import footing
 import pytest
 import torch
+from footing import batches, maker, network, planner
 
-import footing
 import networks
 import stopwatch
-from footing import batches, maker, network, planner
 from shoal.blocks import dissect
 from shoal.errors import NotReachedError, UsageError
 from shoal.measure import cost
@@ -340,13 +340,11 @@ def drop(one, number, validation):
 def test_within_a_drop_the_fastest_plan_of_the_front_is_found(limit, tables):
     one = planner(tables)
     validation = batches(20, 3, 8, 8, first=30)
-    drops = {number: drop(one, number, validation) for number in (1, len(one.front) - 1)}
     planned = one.fastest_within(limit, validation)
     assert 100 * (1 - planned.validation.agreement) <= limit
     assert planned.message.endswith(f", within {limit:g} points on validation")
     assert sum(item.chosen for item in planned.planning.rounds) == 1
     number = next(n for n, path in enumerate(one.front, 1) if one.actions(path) == planned.actions)
-    print(limit, number, drops, [drop(one, n, validation) for n in range(1, len(one.front))])
     assert number > 1
     assert drop(one, number, validation) <= limit < drop(one, number - 1, validation)
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
+from footing import batches, network, plain
 from torch import nn
 
 import networks
 import stopwatch
-from footing import batches, network, plain
 from shoal.blocks import dissect
 from shoal.measure import cost
 from shoal.pipeline.clocks import Measured
@@ -42,7 +42,7 @@ def test_every_step_costs_what_it_costs_alone_and_the_rest_is_fixed():
 def test_a_clock_by_which_the_parts_take_longer_than_the_whole_leaves_nothing_fixed():
     class Slow(stopwatch.FakeClock):
         def modules(self, group, shape):
-            return {key: 1e3 for key in group}
+            return dict.fromkeys(group, 1000.0)
 
     [data] = batches(4, 3, 8, 8, count=1)
     one, others = prices(clock=Slow(data))
@@ -159,7 +159,8 @@ def test_alike_steps_take_the_mean_of_what_was_measured_and_their_sum_stays(monk
     stopwatch.install(monkeypatch)
     shares = {"layer1.0": 0.10, "layer1.1": 0.20, "layer2.0": 0.1, "layer2.1": 0.1, "layer3.0": 0.1, "layer3.1": 0.1}
     monkeypatch.setattr(
-        "shoal.pipeline.prices.shares_in_place", lambda model, line, others, batch, **_: (shares, dict.fromkeys(others, 0))
+        "shoal.pipeline.prices.shares_in_place",
+        lambda model, line, others, batch, **_: (shares, dict.fromkeys(others, 0)),
     )
     [data] = batches(4, 3, 8, 8, count=1)
     one, others = prices(clock=Measured(torch.zeros(1), data))

@@ -1,11 +1,11 @@
 """Tables on disk: an interrupted run goes on from them, another goal starts from them, others are refused."""
 
+import footing
 import pytest
 import torch
-
-import footing
-import stopwatch
 from footing import batches, network
+
+import stopwatch
 from shoal.blocks.prefix import Prefix
 from shoal.errors import FolderError
 from shoal.pipeline import Settings, compress, run, table_maker
@@ -125,7 +125,8 @@ def test_a_file_that_a_crash_cut_short_gives_the_same_tables(tmp_path, watch, cu
 
 
 @pytest.mark.parametrize(
-    "goal", [{"macs": 0.6}, {"latency": 0.5}, {"params": 0.5, "depth": 4}, {"pick": 2}, {"max_drop": 60.0, "replace": True}]
+    "goal",
+    [{"macs": 0.6}, {"latency": 0.5}, {"params": 0.5, "depth": 4}, {"pick": 2}, {"max_drop": 60.0, "replace": True}],
 )
 def test_another_goal_by_the_same_tables_measures_and_fits_nothing_again(tmp_path, watch, goal):
     planned(tmp_path / "t", goal={"macs": 0.9})

@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
-
 from footing import batches, maker
+
 from shoal.errors import FolderError
 from shoal.pipeline.shelf import Shelf
 from shoal.replace import Wanted, fit_all, spans_of
@@ -93,7 +93,7 @@ def test_tables_of_something_else_are_refused(tmp_path, changes, words):
 def test_a_claim_that_cannot_be_read_is_refused(tmp_path, text):
     Shelf(tmp_path / "t", CLAIM)
     (tmp_path / "t" / "tables.json").write_text(text)
-    with pytest.raises(FolderError, match="cannot use '.*' for the tables"):
+    with pytest.raises(FolderError, match=r"cannot use '.*' for the tables"):
         Shelf(tmp_path / "t", CLAIM)
 
 
@@ -158,7 +158,11 @@ def test_nothing_is_pickled_and_all_is_readable(tmp_path):
     wanted, made, _ = fitted(kinds=("linear",))
     shelf = Shelf(tmp_path / "t", CLAIM)
     shelf.add_fitted(made, names(made))
-    assert {one.name for one in (tmp_path / "t").iterdir()} == {"tables.json", "tables.jsonl", "stand-ins-0.safetensors"}
+    assert {one.name for one in (tmp_path / "t").iterdir()} == {
+        "tables.json",
+        "tables.jsonl",
+        "stand-ins-0.safetensors",
+    }
     assert json.loads((tmp_path / "t" / "tables.json").read_text())["network"] == "abc"
     [line] = (tmp_path / "t" / "tables.jsonl").read_text().splitlines()
     assert {one["name"] for one in json.loads(line)["members"]} == {one.name for one in wanted}

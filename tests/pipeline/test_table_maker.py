@@ -1,11 +1,11 @@
+import footing
 import pytest
 import torch
+from footing import batches, maker, network
 from torch import nn
 
-import footing
 import networks
 import stopwatch
-from footing import batches, maker, network
 from shoal.errors import NonFiniteError
 from shoal.measure import kl_per_sample, log_probabilities
 from shoal.pipeline.table_maker import timed_modules, wanted_of

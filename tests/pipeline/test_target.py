@@ -58,6 +58,18 @@ def test_limits_are_amounts_and_infinite_where_nothing_was_asked():
     assert Target(macs=0.25).limits(WHOLE) == Price(float("inf"), 5e8, float("inf"))
 
 
+def test_depth_is_a_number_of_blocks():
+    assert Target(depth=0).to_dict() == {"depth": 0}
+    with pytest.raises(UsageError, match="depth is -1, expected at least 0"):
+        Target(depth=-1)
+
+
+@pytest.mark.parametrize("name", ["latency", "macs", "params"])
+def test_what_is_no_budget_is_said_at_once(name):
+    with pytest.raises(UsageError, match=f"{name} is 'half', expected a fraction or an amount"):
+        Target(**{name: "half"})
+
+
 def test_as_plain_data_only_what_was_asked():
     assert Target(latency="12ms", params=0.5).to_dict() == {"latency": "12ms", "params": 0.5}
     assert Target().to_dict() == {}

@@ -165,3 +165,23 @@ def test_a_plan_may_name_no_wrong_block():
         apply(net, plan_for(net, x, ["layer9"]))
     with pytest.raises(SurgeryError, match="named twice"):
         apply(net, plan_for(net, x, ["layer1.0", "layer1.0"]))
+
+
+class Finder(nn.Module):
+    """Returns as many rows as it finds."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(networks.PreactBlock(4), networks.PreactBlock(4))
+
+    def forward(self, x):
+        found = self.blocks(x).flatten(0, 2)
+        return found[found[:, 0] > 0.5]
+
+
+def test_a_network_may_find_another_number_without_a_block():
+    torch.manual_seed(0)
+    net, x = Finder().eval(), torch.randn(2, 4, 8, 8)
+    cut = remove_blocks(net, Batch((x,)), ["blocks.0"])
+    assert cut(x).shape[0] != net(x).shape[0]
+    assert cut(x).shape[1:] == net(x).shape[1:]

@@ -113,6 +113,22 @@ def test_part_of_a_layer_is_no_span(paths):
     assert list(anatomy.model.modules()) == modules
 
 
+class Gapped(networks.PreactNet):
+    """Does something between its first block and the second."""
+
+    def forward(self, x):
+        x = self.blocks[0](self.stem(x)).clamp(max=0.5)
+        return self.head(self.blocks[2](self.blocks[1](x)).mean(dim=(2, 3)))
+
+
+def test_neighbours_in_the_line_that_do_not_follow_each_other_are_no_span():
+    anatomy = dissect(Gapped(4, 3).eval(), Batch((randn(2, 1, 6, 6),)))
+    good = replacing(anatomy, "blocks.1", "blocks.2")
+    with pytest.raises(SurgeryError, match=r"blocks\.0, blocks\.1 are no span"):
+        replace_spans_(anatomy, [Replace(paths=["blocks.0", "blocks.1"], stand_in=good.stand_in)])
+    assert replace_spans_(anatomy, [good])(randn(2, 1, 6, 6)).shape == (2, 10)
+
+
 def test_a_plan_with_stand_ins_is_refused_without_their_weights():
     anatomy = dissected()
     plan = Plan(

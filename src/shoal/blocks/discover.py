@@ -34,7 +34,7 @@ class Anatomy:
 
 
 def trace(model: nn.Module, example: object) -> Chain:
-    """The residual blocks of any network, found by running it once on `example`.
+    """The residual blocks of any network, found by running it on `example`.
 
     Args:
         model: any module; it is left as it was.
@@ -51,6 +51,8 @@ def trace(model: nn.Module, example: object) -> Chain:
 def dissect(model: nn.Module, example: Batch) -> Anatomy:
     """Trace `model` and take its chain apart; see `trace` for what is raised."""
     check_finite(model)
+    with evaluating(model):
+        call(model, example)  # what a network makes in its first run alone (a table of positions) is not in the others
     run = trace_run(model, example)
     return _verified(anatomy_of(model, run), example)
 
@@ -192,26 +194,22 @@ def _describe(run: Trace, call: Call, additions: list[Addition], reason: str | N
 
 
 def _unit(run: Trace, call: Call, one: Addition) -> Unit:
-    leaves_of_branch: dict[str, None] = {}
+    # The modules themselves, not their paths: one that blocks share is known by the path it has outside of them.
+    leaves_of_branch: dict[str, nn.Module] = {}
     parents = {other.parent for other in run.calls}
     for op in one.branch_ops:
         inner = run.ops[op].call
         holder = run.calls[inner] if inner >= 0 else call
         if inner not in parents or any(True for _ in holder.module.parameters(recurse=False)):
-            leaves_of_branch.setdefault(holder.path)
+            leaves_of_branch.setdefault(holder.path, holder.module)
     with_parameters = [
-        path for path in leaves_of_branch if any(True for _ in _module(call, path).parameters(recurse=True))
+        path for path, module in leaves_of_branch.items() if any(True for _ in module.parameters(recurse=True))
     ]
     number = sum(1 for op in run.ops[call.start : one.op] if add_operands(op) is not None)
     operands = add_operands(run.ops[one.op])
     stream_first = operands is not None and operands[0] == one.stream
     path = run.calls[one.owner].path if one.owner >= 0 else ""
     return Unit(path, one.shortcut, tuple(with_parameters), number, stream_first)
-
-
-def _module(call: Call, path: str) -> nn.Module:
-    local = path.removeprefix(call.path).lstrip(".") if call.path else path
-    return call.module.get_submodule(local)
 
 
 def _activation(run: Trace, call: Call, last: Addition, result: int) -> str | None:

@@ -15,7 +15,7 @@ from shoal.blocks.additions import Addition
 from shoal.blocks.operations import without_in_place
 from shoal.blocks.signs import keeps_non_negative
 from shoal.blocks.template import Opaque, Ref, fill, leaves, refs
-from shoal.blocks.trace import Call, Trace
+from shoal.blocks.trace import Call, Op, Trace
 from shoal.errors import SurgeryError
 
 _RESHAPES = ("view", "reshape")
@@ -255,6 +255,15 @@ class _Slicer:
                 return current
         return None
 
+    def _sizes_of_each(self, op: Op, value: int) -> tuple[int, ...] | None:
+        """What a reshape that keeps the first axis makes of each sample; the number of samples is that of the trace."""
+        if op.name not in _RESHAPES or op.kwargs or not op.args or not isinstance(op.args[0], Ref):
+            return None
+        sizes = op.args[1] if len(op.args) == 2 and isinstance(op.args[1], (tuple, list)) else op.args[1:]
+        before, after = self.trace.values[op.args[0].value].shape, self.trace.values[value].shape
+        whole = bool(sizes) and all(type(one) is int for one in sizes)
+        return tuple(sizes[1:]) if whole and before[:1] == after[:1] == (sizes[0],) else None
+
     def _function_step(self, value: int) -> int:
         op = self.trace.ops[self.trace.values[value].producer]
         restored = self._before_reshaping(value)
@@ -267,6 +276,9 @@ class _Slicer:
         function, kwargs = without_in_place(op.func, kwargs)
         if value not in refs(op.result):
             raise SurgeryError(f"its shortcut is changed in place by {op.name}")
+        sizes = self._sizes_of_each(op, value)
+        if sizes is not None:
+            function, args = _reshaped_each, (args[0], sizes)
         self.sliced.steps.append(Step(function, args, kwargs, op.result))
         if all(one in self.non_negative for one in entries) and keeps_non_negative(op.name):
             self.non_negative.add(value)
@@ -278,6 +290,11 @@ class _Slicer:
                 raise SurgeryError(f"its shortcut is computed with a {leaf.kind}, which cannot be written down")
         numbers: Mapping[int, Ref] = {value: Ref(self.resolve(value)) for value in refs((args, kwargs))}
         return fill(args, numbers), fill(kwargs, numbers)
+
+
+def _reshaped_each(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Each sample in this shape, however many there are."""
+    return x.reshape(x.shape[0], *sizes)
 
 
 def _bind(pattern: Any, item: Any, values: dict[int, Any]) -> None:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, batches, call, logits_of
 from shoal.blocks import dissect
+from shoal.engine import Engine
 from shoal.epsilon.attach import attach_gates_, watches_additions
-from shoal.epsilon.checkpoint import CHECKPOINT, check_same_network, load_checkpoint, save_checkpoint
 from shoal.epsilon.decay import decayed_parameters, largest_ending_weight
-from shoal.epsilon.engine import Engine
 from shoal.epsilon.journal import MetricsFile
 from shoal.epsilon.optimizer import Descent
 from shoal.epsilon.recipes import Recipe
@@ -28,6 +27,7 @@ from shoal.epsilon.watch import GateWatch
 from shoal.errors import DataError, NonFiniteError, UsageError
 from shoal.preserve import evaluating
 from shoal.sources import Data
+from shoal.store.checkpoint import CHECKPOINT, check_same_network, load_checkpoint, save_checkpoint
 from shoal.surgery import signature_of
 from shoal.training import EpochRow
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal.epsilon.engine import Engine
+from shoal.engine import Engine
 from shoal.epsilon.gate import Gate
 
 

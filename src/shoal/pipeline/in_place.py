@@ -20,7 +20,8 @@ from shoal.batches import Batch, call
 from shoal.preserve import evaluating, patched
 from shoal.replace import Line
 
-_ROUNDS = 8
+# Rounds, and the seconds after which no new one is begun once there are enough to take a median of.
+_ROUNDS, _FEWEST, _SECONDS = 8, 3, 20.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ def shares_in_place(
     layouts: list[dict[str, list[tuple[str, Any]]]] = [steps, *mosaics]
     found: dict[str, list[float]] = {}
     with evaluating(model), torch.inference_mode():
+        started = time.perf_counter()
         for number in range(_ROUNDS + 1):
+            if number > _FEWEST and time.perf_counter() - started > _SECONDS:
+                break
             wholes: list[float] = []
             spent: dict[str, float] = {}
             for layout in layouts:

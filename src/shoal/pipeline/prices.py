@@ -14,9 +14,11 @@ from shoal.pipeline.clocks import Clock, Measured
 from shoal.pipeline.in_place import Placed, shares_in_place
 from shoal.pipeline.shelf import Shelf
 from shoal.pipeline.target import Price
-from shoal.replace import Line, Span
+from shoal.replace import Line, Span, Wanted, build
 
 FREE = Price(0.0, 0.0, 0.0)
+# One layer with so many times the MACs of the layers it replaces is not faster than they are.
+_TIMES = 1.5
 Shape = tuple[int, ...]
 
 
@@ -35,6 +37,7 @@ class Prices:
         self.anatomy, self.line, self.batch, self.clock, self.shelf = anatomy, line, batch, clock, shelf
         self.found: dict[str, Price] = {}
         self.words: dict[str, str] = {}
+        self.counted: dict[str, float] = {}
         self.steps: dict[str, Price] = {}
         self.whole = FREE
         self.fixed = FREE
@@ -56,6 +59,15 @@ class Prices:
         sums = [sum(getattr(one, name) for one in self.steps.values()) for name in ("latency_ms", "macs", "params")]
         whole = self.whole.latency_ms, self.whole.macs, self.whole.params
         self.fixed = Price(*(max(0.0, all_ - some) for all_, some in zip(whole, sums, strict=True)))
+
+    def may_pay(self, one: Wanted) -> bool:
+        """Whether a stand-in may be faster than its span, by its MACs: what has no chance is not even timed."""
+        span = one.span
+        steps = [self.line.step(path) for path in self.line.paths[span.start : span.stop]]
+        replaced = sum(self._macs(self.line.module(self.anatomy.model, step.path), step.in_shape) for step in steps)
+        return (
+            self._macs(build(one.stand_in, next(self.anatomy.model.parameters())), span.in_shape) <= _TIMES * replaced
+        )
 
     def of(self, module: nn.Module, shape: Shape) -> Price:
         """The price of something alike that was among the others; nothing for an identity."""
@@ -126,10 +138,16 @@ class Prices:
         return Price(known["whole"], price.macs, price.params)
 
     def _price(self, one: Placed, latency_ms: float) -> Price:
-        like = next(self.anatomy.model.parameters())
-        zeros = torch.zeros((1, *one.shape), dtype=like.dtype, device=like.device)
-        made = cost(one.module, Batch((zeros,)))
-        return Price(latency_ms, made.macs, made.params)
+        params = sum(parameter.numel() for parameter in one.module.parameters())
+        return Price(latency_ms, self._macs(one.module, one.shape), params)
+
+    def _macs(self, module: nn.Module, shape: Shape) -> float:
+        key = likeness(module, shape)
+        if key not in self.counted:
+            like = next(self.anatomy.model.parameters())
+            zeros = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
+            self.counted[key] = float(cost(module, Batch((zeros,))).macs)
+        return self.counted[key]
 
 
 def likeness(module: nn.Module, shape: Shape) -> str:

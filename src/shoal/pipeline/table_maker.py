@@ -4,6 +4,7 @@ Damage: mean divergence from the original with only this change, on held-back sa
 on the shelf, so that what is measured once is never measured again.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,8 @@ DEFAULT_KINDS = ("identity", "scale", "linear", "conv3", "lowrank1/4", "lowrank1
 LONGEST = 5
 # What saves less than this share of what it replaces is not worth a fit, nor a second candidate beside a better one.
 _WORTH_IT = 0.03
+# A map of more unknowns than these, fitted on fewer rows than unknowns, is slow and no good.
+_NARROW = 1024
 # Held-out R2 that far below the fit's: too little data.
 _PARTED = 0.1
 
@@ -82,7 +85,8 @@ class TableMaker:
         line, prices = self.prices.line, self.prices
         spans = spans_of(self.anatomy, line, self.longest)
         spans = [one for one in spans if self._may(*line.paths[one.start : one.stop])]
-        wanted = wanted_of(spans, self.kinds)
+        samples = sum(batch.size for batch in self.fit_on)
+        wanted = [one for one in wanted_of(spans, self.kinds) if _has_rows(one, samples) and prices.may_pay(one)]
         self.progress("timing every kind of block", 0, 1)
         like = next(self.anatomy.model.parameters())
         unfitted = {one.name: placed for one, placed in _untrained(wanted, like)}
@@ -249,6 +253,12 @@ def _untrained(wanted: Sequence[Wanted], like: torch.Tensor) -> list[tuple[Wante
             made[described] = build(described, like)
         found.append((one, Placed(made[described], one.span.in_shape, one.span.paths)))
     return found
+
+
+def _has_rows(one: Wanted, samples: int) -> bool:
+    """Whether a wide map has more rows to be fitted on than unknowns; a narrow one does well with few, by its ridge."""
+    positions = math.prod(one.span.out_shape[1:] if one.span.layout == "channels_first" else one.span.out_shape[:-1])
+    return one.unknowns <= _NARROW or samples * positions > one.unknowns
 
 
 def _by_span(fitted: Sequence[Fitted]) -> list[list[Fitted]]:

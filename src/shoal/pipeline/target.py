@@ -32,6 +32,7 @@ class Target:
     def __post_init__(self) -> None:
         if self.depth is not None and self.depth < 0:
             raise UsageError(f"depth is {self.depth}, expected at least 0", "It is the number of blocks to be left.")
+        self.limits(Price(1.0, 1.0, 1.0))  # what is no budget is said before anything is measured
 
     def limits(self, whole: Price) -> Price:
         """The bounds as amounts; infinite where there is none.

@@ -8,6 +8,7 @@ a target T in place of 0). The ridge is the one with the least error on held-out
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -88,8 +89,9 @@ def fits(
             "Both must come from the same features and targets.",
         )
     best: list[tuple[float, float, Tensor, Tensor] | None] = [None] * len(ends)
+    inverse = _Inverse(train.xx)
     for ridge in sorted(ridges, reverse=True):
-        weight, bias = _solve(train, ridge, goal)
+        weight, bias = _solve(train, ridge, goal, inverse)
         error = held_out.error(weight, bias)
         for number, end in enumerate(ends):
             before, now = best[number], float(error[end].sum())
@@ -110,7 +112,7 @@ def solve(train: Moments, ridge: float, target: Tensor | None = None) -> tuple[T
     Raises:
         DataError, NonFiniteError, UsageError: as for `fit`.
     """
-    return _solve(train, ridge, _checked(train, target, [ridge]))
+    return _solve(train, ridge, _checked(train, target, [ridge]), _Inverse(train.xx))
 
 
 def r2(moments: Moments, weight: Tensor, bias: Tensor) -> float:
@@ -131,29 +133,40 @@ def _r2(moments: Moments, weight: Tensor, bias: Tensor, end: slice) -> float:
     return 1.0 - error / spread
 
 
-def _solve(train: Moments, ridge: float, goal: Tensor | None) -> tuple[Tensor, Tensor]:
+def _solve(train: Moments, ridge: float, goal: Tensor | None, inverse: "_Inverse") -> tuple[Tensor, Tensor]:
     wanted = train.xy if goal is None else train.xy - train.xx @ goal.T
-    weight = _inverse_times(train.xx, ridge, wanted).T
+    weight = inverse.times(ridge, wanted).T
     if goal is not None:
         weight = goal + weight
     return weight, train.mean_y - weight @ train.mean_x
 
 
-def _inverse_times(gram: Tensor, ridge: float, wanted: Tensor) -> Tensor:
-    """(gram + r I)^-1 wanted, or the pseudo-inverse where that is singular."""
-    size = len(gram)
-    added = ridge * float(gram.trace()) / size
-    loaded = gram + added * torch.eye(size, dtype=gram.dtype, device=gram.device)
-    factor, failed = torch.linalg.cholesky_ex(loaded)
-    # Against the largest diagonal, not the largest pivot: a feature of little variance may come first, and then the
-    # rounding of a large dependent one looks like a pivot of fair size.
-    if not int(failed) and float(factor.diagonal().square().min()) > _SINGULAR * float(loaded.diagonal().max()):
-        return torch.cholesky_solve(wanted, factor)
-    values, vectors = torch.linalg.eigh(gram)
-    kept = values > _SINGULAR * values.max().clamp(min=0)
-    # In the null space the ridge would divide rounding errors by next to nothing: there the target stands.
-    scaled = torch.where(kept, 1 / torch.where(kept, values + added, 1), 0)
-    return vectors @ (scaled.unsqueeze(1) * (vectors.T @ wanted))
+class _Inverse:
+    """(gram + r I)^-1 for one Gram matrix and any ridge; its eigenvectors are found once, and only where needed."""
+
+    def __init__(self, gram: Tensor) -> None:
+        self.gram = gram
+
+    def times(self, ridge: float, wanted: Tensor) -> Tensor:
+        """(gram + r I)^-1 wanted, or the pseudo-inverse where that is singular."""
+        size = len(self.gram)
+        added = ridge * float(self.gram.trace()) / size
+        loaded = self.gram + added * torch.eye(size, dtype=self.gram.dtype, device=self.gram.device)
+        factor, failed = torch.linalg.cholesky_ex(loaded)
+        # Against the largest diagonal, not the largest pivot: a feature of little variance may come first, and then
+        # the rounding of a large dependent one looks like a pivot of fair size.
+        if not int(failed) and float(factor.diagonal().square().min()) > _SINGULAR * float(loaded.diagonal().max()):
+            return torch.cholesky_solve(wanted, factor)
+        values, vectors = self._eigen
+        kept = values > _SINGULAR * values.max().clamp(min=0)
+        # In the null space the ridge would divide rounding errors by next to nothing: there the target stands.
+        scaled = torch.where(kept, 1 / torch.where(kept, values + added, 1), 0)
+        return vectors @ (scaled.unsqueeze(1) * (vectors.T @ wanted))
+
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(self.gram)
+        return values, vectors
 
 
 def _checked(moments: Moments, target: Tensor | None, ridges: Sequence[float]) -> Tensor | None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shoal.errors import WeightsError
-from shoal.store import write_atomically
+from shoal.store.writing import write_atomically
 
 CHECKPOINT = "checkpoint.safetensors"
 _VERSION = 1

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from shoal.batches import Batch
-from shoal.epsilon.engine import Engine
+from shoal.engine import Engine
 from shoal.errors import SurgeryError
 
 

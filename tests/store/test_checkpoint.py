@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shoal.epsilon import checkpoint
-from shoal.epsilon.checkpoint import check_same_network, load_checkpoint, save_checkpoint
 from shoal.errors import FolderError, WeightsError
+from shoal.store import checkpoint
+from shoal.store.checkpoint import check_same_network, load_checkpoint, save_checkpoint
 
 
 def test_everything_comes_back(tmp_path):

@@ -1,0 +1,428 @@
+"""Distillation: a student learns to answer as its teacher does, within a budget, and cannot come out worse.
+
+Labels are not needed: the teacher answers every sample, augmented and blended, and the student is told how far it is
+off (KL on the answers, squared error of the features). What comes out is whatever was nearest to the teacher on
+validation samples: weights averaged over the latest steps, seldom those of a single step, or the ones it began with.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch
+from shoal.engine import Engine
+from shoal.errors import UsageError
+from shoal.record import Recovery
+from shoal.recover.averaging import Average
+from shoal.recover.budget import Budget, read_budget
+from shoal.recover.cosine import rate_at
+from shoal.recover.features import shared_paths
+from shoal.recover.history import History
+from shoal.recover.judge import Judge, validation_samples
+from shoal.recover.lesson import Lesson
+from shoal.recover.norm_modes import has_batch_norms
+from shoal.recover.premises import check_answers, check_unlabelled
+from shoal.recover.rates import CAREFUL, RATES, FoundRate, find_rate, try_step, steps_for
+from shoal.recover.settings import DistilSettings
+from shoal.recover.stepping import Stepping, optimizer_for
+from shoal.recover.stream import EpochOf, Material, Stream, by_epoch
+from shoal.replace import recalibrate_
+from shoal.store.checkpoint import check_same_network, load_checkpoint, save_checkpoint
+from shoal.surgery.signature import state_of
+
+Progress = Callable[[str, int, int], None]
+
+CHECKPOINT = "recovery.safetensors"
+# Far above the loss of the first mini-batch: the student is no longer learning, it is falling apart. A high rate may
+# well double the loss for a while.
+_FACTOR, _ABOVE = 4.0, 2.0
+_LOOKING = 0.2  # of a budget of time may go into looks
+_CALIBRATION = 1024  # samples that batch norms are set from at the end
+_BATCHES = 48  # mini-batches for that, at most
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """The student that came out, in eval mode, and what happened."""
+
+    model: nn.Module
+    recovery: Recovery
+
+
+def distil(
+    student: nn.Module,
+    teacher: nn.Module,
+    training: Iterable[Any] | EpochOf,
+    *,
+    validation: Iterable[Any],
+    budget: str | int | Budget = "5m",
+    unlabelled: Iterable[Any] | EpochOf | None = None,
+    settings: DistilSettings | None = None,
+    folder: str | Path | None = None,
+    device: str | None = None,
+    rewritten: int = 0,
+    progress: Progress = lambda stage, done, total: None,
+) -> Distilled:
+    """Teach a copy of `student` to answer as `teacher` does.
+
+    Args:
+        student: any network; it is left as it was.
+        teacher: any network with the same outputs; likewise.
+        training: mini-batches (labels are not needed), read again and again; or a function that gives the loader of an
+            epoch, from 1, so that each epoch is augmented anew.
+        validation: other mini-batches; what comes out is chosen on them. Keep them apart from test too.
+        budget: `10m`, `90s`, or a number of steps.
+        unlabelled: extra mini-batches of the same form, in the way of `training`.
+        settings: everything else.
+        folder: for checkpoint and metrics; an unfinished run there goes on. None keeps neither.
+        device: where it runs; by default where the student is.
+        rewritten: how many stand-ins were rewritten to learn better, for the record.
+        progress: called with (stage, done, total).
+
+    Returns:
+        A student that is at least as near to the teacher on validation as the one given.
+
+    Raises:
+        UsageError: a budget too short for one step, or no budget.
+        DataError: a teacher with other outputs, unlabelled data of another form, no labels where `settings.labels`
+            needs them, or no data.
+        NonFiniteError, ModelRaisedError: networks or data at fault.
+        WeightsError: the folder holds the checkpoint of another run.
+        FolderError: the disk is full; the checkpoint before is still there.
+    """
+    settings, read = settings or DistilSettings(), read_budget(budget)
+    if read is None:
+        raise UsageError("the budget of the distillation is none", "Give a time (10m) or a number of steps (2000).")
+    where = device or str(next(student.parameters()).device)
+    path = Path(folder) if folder is not None else None
+    run = _Run(student, teacher, training, validation, unlabelled, read, settings, where, path, rewritten, progress)
+    devices = [run.engine.device.index or 0] if run.engine.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        return run.whole()
+
+
+@dataclass
+class _State:
+    """What a run knows besides tensors and places; all of it goes through a checkpoint."""
+
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    rate: float = 0.0
+    tried: dict[str, float | None] = field(default_factory=dict)
+    looks: int = 0
+    looked: int = 0
+    before: float = math.nan
+    best: float = math.nan
+    best_step: int = 0
+    kept: str = "the weights it began with"
+    worse: int = 0
+    first: float = math.nan
+    loss: float = 0.0
+    since: int = 0
+    stopped: str = ""
+
+
+class _Run:
+    """One run of `distil`."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        training: Iterable[Any] | EpochOf,
+        validation: Iterable[Any],
+        unlabelled: Iterable[Any] | EpochOf | None,
+        budget: Budget,
+        settings: DistilSettings,
+        device: str,
+        folder: Path | None,
+        rewritten: int,
+        progress: Progress,
+    ) -> None:
+        self.started = time.perf_counter()
+        self.budget, self.settings, self.folder, self.progress = budget, settings, folder, progress
+        self.rewritten = rewritten
+        self.engine = Engine(device, settings.precision, channels_last=settings.channels_last)
+        if self.engine.processes > 1:
+            raise UsageError("distillation runs in one process", "Start it without `accelerate launch` or torchrun.")
+        self.teacher = self.engine.placed(teacher).eval().requires_grad_(requires_grad=False)
+        self.student = self.engine.placed(student).eval()
+        self.kind = optimizer_for(self.student) if settings.optimizer == "auto" else settings.optimizer
+        stream = Stream(by_epoch(training), settings.seed)
+        extra = Stream(by_epoch(unlabelled), settings.seed + 1, "unlabelled") if unlabelled is not None else None
+        self.material = Material(stream, extra, settings.unlabelled_share)
+        self.epochs = stream.epochs
+        self.judge = Judge(self.teacher, validation_samples(validation, settings.validation_images), self.engine)
+        self.extra = extra
+        self.state = _State()
+        self.resumed = False
+
+    # The whole way
+
+    def whole(self) -> Distilled:
+        """From the checks to the student that comes out."""
+        first = self._checked()
+        self.lesson = Lesson(
+            self.teacher,
+            shared_paths(self.teacher, self.student, first.take(2)) if self.settings.features else [],
+            self.settings,
+            self.engine,
+            unlabelled=self.extra is not None,
+        )
+        self.network = state_of(self.student)
+        self.average = Average(self.student)
+        self.stepping = self._stepping(self.student)
+        self.best = self._copied(self.student)
+        self._resume()
+        self.history = History(self.folder, self.state.step)
+        try:
+            if not self.resumed:
+                self._prepare(first)
+            while not self.state.stopped:
+                self._step()
+            return self._finished()
+        finally:
+            self.history.close()
+
+    def _checked(self) -> Batch:
+        """The first training mini-batch, on the device; everything given fits together."""
+        first = self.engine.moved(Stream(self.epochs, self.settings.seed).take())
+        check_answers(self.teacher, self.student, first.take(2))
+        if self.extra is not None:
+            own = Stream(self.extra.epochs, self.settings.seed, "unlabelled").take()
+            check_unlabelled(self.engine.moved(own), first)
+        return first
+
+    def _stepping(self, model: nn.Module) -> Stepping:
+        return Stepping(model, self.kind, self.settings.decay, self.settings.clip)
+
+    def _elapsed(self) -> float:
+        return self.state.seconds + time.perf_counter() - self.started
+
+    # Before the first step
+
+    def _prepare(self, first: Batch) -> None:
+        state = self.state
+        look = time.perf_counter()
+        state.before = state.best = self.judge.of(self.student)  # the teacher's answers are kept from here on
+        look = time.perf_counter() - look
+        twin = copy.deepcopy(self.student)
+        tries = [try_step(twin, self.lesson, first, self._stepping(twin)) for _ in range(2)]
+        seconds, state.first = min(one for one, _ in tries), tries[0][1]
+        if self.budget.seconds is not None and seconds > self.budget.seconds - self._elapsed():
+            raise UsageError(
+                f"a budget of {self.budget} is too short for one step: a step takes {seconds:.2g} seconds here, "
+                f"the checks before it {self._elapsed():.2g}",
+                f"Give at least {math.ceil(2 * self._elapsed() + 10 * seconds)}s, or smaller mini-batches.",
+            )
+        state.looks = self._looks(look)
+        found = self._rate(seconds)
+        state.rate, state.tried = found.rate, found.tried
+        self.history.add({"step": 0, "seconds": self._elapsed(), "rate": state.rate, "divergence": state.before})
+
+    def _looks(self, seconds: float) -> int:
+        """How often to look: less often where a look takes long."""
+        wanted = self.settings.looks
+        if self.budget.steps is not None:
+            return min(wanted, self.budget.steps)
+        return max(1, min(wanted, int(_LOOKING * (self.budget.seconds or 0.0) / max(seconds, 1e-9))))
+
+    def _rate(self, step_seconds: float) -> FoundRate:
+        if self.settings.rate is not None:
+            return FoundRate(self.settings.rate, {})
+        steps = steps_for(self.budget, step_seconds, len(RATES[self.kind]))
+        if not steps:
+            return FoundRate(CAREFUL[self.kind], {})
+        material = Material(Stream(self.epochs, self.settings.seed), None, 0.0)
+        given = [material.take(step) for step in range(steps)]
+
+        def tick(done: int, of: int) -> None:
+            self.progress("finding the learning rate", done, of)
+
+        return find_rate(self.student, self.lesson, given, self.kind, self._stepping, tick)
+
+    # One step after the other
+
+    def _step(self) -> None:
+        state = self.state
+        batch = self.material.take(state.step)
+        rate = rate_at(self._middle(), state.rate, self.settings.warm_up)
+        loss = self.lesson.teach(self.student, self.stepping, batch, state.step, rate)
+        self.average.update(self.student)
+        state.step += 1
+        state.samples += batch.size
+        if self.engine.device.type == "cpu" or state.step % 10 == 0:
+            self._note(float(loss))
+        spent = self.budget.spent(state.step, self._elapsed())
+        unit, done, of = self.budget.done_of(state.step, self._elapsed())
+        self.progress(f"recovering ({unit})", done, of)
+        if state.stopped or spent * state.looks >= state.looked + 1 - 1e-9 or spent >= 1:
+            self._look(spent, rate)
+
+    def _middle(self) -> float:
+        """The share of the budget in the middle of the coming step."""
+        if self.budget.steps is not None:
+            return (self.state.step + 0.5) / self.budget.steps
+        return self.budget.spent(self.state.step, self._elapsed())
+
+    def _note(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            self.state.stopped = "diverged"
+        self.state.loss += loss
+        self.state.since += 1
+
+    def _look(self, spent: float, rate: float) -> None:
+        """Judge the averaged weights, keep the best, decide whether to go on, write it all down."""
+        state, last = self.state, spent >= 1
+        mean = state.loss / max(1, state.since)
+        if mean > _FACTOR * state.first + _ABOVE:
+            state.stopped = "diverged"
+        state.looked = max(state.looked + 1, int(spent * state.looks + 1e-9))
+        if not state.stopped:
+            self._judged(self.average.network, "averaged weights")
+            if last:
+                self._judged(self.student, "the last step's weights")
+            state.stopped = state.stopped or self._verdict(last=last)
+        line = {
+            "step": state.step,
+            "seconds": self._elapsed(),
+            "rate": rate,
+            "loss": mean if math.isfinite(mean) else None,
+            "divergence": self.latest if math.isfinite(self.latest) else None,
+            "best": state.best,
+            "stopped": state.stopped or None,
+        }
+        state.loss, state.since = 0.0, 0
+        self.history.add(line)
+        self._save()
+
+    latest = math.nan
+
+    def _judged(self, network: nn.Module, name: str) -> None:
+        """Take a network as the best so far, if it is."""
+        state = self.state
+        self.latest = self.judge.of(network)
+        if not math.isfinite(self.latest):
+            state.stopped = "diverged"
+        if self.latest < state.best:
+            state.best, state.best_step, state.kept, state.worse = self.latest, state.step, name, 0
+            self.best = self._copied(network)
+        elif name == "averaged weights":
+            state.worse += 1
+
+    def _verdict(self, *, last: bool) -> str:
+        if last:
+            return "budget"
+        return "early" if self.state.worse >= self.settings.patience else ""
+
+    @staticmethod
+    def _copied(network: nn.Module) -> dict[str, Tensor]:
+        return {
+            name: tensor.detach().clone()
+            for name, tensor in network.state_dict().items()
+            if isinstance(tensor, Tensor)
+        }
+
+    # What comes out
+
+    def _finished(self) -> Distilled:
+        state = self.state
+        model = self.student
+        model.load_state_dict(self.best, strict=False)
+        model.eval()
+        if has_batch_norms(model) and state.best_step:
+            model = self._recalibrated(model)
+        seconds = self._elapsed()
+        recovery = Recovery(
+            budget=str(self.budget),
+            steps=state.step,
+            samples=state.samples,
+            seconds=seconds,
+            rate=state.rate,
+            rates_tried=state.tried,
+            optimizer=self.kind,
+            divergence_before=state.before,
+            divergence_after=state.best,
+            n=self.judge.n,
+            stopped=state.stopped,  # type: ignore[arg-type]
+            kept=state.kept,
+            kept_step=state.best_step,
+            features=len(self.lesson.paths),
+            rewritten=self.rewritten,
+            resumed=self.resumed,
+            settings=self.settings.to_dict(),
+        )
+        return Distilled(model, recovery)
+
+    def _recalibrated(self, model: nn.Module) -> nn.Module:
+        """With batch-norm statistics of unblended samples and these very weights, where that is nearer."""
+        stream, given, seen = Stream(self.epochs, self.settings.seed), [], 0
+        while seen < _CALIBRATION and len(given) < _BATCHES:
+            given.append(self.engine.moved(stream.take()))
+            seen += given[-1].size
+        twin = recalibrate_(copy.deepcopy(model), given)
+        found = self.judge.of(twin)
+        if not found < self.state.best:
+            return model
+        self.state.best, self.state.kept = found, f"{self.state.kept}, batch norms recalibrated"
+        return twin
+
+    # Checkpoints
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        best = {f"best.{name}": tensor for name, tensor in self.best.items()}
+        own = {f"student.{name}": tensor for name, tensor in self._copied(self.student).items()}
+        tensors = {**own, **best, **self.average.tensors(), **self.stepping.tensors()}
+        state = {
+            "network": self.network,
+            "asked": self._asked(),
+            "places": self.material.place(),
+            "state": {**asdict(self.state), "seconds": self._elapsed()},
+        }
+        save_checkpoint(self.folder / CHECKPOINT, tensors, state)
+
+    def _asked(self) -> dict[str, Any]:
+        return {"settings": self.settings.to_dict(), "budget": str(self.budget), "extra": self.extra is not None}
+
+    def _resume(self) -> None:
+        if self.folder is None or not (self.folder / CHECKPOINT).exists():
+            return
+        path = self.folder / CHECKPOINT
+        tensors, kept = load_checkpoint(path)
+        check_same_network(path, kept, self.network)
+        _check_asked(path, kept.get("asked", {}), self._asked())
+        device = self.engine.device
+        self.student.load_state_dict(_part(tensors, "student.", device), strict=False)
+        self.best = _part(tensors, "best.", device)
+        self.average.load(tensors)
+        self.stepping.load(tensors)
+        self.state = _State(**kept["state"])
+        self.material.go_to(kept["places"])
+        self.resumed = True
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor.to(device) for name, tensor in own.items()}
+
+
+def _check_asked(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    if theirs == ours:
+        return
+    one, other = ({**said.get("settings", {}), **said} for said in (theirs, ours))
+    wrong = [key for key in other if key != "settings" and one.get(key) != other.get(key)]
+    raise UsageError(
+        f"'{path}' belongs to a run with other settings: "
+        + ", ".join(f"{key} was {one.get(key)!r}" for key in wrong[:3]),
+        "Repeat the command that began it, or choose a new folder.",
+    )

@@ -1,0 +1,73 @@
+"""Blocks that teacher and student both have: where their features can be held against each other."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from shoal.batches import Batch, call
+from shoal.blocks import dissect
+from shoal.errors import ShoalError
+from shoal.preserve import evaluating
+from shoal.replace import line_of
+
+
+def shared_paths(teacher: nn.Module, student: nn.Module, example: Batch) -> list[str]:
+    """The paths of the teacher's blocks (layers, where it has none) that the student has kept, in order.
+
+    Kept means: the same class with parameters of the same names and shapes at the same path, and features of the same
+    shape. A network that cannot be traced has none, and is distilled by its answers alone.
+
+    Args:
+        teacher: left as it was.
+        student: left as it was.
+        example: a mini-batch to run both on.
+    """
+    try:
+        line = line_of(dissect(copy.deepcopy(teacher).eval(), example))
+        kept = [step.paths[-1] for step in line.steps if all(_kept(teacher, student, path) for path in step.paths)]
+        with evaluating(teacher), evaluating(student):
+            with listening(teacher, kept) as wanted:
+                call(teacher, example)
+            with listening(student, kept) as own:
+                call(student, example)
+    except ShoalError:
+        return []
+    return [path for path in kept if path in wanted and path in own and wanted[path].shape == own[path].shape]
+
+
+def _kept(teacher: nn.Module, student: nn.Module, path: str) -> bool:
+    try:
+        one, other = teacher.get_submodule(path), student.get_submodule(path)
+    except AttributeError:
+        return False
+    return type(one) is type(other) and _shapes(one) == _shapes(other)
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(one.shape) for name, one in module.named_parameters()}
+
+
+@contextmanager
+def listening(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """What the modules at these paths return, by path, as the network runs; no hook stays behind.
+
+    Copies are kept: a layer behind may work in place.
+    """
+    heard: dict[str, Tensor] = {}
+
+    def keep(path: str) -> object:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            first = output[0] if isinstance(output, tuple) and output else output
+            if isinstance(first, Tensor):
+                heard[path] = first.clone()
+
+        return hook
+
+    handles = [model.get_submodule(path).register_forward_hook(keep(path)) for path in paths]  # type: ignore[arg-type]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,66 @@
+"""One lesson: the teacher answers a mini-batch, the student answers it too, and learns from the difference."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch, call, logits_of
+from shoal.engine import Engine
+from shoal.recover.blending import blended
+from shoal.recover.features import listening
+from shoal.recover.losses import divergence_loss, feature_loss, label_loss
+from shoal.recover.norm_modes import learn_
+from shoal.recover.settings import DistilSettings
+from shoal.recover.stepping import Stepping
+
+_PRIME = 7_368_787  # tells the blends of a step from what loaders draw with the same seed
+
+
+class Lesson:
+    """What one step does; the same random numbers for the same step, whatever came before.
+
+    Args:
+        teacher: on the device, in eval mode.
+        paths: of the blocks whose features are compared.
+        settings: weights of the parts of the loss.
+        engine: device and precision.
+        unlabelled: some mini-batches are meant to have no labels: those of extra data.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        paths: Sequence[str],
+        settings: DistilSettings,
+        engine: Engine,
+        *,
+        unlabelled: bool = False,
+    ) -> None:
+        self.teacher, self.settings, self.engine = teacher, settings, engine
+        self.paths, self.unlabelled = list(paths) if settings.features else [], unlabelled
+
+    def gradients(self, student: nn.Module, given: Batch, step: int) -> Tensor:
+        """Add the gradients of one mini-batch to the student's; the loss comes back, without them."""
+        settings = self.settings
+        generator = torch.Generator().manual_seed(settings.seed + _PRIME * (step + 1))
+        torch.manual_seed(settings.seed + _PRIME * (step + 1))  # for what the network itself draws
+        batch, blend = blended(self.engine.moved(given), settings.blends, generator)
+        with torch.no_grad(), listening(self.teacher, self.paths) as wanted, self.engine.autocast():
+            said = logits_of(call(self.teacher, batch))
+        learn_(student, batch.size, settings.norm_batch)
+        with listening(student, self.paths) as own, self.engine.autocast():
+            answered = logits_of(call(student, batch))
+        loss = divergence_loss(said, answered, batch, settings.temperature)
+        if own:
+            loss = loss + settings.features * feature_loss(wanted, own)
+        if settings.labels and (given.target is not None or not self.unlabelled):
+            loss = loss + settings.labels * label_loss(answered, batch, blend)
+        self.engine.backward(loss)
+        return loss.detach()
+
+    def teach(self, student: nn.Module, stepping: Stepping, batch: Batch, step: int, rate: float) -> Tensor:
+        """One whole step; returns the loss before it."""
+        loss = self.gradients(student, batch, step)
+        stepping.step(rate)
+        return loss

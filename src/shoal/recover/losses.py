@@ -1,0 +1,86 @@
+"""What a student is told: how far its answers and its features are from the teacher's."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shoal.batches import IGNORED, Batch
+from shoal.errors import DataError
+from shoal.measure import log_probabilities
+from shoal.measure.quality import mean_over
+from shoal.recover.blending import Blend
+
+_LEAST = 1e-6  # of a feature's variance, so that a dead feature does not divide by zero
+
+
+def divergence_loss(teacher: Tensor, student: Tensor, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) in nats, the mean over samples; positions of padding do not count.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531; times the square of the temperature, as there.
+
+    Args:
+        teacher: logits, see `measure.log_probabilities` for the shapes.
+        student: logits of the same shape.
+        batch: what both were asked.
+        temperature: both logits are divided by it.
+    """
+    said = log_probabilities(teacher.float() / temperature, batch.target)
+    answered = log_probabilities(student.float() / temperature, batch.target)
+    by_answer = F.kl_div(answered, said, reduction="none", log_target=True).sum(dim=-1)
+    return mean_over(by_answer, batch.counted(by_answer.shape)).mean() * temperature**2
+
+
+def feature_loss(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]) -> Tensor:
+    """The squared error of the features, as a share of the teacher's variance; the mean over the blocks both have.
+
+    Source: Romero et al. 2015, arXiv:1412.6550, here without a regressor, since the shapes are the same.
+
+    Args:
+        teacher: features by path, (samples, ...); at least one.
+        student: of the same paths and shapes.
+    """
+    shares = []
+    for path, own in student.items():
+        wanted = teacher[path].float()
+        spread = wanted.var(correction=0).clamp(min=_LEAST)
+        shares.append((own.float() - wanted).square().mean() / spread)
+    return torch.stack(shares).mean()
+
+
+def label_loss(student: Tensor, batch: Batch, blend: Blend | None) -> Tensor:
+    """Cross-entropy with the labels; of blended samples with both labels, by their weights.
+
+    Args:
+        student: logits.
+        batch: with a target: class indices of the answers' shape; -100 is skipped.
+        blend: what was blended, or None.
+
+    Raises:
+        DataError: there are no labels, or not one for each answer.
+    """
+    if batch.target is None:
+        raise DataError(
+            "a mini-batch has no labels, and the loss was asked to use them",
+            "Give data with labels, or set `labels` to 0: distillation needs none.",
+        )
+    log_probs = log_probabilities(student.float(), batch.target)
+    target = batch.target
+    if target.shape != log_probs.shape[:-1] or target.is_floating_point():
+        raise DataError(
+            f"labels of shape {tuple(target.shape)} for answers of shape {tuple(log_probs.shape[:-1])}",
+            "Give one class index for each answer, or set `labels` to 0.",
+        )
+    own = _cross_entropy(log_probs, target)
+    if blend is None:
+        return own.mean()
+    weight = blend.weight.to(own)
+    return (weight * own + (1 - weight) * _cross_entropy(log_probs, target[blend.partner])).mean()
+
+
+def _cross_entropy(log_probs: Tensor, target: Tensor) -> Tensor:
+    """(samples,): the mean over the positions that have a label."""
+    counted = target != IGNORED
+    picked = log_probs.gather(-1, target.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return mean_over(-picked, counted if target.dim() > 1 else None) * (1 if target.dim() > 1 else counted)

@@ -1,0 +1,184 @@
+"""`compress --from DIR`: another goal from the tables of an earlier run."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import shoal
+import stopwatch
+from shoal.cli import main
+from shoal.pipeline.shelf import Shelf
+
+HERE = Path(__file__).parent.parent
+NETWORK, DATA, PLAIN = (f"{HERE}/tiny.py:{name}" for name in ("network", "data", "plain"))
+FEW = ("--images", 40, "--batch-size", 16)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder by the fake clock: (exit code, stdout, stderr)."""
+    stopwatch.install(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capsys.readouterr()
+        return left.value.code, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Names of what is added to tables."""
+    added = []
+    add = Shelf.add
+
+    def counting(self, line):
+        added.append(line["kind"])
+        add(self, line)
+
+    monkeypatch.setattr(Shelf, "add", counting)
+    return added
+
+
+def test_another_goal_measures_nothing_again(run, tmp_path, counted):
+    code, out, _ = run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "first", "--json")
+    first = json.loads(out)
+    assert code == 0
+    assert first["planning"]["latency_source"] == "measured"
+    assert counted
+    counted.clear()
+    code, out, _ = run("compress", "--from", "first", "--latency", "0.6", "--out", "second", "--json")
+    second = json.loads(out)
+    assert (code, counted) == (0, [])
+    assert second["goal"] == {"latency": "0.6"}
+    assert second["planning"]["latency_measured_ms"] <= 0.6 * 1.01 * second["planning"]["original_ms"]
+    assert second["compressed"]["blocks"] < 6
+    assert len(second["removed"]) + len(second["replaced"]) > 0
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(shoal.load(tmp_path / "second")(x), shoal.load(tmp_path / "second")(x))
+    # The tables of the first are those of whoever starts from the second.
+    code, out, _ = run("compress", "--from", "second", "--pick", 2, "--out", "third", "--json")
+    third = json.loads(out)
+    assert (code, counted) == (0, [])
+    assert (third["goal"], third["planning"]["picked"]) == ({"pick": 2}, 2)
+    code, _, err = run("compress", "--from", "first", "--pick", 999, "--out", "fourth")
+    assert code == 2
+    assert "there is no plan 999 on the front" in err
+    assert not (tmp_path / "fourth").exists()
+
+
+def test_ctrl_c_leaves_a_folder_that_goes_on_and_can_be_started_from(run, tmp_path, monkeypatch, counted):
+    words = ("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "o")
+    kept = Shelf.add_damages
+
+    def interrupted(self, batch, values):
+        kept(self, batch, values)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shelf, "add_damages", interrupted)
+        code, _, err = run(*words)
+    assert code == 130
+    assert "The same command with --out o goes on from here." in err
+    assert not (tmp_path / "o" / "record.json").exists()
+    shutil.copytree(tmp_path / "o", tmp_path / "copy")
+    before = counted.copy()
+    assert "fitted" in before
+    counted.clear()
+    code, out, _ = run(*words)
+    assert code == 0
+    assert "resuming the run in o" in out
+    assert set(counted) == {"damage"}
+    counted.clear()
+    code, out, _ = run("compress", "--from", "copy", "--macs", "0.8", "--out", "p", "--json")
+    assert code == 0
+    assert set(counted) == {"damage"}
+    whole, other = (json.loads((tmp_path / name / "record.json").read_text()) for name in ("o", "p"))
+    assert whole["planning"] == other["planning"]
+
+
+def test_weights_that_have_moved_are_given_again(run, tmp_path):
+    sys.path.insert(0, str(HERE))
+    import tiny
+
+    torch.save(tiny.network().state_dict(), tmp_path / "w.pt")
+    code, _, _ = run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--weights", "w.pt", "--out", "o")
+    assert code == 0
+    (tmp_path / "w.pt").rename(tmp_path / "moved.pt")
+    code, _, err = run("compress", "--from", "o", "--macs", "0.7", "--out", "p")
+    assert code == 2
+    assert "w.pt" in err
+    code, _, _ = run("compress", "--from", "o", "--macs", "0.7", "--weights", "moved.pt", "--out", "p")
+    assert code == 0
+    other = tiny.network()
+    with torch.no_grad():
+        other.head.bias.add_(1)
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    code, _, err = run("compress", "--from", "o", "--macs", "0.6", "--weights", "other.pt", "--out", "q")
+    assert code == 2
+    assert "were made for something else: network was" in err
+
+
+def test_the_blocks_that_must_stay_are_those_of_the_tables(run):
+    run("compress", NETWORK, DATA, "--depth", 3, "--exclude", "blocks.0,blocks.1", *FEW, "--out", "o")
+    code, out, _ = run("compress", "--from", "o", "--depth", 2, "--out", "p", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["goal"] == {"depth": 2, "exclude": ["blocks.0", "blocks.1"]}
+    touched = [path for span in document["replaced"] for path in span.split(" + ")] + document["removed"]
+    assert set(touched) == {"blocks.2", "blocks.3", "blocks.4", "blocks.5"}
+    code, _, err = run("compress", "--from", "o", "--depth", 2, "--exclude", "blocks.5", "--out", "q")
+    assert code == 2
+    assert "--include and --exclude belong to the tables" in err
+
+
+def _removals(folder):
+    (folder / "run.json").write_text(json.dumps({"command": "compress", "arguments": {"goal": {"remove": 1}}}))
+
+
+def _scan(folder):
+    (folder / "run.json").write_text(json.dumps({"command": "scan", "arguments": {}}))
+
+
+def _list(folder):
+    (folder / "run.json").write_text("[]")
+
+
+def _nothing(folder):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_removals, "holds no tables: its run made no plan"),
+        (_scan, "is no run of `shoal compress`"),
+        (_list, "is no run of `shoal compress`"),
+        (_nothing, "is no output folder of Shoal"),
+    ],
+)
+def test_a_folder_without_tables_is_refused(run, tmp_path, make, message):
+    (tmp_path / "o").mkdir()
+    make(tmp_path / "o")
+    code, _, err = run("compress", "--from", "o", "--macs", "0.5", "--out", "p")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("goal", [("--remove", 1), ("--exact",), ("--blocks", "blocks.0"), ("--max-drop", 1), ()])
+def test_a_goal_that_needs_no_plan_is_refused(run, goal):
+    code, out, _ = run("compress", "--from", "o", *goal, "--json")
+    error = json.loads(out)["error"]
+    assert code == 2
+    assert "this goal needs none" in error["message"]
+    assert "--max-drop with --replace" in error["hint"]
