@@ -13,6 +13,7 @@ from shoal.measure import latency, predictions
 from shoal.measure.cost import cost
 from shoal.plan import Plan, Remove
 from shoal.preserve import check_finite, evaluating, patched, swapped
+from shoal.recover import DistilSettings, distil
 from shoal.replace import Wanted, fit_all, line_of, recording, refit_, spans_of
 from shoal.scanning import ScanSettings, removal_sweep, responses, scan
 from shoal.scanning.means import branch_means
@@ -110,6 +111,14 @@ def refitted(net, removed):
     refit_(dissected(net), student, [], [as_batch(item) for item in loader()], removed=removed)
 
 
+def distilled(student, teacher):
+    """Two steps; the one of the two that is given as None is a quiet copy of the other."""
+    twin = copy.deepcopy(student if student is not None else teacher)
+    twin.raises_at = None
+    given = (student if student is not None else twin, teacher if teacher is not None else twin)
+    distil(*given, loader(), validation=loader(), budget=2, settings=DistilSettings(rate=0.01))
+
+
 def record(net):
     with recording(dissected(net), ["net.layer1.1"]):
         call_all(net)
@@ -142,6 +151,8 @@ VERBS = {
     "fold": (lambda net: fold(net, example()), 1),
     "fit_all": (fit_stand_ins, 2),
     "recording": (record, 2),
+    "distil, as the student": (lambda net: distilled(net, None), 1),
+    "distil, as the teacher": (lambda net: distilled(None, net), 1),
     "refit_, as the teacher": (lambda net: refitted(net, ["net.layer2.1"]), 2),
 }
 HOOKS = ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks"]

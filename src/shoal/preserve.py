@@ -64,9 +64,15 @@ def check_finite(model: nn.Module) -> None:
     Raises:
         NonFiniteError: names the first tensor that does.
     """
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    weights |= {name for name, _ in model.named_buffers() if name.rpartition(".")[2].startswith("running_")}
     for name, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            continue
+        # A buffer may hold an infinite bound on purpose; NaN never.
+        fit = torch.isfinite(tensor) if name in weights else ~torch.isnan(tensor)
+        if not fit.all():
+            count = int((~fit).sum())
             raise NonFiniteError(
                 f"the weights hold NaN or Inf: {count} of {tensor.numel()} values of '{name}'",
                 "Load another checkpoint; nothing that is measured on this one would mean anything.",

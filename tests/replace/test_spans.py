@@ -151,17 +151,18 @@ class Mixed(nn.Module):
         return self.blocks[3](self.blocks[2](x, scale=0.5))
 
 
-def test_a_block_with_two_inputs_is_not_in_the_line():
+def test_blocks_that_are_given_more_than_the_stream_are_in_the_line():
+    """A second tensor or a number beside the stream: a stand-in does not need them."""
     anatomy = anatomy_of(Mixed(), 4)
-    assert "blocks.1" in anatomy.chain.paths
-    line = line_of(anatomy)
-    assert line.paths == ("blocks.0", "blocks.2", "blocks.3")
-    assert line.follows == (False, False, True)
+    assert line_of(anatomy).follows == (False, True, True, True)
+    assert len(found(anatomy)) == 10
 
 
-def test_a_block_called_with_more_than_its_tensor_can_go_but_not_be_replaced():
-    """A stand-in takes a tensor and nothing else."""
-    assert list(found(anatomy_of(Mixed(), 4))) == [("blocks.0",), ("blocks.3",)]
+def test_a_block_whose_stream_does_not_come_first_is_not_in_the_line():
+    network = Mixed()
+    network.blocks[1].forward = lambda condition, x: x + network.blocks[1].fc(x * condition)
+    network.forward = lambda x: network.blocks[2](network.blocks[1](network.embed(x), network.blocks[0](x)))
+    assert line_of(anatomy_of(network, 4)).paths == ("blocks.0", "blocks.2")
 
 
 def test_a_block_that_is_called_twice_is_not_in_the_line():

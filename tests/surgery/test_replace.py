@@ -12,7 +12,7 @@ from shoal.blocks import dissect
 from shoal.errors import PlanError, SurgeryError
 from shoal.pipeline import Settings, compress
 from shoal.plan import Plan, Replace
-from shoal.replace import KINDS, build, line_of, spans_of
+from shoal.replace import KINDS, Through, build, line_of, spans_of
 from shoal.surgery import apply, input_specs, signature_of
 from shoal.surgery.replace import replace_spans_
 
@@ -43,7 +43,7 @@ def test_the_stand_in_is_at_the_first_path_and_identities_at_the_others():
     model = replace_spans_(anatomy, [action], {"layer1.1": module})
     assert model is anatomy.model
     assert model.layer1[1] is module
-    assert [type(one) for one in model.layer2] == [nn.Identity, nn.Identity]
+    assert [type(one) for one in model.layer2] == [Through, Through]
     assert model.layer1[0] is kept
     x = randn(3, 3, 8, 8, seed=1)
     between = model.layer1[0](torch.relu(model.bn1(model.conv1(x))))
@@ -98,7 +98,7 @@ def test_a_span_of_layers():
     action = replacing(anatomy, "3", "4", "5", "6", "7", "8")
     model = replace_spans_(anatomy, [action])
     assert model[3][0].stride == (2, 2)
-    assert [type(one) for one in model[4:9]] == [nn.Identity] * 5
+    assert [type(one) for one in model[4:9]] == [Through] * 5
     x = randn(3, 3, 8, 8, seed=1)
     assert torch.equal(model(x), model[11](model[3](model[:3](x)).mean(dim=(2, 3))))
 

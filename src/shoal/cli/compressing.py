@@ -12,12 +12,14 @@ from shoal.blocks import dissect
 from shoal.cli.opening import DataOptions, check_input, open_data, open_network, output_folder, pick_device
 from shoal.cli.session import Session
 from shoal.errors import ShoalError, UsageError
-from shoal.pipeline import Goal, Provenance, Settings, compress
+from shoal.pipeline import Goal, Provenance, Recover, Settings, compress
 from shoal.preserve import evaluating
 from shoal.record import summary_of
+from shoal.recover import Budget, DistilSettings, read_budget
+from shoal.recover.stream import EpochOf
 from shoal.report import show
 from shoal.sources import Data
-from shoal.store import RunFolder
+from shoal.store import Opened, RunFolder
 from shoal.surgery import model_digest
 
 TABLES = "tables"
@@ -41,6 +43,8 @@ class CompressRequest:
     fold: bool = False
     latency_from: str | None = None
     tables: Path | None = None
+    recover: str | None = None
+    unlabelled: str | None = None
 
 
 def run_compress(session: Session, request: CompressRequest) -> int:
@@ -49,6 +53,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     opened = open_network(session, request.model, request.weights, device)
     data = open_data(session, request.data, request.data_options, opened)
     check_input(opened.model, data)
+    budget, extra = _recovery(session, request, opened)
     if request.dry_run:
         return _tell(session, request, opened.model, data)
     path = output_folder(request.out, "compress")
@@ -64,6 +69,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
                 eval=data.test(),
                 validation=data.validation(augment=True),
                 **_goal_arguments(request.goal),
+                recover=_recover(budget, data, extra, path, request.data_options.seed) if budget else None,
                 fold=request.fold,
                 latency_from=request.latency_from,
                 tables=(request.tables or path / TABLES) if request.goal.by_plan else None,
@@ -82,6 +88,35 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     else:
         show(record, str(path), session.console)
     return 0 if record.reached else 1
+
+
+def _recovery(session: Session, request: CompressRequest, opened: Opened) -> tuple[Budget | None, Data | None]:
+    """The budget of recovery, and the unlabelled data for it.
+
+    Raises:
+        UsageError: unlabelled data without recovery.
+    """
+    budget = read_budget(request.recover)
+    if request.unlabelled is None:
+        return budget, None
+    if budget is None:
+        raise UsageError("--unlabelled is for recovery, and there is none", "Add --recover 10m.")
+    return budget, open_data(session, request.unlabelled, request.data_options, opened)
+
+
+def _recover(budget: Budget, data: Data, extra: Data | None, path: Path, seed: int) -> Recover:
+    return Recover(
+        budget,
+        DistilSettings(seed=seed),
+        training=epochs_of(data),
+        unlabelled=epochs_of(extra) if extra is not None else None,
+        folder=path,
+    )
+
+
+def epochs_of(data: Data) -> EpochOf:
+    """The calibration part by epoch, each augmented anew."""
+    return lambda epoch: data.calibration(augment=True, epoch=epoch)
 
 
 def _goal_arguments(goal: Goal) -> dict[str, Any]:
@@ -129,6 +164,8 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         "fold": request.fold,
         "latency_from": request.latency_from,
         "tables": str(request.tables) if request.tables else None,
+        "recover": request.recover,
+        "unlabelled": request.unlabelled,
         "device": device,
     }
 
@@ -165,6 +202,8 @@ def _tell(session: Session, request: CompressRequest, model: nn.Module, data: Da
         if request.goal.by_plan
         else f"Would try up to {steps} removals on {request.images} calibration samples, then measure on test."
     )
+    if read_budget(request.recover) is not None:
+        session.say(f"Would then recover for {read_budget(request.recover)}.")
     if request.fold:
         session.say("Would then fold batch norms, constants and chains of linear maps.")
     session.say(f"About {max(total, 15):.0f} seconds at most on this machine. Nothing was written.")

@@ -85,6 +85,10 @@ def compress(
     fold: Annotated[
         bool, typer.Option("--fold", help="Then fold batch norms, constants, linear chains: exact, for inference.")
     ] = False,
+    recover: Annotated[
+        str, typer.Option("--recover", metavar="10m|2000|none", help="Then learn from the original: a time, or steps.")
+    ] = "none",
+    unlabelled: opt.Unlabelled = None,
     include: opt.Include = None,
     exclude: opt.Exclude = None,
     weights: opt.Weights = None,
@@ -146,6 +150,8 @@ def compress(
             command=_command(),
             fold=fold,
             latency_from=latency_from,
+            recover=recover,
+            unlabelled=unlabelled,
         )
         if from_ is not None:
             return run_compress(session, from_folder(from_, asked))
@@ -359,6 +365,74 @@ def bench(
         from shoal.cli.applying import run_bench
 
         return run_bench(session, folder, batch_size, channels_last=channels_last, seconds=seconds, device=device)
+
+
+@app.command()
+def distill(
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="The network that learns, as MODEL.")],
+    data: Annotated[str, opt.DATA],
+    teacher: Annotated[str, typer.Option("--teacher", metavar="MODEL", help="The network it learns from.")],
+    budget: Annotated[
+        str, typer.Option("--budget", metavar="10m|2000", help="How long: a time, or a number of steps.")
+    ] = "5m",
+    unlabelled: opt.Unlabelled = None,
+    rate: Annotated[
+        float | None, typer.Option("--lr", help="The highest learning rate; found by a short test by default.")
+    ] = None,
+    features: Annotated[
+        float | None, typer.Option("--features", min=0, help="Weight of the features' error; 0 for answers alone.")
+    ] = None,
+    labels: Annotated[float, typer.Option("--labels", min=0, help="Weight of the labels; 0 needs none.")] = 0.0,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Mixed precision.")] = False,
+    weights: opt.Weights = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option("--teacher-weights", metavar="FILE", help="A state dict for the teacher.")
+    ] = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    size: opt.Size = None,
+    limit: opt.Limit = None,
+    tokenizer: opt.Tokenizer = None,
+    sequence_length: opt.SequenceLength = None,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels last in memory.")] = False,
+    out: opt.Out = None,
+    device: opt.Device = "auto",
+    seed: opt.Seed = 0,
+    batch_size: opt.BatchSize = 128,
+    dry_run: opt.DryRun = False,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,
+) -> int:
+    """Teach a network to answer as another one does, without labels: by its answers and its features.
+
+    What comes out is nearest to the teacher on validation, never further than before; test is read once, for the
+    record. The same command on an unfinished folder goes on. Exit code 1: nothing was won.
+    """
+    session = Session(as_json=as_json, debug=debug)
+    with session.guarded():
+        from shoal.cli.distilling import DistilRequest, run_distill
+        from shoal.cli.opening import DataOptions
+
+        request = DistilRequest(
+            student=student,
+            teacher=teacher,
+            data=data,
+            unlabelled=unlabelled,
+            weights=weights,
+            teacher_weights=teacher_weights,
+            budget=budget,
+            rate=rate,
+            features=features,
+            labels=labels,
+            bf16=bf16,
+            channels_last=channels_last,
+            data_options=DataOptions(mean, std, size, limit, seed, batch_size, tokenizer, sequence_length),
+            out=out,
+            device=device,
+            dry_run=dry_run,
+            command=_command(),
+        )
+        return run_distill(session, request)
 
 
 @app.command()

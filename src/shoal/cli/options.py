@@ -55,3 +55,7 @@ LatencyFrom = Annotated[
         help="Latencies of another device: a table by `shoal latency`, or FILE.py:FUNCTION (runs that file).",
     ),
 ]
+Unlabelled = Annotated[
+    str | None,
+    typer.Option("--unlabelled", metavar="DATA", help="Extra data to recover on; its labels are not looked at."),
+]

@@ -1,4 +1,4 @@
-"""Time modules where they stand, inside the running network, for devices that finish what they start (a CPU).
+"""Time modules where they stand, inside the running network.
 
 A module that is timed alone, over and over on the same input, finds everything in the cache and is too fast; its place
 in a plan is between others. So the steps are timed in the original, and stand-ins in *mosaics*: the same network with
@@ -83,21 +83,27 @@ def _tiles(one: Placed) -> list[tuple[str, Any]]:
 def _run(model: nn.Module, layout: Mapping[str, Sequence[tuple[str, Any]]], batch: Batch) -> dict[str, float]:
     """Seconds of each key of a layout in one run, and of the run."""
     spent: dict[str, float] = dict.fromkeys(layout, 0.0)
+    on_gpu = any(tensor.is_cuda for tensor in batch.tensors)
+
+    def now() -> float:
+        if on_gpu:  # it works while Python goes on
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def timed(key: str, forward: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = now()
             result = forward(*args, **kwargs)
-            spent[key] += time.perf_counter() - start
+            spent[key] += now() - start
             return result
 
         return run
 
     forwards = {model.get_submodule(path): timed(key, one) for key, tiles in layout.items() for path, one in tiles}
     with patched(forwards):
-        start = time.perf_counter()
+        start = now()
         call(model, batch)
-        spent[_WHOLE] = time.perf_counter() - start
+        spent[_WHOLE] = now() - start
     return spent
 
 

@@ -9,12 +9,14 @@ from torch import nn
 
 from shoal.batches import Batch
 from shoal.blocks import Anatomy
+from shoal.errors import ModelRaisedError
 from shoal.measure import cost
 from shoal.pipeline.clocks import Clock, Measured
 from shoal.pipeline.in_place import Placed, shares_in_place
 from shoal.pipeline.shelf import Shelf
 from shoal.pipeline.target import Price
-from shoal.replace import Line, Span, Wanted, build
+from shoal.preserve import patched
+from shoal.replace import Line, Span, Step, Wanted, build
 
 FREE = Price(0.0, 0.0, 0.0)
 # One layer with so many times the MACs of the layers it replaces is not faster than they are.
@@ -51,10 +53,11 @@ class Prices:
             for path, step in zip(self.line.paths, self.line.steps, strict=True)
         }
         steps, latencies = self._latencies(own, kinds)
-        for path, one in own.items():
-            self.steps[path] = self._price(one, steps[path])
+        for step in self.line.steps:
+            macs, params = self._step_macs(step), _params(own[step.path].module)
+            self.steps[step.path] = Price(steps[step.path], macs, params)
         for key, one in kinds.items():
-            self.found[key] = self._price(one, latencies[key])
+            self.found[key] = Price(latencies[key], self._macs(one.module, one.shape), _params(one.module))
             self.words[key] = f"{type(one.module).__name__} on {one.shape}"
         sums = [sum(getattr(one, name) for one in self.steps.values()) for name in ("latency_ms", "macs", "params")]
         whole = self.whole.latency_ms, self.whole.macs, self.whole.params
@@ -64,10 +67,9 @@ class Prices:
         """Whether a stand-in may be faster than its span, by its MACs: what has no chance is not even timed."""
         span = one.span
         steps = [self.line.step(path) for path in self.line.paths[span.start : span.stop]]
-        replaced = sum(self._macs(self.line.module(self.anatomy.model, step.path), step.in_shape) for step in steps)
-        return (
-            self._macs(build(one.stand_in, next(self.anatomy.model.parameters())), span.in_shape) <= _TIMES * replaced
-        )
+        replaced = sum(self._step_macs(step) for step in steps)
+        module = build(one.stand_in, next(self.anatomy.model.parameters()))
+        return self._macs(module, span.in_shape) <= _TIMES * replaced
 
     def of(self, module: nn.Module, shape: Shape) -> Price:
         """The price of something alike that was among the others; nothing for an identity."""
@@ -102,13 +104,12 @@ class Prices:
         known = self.shelf.prices(self.clock.source)
         if any(key not in known for key in (*keys.values(), *kinds)):
             by_key = {keys[path]: one for path, one in own.items()}
-            fresh = self._in_place(keys, kinds) if self._finishes() else self._alone({**by_key, **kinds})
+            fresh = (
+                self._in_place(keys, kinds) if isinstance(self.clock, Measured) else self._alone({**by_key, **kinds})
+            )
             self.shelf.add_prices(self.clock.source, fresh)
             known |= fresh
         return {path: known[key] for path, key in keys.items()}, {key: known[key] for key in kinds}
-
-    def _finishes(self) -> bool:
-        return isinstance(self.clock, Measured) and self.clock.like.device.type == "cpu"
 
     def _in_place(self, keys: Mapping[str, str], kinds: Mapping[str, Placed]) -> dict[str, float]:
         channels_last = isinstance(self.clock, Measured) and self.clock.channels_last
@@ -137,10 +138,6 @@ class Prices:
             self.shelf.add_prices(self.clock.source, {"whole": known["whole"]})
         return Price(known["whole"], price.macs, price.params)
 
-    def _price(self, one: Placed, latency_ms: float) -> Price:
-        params = sum(parameter.numel() for parameter in one.module.parameters())
-        return Price(latency_ms, self._macs(one.module, one.shape), params)
-
     def _macs(self, module: nn.Module, shape: Shape) -> float:
         key = likeness(module, shape)
         if key not in self.counted:
@@ -148,6 +145,22 @@ class Prices:
             zeros = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
             self.counted[key] = float(cost(module, Batch((zeros,))).macs)
         return self.counted[key]
+
+    def _step_macs(self, step: Step) -> float:
+        """Of a step; one that takes more than the stream is counted by what the network has less without it."""
+        module = self.line.module(self.anatomy.model, step.path)
+        try:
+            return self._macs(module, step.in_shape)
+        except ModelRaisedError:
+            one = self.batch.take(1)
+            with patched({module: self.anatomy.remainders[step.path].forward}):
+                rest = cost(self.anatomy.model, one).macs
+            self.counted[likeness(module, step.in_shape)] = float(cost(self.anatomy.model, one).macs - rest)
+            return self.counted[likeness(module, step.in_shape)]
+
+
+def _params(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def likeness(module: nn.Module, shape: Shape) -> str:

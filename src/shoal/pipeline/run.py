@@ -17,16 +17,19 @@ from shoal.errors import DataError, NotReachedError, SurgeryError, UsageError
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.pipeline.choose import Choice, Chooser, Goal, Journal, NoJournal, Progress, nothing_removable
 from shoal.pipeline.clocks import Measured, clock_from
+from shoal.pipeline.kept_cut import Cut, keep_cut, kept_cut
 from shoal.pipeline.mixing import with_blends
 from shoal.pipeline.parting import parted
 from shoal.pipeline.planning import Planner, planned_choice
 from shoal.pipeline.prices import Prices
+from shoal.pipeline.recovering import Recover, as_recover, check_recover, recovered
 from shoal.pipeline.result import Result
 from shoal.pipeline.shelf import Shelf
 from shoal.pipeline.table_maker import DEFAULT_KINDS, LONGEST, TableMaker
 from shoal.pipeline.target import Target
 from shoal.plan import Fold, Plan, Remove, Replace
-from shoal.record import BlockRecord, Comparison, Latency, Network, Record
+from shoal.record import BlockRecord, Comparison, Latency, Network, Record, Recovery
+from shoal.recover import Budget
 from shoal.replace import line_of
 from shoal.scanning import Damage, divergence
 from shoal.surgery import FoldResult, certify, input_specs, model_digest, remove_blocks, signature_of
@@ -86,6 +89,7 @@ def compress(
     pick: int | None = None,
     latency_from: str | Path | None = None,
     tables: str | Path | None = None,
+    recover: Recover | Budget | str | int | None = None,
     fold: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -121,6 +125,8 @@ def compress(
             file; by default they are measured here.
         tables: a folder for the tables of a plan. What is there already, for the same network, data and settings, is
             not measured again, so that another goal takes seconds.
+        recover: afterwards learn from the original, without labels, for so long (`10m`, `90s`) or so many steps (2000);
+            a `Recover` says more. Needs `validation`.
         fold: afterwards fold batch norms, constants and chains of linear maps: exact algebra in eval mode, the same
             outputs up to rounding, so the certificate is *equal* at best. Not for a network that is to be trained on.
         include: patterns of blocks to consider (all by default).
@@ -149,14 +155,20 @@ def compress(
     judged_on = (
         _gathered(validation, settings.validation_images, device, "validation") if validation is not None else None
     )
+    winning = as_recover(recover)
+    if winning is not None:
+        check_recover(winning, validation, chosen_on[0], exact=goal.exact)
     progress("tracing", 0, 1)
     anatomy = dissect(_copied(model).eval(), chosen_on[0].take(2))
-    if goal.by_plan:
-        told = _Told(anatomy, model, goal, chosen_on, judged_on, settings, damage, progress)
+    told = _Told(anatomy, model, goal, chosen_on, judged_on, settings, damage, progress)
+    change = _kept(told, winning)
+    if change is None and goal.by_plan:
         change = _planned(told, latency_from, Path(tables) if tables is not None else None)
-    else:
+    elif change is None:
         chooser = Chooser(anatomy, goal, chosen_on, judged_on or chosen_on, damage, journal or NoJournal(), progress)
         change = _removed(model, chosen_on[0].take(2), chooser.choose())
+    if winning is not None:
+        change = _recovered(told, change, winning, calibration)
     if fold:
         progress("folding", 0, 1)
         change = _folded(change, chosen_on[0])
@@ -185,6 +197,7 @@ class _Change:
     actions: list[Remove | Replace | Fold]
     notes: list[str] = field(default_factory=list)
     folded: FoldResult | None = None
+    recovery: Recovery | None = None
 
 
 def _goal(
@@ -281,6 +294,36 @@ def _claim(told: _Told, fit_on: Sequence[Batch], judge_on: Sequence[Batch]) -> d
     }
 
 
+def _kept(told: _Told, recover: Recover | None) -> _Change | None:
+    """The cut network of an interrupted recovery."""
+    if recover is None or recover.path is None:
+        return None
+    found = kept_cut(recover.path, told.model, told.chosen_on[0].take(2), _cut_claim(told))
+    return _Change(found.model, found.choice, found.actions, found.notes) if found is not None else None
+
+
+def _recovered(told: _Told, change: _Change, recover: Recover, calibration: Iterable[Any]) -> _Change:
+    """The cut network after it learned from the original; the cut is kept first, so that a resumed run finds it."""
+    if recover.path is not None:
+        cut = Cut(change.model, change.choice, change.actions, change.notes)
+        keep_cut(recover.path, cut, _cut_claim(told))
+    again = told.chosen_on if isinstance(calibration, Iterator) else calibration
+    teacher, judged_on = told.anatomy.model, told.judged_on or []
+    found = recovered(change.model, teacher, change.actions, recover, again, judged_on, told.chosen_on, told.progress)
+    notes = [*change.notes, found.recovery.sentence]
+    return replace(change, model=found.model, notes=notes, recovery=found.recovery)
+
+
+def _cut_claim(told: _Told) -> dict[str, Any]:
+    """All that the choice depends on, but for the clock."""
+    known = {
+        "network": model_digest(told.model)[:16],
+        "goal": told.goal.to_dict(),
+        "chosen_on": digest_of(told.chosen_on),
+    }
+    return {**known, "judged_on": digest_of(told.judged_on or []), "device": str(device_of(told.model))}
+
+
 def _folded(change: _Change, example: Batch) -> _Change:
     result = folded_copy(change.model, example)
     actions = [*change.actions, Fold(folds=result.steps)]
@@ -347,6 +390,7 @@ def _measure(anatomy: Anatomy, change: _Change, loader: Iterable[Any], settings:
         removed=choice.removed,
         replaced=[" + ".join(span) for span in choice.replaced],
         planning=choice.planning,
+        recovery=change.recovery,
         folded=folded.folded if folded else [],
         fold_deviation=folded.deviation if folded else None,
         blocks=block_records(anatomy.chain, choice, gone),

@@ -17,7 +17,7 @@ from shoal.blocks import Anatomy
 from shoal.blocks.prefix import Forward, Prefix
 from shoal.measure import log_probabilities, mean_interval
 from shoal.pipeline.in_place import Placed
-from shoal.pipeline.prices import FREE, Prices
+from shoal.pipeline.prices import Prices
 from shoal.pipeline.shelf import Shelf
 from shoal.pipeline.target import Price
 from shoal.plan import Edge, StandIn
@@ -155,7 +155,7 @@ class TableMaker:
                 edges.append(_edge(number, number + 1, "remove", "", damages[f"remove {path}"][0], left, 0))
         for one in fitted:
             behind[len(edges)] = one
-            price = self.prices.of(one.module, one.span.in_shape) if one.kind != "identity" else FREE
+            price = self.prices.of(one.module, one.span.in_shape)
             depth = 0 if one.kind == "identity" else 1
             damage = damages[_name(one)][0]
             edges.append(_edge(one.span.start, one.span.stop, "replace", one.kind, damage, price, depth))
@@ -239,7 +239,7 @@ def span_forwards(model: nn.Module, span: Span, module: nn.Module) -> dict[nn.Mo
     return forwards | {model.get_submodule(path): _handed_through for path in span.paths[1:]}
 
 
-def _handed_through(x: Any) -> Any:
+def _handed_through(x: Any, *others: Any, **named: Any) -> Any:
     return x
 
 

@@ -29,9 +29,7 @@ class Blend:
 def can_blend(batch: Batch) -> bool:
     """Whether the inputs can be blended: all of them numbers by sample. Tokens cannot."""
     size = batch.size
-    return size > 1 and all(
-        one.is_floating_point() and one.dim() > 1 and one.shape[0] == size for one in batch.tensors
-    )
+    return size > 1 and all(one.is_floating_point() and one.dim() > 1 and one.shape[0] == size for one in batch.tensors)
 
 
 def blended(batch: Batch, share: float, generator: torch.Generator) -> tuple[Batch, Blend | None]:

@@ -29,7 +29,7 @@ from shoal.recover.judge import Judge, validation_samples
 from shoal.recover.lesson import Lesson
 from shoal.recover.norm_modes import has_batch_norms
 from shoal.recover.premises import check_answers, check_unlabelled
-from shoal.recover.rates import CAREFUL, RATES, FoundRate, find_rate, try_step, steps_for
+from shoal.recover.rates import CAREFUL, RATES, FoundRate, find_rate, steps_for, try_step
 from shoal.recover.settings import DistilSettings
 from shoal.recover.stepping import Stepping, optimizer_for
 from shoal.recover.stream import EpochOf, Material, Stream, by_epoch
@@ -45,7 +45,7 @@ CHECKPOINT = "recovery.safetensors"
 _FACTOR, _ABOVE = 4.0, 2.0
 _LOOKING = 0.2  # of a budget of time may go into looks
 _CALIBRATION = 1024  # samples that batch norms are set from at the end
-_BATCHES = 48  # mini-batches for that, at most
+_BATCHES = 48  # mini-batches looked at for that, at most
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class _Run:
         self.stepping = self._stepping(self.student)
         self.best = self._copied(self.student)
         self._resume()
-        self.history = History(self.folder, self.state.step)
+        self.history = History(self.folder, self.state.step if self.resumed else -1)
         try:
             if not self.resumed:
                 self._prepare(first)
@@ -326,9 +326,7 @@ class _Run:
     @staticmethod
     def _copied(network: nn.Module) -> dict[str, Tensor]:
         return {
-            name: tensor.detach().clone()
-            for name, tensor in network.state_dict().items()
-            if isinstance(tensor, Tensor)
+            name: tensor.detach().clone() for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)
         }
 
     # What comes out
@@ -364,10 +362,16 @@ class _Run:
 
     def _recalibrated(self, model: nn.Module) -> nn.Module:
         """With batch-norm statistics of unblended samples and these very weights, where that is nearer."""
-        stream, given, seen = Stream(self.epochs, self.settings.seed), [], 0
-        while seen < _CALIBRATION and len(given) < _BATCHES:
-            given.append(self.engine.moved(stream.take()))
-            seen += given[-1].size
+        stream = Stream(self.epochs, self.settings.seed)
+        given: list[Batch] = []
+        for _ in range(_BATCHES):
+            batch = stream.take()
+            if batch.size > 1:  # of a single sample there may be no statistics
+                given.append(self.engine.moved(batch))
+            if sum(one.size for one in given) >= _CALIBRATION:
+                break
+        if not given:
+            return model
         twin = recalibrate_(copy.deepcopy(model), given)
         found = self.judge.of(twin)
         if not found < self.state.best:

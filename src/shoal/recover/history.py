@@ -14,10 +14,10 @@ class History:
 
     Args:
         folder: of the run, or None.
-        steps: lines of later steps are dropped: the checkpoint does not know them.
+        steps: lines of later steps are dropped: the checkpoint does not know them; -1 for a run that begins.
     """
 
-    def __init__(self, folder: Path | None, steps: int = 0) -> None:
+    def __init__(self, folder: Path | None, steps: int = -1) -> None:
         self.lines = Lines(folder / METRICS) if folder is not None else None
         self.tracker: Any = _tracker(folder) if folder is not None else None
         if self.lines is not None and self.lines.path.exists():

@@ -1,14 +1,15 @@
 """A learning rate found by a short test on copies: high ones destroy what lower ones recover.
 
 A stand-in without a batch norm bears far less than the network it stands in. So every rate of a row gets a copy of the
-student and the same few mini-batches, and the rate whose last losses are the lowest wins. Nothing remains of the test.
-A variant of the range test of Smith 2017, arXiv:1506.01186, which raises the rate within one run.
+student and the same few mini-batches. A few steps favour low rates: a high one first shakes the network up, and wins in
+the end. So the highest rate wins whose last losses are still near the least; one that destroys is far from it. Nothing
+remains of the test. A variant of the range test of Smith 2017, arXiv:1506.01186, which raises the rate within one run.
 """
 
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -25,6 +26,7 @@ RATES = {
 # The rate where there is no time for a test: what merged convolutions without a norm still bore.
 CAREFUL = {"sgd": 0.02, "adamw": 0.0003}
 _LEAST, _MOST = 6, 24  # steps for each rate
+_NEAR = 2.0  # times the least loss
 _SHARE = 0.15  # of a budget, at most, for the whole test
 
 
@@ -76,17 +78,22 @@ def find_rate(
         twin = copy.deepcopy(student)
         tried[f"{rate:g}"] = _tried(twin, lesson, given, stepping(twin), rate)
     finite = {name: loss for name, loss in tried.items() if loss is not None}
-    best = float(min(finite, key=finite.__getitem__)) if finite else CAREFUL[kind]
+    best = highest_bearable(finite) if finite else CAREFUL[kind]
     return FoundRate(best, tried, len(given))
 
 
-def _tried(
-    twin: nn.Module, lesson: Lesson, given: Sequence[Batch], stepping: Stepping, rate: float
-) -> float | None:
+def highest_bearable(losses: Mapping[str, float]) -> float:
+    """The highest rate whose loss is near the least."""
+    least = min(losses.values())
+    return max(float(rate) for rate, loss in losses.items() if loss <= _NEAR * least)
+
+
+def _tried(twin: nn.Module, lesson: Lesson, given: Sequence[Batch], stepping: Stepping, rate: float) -> float | None:
     """The mean loss of the last third; None as soon as one is not finite."""
     losses = []
     for step, batch in enumerate(given):
-        losses.append(float(lesson.teach(twin, stepping, batch, step, rate)))
+        risen = min(1.0, 3 * (step + 1) / len(given))  # as in a run, the rate rises first
+        losses.append(float(lesson.teach(twin, stepping, batch, step, rate * risen)))
         if not math.isfinite(losses[-1]):
             return None
     last = losses[-max(1, len(losses) // 3) :]

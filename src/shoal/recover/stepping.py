@@ -5,7 +5,6 @@ norm blows its gradient up, and a single step that is harmless anywhere else des
 """
 
 from collections.abc import Iterable
-
 from typing import Literal
 
 import torch
@@ -66,9 +65,7 @@ class Stepping:
             raise SurgeryError("no parameter of the student needs a gradient", "Call student.requires_grad_().")
         matrices = [one for one in self.names.values() if one.dim() >= 2]
         others = [one for one in self.names.values() if one.dim() < 2]
-        groups = [
-            {"params": part, "weight_decay": rate} for part, rate in ((matrices, decay), (others, 0.0)) if part
-        ]
+        groups = [{"params": part, "weight_decay": rate} for part, rate in ((matrices, decay), (others, 0.0)) if part]
         self.clip = clip
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
@@ -101,4 +98,4 @@ class Stepping:
                 key, _, name = full.removeprefix(_PREFIX).partition(".")
                 parameter = self.names[name]
                 # AdamW counts its steps in a tensor without axes, which stays on the CPU.
-                self.optimizer.state[parameter][key] = value.to(parameter.device) if value.dim() else value.clone()
+                self.optimizer.state[parameter][key] = value.clone().to(parameter.device if value.dim() else "cpu")

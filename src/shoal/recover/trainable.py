@@ -37,7 +37,7 @@ class NormedStandIn(nn.Module):
         super().__init__()
         self.branch, self.norm, self.tail, self.shortcut = branch, norm, tail, shortcut
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         """The rest, normed, beside the shortcut; then the tail."""
         rest = self.norm(self.branch(x))
         return self.tail(x + rest if self.shortcut else rest)
@@ -167,7 +167,7 @@ def _merged(module: NormedStandIn, stand_in: StandIn) -> nn.Module:
     """A plain stand-in of the plan's form that computes the same."""
     state = {name: tensor.detach().double() for name, tensor in module.branch.state_dict().items()}
     layer = _last(module.branch)
-    prefix = f"{len(module.branch) - 1}." if isinstance(module.branch, nn.Sequential) else ""  # type: ignore[arg-type]
+    prefix = f"{len(module.branch) - 1}." if isinstance(module.branch, nn.Sequential) else ""
     if isinstance(module.norm, nn.BatchNorm2d):
         scale, shift = _scale_and_shift(module.norm)
         weight = state[f"{prefix}weight"]

@@ -7,7 +7,7 @@ from shoal.replace.line import Line, Step, line_of
 from shoal.replace.recording import recording
 from shoal.replace.refit import refit_
 from shoal.replace.spans import Span, spans_of
-from shoal.replace.stand_ins import build, with_shortcut
+from shoal.replace.stand_ins import Through, build, with_shortcut
 
 __all__ = [
     "KINDS",
@@ -16,6 +16,7 @@ __all__ = [
     "Line",
     "Span",
     "Step",
+    "Through",
     "Wanted",
     "build",
     "fit_all",

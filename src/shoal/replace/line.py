@@ -77,7 +77,7 @@ class Line:
 
 
 def line_of(anatomy: Anatomy) -> Line:
-    """Every removable block that takes one tensor and returns one; of a plain network, its layers."""
+    """Every removable block whose stream is its first argument and all it returns; of a plain network, its layers."""
     if any(block.units for block in anatomy.chain):
         calls = [anatomy.calls[block.path] for block in anatomy.chain if _is_block(anatomy, block.path)]
         steps = [_block_step(anatomy, call) for call in calls]
@@ -91,7 +91,12 @@ def line_of(anatomy: Anatomy) -> Line:
 
 def _is_block(anatomy: Anatomy, path: str) -> bool:
     call = anatomy.calls.get(path)
-    return call is not None and path in anatomy.remainders and _is_plain(call)
+    if call is None or path not in anatomy.remainders:
+        return False
+    if not call.args or not isinstance(call.args[0], Ref) or not isinstance(call.output, Ref):
+        return False
+    # Masks, position embeddings, caches may come along; the stream comes first.
+    return anatomy.trace.depends(anatomy.additions[path][0].origin, call.args[0].value)
 
 
 def _is_plain(call: Call) -> bool:

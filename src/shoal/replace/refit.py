@@ -9,7 +9,9 @@ Source: sequential layer-wise reconstruction; for channel pruning He et al. 2017
 """
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -32,6 +34,7 @@ from shoal.replace.recording import recording
 _MEMORY = 1e9
 
 Tick = Callable[[int, int], None]
+Others = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 def refit_(
@@ -90,10 +93,15 @@ class _Walk:
     seed: int
     left: list[Tensor] = field(default_factory=list)
     right: list[Tensor] = field(default_factory=list)
+    others: list[Others] = field(default_factory=list)
 
     def section(self, start: int, stop: int, batches: Sequence[Batch], tick: Tick | None) -> None:
         """From step `start` to `stop`, which follow each other directly."""
         path = self.line.paths[start]
+        calls = self.teacher.calls
+        steps = [step.path for step in self.line.steps[start:stop] if step.residual]
+        asked = [path for path in steps if len(calls[path].args) > 1 or calls[path].kwargs]
+        self.others = [_others(self.teacher.model, asked, batch) for batch in batches]
         self.left = [_entering(self.teacher.model, path, batch) for batch in batches]
         self.right = [_entering(self.student, path, batch) for batch in batches]
         number = start
@@ -101,7 +109,7 @@ class _Walk:
             number = self._step(number)
             if tick is not None:
                 tick(number, len(self.line.steps))
-        self.left, self.right = [], []
+        self.left, self.right, self.others = [], [], []
 
     def _step(self, number: int) -> int:
         """Take one step, fitting what is to be fitted; returns the number of the next."""
@@ -113,8 +121,8 @@ class _Walk:
         if found is not None:
             self._map(step, found)
         else:
-            self.left = [self._through(self.teacher.model, [step], x) for x in self.left]
-        self.right = [self._through(self.student, [step], x) for x in self.right]
+            self.left = [self._through(self.teacher.model, [step], x, place) for place, x in enumerate(self.left)]
+        self.right = [self._through(self.student, [step], x, place) for place, x in enumerate(self.right)]
         return number + 1
 
     def _stand_in(self, one: Fitted) -> int:
@@ -123,7 +131,7 @@ class _Walk:
         steps = self.line.steps[one.span.start : one.span.stop]
         with recording(self.teacher, [one.span.end]) as seen:
             for place, entering in enumerate(self.right):
-                self.left[place] = self._through(self.teacher.model, steps, self.left[place])
+                self.left[place] = self._through(self.teacher.model, steps, self.left[place], place)
                 if len(entering) > 1:
                     sums.add(entering, [seen.sums[one.span.end]])
         module = self.student.get_submodule(one.span.paths[0])
@@ -138,8 +146,9 @@ class _Walk:
         rows = _Rows(layer, sum(len(x) for x in self.left), self.seed)
         watch = _Watch(self.teacher, self.student, step, found)
         for place, entering in enumerate(self.right):
-            self.left[place], wanted = watch.teacher_sum(self.left[place], self._through)
-            features, stream = watch.student_parts(entering.clone(), self._through)
+            through = partial(self._through, place=place)
+            self.left[place], wanted = watch.teacher_sum(self.left[place], through)
+            features, stream = watch.student_parts(entering.clone(), through)
             if len(entering) > 1:
                 rows.add(features, wanted if stream is None else wanted - stream)
         target = found.effective(self.student)
@@ -149,12 +158,12 @@ class _Walk:
         fit = fits(train, held_out, [slice(0, len(target))], target=target)[0]
         found.write_(self.student, fit.weight, fit.bias)
 
-    def _through(self, model: nn.Module, steps: Sequence[Step], x: Tensor) -> Tensor:
+    def _through(self, model: nn.Module, steps: Sequence[Step], x: Tensor, place: int) -> Tensor:
         for step in steps:
-            kwargs = self.teacher.calls[step.path].kwargs if step.residual and step.path not in self.removed else {}
+            others, named = self.others[place].get(step.path, ((), {}))
             for path in step.paths:
                 # A copy: a block that works in place must not change what the next fit reads.
-                x = model.get_submodule(path)(x.clone(), **kwargs)
+                x = model.get_submodule(path)(x.clone(), *others, **named)
         return x
 
 
@@ -228,6 +237,23 @@ class _Rows:
 
 class _Reached(Exception):  # noqa: N818 - no error: the step was reached, the rest of the forward is not needed
     """Carries nothing."""
+
+
+def _others(model: nn.Module, paths: Sequence[str], batch: Batch) -> Others:
+    """What blocks of the original are given beside the stream: masks, position embeddings; held by reference."""
+    found: Others = {}
+    if not paths:
+        return found
+
+    def hook(path: str) -> Any:
+        return lambda _, args, kwargs: found.__setitem__(path, (args[1:], kwargs))
+
+    with ExitStack() as stack:
+        for path in paths:
+            handle = model.get_submodule(path).register_forward_pre_hook(hook(path), with_kwargs=True)
+            stack.callback(handle.remove)
+        call(model, batch)
+    return found
 
 
 def _entering(model: nn.Module, path: str, batch: Batch) -> Tensor:

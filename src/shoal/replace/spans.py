@@ -90,8 +90,6 @@ def _span(anatomy: Anatomy, line: Line, start: int, stop: int) -> Span | None:
         return None
     if not (first.ends and last.ends):
         return None
-    if any(anatomy.calls[step.path].kwargs for step in steps if step.residual):
-        return None  # a stand-in takes the tensor and nothing else
     # Step by step: 9 positions to 5 to 3 is a stride of 4, though 3 would do for 9 to 3.
     strides = [_stride(step.in_shape, step.out_shape, layout) for step in steps]
     known = [one for one in strides if one is not None]

@@ -1,5 +1,7 @@
 """From plain data to the module that stands in for a span, so that a saved plan can build it again."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,22 @@ from shoal.replace.kinds import Solution, kind_of
 from shoal.replace.tails import tail_module
 
 
+class Mapped(nn.Sequential):
+    """tail(branch(x)); what else a block of the span was given (masks, position embeddings) is not needed."""
+
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:  # type: ignore[override]
+        """The map, then the tail."""
+        return super().forward(x)
+
+
+class Through(nn.Identity):
+    """Hands the stream through where a module of a span has been."""
+
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:  # type: ignore[override]
+        """What enters."""
+        return x
+
+
 class ShortcutPlus(nn.Module):
     """tail(x + branch(x)): a stand-in that keeps the shortcut of the span."""
 
@@ -16,7 +34,7 @@ class ShortcutPlus(nn.Module):
         super().__init__()
         self.branch, self.tail = branch, tail
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         """The shortcut plus the branch, then the tail."""
         return self.tail(x + self.branch(x))
 
@@ -42,7 +60,7 @@ def build(stand_in: StandIn, like: Tensor) -> nn.Module:
     """The module for a stand-in, untrained, in the dtype and on the device of `like`; no random state moves."""
     with torch.random.fork_rng(devices=[]):  # the layers are made on the CPU
         branch, tail = kind_of(stand_in).make(stand_in), tail_module(stand_in.tail)
-        made: nn.Module = ShortcutPlus(branch, tail) if stand_in.shortcut else nn.Sequential(branch, tail)
+        made: nn.Module = ShortcutPlus(branch, tail) if stand_in.shortcut else Mapped(branch, tail)
         return made.to(like.device, like.dtype).eval()
 
 

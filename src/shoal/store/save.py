@@ -1,6 +1,7 @@
 """Write a network with its recipe and record into a folder: safetensors and JSON, never a pickle."""
 
 import copy
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -57,7 +58,14 @@ def restore_weights(model: nn.Module, path: Path) -> None:
         for name, tensor in own.items():
             if tensor.dtype != state[name].dtype:
                 _retype(model, name, state[name].dtype)
-    model.load_state_dict(state)
+    # Some modules ask for the version their state was written at; these are of this very version.
+    model.load_state_dict(_with_versions(state, model))
+
+
+def _with_versions(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(model.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
+    return versioned
 
 
 def _retype(model: nn.Module, name: str, dtype: torch.dtype) -> None:

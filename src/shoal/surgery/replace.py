@@ -7,13 +7,13 @@ from torch import nn
 from shoal.blocks import Anatomy
 from shoal.errors import SurgeryError
 from shoal.plan import Replace
-from shoal.replace import Line, build, line_of
+from shoal.replace import Line, Through, build, line_of
 
 
 def replace_spans_(
     anatomy: Anatomy, actions: Sequence[Replace], modules: Mapping[str, nn.Module] | None = None
 ) -> nn.Module:
-    """Put a stand-in at the first module of each span, in place; its other modules become nn.Identity.
+    """Put a stand-in at the first module of each span, in place; its other modules hand through.
 
     Args:
         anatomy: of the network to change.
@@ -33,7 +33,7 @@ def replace_spans_(
             module = build(action.stand_in, next(anatomy.model.parameters()))
         anatomy.model.set_submodule(first, module, strict=True)
         for path in action.paths[1:]:
-            anatomy.model.set_submodule(path, nn.Identity(), strict=True)
+            anatomy.model.set_submodule(path, Through(), strict=True)
     return anatomy.model
 
 

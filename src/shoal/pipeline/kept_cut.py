@@ -1,0 +1,81 @@
+"""The cut network on disk, so that an interrupted recovery goes on with the very plan it began with.
+
+Latencies are measured anew in every process, and a plan made from them may come out otherwise.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from shoal.batches import Batch
+from shoal.blocks import dissect
+from shoal.errors import FolderError, UsageError
+from shoal.pipeline.choose import Choice
+from shoal.plan import Fold, Remove, Replace
+from shoal.store.checkpoint import load_checkpoint, save_checkpoint
+from shoal.surgery import remove_blocks_
+from shoal.surgery.replace import replace_spans_
+
+CUT = "cut.safetensors"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A changed copy of the network, how it was chosen, and what was done to it."""
+
+    model: nn.Module
+    choice: Choice
+    actions: list[Remove | Replace | Fold]
+    notes: list[str] = field(default_factory=list)
+
+
+_CHOICE: TypeAdapter[Choice] = TypeAdapter(Choice)
+_ACTIONS: TypeAdapter[list[Remove | Replace]] = TypeAdapter(list[Remove | Replace])
+
+
+def keep_cut(folder: Path, cut: Cut, claim: dict[str, Any]) -> None:
+    """Write it whole, or not at all; `claim` is all that it depends on.
+
+    Raises:
+        FolderError: the disk is full, or the folder is not writable.
+    """
+    tensors = {name: one for name, one in cut.model.state_dict().items() if isinstance(one, Tensor)}
+    state = {
+        "claim": claim,
+        "choice": _CHOICE.dump_python(cut.choice, mode="json"),
+        "actions": [one.model_dump(mode="json") for one in cut.actions],
+        "notes": cut.notes,
+    }
+    save_checkpoint(folder / CUT, tensors, state)
+
+
+def kept_cut(folder: Path, model: nn.Module, example: Batch, claim: dict[str, Any]) -> Cut | None:
+    """What `keep_cut` wrote for this network and goal; None where there is nothing.
+
+    Raises:
+        UsageError: it was made for another network, goal or data.
+        FolderError: it is damaged.
+    """
+    if not (folder / CUT).exists():
+        return None
+    tensors, state = load_checkpoint(folder / CUT)
+    if state.get("claim") != claim:
+        raise UsageError(
+            f"'{folder / CUT}' was made for another network, goal or data", "Repeat that run, or give another folder."
+        )
+    try:
+        choice = _CHOICE.validate_python(state["choice"])
+        actions = _ACTIONS.validate_python(state["actions"])
+    except (KeyError, ValidationError) as error:
+        raise FolderError(f"'{folder / CUT}' is damaged: {error}", "Choose a new folder.") from error
+    anatomy = dissect(copy.deepcopy(model).eval(), example)
+    replace_spans_(anatomy, [one for one in actions if isinstance(one, Replace)])
+    remove_blocks_(anatomy, [one.path for one in actions if isinstance(one, Remove)])
+    with torch.no_grad():
+        anatomy.model.load_state_dict(tensors)
+    return Cut(anatomy.model.eval(), choice, list(actions), list(state.get("notes", [])))

@@ -1,0 +1,123 @@
+"""Recovery of a cut network: stand-ins in the form that learns better, distillation, and back to what the plan says."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from shoal.batches import Batch, batches, device_of
+from shoal.errors import DataError, UsageError
+from shoal.pipeline.choose import Progress
+from shoal.plan import Fold, Remove, Replace
+from shoal.recover import Budget, Distilled, DistilSettings, distil, make_plain_, make_trainable_, read_budget
+from shoal.recover.premises import check_unlabelled
+from shoal.recover.stream import EpochOf, by_epoch
+
+
+@dataclass(frozen=True, eq=False)
+class Recover:
+    """How to win back what a cut has lost.
+
+    Args:
+        budget: `10m`, `90s`, or a number of steps.
+        settings: of the distillation.
+        training: what to learn from: mini-batches, or a function that gives those of an epoch, from 1; by default the
+            calibration data as it was given.
+        unlabelled: extra mini-batches of the same form, in the same way.
+        folder: keeps the cut network, checkpoints and metrics: the same call goes on from there.
+    """
+
+    budget: str | int | Budget = "5m"
+    settings: DistilSettings | None = None
+    training: Iterable[Any] | EpochOf | None = None
+    unlabelled: Iterable[Any] | EpochOf | None = None
+    folder: str | Path | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """The folder, made if it is missing."""
+        if self.folder is None:
+            return None
+        path = Path(self.folder)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def as_recover(given: Recover | Budget | str | int | None) -> Recover | None:
+    """What was asked; None for no recovery.
+
+    Raises:
+        UsageError: a budget that is none.
+    """
+    if not isinstance(given, Recover):
+        given = Recover(given) if given is not None else None
+    return given if given is not None and read_budget(given.budget) is not None else None
+
+
+def check_recover(recover: Recover, validation: object, example: Batch, *, exact: bool) -> None:
+    """Refuse what could only fail after the choice was made, which may have taken long.
+
+    Raises:
+        UsageError: no validation data, or nothing to win back.
+        DataError: unlabelled data of another form, or none.
+    """
+    if exact:
+        raise UsageError(
+            "an exact removal loses nothing that could be won back, and recovery would change the function",
+            "Leave out one of the two.",
+        )
+    if validation is None:
+        raise UsageError(
+            "recovery needs validation data of its own: what comes out of it is chosen on them",
+            "Give validation=loader, apart from the calibration and the test data.",
+        )
+    if recover.unlabelled is not None:
+        first = next(batches(by_epoch(recover.unlabelled)(1), example.tensors[0].device), None)
+        if first is None:
+            raise DataError("the unlabelled data is empty", "Leave it out.")
+        check_unlabelled(first, example)
+
+
+def recovered(
+    cut: nn.Module,
+    original: nn.Module,
+    actions: Sequence[Remove | Replace | Fold],
+    recover: Recover,
+    calibration: Iterable[Any],
+    validation: Iterable[Any],
+    known: Sequence[Batch],
+    progress: Progress,
+) -> Distilled:
+    """Distil a copy of a cut network from the original; each stand-in comes back in the form of the plan.
+
+    Args:
+        cut: left as it was.
+        original: the teacher; likewise.
+        actions: of the plan.
+        recover: how.
+        calibration: to learn from where `recover` names nothing else.
+        validation: to choose on.
+        known: calibration mini-batches on the device, that batch norms of stand-ins are set from.
+        progress: called with (stage, done, total).
+    """
+    student = copy.deepcopy(cut)
+    stand_ins = {one.paths[0]: one.stand_in for one in actions if isinstance(one, Replace)}
+    rewritten = make_trainable_(student, stand_ins, known)
+    found = distil(
+        student,
+        original,
+        recover.training if recover.training is not None else calibration,
+        validation=validation,
+        budget=recover.budget,
+        unlabelled=recover.unlabelled,
+        settings=recover.settings,
+        folder=recover.path,
+        device=str(device_of(cut)),
+        rewritten=len(rewritten),
+        progress=progress,
+    )
+    make_plain_(found.model, stand_ins)
+    return found

@@ -1,0 +1,93 @@
+"""`shoal distill` and `compress --recover`: documents, exit codes, resuming, what is refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import shoal
+from shoal.cli import main
+from shoal.recover.distil import _Run
+
+HERE = Path(__file__).parent.parent
+NETWORK, DATA = f"{HERE}/tiny.py:network", f"{HERE}/tiny.py:data"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capsys.readouterr()
+        return left.value.code, captured.out, captured.err
+
+    return command
+
+
+def test_a_cut_network_learns_from_the_original_and_loads(run, tmp_path):
+    assert run("compress", NETWORK, DATA, "--remove", 6, "--out", "cut", "--batch-size", 16)[0] in (0, 1)
+    words = ("distill", "cut", DATA, "--teacher", NETWORK, "--budget", 30, "--batch-size", 16, "--out", "o", "--json")
+    code, out, err = run(*words)
+    document = json.loads(out)
+    assert code == 0
+    assert document["recovery"]["divergence_after"] < document["recovery"]["divergence_before"]
+    assert {"before", "after", "teacher_quality", "quality_after"} <= set(document)
+    assert "recovering (steps)" in err
+    names = {one.name for one in (tmp_path / "o").iterdir()}
+    assert {"model.safetensors", "plan.json", "record.json", "recovery.jsonl", "run.json"} <= names
+    assert shoal.load(tmp_path / "o")(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_the_same_command_goes_on(run, tmp_path, monkeypatch):
+    words = ("distill", NETWORK, DATA, "--teacher", NETWORK, "--budget", 6, "--lr", 0.01, "--out", "o")
+    step = _Run._step
+
+    def interrupted(self):
+        if self.state.step == 3:
+            raise KeyboardInterrupt
+        step(self)
+
+    monkeypatch.setattr(_Run, "_step", interrupted)
+    code, _, err = run(*words)
+    assert code == 130
+    assert "goes on from the last checkpoint" in err
+    monkeypatch.setattr(_Run, "_step", step)
+    code, out, _ = run(*words)
+    assert code == 1  # the student was the teacher: nothing was there to be won
+    assert "resuming the run in o" in out
+    assert "recovery: 6 steps" in out
+
+
+def test_wrong_use(run):
+    words = ("distill", NETWORK, DATA, "--teacher", NETWORK)
+    for more, said in (
+        (("--budget", "soon"), "expected steps or a time"),
+        (("--budget", "none"), "the budget of the distillation is none"),
+        (("--lr", "-1"), "the learning rate is -1"),
+    ):
+        code, _, err = run(*words, *more)
+        assert (code, said in err) == (2, True), err
+    code, _, err = run("compress", NETWORK, DATA, "--remove", 1, "--unlabelled", DATA)
+    assert (code, "--unlabelled is for recovery" in err) == (2, True)
+
+
+def test_a_dry_run_writes_nothing(run, tmp_path):
+    code, out, _ = run("distill", NETWORK, DATA, "--teacher", NETWORK, "--dry-run", "--json")
+    assert (code, json.loads(out)["budget"]) == (0, "300 seconds")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compress_recovers_with_unlabelled_data(run, tmp_path):
+    words = ("--remove", 2, "--recover", 8, "--unlabelled", DATA, "--batch-size", 16, "--out", "o", "--json")
+    code, out, _ = run("compress", NETWORK, DATA, *words)
+    document = json.loads(out)
+    assert code == 0
+    assert document["recovery"]["steps"] == 8
+    assert any(note.startswith("recovery: 8 steps") for note in document["notes"])
+    assert (tmp_path / "o" / "recovery.jsonl").exists()

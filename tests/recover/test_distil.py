@@ -1,0 +1,257 @@
+"""The whole of a distillation: it wins, it resumes bitwise, it stops in time, and says what does not fit."""
+
+import copy
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lessons import TokenNet, images, same, student, teacher, tokens, training, validation
+from safetensors.torch import load_file
+from torch import nn
+
+from shoal.errors import DataError, FolderError, SurgeryError, UsageError
+from shoal.recover import DistilSettings, distil
+from shoal.recover.distil import CHECKPOINT, _Run
+from shoal.store import checkpoint as checkpoint_file
+
+HERE = Path(__file__).parent
+QUICK = DistilSettings(rate=0.1, looks=4, clip=0.05)
+
+
+def run(budget=12, **more):
+    given = {"validation": validation(), "settings": QUICK, **more}
+    return distil(
+        given.pop("student", None) or student(), given.pop("teacher", None) or teacher(),
+        given.pop("training", None) or training(), budget=budget, **given,
+    )  # fmt: skip
+
+
+def test_it_wins_back_and_leaves_both_networks_as_they_were():
+    own, model = student(), teacher()
+    before, draws = copy.deepcopy((own, model)), torch.get_rng_state()
+    found = run(60, student=own, teacher=model)
+    recovery = found.recovery
+    assert recovery.divergence_after < 0.7 * recovery.divergence_before
+    assert (recovery.steps, recovery.samples, recovery.stopped, recovery.features) == (60, 960, "budget", 2)
+    assert recovery.kept_step > 0
+    assert "60 steps" in recovery.sentence
+    assert same(before[0], own)
+    assert same(before[1], model)
+    assert torch.equal(draws, torch.get_rng_state())
+    assert not found.model.training
+    assert not any(one._forward_hooks for one in found.model.modules())
+    assert not same(found.model, own)
+
+
+def test_the_same_seed_gives_the_same_network_and_another_does_not():
+    one, other = run(8), run(8)
+    assert same(one.model, other.model)
+    assert not same(one.model, run(8, settings=DistilSettings(rate=0.1, looks=4, clip=0.05, seed=1)).model)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_an_interrupted_run_goes_on_bitwise(tmp_path, monkeypatch, stop):
+    whole = run(9, folder=_made(tmp_path / "whole"), unlabelled=training(size=5))
+    step = _Run._step
+
+    def interrupted(self):
+        if self.state.step == stop:
+            raise KeyboardInterrupt
+        step(self)
+
+    folder = _made(tmp_path / "parts")
+    monkeypatch.setattr(_Run, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(9, folder=folder, unlabelled=training(size=5))
+    monkeypatch.setattr(_Run, "_step", step)
+    found = run(9, folder=folder, unlabelled=training(size=5))
+    assert same(whole.model, found.model)
+    assert found.recovery.divergence_after == whole.recovery.divergence_after
+    steps = [[line["step"] for line in _lines(one)] for one in (tmp_path / "whole", folder)]
+    assert steps[0] == steps[1]
+
+
+def test_a_killed_process_goes_on_bitwise(tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys, time
+        sys.path[:0] = {paths!r}
+        import torch
+        torch.set_num_threads(1)
+        from pathlib import Path
+        from lessons import student, teacher, training, validation
+        from shoal.recover import DistilSettings, distil
+        from shoal.recover.distil import _Run
+        step = _Run._step
+        def slow(self):
+            time.sleep(0.2 if self.state.step >= 4 and sys.argv[2] == "slow" else 0)
+            step(self)
+        _Run._step = slow
+        settings = DistilSettings(rate=0.1, looks=12, clip=0.05)
+        found = distil(student(), teacher(), training(), validation=validation(), budget=12, settings=settings,
+                       folder=Path(sys.argv[1]))
+        torch.save(found.model.state_dict(), sys.argv[1] + "/out.pt")
+        """
+    ).format(paths=[str(HERE), str(HERE.parent)])
+    (tmp_path / "script.py").write_text(script)
+
+    def started(folder, pace):
+        _made(folder)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([sys.executable, str(tmp_path / "script.py"), str(folder), pace], env=environment)
+
+    assert started(tmp_path / "whole", "fast").wait(120) == 0
+    killed = started(tmp_path / "parts", "slow")
+    waited = time.monotonic()
+    while not (tmp_path / "parts" / CHECKPOINT).exists() and time.monotonic() - waited < 60:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert not (tmp_path / "parts" / "out.pt").exists()
+    assert started(tmp_path / "parts", "fast").wait(120) == 0
+    one, other = (torch.load(tmp_path / name / "out.pt", weights_only=True) for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_finished_run_is_not_repeated(tmp_path, monkeypatch):
+    first = run(6, folder=tmp_path)
+    monkeypatch.setattr(_Run, "_step", lambda self: pytest.fail("a step"))
+    again = run(6, folder=tmp_path)
+    assert same(first.model, again.model)
+    assert again.recovery.resumed
+
+
+def test_the_checkpoint_is_safetensors_with_the_optimizer_in_it(tmp_path):
+    run(6, folder=tmp_path)
+    names = set(load_file(tmp_path / CHECKPOINT))
+    assert {"student.head.weight", "best.head.weight", "optimizer.momentum_buffer.head.weight"} <= names
+    assert not [one.name for one in tmp_path.iterdir() if one.suffix in (".pt", ".pkl", ".bin")]
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    save, saved = checkpoint_file.save_file, []
+
+    def full(*args, **more):
+        if len(saved) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved.append(save(*args, **more))
+
+    monkeypatch.setattr(checkpoint_file, "save_file", full)
+    with pytest.raises(FolderError, match="No space left"):
+        run(12, folder=tmp_path)
+    monkeypatch.setattr(checkpoint_file, "save_file", save)
+    found = run(12, folder=tmp_path)
+    assert found.recovery.resumed
+    assert same(found.model, run(12).model)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    run(4, folder=tmp_path)
+    with pytest.raises(UsageError, match="other settings: budget was '4 steps'"):
+        run(5, folder=tmp_path)
+    with pytest.raises(UsageError, match="seed was 0"):
+        run(4, folder=tmp_path, settings=DistilSettings(rate=0.1, looks=4, clip=0.05, seed=3))
+
+
+def test_a_student_that_diverges_is_stopped_and_comes_out_as_it_was():
+    own = student()
+    wild = DistilSettings(rate=1e6, looks=5, clip=0.0, norm_batch=10**6, warm_up=0.0)
+    found = run(40, student=own, settings=wild)
+    assert found.recovery.stopped == "diverged"
+    assert found.recovery.steps < 40
+    assert found.recovery.divergence_after == found.recovery.divergence_before
+    assert "diverged and was stopped, the last good weights are kept" in found.recovery.sentence
+    assert same(found.model, own)
+
+
+def test_it_stops_early_where_nothing_more_is_won():
+    still = DistilSettings(rate=1e-12, looks=20, patience=3)
+    found = run(40, student=teacher(), settings=still)
+    assert found.recovery.stopped == "early"
+    assert found.recovery.steps < 40
+    assert found.recovery.divergence_after == 0
+
+
+def test_a_time_is_kept():
+    started = time.monotonic()
+    found = run("2s", settings=DistilSettings())
+    assert time.monotonic() - started < 20
+    assert found.recovery.steps >= 1
+    assert found.recovery.budget == "2 seconds"
+
+
+def test_a_budget_too_short_for_one_step_says_what_a_step_takes():
+    with pytest.raises(UsageError, match=r"too short for one step: a step takes .* seconds here.*\n.*Give at least"):
+        run("0.001s")
+    with pytest.raises(UsageError, match="budget of the distillation is none"):
+        run("none")
+
+
+def test_the_rate_is_found_where_none_is_given():
+    found = run(300, settings=DistilSettings(looks=2, patience=1)).recovery
+    assert found.rate in [float(name) for name in found.rates_tried]
+    assert len(found.rates_tried) > 4
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_done(tmp_path):
+    other = teacher()
+    other.head = nn.Linear(4, 7)
+    with pytest.raises(DataError, match="the teacher has 7 outputs, the student 10"):
+        run(teacher=other, folder=tmp_path)
+    with pytest.raises(DataError, match=r"unlabelled data: samples of shape \(3, 8, 8\)"):
+        run(unlabelled=[images(4, shape=(3, 8, 8))], folder=tmp_path)
+    with pytest.raises(DataError, match="validation data is empty"):
+        run(validation=[], folder=tmp_path)
+    with pytest.raises(DataError, match="no labels"):
+        run(settings=DistilSettings(rate=0.1, labels=1.0), folder=tmp_path)
+    with pytest.raises(SurgeryError, match="requires_grad_"):
+        run(student=student().requires_grad_(False))
+    assert [one.name for one in tmp_path.iterdir() if one.name == CHECKPOINT] == []
+
+
+def test_tokens_masks_and_answers_in_a_dict():
+    torch.manual_seed(0)
+    model = TokenNet().eval()
+    own = copy.deepcopy(model)
+    own.layers[1] = nn.Identity()
+    found = run(
+        40, student=own, teacher=model, training=lambda epoch: [tokens(10 * epoch + n) for n in range(3)],
+        validation=[tokens(999, 16)], settings=DistilSettings(rate=0.01, looks=4),
+    )  # fmt: skip
+    assert found.recovery.optimizer == "adamw"
+    assert found.recovery.divergence_after < found.recovery.divergence_before
+
+
+def test_mini_batches_of_one_sample():
+    found = run(6, training=lambda epoch: [images(1, 10 * epoch + n) for n in range(3)])
+    assert math.isfinite(found.recovery.divergence_after)
+
+
+def test_bf16():
+    found = run(6, settings=DistilSettings(rate=0.05, looks=2, precision="bf16"))
+    assert found.recovery.steps == 6
+    assert all(one.dtype == torch.float32 for one in found.model.parameters())
+
+
+def test_progress_is_told():
+    told = []
+    run(6, progress=lambda stage, done, total: told.append((stage, done, total)))
+    assert told[-1] == ("recovering (steps)", 6, 6)
+
+
+def _made(folder):
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _lines(folder):
+    return [json.loads(line) for line in (folder / "recovery.jsonl").read_text().splitlines()]

@@ -1,0 +1,46 @@
+import pytest
+import torch
+from lessons import TokenNet, images, student, teacher, tokens
+from torch import nn
+
+from shoal.batches import Batch, as_batch
+from shoal.errors import DataError, NonFiniteError
+from shoal.recover.premises import check_answers, check_unlabelled
+
+
+def test_a_teacher_with_other_outputs_is_refused_by_number():
+    other = student()
+    other.head = nn.Linear(4, 7)
+    with pytest.raises(DataError, match="the teacher has 10 outputs, the student 7"):
+        check_answers(teacher(), other, Batch((images(2),)))
+    check_answers(teacher(), student(), Batch((images(2),)))
+
+
+def test_answers_of_another_shape_are_refused():
+    with pytest.raises(DataError, match=r"the teacher answers in shape \(12, 7, 6\), the student in \(12, 7, 4\)"):
+        check_answers(TokenNet().eval(), TokenNet(classes=4).eval(), as_batch(tokens()))
+
+
+def test_a_teacher_at_fault_is_named():
+    model = teacher()
+    nn.init.constant_(model.head.bias, float("nan"))
+    with pytest.raises(NonFiniteError):
+        check_answers(model, student(), Batch((images(2),)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (Batch((torch.zeros(2, 3, 8, 8),)), r"samples of shape \(3, 8, 8\) torch.float32, expected \(1, 8, 8\)"),
+        (Batch((torch.zeros(2, 1, 8, 8, dtype=torch.uint8),)), "torch.uint8"),
+        (as_batch(tokens()), "the inputs attention_mask, input_ids|input_ids, attention_mask"),
+    ],
+)
+def test_unlabelled_data_of_another_form_is_refused(wrong, said):
+    with pytest.raises(DataError, match=said):
+        check_unlabelled(wrong, Batch((images(2),)))
+
+
+def test_sequences_may_be_of_another_length():
+    longer = {key: torch.cat([value, value], dim=1) for key, value in tokens().items()}
+    check_unlabelled(as_batch(longer), as_batch(tokens()))

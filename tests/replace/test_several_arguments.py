@@ -1,0 +1,86 @@
+"""Blocks that are given more than the stream: a mask, a tensor by keyword, constants."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch
+from shoal.blocks import dissect
+from shoal.pipeline import Settings, compress
+from shoal.plan import Replace
+from shoal.replace import Wanted, fit_all, line_of, refit_, spans_of
+from shoal.surgery.replace import replace_spans_
+
+
+class MaskedBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: None = None, *, shift: Tensor, scale: float = 1.0) -> Tensor:
+        branch = self.down(torch.relu(self.up(self.norm(x)))) * mask[..., None] + 0.01 * shift
+        return x + scale * branch
+
+
+class MaskedNet(nn.Module):
+    def __init__(self, depth: int = 5, width: int = 8) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(MaskedBlock(width) for _ in range(depth))
+        self.shift, self.head = nn.Parameter(torch.randn(width)), nn.Linear(width, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, mask, None, shift=self.shift + 0.0, scale=0.5)
+        return self.head(x.mean(dim=1))
+
+
+@pytest.fixture
+def network() -> MaskedNet:
+    torch.manual_seed(0)
+    return MaskedNet().eval()
+
+
+def batches(count: int = 4, size: int = 16) -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Batch((torch.randn(size, 6, 8, generator=generator), (torch.rand(size, 6, generator=generator) > 0.2).float()))
+        for _ in range(count)
+    ]
+
+
+def test_such_blocks_are_steps_that_follow_each_other(network: MaskedNet) -> None:
+    anatomy = dissect(network, batches()[0].take(2))
+    line = line_of(anatomy)
+    assert line.paths == tuple(f"blocks.{number}" for number in range(5))
+    assert line.follows == (False, True, True, True, True)
+    assert len(spans_of(anatomy, line, 5)) == 15
+
+
+def test_a_stand_in_takes_what_it_does_not_need(network: MaskedNet) -> None:
+    given = batches()
+    anatomy = dissect(network, given[0].take(2))
+    spans = {(one.start, one.stop): one for one in spans_of(anatomy, line_of(anatomy), 2)}
+    fitted = fit_all(anatomy, given, [Wanted(spans[0, 2], "scale"), Wanted(spans[2, 4], "linear")])
+    student = dissect(copy.deepcopy(network), given[0].take(2))
+    actions = [Replace(paths=list(one.span.paths), stand_in=one.stand_in) for one in fitted]
+    cut = replace_spans_(student, actions, {one.span.paths[0]: copy.deepcopy(one.module) for one in fitted})
+    whole, changed = network(*given[0].args), cut(*given[0].args)
+    assert changed.shape == whole.shape
+    assert 0 < float((whole - changed).detach().abs().max()) < float(whole.detach().abs().max())
+    before = error_at_end(network, cut, given)
+    refit_(anatomy, cut, fitted, given)
+    assert error_at_end(network, cut, given) < before
+
+
+def error_at_end(network: nn.Module, cut: nn.Module, given: list[Batch]) -> float:
+    with torch.no_grad():
+        return sum(float((network(*one.args) - cut(*one.args)).square().mean()) for one in given)
+
+
+def test_compress_by_macs(network: MaskedNet) -> None:
+    result = compress(network, batches(6), macs=0.6, settings=Settings(images=96, latency_seconds=0.01))
+    assert result.record.reached
+    assert result.plan.replaced or result.plan.removed
+    assert result.record.compressed.cost.macs <= 0.6 * result.record.original.cost.macs
