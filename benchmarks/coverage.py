@@ -6,15 +6,17 @@
 - trace: the residual blocks found, and how many can be removed.
 - scan: what two of them are worth.
 - remove: one block of the middle is taken out, and the network runs.
-- unit: attention or MLP of a block alone is taken out.
 - replace: a span, across a change of stage where there is one, is fitted in closed form and replaced.
 - save: with the span replaced and another block removed, weights and plan are written.
+- unit: attention or MLP of a block alone is taken out; in blocks of one unit there is nothing to try.
 - load: another process makes the network with other random weights, loads the folder, and gives the same bits.
 - onnx: of the network without a block; counts only where the untouched original exports.
 
 Every row runs in processes of its own with a time limit and a limit of memory, forked from one that has imported the
-libraries and made no network. Finished rows stand in --work, and the
-same command goes on from them; the JSON and the page always show all rows that are finished.
+libraries and made no network. A network without any residual addition (paths joined by concatenation, plain chains)
+has a list of its own: there the trace has to say what it saw, and `compress` to refuse with that.
+Finished rows stand in --work, and the same command goes on from them; the JSON and the page always show all rows that
+are finished.
 """
 
 import argparse
@@ -100,7 +102,7 @@ def _run(row: Row, args: argparse.Namespace, context: Any) -> None:
         how = _within(context, end, arrive, row, folder)
         found = _read(folder / _KEPT) or found
     if how is not None:
-        step = next((name for name in STEPS if name not in found["cells"]), STEPS[-1])
+        step = next((name for name in STEPS if name not in found["cells"]), "load")
         found["cells"][step] = {"ok": False, "said": how}
     found["seconds"] = round(time.perf_counter() - started, 1)
     file.write_text(json.dumps(found, indent=1))

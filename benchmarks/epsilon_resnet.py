@@ -78,10 +78,8 @@ def settings_of(task: Task, args: argparse.Namespace) -> Settings:
     """The paper's recipe, or the same compressed into minutes: a larger decay, a rate that falls at the end."""
     plan = recipe("cifar10")
     if args.set == "short":
-        settle = max(1, args.epochs // 3)
-        plan = replace(
-            plan, rate=RatePlan(0.1, settle=settle), decay=DecayPlan(args.decay), freeze_after=args.freeze_after
-        )
+        rate = RatePlan(0.1, settle=args.settle or max(1, args.epochs // 3))
+        plan = replace(plan, rate=rate, decay=DecayPlan(args.decay), freeze_after=args.freeze_after)
     plan = with_overrides(plan, epochs=args.epochs, evaluate_every=args.evaluate_every, batch_size=args.batch_size)
     return Settings(
         plan,
@@ -102,7 +100,7 @@ def run(task: Task, args: argparse.Namespace, source: Path, deadline: float) -> 
         return
     folder.mkdir(parents=True, exist_ok=True)
     spec = f"npz:{source}"
-    data = load_data(spec, mean=MEAN, std=STD, seed=0, batch_size=500)
+    data = load_data(spec, mean=MEAN, std=STD, seed=0, batch_size=100)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         model = load_model(f"cifar-preact-resnet:{task.depth}").model
@@ -268,9 +266,11 @@ def _said(args: argparse.Namespace) -> list[str]:
         "epsilon",
         "decay",
         "freeze_after",
+        "settle",
         "batch_size",
     )
-    words = [f"--{name.replace('_', '-')} {_plain(getattr(args, name))}" for name in names]
+    said = [(name, getattr(args, name)) for name in names]
+    words = [f"--{name.replace('_', '-')} {_plain(value)}" for name, value in said if value is not None]
     flags = ("bf16", "channels_last", "compile", "faithful")
     return [*words, *(f"--{flag.replace('_', '-')}" for flag in flags if getattr(args, flag))]
 
@@ -295,6 +295,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epsilon", type=float, default=2.5)
     parser.add_argument("--decay", type=float, default=5e-3, help="only in the set `short`")
     parser.add_argument("--freeze-after", type=int, default=3, help="only in the set `short`")
+    parser.add_argument("--settle", type=int, help="last epochs of a falling rate with open gates; only in `short`")
     parser.add_argument("--faithful", action="store_true")
     parser.add_argument("--evaluate-every", type=int, default=5)
     parser.add_argument("--batch-size", type=int, help="instead of the recipe's: small ones make more steps")

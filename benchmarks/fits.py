@@ -57,6 +57,8 @@ def main() -> None:
     lines = Lines(args.work / "cells.jsonl")
     cells = {one["cell"]: one for one in lines.read()}
     for name, fitted in _cells(ground, args.curve_only):
+        if not name.startswith(args.only):
+            continue
         if name not in cells:
             cells[name] = {"cell": name, **_measured(ground, fitted())}
             lines.append(cells[name])
@@ -272,6 +274,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--second", type=int, default=1000, help="samples of it")
     parser.add_argument("--every", type=int, default=8, help="only every so manieth span")
     parser.add_argument("--curve-only", action="store_true")
+    parser.add_argument("--only", default="", help="only cells whose name begins so")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()

@@ -14,13 +14,14 @@ Finished cells are kept in --work, and the same command goes on from them; delet
 
 import argparse
 import json
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rivals import METHODS, Ground
+from rivals import METHODS, UNTRAINED, Ground
 from rivals.answers import Answers, against
+from rivals.asking import Stages, data_of, given, names_of, points, spoken, versions
 from rivals.cell import Place, Sets, run_cell
 from rivals.ground import SLACK, unlabelled
 from rivals.table import lines
@@ -28,7 +29,7 @@ from rivals.together import side_by_side
 
 from shoal.errors import ShoalError
 from shoal.measure import machine
-from shoal.sources import Data, load_data, load_model
+from shoal.sources import load_model
 from shoal.store import RunFolder, write_text
 from shoal.surgery import model_digest
 
@@ -49,18 +50,18 @@ def main() -> None:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    sets = {name: _data(args, spec) for name, spec in (("data", args.data), ("also", args.also)) if spec}
+    sets = {name: data_of(args, spec) for name, spec in (("data", args.data), ("also", args.also)) if spec}
     model = load_model(args.model, args.weights).model.eval()
     RunFolder(args.work, "frontier", _claim(args, model))
     source = sets["data"]
     calibration = unlabelled([source.calibration(), source.validation(augment=True)], args.images)
-    ground = Ground(model, calibration, args.work, args.channels_last, _Stages())
+    ground = Ground(model, calibration, args.work, args.channels_last, Stages())
     tests = Sets(ground, sets)
     points = [_point(ground, tests, args, point) for point in args.points]
     return {
         "command": _command(args),
         "network": model_digest(model),
-        "data": {name: one.describe() | {"spec": _spoken(one.spec)} for name, one in sets.items()},
+        "data": {name: one.describe() | {"spec": spoken(one.spec)} for name, one in sets.items()},
         "calibration": {
             "images": sum(batch.size for batch in calibration),
             "fitted_on": sum(batch.size for batch in ground.fit_on),
@@ -69,7 +70,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         },
         "counts_up_to": f"{SLACK} times the point, in turns with the original",
         "points": points,
-        "versions": _versions(),
+        "versions": versions(),
         "machine": machine("cpu").model_dump(mode="json"),
     }
 
@@ -98,14 +99,10 @@ def _versus(work: Path, point: float, method: str, names: list[str]) -> dict[str
     return {name: against(Answers.kept(shoal.answers(name)), Answers.kept(rival.answers(name))) for name in names}
 
 
-def _data(args: argparse.Namespace, spec: str) -> Data:
-    return load_data(spec, mean=_numbers(args.mean), std=_numbers(args.std), batch_size=args.batch_size)
-
-
 def _claim(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, Any]:
     """All that decides a cell but its method and point: kept cells of another run must not be mixed in."""
     names = ("mean", "std", "images", "batch_size", "channels_last")
-    specs = {"data": _spoken(args.data), "also": _spoken(args.also)}
+    specs = {"data": spoken(args.data), "also": spoken(args.also)}
     return (
         {name: getattr(args, name) for name in names}
         | specs
@@ -117,65 +114,9 @@ def _claim(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, Any]:
     )
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("torch", "torch-pruning", "numpy", "scipy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _command(args: argparse.Namespace) -> str:
     """What was run, without the folders of this machine."""
-    given = [_spoken(args.model), _spoken(args.data)]
-    given += [f"--weights {args.weights.name}"] if args.weights else []
-    given += [f"--{name} {value}" for name in ("mean", "std") if (value := getattr(args, name))]
-    given += [f"--also {_spoken(args.also)}"] if args.also else []
-    given.append("--points " + ",".join(f"{point:g}" for point in args.points))
-    given.append("--methods " + ",".join(args.methods))
-    given.append(f"--images {args.images} --batch-size {args.batch_size}")
-    given += ["--channels-last"] if args.channels_last else []
-    return f"python benchmarks/frontier.py {' '.join(given)} --out {args.out.name}"
-
-
-def _spoken(spec: str | None) -> str | None:
-    """A specification without the folder it lies in."""
-    if spec is None:
-        return None
-    return ":".join(Path(part).name if Path(part).is_absolute() else part for part in spec.split(":"))
-
-
-class _Stages:
-    """Prints each stage once."""
-
-    def __init__(self) -> None:
-        self.stage = ""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self.stage:
-            self.stage = stage
-            print(f"  {stage}", flush=True)
-
-
-def _numbers(text: str | None) -> list[float] | None:
-    return [float(part) for part in text.split(",")] if text else None
-
-
-def _methods(text: str) -> list[str]:
-    names = text.split(",")
-    unknown = [name for name in names if name not in METHODS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown method '{unknown[0]}', known: {', '.join(METHODS)}")
-    return names
-
-
-def _points(text: str) -> list[float]:
-    points = [float(part) for part in text.split(",")]
-    if not all(0 < point < 1 for point in points):
-        raise argparse.ArgumentTypeError(f"'{text}' are not shares of the original's latency, like 0.8,0.5")
-    return points
+    return f"python benchmarks/frontier.py {' '.join(given(args))} --out {args.out.name}"
 
 
 def _arguments() -> argparse.Namespace:
@@ -186,8 +127,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--mean")
     parser.add_argument("--std")
     parser.add_argument("--also", help="a second data set, of which only the test part is measured on")
-    parser.add_argument("--points", type=_points, default=[0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
-    parser.add_argument("--methods", type=_methods, default=list(METHODS))
+    parser.add_argument("--points", type=points, default=[0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+    parser.add_argument("--methods", type=partial(names_of, list(METHODS)), default=list(UNTRAINED))
     parser.add_argument("--images", type=int, default=4660)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--channels-last", action="store_true")

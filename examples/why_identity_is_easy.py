@@ -2,8 +2,8 @@
 
     python examples/why_identity_is_easy.py [--out FOLDER] [--quick]
 
-Some minutes on two cores. It prints what it finds and writes `figures.json` and `figures.svg` into the folder. The page
-that goes with it is docs/why-identity-is-easy.md.
+Under three minutes of one core. It prints what it finds and writes `figures.json` and `figures.svg` into the folder.
+The page that goes with it is docs/why-identity-is-easy.md.
 """
 
 import argparse

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from shoal.batches import Batch, as_batch, batches, call, check_logits, device_of, digest_of, logits_of
+from shoal.batches import Batch, as_batch, batches, call, check_logits, device_of, digest_of, like_of, logits_of
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError, ShoalError, UsageError
 
 X, Y = torch.randn(3, 4), torch.tensor([0, 1, 2])
@@ -85,9 +85,23 @@ def test_a_loader_is_read_lazily_and_to_its_end():
 
 
 def test_the_device_is_that_of_the_first_tensor():
-    assert device_of(nn.Linear(1, 1, device="meta")).type == "meta"
-    assert device_of(nn.BatchNorm1d(2, affine=False, device="meta")).type == "meta"
+    class Elsewhere(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_parameter("first", nn.Parameter(torch.empty(1, device="meta")))
+
+    assert device_of(nn.Linear(1, 1)).type == "cpu"
+    assert device_of(nn.BatchNorm1d(2, affine=False)).type == "cpu"
     assert device_of(nn.ReLU()).type == "cpu"
+    # What stands on meta is somewhere else: the next tensor says where, or nobody does.
+    assert device_of(nn.Sequential(Elsewhere(), nn.Linear(1, 1))).type == "cpu"
+    assert device_of(Elsewhere()).type == "cpu"
+
+
+def test_what_is_to_join_a_network_is_like_its_weights():
+    model = nn.Sequential(nn.Embedding(3, 4, dtype=torch.bfloat16), nn.Linear(4, 1))
+    assert like_of(model).dtype == torch.bfloat16
+    assert like_of(nn.ReLU()).dtype == torch.float32
 
 
 def test_an_exception_of_the_model_comes_back_with_the_shape_and_its_cause():

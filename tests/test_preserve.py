@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,10 @@ import networks
 from shoal.batches import Batch, as_batch
 from shoal.blocks import dissect, trace
 from shoal.blocks.taps import tapped
+from shoal.epsilon import attach_gates_, epsilonize_, remove_gates_
+from shoal.epsilon.recipes import recipe
+from shoal.epsilon.trainer import Run as EpsilonRun
+from shoal.epsilon.trainer import Settings as EpsilonSettings
 from shoal.errors import ModelRaisedError, NonFiniteError
 from shoal.measure import latency, predictions
 from shoal.measure.cost import cost
@@ -18,6 +23,8 @@ from shoal.replace import Wanted, fit_all, line_of, recording, refit_, spans_of
 from shoal.scanning import ScanSettings, removal_sweep, responses, scan
 from shoal.scanning.means import branch_means
 from shoal.scanning.scores.collect import block_scores
+from shoal.sources import Data
+from shoal.sources.own_data import BatchesPart
 from shoal.surgery import apply, certify, fold, input_specs, remove_blocks, signature_of, strict_identities
 
 
@@ -124,6 +131,30 @@ def record(net):
         call_all(net)
 
 
+def gated(net):
+    """Gates on, a forward of every mini-batch, gates off again, also where the network raises."""
+    attach_gates_(dissected(net), 1.0)
+    try:
+        call_all(net)
+    finally:
+        remove_gates_(net)
+
+
+def epsilonized(net):
+    """Where the network raises while it is traced, no gate is left."""
+    epsilonize_(net, example(), 1.0)
+    remove_gates_(net)
+
+
+def trained_with_gates(net):
+    """Two epochs of two steps on a copy, which loses its blocks."""
+    part = BatchesPart(loader(), None, None)
+    plan = replace(recipe("digits"), epochs=2, freeze_after=1)
+    run = EpsilonRun(net, Data("own", 4, False, (part, part, part)), EpsilonSettings(plan, 1e6))
+    run.train()
+    assert run.shrinking.gone
+
+
 # what is done with a network, and at how many calls of the network it can be made to raise
 VERBS = {
     "trace": (lambda net: trace(net, example()), 2),
@@ -151,6 +182,9 @@ VERBS = {
     "fold": (lambda net: fold(net, example()), 1),
     "fit_all": (fit_stand_ins, 2),
     "recording": (record, 2),
+    "epsilonize_, remove_gates_": (epsilonized, 2),
+    "attach_gates_": (gated, 2),
+    "epsilon Run": (trained_with_gates, 1),
     "distil, as the student": (lambda net: distilled(net, None), 1),
     "distil, as the teacher": (lambda net: distilled(None, net), 1),
     "refit_, as the teacher": (lambda net: refitted(net, ["net.layer2.1"]), 2),
@@ -220,7 +254,12 @@ def test_a_network_that_raises_comes_back_as_it_was(verb, call):
         raised = error
     if raised is None:  # dissect tries the network without its blocks: where that fails it looks further
         assert net.calls > call, "the verb does not call the network that often: shorten the table"
-    elif verb not in ("tapped", "recording", "latency"):  # the caller's own call; calls inside the timer
+    elif verb not in (
+        "tapped",
+        "recording",
+        "latency",
+        "attach_gates_",
+    ):  # the caller's own call; calls inside the timer
         assert isinstance(raised.__cause__, ZeroDivisionError)
     assert_as_before(net, before, random_state)
 

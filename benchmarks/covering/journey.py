@@ -16,7 +16,9 @@ from covering.made import Row, Way, batch_of, made, way_of
 from covering.spans import chosen_span, why_none
 from shoal.batches import Batch, call
 from shoal.blocks import Anatomy, Block, dissect
+from shoal.blocks.units import removable_units, unit_swaps
 from shoal.errors import ShoalError
+from shoal.pipeline import compress
 from shoal.plan import Plan, Remove, Replace
 from shoal.preserve import evaluating
 from shoal.replace import Wanted, fit_all
@@ -26,7 +28,7 @@ from shoal.surgery import input_specs, remove_blocks, remove_blocks_, signature_
 from shoal.surgery.replace import replace_spans_
 
 STEPS = ("trace", "scan", "remove", "unit", "replace", "save", "load", "onnx")
-OK, NONE_YET = "ok", "no API yet"
+OK = "ok"
 _OUTPUTS = "outputs.safetensors"
 _ROWS_PER_UNKNOWN = 4
 
@@ -74,7 +76,6 @@ def travel(row: Row, folder: Path, onnx: bool) -> None:
     """Everything but the load; what was found stands in `folder`."""
     torch.set_num_threads(1)
     one = Travel(row, folder)
-    one.cells["unit"] = Cell(None, NONE_YET)
     held: dict[str, Any] = {}
 
     def begin() -> str:
@@ -85,6 +86,11 @@ def travel(row: Row, folder: Path, onnx: bool) -> None:
 
     going = one.step("trace", begin)
     one.write()
+    if "anatomy" in held and not any(block.units for block in held["anatomy"].chain):
+        one.cells["trace"].ok = None
+        one.step("refuse", lambda: _refused(held["model"], held["batch"]))
+        one.write()
+        return
     if not going:
         return
     anatomy, batch = held["anatomy"], held["batch"]
@@ -92,12 +98,17 @@ def travel(row: Row, folder: Path, onnx: bool) -> None:
     one.write()
     one.step("remove", lambda: _removed(anatomy, batch, row))
     one.write()
+    _try_unit(one, anatomy, batch)
+    one.write()
     actions: list[Remove | Replace] = []
     modules: dict[str, nn.Module] = {}
     one.step("replace", lambda: _replaced(anatomy, batch, row, actions, modules))
     one.write()
     taken = {path for action in actions if isinstance(action, Replace) for path in action.paths}
     actions += [Remove(path=path) for path in _middle(anatomy, row, taken)[:1]]
+    taken |= {action.path for action in actions if isinstance(action, Remove)}
+    if one.cells["unit"].ok:
+        actions += _unit(anatomy, _middle(anatomy, row, taken))[:1]
     one.step("save", lambda: _saved(one, anatomy, batch, actions, modules))
     one.write()
     if onnx:
@@ -146,6 +157,41 @@ def _removed(anatomy: Anatomy, batch: Batch, row: Row) -> str:
     return path
 
 
+def _try_unit(one: Travel, anatomy: Anatomy, batch: Batch) -> None:
+    several = [block.path for block in _own(anatomy, one.row) if len(block.units) > 1]
+    if not several:
+        one.cells["unit"] = Cell(None, "one unit a block")
+        return
+    middle = sorted(several, key=lambda path: abs(several.index(path) - len(several) // 2))
+
+    def cut() -> str:
+        found = _unit(anatomy, middle)
+        if not found:
+            unit_swaps(anatomy, middle[0], [0])  # says why
+        remove_blocks(anatomy.model, batch, found[:1])
+        return found[0].name
+
+    one.step("unit", cut)
+
+
+def _unit(anatomy: Anatomy, paths: list[str]) -> list[Remove]:
+    """The units of the first of these blocks that has any to be taken out alone, the last of them first."""
+    for path in paths:
+        units = removable_units(anatomy, anatomy.chain[path])
+        if units:
+            return [Remove(path=path, unit=unit) for unit in reversed(units)]
+    return []
+
+
+def _refused(model: nn.Module, batch: Batch) -> str:
+    """What is said when blocks of a network without any are to be removed."""
+    try:
+        compress(model, [batch], remove=1)
+    except ShoalError as error:
+        return error.message
+    raise NotPossibleError("nothing was refused")
+
+
 def _replaced(
     anatomy: Anatomy, batch: Batch, row: Row, actions: list[Remove | Replace], modules: dict[str, nn.Module]
 ) -> str:
@@ -174,11 +220,11 @@ def _saved(
     plan = Plan(inputs=input_specs(batch), network=signature_of(anatomy.model, anatomy.chain), actions=list(actions))
     own = dissect(copy.deepcopy(anatomy.model), batch)
     replace_spans_(own, plan.replaced, modules)
-    cut = remove_blocks_(own, plan.removed).eval()
+    cut = remove_blocks_(own, plan.removals).eval()
     save(one.folder, cut, plan)
     outputs = _outputs(cut, batch)
     save_file(outputs, str(one.folder / _OUTPUTS))
-    return f"{len(plan.removed)} removed, {len(plan.replaced)} replaced"
+    return f"{len(plan.removals)} removed, {len(plan.replaced)} replaced"
 
 
 def _loaded(one: Travel) -> str:

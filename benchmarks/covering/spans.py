@@ -29,14 +29,11 @@ def why_none(anatomy: Anatomy, inside: str) -> str:
 
 
 def _obstacle(anatomy: Anatomy, path: str) -> str:
-    call = anatomy.calls[path]
-    if len(call.inputs) > 1:
-        return "blocks take several tensors"
-    if call.kwargs or len(call.args) != 1:
-        return "blocks take more than a tensor: " + ", ".join(call.kwargs or ["arguments by position"])
-    if not isinstance(call.output, Ref):
-        return f"blocks return a {type(call.output).__name__}"
-    if all(step.tail is None for step in line_of(anatomy).steps if step.path == path):
-        return "something other than an activation follows the last addition"
-    block = anatomy.chain[path]
+    call, block = anatomy.calls[path], anatomy.chain[path]
+    if not call.args or not isinstance(call.args[0], Ref):
+        return "the first argument of a block is no tensor"
+    if path not in line_of(anatomy).paths:
+        return f"the stream is not the first argument, or comes back in a {type(call.output).__name__} with more"
+    if block.in_shape and max(block.in_shape[0], block.in_shape[-1]) > MOST_UNKNOWNS:
+        return f"more than {MOST_UNKNOWNS} channels"
     return f"no layout for {list(block.in_shape)} to {list(block.out_shape)}"

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from rivals import METHODS
 from rivals.answers import Answers, against_original
 from rivals.ground import SLACK, Ground
@@ -73,7 +75,7 @@ def run_cell(ground: Ground, sets: Sets, place: Place) -> dict[str, Any]:
         cell["rebuilt_bitwise"] = same(ground, made.network, again(ground, place.folder))
         cell["cost"] = cost(made.network, ground.timed.take(1)).model_dump(mode="json")
         cell["held_back_kl"] = ground.damage(made.network)
-        cell["quality"] = {name: _quality(made, sets, place, name) for name in sets.data}
+        cell["quality"] = judged(made.network, sets, place)
     cell["seconds"] = time.perf_counter() - start
     write_text(place.folder / "cell.json", json.dumps(cell, indent=1) + "\n")
     return cell
@@ -102,10 +104,14 @@ def _made(ground: Ground, place: Place) -> tuple[Made | None, dict[str, Any]]:
     return None, cell | {"why": why, "fastest_share": min(shares, default=None), "attempts": attempts}
 
 
-def _quality(made: Made, sets: Sets, place: Place, name: str) -> dict[str, Any]:
-    original, other = sets.original(name), predictions(made.network, sets.data[name].test())
-    Answers.of(original, other).keep(place.answers(name))
-    return against_original(original, other)
+def judged(network: nn.Module, sets: Sets, place: Place) -> dict[str, Any]:
+    """The network's quality on every test part, against the original; what it answers is kept."""
+    found = {}
+    for name, data in sets.data.items():
+        original, other = sets.original(name), predictions(network, data.test())
+        Answers.of(original, other).keep(place.answers(name))
+        found[name] = against_original(original, other)
+    return found
 
 
 def plain(times: Mapping[str, Latency]) -> dict[str, Any]:

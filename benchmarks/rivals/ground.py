@@ -41,6 +41,7 @@ class Ground:
         folder: where methods keep what they want to find again.
         channels_last: how networks are timed.
         progress: called with (stage, done, total).
+        adaptor_steps: of PRACTISE, for each block.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Ground:
     folder: Path
     channels_last: bool = False
     progress: Callable[[str, int, int], None] = say_nothing
+    adaptor_steps: int = 100
 
     def __post_init__(self) -> None:
         if len(self.calibration) < 2:

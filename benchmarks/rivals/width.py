@@ -1,8 +1,10 @@
-"""Narrower instead of shallower: magnitude pruning of the channels inside the residual blocks.
+"""Narrower instead of shallower: pruning of the channels inside the residual blocks, by magnitude or by Taylor.
 
-Source: Fang et al. 2023, DepGraph, arXiv:2301.12900, by its own package `torch-pruning`: group magnitude (L2, the
-package's default normalisation), ranked over all layers at once. The stream keeps its width, because a channel of it
-runs through a whole stage and cannot go without training. Batch norms stay and are recalibrated where that helps.
+Source: Fang et al. 2023, DepGraph, arXiv:2301.12900, by its own package `torch-pruning`: group magnitude (L2) or group
+Taylor (Molchanov et al. 2019, arXiv:1906.10771; gradients of the cross-entropy with the original's own answers, over
+all images that others fit on), in the package's default normalisation, ranked over all layers at once. The stream keeps
+its width, because a channel of it runs through a whole stage and cannot go without training. Batch norms stay and are
+recalibrated where that helps.
 
 Widths are rounded to multiples, which CPUs like: both 4 and 8 are searched, and of those that meet the target the one
 with the lower held-back KL is kept.
@@ -12,12 +14,13 @@ import copy
 from dataclasses import dataclass, field
 from types import ModuleType
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from rivals.ground import SLACK, Ground
 from rivals.made import Made, Unreached
 from rivals.norms import with_better_norms
-from shoal.batches import Batch, call
+from shoal.batches import Batch, call, logits_of
 from shoal.errors import SurgeryError, UsageError
 from shoal.preserve import evaluating
 
@@ -26,10 +29,31 @@ _HALVINGS = 7
 _SECONDS = 2.0
 _MOST = 0.99  # of the channels: one rounding step stays in each layer
 
+Slopes = dict[str, Tensor] | None
+
 
 def width(ground: Ground, target: float) -> Made:
-    """The network pruned just so much that it meets `target`, by bisection on the measured latency."""
-    searches = [_Search(ground, round_to) for round_to in _ROUNDINGS]
+    """The network pruned by magnitude just so much that it meets `target`, by bisection on the measured latency."""
+    return _better(ground, target, None)
+
+
+def taylor(ground: Ground, target: float) -> Made:
+    """Likewise by Taylor."""
+    return _better(ground, target, gradients(ground))
+
+
+def gradients(ground: Ground) -> dict[str, Tensor]:
+    """Of the cross-entropy with what the original itself says, by parameter, summed over images."""
+    network = copy.deepcopy(ground.model).eval().requires_grad_(requires_grad=True)
+    ground.progress("gradients of the original", 0, 1)
+    for batch in ground.fit_on:
+        said = logits_of(call(network, batch))
+        F.cross_entropy(said, said.detach().argmax(-1), reduction="sum").backward()
+    return {name: one.grad for name, one in network.named_parameters() if one.grad is not None}
+
+
+def _better(ground: Ground, target: float, slopes: Slopes) -> Made:
+    searches = [_Search(ground, round_to, slopes) for round_to in _ROUNDINGS]
     found = [made for search in searches if (made := search.least(target)) is not None]
     if not found:
         fastest = min(search.fastest for search in searches)
@@ -48,6 +72,7 @@ class _Search:
 
     ground: Ground
     round_to: int
+    slopes: Slopes = None
     known: dict[str, float] = field(default_factory=dict)
 
     def least(self, target: float) -> Made | None:
@@ -74,7 +99,7 @@ class _Search:
         return min(self.known.values(), default=1.0)
 
     def _pruned(self, ratio: float) -> nn.Module:
-        return pruned(self.ground, ratio, self.round_to)
+        return pruned(self.ground, ratio, self.round_to, self.slopes)
 
     def _share(self, network: nn.Module) -> float:
         shape = ",".join(str(tuple(one.shape)) for one in network.parameters())
@@ -93,8 +118,8 @@ def inner_layers(ground: Ground) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def pruned(ground: Ground, ratio: float, round_to: int) -> nn.Module:
-    """A copy of the original with this share of its inner channels gone.
+def pruned(ground: Ground, ratio: float, round_to: int, slopes: Slopes = None) -> nn.Module:
+    """A copy of the original with this share of its inner channels gone: by Taylor where there are gradients.
 
     Raises:
         UsageError: torch-pruning is not installed.
@@ -102,6 +127,9 @@ def pruned(ground: Ground, ratio: float, round_to: int) -> nn.Module:
     """
     pruning, inner = _package(), set(inner_layers(ground))
     network = copy.deepcopy(ground.model).eval()
+    for name, one in network.named_parameters():
+        one.grad = slopes[name].clone() if slopes and name in slopes else None
+    importance = pruning.importance.GroupTaylorImportance() if slopes else pruning.importance.MagnitudeImportance(p=2)
     before = {name: one.shape for name, one in network.state_dict().items()}
     others = [
         one
@@ -112,7 +140,7 @@ def pruned(ground: Ground, ratio: float, round_to: int) -> nn.Module:
     pruner = pruning.pruner.MetaPruner(
         network,
         example.kwargs or example.args,
-        importance=pruning.importance.MagnitudeImportance(p=2),
+        importance=importance,
         global_pruning=True,
         pruning_ratio=ratio,
         ignored_layers=others,
@@ -124,6 +152,7 @@ def pruned(ground: Ground, ratio: float, round_to: int) -> nn.Module:
     # Rounded down to nothing, the package would leave a layer whole: one rounding step stays instead.
     pruner._round_to = _rounded
     pruner.step()
+    network.zero_grad(set_to_none=True)
     _check(network, before, others, example)
     return network
 

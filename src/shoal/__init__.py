@@ -1,7 +1,7 @@
 """Shoal makes deep residual networks shallow.
 
-The verbs: `trace`, `scan`, `compress`, `apply`, `certify`, `load`. Each is imported when it is first used, so that
-`import shoal` stays cheap.
+The verbs: `trace`, `scan`, `compress`, `apply`, `certify`, `load`; and `adapter`, for blocks that Shoal cannot see
+through. Each is imported when it is first used, so that `import shoal` stays cheap.
 """
 
 from importlib import import_module
@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shoal.blocks import Block, Chain, trace
+    from shoal.blocks import Block, Chain, Shortcut, adapter, trace
     from shoal.epsilon import epsilonize_
     from shoal.errors import ShoalError
     from shoal.pipeline import Result, Settings, compress
@@ -32,6 +32,8 @@ _HOMES = {
     "ScanSettings": "scanning",
     "Settings": "pipeline",
     "ShoalError": "errors",
+    "Shortcut": "blocks",
+    "adapter": "blocks",
     "apply": "surgery",
     "certify": "surgery",
     "compress": "pipeline",
@@ -53,6 +55,8 @@ __all__ = [
     "ScanSettings",
     "Settings",
     "ShoalError",
+    "Shortcut",
+    "adapter",
     "apply",
     "certify",
     "compress",

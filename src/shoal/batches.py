@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError, ShoalError
+from shoal.offloaded import where_it_runs
 
 _TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 IGNORED = -100  # the label that torch's cross-entropy skips
@@ -160,9 +161,18 @@ def batches(loader: Iterable[Any], device: torch.device | str | None = None) -> 
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer lives; the CPU for a model without any."""
-    tensor: Tensor | None = next(chain(model.parameters(), model.buffers()), None)
-    return tensor.device if tensor is not None else torch.device("cpu")
+    """Where the model's first parameter or buffer lives, or is computed on if it is offloaded; the CPU without any."""
+    tensors = list(chain(model.parameters(), model.buffers()))
+    tensor: Tensor | None = next((one for one in tensors if not one.is_meta), None)
+    if tensor is not None:
+        return tensor.device
+    return where_it_runs(model) or torch.device("meta" if tensors else "cpu")
+
+
+def like_of(model: nn.Module) -> Tensor:
+    """An empty tensor with the dtype and the device of the model's weights, for modules that are to join it."""
+    dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return torch.empty(0, dtype=next(dtypes, torch.float32), device=device_of(model))
 
 
 def call(model: nn.Module, batch: Batch, *, clone: bool = True) -> Any:

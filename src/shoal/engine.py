@@ -1,14 +1,35 @@
 """Where and how a step runs: device, processes, precision, memory layout, compiler. accelerate is underneath."""
 
 import copy
+import os
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
 from shoal.errors import SurgeryError, UsageError
+
+Told = TypeVar("Told")
+
+
+def told_by_main(value: Told, device: str) -> Told:
+    """The value that the main process has, in every process that trains together; with one process it is `value`.
+
+    Args:
+        value: plain data; what the other processes give is ignored.
+        device: where they train.
+    """
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
+        return value
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=torch.device(device).type == "cpu")
+    told = [value]
+    broadcast_object_list(told)
+    return told[0]
 
 
 class Engine:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from shoal.errors import NonFiniteError
+from shoal.offloaded import weights
 
 
 @contextmanager
@@ -63,14 +64,15 @@ def check_finite(model: nn.Module) -> None:
 
     Raises:
         NonFiniteError: names the first tensor that does.
+        WeightsError: a tensor has no values.
     """
-    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    weights |= {name for name, _ in model.named_buffers() if name.rpartition(".")[2].startswith("running_")}
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+    always = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    always |= {name for name, _ in model.named_buffers() if name.rpartition(".")[2].startswith("running_")}
+    for name, tensor in weights(model):
+        if not tensor.is_floating_point():
             continue
         # A buffer may hold an infinite bound on purpose; NaN never.
-        fit = torch.isfinite(tensor) if name in weights else ~torch.isnan(tensor)
+        fit = torch.isfinite(tensor) if name in always else ~torch.isnan(tensor)
         if not fit.all():
             count = int((~fit).sum())
             raise NonFiniteError(

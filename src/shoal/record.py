@@ -109,7 +109,10 @@ Fate = Literal["kept", "removed", "replaced"]
 
 
 class BlockRecord(Value):
-    """One block of the original chain: what it is, what it is worth alone, and what became of it."""
+    """One block of the original chain: what it is, what it is worth alone, and what became of it.
+
+    A block that is kept may be `without` some of its units (attention or MLP), by their numbers from 0.
+    """
 
     path: str
     stage: int
@@ -125,6 +128,7 @@ class BlockRecord(Value):
     worth_kl_interval: Interval | None = None
     residual_ratio: float | None = None
     fate: Fate = "kept"
+    without: list[int] = []
 
 
 class Step(Value):
@@ -284,6 +288,7 @@ class Record(Value):
     validation: Comparison | None = None
     certificate: Certificate
     removed: list[str]
+    removed_units: list[str] = Field(default_factory=list)
     replaced: list[str] = Field(default_factory=list)
     folded: list[str] = Field(default_factory=list)
     fold_deviation: float | None = None
@@ -429,6 +434,7 @@ def summary_of(record: Record, out: str) -> dict[str, Any]:
         "original": _network_summary(record.original),
         "compressed": _network_summary(record.compressed),
         "removed": record.removed,
+        "removed_units": record.removed_units,
         "replaced": record.replaced,
         "folded": record.folded,
         "fold_deviation": record.fold_deviation,
@@ -460,6 +466,10 @@ def _network_summary(network: Network) -> dict[str, Any]:
     return {
         "top1": network.quality.top1,
         "top1_interval": network.quality.top1_interval,
+        "loss": network.quality.loss,
+        "perplexity": network.quality.perplexity,
+        "perplexity_interval": network.quality.perplexity_interval,
+        "tokens": network.quality.tokens,
         "n": network.quality.n,
         "latency_ms": latency.median_ms if latency else None,
         "latency": [one.model_dump(mode="json") for one in network.latency],

@@ -503,3 +503,56 @@ class ReshapingShortcut(nn.Module):
 def test_a_shortcut_that_is_reshaped_bears_any_number_of_samples():
     block = trace(nn.Sequential(ReshapingShortcut(), nn.ReLU()), torch.randn(2, 2, 4, 3))["0"]
     assert (block.removable, block.reason) == (True, None)
+
+
+class WithParts(nn.Module):
+    """A block whose parts are numbered and have additions of their own, between those of the block."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.pos1, self.pos2 = Positions(width), Positions(width)
+        self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        x = self.pos1(x)
+        x = x + self.up(x)
+        x = self.pos2(x)
+        return x + self.down(x)
+
+
+class Positions(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.proj(x)
+
+
+def test_numbered_parts_of_alike_blocks_are_no_chain():
+    model = nn.Sequential(*(WithParts(4) for _ in range(3)))
+    chain = dissect(model, Batch((torch.randn(2, 4),))).chain
+    assert chain.paths == ["0", "1", "2"]
+    assert [len(block.units) for block in chain] == [4, 4, 4]
+
+
+def test_a_module_alone_of_its_class_with_numbered_parts_is_no_block():
+    chain = dissect(nn.Sequential(WithParts(4)), Batch((torch.randn(2, 4),))).chain
+    assert [path for path in chain.paths if "pos" in path] == ["0.pos1", "0.pos2"]
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(lambda y: None, "NoneType"), (lambda y: y.sum().item(), "float"), (lambda y: {"a": y.tolist()}, "dict")],
+)
+def test_an_output_without_tensors_is_named(make, kind):
+    class Mute(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return make(self.layer(x))
+
+    with pytest.raises(TraceError, match=rf"no tensor that depends on its input \(it returned {kind}\)"):
+        trace(Mute(), torch.randn(2, 4))

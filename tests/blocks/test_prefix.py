@@ -193,3 +193,40 @@ def test_nothing_stays_on_the_model_when_it_raises():
         assert not any(module._forward_hooks for module in anatomy.model.modules())
         assert not any("forward" in vars(module) for module in anatomy.model.modules())
         assert torch.equal(anatomy.model(*batch.args), expected)
+
+
+class Opened(nn.Module):
+    """A block that holds blocks in a numbered container."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.parts = nn.ModuleList(Inner(width) for _ in range(2))
+        self.up = nn.Linear(width, width)
+
+    def forward(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x + self.up(x)
+
+
+class Inner(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.proj(x)
+
+
+def test_a_block_that_holds_blocks_can_be_run_without_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Opened(4), nn.Linear(4, 2)).eval()
+    batch = Batch((torch.randn(3, 4),))
+    anatomy = dissect(model, batch)
+    assert anatomy.chain["1"].reason == "it holds other blocks, which are removed one by one"
+    assert [block.path for block in anatomy.chain.removable] == ["1.parts.0", "1.parts.1"]
+    prefix = Prefix(anatomy)
+    with torch.no_grad():
+        prefix.capture(batch)
+        found = prefix.run(prefix.tile_of("1"), {model[1]: lambda x: x})
+        assert torch.equal(found, model[2](model[0](batch.args[0])))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import halves
 import shoal
 from shoal.cli import main
 
@@ -228,3 +229,35 @@ def test_dry_run_writes_nothing(run, tmp_path):
     assert code == 0
     assert "Would fit stand-ins for every span on 2048 calibration samples" in out
     assert list(tmp_path.iterdir()) == []
+
+
+HALVES = f"{HERE}/halves.py"
+
+
+def test_grain_of_units_goes_the_whole_way(run, tmp_path):
+    words = ("compress", f"{HALVES}:Halves", f"{HALVES}:data", "--remove", "2", "--grain", "unit", "--json")
+    code, out, err = run(*words, "--out", tmp_path / "out")
+    assert code == 0, err
+    found = json.loads(out)
+    assert len(found["removed_units"]) + 2 * len(found["removed"]) == 2
+    assert found["goal"] == {"remove": 2, "grain": "unit"}
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert [action["unit"] for action in plan["actions"]] == [int(one[-1]) for one in found["removed_units"]]
+    network, x = shoal.load(tmp_path / "out"), halves.samples()
+    missing = {one.partition("#")[0][-1]: ("mixer", "mlp")[int(one[-1])] for one in found["removed_units"]}
+    expected = halves.by_hand(halves.Halves().eval(), tuple(missing.get(str(n), "") for n in range(3)))
+    assert torch.equal(network(x), expected(x))
+
+
+def test_grain_is_said_in_words(run, tmp_path):
+    code, out, err = run(
+        "compress", f"{HALVES}:Halves", f"{HALVES}:data", "--remove", "1", "--grain", "unit", "--out", tmp_path / "out"
+    )
+    assert code == 0, err
+    said = " ".join((out + err).split())
+    assert "1 single unit removed from 3 blocks" in said
+    assert "single units were removed, the rest of their blocks stays: blocks." in said
+    assert "in part ◧" in said
+    code, _, err = run("compress", f"{HALVES}:Halves", f"{HALVES}:data", "--grain", "half")
+    assert code == 2
+    assert "--grain is 'half', expected block or unit" in err

@@ -11,6 +11,7 @@ import torch
 import shoal
 import stopwatch
 from shoal.cli import main
+from shoal.pipeline.planning import Planner
 from shoal.pipeline.shelf import Shelf
 
 HERE = Path(__file__).parent.parent
@@ -104,6 +105,36 @@ def test_ctrl_c_leaves_a_folder_that_goes_on_and_can_be_started_from(run, tmp_pa
     assert set(counted) == {"damage"}
     whole, other = (json.loads((tmp_path / name / "record.json").read_text()) for name in ("o", "p"))
     assert whole["planning"] == other["planning"]
+
+
+def test_a_dry_run_solves_by_the_tables_and_builds_nothing(run, tmp_path, counted, monkeypatch):
+    assert run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "first")[0] == 0
+    counted.clear()
+    monkeypatch.setattr(Planner, "build", lambda *args: pytest.fail("a plan was built"))
+    code, out, _ = run("compress", "--from", "first", "--macs", "0.5", "--dry-run", "--json")
+    document = json.loads(out)
+    assert (code, counted) == (0, [])
+    whole = json.loads((tmp_path / "first" / "record.json").read_text())["original"]["cost"]["macs"]
+    assert document["plan"]["macs"] <= 0.5 * whole
+    assert document["plan"]["replaced"] or document["plan"]["removed"]
+    code, out, _ = run("compress", "--from", "first", "--pick", 2, "--dry-run")
+    assert code == 0
+    assert "% of the original's latency" in out
+    assert len(out.splitlines()) > len(document["front"])
+    code, out, _ = run("compress", "--from", "first", "--max-drop", 1, "--replace", "--dry-run")
+    assert code == 0
+    assert "only measuring tells" in out
+    assert [one.name for one in tmp_path.iterdir()] == ["first"]
+
+
+@pytest.mark.parametrize("words", [("--seed", 5), ("--batch-size", 8), ("--images", 20), ("--channels-last",)])
+def test_what_needs_other_tables_is_refused(run, words):
+    run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "o")
+    code, _, err = run("compress", "--from", "o", "--macs", "0.7", *words, "--out", "p")
+    assert code == 2
+    assert f"{words[0]} is" in err
+    assert "the tables were made with" in err
+    assert "leave out --from" in err
 
 
 def test_weights_that_have_moved_are_given_again(run, tmp_path):

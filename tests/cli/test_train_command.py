@@ -1,6 +1,9 @@
 """`shoal train`: documents, exit codes, resuming, what is refused."""
 
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -109,7 +112,56 @@ def test_beside_it_the_plain_networks_of_the_same_epochs(run):
 def test_a_dry_run_writes_nothing(run, tmp_path):
     code, out, _ = run("train", "--dry-run")
     assert (code, list(tmp_path.iterdir())) == (0, [])
-    assert "60 epochs with epsilon 2.0" in out
+    assert "60 epochs with epsilon 2.2" in out
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_the_first_one_speaks_and_saves(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["-m", "shoal", "train", NETWORK, "digits", "--epsilon", 1000, *QUICK, "--also-epsilon", 0.5]
+    command = [sys.executable, *map(str, words), "--device", "cpu", "--json"]
+    shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = []
+    for rank in (0, 1):
+        told = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **told}
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True))
+    said = [one.communicate(timeout=250) for one in started]
+    assert [one.returncode for one in started] == [0, 0], said
+    document = json.loads(said[0][0])
+    assert said[1][0] == "", "one document on stdout, from the first process"
+    assert "blocks alive" in said[0][1]
+    assert "blocks alive" not in said[1][1]
+    assert len(document["lost"]) == 6
+    assert set(document["beside"]) == {"epsilon-0.5"}
+    (out,) = (tmp_path / "shoal-runs").iterdir()
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 3, "one line an epoch, from the first process"
+    record = json.loads((out / "record.json").read_text())
+    assert record["steps"] == 18, "192 samples, half of them in each process, in steps of 32 over both, three times"
+
+
+def test_a_process_that_is_not_the_first_says_and_writes_nothing(run, monkeypatch, tmp_path):
+    import shoal.cli.training as command
+    from shoal.engine import Engine
+
+    class Second(Engine):
+        def __init__(self, *args, **kwargs):
+            monkeypatch.delenv("WORLD_SIZE")  # the real one would wait for the others
+            super().__init__(*args, **kwargs)
+            monkeypatch.setenv("WORLD_SIZE", "2")
+            self.is_main = False
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("shoal.epsilon.trainer.Engine", Second)
+    monkeypatch.setattr(command, "told_by_main", lambda value, device: tmp_path / "of-the-first")
+    code, out, err = run("train", NETWORK, "digits", "--epsilon", 1000, *QUICK, "--out", "o", "--json")
+    assert (code, out) == (0, "")
+    assert "blocks alive" not in err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -130,6 +182,50 @@ def test_what_is_refused_is_said_and_leaves_nothing(run, tmp_path, words, said):
     assert code == 2
     assert said in json.dumps(json.loads(out)["error"])
     assert not (tmp_path / "o").exists()
+
+
+def test_a_data_set_that_is_incomplete_is_said_with_what_belongs_there(run, tmp_path):
+    (tmp_path / "c" / "cifar-10-batches-py").mkdir(parents=True)
+    code, out, _ = run("train", "cifar-preact-resnet:20", "cifar10:c", "--out", "o", "--json")
+    error = json.loads(out)["error"]
+    assert (code, error["kind"]) == (2, "data")
+    assert "not complete" in error["message"]
+    assert "must hold the folder cifar-10-batches-py" in error["hint"]
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_loss_that_is_nan_ends_in_exit_code_2_and_keeps_the_checkpoint(run, tmp_path, monkeypatch):
+    from shoal.epsilon.trainer import Run
+
+    whole = Run._epoch
+
+    def poisoned(self):
+        if self.state.epoch == 2:
+            with torch.no_grad():
+                next(self.shrinking.model.parameters()).fill_(float("nan"))
+        return whole(self)
+
+    monkeypatch.setattr(Run, "_epoch", poisoned)
+    code, out, _ = run("train", NETWORK, "digits", *QUICK, "--out", "o", "--json")
+    error = json.loads(out)["error"]
+    assert (code, error["kind"]) == (2, "non_finite")
+    assert "the checkpoint of epoch 2 is kept" in error["message"]
+    assert (tmp_path / "o" / "checkpoint.safetensors").is_file()
+
+
+def test_a_checkpoint_of_another_network_is_refused(run, tmp_path):
+    from shoal.store.checkpoint import load_checkpoint, save_checkpoint
+
+    words = ("train", NETWORK, "digits", "--epsilon", 1000, *QUICK, "--out", "o", "--json")
+    assert run(*words)[0] == 0
+    for name in ("record.json", "model.safetensors", "plan.json"):
+        (tmp_path / "o" / name).unlink()
+    path = tmp_path / "o" / "checkpoint.safetensors"
+    tensors, state = load_checkpoint(path)
+    save_checkpoint(path, tensors, {**state, "network": {**state["network"], "of.another": "float32 [3]"}})
+    code, out, _ = run(*words)
+    assert (code, json.loads(out)["error"]["kind"]) == (2, "weights")
+    assert "another network" in out
 
 
 def test_the_network_gets_the_classes_of_the_data(tmp_path):

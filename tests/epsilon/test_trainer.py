@@ -11,7 +11,7 @@ from torch import nn
 from shoal.epsilon.recipes import recipe
 from shoal.epsilon.schedule import DecayPlan, RatePlan
 from shoal.epsilon.trainer import Run, Settings, with_overrides
-from shoal.errors import FolderError, NonFiniteError, SurgeryError, UsageError, WeightsError
+from shoal.errors import FolderError, ModelRaisedError, NonFiniteError, SurgeryError, UsageError, WeightsError
 from shoal.sources import load_data
 from shoal.sources.digits_resnet import DigitsResNet
 from shoal.store import checkpoint as checkpoint_file
@@ -179,6 +179,45 @@ def test_nan_stops_the_run_and_the_last_good_checkpoint_is_kept(data, tmp_path):
     with pytest.raises(NonFiniteError, match=r"NaN or Inf in epoch 3; the checkpoint of epoch 2 is kept"):
         run.train()
     assert Run(network(), data, settings(), folder=tmp_path).state.epoch == 2
+
+
+class Tired(DigitsResNet):
+    """Raises at a call in training mode; copies count on their own."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls == 6:
+            raise ZeroDivisionError("enough")
+        return super().forward(x)
+
+
+def test_a_network_that_raises_in_training_is_named_and_the_users_own_is_as_before(data, tmp_path):
+    model = Tired(1, widths=(4, 6, 8)).train()
+    drawn = torch.get_rng_state()
+    with pytest.raises(ModelRaisedError, match="raised ZeroDivisionError on an input of shape"):
+        Run(model, data, settings(), folder=tmp_path).train()
+    assert (model.calls, model.training) == (0, True)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert (tmp_path / checkpoint_file.CHECKPOINT).exists(), "four steps an epoch: the first one was finished"
+
+
+def test_all_processes_stop_where_the_loss_of_one_is_nan(data, monkeypatch):
+    run = Run(network(), data, settings())
+    monkeypatch.setattr(run.engine, "summed", lambda values: values * float("nan"))
+    with pytest.raises(NonFiniteError, match="epoch 1; there is no checkpoint yet"):
+        run.train()
+
+
+def test_a_whole_stage_may_be_lost_down_to_its_shortcut(data):
+    run = trained(data, epsilon=1e6)
+    assert not run.shrinking.alive
+    plain = run.shrinking.plain().eval()
+    x = data.example(2).args[0]
+    assert plain(x).shape == (2, 10)
+    assert [type(stage[0]).__name__ for stage in plain.stages] == ["Identity", "Sequential", "Sequential"]
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(data, tmp_path, monkeypatch):

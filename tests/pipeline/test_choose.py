@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import halves
 import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect
@@ -403,3 +404,96 @@ def test_blocks_taken_out_for_the_time_being_come_back():
         assert torch.equal(model(x), whole)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+def halved(goal, model=None, **more):
+    data = [Batch((halves.samples(8, seed),), target=torch.arange(8) % 3) for seed in range(2)]
+    return chooser(model or halves.Halves().eval(), data, goal=goal, **more)
+
+
+def test_with_the_grain_of_units_each_step_takes_the_best_half():
+    one = halved(Goal(remove=4, grain="unit"))
+    found = one.choose()
+    gone = []
+    for step in found.steps:
+        left = [f"blocks.{i}#{k}" for i in range(3) for k in range(2) if f"blocks.{i}#{k}" not in gone]
+        brute = {name: kl_of_cut(one.anatomy.model, one.calibration, [*gone, name]) for name in left}
+        assert step.candidates == len(left)
+        assert step.removed == min(brute, key=brute.get)
+        assert step.kl == pytest.approx(brute[step.removed], abs=1e-6)
+        gone.append(step.removed)
+    assert len(found.steps) == 4
+    assert found.reached
+    pairs = [path for path in one.anatomy.chain.paths if {f"{path}#0", f"{path}#1"} <= set(gone)]
+    units = [name for name in gone if name.partition("#")[0] not in pairs]
+    assert {action.name for action in found.removals} == {*pairs, *units}
+    assert {path: found.units_gone(path) for path in one.anatomy.chain.paths} == {
+        path: [int(name[-1]) for name in sorted(units) if name.startswith(path)] for path in one.anatomy.chain.paths
+    }
+
+
+def test_units_are_counted_and_all_of_them_are_the_end():
+    found = halved(Goal(remove=9, grain="unit")).choose()
+    assert len(found.steps) == 6
+    assert not found.reached
+    assert found.removed == ["blocks.0", "blocks.1", "blocks.2"]
+    assert found.message == "3 blocks removed of the 9 asked for; no other can be removed"
+    one = halved(Goal(remove=1, grain="unit")).choose()
+    assert one.message == "1 unit removed"
+    assert one.fate_of(one.removed[0].partition("#")[0]) == "kept"
+
+
+def test_units_are_included_and_excluded_by_their_blocks():
+    found = halved(Goal(remove=2, grain="unit", include=("blocks.[01]",), exclude=("blocks.0",))).choose()
+    assert {step.removed for step in found.steps} == {"blocks.1#0", "blocks.1#1"}
+
+
+def test_single_unit_blocks_go_whole_beside_units():
+    found = chooser(preact(3), goal=Goal(remove=2, grain="unit")).choose()
+    assert found.removed == chooser(preact(3), goal=Goal(remove=2)).choose().removed
+
+
+@pytest.mark.parametrize(
+    "asked", [{"exact": True}, {"blocks": ("a",)}, {"max_drop": 1.0, "replace": True}, {"target": Target(depth=1)}]
+)
+def test_units_go_with_removal_alone(asked):
+    with pytest.raises(UsageError, match="grain 'unit' goes with remove or max_drop"):
+        Goal(grain="unit", **asked)
+
+
+def test_a_grain_nobody_knows():
+    with pytest.raises(UsageError, match="grain is 'half', expected block or unit"):
+        Goal(remove=1, grain="half")
+    assert Goal(remove=1, grain="unit").to_dict() == {"remove": 1, "grain": "unit"}
+
+
+def test_named_units_are_removed():
+    found = halved(Goal(blocks=("blocks.2#1", "blocks.0", "blocks.1#0", "blocks.1#1"))).choose()
+    assert found.removed == ["blocks.0", "blocks.1", "blocks.2#1"]
+    assert found.message == "2 blocks and 1 unit removed as named"
+
+
+def test_norms_behind_additions_go_where_that_does_less_damage():
+    torch.manual_seed(0)
+    model = networks.PostNormNet().eval()
+    with torch.no_grad():  # a norm that does much: without its block it had better go too
+        model.encoder.layers[1].norm2.weight.mul_(-3)
+        model.encoder.layers[2].norm2.weight.mul_(-3)
+    data = [Batch((torch.randn(8, 5, 8, generator=torch.Generator().manual_seed(seed)),)) for seed in range(2)]
+    found = chooser(model, data, goal=Goal(remove=1)).choose()
+    tried = {name: kl_of_cut(model, data, [name]) for name in found.worths}
+    assert set(tried) == {f"encoder.layers.{number}{more}" for number in (1, 2) for more in ("", "+norms")}
+    best = min(tried, key=tried.get)
+    assert found.steps[0].removed == best
+    assert found.removed == [best.removesuffix("+norms")]
+    assert found.bare == ([found.removed[0]] if best.endswith("+norms") else [])
+    assert found.removals[0].name == best
+    assert found.worths[best].damage == pytest.approx(tried[best], abs=1e-6)
+
+
+def test_a_block_goes_once_with_its_norms_or_without():
+    torch.manual_seed(0)
+    data = [Batch((torch.randn(8, 5, 8),))]
+    found = chooser(networks.PostNormNet().eval(), data, goal=Goal(remove=5)).choose()
+    assert found.removed == ["encoder.layers.1", "encoder.layers.2"]
+    assert [step.candidates for step in found.steps] == [4, 2]

@@ -8,7 +8,7 @@ from footing import batches, network
 import shoal
 import stopwatch
 from shoal.errors import DataError, UsageError
-from shoal.pipeline import Recover, Settings, compress, run
+from shoal.pipeline import Recover, Settings, compress, run, told
 from shoal.recover import DistilSettings
 from shoal.recover.distil import _Run
 
@@ -86,7 +86,7 @@ def test_an_interrupted_recovery_goes_on_with_the_plan_it_began_with(tmp_path, m
 
 
 def test_what_cannot_be_recovered_is_refused_before_the_choice(monkeypatch):
-    monkeypatch.setattr(run, "dissect", lambda *args: pytest.fail("it began"))
+    monkeypatch.setattr(told, "dissect", lambda *args: pytest.fail("it began"))
     with pytest.raises(UsageError, match="recovery needs validation data of its own"):
         cut(recover="10", validation=None)
     with pytest.raises(UsageError, match="exact removal loses nothing"):

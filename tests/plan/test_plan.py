@@ -28,6 +28,9 @@ PLAN = Plan(
 )
 
 words = st.text(min_size=1, max_size=8)
+removals = st.builds(Remove, path=words, unit=st.none() | st.integers(0, 3)) | st.builds(
+    Remove, path=words, norms=st.sampled_from(["keep", "drop"])
+)
 plans = st.builds(
     Plan,
     model=st.none() | words,
@@ -35,7 +38,7 @@ plans = st.builds(
         st.builds(InputSpec, shape=st.lists(st.integers(0, 99)), dtype=words, keyword=st.none() | words), max_size=3
     ),
     network=st.builds(Signature, state=st.dictionaries(words, words, max_size=3), chain=st.lists(words, max_size=3)),
-    actions=st.lists(st.builds(Remove, path=words), max_size=3),
+    actions=st.lists(removals, max_size=3),
 )
 
 
@@ -75,7 +78,7 @@ def changed(**changes):
         ("{", "the document: Invalid JSON"),
         ("[]", "the document: Input should be an object"),
         (without("network"), "network: Field required"),
-        (changed(schema_version=2), "schema_version: Input should be 1"),
+        (changed(schema_version=3), "schema_version: Input should be 1 or 2"),
         (changed(colour="red"), "colour: Extra inputs are not permitted"),
         (changed(actions=[{"kind": "bend", "path": "a"}]), r"actions\.0.*'remove'"),
         (changed(actions=[{"kind": "remove"}]), r"actions\.0.*\.path: Field required"),
@@ -83,7 +86,7 @@ def changed(**changes):
     ],
 )
 def test_what_is_no_plan_is_refused_with_the_field(text, said):
-    with pytest.raises(PlanError, match="'here.json' is no plan of version 1: " + said):
+    with pytest.raises(PlanError, match="'here.json' is no plan of version 2: " + said):
         parse_plan(text, "here.json")
 
 
@@ -128,6 +131,11 @@ def test_the_room_loads_without_torch():
 
 STAND_IN = {"kind": "linear", "layout": "channels_first", "in_channels": 4, "out_channels": 4, "tail": "relu"}
 FEATURES = STAND_IN | {"layout": "channels_last"}
+STUDENT = {key: STAND_IN[key] for key in ("layout", "in_channels", "out_channels")} | {
+    "kind": "block",
+    "copies": ("b",),
+}
+INNER = {"writers": ["b.1"], "readers": ["b.3"], "width": 2}
 
 
 def replacing(stand_in):
@@ -145,6 +153,8 @@ def replacing(stand_in):
         STAND_IN | {"kind": "scale"},
         FEATURES | {"kind": "identity"},
         FEATURES | {"out_channels": 7},
+        STUDENT,
+        STUDENT | {"copies": ("b", "c"), "stride": 2, "out_channels": 8},
         *(STAND_IN | {"tail": tail} for tail in ("identity", "silu", "gelu", "gelu_tanh", "hardswish")),
     ],
 )
@@ -152,6 +162,13 @@ def test_a_stand_in_survives_json(stand_in):
     [action] = parse_plan(replacing(stand_in), "plan.json").replaced
     assert {key: getattr(action.stand_in, key) for key in stand_in} == stand_in
     assert StandIn.model_validate_json(action.stand_in.model_dump_json()) == action.stand_in
+
+
+def test_a_narrow_student_survives_json():
+    given = StandIn.model_validate(STUDENT | {"kind": "narrow", "inner": [INNER]})
+    assert StandIn.model_validate_json(given.model_dump_json()) == given
+    assert given.student
+    assert hash(given) == hash(given.model_copy())
 
 
 @pytest.mark.parametrize(
@@ -173,6 +190,13 @@ def test_a_stand_in_survives_json(stand_in):
         (FEATURES | {"kind": "conv", "kernel": 3}, "channels_last has no neighbours"),
         (FEATURES | {"kind": "lowrank", "kernel": 3, "rank": 2}, "channels_last has no neighbours"),
         (FEATURES | {"stride": 2}, "channels_last has no neighbours"),
+        (STAND_IN | {"copies": ["b"]}, "copies of blocks belong to 'block' and 'narrow'"),
+        (STUDENT | {"copies": []}, "copies of blocks belong to 'block' and 'narrow'"),
+        (STUDENT | {"kind": "narrow"}, "inner features belong to 'narrow'"),
+        (STUDENT | {"inner": [INNER]}, "inner features belong to 'narrow'"),
+        (STUDENT | {"kind": "narrow", "inner": [INNER | {"width": 0}]}, "width: Input should be greater"),
+        (STUDENT | {"shortcut": True}, "has the shortcuts and tails of its blocks"),
+        (STUDENT | {"tail": "relu"}, "has the shortcuts and tails of its blocks"),
     ],
 )
 def test_a_stand_in_that_does_not_fit_together_is_refused(stand_in, said):
@@ -192,3 +216,44 @@ def test_a_block_has_one_fate(others):
     document = {"inputs": [], "network": {"state": {}, "chain": []}, "actions": [first, second]}
     with pytest.raises(PlanError, match=f"the block '{others[0]}' is replaced and named once more"):
         parse_plan(json.dumps(document), "plan.json")
+
+
+def test_plans_of_version_1_are_read():
+    old = json.loads(PLAN.model_dump_json()) | {"schema_version": 1, "actions": [{"kind": "remove", "path": "a"}]}
+    plan = parse_plan(json.dumps(old), "here.json")
+    assert plan.schema_version == 1
+    assert plan.removals == [Remove(path="a", unit=None, norms="keep")]
+    assert PLAN.schema_version == 2
+
+
+def test_removals_by_name():
+    named = {
+        "layers.3": Remove(path="layers.3"),
+        "layers.3#1": Remove(path="layers.3", unit=1),
+        "layers.3+norms": Remove(path="layers.3", norms="drop"),
+        "odd#name": Remove(path="odd#name"),
+    }
+    for name, removal in named.items():
+        assert removal.name == name
+        assert Remove.named(name) == removal
+
+
+def test_whole_blocks_and_units_are_told_apart():
+    actions = [Remove(path="a"), Remove(path="b", unit=0), Remove(path="c", norms="drop")]
+    plan = PLAN.model_copy(update={"actions": actions})
+    assert plan.removed == ["a", "c"]
+    assert plan.removed_units == ["b#0"]
+    assert plan.removals == actions
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ({"unit": -1}, "greater than or equal to 0"),
+        ({"unit": 0, "norms": "drop"}, "the norm behind the addition of a single unit stays"),
+        ({"norms": "half"}, "'keep' or 'drop'"),
+    ],
+)
+def test_removals_that_make_no_sense(action, said):
+    with pytest.raises(PlanError, match=said):
+        parse_plan(changed(actions=[{"kind": "remove", "path": "a", **action}]), "here.json")

@@ -35,3 +35,9 @@ def test_what_is_spent():
     assert Budget(steps=10).done_of(5, 0.0) == ("steps", 5, 10)
     assert Budget(seconds=10.0).done_of(5, 3.9) == ("seconds", 3, 10)
     assert (str(Budget(steps=10)), str(Budget(seconds=90.0))) == ("10 steps", "90 seconds")
+
+
+def test_a_part_of_a_budget_is_one_of_its_kind():
+    assert Budget(steps=300).part(0.1) == Budget(steps=30)
+    assert Budget(steps=3).part(0.1) == Budget(steps=1)
+    assert Budget(seconds=60.0).part(0.1) == Budget(seconds=6.0)

@@ -17,6 +17,17 @@ def test_a_block_of_another_shape_is_not_shared():
     assert shared_paths(teacher(), cut, Batch((images(2),))) == ["blocks.0"]
 
 
+def test_a_block_that_is_narrower_inside_is_shared():
+    cut = student()
+    block = cut.blocks[3]
+    block.conv1, block.bn2, block.conv2 = (
+        nn.Conv2d(4, 2, 3, padding=1),
+        nn.BatchNorm2d(2),
+        nn.Conv2d(2, 4, 3, padding=1),
+    )
+    assert shared_paths(teacher(), cut.eval(), Batch((images(2),))) == ["blocks.0", "blocks.3"]
+
+
 def test_networks_that_share_nothing_are_compared_by_answers_alone():
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     assert shared_paths(teacher(), linear, Batch((images(2),))) == []

@@ -8,6 +8,7 @@ from torch import nn
 import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect
+from shoal.replace import line_of
 from shoal.replace.recording import recording
 
 
@@ -125,3 +126,20 @@ def test_what_a_layer_returned_is_kept_where_the_next_step_works_in_place():
         chain(x)
         assert torch.equal(seen.sums["0"], chain[0](x))
     assert seen.sums["0"].min() < 0
+
+
+def test_of_a_norm_behind_the_addition_both_the_sum_and_what_leaves_are_seen():
+    torch.manual_seed(0)
+    model = networks.PostNormNet().eval()
+    anatomy = dissect(model, Batch((randn(2, 5, 8),)))
+    path = line_of(anatomy).paths[-1]
+    norm = model.get_submodule(path).norm2
+    x = randn(3, 5, 8, seed=1)
+    with torch.no_grad(), recording(anatomy, [path]) as seen:
+        model(x)
+    torch.testing.assert_close(norm(seen.sums[path]), seen.leaving[path])
+    assert seen.target(path) is seen.leaving[path]
+    plain = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    with torch.no_grad(), recording(dissect(plain, Batch((randn(2, 8),))), ["0"]) as seen:
+        plain(randn(3, 8, seed=1))
+    assert seen.target("0") is seen.sums["0"]

@@ -10,7 +10,7 @@ from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError
 from shoal.plan import Replace
-from shoal.replace import Wanted, fit_all, line_of, recording, refit_
+from shoal.replace import Wanted, fit_all, line_of, recording, refit_, students_of, train_students
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
 
@@ -401,3 +401,21 @@ def test_an_error_of_the_network_itself_is_readable():
     with pytest.raises(ModelRaisedError, match=r"input of shape \(4, 7, 8, 8\)"):
         refit_(anatomy, model, [one], data(4, 7, 8, 8))
     assert not any(part._forward_pre_hooks or part._forward_hooks for part in model.modules())
+
+
+def test_a_refit_walks_past_a_student_and_fits_what_is_behind_it():
+    batches = data(16, 3, 8, 8)
+    anatomy = teacher(batches)
+    line = line_of(anatomy)
+    [asked] = students_of(anatomy, line, [spans(anatomy)[1, 3]], ["block"])
+    one = train_students(anatomy, batches, [asked], steps=1).fitted[0]
+    own = student(anatomy, batches, one)
+    before = {name: value.clone() for name, value in own.get_submodule("layer1.1").state_dict().items()}
+    twin = refit_(anatomy, copy.deepcopy(own), [one], batches)
+    for name, value in twin.get_submodule("layer1.1").state_dict().items():
+        assert torch.equal(value, before[name])
+    assert not torch.equal(twin.layer3[0].conv2.weight, own.layer3[0].conv2.weight)
+    with torch.no_grad():
+        off = [sum(float((net(b.args[0]) - anatomy.model(b.args[0])).square().mean()) for b in batches)
+               for net in (own, twin)]  # fmt: skip
+    assert off[1] < off[0]

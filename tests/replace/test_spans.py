@@ -171,11 +171,14 @@ def test_a_block_that_is_called_twice_is_not_in_the_line():
     assert not any(line.follows)
 
 
-def test_a_norm_behind_the_addition_is_no_tail():
+def test_a_norm_behind_the_addition_is_no_tail_but_part_of_what_is_computed():
     anatomy = anatomy_of(networks.PostNormNet(), 5, 8)
     assert line_of(anatomy).paths
-    assert {step.tail for step in line_of(anatomy).steps} == {None}
-    assert not found(anatomy)
+    assert {(step.tail, step.whole) for step in line_of(anatomy).steps} == {("identity", True)}
+    assert {one.tail for one in found(anatomy).values()} == {"identity"}
+    assert not any(
+        step.whole for step in line_of(anatomy_of(networks.CifarResNet(1, widths=(4, 8, 16)), 3, 8, 8)).steps
+    )
 
 
 class PreNorm(nn.Module):

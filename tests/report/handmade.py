@@ -148,6 +148,50 @@ def make_record(**changes: object) -> Record:
     return Record.model_validate({**values, **changes})
 
 
+def language_record(**changes: object) -> Record:
+    """Of a language model: loss and perplexity over the tokens of a few sequences, and no top-1."""
+    full = make_record()
+    before = Quality(
+        split="test",
+        n=8,
+        loss=3.114,
+        tokens=4088,
+        loss_interval=(3.01, 3.22),
+        perplexity=22.51,
+        perplexity_interval=(20.29, 25.03),
+    )
+    after = before.model_copy(
+        update={
+            "loss": 3.2082,
+            "loss_interval": (3.09, 3.33),
+            "perplexity": 24.73,
+            "perplexity_interval": (21.98, 27.94),
+        }
+    )
+    comparison = Comparison(
+        split="test",
+        n=8,
+        agreement=0.83,
+        agreement_interval=(0.49, 0.96),
+        kl=0.11,
+        kl_interval=(0.08, 0.14),
+        loss_increase=0.0942,
+        loss_increase_interval=(0.0721, 0.1163),
+    )
+    tokens = full.original.cost.model_copy(update={"input_shape": [512]})
+    values: dict[str, object] = {
+        "original": full.original.model_copy(update={"quality": before, "cost": tokens}),
+        "compressed": full.compressed.model_copy(update={"quality": after}),
+        "comparison": comparison,
+        "validation": None,
+        "steps": [],
+        "command": "shoal compress hf:gpt2 text:wiki.txt --remove 14",
+        "model": "hf:gpt2",
+        "data": "text:wiki.txt",
+    }
+    return make_record(**{**values, **changes})
+
+
 def bare_record() -> Record:
     """Nothing but what must be there: no labels, steps, blocks, latency, validation."""
     full = make_record()

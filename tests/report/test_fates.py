@@ -41,3 +41,13 @@ def test_stages_count_what_is_kept() -> None:
 
 def test_an_empty_chain_draws_nothing() -> None:
     assert fates.chain([], 1000.0) == ""
+
+
+def test_a_block_that_lost_a_unit_says_so():
+    blocks = make_blocks()
+    blocks[0] = blocks[0].model_copy(update={"without": [1]})
+    blocks[1] = blocks[1].model_copy(update={"fate": "kept", "without": [0, 1]})
+    assert fates.fate(blocks[0]) == "kept, without unit 1"
+    assert fates.fate(blocks[1]) == "kept, without units 0, 1"
+    assert f"{blocks[0].path} kept, without unit 1" in fates.describe(blocks)
+    assert fates.tooltip(blocks[0]).startswith(f"{blocks[0].path}: kept, without unit 1\n")

@@ -1,5 +1,7 @@
+from handmade import language_record
+
 from shoal.record import Record
-from shoal.report.figures import figures
+from shoal.report.figures import Figure, figures
 
 
 def test_four_figures(record: Record) -> None:
@@ -13,3 +15,7 @@ def test_four_figures(record: Record) -> None:
 
 def test_what_was_not_measured_is_left_out(bare: Record) -> None:
     assert [one.name for one in figures(bare)] == ["Blocks", "Agreement, test", "MACs"]
+
+
+def test_a_language_model_shows_its_perplexity() -> None:
+    assert figures(language_record())[1] == Figure("Perplexity, test", "24.7", "9.9 % more, was 22.5")

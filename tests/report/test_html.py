@@ -3,7 +3,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from handmade import bare_record, make_blocks, make_record
+from handmade import bare_record, language_record, make_blocks, make_record
 from planned import planned_record
 from reading import Page
 
@@ -47,7 +47,7 @@ def plan_of_a_plain_chain() -> Record:
 
 
 @pytest.mark.parametrize(
-    "make", [make_record, bare_record, evil_record, planned_record, evil_plan, plan_of_a_plain_chain]
+    "make", [make_record, bare_record, language_record, evil_record, planned_record, evil_plan, plan_of_a_plain_chain]
 )
 def test_the_page_is_well_formed_and_holds_its_record(make) -> None:
     record = make()
@@ -164,7 +164,7 @@ def plan_without_numbers() -> Record:
     return full.model_copy(update={"planning": full.planning.model_copy(update=changes)})
 
 
-@pytest.mark.parametrize("make", [bare_record, without_labels, not_finite, plan_without_numbers])
+@pytest.mark.parametrize("make", [bare_record, language_record, without_labels, not_finite, plan_without_numbers])
 def test_missing_numbers_are_never_shown_as_such(make) -> None:
     visible = " ".join(Page(render(make())).visible)
     assert not re.search(r"\b(None|nan|inf|True|False)\b", visible)
@@ -186,3 +186,11 @@ def test_what_was_measured_is_on_the_page(record: Record) -> None:
         "shoal.load(",
     ):
         assert expected in visible
+
+
+def test_a_language_model_shows_perplexity_and_what_its_interval_rests_on() -> None:
+    visible = " ".join(" ".join(Page(render(language_record())).visible).split())
+    for expected in ("24.7", "22.0 – 27.9", "4,088 tokens", "1.07 – 1.12", "take the 8 sequences, not the tokens"):
+        assert expected in visible
+    assert "Top-1" not in visible
+    assert "no labels" not in visible

@@ -155,3 +155,12 @@ def test_a_deviation_has_its_sign(expected: float | None, found: float, text: st
 @pytest.mark.parametrize(("share", "text"), [(0.4, "40 %"), (0.07, "7 %"), (0.125, "12.5 %"), (0.1 * 3, "30 %")])
 def test_a_share_on_an_axis_is_short(share: float, text: str) -> None:
     assert numbers.share_tick(share) == text
+
+
+def test_a_rise_says_its_sign_in_words() -> None:
+    assert numbers.more(0.0312) == "0.0312 more"
+    assert numbers.more(-1.5) == "1.50 less"
+    assert numbers.more(0.0) == "unchanged"
+    assert numbers.more(None) == numbers.MISSING
+    assert numbers.exp(0.0) == 1.0
+    assert numbers.exp(1e9) == math.inf

@@ -1,7 +1,7 @@
 import io
 
 import pytest
-from handmade import bare_record, make_blocks, make_record
+from handmade import bare_record, language_record, make_blocks, make_record
 from planned import planned_record
 from rich.console import Console
 
@@ -22,6 +22,12 @@ def test_the_main_things_are_said(record: Record) -> None:
     assert "Certificate: A different function." in text
     assert "Warning: Only 400 test images" in text
     assert text.endswith("Report: shoal-runs/compress-1/report.html\n")
+
+
+def test_a_language_model_is_told_by_its_perplexity() -> None:
+    text = " ".join(shown(language_record()).split())
+    assert "Perplexity 22.5 (20.3 – 25.0) 24.7 (22.0 – 27.9) 9.9 % more" in text
+    assert "Perplexity, paired by sequence: 1.10 times the original's, 95 % interval 1.07 – 1.12" in text
 
 
 def test_piped_text_is_plain(record: Record) -> None:

@@ -1,5 +1,5 @@
 import pytest
-from handmade import latencies
+from handmade import language_record, latencies, make_record
 
 from shoal.record import Certificate, Quality, Record
 from shoal.report import words
@@ -17,6 +17,10 @@ def test_headline_without_labels_speaks_of_agreement(record: Record) -> None:
     record = record.model_copy(update={"original": original})
     text = words.headline(record)
     assert text == "14 of 27 blocks removed; same answer as the original on 99.0 % of 400 test images"
+
+
+def test_headline_of_a_language_model_speaks_of_perplexity() -> None:
+    assert "; perplexity 22.5 → 24.7 on 4,088 tokens of 8 test sequences; " in words.headline(language_record())
 
 
 def test_headline_when_nothing_could_be_removed(record: Record) -> None:
@@ -75,3 +79,17 @@ def test_evidence(verdict: str, bitwise: bool, expected: str) -> None:
         verdict=verdict, max_abs_diff=1e-4, where="logit 3", tolerance=1e-3, n=400, bitwise=bitwise
     )
     assert words.evidence(certificate) == expected
+
+
+def test_single_units_are_counted_apart_from_blocks():
+    units = ["stages.0.0#1", "stages.0.1#0"]
+    both = words.headline(make_record(removed_units=units))
+    assert "blocks and 2 single units removed" in both
+    assert words.headline(make_record(removed=[], removed_units=units[:1])).startswith(
+        "1 single unit removed from 27 blocks"
+    )
+
+
+def test_a_goal_in_units():
+    asked = {"remove": 8, "grain": "unit"}
+    assert words.goal(asked) == "Remove 8 units, attention and MLP of a block each on their own"

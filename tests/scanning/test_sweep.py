@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+import halves
 import language
 import networks
 from shoal.batches import Batch
@@ -23,6 +24,23 @@ def damage_by_hand(net, loader, paths):
     cut = remove_blocks(net, Batch((loader[0][0],)), paths)
     with torch.no_grad():
         return torch.cat([kl_per_sample(log_probabilities(net(x)), cut(x)) for x, _ in loader]).double()
+
+
+class Detector(nn.Module):
+    """Returns as many boxes as it likes for each sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = networks.PreactNet(4, 3)
+
+    def forward(self, x):
+        return [{"boxes": torch.ones(7, 4) * row.sum()} for row in self.net(x)]
+
+
+def test_results_without_a_row_for_each_sample_are_refused():
+    anatomy = dissect(Detector().eval(), Batch((torch.randn(2, 1, 6, 6),)))
+    with pytest.raises(DataError, match=r"returned shape \(7, 4\) for 3 samples"):
+        removal_sweep(anatomy, [torch.randn(3, 1, 6, 6)], anatomy.chain.paths)
 
 
 def test_the_worth_of_a_block_is_the_damage_of_its_physical_removal():
@@ -135,3 +153,24 @@ def test_padding_does_no_damage():
         anatomy = dissect(net, Batch(kwargs=batch))
         found.append(removal_sweep(anatomy, [batch], ["model.layers.1"])[0].damage)
     assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_units_and_blocks_with_their_norms_are_worth_what_their_removal_does():
+    model = halves.Halves().eval()
+    loader = [(halves.samples(4, seed), torch.zeros(4, dtype=torch.long)) for seed in range(2)]
+    anatomy = dissect(model, Batch((loader[0][0],)))
+    gone = ["blocks.1#0", "blocks.2"]
+    found = removal_sweep(anatomy, loader, ["blocks.0#0", "blocks.0#1", "blocks.1#1"], removed=gone)
+    for one in found:
+        expected = damage_by_hand(model, loader, [*gone, one.path]).mean()
+        assert one.damage == pytest.approx(float(expected), abs=1e-12)
+    torch.manual_seed(0)
+    net = networks.PostNormNet().eval()
+    tokens = [torch.randn(4, 5, 8)]
+    names = ["encoder.layers.1", "encoder.layers.1+norms"]
+    damages = removal_sweep(dissect(net, Batch((tokens[0],))), tokens, names)
+    loader = [(tokens[0], None)]
+    for one in damages:
+        expected = damage_by_hand(net, loader, [one.path]).mean()
+        assert one.damage == pytest.approx(float(expected), abs=1e-9)
+    assert damages[0].damage != damages[1].damage

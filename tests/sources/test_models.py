@@ -151,3 +151,15 @@ def test_an_adapter_is_no_network(vit, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(SpecError, match=r"holds an adapter \(PEFT, LoRA\).*\n.*merge_and_unload"):
         load_model(f"hf:{tmp_path}")
+
+
+def test_code_of_a_repository_is_never_run(tmp_path):
+    own = {"AutoConfig": "conf.MineConfig", "AutoModel": "net.Mine"}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "mine", "architectures": ["Mine"], "auto_map": own})
+    )
+    for name in ("conf.py", "net.py"):
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    with pytest.raises(SpecError, match=r"brings its own code, which Shoal does not run\n  .*FILE\.py:FUNCTION"):
+        load_model(f"hf:{tmp_path}")
+    assert not (tmp_path / "ran").exists()

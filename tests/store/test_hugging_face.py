@@ -14,7 +14,7 @@ from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.errors import FolderError
 from shoal.plan import Fold, FoldStep, Plan, Remove, Replace
-from shoal.store import hugging_face
+from shoal.store import hugging_face, load
 from shoal.store.hugging_face import write_hugging_face
 from shoal.store.save import save
 from shoal.surgery import input_specs, remove_blocks, signature_of
@@ -24,7 +24,7 @@ def changed(model, inputs, removed, more=()):
     """The network without these blocks, and the plan that says so."""
     batch = Batch(kwargs=inputs)
     chain = dissect(model, batch).chain
-    actions = [*(Remove(path=path) for path in removed), *more]
+    actions = [*(Remove.named(name) for name in removed), *more]
     plan = Plan(inputs=input_specs(batch), network=signature_of(model, chain), actions=actions)
     return remove_blocks(model, batch, removed).eval(), plan
 
@@ -64,6 +64,7 @@ def test_what_transformers_cannot_hold_is_said(name, tmp_path):
     reason = write_hugging_face(tmp_path, cut, plan)
     assert removed[0] in reason
     assert "norm" in reason.lower()
+    assert "Removed with norms 'drop' nothing would be left" in (tmp_path / "hf-not-written.md").read_text()
     assert [one.name for one in tmp_path.iterdir()] == ["hf-not-written.md"]
     assert reason in (tmp_path / "hf-not-written.md").read_text()
 
@@ -270,3 +271,32 @@ def test_shoal_is_not_needed(tmp_path):
     with torch.no_grad():
         expected = cut(torch.arange(4, 16).view(1, -1)).logits.double().sum().item()
     assert float(said.stdout.split()[-1]) == expected
+
+
+@pytest.mark.parametrize("name", POST_NORM)
+def test_layers_that_took_their_norms_along_leave_a_network_of_plain_transformers(name, tmp_path):
+    model, inputs, removed = family(name)
+    cut, plan = changed(model, inputs, [f"{path}+norms" for path in removed])
+    assert write_hugging_face(tmp_path, cut, plan) is None
+    kind = getattr(transformers, json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"][0])
+    loaded, info = kind.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(info.values())
+    with torch.no_grad():
+        pairs = list(zip(outputs(cut(**inputs)), outputs(loaded(**inputs)), strict=True))
+    assert pairs
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert f"`{removed[0]}` and the norms behind its additions" in (tmp_path / "hf" / "README.md").read_text()
+
+
+def test_half_a_layer_is_said_and_kept_in_the_folder_of_shoal(tmp_path):
+    cut, plan = tiny(["model.layers.0", "model.layers.1#1", "model.layers.2#0"])
+    save(tmp_path, cut, plan)
+    note = (tmp_path / "hf-not-written.md").read_text()
+    assert "only attention or MLP was removed (model.layers.1#1, model.layers.2#0)" in note
+    assert "no class with half a layer" in note
+    again = load(tmp_path, model=language.llama)
+    ids = language.tokens(seed=3)
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, cut(input_ids=ids).logits)
+    assert "model.layers.1.mlp.up_proj.weight" not in again.state_dict()
+    assert "model.layers.1.self_attn.q_proj.weight" in again.state_dict()

@@ -266,7 +266,7 @@ def test_folders_that_hold_no_run(tmp_path):
     with pytest.raises(FolderError, match=r"is unfinished\n.*Repeat the same command"):
         load(tmp_path)
     (tmp_path / PLAN).write_text("{")
-    with pytest.raises(PlanError, match="is no plan of version 1"):
+    with pytest.raises(PlanError, match="is no plan of version 2"):
         load(tmp_path)
 
 

@@ -140,7 +140,7 @@ def test_save_writes_weights_and_plan(tmp_path):
     save(tmp_path, nn.Linear(2, 2), plan)
     assert {one.name for one in tmp_path.iterdir()} == {WEIGHTS, PLAN}
     assert read_plan(tmp_path / PLAN) == plan
-    assert json.loads((tmp_path / PLAN).read_text())["schema_version"] == 1
+    assert json.loads((tmp_path / PLAN).read_text())["schema_version"] == 2
     assert not (tmp_path / RECORD).exists()
 
 

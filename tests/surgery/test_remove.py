@@ -1,7 +1,10 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+import halves
 import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect, trace
@@ -185,3 +188,76 @@ def test_a_network_may_find_another_number_without_a_block():
     cut = remove_blocks(net, Batch((x,)), ["blocks.0"])
     assert cut(x).shape[0] != net(x).shape[0]
     assert cut(x).shape[1:] == net(x).shape[1:]
+
+
+def cut_halves(*names):
+    model = halves.Halves().eval()
+    return model, remove_blocks(model, Batch((halves.samples(),)), names)
+
+
+def test_units_leave_the_network_that_is_written_without_them():
+    model, cut = cut_halves("blocks.0#0", "blocks.1#1", "blocks.2#0")
+    expected = halves.by_hand(model, ("mixer", "mlp", "mixer"))
+    for count in (1, 7):
+        x = halves.samples(count, seed=count)
+        assert torch.equal(cut(x), expected(x))
+    assert set(cut.state_dict()) == set(expected.state_dict())
+    assert len(model.state_dict()) > len(cut.state_dict())
+
+
+def test_what_is_left_after_units_trains_and_copies():
+    _, cut = cut_halves("blocks.1#0")
+    twin = copy.deepcopy(cut).train()
+    twin(halves.samples()).sum().backward()
+    assert all(parameter.grad is not None for parameter in twin.parameters())
+    again = copy.deepcopy(cut).bfloat16()
+    assert again(halves.samples().bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_plan_with_units_is_replayed():
+    model, expected = cut_halves("blocks.0#0", "blocks.2#1", "blocks.1")
+    actions = [Remove.named(name) for name in ("blocks.0#0", "blocks.2#1", "blocks.1")]
+    batch = Batch((halves.samples(),))
+    plan = Plan(inputs=input_specs(batch), network=signature_of(model, dissect(model, batch).chain), actions=actions)
+    again = apply(model, parse_plan(plan.model_dump_json(), "plan"))
+    assert torch.equal(again(halves.samples(3)), expected(halves.samples(3)))
+    assert list(again.state_dict()) == list(expected.state_dict())
+
+
+def test_both_units_are_the_block():
+    _, cut = cut_halves("blocks.1#0", "blocks.1#1")
+    _, expected = cut_halves("blocks.1")
+    assert torch.equal(cut(halves.samples()), expected(halves.samples()))
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "said"),
+    [
+        (["blocks.1", "blocks.1#0"], SurgeryError, r"the block 'blocks\.1' is named twice"),
+        (["blocks.1#0", "blocks.1#0"], SurgeryError, r"the block 'blocks\.1' is named twice"),
+        (["blocks.1", "blocks.1+norms"], SurgeryError, r"the block 'blocks\.1' is named twice"),
+        (["blocks.1#5"], UnknownBlockError, "has no unit 5"),
+        (["blocks.9#0"], UnknownBlockError, r"no residual block called 'blocks\.9'"),
+        (["blocks.1+norms"], SurgeryError, r"the block 'blocks\.1' has no norm behind its additions"),
+    ],
+)
+def test_units_that_cannot_go(names, error, said):
+    model = halves.Halves().eval()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(error, match=said):
+        remove_blocks(model, Batch((halves.samples(),)), names)
+    assert list(model.state_dict()) == list(before)
+
+
+def test_a_block_with_its_norms_and_without_them():
+    torch.manual_seed(0)
+    net, x = networks.PostNormNet().eval(), torch.randn(3, 5, 8)
+    layers = net.encoder.layers
+    bare = remove_blocks(net, Batch((x,)), ["encoder.layers.1+norms"])
+    kept = remove_blocks(net, Batch((x,)), ["encoder.layers.1"])
+    with torch.no_grad():
+        start = layers[0](x)
+        torch.testing.assert_close(bare(x), net.head(layers[2](start).mean(1)))
+        normed = layers[1].norm2(layers[1].norm1(start))
+        torch.testing.assert_close(kept(x), net.head(layers[2](normed).mean(1)))
+    assert not any(name.startswith("encoder.layers.1.") for name in bare.state_dict())

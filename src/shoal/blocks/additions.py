@@ -12,7 +12,8 @@ from shoal.blocks.operations import LINEAR, STRUCTURE, plain_name
 from shoal.blocks.template import Opaque, Ref, leaves
 from shoal.blocks.trace import Call, Op, Trace
 
-ShortcutKind = Literal["identity", "projection", "reshape"]
+# "declared": an adapter says what is left of the block.
+ShortcutKind = Literal["identity", "projection", "reshape", "declared"]
 
 
 @dataclass(frozen=True)

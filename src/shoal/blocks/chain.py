@@ -38,7 +38,8 @@ class Block:
         stage: from 1; a new stage begins where the shape of the stream changes.
         units: its residual additions.
         branch: paths of the modules with parameters in its branches, in the order they ran.
-        shortcut: 'identity', 'reshape' (no parameters) or 'projection'; None for a sibling without an addition.
+        shortcut: 'identity', 'reshape' (no parameters), 'projection', or 'declared' by an adapter; None for a sibling
+            without an addition.
         activation: what follows the last addition, or None.
         in_shape: shape of the stream before it.
         out_shape: shape of the stream behind it.
@@ -97,10 +98,12 @@ class Chain:
         """The blocks that can be removed."""
         return tuple(block for block in self.blocks if block.removable)
 
-    def select(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> tuple[Block, ...]:
+    def select(
+        self, include: Iterable[str] = (), exclude: Iterable[str] = (), *, whole: bool = True
+    ) -> tuple[Block, ...]:
         """Removable blocks that match one of the `include` patterns (all without any) and none of `exclude`.
 
-        Patterns are shell-style (`layer3.*`).
+        Patterns are shell-style (`layer3.*`). Without `whole` also those of which only single units might go.
 
         Raises:
             UnknownBlockError: a pattern matches no block at all.
@@ -112,7 +115,9 @@ class Chain:
                     f"the pattern '{pattern}' matches no residual block", did_you_mean(pattern, self.paths)
                 )
         chosen = []
-        for block in self.removable:
+        for block in self.blocks:
+            if not block.removable and (whole or len(block.units) < 2):
+                continue
             wanted = not include or any(fnmatchcase(block.path, pattern) for pattern in include)
             if wanted and not any(fnmatchcase(block.path, pattern) for pattern in exclude):
                 chosen.append(block)

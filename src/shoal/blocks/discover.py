@@ -1,15 +1,20 @@
 """From a traced run to the chain: which module calls are the residual blocks, and what can be taken out of them."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from shoal.batches import Batch, as_batch, call
+from shoal.blocks.adapters import adapter_of, left_of
 from shoal.blocks.additions import Addition, add_operands, residual_additions
 from shoal.blocks.chain import Block, Chain, Unit
+from shoal.blocks.decisions import Draws, unsteady
+from shoal.blocks.norms import norms_behind
 from shoal.blocks.operations import STRUCTURE, plain_name
 from shoal.blocks.remainder import main_output, remainder_of
+from shoal.blocks.sights import seen_instead
 from shoal.blocks.signs import non_negative_values
 from shoal.blocks.trace import Call, Trace, trace_run
 from shoal.errors import ModelRaisedError, SurgeryError
@@ -22,7 +27,9 @@ _SHORTCUT_ORDER = ("identity", "reshape", "projection")
 class Anatomy:
     """A traced network: its chain, and for every removable block the module that is left without its branches.
 
-    The remainders share parameters with `model`; surgery copies them.
+    The remainders share parameters with `model`; surgery copies them. `bare` are those without the norms behind the
+    additions too, where there are any; `cuts` what stands where when single units go, as far as anybody asked (see
+    `units`), each checked by a run on `example`, one sample.
     """
 
     model: nn.Module
@@ -31,6 +38,9 @@ class Anatomy:
     remainders: dict[str, nn.Module]
     additions: dict[str, tuple[Addition, ...]]
     calls: dict[str, Call] = field(default_factory=dict)
+    bare: dict[str, nn.Module] = field(default_factory=dict)
+    example: Batch | None = None
+    cuts: dict[tuple[str, frozenset[int]], dict[str, nn.Module]] = field(default_factory=dict)
 
 
 def trace(model: nn.Module, example: object) -> Chain:
@@ -53,8 +63,11 @@ def dissect(model: nn.Module, example: Batch) -> Anatomy:
     check_finite(model)
     with evaluating(model):
         call(model, example)  # what a network makes in its first run alone (a table of positions) is not in the others
+    draws = Draws()
     run = trace_run(model, example)
-    return _verified(anatomy_of(model, run), example)
+    anatomy = anatomy_of(model, run)
+    steady = _without(anatomy, unsteady(model, example, run, anatomy.chain.paths, drew=draws.moved))
+    return _verified(steady, example)
 
 
 def _verified(anatomy: Anatomy, example: Batch) -> Anatomy:
@@ -65,21 +78,33 @@ def _verified(anatomy: Anatomy, example: Batch) -> Anatomy:
     for all of them mostly says it; only if that fails is each tried alone.
     """
     one = example.take(1)
-    if not anatomy.remainders or _runs_with(anatomy, anatomy.remainders, one) is None:
+    failures = _failures(anatomy, anatomy.remainders, one)
+    bare_failures = _failures(anatomy, anatomy.bare, one)
+    reasons = {path: f"the network does not run without it: {failure}" for path, failure in failures.items()}
+    bare = {path: module for path, module in anatomy.bare.items() if path not in bare_failures}
+    return _without(replace(anatomy, bare=bare, example=one), reasons)
+
+
+def _without(anatomy: Anatomy, reasons: dict[str, str]) -> Anatomy:
+    """The anatomy with these blocks marked as not removable."""
+    if not reasons:
         return anatomy
-    failures = {
-        path: failure
-        for path, remainder in anatomy.remainders.items()
-        if (failure := _runs_with(anatomy, {path: remainder}, one)) is not None
-    }
     blocks = tuple(
-        replace(block, removable=False, reason=f"the network does not run without it: {failures[block.path]}")
-        if block.path in failures
-        else block
+        replace(block, removable=False, reason=reasons[block.path]) if block.path in reasons else block
         for block in anatomy.chain
     )
-    remainders = {path: one for path, one in anatomy.remainders.items() if path not in failures}
-    return replace(anatomy, chain=Chain(blocks, _note(list(blocks))), remainders=remainders)
+    remainders = {path: module for path, module in anatomy.remainders.items() if path not in reasons}
+    bare = {path: module for path, module in anatomy.bare.items() if path not in reasons}
+    chain = Chain(blocks, _note(list(blocks), anatomy.trace))
+    return replace(anatomy, chain=chain, remainders=remainders, bare=bare)
+
+
+def _failures(anatomy: Anatomy, remainders: dict[str, nn.Module], example: Batch) -> dict[str, str]:
+    """The blocks whose absence the network does not bear, with what it raised."""
+    if not remainders or _runs_with(anatomy, remainders, example) is None:
+        return {}
+    tried = ((path, _runs_with(anatomy, {path: remainder}, example)) for path, remainder in remainders.items())
+    return {path: failure for path, failure in tried if failure is not None}
 
 
 def _runs_with(anatomy: Anatomy, remainders: dict[str, nn.Module], example: Batch) -> str | None:
@@ -94,19 +119,28 @@ def _runs_with(anatomy: Anatomy, remainders: dict[str, nn.Module], example: Batc
 
 def anatomy_of(model: nn.Module, run: Trace) -> Anatomy:
     """The anatomy of a model from a trace of it."""
-    groups = _group(run, residual_additions(run))
+    declared = _declared(run)
+    free = [one for one in residual_additions(run) if not any(call.holds(one.op) for call in declared.values())]
+    around = {outer.index for one in declared.values() for outer in run.enclosing(one.parent)}
+    groups = {index: own for index, own in _group(run, free).items() if index not in around}
+    inner = [run.calls[index].parent for index in groups if index >= 0]
+    holders = {outer.index for parent in inner for outer in run.enclosing(parent)}
     signs = non_negative_values(run)
     found = _Found()
     kinds = {type(run.calls[index].module) for index in groups if index >= 0 and run.calls[index].path}
     for one in run.calls:
-        if one.index in groups:
-            _add_residual(found, run, one, groups[one.index], signs)
+        if declared and any(outer.index in declared for outer in run.enclosing(one.parent)):
+            continue
+        if one.index in declared:
+            _add_declared(found, run, one)
+        elif one.index in groups:
+            _add_residual(found, run, one, groups[one.index], signs, holds=one.index in holders)
         elif type(one.module) in kinds and not any(outer.index in groups for outer in run.enclosing(one.parent)):
             _add_sibling(found, run, one)
     if -1 in groups:
         found.blocks.append(_outside_block())
-    chain = Chain(tuple(_staged(found.blocks)), _note(found.blocks))
-    return Anatomy(model, run, chain, found.remainders, found.additions, found.calls)
+    chain = Chain(tuple(_staged(found.blocks)), _note(found.blocks, run))
+    return Anatomy(model, run, chain, found.remainders, found.additions, found.calls, found.bare)
 
 
 @dataclass
@@ -115,6 +149,33 @@ class _Found:
     remainders: dict[str, nn.Module] = field(default_factory=dict)
     additions: dict[str, tuple[Addition, ...]] = field(default_factory=dict)
     calls: dict[str, Call] = field(default_factory=dict)
+    bare: dict[str, nn.Module] = field(default_factory=dict)
+
+
+def _declared(run: Trace) -> dict[int, Call]:
+    """The calls of modules whose class has an adapter, the outermost ones, by their numbers."""
+    found: dict[int, Call] = {}
+    for one in run.calls:
+        if not one.path or adapter_of(one.module) is None:
+            continue
+        if not any(outer.index in found for outer in run.enclosing(one.parent)):
+            found[one.index] = one
+    return found
+
+
+def _add_declared(found: _Found, run: Trace, call: Call) -> None:
+    """A block that an adapter knows, and what it says is left of it."""
+    if call.path in found.calls or not call.inputs or not call.outputs:
+        return
+    reason = _called_once(run, call)
+    if reason is None:
+        try:
+            found.remainders[call.path] = left_of(call.module, call.path)
+        except SurgeryError as error:
+            reason = error.message
+    found.additions[call.path] = ()
+    found.calls[call.path] = call
+    found.blocks.append(replace(_plain_block(run, call), shortcut="declared", removable=reason is None, reason=reason))
 
 
 def _group(run: Trace, additions: list[Addition]) -> dict[int, list[Addition]]:
@@ -131,34 +192,53 @@ def _group(run: Trace, additions: list[Addition]) -> dict[int, list[Addition]]:
 
 
 def _holds_chain(run: Trace, outer: Call, owners: set[int]) -> bool:
-    """Whether a module holds a row of blocks in a numbered container, and so is no block itself."""
+    """Whether a module holds a row of blocks in a numbered container, and so is no block itself.
+
+    Numbered names (`stage1`, `stage2`) count as a container in a module that is alone of its class: where several are
+    alike they are the blocks, and what is numbered in them (`pos1`, `pos2`) are parts.
+    """
     prefix = outer.path + "." if outer.path else ""
+    alike = sum(type(run.calls[index].module) is type(outer.module) for index in owners if index >= 0)
+    pattern = r"(.*?)(\d+)(\.|$)" if alike < 2 else r"((?:.*?\.)??)(\d+)(\.|$)"
     rows: dict[str, set[str]] = {}
     for index in owners:
         path = run.calls[index].path if index >= 0 else ""
         if index == outer.index or not path.startswith(prefix) or path == outer.path:
             continue
-        numbered = re.match(r"(.*?)(\d+)(\.|$)", path[len(prefix) :])
+        numbered = re.match(pattern, path[len(prefix) :])
         if numbered:
             rows.setdefault(numbered.group(1), set()).add(numbered.group(2))
     return any(len(numbers) >= 2 for numbers in rows.values())
 
 
-def _add_residual(found: _Found, run: Trace, call: Call, additions: list[Addition], signs: frozenset[int]) -> None:
+def _add_residual(
+    found: _Found, run: Trace, call: Call, additions: list[Addition], signs: frozenset[int], *, holds: bool
+) -> None:
     path = call.path
     if path in found.calls:  # a later call of the same module: the first entry says so already
         return
     reason, premise = _called_once(run, call), None
     if not path:
         reason = "its addition stands in the forward of the whole network, not in a block of its own"
+    elif holds:
+        reason = "it holds other blocks, which are removed one by one"
     if reason is None:
         try:
             found.remainders[path], premise = remainder_of(run, call, additions, non_negative=signs)
         except SurgeryError as error:
             reason = error.message
+        else:
+            _add_bare(found, run, call, additions, signs)
     found.additions[path] = tuple(additions)
     found.calls[path] = call
     found.blocks.append(_describe(run, call, additions, reason, premise))
+
+
+def _add_bare(found: _Found, run: Trace, call: Call, additions: list[Addition], signs: frozenset[int]) -> None:
+    norms = norms_behind(run, call, additions)
+    if norms:
+        with suppress(SurgeryError):
+            found.bare[call.path], _ = remainder_of(run, call, additions, non_negative=signs, norms=norms)
 
 
 def _called_once(run: Trace, call: Call) -> str | None:
@@ -226,21 +306,24 @@ def _add_sibling(found: _Found, run: Trace, call: Call) -> None:
     if call.path in found.calls or not call.inputs or not call.outputs:
         return
     found.calls[call.path] = call
-    found.blocks.append(
-        Block(
-            path=call.path,
-            kind=type(call.module).__name__,
-            stage=0,
-            units=(),
-            branch=(),
-            shortcut=None,
-            activation=None,
-            in_shape=run.values[call.inputs[0]].shape[1:],
-            out_shape=run.values[call.outputs[0]].shape[1:],
-            params=sum(parameter.numel() for parameter in call.module.parameters()),
-            removable=False,
-            reason="it has no shortcut: nothing would be left of it",
-        )
+    found.blocks.append(_plain_block(run, call))
+
+
+def _plain_block(run: Trace, call: Call) -> Block:
+    """A block without an addition."""
+    return Block(
+        path=call.path,
+        kind=type(call.module).__name__,
+        stage=0,
+        units=(),
+        branch=(),
+        shortcut=None,
+        activation=None,
+        in_shape=run.values[call.inputs[0]].shape[1:],
+        out_shape=run.values[call.outputs[0]].shape[1:],
+        params=sum(parameter.numel() for parameter in call.module.parameters()),
+        removable=False,
+        reason="it has no shortcut: nothing would be left of it",
     )
 
 
@@ -258,9 +341,10 @@ def _staged(blocks: list[Block]) -> list[Block]:
     return staged
 
 
-def _note(blocks: list[Block]) -> str | None:
-    if not any(block.units for block in blocks):
-        return "no residual block: no addition of this network joins a branch and a shortcut"
+def _note(blocks: list[Block], run: Trace) -> str | None:
+    if not any(block.units or block.shortcut == "declared" for block in blocks):
+        said = "no residual block: no addition of this network joins a branch and a shortcut"
+        return f"{said}; {seen_instead(run)}"
     if not any(block.removable for block in blocks):
         return "no removable block: see the reason of each"
     return None

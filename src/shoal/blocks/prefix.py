@@ -56,11 +56,12 @@ class Prefix:
 
     def without(self, path: str, remainder: nn.Module) -> Any:
         """The network's output with the block at `path` down to its remainder."""
-        return self.run(path, {self.model.get_submodule(path): remainder.forward})
+        return self.run(self.tile_of(path), {self.model.get_submodule(path): remainder.forward})
 
     def tile_of(self, path: str) -> str:
-        """The tile in which the module at `path` runs."""
-        return next(tile for tile in self.order if path == tile or path.startswith(tile + "."))
+        """The tile in which the module at `path` runs; the first inside it, where it is opened up itself."""
+        around = (tile for tile in self.order if path == tile or path.startswith(tile + "."))
+        return next(around, None) or next(tile for tile in self.order if tile.startswith(path + "."))
 
     def _keeper(self, path: str) -> Callable[..., None]:
         def keep(module: nn.Module, args: Any, output: Any) -> None:

@@ -87,15 +87,27 @@ class Remainder(nn.Module):
 
 
 def remainder_of(
-    trace: Trace, call: Call, additions: list[Addition], *, non_negative: frozenset[int]
+    trace: Trace,
+    call: Call,
+    additions: list[Addition],
+    *,
+    non_negative: frozenset[int],
+    norms: Mapping[int, int] | None = None,
 ) -> tuple[nn.Module, str | None]:
     """The module that is left when the branches of a block go, and the premise under which its last activation went.
+
+    Args:
+        trace: the run.
+        call: of the block.
+        additions: of the block.
+        non_negative: the values of the run that are never negative.
+        norms: what `norms_behind` found, where these are to go too.
 
     Raises:
         SurgeryError: the shortcut cannot be cut out of the block's code; says what stands in the way.
     """
     main = main_output(trace, call, additions)
-    sliced = _Slicer(trace, call, additions, non_negative).run(main)
+    sliced = _Slicer(trace, call, additions, non_negative, norms or {}).run(main)
     output = _output_without(trace, call, main, sliced.result)
     simple = _simple(sliced, call, output)
     return (simple if simple is not None else Remainder(sliced, call, output)), sliced.premise
@@ -158,9 +170,16 @@ def _simple(sliced: Slice, call: Call, output: Any) -> nn.Module | None:
 class _Slicer:
     """Walks back from a value to the inputs of the block and writes down the steps forward."""
 
-    def __init__(self, trace: Trace, call: Call, additions: list[Addition], non_negative: frozenset[int]) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        call: Call,
+        additions: list[Addition],
+        non_negative: frozenset[int],
+        norms: Mapping[int, int],
+    ) -> None:
         self.trace, self.call = trace, call
-        self.instead = {one.result: one.stream for one in additions}
+        self.instead = {**norms, **{one.result: one.stream for one in additions}}
         self.add_ops = {one.op for one in additions}
         self.sliced = Slice()
         self.known: dict[int, int] = {}

@@ -20,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from shoal.batches import Batch, call
 from shoal.blocks.template import Ref, refs, template
 from shoal.errors import TraceError
+from shoal.offloaded import loading_unwatched
 from shoal.preserve import evaluating
 
 # Functions through which a number leaves the graph, so that Python may decide by it.
@@ -174,7 +175,7 @@ def trace_run(model: nn.Module, example: Batch) -> Trace:
     """
     recorder = _Recorder(model)
     example = example.cloned()
-    with evaluating(model), recorder.hooked():
+    with evaluating(model), recorder.hooked(), loading_unwatched(model):
         for tensor in example.tensors:
             recorder.trace.inputs.append(recorder.born(tensor, "input").value)
         with recorder:
@@ -183,7 +184,7 @@ def trace_run(model: nn.Module, example: Batch) -> Trace:
     outputs = refs(recorder.trace.output)
     if not any(recorder.trace.depends(value, one) for value in outputs for one in recorder.trace.inputs):
         raise TraceError(
-            "the model returned no tensor that depends on its input",
+            f"the model returned no tensor that depends on its input (it returned {type(output).__name__})",
             "Shoal follows tensors through torch functions; a model that leaves torch half-way cannot be traced.",
         )
     return recorder.trace
@@ -201,6 +202,8 @@ class _Recorder(TorchFunctionMode):
         self.paths: dict[int, str] = {}
         for path, module in model.named_modules():
             self.paths.setdefault(id(module), path)
+        # Held as long as the names: an offloaded module drops its parameters, and a number may come up again.
+        self.held = [*model.parameters(), *model.buffers()]
         self.names = {id(tensor): ("parameter", name) for name, tensor in model.named_parameters()}
         self.attributes = {id(tensor) for module in model.modules() for tensor in _tensors(vars(module))}
         self.names |= {id(tensor): ("buffer", name) for name, tensor in model.named_buffers()}
@@ -218,13 +221,23 @@ class _Recorder(TorchFunctionMode):
         known = self.numbers.get(tensor)
         if known is not None:
             return Ref(known)
-        origin, name = self.names.get(id(tensor), ("constant", ""))
+        origin, name = self.names.get(id(tensor)) or self._read_just_now(tensor) or ("constant", "")
         ref = self.born(tensor, origin, name)
         if origin == "constant":
             self.trace.constants[ref.value] = tensor.detach().clone()
             if id(tensor) not in self.attributes:
                 self.trace.unseen.append(ref.value)
         return ref
+
+    def _read_just_now(self, tensor: Tensor) -> tuple[str, str] | None:
+        """What a tensor is that an offloaded module on the stack holds while it runs."""
+        for index in reversed(self.stack):
+            module, path = self.trace.calls[index].module, self.trace.calls[index].path
+            for origin, own in (("parameter", module._parameters), ("buffer", module._buffers)):
+                for name, one in own.items():
+                    if one is tensor:
+                        return origin, f"{path}.{name}" if path else name
+        return None
 
     def template(self, item: Any) -> Any:
         """The template of arguments or results."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from shoal.blocks.operations import STRUCTURE, plain_name
 from shoal.blocks.template import Ref
 from shoal.blocks.trace import Op, Trace
+from shoal.offloaded import real
 
 # f(0) = 0, element by element or by sums.
 _KEEPS_ZERO = STRUCTURE | frozenset(
@@ -58,7 +59,9 @@ def zero_values(trace: Trace, model: nn.Module) -> dict[int, str]:
     found: dict[int, str] = {}
     for value in trace.values:
         tensor = tensors.get(value.name) if value.origin in ("parameter", "buffer") else None
-        if tensor is None and value.origin == "constant":
+        if tensor is not None:
+            tensor = real(model, value.name, tensor)
+        elif value.origin == "constant":
             tensor = trace.constants[value.index]
         if tensor is not None and tensor.numel() > 0 and not bool(torch.count_nonzero(tensor)):
             found[value.index] = f"'{value.name}' is zero" if value.name else "a constant is zero"

@@ -38,9 +38,10 @@ def run_apply(session: Session, model: str, plan_path: Path, weights: Path | Non
         said = f"no {PROGRAM} was written: {error.message}"
     save(path, cut, plan.model_copy(update={"model": opened.spec}))
     if session.as_json:
-        session.print_json({"removed": plan.removed, "out": str(path), "warnings": [said] if said else []})
+        gone = {"removed": plan.removed, "removed_units": plan.removed_units}
+        session.print_json({**gone, "out": str(path), "warnings": [said] if said else []})
     else:
-        session.say(f"removed {', '.join(plan.removed) or 'nothing'}")
+        session.say(f"removed {', '.join([*plan.removed, *plan.removed_units]) or 'nothing'}")
         if said:
             session.say(f"warning: {said}")
         session.say(f"written to {path}")

@@ -12,7 +12,8 @@ from shoal.blocks import dissect
 from shoal.cli.opening import DataOptions, check_input, open_data, open_network, output_folder, pick_device
 from shoal.cli.session import Session
 from shoal.errors import ShoalError, UsageError
-from shoal.pipeline import Goal, Provenance, Recover, Settings, compress
+from shoal.pipeline import Goal, Grain, Provenance, Recover, Settings, compress
+from shoal.pipeline.table_maker import DEFAULT_KINDS, STUDENT_BUDGET
 from shoal.preserve import evaluating
 from shoal.record import summary_of
 from shoal.recover import Budget, DistilSettings, read_budget
@@ -45,6 +46,17 @@ class CompressRequest:
     tables: Path | None = None
     recover: str | None = None
     unlabelled: str | None = None
+    stand_ins: str | None = None
+    student_budget: str = STUDENT_BUDGET
+
+    def settings(self) -> Settings:
+        """How to measure."""
+        return Settings(
+            images=self.images,
+            channels_last=self.channels_last,
+            stand_ins=_kinds(self.stand_ins),
+            student_budget=self.student_budget,
+        )
 
 
 def run_compress(session: Session, request: CompressRequest) -> int:
@@ -54,6 +66,11 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     data = open_data(session, request.data, request.data_options, opened)
     check_input(opened.model, data)
     budget, extra = _recovery(session, request, opened)
+    settings = request.settings()
+    if request.dry_run and request.tables is not None:
+        from shoal.cli.foretelling import foretell
+
+        return foretell(session, request, opened.model, data)
     if request.dry_run:
         return _tell(session, request, opened.model, data)
     path = output_folder(request.out, "compress")
@@ -73,7 +90,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
                 fold=request.fold,
                 latency_from=request.latency_from,
                 tables=(request.tables or path / TABLES) if request.goal.by_plan else None,
-                settings=Settings(images=request.images, channels_last=request.channels_last),
+                settings=settings,
                 provenance=_provenance(request, opened.spec, data),
                 journal=folder,
                 progress=progress,
@@ -88,6 +105,14 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     else:
         show(record, str(path), session.console)
     return 0 if record.reached else 1
+
+
+def _kinds(given: str | None) -> tuple[str, ...]:
+    """The stand-ins that --stand-ins names: just these, or with a plus the usual ones and these."""
+    if given is None:
+        return DEFAULT_KINDS
+    named = tuple(name.strip() for name in given.removeprefix("+").split(","))
+    return (*DEFAULT_KINDS, *named) if given.startswith("+") else named
 
 
 def _recovery(session: Session, request: CompressRequest, opened: Opened) -> tuple[Budget | None, Data | None]:
@@ -131,6 +156,7 @@ def _goal_arguments(goal: Goal) -> dict[str, Any]:
         "depth": goal.target.depth,
         "replace": goal.replace,
         "pick": goal.pick,
+        "grain": goal.grain,
         "include": goal.include,
         "exclude": goal.exclude,
     }
@@ -165,6 +191,8 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         "latency_from": request.latency_from,
         "tables": str(request.tables) if request.tables else None,
         "recover": request.recover,
+        "stand_ins": request.stand_ins,
+        "student_budget": request.student_budget,
         "unlabelled": request.unlabelled,
         "device": device,
     }
@@ -174,14 +202,16 @@ def _tell(session: Session, request: CompressRequest, model: nn.Module, data: Da
     """What would be done, and about how long it would take on this machine."""
     batch = next(batches(data.calibration(augment=True), device_of(model)))
     anatomy = dissect(model, batch.take(2))
-    candidates = anatomy.chain.select(request.goal.include, request.goal.exclude)
+    units = request.goal.grain == "unit"
+    candidates = anatomy.chain.select(request.goal.include, request.goal.exclude, whole=not units)
+    tries = sum(max(1, len(block.units)) if units else 1 for block in candidates)
     with evaluating(model):
         call(model, batch)
         start = time.perf_counter()
         call(model, batch)
         seconds = time.perf_counter() - start
-    sweep = seconds * (request.images / batch.size) * (1 + len(candidates) / 2)
-    steps = _steps(request.goal, len(candidates))
+    sweep = seconds * (request.images / batch.size) * (1 + tries / 2)
+    steps = _steps(request.goal, tries)
     total = sweep * max(1, steps / 2) + 10
     document = {
         "dry_run": True,
@@ -216,6 +246,18 @@ def _steps(goal: Goal, candidates: int) -> int:
     if goal.remove is not None:
         return min(goal.remove, candidates)
     return candidates if goal.max_drop is not None else 1
+
+
+def as_grain(given: str) -> Grain:
+    """The grain that --grain names.
+
+    Raises:
+        UsageError: neither block nor unit.
+    """
+    known: dict[str, Grain] = {"block": "block", "unit": "unit"}
+    if given in known:
+        return known[given]
+    raise UsageError(f"--grain is '{given}', expected block or unit", "Leave it out for whole blocks.")
 
 
 def check_pair(model: str | None, data: str | None, command: str = "compress") -> tuple[str, str]:

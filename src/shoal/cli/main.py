@@ -57,6 +57,7 @@ def shoal(
 
 @app.command()
 def compress(
+    context: typer.Context,
     model: Annotated[str | None, opt.MODEL] = None,
     data: Annotated[str | None, opt.DATA] = None,
     max_drop: Annotated[
@@ -81,6 +82,7 @@ def compress(
         typer.Option("--from", metavar="DIR", help="Another goal for the network of an earlier run, by its tables."),
     ] = None,
     pick: Annotated[int | None, typer.Option("--pick", help="The plan with this number on the front.")] = None,
+    grain: opt.Grain = "block",
     latency_from: opt.LatencyFrom = None,
     fold: Annotated[
         bool, typer.Option("--fold", help="Then fold batch norms, constants, linear chains: exact, for inference.")
@@ -89,6 +91,8 @@ def compress(
         str, typer.Option("--recover", metavar="10m|2000|none", help="Then learn from the original: a time, or steps.")
     ] = "none",
     unlabelled: opt.Unlabelled = None,
+    stand_ins: opt.StandIns = None,
+    student_budget: opt.StudentBudget = "5m",
     include: opt.Include = None,
     exclude: opt.Exclude = None,
     weights: opt.Weights = None,
@@ -118,7 +122,7 @@ def compress(
     """
     session = Session(as_json=as_json, debug=debug)
     with session.guarded():
-        from shoal.cli.compressing import CompressRequest, check_pair, run_compress
+        from shoal.cli.compressing import CompressRequest, as_grain, check_pair, run_compress
         from shoal.cli.opening import DataOptions, names
         from shoal.cli.returning import from_folder
         from shoal.pipeline import Goal, Target
@@ -135,6 +139,7 @@ def compress(
             target=target,
             replace=replace,
             pick=pick,
+            grain=as_grain(grain),
         )
         asked = CompressRequest(
             model=model or "",
@@ -152,9 +157,11 @@ def compress(
             latency_from=latency_from,
             recover=recover,
             unlabelled=unlabelled,
+            stand_ins=stand_ins,
+            student_budget=student_budget,
         )
         if from_ is not None:
-            return run_compress(session, from_folder(from_, asked))
+            return run_compress(session, from_folder(from_, asked, _given(context)))
         spec, source = check_pair(model, data)
         return run_compress(session, dataclasses.replace(asked, model=spec, data=source))
 
@@ -518,6 +525,12 @@ def train(
             command=_command(),
         )
         return run_train(session, request)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The options that stand on the command line, by parameter name."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name.rstrip("_") for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def _command() -> str:

@@ -47,6 +47,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done 
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Time images with the channels last in memory.")]
 Include = Annotated[str | None, typer.Option("--include", metavar="PATTERNS", help="Only these blocks: layer3.*,...")]
 Exclude = Annotated[str | None, typer.Option("--exclude", metavar="PATTERNS", help="Never these blocks.")]
+Grain = Annotated[
+    str,
+    typer.Option("--grain", metavar="block|unit", help="What goes at a time: a block, or its attention or MLP alone."),
+]
 LatencyFrom = Annotated[
     str | None,
     typer.Option(
@@ -54,6 +58,18 @@ LatencyFrom = Annotated[
         metavar="FILE",
         help="Latencies of another device: a table by `shoal latency`, or FILE.py:FUNCTION (runs that file).",
     ),
+]
+StandIns = Annotated[
+    str | None,
+    typer.Option(
+        "--stand-ins",
+        metavar="KINDS",
+        help="Stand-ins to try: identity,conv3,...; +block,narrow adds students, which train, to the usual ones.",
+    ),
+]
+StudentBudget = Annotated[
+    str,
+    typer.Option("--student-budget", metavar="5m|2000", help="How long all students together train: a time, or steps."),
 ]
 Unlabelled = Annotated[
     str | None,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ from shoal.pipeline import Goal
 from shoal.store.folder import RUN
 
 
-def from_folder(folder: Path, asked: CompressRequest) -> CompressRequest:
+def from_folder(folder: Path, asked: CompressRequest, given: Collection[str]) -> CompressRequest:
     """The request of the run in `folder`, with the new goal.
 
     Network, data and everything the tables depend on are taken from that run; only where the network's weights or the
     data have moved are they given again.
 
+    Args:
+        folder: of the earlier run.
+        asked: what the command line says.
+        given: names of the options that stand on the command line.
+
     Raises:
-        UsageError: a goal that needs no plan.
+        UsageError: a goal that needs no plan, or an option that would need other tables.
         FolderError: no run of `shoal compress`, or one that made no tables.
     """
     if not asked.goal.by_plan:
@@ -30,7 +36,8 @@ def from_folder(folder: Path, asked: CompressRequest) -> CompressRequest:
     if asked.goal.include or asked.goal.exclude:
         raise UsageError("--include and --exclude belong to the tables", "Make new ones: leave out --from.")
     before = _arguments(folder)
-    tables = Path(before["tables"]) if before.get("tables") else folder / TABLES
+    _check_asked(asked, before, given)
+    tables = (Path(before["tables"]) if before.get("tables") else folder / TABLES).resolve()
     if not tables.is_dir():
         raise FolderError(f"'{folder}' holds no tables: its run made no plan", "Give the folder of one with a budget.")
     options = DataOptions(
@@ -55,9 +62,32 @@ def from_folder(folder: Path, asked: CompressRequest) -> CompressRequest:
         images=before["images"],
         device=before["device"],
         channels_last=before["channels_last"],
+        stand_ins=before.get("stand_ins"),
+        student_budget=before.get("student_budget", asked.student_budget),
         latency_from=asked.latency_from or before.get("latency_from"),
         tables=tables,
     )
+
+
+def _check_asked(asked: CompressRequest, before: dict[str, Any], given: Collection[str]) -> None:
+    """Refuse what says something else than the run that made the tables."""
+    options = dataclasses.asdict(asked.data_options)
+    options["tokenizer"] = str(options["tokenizer"]) if options["tokenizer"] else None
+    now = {
+        **options,
+        "images": asked.images,
+        "device": asked.device,
+        "channels_last": asked.channels_last,
+        "stand_ins": asked.stand_ins,
+        "student_budget": asked.student_budget,
+    }
+    for name, value in now.items():
+        if name in given and value != before.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{flag} is {value}, the tables were made with {before.get(name)}",
+                f"Leave out {flag}, or make new tables: leave out --from.",
+            )
 
 
 def _arguments(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What every command shares: where it prints, how it fails, how it shows that it is working."""
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -15,16 +16,22 @@ from shoal.errors import ShoalError
 
 
 class Session:
-    """One command. Prose goes to stdout, or to stderr where stdout is for JSON; progress and errors go to stderr."""
+    """One command. Prose goes to stdout, or to stderr where stdout is for JSON; progress and errors go to stderr.
+
+    Where a launcher (`torchrun`, `accelerate launch`) started several processes, the first one speaks for all: the
+    others say nothing but their errors, which nobody else might have seen.
+    """
 
     def __init__(self, *, as_json: bool = False, debug: bool = False) -> None:
         self.as_json, self.debug, self.resume_hint = as_json, debug, ""
-        self.console = Console(stderr=as_json, highlight=False)
+        self.rank = rank()
+        self.console = Console(stderr=as_json, highlight=False, quiet=self.rank > 0)
         self.errors = Console(stderr=True, highlight=False)
 
     def print_json(self, document: Any) -> None:
         """The one JSON document of this command."""
-        sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")
+        if self.rank == 0:
+            sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")
 
     def say(self, text: str) -> None:
         """A line of prose, whole however narrow the terminal is."""
@@ -36,8 +43,9 @@ class Session:
             traceback.print_exception(error)
         if self.as_json:
             self.print_json({"error": {"kind": error.kind, "message": error.message, "hint": error.hint}})
-        else:
-            self.errors.print(f"error: {error.message}", markup=False, soft_wrap=True, style="bold red")
+        if self.rank > 0 or not self.as_json:
+            who = f"process {self.rank}: " if self.rank else ""
+            self.errors.print(f"{who}error: {error.message}", markup=False, soft_wrap=True, style="bold red")
             if error.hint:
                 self.errors.print(f"  {error.hint}", markup=False, soft_wrap=True)
         raise SystemExit(error.exit_code)
@@ -62,6 +70,9 @@ class Session:
     @contextmanager
     def progress(self) -> Iterator[Any]:
         """A callback `(stage, done, total)` that draws a bar with the time left; one line a stage when piped."""
+        if self.rank > 0:
+            yield lambda stage, done, total: None
+            return
         if not self.errors.is_terminal:
             yield _Lines(self.errors)
             return
@@ -97,6 +108,12 @@ class _Lines:
         elif now - self.said > 10:
             self.said = now
             self.console.print(f"{stage}: {done} of {total}", markup=False, soft_wrap=True)
+
+
+def rank() -> int:
+    """The number of this process among those a launcher started together; 0 is the first, or the only one."""
+    several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+    return int(os.environ.get("RANK", "0") or 0) if several else 0
 
 
 def _unexpected(error: Exception) -> ShoalError:

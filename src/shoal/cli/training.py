@@ -16,7 +16,8 @@ from shoal.cli.opening import (
     output_folder,
     pick_device,
 )
-from shoal.cli.session import Session
+from shoal.cli.session import Session, rank
+from shoal.engine import told_by_main
 from shoal.epsilon.finish import Origin, Trained, finish
 from shoal.epsilon.gate import checked_epsilon
 from shoal.epsilon.recipes import recipe, recipe_for
@@ -73,28 +74,40 @@ def run_train(session: Session, request: TrainRequest) -> int:
     check_input(model, data)
     if request.dry_run:
         return _tell(session, spec, settings, data)
-    path = output_folder(request.out, "train")
-    folder = RunFolder(path, "train", _arguments(spec, request, settings, model, device))
-    session.resume_hint = f"The same command with --out {path} goes on from the last checkpoint."
-    if folder.resumed:
-        session.say(f"resuming the run in {path}")
+    path, folder = _claimed(session, request, _arguments(spec, request, settings, model, device), device)
     origin = Origin(spec, data.spec, request.command)
     try:
         with session.progress() as progress:
             trained = _trained(model, data, settings, origin, path, device, progress)
             beside = []
             for name, plan in plans.items():
-                (path / name).mkdir(exist_ok=True)
                 said = _named(progress, name)
                 other = _trained(model, data, plan, origin, path / name, device, said, seconds=0.1)
-                beside.append(against(trained, other, name, plan))
+                if trained is not None and other is not None:
+                    beside.append(against(trained, other, name, plan))
+            if trained is None:
+                return 0
             progress("writing model, report and record", 0, 1)
             record = trained.beside(beside).save(path, data.example(2))
     except ShoalError:
-        folder.abandon()
+        if folder is not None:
+            folder.abandon()
         raise
     _say(session, record, str(path))
     return 0 if record.lost or settings.epsilon == 0 else 1
+
+
+def _claimed(
+    session: Session, request: TrainRequest, arguments: dict[str, Any], device: str
+) -> tuple[Path, RunFolder | None]:
+    """The output folder; of several processes the main one alone claims it, and tells the others where it is."""
+    path = output_folder(request.out, "train")
+    folder = RunFolder(path, "train", arguments) if session.rank == 0 else None
+    path = told_by_main(path, device)
+    session.resume_hint = f"The same command with --out {path} goes on from the last checkpoint."
+    if folder is not None and folder.resumed:
+        session.say(f"resuming the run in {path}")
+    return path, folder
 
 
 def settled_request(request: TrainRequest) -> tuple[TrainRequest, Settings]:
@@ -153,9 +166,14 @@ def _trained(
     device: str,
     progress: Any,
     seconds: float = 1.0,
-) -> Trained:
+) -> Trained | None:
+    """A finished run; None in all processes but the main one, which alone measures and saves."""
+    if rank() == 0:
+        path.mkdir(exist_ok=True)
     run = Run(model, data, settings, folder=path, device=device, progress=progress)
     run.train()
+    if not run.engine.is_main:
+        return None
     progress("measuring on test", 0, 1)
     return finish(run, origin, seconds=seconds)
 

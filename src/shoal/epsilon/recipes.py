@@ -64,7 +64,7 @@ RECIPES = {
         Recipe(
             "digits",
             "digits-resnet",
-            2.0,
+            2.2,
             60,
             128,
             RatePlan(0.1, settle=20),

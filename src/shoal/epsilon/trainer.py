@@ -175,6 +175,7 @@ class Run:
 
         Raises:
             NonFiniteError: the loss is NaN or Inf; the checkpoint of the last good epoch is kept.
+            ModelRaisedError: the network raised on a mini-batch.
             FolderError: a checkpoint cannot be written; the one before is kept.
         """
         epochs = self.recipe.epochs
@@ -260,7 +261,7 @@ class Run:
     def _step(self, runner: nn.Module, batch: Batch, rate: float, decay: float) -> Tensor:
         batch = self.engine.moved(batch)
         with self.engine.autocast():
-            output, aside = runner(*batch.args, **batch.kwargs)
+            output, aside = call(runner, batch)
         logits, target = logits_of(output).float(), _labels(batch)
         loss = F.cross_entropy(logits, target)
         whole = loss if aside is None else loss + self.recipe.side_weight * F.cross_entropy(aside.float(), target)
@@ -271,7 +272,7 @@ class Run:
             return torch.stack([loss.double() * batch.size, hits.double(), torch.tensor(batch.size).to(loss).double()])
 
     def _check_loss(self, total: Tensor, epoch: int) -> None:
-        if torch.isfinite(total):
+        if torch.isfinite(self.engine.summed(total.clone())):  # all processes stop, or none
             return
         kept = self.checkpoint is not None and self.checkpoint.exists()
         last = f"the checkpoint of epoch {self.state.epoch} is kept" if kept else "there is no checkpoint yet"

@@ -6,6 +6,7 @@ from shoal.measure.latency import latency, turns, within_noise
 from shoal.measure.machine import machine
 from shoal.measure.quality import (
     Predictions,
+    check_samples,
     compare,
     kl_per_sample,
     log_probabilities,
@@ -20,6 +21,7 @@ __all__ = [
     "Predictions",
     "Tally",
     "answers",
+    "check_samples",
     "compare",
     "cost",
     "kl_per_sample",

@@ -122,7 +122,7 @@ class _Gathered:
     def add(self, model: nn.Module, batch: Batch) -> None:
         logits = logits_of(call(model, batch))
         check_logits(logits)
-        _check_samples(logits, batch)
+        check_samples(logits, batch)
         log_probs = log_probabilities(logits, batch.target).cpu()
         self.shapes.add(tuple(log_probs.shape[1:]))
         self.parts.append(_reduced(log_probs, checked_labels(batch.target, log_probs), batch))
@@ -180,7 +180,12 @@ def _checksum(batch: Batch, before: int) -> int:
     return zlib.crc32(values.view(torch.uint8).numpy().tobytes(), before)
 
 
-def _check_samples(logits: Tensor, batch: Batch) -> None:
+def check_samples(logits: Tensor, batch: Batch) -> None:
+    """Refuse answers that have no row for each sample, as those of a detector.
+
+    Raises:
+        DataError: with the shape.
+    """
     if logits.dim() < 2 or logits.shape[0] != batch.size:
         raise DataError(
             f"the model returned shape {tuple(logits.shape)} for {batch.size} samples,"

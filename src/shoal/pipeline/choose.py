@@ -4,21 +4,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
 from shoal.batches import Batch
 from shoal.blocks import Anatomy
-from shoal.errors import NotReachedError, UsageError
+from shoal.blocks.swaps import pieces_of, swaps_of
+from shoal.blocks.units import removable_units
+from shoal.errors import NotReachedError, SurgeryError, UsageError
 from shoal.measure import Predictions, compare, predictions
 from shoal.pipeline.target import Target
+from shoal.plan import Remove
 from shoal.preserve import patched
 from shoal.record import Comparison, Fate, Planning, Step
 from shoal.scanning import Damage, Worth, divergence, removal_sweep, responses
 from shoal.surgery import check_removable, strict_identities
 
 Progress = Callable[[str, int, int], None]
+Grain = Literal["block", "unit"]
 
 # Two steps beyond the limit in a row end the search: the drop is not monotone in the number of blocks.
 _PATIENCE = 2
@@ -29,6 +33,7 @@ class Goal:
     """What is asked: one of the first four, a target, or a number on a front.
 
     `max_drop` is in points of the metric on validation; with `replace` it is reached by plan, not by removals alone.
+    With the grain `unit` attention and MLP of a block go one by one, and `remove` counts them.
     """
 
     remove: int | None = None
@@ -40,6 +45,7 @@ class Goal:
     target: Target = field(default_factory=Target)
     replace: bool = False
     pick: int | None = None
+    grain: Grain = "block"
 
     def __post_init__(self) -> None:
         asked = [self.remove is not None, self.max_drop is not None, self.blocks is not None, self.exact]
@@ -50,6 +56,12 @@ class Goal:
             )
         if self.replace and (self.remove is not None or self.blocks is not None or self.exact):
             raise UsageError("replace goes with max_drop or a budget", "remove, blocks and exact only remove.")
+        if self.grain not in ("block", "unit"):
+            raise UsageError(f"grain is '{self.grain}', expected block or unit", "Leave it out for whole blocks.")
+        if self.grain == "unit" and (self.by_plan or self.exact or self.blocks is not None):
+            raise UsageError(
+                "the grain 'unit' goes with remove or max_drop", "Plans and proofs are about whole blocks."
+            )
         if self.remove is not None and self.remove < 1:
             raise UsageError(f"remove is {self.remove}, expected at least 1", "Give a number of blocks.")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
@@ -70,6 +82,7 @@ class Goal:
             "exact": self.exact or None,
             "replace": self.replace or None,
             "pick": self.pick,
+            "grain": self.grain if self.grain != "block" else None,
         }
         lists = {"blocks": self.blocks, "include": self.include, "exclude": self.exclude}
         found: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
@@ -99,7 +112,11 @@ class NoJournal:
 
 @dataclass(frozen=True)
 class Choice:
-    """The blocks to remove and how they were found."""
+    """The blocks to remove and how they were found.
+
+    `removed` are paths of blocks and names of single units (`layer.3#1`), in the order of the chain; of `bare` blocks
+    the norms behind their additions go too.
+    """
 
     removed: list[str]
     worths: dict[str, Worth]
@@ -110,6 +127,17 @@ class Choice:
     validation: Comparison | None = None
     replaced: list[list[str]] = field(default_factory=list)
     planning: Planning | None = None
+    bare: list[str] = field(default_factory=list)
+
+    @property
+    def removals(self) -> list[Remove]:
+        """What to remove, as actions of a plan."""
+        named = [Remove.named(name) for name in self.removed]
+        return [Remove(path=one.path, norms="drop") if one.path in self.bare else one for one in named]
+
+    def units_gone(self, path: str) -> list[int]:
+        """The single units that a block has lost."""
+        return [one.unit for one in self.removals if one.path == path and one.unit is not None]
 
     def fate_of(self, path: str) -> Fate:
         """What became of a block."""
@@ -139,24 +167,74 @@ class Chooser:
         """
         if self.goal.blocks is not None:
             check_removable(self.anatomy.chain, self.goal.blocks)
-            named = [path for path in self.anatomy.chain.paths if path in self.goal.blocks]
-            return self._known(named, f"{_blocks(len(named))} removed as named")
-        candidates = [block.path for block in self.anatomy.chain.select(self.goal.include, self.goal.exclude)]
+            named = pieces_of(self.anatomy, [Remove.named(name) for name in self.goal.blocks])
+            return self._known(named, f"{self._counted(named)} removed as named")
         if self.goal.exact:
-            return self._exact(candidates)
+            return self._exact([one.path for one in self.anatomy.chain.select(self.goal.include, self.goal.exclude)])
+        candidates = self._candidates()
         if not candidates:
             raise NotReachedError(nothing_removable(self.anatomy), "`shoal trace` gives the reason for each block.")
         return self._greedy(candidates)
 
-    def _known(self, paths: list[str], message: str) -> Choice:
+    def _candidates(self) -> list[str]:
+        """The names of everything that may be tried, in the order of the chain."""
+        found, units = [], self.goal.grain == "unit"
+        for block in self.anatomy.chain.select(self.goal.include, self.goal.exclude, whole=not units):
+            if units and len(block.units) > 1:
+                found += [Remove(path=block.path, unit=one).name for one in removable_units(self.anatomy, block)]
+                continue
+            found.append(block.path)
+            if block.path in self.anatomy.bare:
+                found.append(Remove(path=block.path, norms="drop").name)
+        return found
+
+    def _left(self, candidates: list[str], removed: list[str]) -> list[str]:
+        """The candidates that can still go beside what is gone."""
+        gone = [Remove.named(name) for name in removed]
+        places = {(one.path, one.unit) for one in gone}
+        return [name for name in candidates if _place(name) not in places and self._goes_with(name, gone)]
+
+    def _goes_with(self, name: str, gone: list[Remove]) -> bool:
+        one = Remove.named(name)
+        beside = [other for other in gone if other.path == one.path]
+        try:
+            swaps_of(self.anatomy, [*beside, one])
+        except SurgeryError:  # each of two units can go, but not both
+            return False
+        return True
+
+    def _counted(self, pieces: Sequence[Remove]) -> str:
+        """How many blocks and units, in words."""
+        units = sum(one.unit is not None for one in pieces)
+        blocks = len(pieces) - units
+        if not units:
+            return _blocks(blocks)
+        said = f"{units} unit" if units == 1 else f"{units} units"
+        return f"{_blocks(blocks)} and {said}" if blocks else said
+
+    def _known(self, pieces: list[Remove], message: str) -> Choice:
         worths = self._first_worths([block.path for block in self.anatomy.chain.removable])
-        return Choice(paths, worths, self._ratios(), True, message)
+        return self._chosen(pieces, worths, True, message)
+
+    def _chosen(
+        self,
+        pieces: list[Remove],
+        worths: dict[str, Worth],
+        reached: bool,
+        message: str,
+        steps: Sequence[Step] = (),
+        validation: Comparison | None = None,
+    ) -> Choice:
+        removed = [one.path if one.unit is None else one.name for one in pieces]
+        bare = [one.path for one in pieces if one.norms == "drop"]
+        return Choice(removed, worths, self._ratios(), reached, message, list(steps), validation, bare=bare)
 
     def _exact(self, candidates: list[str]) -> Choice:
         proofs = strict_identities(self.anatomy)
         paths = [path for path in candidates if path in proofs]
         if paths:
-            return self._known(paths, f"{_blocks(len(paths))} removed, each proved to do nothing")
+            pieces = [Remove(path=path) for path in paths]
+            return self._known(pieces, f"{_blocks(len(paths))} removed, each proved to do nothing")
         ratios = {path: ratio for path, ratio in self._ratios().items() if path in candidates}
         nearest = sorted(ratios.items(), key=lambda item: item[1])[:5]
         listed = ", ".join(f"{path} ({ratio:.3g})" for path, ratio in nearest) or "none"
@@ -190,26 +268,27 @@ class Chooser:
         return removal_sweep(self.anatomy, self.calibration, candidates, removed=removed, damage=self.damage, tick=tick)
 
     def _greedy(self, candidates: list[str]) -> Choice:
-        worths = self._first_worths([block.path for block in self.anatomy.chain.removable])
+        every = dict.fromkeys([*(block.path for block in self.anatomy.chain.removable), *candidates])
+        worths = self._first_worths(list(every))
         original = predictions(self.anatomy.model, self.validation)
         steps = [Step.model_validate(line["step"]) for line in self.journal.measured() if line["kind"] == "step"]
-        while not self._finished(steps, candidates):
+        while not self._finished(steps) and self._left(candidates, [step.removed for step in steps]):
             step = self._step(steps, candidates, worths, original)
             self.journal.append({"kind": "step", "step": step.model_dump(mode="json")})
             steps.append(step)
         count = self._best_length(steps)
         removed = [step.removed for step in steps[:count]]
-        reached, message = self._judge(count, steps, len(candidates))
+        pieces = pieces_of(self.anatomy, [Remove.named(name) for name in removed])
+        reached, message = self._judge(count, steps, pieces)
         validation = steps[count - 1].validation if count else None
-        ordered = [path for path in self.anatomy.chain.paths if path in removed]
-        return Choice(ordered, worths, self._ratios(), reached, message, steps, validation)
+        return self._chosen(pieces, worths, reached, message, steps, validation)
 
     def _step(self, steps: list[Step], candidates: list[str], worths: dict[str, Worth], original: Predictions) -> Step:
         start = time.perf_counter()
         removed = [step.removed for step in steps]
-        left = [path for path in candidates if path not in removed]
-        stage = f"step {len(steps) + 1}: {_blocks(len(left))} tried"
-        tried = self._sweep(left, removed, stage) if steps else [worths[path] for path in left]
+        left = self._left(candidates, removed)
+        stage = f"step {len(steps) + 1}: {_blocks(len(left)) if self.goal.grain == 'block' else len(left)} tried"
+        tried = self._sweep(left, removed, stage) if steps else [worths[name] for name in left]
         best = min(tried, key=lambda one: one.damage)
         with without(self.anatomy, [*removed, best.path]) as model:
             validation = compare(original, predictions(model, self.validation), "validation")
@@ -223,9 +302,7 @@ class Chooser:
             seconds=time.perf_counter() - start,
         )
 
-    def _finished(self, steps: list[Step], candidates: list[str]) -> bool:
-        if len(steps) == len(candidates):
-            return True
+    def _finished(self, steps: list[Step]) -> bool:
         if self.goal.remove is not None:
             return len(steps) >= self.goal.remove
         beyond = [not self._within(step) for step in steps[-_PATIENCE:]]
@@ -240,13 +317,14 @@ class Chooser:
             return len(steps)
         return max((number for number, step in enumerate(steps, 1) if self._within(step)), default=0)
 
-    def _judge(self, count: int, steps: list[Step], candidates: int) -> tuple[bool, str]:
+    def _judge(self, count: int, steps: list[Step], pieces: Sequence[Remove]) -> tuple[bool, str]:
+        said = self._counted(pieces)
         if self.goal.remove is not None:
             reached = count >= self.goal.remove
             more = "" if reached else f" of the {self.goal.remove} asked for; no other can be removed"
-            return reached, f"{_blocks(count)} removed{more}"
+            return reached, f"{said} removed{more}"
         if count:
-            return True, f"{_blocks(count)} removed within {self.goal.max_drop:g} points on validation"
+            return True, f"{said} removed within {self.goal.max_drop:g} points on validation"
         first = 100 * drop_of(steps[0].validation) if steps and steps[0].validation else float("nan")
         return False, f"no block can go within {self.goal.max_drop:g} points: the first already costs {first:.2f}"
 
@@ -258,8 +336,9 @@ def drop_of(comparison: Comparison) -> float:
 
 @contextmanager
 def without(anatomy: Anatomy, paths: Sequence[str]) -> Iterator[nn.Module]:
-    """The network with these blocks down to their remainders for the time being."""
-    forwards = {anatomy.model.get_submodule(path): anatomy.remainders[path].forward for path in paths}
+    """The network with these blocks and units, by the names of `plan.Remove`, taken out for the time being."""
+    swaps = swaps_of(anatomy, [Remove.named(name) for name in paths])
+    forwards = {anatomy.model.get_submodule(path): module.forward for path, module in swaps.items()}
     with patched(forwards):
         yield anatomy.model
 
@@ -267,6 +346,11 @@ def without(anatomy: Anatomy, paths: Sequence[str]) -> Iterator[nn.Module]:
 def _worth(plain: dict[str, Any]) -> Worth:
     low, high = plain["interval"]
     return Worth(plain["path"], plain["damage"], (low, high), plain["n"])
+
+
+def _place(name: str) -> tuple[str, int | None]:
+    one = Remove.named(name)
+    return one.path, one.unit
 
 
 def _blocks(count: int) -> str:

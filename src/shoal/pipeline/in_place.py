@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.batches import Batch, call
+from shoal.batches import Batch, call, device_of
 from shoal.preserve import evaluating, patched
-from shoal.replace import Line
+from shoal.replace import ALONE, Form, Line
 
 # Rounds, and the seconds after which no new one is begun once there are enough to take a median of.
 _ROUNDS, _FEWEST, _SECONDS = 8, 3, 20.0
@@ -26,11 +26,22 @@ _ROUNDS, _FEWEST, _SECONDS = 8, 3, 20.0
 
 @dataclass(frozen=True)
 class Placed:
-    """Something that may take the place of modules: the first runs it, the others hand their input through."""
+    """Something that may take the place of modules: the first runs it, the others hand their input through.
+
+    `forms` say how each of the modules gives the stream back; without them the module does that itself.
+    """
 
     module: nn.Module
     shape: tuple[int, ...]
     paths: tuple[str, ...]
+    forms: tuple[Form, ...] = ()
+
+    @property
+    def forwards(self) -> list[tuple[str, Any]]:
+        """What is to be called in the place of each module."""
+        forms = self.forms or (ALONE,) * len(self.paths)
+        forward: list[Any] = [self.module.forward, *[_handed_through] * (len(self.paths) - 1)]
+        return [(path, form.answering(one)) for path, form, one in zip(self.paths, forms, forward, strict=True)]
 
 
 def shares_in_place(
@@ -51,9 +62,9 @@ def shares_in_place(
         model.to(memory_format=torch.channels_last)
         for one in others.values():
             one.module.to(memory_format=torch.channels_last)
-        given = batch.to(next(model.parameters()).device, torch.channels_last)
+        given = batch.to(device_of(model), torch.channels_last)
     steps = {step.path: [(path, model.get_submodule(path).forward) for path in step.paths] for step in line.steps}
-    mosaics = [{key: _tiles(others[key]) for key in keys} for keys in _mosaics(others)]
+    mosaics = [{key: others[key].forwards for key in keys} for keys in _mosaics(others)]
     layouts: list[dict[str, list[tuple[str, Any]]]] = [steps, *mosaics]
     found: dict[str, list[float]] = {}
     with evaluating(model), torch.inference_mode():
@@ -74,10 +85,6 @@ def shares_in_place(
 
 
 _WHOLE = ""
-
-
-def _tiles(one: Placed) -> list[tuple[str, Any]]:
-    return [(one.paths[0], one.module.forward), *((path, _handed_through) for path in one.paths[1:])]
 
 
 def _run(model: nn.Module, layout: Mapping[str, Sequence[tuple[str, Any]]], batch: Batch) -> dict[str, float]:

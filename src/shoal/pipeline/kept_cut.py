@@ -75,7 +75,7 @@ def kept_cut(folder: Path, model: nn.Module, example: Batch, claim: dict[str, An
         raise FolderError(f"'{folder / CUT}' is damaged: {error}", "Choose a new folder.") from error
     anatomy = dissect(copy.deepcopy(model).eval(), example)
     replace_spans_(anatomy, [one for one in actions if isinstance(one, Replace)])
-    remove_blocks_(anatomy, [one.path for one in actions if isinstance(one, Remove)])
+    remove_blocks_(anatomy, [one for one in actions if isinstance(one, Remove)])
     with torch.no_grad():
         anatomy.model.load_state_dict(tensors)
     return Cut(anatomy.model.eval(), choice, list(actions), list(state.get("notes", [])))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.batches import Batch, device_of
+from shoal.batches import Batch, device_of, like_of
 from shoal.blocks import dissect
 from shoal.measure import machine
 from shoal.pipeline.clocks import Measured
@@ -56,7 +56,7 @@ def latency_table(
         ModelRaisedError, TraceError: the network does not take the batch.
     """
     anatomy = dissect(model, batch.take(2))
-    line, like = line_of(anatomy), next(model.parameters())
+    line, like = line_of(anatomy), like_of(model)
     clock = Measured(like, batch, channels_last=channels_last)
     prices = Prices(anatomy, line, batch, clock, Shelf(None, {}))
     progress("timing every kind of block", 0, 1)

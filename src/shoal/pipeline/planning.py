@@ -19,6 +19,7 @@ from shoal.pipeline.choose import Choice, drop_of
 from shoal.pipeline.clocks import Clock
 from shoal.pipeline.table_maker import Tables
 from shoal.pipeline.target import Price, Target
+from shoal.pipeline.trials import FACTORS, Trial, favouring_removal, sentence
 from shoal.plan import Budget, Edge, Path, Remove, Replace, best, front, solve
 from shoal.plan.solver import Objective
 from shoal.preserve import evaluating
@@ -99,9 +100,29 @@ class Planner:
             raise NotReachedError(note, "`shoal trace` gives the reason for each block.")
         self.length = len(self.tables.line.paths)
         self.front = front(self.tables.edges, self.length, points=_POINTS)
+        self.ready: dict[tuple[int, ...], tuple[nn.Module, float, float, str]] = {}  # networks of plans, refitted
 
-    def within(self, target: Target) -> Planned:
-        """The plan of least damage within budgets.
+    def points(self) -> list[FrontPoint]:
+        """The front, fastest first."""
+        return [self._point(path) for path in self.front]
+
+    def guessed(self, target: Target, number: int | None = None) -> FrontPoint:
+        """The plan of least damage within budgets, or that with a number on the front, by the tables alone.
+
+        Raises:
+            NotReachedError: no plan meets the budgets.
+            UsageError: there is no such point.
+        """
+        if number is not None:
+            return self._point(self._numbered(number))
+        limits = target.limits(self.tables.whole)
+        found = self._solved(self.tables.edges, self._budget(limits.latency_ms, limits, target.depth), [])
+        if not found:
+            raise NotReachedError(self._unreachable(limits, target.depth), "Ask for less, or allow longer spans.")
+        return self._point(found[0])
+
+    def within(self, target: Target, trial: Trial | None = None) -> Planned:
+        """The plan of least damage within budgets; or of the best few the one that recovers best, by a `trial`.
 
         Raises:
             NotReachedError: no plan meets the budgets, by the tables.
@@ -123,9 +144,17 @@ class Planner:
         if not tried:
             raise NotReachedError(self._unreachable(limits, target.depth), "Ask for less, or allow longer spans.")
         chosen, tried = self._confirmed(tried, wanted)
+        said: list[str] = []
+        if trial is not None and trial.plans > 1 and chosen.share <= wanted * _SLACK:
+            mixed = self._try(self._favouring(self._budget(allowed, limits, target.depth), tried))
+            others = sorted((one for one in tried if one is not chosen), key=lambda one: one.damage)
+            tried += mixed
+            met = [one for one in (*mixed, *others) if one.share <= wanted * _SLACK]
+            chosen, said = self._by_trial(trial, [chosen, *met])
         reached = chosen.share <= wanted * _SLACK
         asked = "" if reached else f", asked for {100 * wanted:.1f} %"
-        return self._finished(chosen, tried, reached=reached, asked=asked)
+        done = self._finished(chosen, tried, reached=reached, asked=asked)
+        return replace(done, notes=[*done.notes, *said])
 
     def picked(self, number: int) -> Planned:
         """The plan with this number on the front, from 1.
@@ -133,9 +162,7 @@ class Planner:
         Raises:
             UsageError: there is no such point.
         """
-        if not 1 <= number <= len(self.front):
-            raise UsageError(f"there is no plan {number} on the front", f"It has {len(self.front)} points, from 1.")
-        tried = self._try([self.front[number - 1]])
+        tried = self._try([self._numbered(number)])
         done = self._finished(tried[0], tried, reached=True)
         return replace(done, planning=done.planning.model_copy(update={"picked": number}))
 
@@ -171,6 +198,11 @@ class Planner:
             )
         return replace(found, message=f"{found.message}, within {max_drop:g} points on validation")
 
+    def _numbered(self, number: int) -> Path:
+        if not 1 <= number <= len(self.front):
+            raise UsageError(f"there is no plan {number} on the front", f"It has {len(self.front)} points, from 1.")
+        return self.front[number - 1]
+
     def _solved(self, edges: Sequence[Edge], budget: Budget | None, known: list[Path]) -> list[Path]:
         """The best few plans that were not built yet; nothing if the best one was: then the search is stable."""
         if budget is None:
@@ -188,6 +220,32 @@ class Planner:
                 break
             found.append(path)
         return found
+
+    def _favouring(self, budget: Budget | None, known: Sequence[_Tried]) -> list[Path]:
+        """Plans that were not built yet, best where a removal counts for less than it does before recovery."""
+        if budget is None:
+            return []
+        found: list[Path] = []
+        for factor in FACTORS:
+            without = [*(frozenset(one.path.edges) for one in known), *(frozenset(one.edges) for one in found)]
+            path = solve(favouring_removal(self.tables.edges, factor), self.length, budget, without=without)
+            found += [path] if path is not None else []
+        return found
+
+    def _by_trial(self, trial: Trial, contenders: Sequence[_Tried]) -> tuple[_Tried, list[str]]:
+        """Of the first few the one that a short recovery leaves nearest to the original, and what is to be said."""
+        asked = contenders[: trial.plans]
+        if len(asked) < 2:
+            return asked[0], []
+        came = []
+        for number, one in enumerate(asked):
+            self.progress("trying how well plans recover", number, len(asked))
+            if one.path.edges not in self.ready:
+                self.ready[one.path.edges] = self._recovered(one)
+            network, _, damage, _ = self.ready[one.path.edges]
+            came.append((self.actions(one.path), damage, trial.recovered(network, self.actions(one.path))))
+        least = min(range(len(came)), key=lambda number: came[number][2])
+        return asked[least], [sentence(trial, came, least)]
 
     def _try(self, paths: Sequence[Path]) -> list[_Tried]:
         """Build plans and measure them, all in turns."""
@@ -293,7 +351,7 @@ class Planner:
     def _finished(self, chosen: _Tried, tried: Sequence[_Tried], *, reached: bool, asked: str = "") -> Planned:
         """The chosen plan refitted, with what is known about how it was found."""
         actions, whole = self.actions(chosen.path), self.tables.whole.latency_ms
-        final, refitted, damage, said = self._recovered(chosen)
+        final, refitted, damage, said = self.ready.get(chosen.path.edges) or self._recovered(chosen)
         rounds = [
             PlanRound(
                 latency_guessed_ms=one.guessed_share * whole,
@@ -311,7 +369,7 @@ class Planner:
             rounds=rounds,
             damage_refitted=refitted,
             damage_final=damage,
-            front=[self._point(path) for path in self.front],
+            front=self.points(),
         )
         return Planned(
             final,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from shoal.batches import Batch
+from shoal.batches import Batch, like_of
 from shoal.blocks import Anatomy
 from shoal.errors import ModelRaisedError
 from shoal.measure import cost
@@ -16,7 +16,7 @@ from shoal.pipeline.in_place import Placed, shares_in_place
 from shoal.pipeline.shelf import Shelf
 from shoal.pipeline.target import Price
 from shoal.preserve import patched
-from shoal.replace import Line, Span, Step, Wanted, build
+from shoal.replace import Line, Span, Step, Wanted, WantedStudent, build
 
 FREE = Price(0.0, 0.0, 0.0)
 # One layer with so many times the MACs of the layers it replaces is not faster than they are.
@@ -57,19 +57,19 @@ class Prices:
             macs, params = self._step_macs(step), _params(own[step.path].module)
             self.steps[step.path] = Price(steps[step.path], macs, params)
         for key, one in kinds.items():
-            self.found[key] = Price(latencies[key], self._macs(one.module, one.shape), _params(one.module))
+            self.found[key] = Price(latencies[key], self._placed_macs(one), _params(one.module))
             self.words[key] = f"{type(one.module).__name__} on {one.shape}"
         sums = [sum(getattr(one, name) for one in self.steps.values()) for name in ("latency_ms", "macs", "params")]
         whole = self.whole.latency_ms, self.whole.macs, self.whole.params
         self.fixed = Price(*(max(0.0, all_ - some) for all_, some in zip(whole, sums, strict=True)))
 
-    def may_pay(self, one: Wanted) -> bool:
+    def may_pay(self, one: Wanted | WantedStudent) -> bool:
         """Whether a stand-in may be faster than its span, by its MACs: what has no chance is not even timed."""
         span = one.span
         steps = [self.line.step(path) for path in self.line.paths[span.start : span.stop]]
         replaced = sum(self._step_macs(step) for step in steps)
-        module = build(one.stand_in, next(self.anatomy.model.parameters()))
-        return self._macs(module, span.in_shape) <= _TIMES * replaced
+        module = build(one.stand_in, like_of(self.anatomy.model), one.original)
+        return self._placed_macs(Placed(module, span.in_shape, span.paths, span.forms)) <= _TIMES * replaced
 
     def of(self, module: nn.Module, shape: Shape) -> Price:
         """The price of something alike that was among the others; nothing for an identity."""
@@ -141,10 +141,22 @@ class Prices:
     def _macs(self, module: nn.Module, shape: Shape) -> float:
         key = likeness(module, shape)
         if key not in self.counted:
-            like = next(self.anatomy.model.parameters())
+            like = like_of(self.anatomy.model)
             zeros = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
             self.counted[key] = float(cost(module, Batch((zeros,))).macs)
         return self.counted[key]
+
+    def _placed_macs(self, one: Placed) -> float:
+        """Of a stand-in; one that takes more than the stream is counted by what the network has more with it."""
+        try:
+            return self._macs(one.module, one.shape)
+        except ModelRaisedError:
+            batch, model = self.batch.take(1), self.anatomy.model
+            with patched({model.get_submodule(path): self.anatomy.remainders[path].forward for path in one.paths}):
+                rest = cost(model, batch).macs
+            with patched({model.get_submodule(path): forward for path, forward in one.forwards}):
+                self.counted[likeness(one.module, one.shape)] = float(cost(model, batch).macs - rest)
+            return self.counted[likeness(one.module, one.shape)]
 
     def _step_macs(self, step: Step) -> float:
         """Of a step; one that takes more than the stream is counted by what the network has less without it."""

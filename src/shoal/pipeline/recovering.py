@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ from torch import nn
 from shoal.batches import Batch, batches, device_of
 from shoal.errors import DataError, UsageError
 from shoal.pipeline.choose import Progress
+from shoal.pipeline.trials import Trial
 from shoal.plan import Fold, Remove, Replace
 from shoal.recover import Budget, Distilled, DistilSettings, distil, make_plain_, make_trainable_, read_budget
 from shoal.recover.premises import check_unlabelled
 from shoal.recover.stream import EpochOf, by_epoch
+
+_TRIED = 0.1  # of the budget, for each plan that contends
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,8 @@ class Recover:
             calibration data as it was given.
         unlabelled: extra mini-batches of the same form, in the same way.
         folder: keeps the cut network, checkpoints and metrics: the same call goes on from there.
+        try_plans: where a plan is made for a budget, so many of the best contend, and each recovers for a tenth of
+            `budget` before one is chosen, on top of the budget; 0 takes the one of least damage.
     """
 
     budget: str | int | Budget = "5m"
@@ -35,6 +40,11 @@ class Recover:
     training: Iterable[Any] | EpochOf | None = None
     unlabelled: Iterable[Any] | EpochOf | None = None
     folder: str | Path | None = None
+    try_plans: int = 0
+
+    def __post_init__(self) -> None:
+        if self.try_plans < 0:
+            raise UsageError(f"try_plans is {self.try_plans}, expected 0 or more", "Leave it out.")
 
     @property
     def path(self) -> Path | None:
@@ -121,3 +131,24 @@ def recovered(
     )
     make_plain_(found.model, stand_ins)
     return found
+
+
+def trial_of(
+    recover: Recover | None,
+    original: nn.Module,
+    calibration: Iterable[Any],
+    validation: Iterable[Any],
+    known: Sequence[Batch],
+    progress: Progress,
+) -> Trial | None:
+    """How plans are told apart by a short recovery; None where it was not asked for. Arguments as in `recovered`."""
+    budget = read_budget(recover.budget) if recover is not None else None
+    if recover is None or budget is None or recover.try_plans < 2:
+        return None
+    short = replace(recover, budget=budget.part(_TRIED), folder=None)
+
+    def after(cut: nn.Module, actions: Sequence[Remove | Replace]) -> float:
+        found = recovered(cut, original, actions, short, calibration, validation, known, progress)
+        return found.recovery.divergence_after
+
+    return Trial(recover.try_plans, after, str(short.budget))

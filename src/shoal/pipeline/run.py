@@ -1,6 +1,5 @@
 """compress(): measure what each block is worth, choose, remove, prove, measure what came out."""
 
-import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,25 +7,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from shoal.batches import Batch, batches, device_of, digest_of
-from shoal.blocks import Anatomy, Chain, dissect
-from shoal.errors import DataError, NotReachedError, SurgeryError, UsageError
+from shoal.blocks import Anatomy, Chain
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
-from shoal.pipeline.choose import Choice, Chooser, Goal, Journal, NoJournal, Progress, nothing_removable
-from shoal.pipeline.clocks import Measured, clock_from
+from shoal.pipeline.by_plan import parts_of, planner_of
+from shoal.pipeline.choose import Choice, Chooser, Goal, Grain, Journal, NoJournal, Progress
 from shoal.pipeline.kept_cut import Cut, keep_cut, kept_cut
-from shoal.pipeline.mixing import with_blends
-from shoal.pipeline.parting import parted
-from shoal.pipeline.planning import Planner, planned_choice
-from shoal.pipeline.prices import Prices
-from shoal.pipeline.recovering import Recover, as_recover, check_recover, recovered
+from shoal.pipeline.naming import removal_notes
+from shoal.pipeline.planning import planned_choice
+from shoal.pipeline.recovering import Recover, as_recover, check_recover, recovered, trial_of
 from shoal.pipeline.result import Result
-from shoal.pipeline.shelf import Shelf
-from shoal.pipeline.table_maker import DEFAULT_KINDS, LONGEST, TableMaker
 from shoal.pipeline.target import Target
+from shoal.pipeline.told import Settings, Told, samples, tell
+from shoal.pipeline.trials import Trial
 from shoal.plan import Fold, Plan, Remove, Replace
 from shoal.record import BlockRecord, Comparison, Latency, Network, Record, Recovery
 from shoal.recover import Budget
@@ -47,30 +42,6 @@ class Provenance:
     warnings: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to measure.
-
-    `images` caps the calibration samples, `validation_images` those of validation, `judge_images` those that damage is
-    measured on (validation samples where there are any, else a `judged_share` of calibration's). `stand_ins` are the
-    kinds to try, `longest` the steps of the longest span.
-    """
-
-    images: int = 512
-    judged_share: float = 0.15
-    judge_images: int = 128
-    validation_images: int = 2048
-    stand_ins: tuple[str, ...] = DEFAULT_KINDS
-    longest: int = LONGEST
-    channels_last: bool = False
-    latency_seconds: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("images", "judge_images", "longest", "validation_images", "latency_seconds"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected more than 0", "Leave it out.")
-
-
 def compress(
     model: nn.Module,
     calibration: Iterable[Any],
@@ -87,6 +58,7 @@ def compress(
     depth: int | None = None,
     replace: bool = False,
     pick: int | None = None,
+    grain: Grain = "block",
     latency_from: str | Path | None = None,
     tables: str | Path | None = None,
     recover: Recover | Budget | str | int | None = None,
@@ -121,6 +93,7 @@ def compress(
         replace: with `max_drop`: blocks may be replaced too.
         pick: the plan with this number, from 1, on the front of the tables (needs `tables` of an earlier run, or makes
             them).
+        grain: 'unit' takes attention and MLP of a block one by one, with `remove` (which counts them) or `max_drop`.
         latency_from: latencies of another device: a table by `shoal latency`, or 'FILE.py:FUNCTION', which runs that
             file; by default they are measured here.
         tables: a folder for the tables of a plan. What is there already, for the same network, data and settings, is
@@ -147,26 +120,25 @@ def compress(
         DataError, NonFiniteError, ModelRaisedError: data, weights or model at fault.
     """
     started = time.perf_counter()
-    goal = _goal(remove, max_drop, blocks, exact, include, exclude, Target(latency, macs, params, depth), replace, pick)
+    goal = _goal(
+        remove, max_drop, blocks, exact, include, exclude, Target(latency, macs, params, depth), replace, pick, grain
+    )
     settings, provenance = settings or Settings(), provenance or Provenance()
     warnings = [*provenance.warnings, *_missing(eval, validation, goal)]
-    device = device_of(model)
-    chosen_on = _gathered(calibration, settings.images, device, "calibration")
-    judged_on = (
-        _gathered(validation, settings.validation_images, device, "validation") if validation is not None else None
-    )
+    chosen_on, judged_on = samples(calibration, validation, settings, device_of(model))
     winning = as_recover(recover)
     if winning is not None:
         check_recover(winning, validation, chosen_on[0], exact=goal.exact)
-    progress("tracing", 0, 1)
-    anatomy = dissect(_copied(model).eval(), chosen_on[0].take(2))
-    told = _Told(anatomy, model, goal, chosen_on, judged_on, settings, damage, progress)
+    told = tell(model, chosen_on, judged_on, goal, settings, damage, progress)
+    anatomy = told.anatomy
     change = _kept(told, winning)
     if change is None and goal.by_plan:
-        change = _planned(told, latency_from, Path(tables) if tables is not None else None)
+        again = chosen_on if isinstance(calibration, Iterator) else calibration
+        trial = trial_of(winning, anatomy.model, again, judged_on or [], chosen_on, progress)
+        change = _planned(told, latency_from, Path(tables) if tables is not None else None, trial)
     elif change is None:
         chooser = Chooser(anatomy, goal, chosen_on, judged_on or chosen_on, damage, journal or NoJournal(), progress)
-        change = _removed(model, chosen_on[0].take(2), chooser.choose())
+        change = _removed(anatomy, model, chosen_on[0].take(2), chooser.choose())
     if winning is not None:
         change = _recovered(told, change, winning, calibration)
     if fold:
@@ -210,91 +182,33 @@ def _goal(
     target: Target,
     replace_: bool,
     pick: int | None,
+    grain: Grain,
 ) -> Goal:
     """What is asked; one point of the metric where nothing is."""
     nothing = remove is None and max_drop is None and blocks is None and pick is None
     if nothing and not exact and not target.to_dict():
         max_drop = 1.0
     names = tuple(blocks) if blocks is not None else None
-    return Goal(remove, max_drop, names, exact, tuple(include), tuple(exclude), target, replace_, pick)
+    return Goal(remove, max_drop, names, exact, tuple(include), tuple(exclude), target, replace_, pick, grain)
 
 
-def _removed(model: nn.Module, example: Batch, choice: Choice) -> _Change:
-    cut = remove_blocks(model, example, choice.removed).eval()
-    return _Change(cut, choice, [Remove(path=path) for path in choice.removed])
+def _removed(anatomy: Anatomy, model: nn.Module, example: Batch, choice: Choice) -> _Change:
+    cut = remove_blocks(model, example, choice.removals).eval()
+    return _Change(cut, choice, [*choice.removals], removal_notes(anatomy, choice.removals))
 
 
-@dataclass(frozen=True)
-class _Told:
-    """What a plan is made from."""
-
-    anatomy: Anatomy
-    model: nn.Module
-    goal: Goal
-    chosen_on: list[Batch]
-    judged_on: list[Batch] | None
-    settings: Settings
-    damage: Damage
-    progress: Progress
-
-
-def _planned(told: _Told, latency_from: str | Path | None, tables: Path | None) -> _Change:
-    anatomy, goal, settings = told.anatomy, told.goal, told.settings
-    timed = told.chosen_on[0]
-    like = next(anatomy.model.parameters())
-    measured = Measured(like, timed, channels_last=settings.channels_last)
-    clock = clock_from(str(latency_from), timed) if latency_from is not None else measured
-    parts = parted(told.chosen_on, told.judged_on, settings.judge_images, settings.judged_share)
-    # A metric of the user's may need the labels, which a blend does not have.
-    fit_on, judge_on = parts.fit_on, with_blends(parts.judge_on) if told.damage is divergence else parts.judge_on
-    allowed = frozenset(block.path for block in anatomy.chain.select(goal.include, goal.exclude))
-    line = line_of(anatomy)
-    if not line.steps:  # before a folder is made for its tables
-        raise NotReachedError(nothing_removable(anatomy), "`shoal trace` gives the reason for each block.")
-    shelf = Shelf(tables, _claim(told, fit_on, judge_on))
-    maker = TableMaker(
-        anatomy,
-        fit_on,
-        judge_on,
-        Prices(anatomy, line, timed, clock, shelf),
-        shelf,
-        kinds=settings.stand_ins,
-        longest=settings.longest,
-        allowed=allowed if goal.include or goal.exclude else None,
-        damage=told.damage,
-        progress=told.progress,
-    )
-    planner = Planner(anatomy, told.model, maker.make(), fit_on, judge_on, clock, told.damage, told.progress)
+def _planned(told: Told, latency_from: str | Path | None, tables: Path | None, trial: Trial | None) -> _Change:
+    goal, planner = told.goal, planner_of(told, latency_from, tables)
     if goal.pick is not None:
         planned = planner.picked(goal.pick)
     elif goal.max_drop is not None:
-        planned = planner.fastest_within(goal.max_drop, parts.drop_on)
+        planned = planner.fastest_within(goal.max_drop, parts_of(told).drop_on)
     else:
-        planned = planner.within(goal.target)
+        planned = planner.within(goal.target, trial)
     return _Change(planned.model, planned_choice(planned), list(planned.actions), planned.notes)
 
 
-def _claim(told: _Told, fit_on: Sequence[Batch], judge_on: Sequence[Batch]) -> dict[str, Any]:
-    """All that the tables depend on."""
-    settings, timed = told.settings, told.chosen_on[0]
-    return {
-        "tables_version": 1,
-        "network": model_digest(told.anatomy.model)[:16],
-        "fit_on": digest_of(fit_on),
-        "judge_on": digest_of(judge_on),
-        "timed": [list(one.shape) for one in timed.tensors],
-        "stand_ins": list(settings.stand_ins),
-        "longest": settings.longest,
-        "channels_last": settings.channels_last,
-        "device": str(device_of(told.anatomy.model)),
-        "threads": torch.get_num_threads(),
-        "damage": getattr(told.damage, "__name__", "given"),
-        "include": list(told.goal.include),
-        "exclude": list(told.goal.exclude),
-    }
-
-
-def _kept(told: _Told, recover: Recover | None) -> _Change | None:
+def _kept(told: Told, recover: Recover | None) -> _Change | None:
     """The cut network of an interrupted recovery."""
     if recover is None or recover.path is None:
         return None
@@ -302,7 +216,7 @@ def _kept(told: _Told, recover: Recover | None) -> _Change | None:
     return _Change(found.model, found.choice, found.actions, found.notes) if found is not None else None
 
 
-def _recovered(told: _Told, change: _Change, recover: Recover, calibration: Iterable[Any]) -> _Change:
+def _recovered(told: Told, change: _Change, recover: Recover, calibration: Iterable[Any]) -> _Change:
     """The cut network after it learned from the original; the cut is kept first, so that a resumed run finds it."""
     if recover.path is not None:
         cut = Cut(change.model, change.choice, change.actions, change.notes)
@@ -314,7 +228,7 @@ def _recovered(told: _Told, change: _Change, recover: Recover, calibration: Iter
     return replace(change, model=found.model, notes=notes, recovery=found.recovery)
 
 
-def _cut_claim(told: _Told) -> dict[str, Any]:
+def _cut_claim(told: Told) -> dict[str, Any]:
     """All that the choice depends on, but for the clock."""
     known = {
         "network": model_digest(told.model)[:16],
@@ -339,21 +253,12 @@ def _plan(anatomy: Anatomy, change: _Change, example: Batch, provenance: Provena
     )
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise SurgeryError(
-            f"{type(model).__name__} cannot be copied: {error}",
-            "Shoal works on a copy: take out of the network what copy.deepcopy refuses.",
-        ) from error
-
-
 def _measure(anatomy: Anatomy, change: _Change, loader: Iterable[Any], settings: Settings) -> Record:
     """The record of original against compressed, but for what only the caller knows."""
     cut, choice, folded = change.model, change.choice, change.folded
     original = anatomy.model
-    gone = [*choice.removed, *_constant_blocks(folded)]
+    whole = [one.path for one in choice.removals if one.unit is None]
+    gone = [*whole, *_constant_blocks(folded)]
     had, has = _depths(anatomy, change.actions, gone)
     first = _First(loader)
     before, after = paired_predictions([original, cut], first)
@@ -387,7 +292,8 @@ def _measure(anatomy: Anatomy, change: _Change, loader: Iterable[Any], settings:
         comparison=comparison,
         validation=choice.validation,
         certificate=certificate,
-        removed=choice.removed,
+        removed=whole,
+        removed_units=[one.name for one in choice.removals if one.unit is not None],
         replaced=[" + ".join(span) for span in choice.replaced],
         planning=choice.planning,
         recovery=change.recovery,
@@ -419,11 +325,11 @@ def _latencies(original: nn.Module, cut: nn.Module, batch: Batch, settings: Sett
 def _depths(anatomy: Anatomy, actions: Sequence[Remove | Replace | Fold], gone: Sequence[str]) -> tuple[int, int]:
     """Blocks before and after, or layers of a network without blocks; a stand-in counts as one, an identity as none."""
     units = [block.path for block in anatomy.chain]
-    if not any(block.units for block in anatomy.chain):
+    if not any(block.units or block.removable for block in anatomy.chain):
         units = [step.path for step in line_of(anatomy).steps if step.ends]
     spans = [one for one in actions if isinstance(one, Replace)]
     away = {*gone, *(path for span in spans for path in span.paths)}
-    stand_ins = sum(span.stand_in.kind != "identity" for span in spans)
+    stand_ins = sum(span.stand_in.depth for span in spans)
     return len(units), sum(path not in away for path in units) + stand_ins
 
 
@@ -451,6 +357,7 @@ def block_records(chain: Chain, choice: Choice | None = None, gone: Sequence[str
             worth_kl_interval=worths[block.path].interval if block.path in worths else None,
             residual_ratio=choice.ratios.get(block.path) if choice else None,
             fate="removed" if block.path in gone else (choice.fate_of(block.path) if choice else "kept"),
+            without=choice.units_gone(block.path) if choice else [],
         )
         for block in chain
     ]
@@ -474,19 +381,6 @@ def _missing(eval_loader: Any, validation: Any, goal: Goal) -> list[str]:
     if validation is None and goal.max_drop is not None:
         said.append("no validation data was given: max_drop was judged on the calibration data")
     return said
-
-
-def _gathered(loader: Iterable[Any], limit: int, device: Any, name: str) -> list[Batch]:
-    """Up to `limit` samples, kept, so that every candidate sees the very same ones."""
-    found, count = [], 0
-    for batch in batches(loader, device):
-        found.append(batch.take(limit - count) if count + batch.size > limit else batch)
-        count += found[-1].size
-        if count >= limit:
-            break
-    if not found:
-        raise DataError(f"the {name} data is empty", "Give at least one mini-batch.")
-    return found
 
 
 class _First:

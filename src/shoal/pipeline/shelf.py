@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from shoal.errors import FolderError
 from shoal.plan import StandIn
-from shoal.replace import Fitted, Wanted, build
+from shoal.replace import Fitted, Wanted, WantedStudent, build
 from shoal.store import Lines, write_atomically, write_text
+
+Wish = Wanted | WantedStudent
 
 _CLAIM, _LINES = "tables.json", "tables.jsonl"
 
@@ -88,7 +90,7 @@ class Shelf:
         """Keep the damages measured on one mini-batch."""
         self.add({"kind": "damage", "batch": batch, "values": {name: list(one) for name, one in values.items()}})
 
-    def fitted(self, wanted: Sequence[Wanted], like: torch.Tensor) -> list[Fitted]:
+    def fitted(self, wanted: Sequence[Wish], like: torch.Tensor) -> list[Fitted]:
         """Those of `wanted` that were fitted before, built and filled.
 
         Raises:
@@ -136,7 +138,7 @@ class Shelf:
 
 
 def _restored(
-    path: Path, members: Sequence[dict[str, Any]], wanted: Mapping[str, Wanted], like: torch.Tensor
+    path: Path, members: Sequence[dict[str, Any]], wanted: Mapping[str, Wish], like: torch.Tensor
 ) -> list[Fitted]:
     try:
         state = load_file(str(path))
@@ -147,9 +149,9 @@ def _restored(
         ) from error
 
 
-def _filled(one: Wanted, line: dict[str, Any], state: Mapping[str, torch.Tensor], like: torch.Tensor) -> Fitted:
+def _filled(one: Wish, line: dict[str, Any], state: Mapping[str, torch.Tensor], like: torch.Tensor) -> Fitted:
     stand_in = StandIn.model_validate(line["stand_in"])
-    module = build(stand_in, like)
+    module = build(stand_in, like, one.original)
     own = {key.removeprefix(f"{one.name}/"): tensor for key, tensor in state.items() if key.startswith(f"{one.name}/")}
     module.load_state_dict(own)
     return Fitted(one.span, one.kind, stand_in, module, line["ridge"], line["r2_fit"], line["r2_held_out"])

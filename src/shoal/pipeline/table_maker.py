@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.batches import Batch, check_logits, logits_of
+from shoal.batches import Batch, check_logits, like_of, logits_of
 from shoal.blocks import Anatomy
 from shoal.blocks.prefix import Forward, Prefix
+from shoal.errors import UsageError
 from shoal.measure import log_probabilities, mean_interval
 from shoal.pipeline.in_place import Placed
 from shoal.pipeline.prices import Prices
@@ -23,7 +24,24 @@ from shoal.pipeline.target import Price
 from shoal.plan import Edge, StandIn
 from shoal.preserve import evaluating
 from shoal.record import Interval
-from shoal.replace import KINDS, MOST_UNKNOWNS, Fitted, Line, Span, Wanted, build, fit_all, in_portions, spans_of
+from shoal.recover import Budget
+from shoal.replace import (
+    KINDS,
+    MOST_UNKNOWNS,
+    STUDENTS,
+    Fitted,
+    Line,
+    Span,
+    Wanted,
+    WantedStudent,
+    build,
+    fit_all,
+    in_portions,
+    spans_of,
+    students_of,
+    train_students,
+    two_blocks,
+)
 from shoal.scanning import Damage, Worth, divergence
 
 Progress = Callable[[str, int, int], None]
@@ -31,6 +49,8 @@ Progress = Callable[[str, int, int], None]
 # conv5 and lowrank3/8 are there for who asks for them: on ResNet-56 they never entered a plan (benchmarks/fits.py).
 DEFAULT_KINDS = ("identity", "scale", "linear", "conv3", "lowrank1/4", "lowrank1/16")
 LONGEST = 5
+# How long students learn, all of them together.
+STUDENT_BUDGET = "5m"
 # What saves less than this share of what it replaces is not worth a fit, nor a second candidate beside a better one.
 _WORTH_IT = 0.03
 # A map of more unknowns than these, fitted on fewer rows than unknowns, is slow and no good.
@@ -63,7 +83,8 @@ class TableMaker:
         prices: of this network, by the clock of the user's choice.
         shelf: keeps what is finished.
         longest: steps in the longest span.
-        kinds: which stand-ins to try.
+        kinds: which stand-ins to try, closed forms and students.
+        student_budget: for the training of all students together.
         allowed: names of the steps that may be touched; None: all.
         damage: what a change does to the output, for each sample.
         progress: called with (stage, done, total).
@@ -79,6 +100,7 @@ class TableMaker:
     allowed: frozenset[str] | None = None
     damage: Damage = divergence
     progress: Progress = lambda stage, done, total: None
+    student_budget: Budget = field(default_factory=lambda: Budget(seconds=300))
 
     def make(self) -> Tables:
         """Time, fit and try everything; what costs no less than what it replaces is dropped before it is fitted."""
@@ -87,20 +109,21 @@ class TableMaker:
         spans = [one for one in spans if self._may(*line.paths[one.start : one.stop])]
         samples = sum(batch.size for batch in self.fit_on)
         wanted = [one for one in wanted_of(spans, self.kinds) if _has_rows(one, samples) and prices.may_pay(one)]
+        students = [one for one in self._students(spans) if prices.may_pay(one)]
         self.progress("timing every kind of block", 0, 1)
-        like = next(self.anatomy.model.parameters())
-        unfitted = {one.name: placed for one, placed in _untrained(wanted, like)}
+        like = like_of(self.anatomy.model)
+        unfitted = {one.name: placed for one, placed in _untrained([*wanted, *students], like)}
         removals = removals_of(self.anatomy, line)
         prices.measure({**unfitted, **removals})
-        cheaper = [
-            one for one in wanted if self._is_cheaper(one, prices.of(unfitted[one.name].module, one.span.in_shape))
-        ]
-        fitted = self._fit(cheaper, like)
-        tried = [one for group in _by_span(fitted) for one in self._not_dominated(group)]
+        fitted = self._fit([one for one in wanted if self._is_cheaper(one, unfitted[one.name])], like)
+        trained, said = self._trained([one for one in students if self._is_cheaper(one, unfitted[one.name])], like)
+        # A closed form fits what comes before the tail, a student what comes behind it: each among its own.
+        groups = [*_by_span(fitted), *_by_span(trained)]
+        tried = [one for group in groups for one in self._not_dominated(group)]
         damages = self._damages(line, tried)
         edges, behind = self._edges(line, tried, removals, damages)
         worths = [Worth(path, *damages[f"remove {path}"], self._judged) for path in line.paths if path in removals]
-        return Tables(line, edges, behind, prices.whole, prices.fixed, worths, _notes(tried))
+        return Tables(line, edges, behind, prices.whole, prices.fixed, worths, [*_notes(tried), *said])
 
     @property
     def _judged(self) -> int:
@@ -110,7 +133,38 @@ class TableMaker:
         """Whether the user lets these steps be touched."""
         return self.allowed is None or all(path in self.allowed for path in paths)
 
-    def _is_cheaper(self, one: Wanted, price: Price) -> bool:
+    def _students(self, spans: Sequence[Span]) -> list[WantedStudent]:
+        """Every student, and those of two blocks that may follow one."""
+        line = self.prices.line
+        found = students_of(self.anatomy, line, spans, self.kinds)
+        two = [two_blocks(self.anatomy, one.span, line) for one in found if one.kind == "block"]
+        return [*found, *(one for one in two if one is not None)]
+
+    def _trained(self, wanted: Sequence[WantedStudent], like: torch.Tensor) -> tuple[list[Fitted], list[str]]:
+        """The students, from the shelf if they are there: trained all together, or not at all."""
+        if not wanted:
+            return [], []
+        finished = next((line for line in self.shelf.entries if line["kind"] == "students"), None)
+        if finished is not None:
+            return self.shelf.fitted([one for one in wanted if one.name in finished["names"]], like), finished["notes"]
+        ones = {one.span for one in wanted if one.kind == "block"}
+        doubles = {one.span: one for one in wanted if one.kind == "block2" and one.span in ones}
+        trained = train_students(
+            self.anatomy,
+            self.fit_on,
+            [one for one in wanted if one.span not in doubles or one.kind != "block2"],
+            doubles=doubles,
+            steps=self.student_budget.steps,
+            seconds=self.student_budget.seconds,
+            tick=lambda done, of: self.progress(f"training {len(wanted) - len(doubles)} students", done, of),
+        )
+        names = [_name(one) for one in trained.fitted]
+        self.shelf.add_fitted(trained.fitted, names)
+        self.shelf.add({"kind": "students", "names": names, "notes": trained.notes})
+        return trained.fitted, trained.notes
+
+    def _is_cheaper(self, one: Wanted | WantedStudent, placed: Placed) -> bool:
+        price = self.prices.of(placed.module, placed.shape)
         steps = [self.prices.steps[path] for path in self.prices.line.paths[one.span.start : one.span.stop]]
         replaced = [sum(getattr(step, name) for step in steps) for name in ("latency_ms", "macs", "params")]
         own = [price.latency_ms, price.macs, price.params]
@@ -156,9 +210,8 @@ class TableMaker:
         for one in fitted:
             behind[len(edges)] = one
             price = self.prices.of(one.module, one.span.in_shape)
-            depth = 0 if one.kind == "identity" else 1
             damage = damages[_name(one)][0]
-            edges.append(_edge(one.span.start, one.span.stop, "replace", one.kind, damage, price, depth))
+            edges.append(_edge(one.span.start, one.span.stop, "replace", one.kind, damage, price, one.stand_in.depth))
         return edges, behind
 
     def _damages(self, line: Line, fitted: list[Fitted]) -> dict[str, tuple[float, Interval]]:
@@ -207,12 +260,24 @@ class TableMaker:
             known.setdefault(name, {})[number] = values
 
 
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Refuse a kind of stand-in that there is not.
+
+    Raises:
+        UsageError: names those there are.
+    """
+    unknown = next((kind for kind in kinds if kind not in (*KINDS, *STUDENTS)), None)
+    if unknown is not None:
+        raise UsageError(f"no stand-in is called '{unknown}'", f"There are {', '.join((*KINDS, *STUDENTS))}.")
+
+
 def wanted_of(spans: Sequence[Span], kinds: Sequence[str]) -> list[Wanted]:
     """Every stand-in of these kinds that suits a span and is not too wide to be fitted."""
     return [
         Wanted(span, kind)
         for span in spans
         for kind in kinds
+        if kind in KINDS
         if KINDS[kind].suits(span) and span.in_channels * KINDS[kind].kernel ** 2 <= MOST_UNKNOWNS
     ]
 
@@ -229,29 +294,27 @@ def removals_of(anatomy: Anatomy, line: Line) -> dict[str, Placed]:
 def timed_modules(anatomy: Anatomy, line: Line, kinds: Sequence[str], longest: int) -> dict[str, Placed]:
     """Everything but the steps that a plan might need the time of, by name."""
     wanted = wanted_of(spans_of(anatomy, line, longest), kinds)
-    unfitted = {one.name: placed for one, placed in _untrained(wanted, next(anatomy.model.parameters()))}
+    unfitted = {one.name: placed for one, placed in _untrained(wanted, like_of(anatomy.model))}
     return {**unfitted, **removals_of(anatomy, line)}
 
 
 def span_forwards(model: nn.Module, span: Span, module: nn.Module) -> dict[nn.Module, Forward]:
     """Forwards that put `module` in the place of a span."""
-    forwards: dict[nn.Module, Forward] = {model.get_submodule(span.paths[0]): module.forward}
-    return forwards | {model.get_submodule(path): _handed_through for path in span.paths[1:]}
+    placed = Placed(module, span.in_shape, span.paths, span.forms)
+    return {model.get_submodule(path): forward for path, forward in placed.forwards}
 
 
-def _handed_through(x: Any, *others: Any, **named: Any) -> Any:
-    return x
-
-
-def _untrained(wanted: Sequence[Wanted], like: torch.Tensor) -> list[tuple[Wanted, Placed]]:
+def _untrained(
+    wanted: Sequence[Wanted | WantedStudent], like: torch.Tensor
+) -> list[tuple[Wanted | WantedStudent, Placed]]:
     """A module for each; those that are the same as data are made once."""
     made: dict[StandIn, nn.Module] = {}
     found = []
     for one in wanted:
         described = one.stand_in
         if described not in made:
-            made[described] = build(described, like)
-        found.append((one, Placed(made[described], one.span.in_shape, one.span.paths)))
+            made[described] = build(described, like, one.original)
+        found.append((one, Placed(made[described], one.span.in_shape, one.span.paths, one.span.forms)))
     return found
 
 
@@ -262,14 +325,15 @@ def _has_rows(one: Wanted, samples: int) -> bool:
 
 
 def _by_span(fitted: Sequence[Fitted]) -> list[list[Fitted]]:
-    groups: dict[Span, list[Fitted]] = {}
+    groups: dict[tuple[Span, int], list[Fitted]] = {}
     for one in fitted:
-        groups.setdefault(one.span, []).append(one)
+        # Students of fewer blocks are for who counts blocks, though others may fit better and be faster.
+        groups.setdefault((one.span, len(one.stand_in.copies)), []).append(one)
     return list(groups.values())
 
 
 def _notes(fitted: Sequence[Fitted]) -> list[str]:
-    parted = [one for one in fitted if one.r2_fit - one.r2_held_out > _PARTED]
+    parted = [one for one in fitted if not one.stand_in.student and one.r2_fit - one.r2_held_out > _PARTED]
     if not parted:
         return []
     return [f"{len(parted)} stand-ins were fitted on too little data: held-out R2 far below the fit's"]

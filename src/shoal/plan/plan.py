@@ -8,7 +8,8 @@ from pydantic import Field, ValidationError, model_validator
 from shoal.errors import PlanError
 from shoal.record import Value
 
-SCHEMA_VERSION: Literal[1] = 1
+# Version 2 added `unit` and `norms` to the removal of a block; plans of version 1 are read as they are.
+SCHEMA_VERSION: Literal[2] = 2
 
 
 class InputSpec(Value):
@@ -29,24 +30,72 @@ class Signature(Value):
     chain: list[str]
 
 
+Norms = Literal["keep", "drop"]
+_UNIT, _BARE = "#", "+norms"
+
+
 class Remove(Value):
-    """Take the block at `path` out, down to its shortcut and the activation after the addition."""
+    """Take the block at `path` out, down to its shortcut and the activation after the addition; or a part of it.
+
+    Args:
+        path: of the block.
+        unit: only this one of its additions, from 0: attention or MLP alone.
+        norms: whether the norms behind its additions (LN(x + F)) stay or go with it.
+    """
 
     kind: Literal["remove"] = "remove"
     path: str
+    unit: int | None = Field(default=None, ge=0)
+    norms: Norms = "keep"
+
+    @model_validator(mode="after")
+    def _norms_of_whole_blocks(self) -> "Remove":
+        if self.unit is not None and self.norms == "drop":
+            raise ValueError("the norm behind the addition of a single unit stays, give norms 'keep'")
+        return self
+
+    @property
+    def name(self) -> str:
+        """`layer.3`, its unit 1 `layer.3#1`, the block with its norms `layer.3+norms`."""
+        if self.unit is not None:
+            return f"{self.path}{_UNIT}{self.unit}"
+        return self.path + (_BARE if self.norms == "drop" else "")
+
+    @classmethod
+    def named(cls, name: str) -> "Remove":
+        """The removal that `name` says, as the property writes it; anything else is a path."""
+        path, sign, unit = name.rpartition(_UNIT)
+        if sign and unit.isdigit():
+            return cls(path=path, unit=int(unit))
+        return cls(path=name.removesuffix(_BARE), norms="drop" if name.endswith(_BARE) else "keep")
 
 
 Tail = Literal["identity", "relu", "silu", "gelu", "gelu_tanh", "hardswish"]
 
 
-class StandIn(Value):
-    """What stands in for a span: one map of the kind named, then the tail.
+class Inner(Value):
+    """Features inside a block that are fewer than they were; paths are those of the original network.
 
-    `layout` tells where the channels are; `kernel`, `stride` and `dilation` are those of a convolution. With `shortcut`
-    the map is added to what enters; `rank` is that of a low-rank map.
+    The layers at `writers` make them, those at `keepers` (batch norms, depthwise convolutions) work on each alone, and
+    the layers at `readers` are the only ones that see them; `width` of them are left.
     """
 
-    kind: Literal["identity", "scale", "linear", "conv", "lowrank"]
+    writers: tuple[str, ...]
+    keepers: tuple[str, ...] = ()
+    readers: tuple[str, ...]
+    width: int = Field(ge=1)
+
+
+class StandIn(Value):
+    """What stands in for a span: one map of the kind named, then the tail; or a student.
+
+    `layout` tells where the channels are; `kernel`, `stride` and `dilation` are those of a convolution. With `shortcut`
+    the map is added to what enters; `rank` is that of a low-rank map. A student ('block', 'narrow') is a row of copies
+    of the original's blocks at `copies`, which bring their own shortcuts and tails; the inner features of a narrow one
+    are fewer, as `inner` says.
+    """
+
+    kind: Literal["identity", "scale", "linear", "conv", "lowrank", "block", "narrow"]
     layout: Literal["channels_first", "channels_last"]
     in_channels: int = Field(ge=1)
     out_channels: int = Field(ge=1)
@@ -56,6 +105,28 @@ class StandIn(Value):
     rank: int | None = Field(default=None, ge=1)
     shortcut: bool = False
     tail: Tail = "identity"
+    copies: tuple[str, ...] = ()
+    inner: tuple[Inner, ...] = ()
+
+    @property
+    def student(self) -> bool:
+        """Whether it is made of blocks of the original."""
+        return bool(self.copies)
+
+    @property
+    def depth(self) -> int:
+        """How many blocks it counts as: an identity as none, a map as one."""
+        return len(self.copies) or int(self.kind != "identity")
+
+    @model_validator(mode="after")
+    def _copies_fit(self) -> "StandIn":
+        if self.student != (self.kind in ("block", "narrow")):
+            raise ValueError("copies of blocks belong to 'block' and 'narrow', and to nothing else")
+        if bool(self.inner) != (self.kind == "narrow"):
+            raise ValueError("inner features belong to 'narrow', and to nothing else")
+        if self.student and (self.shortcut or self.tail != "identity"):
+            raise ValueError("a student has the shortcuts and tails of its blocks, and none besides")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> "StandIn":
@@ -106,16 +177,26 @@ class Plan(Value):
     `model` is the spec of the factory the network came from, or None for a module made by the caller.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     model: str | None = None
     inputs: list[InputSpec]
     network: Signature
     actions: list[Annotated[Remove | Replace | Fold, Field(discriminator="kind")]]
 
     @property
+    def removals(self) -> list[Remove]:
+        """Every block that goes, whole or in part."""
+        return [action for action in self.actions if isinstance(action, Remove)]
+
+    @property
     def removed(self) -> list[str]:
-        """The paths of the removed blocks."""
-        return [action.path for action in self.actions if isinstance(action, Remove)]
+        """The paths of the blocks that are removed whole."""
+        return [action.path for action in self.removals if action.unit is None]
+
+    @property
+    def removed_units(self) -> list[str]:
+        """The single units that are removed, `layer.3#1`."""
+        return [action.name for action in self.removals if action.unit is not None]
 
     @property
     def replaced(self) -> list["Replace"]:
@@ -130,7 +211,8 @@ class Plan(Value):
     @model_validator(mode="after")
     def _one_fate_a_block(self) -> "Plan":
         covered = [path for action in self.replaced for path in action.paths]
-        twice = next((path for path in covered if covered.count(path) > 1 or path in self.removed), None)
+        removed = {action.path for action in self.removals}
+        twice = next((path for path in covered if covered.count(path) > 1 or path in removed), None)
         if twice is not None:
             raise ValueError(f"the block '{twice}' is replaced and named once more")
         return self

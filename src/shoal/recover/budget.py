@@ -33,6 +33,12 @@ class Budget:
             return steps / self.steps
         return seconds / (self.seconds or 1.0)
 
+    def part(self, share: float) -> "Budget":
+        """A share of it, at least one step."""
+        if self.steps is not None:
+            return Budget(steps=max(1, round(share * self.steps)))
+        return Budget(seconds=share * (self.seconds or 1.0))
+
     def done_of(self, steps: int, seconds: float) -> tuple[str, int, int]:
         """The unit, how many of them are done, and of how many, for a progress bar."""
         if self.steps is not None:

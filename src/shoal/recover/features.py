@@ -16,8 +16,8 @@ from shoal.replace import line_of
 def shared_paths(teacher: nn.Module, student: nn.Module, example: Batch) -> list[str]:
     """The paths of the teacher's blocks (layers, where it has none) that the student has kept, in order.
 
-    Kept means: the same class with parameters of the same names and shapes at the same path, and features of the same
-    shape. A network that cannot be traced has none, and is distilled by its answers alone.
+    Kept means: the same class with parameters of the same names at the same path (fewer of them inside will do), and
+    features of the same shape. A network that cannot be traced has none, and is distilled by its answers alone.
 
     Args:
         teacher: left as it was.
@@ -42,11 +42,11 @@ def _kept(teacher: nn.Module, student: nn.Module, path: str) -> bool:
         one, other = teacher.get_submodule(path), student.get_submodule(path)
     except AttributeError:
         return False
-    return type(one) is type(other) and _shapes(one) == _shapes(other)
+    return type(one) is type(other) and _names(one) == _names(other)
 
 
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(one.shape) for name, one in module.named_parameters()}
+def _names(module: nn.Module) -> list[str]:
+    return [name for name, _ in module.named_parameters()]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from shoal.batches import Batch, call
 from shoal.errors import SurgeryError
 from shoal.plan import StandIn
 from shoal.preserve import evaluating
-from shoal.replace import build, with_shortcut
+from shoal.replace import build, hand_form_on_, with_shortcut
 from shoal.replace.stand_ins import ShortcutPlus
 from shoal.replace.tails import tail_module
 
@@ -59,6 +59,7 @@ def make_trainable_(model: nn.Module, stand_ins: Mapping[str, StandIn], given: S
         module = model.get_submodule(path)
         if stand_in.kind in _KINDS and isinstance(module, (ShortcutPlus, nn.Sequential)):
             found[path] = _rewritten(module, stand_in)
+            hand_form_on_(module, found[path])
             model.set_submodule(path, found[path], strict=True)
     _set_norms(model, list(found.values()), given)
     return list(found)
@@ -76,6 +77,7 @@ def make_plain_(model: nn.Module, stand_ins: Mapping[str, StandIn]) -> nn.Module
         if isinstance(module, NormedStandIn):
             plain = _merged(module, stand_in)
             plain.training = module.training
+            hand_form_on_(module, plain)
             model.set_submodule(path, plain, strict=True)
     return model
 

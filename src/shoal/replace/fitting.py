@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch, call
+from shoal.batches import Batch, call, like_of
 from shoal.blocks import Anatomy
 from shoal.errors import DataError, NonFiniteError, UsageError
 from shoal.plan import StandIn
@@ -62,6 +62,10 @@ class Wanted:
             raise UsageError(f"no stand-in is called '{self.kind}'", f"There are {', '.join(KINDS)}.")
         if not self.rule.suits(self.span):
             raise UsageError(f"'{self.kind}' cannot stand in for {self.span.name}", f"It needs {self.rule.needs}.")
+
+    @property
+    def original(self) -> None:
+        """A closed form is made of nothing but data."""
 
     @property
     def rule(self) -> Kind:
@@ -121,10 +125,10 @@ def fit_all(
         for number, batch in enumerate(batches, 1):
             call(anatomy.model, batch)
             for one in sums:
-                one.add(seen.inputs[one.key.start], [seen.sums[end] for end in one.ends])
+                one.add(seen.inputs[one.key.start], [seen.target(end) for end in one.ends])
             if tick is not None:
                 tick(number, len(batches))
-    like = next(anatomy.model.parameters())
+    like = like_of(anatomy.model)
     return [fitted for one in sums for fitted in one.solved(like)]
 
 

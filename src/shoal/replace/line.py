@@ -7,14 +7,15 @@ that a span may contain, but not begin or end with.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import nn
 
 from shoal.blocks import Anatomy
+from shoal.blocks.remainder import main_output
 from shoal.blocks.template import Ref, refs
 from shoal.blocks.trace import Call, Trace
 from shoal.plan import Tail
+from shoal.replace.forms import ALONE, Form, form_of
 from shoal.replace.tails import activation_of, tail_of
 
 _WEIGHTED = (nn.Conv2d, nn.Linear)
@@ -34,8 +35,10 @@ class Step:
         in_shape: of what enters it.
         out_shape: of what leaves it.
         residual: whether it is a residual block.
-        tail: what follows its sum; None: something a stand-in cannot carry.
+        tail: what follows its sum, for a stand-in to carry.
         ends: whether a span may begin and end with it.
+        whole: what follows its sum is nothing a stand-in can carry (a norm), so one computes all that leaves it.
+        form: in which it gives the stream back.
     """
 
     path: str
@@ -43,8 +46,10 @@ class Step:
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     residual: bool
-    tail: Tail | None
+    tail: Tail
     ends: bool = True
+    whole: bool = False
+    form: Form = ALONE
 
 
 @dataclass(frozen=True)
@@ -77,26 +82,35 @@ class Line:
 
 
 def line_of(anatomy: Anatomy) -> Line:
-    """Every removable block whose stream is its first argument and all it returns; of a plain network, its layers."""
+    """Every removable block whose stream is its first argument and its one result; of a plain network, its layers."""
     if any(block.units for block in anatomy.chain):
-        calls = [anatomy.calls[block.path] for block in anatomy.chain if _is_block(anatomy, block.path)]
-        steps = [_block_step(anatomy, call) for call in calls]
-        groups = [[call] for call in calls]
+        forms = {block.path: form for block in anatomy.chain if (form := _form(anatomy, block.path)) is not None}
+        steps = [_block_step(anatomy, path, form) for path, form in forms.items()]
+        groups = [[anatomy.calls[path]] for path in forms]
+        leaving = [leaving_value(anatomy, path) for path in forms]
     else:
         groups = _layers(anatomy.trace)
         steps = [_layer_step(anatomy.trace, group) for group in groups]
-    follows = [False] + [_feeds(anatomy.trace, before[-1], after[0]) for before, after in pairwise(groups)]
+        leaving = [group[-1].output.value for group in groups]
+    pairs = zip(leaving[:-1], (group[0] for group in groups[1:]), strict=True)
+    follows = [False] + [_feeds(anatomy.trace, value, after) for value, after in pairs]
     return Line(tuple(steps), tuple(follows[: len(steps)]))
 
 
-def _is_block(anatomy: Anatomy, path: str) -> bool:
+def leaving_value(anatomy: Anatomy, path: str) -> int:
+    """The stream that leaves a block, as a value of the trace."""
+    return main_output(anatomy.trace, anatomy.calls[path], list(anatomy.additions[path]))
+
+
+def _form(anatomy: Anatomy, path: str) -> Form | None:
+    """The form in which a block that may be in a span gives the stream back; None of any other."""
     call = anatomy.calls.get(path)
-    if call is None or path not in anatomy.remainders:
-        return False
-    if not call.args or not isinstance(call.args[0], Ref) or not isinstance(call.output, Ref):
-        return False
-    # Masks, position embeddings, caches may come along; the stream comes first.
-    return anatomy.trace.depends(anatomy.additions[path][0].origin, call.args[0].value)
+    if call is None or path not in anatomy.remainders or not call.args or not isinstance(call.args[0], Ref):
+        return None
+    # Masks, position embeddings, caches may come along; the stream comes first. A declared block has no additions.
+    if not anatomy.additions[path] or not anatomy.trace.depends(anatomy.additions[path][0].origin, call.args[0].value):
+        return None
+    return form_of(call.output, leaving_value(anatomy, path), call.inputs)
 
 
 def _is_plain(call: Call) -> bool:
@@ -105,10 +119,18 @@ def _is_plain(call: Call) -> bool:
     return one_in and isinstance(call.output, Ref)
 
 
-def _block_step(anatomy: Anatomy, call: Call) -> Step:
-    block = anatomy.chain[call.path]
-    shapes = block.in_shape, block.out_shape
-    return Step(block.path, (block.path,), *shapes, residual=True, tail=tail_of(anatomy, block.path))
+def _block_step(anatomy: Anatomy, path: str, form: Form) -> Step:
+    block, tail = anatomy.chain[path], tail_of(anatomy, path)
+    return Step(
+        path,
+        (path,),
+        block.in_shape,
+        block.out_shape,
+        residual=True,
+        tail=tail or "identity",
+        whole=tail is None,
+        form=form,
+    )
 
 
 def _layers(trace: Trace) -> list[list[Call]]:
@@ -119,7 +141,7 @@ def _layers(trace: Trace) -> list[list[Call]]:
         innermost = call.index not in parents and len(trace.calls_of(call.module)) == 1 and call.path
         if not innermost or not _is_plain(call):
             continue
-        joins = groups and isinstance(call.module, _FOLLOWERS) and _feeds(trace, groups[-1][-1], call)
+        joins = groups and isinstance(call.module, _FOLLOWERS) and _feeds(trace, groups[-1][-1].output.value, call)
         if joins:
             groups[-1].append(call)
         else:
@@ -155,8 +177,8 @@ def active(group: Sequence[Call]) -> Call:
     return next((one for one in reversed(group) if not isinstance(one.module, _IDLE)), group[0])
 
 
-def _feeds(trace: Trace, before: Call, after: Call) -> bool:
-    value = before.output.value
+def _feeds(trace: Trace, value: int, after: Call) -> bool:
+    """Whether `value` is what `after` takes, and nobody else reads it."""
     if after.args[0].value != value or value in refs(trace.output):
         return False
     # What does nothing hands the very tensor through: who reads it behind that reads what comes out of it.

@@ -1,4 +1,4 @@
-"""Watch a network run: what enters every step of its line, and the sum at its end."""
+"""Watch a network run: what enters every step of its line, the sum at its end, and what a stand-in has to compute."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,11 +12,19 @@ from shoal.replace.line import Step, active, line_of
 
 
 class Recording:
-    """Of the last mini-batch: `inputs[path]` entering each step, `sums[path]` before its tail."""
+    """Of the last mini-batch: `inputs[path]` entering each step, `sums[path]` before its tail.
+
+    `leaving[path]` is what leaves a step whose sum is followed by more than a stand-in can carry.
+    """
 
     def __init__(self) -> None:
         self.inputs: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
+        self.leaving: dict[str, Tensor] = {}
+
+    def target(self, path: str) -> Tensor:
+        """What a stand-in for a span that ends with this step has to compute, before its tail."""
+        return self.leaving[path] if path in self.leaving else self.sums[path]
 
 
 @contextmanager
@@ -37,10 +45,12 @@ def recording(anatomy: Anatomy, paths: Sequence[str]) -> Iterator[Recording]:
             module = anatomy.model.get_submodule(path)
             handle = module.register_forward_pre_hook(_entering(found.inputs, path, copied=copied))
             stack.callback(handle.remove)
-        if layers:
-            line = line_of(anatomy)
-            for path in layers:
-                stack.callback(_watch_layer(anatomy, line.step(path), found.sums))
+        steps = {step.path: step for step in line_of(anatomy).steps}
+        for path in layers:
+            stack.callback(_watch_layer(anatomy, steps[path], found.sums))
+        for block in blocks:
+            if block.path in steps and steps[block.path].whole:
+                stack.callback(_watch_leaving(anatomy, steps[block.path], found.leaving))
         if blocks:
             stack.enter_context(tapped(anatomy.model, blocks, look))
         yield found
@@ -64,6 +74,13 @@ def _watch_layer(anatomy: Anatomy, step: Step, sums: dict[str, Tensor]) -> Calla
         sums[step.path] = output.clone()  # whatever comes next may work in place
 
     return module.register_forward_hook(leaving).remove
+
+
+def _watch_leaving(anatomy: Anatomy, step: Step, leaving: dict[str, Tensor]) -> Callable[[], None]:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        leaving[step.path] = step.form.stream(output).clone()  # whatever comes next may work in place
+
+    return anatomy.model.get_submodule(step.path).register_forward_hook(hook).remove
 
 
 def _overwritten(anatomy: Anatomy, path: str) -> bool:

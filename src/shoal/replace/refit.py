@@ -22,6 +22,7 @@ from shoal.batches import Batch, call
 from shoal.blocks import Anatomy
 from shoal.blocks.taps import tapped
 from shoal.errors import ModelRaisedError, NonFiniteError
+from shoal.offloaded import is_offloaded
 from shoal.preserve import evaluating
 from shoal.regress import Moments, fits
 from shoal.replace.fitting import MOST_UNKNOWNS, ROWS_PER_UNKNOWN, Fitted, SpanSums, Wanted, halves
@@ -57,7 +58,7 @@ def refit_(
         stand_ins: those that stand in `student`.
         batches: calibration mini-batches; as many are used as fit into `memory`.
         removed: names of the steps that are gone.
-        kept: whether kept steps behind the first change are fitted too.
+        kept: whether kept steps behind the first change are fitted too; never where weights are on a disk.
         memory: bytes for the activations of both networks.
         seed: of the positions drawn.
         tick: called with (steps done, steps).
@@ -65,6 +66,7 @@ def refit_(
     Raises:
         NonFiniteError: NaN or Inf in the activations.
     """
+    kept = kept and not is_offloaded(student)  # what is read anew at each call cannot be written to
     line = line_of(teacher)
     walk = _Walk(teacher, student, line, {one.span.start: one for one in stand_ins}, frozenset(removed), kept, seed)
     changes = [*walk.stand_ins, *(number for number, path in enumerate(line.paths) if path in walk.removed)]
@@ -126,6 +128,8 @@ class _Walk:
         return number + 1
 
     def _stand_in(self, one: Fitted) -> int:
+        if one.stand_in.student:
+            return self._student(one)
         wanted = Wanted(one.span, one.kind, one.stand_in.shortcut)
         sums = SpanSums(wanted.key, [wanted], sum(len(x) for x in self.left), self.seed)
         steps = self.line.steps[one.span.start : one.span.stop]
@@ -133,11 +137,21 @@ class _Walk:
             for place, entering in enumerate(self.right):
                 self.left[place] = self._through(self.teacher.model, steps, self.left[place], place)
                 if len(entering) > 1:
-                    sums.add(entering, [seen.sums[one.span.end]])
+                    sums.add(entering, [seen.target(one.span.end)])
         module = self.student.get_submodule(one.span.paths[0])
         if any(True for _ in module.parameters()):
             module.load_state_dict(sums.solved(next(module.parameters()))[0].module.state_dict())
-        self.right = [module(x) for x in self.right]
+        self.right = [steps[0].form.stream(module(x)) for x in self.right]
+        return one.span.stop
+
+    def _student(self, one: Fitted) -> int:
+        """Past a student as it is: it has no closed form."""
+        steps = self.line.steps[one.span.start : one.span.stop]
+        module = self.student.get_submodule(one.span.paths[0])
+        for place, entering in enumerate(self.right):
+            others, named = self.others[place].get(steps[0].path, ((), {}))
+            self.left[place] = self._through(self.teacher.model, steps, self.left[place], place)
+            self.right[place] = module(entering.clone(), *others, **named)
         return one.span.stop
 
     def _map(self, step: Step, found: LastMap) -> None:
@@ -163,7 +177,7 @@ class _Walk:
             others, named = self.others[place].get(step.path, ((), {}))
             for path in step.paths:
                 # A copy: a block that works in place must not change what the next fit reads.
-                x = model.get_submodule(path)(x.clone(), *others, **named)
+                x = step.form.stream(model.get_submodule(path)(x.clone(), *others, **named))
         return x
 
 

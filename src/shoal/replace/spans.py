@@ -1,7 +1,8 @@
 """Spans: consecutive steps that one stand-in may take the place of, and what it has to compute.
 
 A stand-in maps what enters the first step to the sum of the last one's addition (of a plain layer: to what its
-activation reads); what follows it, the *tail*, stays behind it. No span crosses a tap: what is inside it is read
+activation reads); what follows it, the *tail*, stays behind it. Where something follows that is no activation, it maps
+to all that leaves the last step. No span crosses a tap: what is inside it is read
 nowhere else.
 """
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from shoal.blocks import Anatomy
 from shoal.plan import Tail
+from shoal.replace.forms import Form
 from shoal.replace.line import Line, Step
 
 Layout = Literal["channels_first", "channels_last"]
@@ -34,6 +36,7 @@ class Span:
         end: the name of the last step.
         dilation: of the span's own k x k convolutions, the largest.
         residual: whether it is made of residual blocks.
+        forms: in which each of `paths` gives the stream back.
     """
 
     start: int
@@ -47,6 +50,7 @@ class Span:
     end: str
     dilation: int = 1
     residual: bool = True
+    forms: tuple[Form, ...] = ()
 
     @property
     def in_channels(self) -> int:
@@ -86,7 +90,7 @@ def _span(anatomy: Anatomy, line: Line, start: int, stop: int) -> Span | None:
     steps = line.steps[start:stop]
     first, last = steps[0], steps[-1]
     layout = _layout(anatomy.model, first)
-    if last.tail is None or layout is None or len(first.in_shape) != len(last.out_shape):
+    if layout is None or len(first.in_shape) != len(last.out_shape):
         return None
     if not (first.ends and last.ends):
         return None
@@ -107,6 +111,7 @@ def _span(anatomy: Anatomy, line: Line, start: int, stop: int) -> Span | None:
         last.path,
         _dilation(anatomy.model, steps),
         first.residual,
+        tuple(step.form for step in steps for _ in step.paths),
     )
 
 

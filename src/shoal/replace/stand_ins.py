@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from shoal.errors import UsageError
 from shoal.plan import StandIn
 from shoal.replace.kinds import Solution, kind_of
+from shoal.replace.students.making import student_of
 from shoal.replace.tails import tail_module
 
 
@@ -56,8 +57,22 @@ def with_shortcut(stand_in: StandIn) -> StandIn:
     return stand_in.model_copy(update={"shortcut": True})
 
 
-def build(stand_in: StandIn, like: Tensor) -> nn.Module:
-    """The module for a stand-in, untrained, in the dtype and on the device of `like`; no random state moves."""
+def build(stand_in: StandIn, like: Tensor, original: nn.Module | None = None) -> nn.Module:
+    """The module for a stand-in, untrained, in the dtype and on the device of `like`; no random state moves.
+
+    Args:
+        stand_in: as plain data.
+        like: any parameter of the network.
+        original: the network before any change; a student is made of copies of its blocks.
+
+    Raises:
+        UsageError: a student without the original.
+        SurgeryError: an original without these blocks.
+    """
+    if stand_in.student:
+        if original is None:
+            raise UsageError("a student is made of blocks of the original, and there is none", "Give the original.")
+        return student_of(stand_in, original).to(like.device, like.dtype)
     with torch.random.fork_rng(devices=[]):  # the layers are made on the CPU
         branch, tail = kind_of(stand_in).make(stand_in), tail_module(stand_in.tail)
         made: nn.Module = ShortcutPlus(branch, tail) if stand_in.shortcut else Mapped(branch, tail)

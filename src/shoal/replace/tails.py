@@ -6,6 +6,7 @@ from typing import get_args
 from torch import nn
 
 from shoal.blocks import Anatomy
+from shoal.blocks.remainder import main_output
 from shoal.blocks.trace import Op, Trace
 from shoal.plan import Tail
 
@@ -26,10 +27,11 @@ def tail_module(tail: Tail) -> nn.Module:
 
 def tail_of(anatomy: Anatomy, path: str) -> Tail | None:
     """What follows the last addition of a block: nothing, or an activation of the table; None for anything else."""
-    call, last = anatomy.calls[path], anatomy.additions[path][-1]
-    if call.output.value == last.result:
+    additions = list(anatomy.additions[path])
+    leaving, last = main_output(anatomy.trace, anatomy.calls[path], additions), additions[-1]
+    if leaving == last.result:
         return "identity"
-    op = _producer(anatomy.trace, call.output.value)
+    op = _producer(anatomy.trace, leaving)
     return activation_of(op) if op is not None and op.inputs == [last.result] else None
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from shoal.record import BlockRecord
-from shoal.report import numbers
+from shoal.report import fates, numbers
 from shoal.report.sortable import Column, Entry, Line, Table
 
 _COLUMNS = (
@@ -40,7 +40,7 @@ def _entries(block: BlockRecord) -> list[Entry]:
     interval = "" if block.worth_kl_interval is None else numbers.significant_interval(block.worth_kl_interval)
     return [
         Entry(str(block.stage), sort=block.stage),
-        Entry(block.fate, stays, chip=block.fate),
+        Entry(fates.fate(block), stays, chip=block.fate),
         Entry(numbers.significant(block.worth_kl), interval, sort=block.worth_kl),
         Entry(numbers.significant(block.residual_ratio), sort=block.residual_ratio),
         Entry(numbers.amount(block.params), sort=block.params),

@@ -41,16 +41,25 @@ def describe(blocks: Sequence[BlockRecord]) -> str:
         other = [block.path for block in members if block.fate == "replaced"]
         said = [f"removed {', '.join(gone)}"] if gone else []
         said += [f"replaced {', '.join(other)}"] if other else []
+        said += [f"{block.path} {fate(block)}" for block in members if block.without]
         what = "; ".join(said) or "all kept"
         parts.append(f"Stage {number}: {len(members)} blocks, {what}.")
     return " ".join(parts) + " The table of blocks below has every number."
+
+
+def fate(block: BlockRecord) -> str:
+    """What became of a block: `kept, without unit 1`."""
+    if not block.without:
+        return block.fate
+    many = "s" if len(block.without) > 1 else ""
+    return f"{block.fate}, without unit{many} {', '.join(map(str, block.without))}"
 
 
 def tooltip(block: BlockRecord) -> str:
     """All about a block, in lines."""
     worth = numbers.significant(block.worth_kl)
     lines = [
-        f"{block.path}: {block.fate}",
+        f"{block.path}: {fate(block)}",
         f"{block.kind}, {block.shortcut} shortcut, {numbers.amount(block.params)} parameters",
         f"{numbers.shape(block.in_shape)} to {numbers.shape(block.out_shape)}",
         "worth not measured" if worth == numbers.MISSING else f"worth {worth} nats alone",

@@ -23,7 +23,9 @@ def figures(record: Record) -> list[Figure]:
 
 def _blocks(record: Record) -> Figure:
     before, after = record.original.blocks, record.compressed.blocks
-    return Figure("Blocks", f"{after} of {before}", f"{len(record.removed)} removed")
+    units = len(record.removed_units)
+    more = f", {units} unit{'' if units == 1 else 's'} more" if units else ""
+    return Figure("Blocks", f"{after} of {before}", f"{len(record.removed)} removed{more}")
 
 
 def _quality(record: Record) -> Figure | None:
@@ -32,6 +34,10 @@ def _quality(record: Record) -> Figure | None:
     if numbers.known(before) and numbers.known(after):
         detail = f"{numbers.points(seen.top1_drop)}, was {numbers.percent(before)}"
         return Figure(f"Top-1, {seen.split}", numbers.percent(after), detail)
+    was, now = record.original.quality.perplexity, record.compressed.quality.perplexity
+    if was is not None and now is not None and numbers.known(was) and numbers.known(now):
+        detail = f"{numbers.less(was, now)}, was {numbers.significant(was)}"
+        return Figure(f"Perplexity, {seen.split}", numbers.significant(now), detail)
     if numbers.known(seen.agreement):
         return Figure(f"Agreement, {seen.split}", numbers.percent(seen.agreement), "same answer as the original")
     return None

@@ -17,6 +17,11 @@ _STATISTICS = (
         "paired, sample by sample, with Tango's 95 % score interval; McNemar's exact test on the samples that changed "
         "sides",
     ),
+    (
+        "Perplexity",
+        "e to the power of the mean cross-entropy of a token; its 95 % interval takes the sequences as independent, "
+        "and the ratio is paired by sequence",
+    ),
     ("Divergence", "mean KL(original ‖ compressed) in nats, with a 95 % t interval over samples"),
     (
         "Latency",
@@ -41,7 +46,7 @@ def render(record: Record) -> str:
         lead=[record.message] if record.reached and record.message else [],
         parts=_parts(record),
         splits=[(one.split, one.n) for one in splits],
-        statistics=[one for one in _STATISTICS if record.planning or one[0] != "Damage"],
+        statistics=_statistics(record),
         goal=words.goal(record.goal),
         figures=figures(record),
         rows=tables.before_after(record),
@@ -55,6 +60,14 @@ def render(record: Record) -> str:
         blocks_table=fate_table(record.blocks),
         plots={size: _plots(record, size) for size in _PLOT_WIDTHS},
     )
+
+
+def _statistics(record: Record) -> list[tuple[str, str]]:
+    """What was measured and how; accuracy, or perplexity where the network answers token by token."""
+    tokens = record.original.quality.tokens is not None
+    unsaid = {"Top-1", "Change in top-1"} if tokens else {"Perplexity"}
+    unsaid |= set() if record.planning else {"Damage"}
+    return [one for one in _STATISTICS if one[0] not in unsaid]
 
 
 def _parts(record: Record) -> list[Part]:
@@ -80,20 +93,26 @@ def _parts(record: Record) -> list[Part]:
     ]
 
 
+def _stays(step: str, record: Record) -> bool:
+    """Whether what a step removed is gone in the end: a unit may have gone with its whole block."""
+    return step in record.removed_units or step.partition("#")[0].removesuffix("+norms") in record.removed
+
+
 def _plots(record: Record, size: str) -> list[str]:
     width = _PLOT_WIDTHS[size]
     asked = record.goal.get("max_drop")
+    kept = [step.removed for step in record.steps if _stays(step.removed, record)]
     limit = float(asked) if isinstance(asked, int | float) and not isinstance(asked, bool) else None
     drawn = [
         plot.plot(
-            plot.divergences(record.steps, record.removed),
+            plot.divergences(record.steps, kept),
             "Divergence from the original",
             "nats",
             width,
             f"kl-{size}",
         ),
         plot.plot(
-            plot.drops(record.steps, record.removed),
+            plot.drops(record.steps, kept),
             "Drop on validation",
             "points lost",
             width,

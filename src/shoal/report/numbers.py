@@ -155,6 +155,20 @@ def significant_interval(interval: Interval | None, digits: int = 2) -> str:
     return f"{low} to {high}" if min(interval) < 0 else f"{low} – {high}"
 
 
+def more(increase: float | None) -> str:
+    """A rise or fall of a quantity, with its sign in words: `0.0312 more`, `unchanged`."""
+    if increase is None or not math.isfinite(increase):
+        return MISSING
+    if increase == 0:
+        return "unchanged"
+    return f"{significant(abs(increase))} {'more' if increase > 0 else 'less'}"
+
+
+def exp(value: float) -> float:
+    """E to this power; infinite where it is too large for a number."""
+    return math.exp(value) if value < 700 else math.inf
+
+
 def tick(value: float) -> str:
     """A round number on an axis, as short as it can be: `0.04`, `−1`, `200`."""
     if value == 0 or 1e-4 <= abs(value) < 1e6:

@@ -1,8 +1,9 @@
 """The rows of the two comparison tables, worded once for the page and the terminal."""
 
+import math
 from dataclasses import dataclass
 
-from shoal.record import Comparison, Network, Record
+from shoal.record import Comparison, Interval, Network, Record
 from shoal.report import numbers, speed, words
 
 
@@ -46,10 +47,30 @@ def _quality(record: Record) -> list[Row]:
     if a.quality.top1 is not None or b.quality.top1 is not None:
         change = numbers.points(record.comparison.top1_drop)
         rows.append(Row("Top-1 accuracy", f"{split}, 95 % interval", _top1(a), _top1(b), change))
+    if a.quality.perplexity is not None or b.quality.perplexity is not None:
+        tokens = f"{split}, {numbers.count(a.quality.tokens)} tokens, 95 % interval"
+        change = numbers.less(a.quality.perplexity or 0.0, b.quality.perplexity or 0.0)
+        rows.append(Row("Perplexity", tokens, _perplexity(a), _perplexity(b), change))
     if a.quality.loss is not None or b.quality.loss is not None:
-        cells = [Cell(numbers.significant(one.quality.loss)) for one in (a, b)]
-        rows.append(Row("Loss", f"{split}, cross-entropy in nats", cells[0], cells[1], ""))
+        per = "per token, nats, 95 % interval" if a.quality.tokens else "cross-entropy in nats"
+        change = numbers.more(record.comparison.loss_increase)
+        rows.append(Row("Loss", f"{split}, {per}", _loss(a), _loss(b), change if a.quality.tokens else ""))
     return rows
+
+
+def _perplexity(network: Network) -> Cell:
+    found = network.quality
+    return Cell(numbers.significant(found.perplexity), _ends(found.perplexity_interval))
+
+
+def _loss(network: Network) -> Cell:
+    return Cell(numbers.significant(network.quality.loss), _ends(network.quality.loss_interval))
+
+
+def _ends(interval: Interval | None) -> str:
+    """An interval with three digits; nothing where there is none, as of a single sequence."""
+    text = numbers.significant_interval(interval, 3)
+    return "" if text == numbers.MISSING else text
 
 
 def _top1(network: Network) -> Cell:
@@ -141,6 +162,15 @@ def paired(record: Record) -> list[PairedRow]:
                 [Cell(_p(one.p_value)) for one in splits],
             ),
         ]
+    if any(one.loss_increase is not None for one in splits):
+        rows += [
+            PairedRow(
+                "Perplexity, ratio",
+                "compressed to original on the same tokens, 95 % interval paired by sequence",
+                [_perplexity_ratio(one) for one in splits],
+            ),
+            PairedRow("Increase of the loss", "per token, nats, 95 % interval", [_increase(one) for one in splits]),
+        ]
     return [
         *rows,
         PairedRow("Agreement", "same answer as the original, 95 % interval", [_agreement(one) for one in splits]),
@@ -155,6 +185,24 @@ def paired(record: Record) -> list[PairedRow]:
 def _drop(one: Comparison) -> Cell:
     detail = "" if one.top1_drop_interval is None else numbers.points_interval(one.top1_drop_interval)
     return Cell(numbers.points(one.top1_drop), detail)
+
+
+def _perplexity_ratio(one: Comparison) -> Cell:
+    if one.loss_increase is None:
+        return Cell(numbers.MISSING)
+    low, high = one.loss_increase_interval or (-math.inf, math.inf)
+    return Cell(numbers.significant(numbers.exp(one.loss_increase)), _ends((numbers.exp(low), numbers.exp(high))))
+
+
+def perplexity_change(one: Comparison) -> str:
+    """How the perplexity changed on the same tokens, as a sentence."""
+    cell = _perplexity_ratio(one)
+    interval = f", 95 % interval {cell.detail}" if cell.detail else ""
+    return f"Perplexity, paired by sequence: {cell.value} times the original's{interval}"
+
+
+def _increase(one: Comparison) -> Cell:
+    return Cell(numbers.significant(one.loss_increase), _ends(one.loss_increase_interval))
 
 
 def _p(value: float | None) -> str:

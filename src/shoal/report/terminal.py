@@ -48,6 +48,8 @@ def _show_table(record: Record, console: Console) -> None:
     if seen.top1_drop_interval is not None:
         text = f"Points of top-1, 95 % interval: {numbers.points_interval(seen.top1_drop_interval)}"
         say(console, text, "dim")
+    if seen.loss_increase is not None:
+        say(console, tables.perplexity_change(seen), "dim")
     if record.validation is not None and record.validation.top1_drop is not None:
         drop = numbers.points(record.validation.top1_drop)
         say(console, f"On {record.validation.split}, where blocks were chosen: {drop}", "dim")
@@ -62,10 +64,11 @@ def _show_stages(blocks: list[BlockRecord], console: Console) -> None:
     if not blocks:
         return
     replaced = " replaced ○" if any(block.fate == "replaced" for block in blocks) else ""
-    grid = Grid(("", f"kept ■ removed ·{replaced}", "", ""))
+    partly = " in part ◧" if any(block.without for block in blocks) else ""
+    grid = Grid(("", f"kept ■{partly} removed ·{replaced}", "", ""))
     for number, members in picture.by_stage(blocks):
         kept = sum(block.fate == "kept" for block in members)
-        signs = "".join(_FATE[block.fate] for block in members)
+        signs = "".join("◧" if block.without else _FATE[block.fate] for block in members)
         shape = numbers.shape(members[-1].out_shape)
         grid.add(f"stage {number}", signs, f"{kept} of {len(members)} kept", shape)
     grid.show(console)

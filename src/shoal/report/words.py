@@ -40,14 +40,27 @@ def _blocks(record: Record) -> str:
         text = f"None of {total} blocks removed"
     else:
         text = f"{removed} of {total} blocks removed"
+    units = len(record.removed_units)
+    if units and not removed:
+        text = f"{_units(units)} removed from {total} blocks"
+    elif units:
+        text = f"{removed} of {total} blocks and {_units(units)} removed"
     if not record.replaced:
         return text
     replaced = sum(block.fate == "replaced" for block in record.blocks)
     return f"{text}, {replaced} replaced by {len(record.replaced)} stand-ins"
 
 
+def _units(count: int) -> str:
+    return f"{count} single unit" if count == 1 else f"{count} single units"
+
+
 def _identity(record: Record) -> str:
-    same = record.removed and record.certificate.verdict == "identical" and record.certificate.bitwise
+    same = (
+        (record.removed or record.removed_units)
+        and record.certificate.verdict == "identical"
+        and record.certificate.bitwise
+    )
     return "the same function, bit for bit" if same else ""
 
 
@@ -56,6 +69,10 @@ def _quality(record: Record) -> str:
     things = f"{numbers.count(after.n)} {after.split} {samples(record.original.cost)}"
     if numbers.known(before.top1) and numbers.known(after.top1):
         return f"top-1 {numbers.percent(before.top1)} → {numbers.percent(after.top1)} on {things}"
+    if numbers.known(before.perplexity) and numbers.known(after.perplexity):
+        sequences = f"{numbers.count(after.n)} {after.split} sequence{'' if after.n == 1 else 's'}"
+        ends = numbers.significant(before.perplexity), numbers.significant(after.perplexity)
+        return f"perplexity {ends[0]} → {ends[1]} on {numbers.count(after.tokens)} tokens of {sequences}"
     if numbers.known(record.comparison.agreement):
         return f"same answer as the original on {numbers.percent(record.comparison.agreement)} of {things}"
     return ""
@@ -71,16 +88,20 @@ def goal(asked: dict[str, Any]) -> str:
     """What was asked for, in words; a key nobody knows is shown as it is."""
     if not asked:
         return "Nothing in particular"
-    text = ", ".join(_one_goal(key, value) for key, value in asked.items() if value is not None)
+    counted = "unit" if asked.get("grain") == "unit" else "block"
+    said = {key: value for key, value in asked.items() if key != "grain" and value is not None}
+    text = ", ".join(_one_goal(key, value, counted) for key, value in said.items())
+    if counted == "unit":
+        text += ", attention and MLP of a block each on their own"
     return text[:1].upper() + text[1:] if text else "Nothing in particular"
 
 
-def _one_goal(key: str, value: Any) -> str:
+def _one_goal(key: str, value: Any, counted: str) -> str:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if key == "max_drop" and number:
         return f"lose at most {numbers.significant(value)} points of the metric on validation"
     if key == "remove" and number:
-        return f"remove {numbers.tick(value)} block{'' if value == 1 else 's'}"
+        return f"remove {numbers.tick(value)} {counted}{'' if value == 1 else 's'}"
     if key == "exact" and value is True:
         return "remove only what changes nothing"
     if key in _GOALS:

@@ -3,8 +3,7 @@
 Sources: Wang et al. 2020, arXiv:2009.09938 (kernels set to zero); Veit et al. 2016, arXiv:1605.06431 (blocks deleted).
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,10 @@ from torch import Tensor, nn
 
 from shoal.blocks import Anatomy, Block
 from shoal.blocks.prefix import Prefix
+from shoal.blocks.swaps import swaps_of
 from shoal.blocks.taps import tapped
+from shoal.offloaded import with_tensor
+from shoal.plan import Remove
 
 Run = Callable[[Prefix], Any]
 
@@ -25,7 +27,7 @@ class Candidate:
     Args:
         key: names it in journals: `block:layer1.0`, `layer:layer1.0.conv1`.
         path: the block or layer.
-        ablation: `block`, `unit:0`, `mean`, or `kernel`.
+        ablation: `block`, `unit:0`, `mean`, `kernel`, or `removal`.
         run: see above.
     """
 
@@ -47,7 +49,8 @@ def block_candidates(anatomy: Anatomy, means: Mapping[tuple[str, int], Tensor]) 
     """
     found = []
     for block in anatomy.chain:
-        if not block.units or not block.path or len(anatomy.trace.calls_of(anatomy.calls[block.path].module)) > 1:
+        several = block.path and len(anatomy.trace.calls_of(anatomy.calls[block.path].module)) > 1
+        if not block.path or several or not (block.units or block.removable):
             continue
         if block.removable:
             found.append(_candidate(block, "block", _without(block.path, anatomy.remainders[block.path])))
@@ -56,9 +59,36 @@ def block_candidates(anatomy: Anatomy, means: Mapping[tuple[str, int], Tensor]) 
         if len(block.units) > 1:
             numbers = range(len(block.units))
             found.extend(_candidate(block, f"unit:{k}", _with_branches(block, _zeros(k))) for k in numbers)
-        if all((block.path, number) in means for number in range(len(block.units))):
+        if block.units and all((block.path, number) in means for number in range(len(block.units))):
             found.append(_candidate(block, "mean", _with_branches(block, _set_to(block.path, means))))
     return found
+
+
+def removal_candidates(anatomy: Anatomy, names: Sequence[str], removed: Sequence[str] = ()) -> list[Candidate]:
+    """What `plan.Remove` calls by these names, each taken out in earnest: the modules swapped, the code as it is then.
+
+    Args:
+        anatomy: the dissected network.
+        names: of what to take out, one at a time.
+        removed: of what is gone already; a unit is taken out together with the other units its block has lost.
+    """
+    gone = [Remove.named(name) for name in removed]
+    found = []
+    for name in names:
+        one = Remove.named(name)
+        beside = [other for other in gone if other.path == one.path]
+        found.append(
+            Candidate(f"removal:{name}", name, "removal", _swapped(one.path, swaps_of(anatomy, [*beside, one])))
+        )
+    return found
+
+
+def _swapped(block: str, modules: Mapping[str, nn.Module]) -> Run:
+    def run(prefix: Prefix) -> Any:
+        forwards = {prefix.model.get_submodule(path): module.forward for path, module in modules.items()}
+        return prefix.run(prefix.tile_of(block), forwards)
+
+    return run
 
 
 def _candidate(block: Block, ablation: str, run: Run) -> Candidate:
@@ -129,20 +159,9 @@ def layer_candidates(anatomy: Anatomy, layers: list[Layer]) -> list[Candidate]:
 
 def _without_kernel(path: str) -> Run:
     def run(prefix: Prefix) -> Any:
-        with _zero_kernel(prefix.model.get_submodule(path)):
+        module: Any = prefix.model.get_submodule(path)
+        zeros = torch.zeros_like(module.weight, device="cpu" if module.weight.is_meta else None)
+        with with_tensor(module, "weight", zeros):
             return prefix.run(prefix.tile_of(path), {})
 
     return run
-
-
-@contextmanager
-def _zero_kernel(module: nn.Module) -> Iterator[None]:
-    """The module's weight replaced by zeros for the time being; the parameter itself is never written to."""
-    weight = module._parameters["weight"]
-    if weight is None:
-        raise RuntimeError("a layer without a kernel is no candidate")
-    try:
-        module._parameters["weight"] = nn.Parameter(torch.zeros_like(weight), requires_grad=False)
-        yield
-    finally:
-        module._parameters["weight"] = weight

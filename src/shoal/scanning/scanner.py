@@ -194,7 +194,9 @@ class _Scanner:
                 one.ablation: one.key for one in self.candidates if one.path == block.path and one.ablation != "kernel"
             }
             ablations = {name: tallies.ablation(key) for name, key in own.items()}
-            if "block" in ablations:  # taking a block out is F = 0 with the activation kept: one run serves both
+            if (
+                "block" in ablations and block.units
+            ):  # taking a block out is F = 0 with the activation kept: one run serves both
                 ablations["branch"] = ablations["block"]
             found.append(
                 ScannedBlock(

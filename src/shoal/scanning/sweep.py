@@ -14,11 +14,13 @@ import torch
 from shoal.batches import Batch, batches, check_logits, device_of, logits_of
 from shoal.blocks import Anatomy
 from shoal.blocks.prefix import Prefix
+from shoal.blocks.swaps import swaps_of
 from shoal.errors import DataError
-from shoal.measure import kl_per_sample, log_probabilities, mean_interval
+from shoal.measure import check_samples, kl_per_sample, log_probabilities, mean_interval
+from shoal.plan import Remove
 from shoal.preserve import evaluating
 from shoal.record import Interval
-from shoal.scanning.candidates import Candidate, block_candidates
+from shoal.scanning.candidates import Candidate, removal_candidates
 from shoal.scanning.stacked import run_stacked
 
 # (log-probabilities of the original, outputs of the candidate, the batch) -> damage per sample, shape (samples,)
@@ -61,7 +63,7 @@ def sweep(
         loader: mini-batches, read once.
         candidates: what to try.
         visitor: takes the outputs in.
-        removed: block paths that are gone in every run but the whole one.
+        removed: what is gone in every run but the whole one: block paths, or names of `plan.Remove`.
         skip: mini-batches at the beginning that are read but not run (a resumed scan).
         stack: how many removed-block candidates share a forward on the batch axis; 1 runs each alone, which is
             bitwise what a whole forward gives.
@@ -71,7 +73,8 @@ def sweep(
         DataError: the loader is empty.
         NonFiniteError, ModelRaisedError: as the network behaves.
     """
-    base = {path: anatomy.remainders[path].forward for path in removed}
+    gone = swaps_of(anatomy, [Remove.named(one) for one in removed])
+    base = {path: module.forward for path, module in gone.items()}
     count = 0
     with evaluating(anatomy.model):
         whole, current = Prefix(anatomy), Prefix(anatomy, base)
@@ -79,7 +82,9 @@ def sweep(
             count += 1
             if index < skip:
                 continue
-            visitor.whole(index, batch, _checked(whole.capture(batch)))
+            output = _checked(whole.capture(batch))
+            check_samples(output, batch)
+            visitor.whole(index, batch, output)
             if removed:
                 current.capture(batch)
             prefix = current if removed else whole
@@ -115,7 +120,7 @@ def _checked(output: Any) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Worth:
-    """What taking one block out does to the outputs: mean damage per sample (KL in nats by default), 95 % interval."""
+    """What taking one block or unit out does to the outputs: mean damage a sample (KL by default), 95 % interval."""
 
     path: str
     damage: float
@@ -137,15 +142,15 @@ def removal_sweep(
     damage: Damage = divergence,
     tick: Ticker | None = None,
 ) -> list[Worth]:
-    """The worth of every candidate block, given that the blocks in `removed` are gone already.
+    """The worth of every candidate, given that what is in `removed` is gone already.
 
     Damage is measured against the whole original network, on the same samples for every candidate.
 
     Args:
         anatomy: the original network, dissected; it is left as it was.
         loader: mini-batches, read once.
-        candidates: block paths.
-        removed: block paths that are gone in every run.
+        candidates: block paths, or names of `plan.Remove`: single units, blocks with their norms.
+        removed: what is gone in every run, likewise.
         damage: what to measure.
         tick: called with (runs done, runs in this mini-batch).
 
@@ -156,9 +161,9 @@ def removal_sweep(
         DataError: the loader is empty.
         NonFiniteError, ModelRaisedError: as the network behaves.
     """
-    known = {one.path: one for one in block_candidates(anatomy, {}) if one.ablation == "block"}
+    tried = removal_candidates(anatomy, candidates, removed)
     collector = _Damages(damage)
-    sweep(anatomy, loader, [known[path] for path in candidates], collector, removed=removed, tick=tick)
+    sweep(anatomy, loader, tried, collector, removed=removed, tick=tick)
     return [_worth(path, collector.found[path]) for path in candidates]
 
 

@@ -151,6 +151,11 @@ def _hugging_face(name: str, from_config: bool) -> nn.Module:
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, ShoalError):
             raise
+        if "custom code" in str(error) or "trust_remote_code" in str(error):
+            raise SpecError(
+                f"'hf:{name}' brings its own code, which Shoal does not run",
+                "Read it, then load the network yourself in a function: FILE.py:FUNCTION.",
+            ) from error
         raise _not_fetched("transformers", name, error) from error
     missing = sorted(info["missing_keys"])
     if missing:

@@ -100,6 +100,11 @@ def _write_checked(place: Path, model: nn.Module, plan: Plan, record: Record | N
 
 
 def _check_plan(plan: Plan) -> None:
+    if plan.removed_units:
+        raise SurgeryError(
+            f"of some layers only attention or MLP was removed ({', '.join(plan.removed_units)}), and transformers has "
+            "no class with half a layer"
+        )
     if plan.replaced:
         spans = "; ".join(", ".join(action.paths) for action in plan.replaced)
         raise SurgeryError(f"a fitted stand-in took the place of {spans}, and transformers has no class with it")
@@ -254,7 +259,9 @@ def _card(source: Path | None, plan: Plan, record: Record | None) -> str:
     if source is not None:
         with suppress(OSError, UnicodeDecodeError):
             own = (source / _CARD).read_text(encoding="utf-8").rstrip() + "\n\n"
-    layers = "\n".join(f"- `{path}`" for path in plan.removed)
+    bare = {one.path for one in plan.removals if one.norms == "drop"}
+    with_norms = {path: " and the norms behind its additions" if path in bare else "" for path in plan.removed}
+    layers = "\n".join(f"- `{path}`{more}" for path, more in with_norms.items())
     lines = [
         "## Layers removed with Shoal",
         f"Shoal {version('shoal')} took whole residual blocks out of this network; every weight that is left is as it "

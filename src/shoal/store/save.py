@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shoal.errors import WeightsError
+from shoal.offloaded import weights
 from shoal.plan import Plan
 from shoal.record import Record
 from shoal.store.folder import PLAN, RECORD, WEIGHTS
@@ -19,8 +20,7 @@ from shoal.store.writing import write_atomically, write_text
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """The whole state dict, tied tensors once for each name, as safetensors."""
-    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state.items()}
+    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in weights(model)}
 
     def write(temporary: Path) -> None:
         try:

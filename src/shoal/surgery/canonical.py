@@ -19,6 +19,7 @@ from shoal.blocks.signs import non_negative_values
 from shoal.blocks.template import Opaque, Ref
 from shoal.blocks.trace import Op, Trace
 from shoal.blocks.zeros import zero_values
+from shoal.offloaded import real, weights
 
 _COPIES = frozenset(["contiguous", "clone", "alias", "detach"])
 _RANDOM = frozenset(
@@ -42,6 +43,7 @@ class Canonical:
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.trace: Trace = anatomy.trace
+        self.model = anatomy.model
         self.zeros = zero_values(anatomy.trace, anatomy.model)
         self.signs = non_negative_values(anatomy.trace, self.zeros)
         self.tensors: dict[str, Tensor] = _named_tensors(anatomy.model)
@@ -136,9 +138,12 @@ class Canonical:
         info = self.trace.values[value]
         name = info.name or f"constant {value}"
         if name not in self.contents:
-            tensor = self.tensors[info.name] if info.name else self.trace.constants[value]
+            tensor = self._tensor(info.name) if info.name else self.trace.constants[value]
             self.contents[name] = content_digest(tensor)
         return self.contents[name]
+
+    def _tensor(self, name: str) -> Tensor:
+        return real(self.model, name, self.tensors[name])
 
     def _written(self, item: Any) -> str:
         if isinstance(item, Ref):
@@ -173,8 +178,8 @@ def content_digest(tensor: Tensor) -> str:
 
 def model_digest(model: nn.Module) -> str:
     """A digest of all weights and buffers of a network, names included."""
-    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    return _digest(*(f"{name}={content_digest(tensor)}" for name, tensor in sorted(state.items())))
+    found = {name: content_digest(tensor) for name, tensor in weights(model)}
+    return _digest(*(f"{name}={digest}" for name, digest in sorted(found.items())))
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:

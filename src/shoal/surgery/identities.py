@@ -10,6 +10,6 @@ def strict_identities(anatomy: Anatomy) -> dict[str, str]:
     found = {}
     for block in anatomy.chain.removable:
         reasons = [zeros.get(one.branch) for one in anatomy.additions[block.path]]
-        if all(reason is not None for reason in reasons):
+        if reasons and all(reason is not None for reason in reasons):
             found[block.path] = "; ".join(dict.fromkeys(str(reason) for reason in reasons))
     return found

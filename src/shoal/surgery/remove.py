@@ -7,59 +7,81 @@ from torch import nn
 
 from shoal.batches import Batch, as_batch, call, device_of, logits_of
 from shoal.blocks import Anatomy, Chain, dissect
+from shoal.blocks.swaps import swaps_of
 from shoal.errors import PlanError, ShoalError, SurgeryError, UnknownBlockError, did_you_mean
-from shoal.plan import Plan, check_signature, check_state
+from shoal.plan import Plan, Remove, check_signature, check_state
 from shoal.preserve import evaluating
+from shoal.surgery.caches import attentions_of, keep_caches_
 from shoal.surgery.fold import fold_as_planned_
 from shoal.surgery.replace import replace_spans_
 from shoal.surgery.signature import example_of, signature_of, state_of
 
+# A removal, or its name: `layer.3`, its unit 1 `layer.3#1`, the block with the norms behind it `layer.3+norms`.
+Removal = str | Remove
 
-def check_removable(chain: Chain, paths: Sequence[str]) -> None:
+
+def check_removable(chain: Chain, removals: Sequence[Removal]) -> None:
     """Refuse to remove what is no block, cannot be removed, or is named twice.
 
     Raises:
         UnknownBlockError: no such block, with near matches.
         SurgeryError: the block cannot be removed, with the reason of the chain.
     """
-    for path in paths:
-        if path not in chain.paths:
-            raise UnknownBlockError(f"no residual block called '{path}'", did_you_mean(path, chain.paths))
-        block = chain[path]
-        if not block.removable:
+    listed = _listed(removals)
+    for one in listed:
+        if one.path not in chain.paths:
+            raise UnknownBlockError(f"no residual block called '{one.path}'", did_you_mean(one.path, chain.paths))
+        block = chain[one.path]
+        if one.unit is None and not block.removable:
             raise SurgeryError(
-                f"the block '{path}' cannot be removed: {block.reason}", "`shoal trace` lists the others."
+                f"the block '{one.path}' cannot be removed: {block.reason}", "`shoal trace` lists the others."
             )
-    twice = sorted({path for path in paths if list(paths).count(path) > 1})
-    if twice:
-        raise SurgeryError(f"the block '{twice[0]}' is named twice", "Name each block once.")
+    places = [(one.path, one.unit) for one in listed]
+    whole = {one.path for one in listed if one.unit is None}
+    for one in listed:
+        if places.count((one.path, one.unit)) > 1 or (one.unit is not None and one.path in whole):
+            raise SurgeryError(f"the block '{one.path}' is named twice", "Name each block once.")
 
 
-def remove_blocks_(anatomy: Anatomy, paths: Sequence[str]) -> nn.Module:
-    """Take the blocks at `paths` out of `anatomy.model`, in place; everything is checked before the first change.
+def remove_blocks_(anatomy: Anatomy, removals: Sequence[Removal]) -> nn.Module:
+    """Take blocks, or single units of them, out of `anatomy.model`, in place; all is checked before the first change.
 
     Raises:
-        UnknownBlockError, SurgeryError: see `check_removable`.
+        UnknownBlockError, SurgeryError: see `check_removable`; or a unit cannot be taken out alone, or a block has no
+            norms behind its additions that could go too.
     """
-    check_removable(anatomy.chain, paths)
-    for path in paths:
-        block, remainder = anatomy.model.get_submodule(path), anatomy.remainders[path]
-        if all(part is not remainder for part in block.modules()):  # parts of the block have their own mode
-            remainder.training = block.training
-        anatomy.model.set_submodule(path, remainder, strict=True)
+    check_removable(anatomy.chain, removals)
+    listed = _listed(removals)
+    for one in listed:
+        if one.norms == "drop" and one.path not in anatomy.bare:
+            raise SurgeryError(
+                f"the block '{one.path}' has no norm behind its additions that could go with it",
+                "Remove it with norms 'keep'.",
+            )
+    attentions = attentions_of(anatomy.model)
+    for path, module in swaps_of(anatomy, listed).items():
+        before = anatomy.model.get_submodule(path)
+        if all(part is not module for part in before.modules()):  # parts of the block have their own mode
+            module.training = before.training
+        anatomy.model.set_submodule(path, module, strict=True)
+    keep_caches_(anatomy.model, attentions)
     return anatomy.model
 
 
-def remove_blocks(model: nn.Module, example: Batch, paths: Sequence[str]) -> nn.Module:
-    """A copy of `model` without the blocks at `paths`; `model` stays as it is.
+def _listed(removals: Sequence[Removal]) -> list[Remove]:
+    return [Remove.named(one) if isinstance(one, str) else one for one in removals]
+
+
+def remove_blocks(model: nn.Module, example: Batch, removals: Sequence[Removal]) -> nn.Module:
+    """A copy of `model` without these blocks, or single units of them; `model` stays as it is.
 
     The copy is run once on the example and once on a single sample of it, and must return the shapes of the original.
 
     Raises:
-        UnknownBlockError, SurgeryError: see `check_removable`; or the copy does not run.
+        UnknownBlockError, SurgeryError: see `remove_blocks_`; or the copy does not run.
     """
     anatomy = dissect(copy.deepcopy(model), example)
-    cut = remove_blocks_(anatomy, paths)
+    cut = remove_blocks_(anatomy, removals)
     _check_runs(model, cut, example)
     return cut
 
@@ -87,7 +109,7 @@ def apply(model: nn.Module, plan: Plan, example: object = None, *, weights_follo
             "the plan puts stand-ins in the place of blocks, and their fitted weights are not in it",
             "Load the output folder it belongs to (shoal.load), or compress again with data.",
         )
-    cut = remove_blocks_(anatomy, plan.removed)
+    cut = remove_blocks_(anatomy, plan.removals)
     if plan.folds:
         cut = fold_as_planned_(dissect(cut, batch), plan.folds, weights_follow=weights_follow)
     _check_runs(model, cut, batch)

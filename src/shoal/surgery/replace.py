@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from shoal.batches import like_of
 from shoal.blocks import Anatomy
 from shoal.errors import SurgeryError
 from shoal.plan import Replace
-from shoal.replace import Line, Through, build, line_of
+from shoal.replace import Line, Through, build, line_of, take_place_
 
 
 def replace_spans_(
@@ -24,16 +25,17 @@ def replace_spans_(
         SurgeryError: a span that is none in this network.
     """
     line = line_of(anatomy)
+    forms = {path: step.form for step in line.steps for path in step.paths}
     for action in actions:
         _check(line, action)
+    like = like_of(anatomy.model)
+    ready = dict(modules or {})
+    for action in actions:  # all of them before the first change: students are copies of what is replaced
+        if action.paths[0] not in ready:
+            ready[action.paths[0]] = build(action.stand_in, like, anatomy.model)
     for action in actions:
-        first = action.paths[0]
-        module = (modules or {}).get(first)
-        if module is None:
-            module = build(action.stand_in, next(anatomy.model.parameters()))
-        anatomy.model.set_submodule(first, module, strict=True)
-        for path in action.paths[1:]:
-            anatomy.model.set_submodule(path, Through(), strict=True)
+        for number, path in enumerate(action.paths):
+            take_place_(anatomy.model, path, Through() if number else ready[path], forms[path])
     return anatomy.model
 
 

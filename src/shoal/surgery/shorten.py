@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shoal.errors import SurgeryError
 
 _Place = tuple[str | int, ...]
+_HINT = "Shoal loads the output folder itself: shoal.load(folder)."
 # What a backbone names by the number of a stage; without them its class works them out again.
 _STAGES = ("stage_names", "out_features", "out_indices")
 _Shapes = dict[str, tuple[int, ...]]
@@ -91,11 +92,18 @@ def _emptied(model: nn.Module, removed: Sequence[str]) -> list[_Emptied]:
                 covered |= inside
     for path in removed:
         if path not in covered:
-            raise SurgeryError(_left_over(model, path), "Shoal loads the output folder itself: shoal.load(folder).")
+            raise SurgeryError(_left_over(model, path), _HINT + _norms_too(model, path))
     for one in found.values():
         if not one.kept:
             raise SurgeryError(f"no layer is left in '{one.path}'", "Keep at least one.")
     return list(found.values())
+
+
+def _norms_too(model: nn.Module, path: str) -> str:
+    """What could be done where only norms are left."""
+    owners = {name.rpartition(".")[0] for name in _tensors(model.get_submodule(path))}
+    norms = bool(owners) and all("norm" in owner.lower() for owner in owners)
+    return " Removed with norms 'drop' nothing would be left of it." if norms else ""
 
 
 def _left_over(model: nn.Module, path: str) -> str:
@@ -136,7 +144,7 @@ def _shorter_config(model: nn.Module, config: Any, one: _Emptied) -> Any:
     if any(part.isdigit() for part in one.path.split(".")):
         parts = ", ".join(f"'{one.path}.{index}'" for index in sorted(one.gone))
         said = f"only a part of a layer was removed ({parts}), and its class has no layer without that part"
-    raise SurgeryError(said, "Shoal loads the output folder itself: shoal.load(folder).")
+    raise SurgeryError(said, _HINT)
 
 
 def _places(plain: Mapping[str, Any], number: int) -> Iterator[_Place]:
@@ -240,7 +248,7 @@ def _check_same(expected: _Shapes, found: _Shapes) -> None:
     differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
     raise SurgeryError(
         f"a shorter network of its class has other tensors, such as '{differing[0]}': its layers are not alike",
-        "Shoal loads the output folder itself: shoal.load(folder).",
+        _HINT,
     )
 
 

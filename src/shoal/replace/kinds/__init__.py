@@ -19,7 +19,7 @@ KINDS: dict[str, Kind] = {
     "lowrank3/8": LowRank(3, 8),
 }
 
-_FAMILIES: dict[KindName, type[Kind]] = {
+_FAMILIES: dict[str, type[Kind]] = {
     "identity": Identity,
     "scale": Scale,
     "linear": Linear,

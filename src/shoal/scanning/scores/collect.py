@@ -21,6 +21,7 @@ from shoal.blocks.taps import tapped
 from shoal.blocks.template import Ref, template
 from shoal.errors import DataError, NonFiniteError, SurgeryError, UsageError
 from shoal.measure import log_probabilities
+from shoal.offloaded import is_offloaded
 from shoal.preserve import evaluating
 from shoal.scanning.scores import SCORES
 from shoal.scanning.scores.rows import channel_axis, channels_last, narrowed, some_positions
@@ -130,6 +131,10 @@ class _Collector:
 
         Code that never trains may overwrite what a backward needs, or switch gradients off.
         """
+        if is_offloaded(model):  # the graph of a backward would hold the weights of all modules at once
+            self.differentiable = False
+            warnings.warn("no Taylor scores, the weights of the network are not in memory", stacklevel=3)
+            return
         reason = "its gradients are cut off"
         try:
             self.run(model, sample)

@@ -1,0 +1,126 @@
+"""What a choice is made from: a copy of the network, dissected, the samples, what is asked, and how to measure."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from shoal.batches import Batch, batches
+from shoal.blocks import Anatomy, dissect
+from shoal.errors import DataError, SurgeryError, UsageError
+from shoal.pipeline.choose import Goal, Progress
+from shoal.pipeline.table_maker import DEFAULT_KINDS, LONGEST, STUDENT_BUDGET, check_kinds
+from shoal.recover import read_budget
+from shoal.scanning import Damage
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    `images` caps the calibration samples, `validation_images` those of validation, `judge_images` those that damage is
+    measured on (validation samples where there are any, else a `judged_share` of calibration's). `stand_ins` are the
+    kinds to try, `longest` the steps of the longest span. The students among them ('block', 'narrow', 'narrow1/4') are
+    trained for `student_budget` in all, a time or a number of mini-batches.
+    """
+
+    images: int = 512
+    judged_share: float = 0.15
+    judge_images: int = 128
+    validation_images: int = 2048
+    stand_ins: tuple[str, ...] = DEFAULT_KINDS
+    longest: int = LONGEST
+    student_budget: str | int = STUDENT_BUDGET
+    channels_last: bool = False
+    latency_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("images", "judge_images", "longest", "validation_images", "latency_seconds"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected more than 0", "Leave it out.")
+        check_kinds(self.stand_ins)
+        if read_budget(self.student_budget) is None:
+            raise UsageError("students without a budget learn nothing", "Ask for no students in `stand_ins`.")
+
+
+@dataclass(frozen=True)
+class Told:
+    """Everything a choice needs.
+
+    Args:
+        anatomy: a copy of the original, dissected, in eval mode.
+        model: the original, to copy.
+        goal: what is asked.
+        chosen_on: calibration mini-batches.
+        judged_on: validation mini-batches, or None.
+        settings: how to measure.
+        damage: what a change does to the output, for each sample.
+        progress: called with (stage, done, total).
+    """
+
+    anatomy: Anatomy
+    model: nn.Module
+    goal: Goal
+    chosen_on: list[Batch]
+    judged_on: list[Batch] | None
+    settings: Settings
+    damage: Damage
+    progress: Progress
+
+
+def samples(
+    calibration: Iterable[Any], validation: Iterable[Any] | None, settings: Settings, device: Any
+) -> tuple[list[Batch], list[Batch] | None]:
+    """The mini-batches to choose on and to judge on, kept, so that every candidate sees the very same ones.
+
+    Raises:
+        DataError: there are none.
+    """
+    chosen_on = _gathered(calibration, settings.images, device, "calibration")
+    if validation is None:
+        return chosen_on, None
+    return chosen_on, _gathered(validation, settings.validation_images, device, "validation")
+
+
+def tell(
+    model: nn.Module,
+    chosen_on: list[Batch],
+    judged_on: list[Batch] | None,
+    goal: Goal,
+    settings: Settings,
+    damage: Damage,
+    progress: Progress,
+) -> Told:
+    """Dissect a copy of the network, and put everything together.
+
+    Raises:
+        SurgeryError: a network that cannot be copied.
+        NonFiniteError, ModelRaisedError: data, weights or model at fault.
+    """
+    progress("tracing", 0, 1)
+    anatomy = dissect(_copied(model).eval(), chosen_on[0].take(2))
+    return Told(anatomy, model, goal, chosen_on, judged_on, settings, damage, progress)
+
+
+def _gathered(loader: Iterable[Any], limit: int, device: Any, name: str) -> list[Batch]:
+    found, count = [], 0
+    for batch in batches(loader, device):
+        found.append(batch.take(limit - count) if count + batch.size > limit else batch)
+        count += found[-1].size
+        if count >= limit:
+            break
+    if not found:
+        raise DataError(f"the {name} data is empty", "Give at least one mini-batch.")
+    return found
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise SurgeryError(
+            f"{type(model).__name__} cannot be copied: {error}",
+            "Shoal works on a copy: take out of the network what copy.deepcopy refuses.",
+        ) from error

@@ -1,0 +1,52 @@
+"""Short recoveries of the best few plans, before one is chosen.
+
+Damage before recovery is not the damage after it: a plan of plain removal, far behind at first, may draw level after
+the same distillation, and fall behind at deep cuts. So plans with another mix of removals and stand-ins contend too.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from shoal.plan import Edge, Remove, Replace
+
+Actions = Sequence[Remove | Replace]
+# What a removal counts for in the plans that contend beside the best ones: less than what it does at first.
+FACTORS = (0.3, 0.1)
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """How contenders are told apart.
+
+    Args:
+        plans: how many contend, at most.
+        recovered: the divergence that is left of a cut network, whose actions are given too, after a short recovery.
+        each: how long that is, in words.
+    """
+
+    plans: int
+    recovered: Callable[[nn.Module, Actions], float]
+    each: str
+
+
+def favouring_removal(edges: Sequence[Edge], factor: float) -> list[Edge]:
+    """The edges with the damage of every removal multiplied by so much."""
+    return [one.model_copy(update={"damage": factor * one.damage}) if one.action == "remove" else one for one in edges]
+
+
+def sentence(trial: Trial, tried: Sequence[tuple[Actions, float, float]], best: int) -> str:
+    """What came of it, in one sentence.
+
+    Args:
+        trial: how they were told apart.
+        tried: of each contender the actions, the damage before and the divergence after.
+        best: the number of the one that was chosen.
+    """
+    said = "; ".join(
+        f"{sum(isinstance(one, Remove) for one in actions)} removed and "
+        f"{sum(isinstance(one, Replace) for one in actions)} stand-ins {before:.4f} → {after:.4f}"
+        for actions, before, after in tried
+    )
+    return f"{len(tried)} plans recovered for {trial.each} each: {said}; kept: plan {best + 1}"

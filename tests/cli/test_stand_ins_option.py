@@ -1,0 +1,61 @@
+"""`compress --stand-ins`: which kinds are tried, and that an earlier run's tables know."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import stopwatch
+from shoal.cli import main
+from shoal.cli.compressing import _kinds
+from shoal.errors import UsageError
+from shoal.pipeline import Settings
+from shoal.pipeline.table_maker import DEFAULT_KINDS
+
+HERE = Path(__file__).parent.parent
+NETWORK, DATA = f"{HERE}/tiny.py:network", f"{HERE}/tiny.py:data"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    stopwatch.install(monkeypatch)
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capsys.readouterr()
+        return left.value.code, captured.out, captured.err
+
+    return command
+
+
+def test_a_plus_adds_to_the_usual_ones():
+    assert _kinds(None) == DEFAULT_KINDS
+    assert _kinds("conv3, block") == ("conv3", "block")
+    assert _kinds("+block,narrow") == (*DEFAULT_KINDS, "block", "narrow")
+
+
+def test_students_are_trained_and_another_goal_needs_no_training(run, tmp_path, monkeypatch):
+    words = ("--stand-ins", "block,narrow", "--student-budget", 4, "--batch-size", 16, "--json")
+    code, out, err = run("compress", NETWORK, DATA, "--macs", 0.6, *words, "--out", "o")
+    assert code == 0, err
+    assert any("students learned side by side" in note for note in json.loads(out)["notes"])
+    plan = json.loads((tmp_path / "o" / "plan.json").read_text())
+    kinds = {one["stand_in"]["kind"] for one in plan["actions"] if one["kind"] == "replace"}
+    assert kinds <= {"block", "narrow"}
+    monkeypatch.setattr("shoal.pipeline.table_maker.train_students", lambda *_, **__: pytest.fail("trained again"))
+    assert run("compress", "--from", "o", "--macs", 0.8, "--json")[0] == 0
+    code, _, err = run("compress", "--from", "o", "--macs", 0.8, "--stand-ins", "conv3")
+    assert (code, "--stand-ins is conv3, the tables were made with block,narrow" in err) == (2, True), err
+
+
+def test_what_there_is_not_is_refused_before_a_folder_is_made(run, tmp_path):
+    code, _, err = run("compress", NETWORK, DATA, "--macs", 0.5, "--stand-ins", "magic")
+    assert (code, "no stand-in is called 'magic'" in err) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match="There are identity"):
+        Settings(stand_ins=("magic",))

@@ -1,0 +1,184 @@
+import math
+
+import pytest
+import torch
+from given import dissected, randn
+from torch import nn
+
+import networks
+from shoal.batches import Batch
+from shoal.blocks import dissect
+from shoal.errors import DataError, NonFiniteError
+from shoal.plan import StandIn
+from shoal.replace import WantedStudent, learning, line_of, spans_of, students_of, train_students, two_blocks
+
+
+def images(count=4, size=8, seed=0):
+    return [Batch((randn(size, 3, 8, 8, seed=seed + number),)) for number in range(count)]
+
+
+@pytest.fixture
+def anatomy():
+    return dissected(lambda: networks.CifarResNet(2, widths=(4, 8, 16)), 3, 8, 8)
+
+
+def wanted(anatomy, *kinds, longest=2):
+    line = line_of(anatomy)
+    return students_of(anatomy, line, spans_of(anatomy, line, longest), kinds)
+
+
+def held_out_error(anatomy, one, batches):
+    """1 - R2 of the span's output over the samples that are held out."""
+    caught = {}
+    first, last = (anatomy.model.get_submodule(one.span.paths[index]) for index in (0, -1))
+    handles = [
+        first.register_forward_pre_hook(lambda _, args: caught.__setitem__("x", args[0].clone())),
+        last.register_forward_hook(lambda _, args, y: caught.__setitem__("y", y.clone())),
+    ]
+    total = count = 0
+    with torch.no_grad():
+        for batch in batches:
+            anatomy.model(batch.args[0])
+            error = (one.module(caught["x"]) - caught["y"]).square().mean() / caught["y"].var(correction=0)
+            total, count = total + len(caught["y"]) * float(error), count + len(caught["y"])
+    for handle in handles:
+        handle.remove()
+    return total / count
+
+
+def named(one):
+    return f"{one.kind} {one.span.name}"
+
+
+def test_students_learn_side_by_side_and_say_how_well(anatomy):
+    asked = wanted(anatomy, "block", "narrow")
+    begun = {
+        f"{one.kind} {one.span.name}": 1 - one.r2_held_out
+        for one in train_students(anatomy, images(), asked, steps=1).fitted
+    }
+    trained = train_students(anatomy, images(), asked, steps=40)
+    assert [named(one) for one in trained.fitted] == [one.name for one in asked]
+    for one in trained.fitted:
+        assert 1 - one.r2_held_out < 0.9 * (1 - begun[named(one)])
+        # Four mini-batches of 8: a fifth of 32 samples are the last 6 of the last.
+        held = [Batch((images()[-1].args[0][2:],))]
+        assert 1 - one.r2_held_out == pytest.approx(held_out_error(anatomy, one, held), rel=1e-6)
+        assert not one.module.training
+        assert one.ridge == 0.0
+    assert f"{len(asked)} students learned side by side for 40 steps" in trained.notes[0]
+
+
+def test_the_original_is_left_as_it_was(anatomy):
+    before = {name: one.clone() for name, one in anatomy.model.state_dict().items()}
+    draws = torch.get_rng_state()
+    train_students(anatomy, images(), wanted(anatomy, "block"), steps=3)
+    assert all(torch.equal(before[name], one) for name, one in anatomy.model.state_dict().items())
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in anatomy.model.modules())
+    assert all(one.grad is None for one in anatomy.model.parameters())
+    assert torch.equal(draws, torch.get_rng_state())
+
+
+def test_so_many_steps_give_the_same_students_every_time(anatomy):
+    asked = wanted(anatomy, "block")
+    one, other = (train_students(anatomy, images(), asked, steps=5).fitted for _ in range(2))
+    for left, right in zip(one, other, strict=True):
+        torch.testing.assert_close(left.module.state_dict(), right.module.state_dict(), rtol=0, atol=0)
+
+
+def test_a_time_is_kept(anatomy):
+    trained = train_students(anatomy, images(), wanted(anatomy, "block"), seconds=0.2)
+    assert trained.fitted
+    assert train_students(anatomy, images(), [], seconds=9e9).fitted == []
+
+
+def test_two_blocks_are_tried_where_one_flattens_out_too_high(monkeypatch):
+    anatomy = dissected(lambda: networks.CifarResNet(4, widths=(4, 8, 16)), 3, 8, 8)
+    line = line_of(anatomy)
+    asked = [one for one in wanted(anatomy, "block", longest=4) if one.span.stop - one.span.start == 4][:2]
+    doubles = {one.span: two_blocks(anatomy, one.span, line) for one in asked}
+
+    def kinds(high, wins, steps=20):
+        monkeypatch.setattr(learning, "_HIGH", high)
+        monkeypatch.setattr(learning, "_WINS", wins)
+        trained = train_students(anatomy, images(), asked, doubles=doubles, steps=steps)
+        return sorted(one.kind for one in trained.fitted), trained.notes
+
+    found, notes = kinds(high=0.0, wins=100.0, steps=60)
+    assert found == ["block", "block", "block2", "block2"]
+    assert "one block flattened out above 0 % of the variance for 2 spans" in notes[1]
+    assert "clearly better for 2" in notes[1]
+    assert "for 42 steps" in notes[0]  # the rest of the budget is for two blocks
+    found, notes = kinds(high=0.0, wins=0.0)  # two never win enough
+    assert found == ["block", "block"]
+    assert "clearly better for 0" in notes[1]
+    assert kinds(high=10.0, wins=1.0)[0] == ["block", "block"]  # nothing is that bad
+    assert len(kinds(high=10.0, wins=1.0)[1]) == 1
+
+
+def test_a_student_that_diverges_is_stopped_and_keeps_its_last_good_weights(anatomy, monkeypatch):
+    asked = wanted(anatomy, "narrow", longest=1)[:1]
+    monkeypatch.setattr(learning, "_RATE", 1e12)
+    trained = train_students(anatomy, images(), asked, steps=30)
+    assert all(math.isfinite(one.r2_held_out) for one in trained.fitted)
+    assert all(bool(torch.isfinite(p).all()) for one in trained.fitted for p in one.module.parameters())
+    fresh = learning.student_of(asked[0].stand_in, anatomy.model).state_dict()
+    torch.testing.assert_close(trained.fitted[0].module.state_dict(), fresh)
+
+
+def test_half_precision_learns_in_single_and_stays_half():
+    torch.manual_seed(0)
+    model = networks.randomised(networks.CifarResNet(2, widths=(4, 8, 16))).to(torch.bfloat16)
+    data = [Batch((one.args[0].to(torch.bfloat16),)) for one in images()]
+    found = dissect(model, data[0].take(2))
+    for one in train_students(found, data, wanted(found, "block"), steps=3).fitted:
+        assert {p.dtype for p in one.module.parameters()} == {torch.bfloat16}
+
+
+class Masked(nn.Module):
+    """Blocks that are given a mask beside the stream."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x, mask, *, scale=1.0):
+            return x + scale * mask * self.fc2(torch.relu(self.fc1(x)))
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+    def forward(self, x):
+        mask = (x > 0).to(x.dtype)
+        for block in self.blocks:
+            x = block(x, mask, scale=0.5)
+        return x
+
+
+def test_a_student_is_given_what_the_blocks_were_given():
+    anatomy = dissected(Masked, 4)
+    data = [Batch((randn(8, 4, seed=number),)) for number in range(3)]
+    fitted = train_students(anatomy, data, wanted(anatomy, "block", "narrow"), steps=30).fitted
+    assert fitted
+    assert min(one.r2_held_out for one in fitted) > 0.5
+
+
+def test_too_little_data_and_nan_are_refused(anatomy):
+    with pytest.raises(DataError, match="1 calibration samples, expected at least 2"):
+        train_students(anatomy, images(1, 1), wanted(anatomy, "block"), steps=2)
+    poisoned = [Batch((torch.full((4, 3, 8, 8), float("nan"), dtype=torch.float64),))]
+    with pytest.raises(NonFiniteError, match="NaN or Inf in the activations"):
+        train_students(anatomy, poisoned, wanted(anatomy, "block"), steps=2)
+
+
+def test_one_mini_batch_is_parted(anatomy):
+    asked = wanted(anatomy, "block")
+    assert len(train_students(anatomy, images(1, 2), asked, steps=2).fitted) == len(asked)
+
+
+def test_what_no_student_can_be_made_of_is_no_student(anatomy):
+    [one, *_] = wanted(anatomy, "block")
+    stand_in = StandIn(kind="block", layout="channels_first", in_channels=4, out_channels=4, copies=("gone",))
+    with pytest.raises(Exception, match="cannot be made of this network"):
+        train_students(anatomy, images(), [WantedStudent(one.span, "block", stand_in, anatomy.model)], steps=1)
