@@ -93,9 +93,9 @@ def test_the_device_is_that_of_the_first_tensor():
     assert device_of(nn.Linear(1, 1)).type == "cpu"
     assert device_of(nn.BatchNorm1d(2, affine=False)).type == "cpu"
     assert device_of(nn.ReLU()).type == "cpu"
-    # What stands on meta is somewhere else: the next tensor says where, or nobody does.
+    # What stands on meta is somewhere else: the next tensor says where; a network that is all there has no other.
     assert device_of(nn.Sequential(Elsewhere(), nn.Linear(1, 1))).type == "cpu"
-    assert device_of(Elsewhere()).type == "cpu"
+    assert device_of(Elsewhere()).type == "meta"
 
 
 def test_what_is_to_join_a_network_is_like_its_weights():
