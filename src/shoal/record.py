@@ -208,9 +208,10 @@ class Recovery(Value):
 
     Divergences are mean KL(original || student) in nats on `n` validation samples and, where they can be blended, as
     many blends of them; nothing was trained on these. `rates_tried` holds the loss each learning rate of the short test
-    ended with (None: not finite). `stopped`: the budget was used up; there was nothing more to win (early); or the
-    student diverged. `kept` names the weights that came out, `kept_step` when they stood. `seconds` include the test
-    of rates and all looks; `rewritten` counts the stand-ins that learned as shortcut and rest, with a batch norm.
+    ended with (None: not finite). `stopped`: the budget was used up; there was nothing more to win (early); nothing was
+    lost in the first place (nothing); or the student diverged. `kept` names the weights that came out, `kept_step` when
+    they stood. `seconds` include the test of rates and all looks; `rewritten` counts the stand-ins that learned as
+    shortcut and rest, with a batch norm.
     """
 
     budget: str
@@ -223,7 +224,7 @@ class Recovery(Value):
     divergence_before: float
     divergence_after: float
     n: int
-    stopped: Literal["budget", "early", "diverged"]
+    stopped: Literal["budget", "early", "nothing", "diverged"]
     kept: str
     kept_step: int
     features: int = 0
@@ -237,6 +238,7 @@ class Recovery(Value):
         how = {
             "budget": "",
             "early": "; stopped early, nothing more was won",
+            "nothing": "; it was as near as rounding allows, there was nothing to win back",
             "diverged": "; it diverged and was stopped, the last good weights are kept",
         }[self.stopped]
         return (

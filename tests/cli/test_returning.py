@@ -11,12 +11,13 @@ import torch
 import shoal
 import stopwatch
 from shoal.cli import main
+from shoal.errors import UsageError
 from shoal.pipeline.planning import Planner
 from shoal.pipeline.shelf import Shelf
 
 HERE = Path(__file__).parent.parent
 NETWORK, DATA, PLAIN = (f"{HERE}/tiny.py:{name}" for name in ("network", "data", "plain"))
-FEW = ("--images", 40, "--batch-size", 16)
+FEW = ("--images", 40, "--batch-size", 16, "--recover", "none")
 
 
 @pytest.fixture
@@ -213,3 +214,31 @@ def test_a_goal_that_needs_no_plan_is_refused(run, goal):
     assert code == 2
     assert "this goal needs none" in error["message"]
     assert "--max-drop with --replace" in error["hint"]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `compress` was asked to recover, each time; it does not begin."""
+    found = []
+
+    def compress(*_, recover, **__):
+        found.append(recover and (str(recover.budget), recover.asked))
+        raise UsageError("enough", "That was all.")
+
+    monkeypatch.setattr("shoal.cli.compressing.compress", compress)
+    return found
+
+
+def test_a_plan_recovers_by_default(run, asked):
+    none = ("--recover", "none")
+    for words in (("--macs", 0.8), ("--remove", 1), ("--macs", 0.8, "--recover", 40), ("--macs", 0.8, *none)):
+        assert run("compress", NETWORK, DATA, *words, "--images", 40)[0] == 2
+    assert asked == [("300 seconds", False), None, ("40 steps", True), None]
+
+
+def test_another_goal_recovers_as_the_run_before(run, request):
+    run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "o")
+    asked = request.getfixturevalue("asked")
+    for words in ((), ("--recover", 40)):
+        assert run("compress", "--from", "o", "--macs", "0.7", *words)[0] == 2
+    assert asked == [None, ("40 steps", True)]

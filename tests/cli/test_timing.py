@@ -11,7 +11,7 @@ from shoal.cli import main
 
 HERE = Path(__file__).parent.parent
 NETWORK, DATA, PLAIN = (f"{HERE}/tiny.py:{name}" for name in ("network", "data", "plain"))
-FEW = ("--images", 40, "--batch-size", 16)
+FEW = ("--images", 40, "--batch-size", 16, "--recover", "none")
 
 
 @pytest.fixture

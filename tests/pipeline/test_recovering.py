@@ -52,6 +52,24 @@ def test_a_plan_recovers_and_its_folder_still_loads(tmp_path):
     assert torch.equal(loaded(data()[0]), found.model(data()[0]))
 
 
+def test_a_mere_default_gives_way_where_it_cannot_be_done():
+    default = Recover("5m", LEARN, asked=False)
+    found = compress(confident(), data(), macs=0.6, settings=QUICK, recover=default)
+    assert found.record.recovery is None
+    assert "not recovered: recovery needs validation data of its own" in " ".join(found.record.warnings)
+    short = cut({"macs": 0.25}, recover=Recover("0.000001s", LEARN, asked=False))
+    assert short.record.recovery is None
+    assert "too short for one step" in " ".join(short.record.notes)
+    with pytest.raises(UsageError, match="too short for one step"):
+        cut({"macs": 0.25}, recover=Recover("0.000001s", LEARN))
+
+
+def test_what_lost_nothing_is_left_as_it_is():
+    unchanged = cut({"macs": 1.0}, recover=Recover(12, LEARN))
+    assert unchanged.plan.actions == []
+    assert unchanged.record.recovery is None
+
+
 def test_removal_recovers_too_and_folding_comes_behind():
     found = cut({"remove": 2}, recover=Recover(12, LEARN), fold=True)
     assert found.record.recovery.steps == 12

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from torch import nn
 from shoal.errors import DataError, FolderError, SurgeryError, UsageError
 from shoal.recover import DistilSettings, distil
 from shoal.recover.distil import CHECKPOINT, _Run
+from shoal.recover.rates import FoundRate
+from shoal.recover.stepping import Stepping
 from shoal.store import checkpoint as checkpoint_file
 
 HERE = Path(__file__).parent
@@ -33,6 +36,14 @@ def run(budget=12, **more):
         given.pop("student", None) or student(), given.pop("teacher", None) or teacher(),
         given.pop("training", None) or training(), budget=budget, **given,
     )  # fmt: skip
+
+
+def test_nothing_is_done_where_nothing_was_lost():
+    model = teacher()
+    found = run(12, student=copy.deepcopy(model), teacher=model)
+    assert (found.recovery.stopped, found.recovery.steps) == ("nothing", 0)
+    assert "there was nothing to win back" in found.recovery.sentence
+    assert same(found.model, model)
 
 
 def test_it_wins_back_and_leaves_both_networks_as_they_were():
@@ -175,10 +186,44 @@ def test_a_student_that_diverges_is_stopped_and_comes_out_as_it_was():
 
 def test_it_stops_early_where_nothing_more_is_won():
     still = DistilSettings(rate=1e-12, looks=20, patience=3)
-    found = run(40, student=teacher(), settings=still)
+    found = run(40, settings=still)
     assert found.recovery.stopped == "early"
     assert found.recovery.steps < 40
-    assert found.recovery.divergence_after == 0
+
+
+def test_the_rate_rises_from_zero_however_long_its_test_took(monkeypatch):
+    now, rates = [0.0], []
+
+    def slow(self, step_seconds):
+        now[0] += 5
+        return FoundRate(0.1, {})
+
+    def tick():
+        now[0] += 0.01
+        return now[0]
+
+    monkeypatch.setattr(sys.modules[_Run.__module__], "time", SimpleNamespace(perf_counter=tick))
+    monkeypatch.setattr(_Run, "_rate", slow)
+    monkeypatch.setattr(_Run, "_stepping", lambda self, model: Noted(rates, model, self.kind, 0.0, 0.05))
+    run("10s", settings=DistilSettings(looks=4, patience=20, warm_up=0.2))
+    rates = [one for one in rates if one]
+    highest = rates.index(max(rates))
+    assert rates[0] < 0.01
+    assert max(rates) > 0.099
+    assert 0.15 < highest / len(rates) < 0.25
+    assert rates[-1] < 0.001
+
+
+class Noted(Stepping):
+    """Keeps the rate of each step."""
+
+    def __init__(self, rates, *given):
+        super().__init__(*given)
+        self.rates = rates
+
+    def step(self, rate):
+        self.rates.append(rate)
+        super().step(rate)
 
 
 def test_a_time_is_kept():

@@ -24,6 +24,8 @@ from shoal.store import Opened, RunFolder
 from shoal.surgery import model_digest
 
 TABLES = "tables"
+# What the cut of a plan recovers for where nothing is said: a budget below the original's latency costs accuracy.
+RECOVERY = "5m"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class CompressRequest:
     latency_from: str | None = None
     tables: Path | None = None
     recover: str | None = None
+    recovery_asked: bool = True
     unlabelled: str | None = None
     stand_ins: str | None = None
     student_budget: str = STUDENT_BUDGET
@@ -86,7 +89,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
                 eval=data.test(),
                 validation=data.validation(augment=True),
                 **_goal_arguments(request.goal),
-                recover=_recover(budget, data, extra, path, request.data_options.seed) if budget else None,
+                recover=_recover(budget, request, data, extra, path) if budget else None,
                 fold=request.fold,
                 latency_from=request.latency_from,
                 tables=(request.tables or path / TABLES) if request.goal.by_plan else None,
@@ -129,13 +132,14 @@ def _recovery(session: Session, request: CompressRequest, opened: Opened) -> tup
     return budget, open_data(session, request.unlabelled, request.data_options, opened)
 
 
-def _recover(budget: Budget, data: Data, extra: Data | None, path: Path, seed: int) -> Recover:
+def _recover(budget: Budget, request: CompressRequest, data: Data, extra: Data | None, path: Path) -> Recover:
     return Recover(
         budget,
-        DistilSettings(seed=seed),
+        DistilSettings(seed=request.data_options.seed, channels_last=request.channels_last),
         training=epochs_of(data),
         unlabelled=epochs_of(extra) if extra is not None else None,
         folder=path,
+        asked=request.recovery_asked,
     )
 
 

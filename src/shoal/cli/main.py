@@ -88,8 +88,13 @@ def compress(
         bool, typer.Option("--fold", help="Then fold batch norms, constants, linear chains: exact, for inference.")
     ] = False,
     recover: Annotated[
-        str, typer.Option("--recover", metavar="10m|2000|none", help="Then learn from the original: a time, or steps.")
-    ] = "none",
+        str | None,
+        typer.Option(
+            "--recover",
+            metavar="10m|2000|none",
+            help="Then learn from the original: a time, or steps. Default 5m by plan, else none.",
+        ),
+    ] = None,
     unlabelled: opt.Unlabelled = None,
     stand_ins: opt.StandIns = None,
     student_budget: opt.StudentBudget = "5m",
@@ -116,13 +121,14 @@ def compress(
 
     Blocks that do little are removed. With a budget (--latency, --macs, --params, --depth), or with --max-drop and
     --replace, spans of blocks may also be replaced by stand-ins fitted in closed form, chosen by plan. Its tables stay
-    in the output folder: --from DIR takes another goal, or another point of the front, in little time.
+    in the output folder: --from DIR takes another goal, or another point of the front, in little time. What a plan
+    has cut learns from the original for five minutes, without labels, unless --recover says otherwise.
 
     Without MODEL and DATA it works on the embedded default. Exit code 1: the goal was not reached.
     """
     session = Session(as_json=as_json, debug=debug)
     with session.guarded():
-        from shoal.cli.compressing import CompressRequest, as_grain, check_pair, run_compress
+        from shoal.cli.compressing import RECOVERY, CompressRequest, as_grain, check_pair, run_compress
         from shoal.cli.opening import DataOptions, names
         from shoal.cli.returning import from_folder
         from shoal.pipeline import Goal, Target
@@ -155,7 +161,8 @@ def compress(
             command=_command(),
             fold=fold,
             latency_from=latency_from,
-            recover=recover,
+            recover=recover if recover is not None else RECOVERY if goal.by_plan else None,
+            recovery_asked=recover is not None or unlabelled is not None,
             unlabelled=unlabelled,
             stand_ins=stand_ins,
             student_budget=student_budget,

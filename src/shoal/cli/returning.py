@@ -16,8 +16,8 @@ from shoal.store.folder import RUN
 def from_folder(folder: Path, asked: CompressRequest, given: Collection[str]) -> CompressRequest:
     """The request of the run in `folder`, with the new goal.
 
-    Network, data and everything the tables depend on are taken from that run; only where the network's weights or the
-    data have moved are they given again.
+    Network, data, recovery and everything the tables depend on are taken from that run; only where the network's
+    weights or the data have moved are they given again.
 
     Args:
         folder: of the earlier run.
@@ -66,7 +66,15 @@ def from_folder(folder: Path, asked: CompressRequest, given: Collection[str]) ->
         student_budget=before.get("student_budget", asked.student_budget),
         latency_from=asked.latency_from or before.get("latency_from"),
         tables=tables,
+        **_recovery(asked, before, given),
     )
+
+
+def _recovery(asked: CompressRequest, before: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """Recovery as in that run, unless the command line says something about it."""
+    if "recover" in given or "unlabelled" in given:
+        return {}
+    return {"recover": before.get("recover"), "unlabelled": before.get("unlabelled")}
 
 
 def _check_asked(asked: CompressRequest, before: dict[str, Any], given: Collection[str]) -> None:

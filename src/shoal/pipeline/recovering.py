@@ -33,6 +33,8 @@ class Recover:
         folder: keeps the cut network, checkpoints and metrics: the same call goes on from there.
         try_plans: where a plan is made for a budget, so many of the best contend, and each recovers for a tenth of
             `budget` before one is chosen, on top of the budget; 0 takes the one of least damage.
+        asked: somebody asked for it. False for a mere default: where it cannot be done the cut stays as it is, and
+            the notes say why.
     """
 
     budget: str | int | Budget = "5m"
@@ -41,6 +43,7 @@ class Recover:
     unlabelled: Iterable[Any] | EpochOf | None = None
     folder: str | Path | None = None
     try_plans: int = 0
+    asked: bool = True
 
     def __post_init__(self) -> None:
         if self.try_plans < 0:

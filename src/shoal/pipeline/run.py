@@ -11,6 +11,7 @@ from torch import nn
 
 from shoal.batches import Batch, batches, device_of, digest_of
 from shoal.blocks import Anatomy, Chain
+from shoal.errors import UsageError
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.pipeline.by_plan import parts_of, planner_of
 from shoal.pipeline.choose import Choice, Chooser, Goal, Grain, Journal, NoJournal, Progress
@@ -126,9 +127,8 @@ def compress(
     settings, provenance = settings or Settings(), provenance or Provenance()
     warnings = [*provenance.warnings, *_missing(eval, validation, goal)]
     chosen_on, judged_on = samples(calibration, validation, settings, device_of(model))
-    winning = as_recover(recover)
-    if winning is not None:
-        check_recover(winning, validation, chosen_on[0], exact=goal.exact)
+    winning, not_recovered = _winning(as_recover(recover), validation, chosen_on[0], exact=goal.exact)
+    warnings += not_recovered
     told = tell(model, chosen_on, judged_on, goal, settings, damage, progress)
     anatomy = told.anatomy
     change = _kept(told, winning)
@@ -208,6 +208,21 @@ def _planned(told: Told, latency_from: str | Path | None, tables: Path | None, t
     return _Change(planned.model, planned_choice(planned), list(planned.actions), planned.notes)
 
 
+def _winning(
+    recover: Recover | None, validation: object, example: Batch, *, exact: bool
+) -> tuple[Recover | None, list[str]]:
+    """The recovery that can be done, and why not, where it was a mere default."""
+    if recover is None:
+        return None, []
+    try:
+        check_recover(recover, validation, example, exact=exact)
+    except UsageError as error:
+        if recover.asked:
+            raise
+        return None, [f"not recovered: {error.message}"]
+    return recover, []
+
+
 def _kept(told: Told, recover: Recover | None) -> _Change | None:
     """The cut network of an interrupted recovery."""
     if recover is None or recover.path is None:
@@ -218,12 +233,21 @@ def _kept(told: Told, recover: Recover | None) -> _Change | None:
 
 def _recovered(told: Told, change: _Change, recover: Recover, calibration: Iterable[Any]) -> _Change:
     """The cut network after it learned from the original; the cut is kept first, so that a resumed run finds it."""
+    if not change.actions:
+        return change
     if recover.path is not None:
         cut = Cut(change.model, change.choice, change.actions, change.notes)
         keep_cut(recover.path, cut, _cut_claim(told))
     again = told.chosen_on if isinstance(calibration, Iterator) else calibration
     teacher, judged_on = told.anatomy.model, told.judged_on or []
-    found = recovered(change.model, teacher, change.actions, recover, again, judged_on, told.chosen_on, told.progress)
+    try:
+        found = recovered(
+            change.model, teacher, change.actions, recover, again, judged_on, told.chosen_on, told.progress
+        )
+    except UsageError as error:
+        if recover.asked:
+            raise
+        return replace(change, notes=[*change.notes, f"not recovered: {error.message}"])
     notes = [*change.notes, found.recovery.sentence]
     return replace(change, model=found.model, notes=notes, recovery=found.recovery)
 

@@ -43,6 +43,8 @@ CHECKPOINT = "recovery.safetensors"
 # Far above the loss of the first mini-batch: the student is no longer learning, it is falling apart. A high rate may
 # well double the loss for a while.
 _FACTOR, _ABOVE = 4.0, 2.0
+# Nats: a divergence that rounding alone makes.
+_ROUNDING = 1e-6
 _LOOKING = 0.2  # of a budget of time may go into looks
 _CALIBRATION = 1024  # samples that batch norms are set from at the end
 _BATCHES = 48  # mini-batches looked at for that, at most
@@ -117,6 +119,7 @@ class _State:
     seconds: float = 0.0
     rate: float = 0.0
     tried: dict[str, float | None] = field(default_factory=dict)
+    began: float = 0.0
     looks: int = 0
     looked: int = 0
     before: float = math.nan
@@ -214,6 +217,9 @@ class _Run:
         look = time.perf_counter()
         state.before = state.best = self.judge.of(self.student)  # the teacher's answers are kept from here on
         look = time.perf_counter() - look
+        if state.before <= _ROUNDING:
+            state.stopped = "nothing"
+            return
         twin = copy.deepcopy(self.student)
         tries = [try_step(twin, self.lesson, first, self._stepping(twin)) for _ in range(2)]
         seconds, state.first = min(one for one, _ in tries), tries[0][1]
@@ -226,6 +232,8 @@ class _Run:
         state.looks = self._looks(look)
         found = self._rate(seconds)
         state.rate, state.tried = found.rate, found.tried
+        state.began = self.budget.spent(0, self._elapsed())
+        state.looked = int(state.began * state.looks)
         self.history.add({"step": 0, "seconds": self._elapsed(), "rate": state.rate, "divergence": state.before})
 
     def _looks(self, seconds: float) -> int:
@@ -268,10 +276,11 @@ class _Run:
             self._look(spent, rate)
 
     def _middle(self) -> float:
-        """The share of the budget in the middle of the coming step."""
+        """The share of what the rate's test has left of the budget, in the middle of the coming step."""
         if self.budget.steps is not None:
             return (self.state.step + 0.5) / self.budget.steps
-        return self.budget.spent(self.state.step, self._elapsed())
+        began = min(self.state.began, 0.99)
+        return (self.budget.spent(self.state.step, self._elapsed()) - began) / (1 - began)
 
     def _note(self, loss: float) -> None:
         if not math.isfinite(loss):

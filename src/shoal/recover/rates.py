@@ -20,14 +20,14 @@ from shoal.recover.lesson import Lesson
 from shoal.recover.stepping import Stepping
 
 RATES = {
-    "sgd": (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003),
+    "sgd": (0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
     "adamw": (0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003),
 }
 # The rate where there is no time for a test: what merged convolutions without a norm still bore.
 CAREFUL = {"sgd": 0.02, "adamw": 0.0003}
 _LEAST, _MOST = 6, 24  # steps for each rate
 _NEAR = 2.0  # times the least loss
-_SHARE = 0.15  # of a budget, at most, for the whole test
+_SHARE = 0.1  # of a budget, at most, for the whole test
 
 
 @dataclass(frozen=True)
