@@ -5,7 +5,7 @@ Every method gets the same images, the same budget and, but for PRACTISE's own t
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from rivals.keeping import again, keep
 from rivals.made import Made
 from rivals.practise import last_block
 from rivals.tuning import tuned
+from shoal.errors import UsageError
 from shoal.pipeline import Recover
 from shoal.pipeline.recovering import recovered
 from shoal.plan import Plan, read_plan
@@ -140,13 +141,39 @@ def _taught(
 
 
 def renew_(network: nn.Module, seed: int) -> nn.Module:
-    """Fresh weights for every layer, in place: the compressed architecture from scratch."""
+    """Fresh weights for every layer, in place: the compressed architecture from scratch.
+
+    Raises:
+        UsageError: parameters that no layer sets anew (a class token, a layer scale): they would keep what was learned.
+    """
+    kept = bare_parameters(network)
+    if kept:
+        raise UsageError(
+            f"{len(kept)} parameters cannot be set anew, since no layer of torch holds them: {', '.join(kept[:4])}",
+            "Leave out the method 'scratch', or build the network anew from its own factory.",
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in network.modules():
             if isinstance(module, ChannelScale):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
-            elif callable(getattr(module, "reset_parameters", None)):
-                module.reset_parameters()
+            elif (reset := _reset_of(module)) is not None:
+                reset()
     return network
+
+
+def bare_parameters(network: nn.Module) -> list[str]:
+    """The names of parameters whose module does not know how to set them anew."""
+    return [
+        f"{path}.{name}".lstrip(".")
+        for path, module in network.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+        if not isinstance(module, ChannelScale) and _reset_of(module) is None
+    ]
+
+
+def _reset_of(module: nn.Module) -> Callable[[], None] | None:
+    """How a module sets its own parameters anew; attention spells it with an underscore."""
+    names = ("reset_parameters", "_reset_parameters")
+    return next((found for name in names if callable(found := getattr(module, name, None))), None)

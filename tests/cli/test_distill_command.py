@@ -45,7 +45,8 @@ def test_a_cut_network_learns_from_the_original_and_loads(run, tmp_path):
 
 
 def test_the_same_command_goes_on(run, tmp_path, monkeypatch):
-    words = ("distill", NETWORK, DATA, "--teacher", NETWORK, "--budget", 6, "--lr", 0.01, "--out", "o")
+    run("compress", NETWORK, DATA, "--remove", 6, "--out", "cut", "--batch-size", 16)
+    words = ("distill", "cut", DATA, "--teacher", NETWORK, "--budget", 6, "--lr", 0.01, "--out", "o")
     step = _Run._step
 
     def interrupted(self):
@@ -59,9 +60,15 @@ def test_the_same_command_goes_on(run, tmp_path, monkeypatch):
     assert "goes on from the last checkpoint" in err
     monkeypatch.setattr(_Run, "_step", step)
     code, out, _ = run(*words)
-    assert code == 1  # the student was the teacher: nothing was there to be won
+    assert code == 0
     assert "resuming the run in o" in out
     assert "recovery: 6 steps" in out
+
+
+def test_a_student_that_is_the_teacher_has_nothing_to_win_back(run):
+    code, out, _ = run("distill", NETWORK, DATA, "--teacher", NETWORK, "--budget", 6, "--out", "o")
+    assert code == 1
+    assert "there was nothing to win back" in " ".join(out.split())
 
 
 def test_wrong_use(run):
@@ -84,10 +91,55 @@ def test_a_dry_run_writes_nothing(run, tmp_path):
 
 
 def test_compress_recovers_with_unlabelled_data(run, tmp_path):
-    words = ("--remove", 2, "--recover", 8, "--unlabelled", DATA, "--batch-size", 16, "--out", "o", "--json")
+    words = ("--remove", 4, "--recover", 8, "--unlabelled", DATA, "--batch-size", 16, "--out", "o", "--json")
     code, out, _ = run("compress", NETWORK, DATA, *words)
     document = json.loads(out)
     assert code == 0
     assert document["recovery"]["steps"] == 8
     assert any(note.startswith("recovery: 8 steps") for note in document["notes"])
     assert (tmp_path / "o" / "recovery.jsonl").exists()
+
+
+UNTRACEABLE = """
+import torch
+from torch import nn
+
+
+class Outside(torch.autograd.Function):
+    \"\"\"Leaves torch half-way.\"\"\"
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return torch.from_numpy(x.detach().numpy() @ weight.detach().numpy())
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad @ weight.T, x.T @ grad
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(64, 10) / 4)
+
+    def forward(self, x):
+        return Outside.apply(x.flatten(1), self.weight)
+
+
+def network():
+    return Net()
+"""
+
+
+def test_a_student_that_cannot_be_traced_learns_all_the_same(run, tmp_path):
+    (tmp_path / "untraceable.py").write_text(UNTRACEABLE)
+    words = ("--budget", 30, "--lr", 0.01, "--batch-size", 16, "--out", "o", "--json")
+    code, out, err = run("distill", "untraceable.py:network", DATA, "--teacher", NETWORK, *words)
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["recovery"]["divergence_after"] < document["recovery"]["divergence_before"]
+    assert "the student cannot be traced" in document["warnings"][0]
+    assert json.loads((tmp_path / "o" / "plan.json").read_text())["network"]["chain"] == []

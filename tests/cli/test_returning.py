@@ -242,3 +242,34 @@ def test_another_goal_recovers_as_the_run_before(run, request):
     for words in ((), ("--recover", 40)):
         assert run("compress", "--from", "o", "--macs", "0.7", *words)[0] == 2
     assert asked == [None, ("40 steps", True)]
+
+
+def test_budget_extra_data_and_who_asked_are_inherited_each_for_itself(run, tmp_path, monkeypatch):
+    run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "o")
+    found = []
+
+    def compress(*_, recover, **__):
+        found.append(recover and (str(recover.budget), recover.asked, recover.unlabelled is not None))
+        raise UsageError("enough", "That was all.")
+
+    monkeypatch.setattr("shoal.cli.compressing.compress", compress)
+    claim = json.loads((tmp_path / "o" / "run.json").read_text())
+
+    def again(before, *words):
+        claim["arguments"].update(before)
+        (tmp_path / "o" / "run.json").write_text(json.dumps(claim))
+        found.clear()
+        code, _, err = run("compress", "--from", "o", "--macs", "0.7", *words)
+        assert code == 2
+        return found[0] if found else err
+
+    default = {"recover": "9", "recovery_asked": False, "unlabelled": None}
+    assert again(default) == ("9 steps", False, False)
+    assert again(default, "--unlabelled", DATA) == ("9 steps", True, True)
+    assert again(default, "--recover", 40) == ("40 steps", True, False)
+    extra = {"recover": "9", "recovery_asked": True, "unlabelled": DATA}
+    assert again(extra) == ("9 steps", True, True)
+    assert again(extra, "--recover", 40) == ("40 steps", True, True)
+    assert again(extra, "--recover", "none") is None
+    none = {"recover": "none", "recovery_asked": True, "unlabelled": None}
+    assert "--unlabelled is for recovery, and there is none" in again(none, "--unlabelled", DATA)

@@ -3,11 +3,12 @@ import torch
 from footing import batches, network
 
 from shoal.errors import UsageError, WeightsError
-from shoal.pipeline.choose import Choice
-from shoal.pipeline.kept_cut import CUT, Cut, keep_cut, kept_cut
+from shoal.pipeline.choose import Choice, Goal
+from shoal.pipeline.kept_cut import CUT, Cut, claim_of, keep_cut, kept_cut
+from shoal.pipeline.told import Settings, Told
 from shoal.plan import Remove, Replace, StandIn
 from shoal.replace import build
-from shoal.scanning import Worth
+from shoal.scanning import Worth, divergence
 
 EXAMPLE = batches(2, 3, 8, 8)[0]
 CLAIM = {"network": "abc"}
@@ -36,6 +37,13 @@ def test_everything_comes_back(tmp_path):
     assert torch.equal(other.model(EXAMPLE.args[0]), one.model(EXAMPLE.args[0]))
 
 
+def test_what_a_module_keeps_besides_tensors_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "get_extra_state", lambda self: {"version": "2"})
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "set_extra_state", lambda self, state: None)
+    keep_cut(tmp_path, made(), CLAIM)
+    assert kept_cut(tmp_path, network(), EXAMPLE, CLAIM).actions == made().actions
+
+
 def test_nothing_another_network_and_rubbish(tmp_path):
     assert kept_cut(tmp_path, network(), EXAMPLE, CLAIM) is None
     keep_cut(tmp_path, made(), CLAIM)
@@ -44,3 +52,29 @@ def test_nothing_another_network_and_rubbish(tmp_path):
     (tmp_path / CUT).write_bytes(b"half")
     with pytest.raises(WeightsError, match="no checkpoint"):
         kept_cut(tmp_path, network(), EXAMPLE, CLAIM)
+
+
+def told(**more):
+    given = {"judged_on": None, "settings": Settings(), "damage": divergence, "goal": Goal(remove=1), **more}
+    return Told(anatomy=None, model=network(), chosen_on=[EXAMPLE], progress=print, **given)
+
+
+def test_the_claim_names_all_that_the_choice_depends_on():
+    claim = claim_of(told(), None, 0)
+    assert claim_of(told(), None, 0) == claim
+    others = [
+        claim_of(told(goal=Goal(remove=2)), None, 0),
+        claim_of(told(judged_on=[EXAMPLE]), None, 0),
+        claim_of(told(settings=Settings(stand_ins=("linear",))), None, 0),
+        claim_of(told(damage=made), None, 0),
+        claim_of(told(), "latency.json", 0),
+        claim_of(told(), None, 3),
+    ]
+    assert claim not in others
+    assert all(one not in others[number + 1 :] for number, one in enumerate(others))
+
+
+def test_a_claim_comes_back_from_the_disk_as_it_was(tmp_path):
+    claim = claim_of(told(), tmp_path / "latency.json", 2)
+    keep_cut(tmp_path, made(), claim)
+    assert kept_cut(tmp_path, network(), EXAMPLE, claim) is not None

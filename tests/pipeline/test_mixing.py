@@ -1,6 +1,7 @@
 import torch
 
-from shoal.batches import Batch
+from shoal.batches import IGNORED, Batch
+from shoal.measure import log_probabilities
 from shoal.pipeline.mixing import with_blends
 
 
@@ -46,3 +47,10 @@ def test_keywords_are_blended_and_what_is_no_tensor_of_samples_is_handed_on():
     assert blend.kwargs["extra"].tolist() == [[2.0], [2.0]]
     assert blend.kwargs["temperature"] == 3.0
     assert blend.kwargs["flag"] is True
+
+
+def test_the_shape_of_labels_stays_and_tells_the_axis_of_the_classes():
+    given = Batch((images(),), target=torch.zeros(4, 5, dtype=torch.long))
+    found = with_blends([given])
+    assert [one.target.tolist() for one in found] == [[[IGNORED] * 5] * 4] * 2
+    assert log_probabilities(torch.randn(4, 3, 5), found[1].target).shape == (4, 5, 3)

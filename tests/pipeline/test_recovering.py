@@ -1,14 +1,20 @@
 """Recovery inside compress: what is learned, what the plan still says, what is refused, what a resumed run finds."""
 
+import copy
+
 import footing
 import pytest
 import torch
 from footing import batches, network
+from torch import nn
 
 import shoal
 import stopwatch
-from shoal.errors import DataError, UsageError
+from shoal.batches import Batch
+from shoal.errors import DataError, FolderError, SurgeryError, UsageError
+from shoal.measure import compare, paired_predictions
 from shoal.pipeline import Recover, Settings, compress, run, told
+from shoal.pipeline.recovering import as_recover, check_recover, gives_way, why_not
 from shoal.recover import DistilSettings
 from shoal.recover.distil import _Run
 
@@ -122,3 +128,121 @@ def test_a_plain_network_recovers():
         footing.plain(), data(), validation=data(50), macs=0.7, settings=QUICK, recover=Recover(9, LEARN)
     )  # fmt: skip
     assert found.record.recovery.divergence_after <= found.record.recovery.divergence_before
+
+
+BLOCK = {"blocks": ["layer1.1"]}
+
+
+def failing(monkeypatch, error):
+    """Every recovery fails after five steps; returns the step that does not."""
+    step = _Run._step
+
+    def fails(self):
+        if self.state.step == 5:
+            raise error
+        step(self)
+
+    monkeypatch.setattr(_Run, "_step", fails)
+    return step
+
+
+def test_a_mere_default_gives_way_to_whatever_happens_and_a_later_call_goes_on(tmp_path, monkeypatch):
+    whole = cut(BLOCK, recover=Recover(9, LEARN))
+    default = Recover(9, LEARN, folder=tmp_path / "run", asked=False)
+    step = failing(monkeypatch, RuntimeError("CUDA out of memory\nTried to allocate"))
+    found = cut(BLOCK, recover=default)
+    assert found.record.recovery is None
+    assert found.record.notes[-1] == "not recovered: RuntimeError: CUDA out of memory"
+    assert found.record.compressed.blocks == 5
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cut(BLOCK, recover=Recover(9, LEARN))
+    monkeypatch.setattr(_Run, "_step", step)
+    again = cut(BLOCK, recover=default)
+    assert again.record.recovery.resumed
+    one, other = whole.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), FolderError("the disk is full")])
+def test_an_interruption_and_a_full_disk_are_not_swallowed(monkeypatch, error):
+    failing(monkeypatch, error)
+    with pytest.raises(type(error)):
+        cut(BLOCK, recover=Recover(9, LEARN, asked=False))
+
+
+def test_a_folder_of_another_run_leaves_a_mere_default_without_recovery(tmp_path):
+    cut(BLOCK, recover=Recover(2, LEARN, folder=tmp_path))
+    other = {"blocks": ["layer2.1"]}
+    found = cut(other, recover=Recover(2, LEARN, folder=tmp_path, asked=False))
+    assert found.record.recovery is None
+    assert "was made for another network, goal or data" in " ".join(found.record.warnings)
+    with pytest.raises(UsageError, match="was made for another network, goal or data"):
+        cut(other, recover=Recover(2, LEARN, folder=tmp_path))
+
+
+def test_what_is_noted_is_the_first_line():
+    assert why_not(ValueError("first\nsecond")) == "not recovered: ValueError: first"
+    assert why_not(SurgeryError("it cannot be copied", "Do this.")) == "not recovered: it cannot be copied"
+    assert why_not(SurgeryError("")) == "not recovered: SurgeryError"
+    assert not gives_way(Recover(2), ValueError())
+    assert not gives_way(Recover(2, asked=False), FolderError("full"))
+    assert gives_way(Recover(2, asked=False), ValueError())
+
+
+def test_generators_are_read_again_and_again():
+    generated = Recover(9, LEARN, training=iter(data(20)), unlabelled=iter(data(80)))
+    listed = Recover(9, LEARN, training=data(20), unlabelled=data(80))
+    one, other = (cut(BLOCK, recover=given).model.state_dict() for given in (generated, listed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    given = as_recover(Recover(2, training=iter(data(20))))
+    assert [len(given.training(epoch)) for epoch in (1, 2)] == [3, 3]
+
+
+@pytest.mark.parametrize("more", [{}, {"replace": True}])
+def test_the_figures_on_validation_are_those_after_recovery(more):
+    goal = {"max_drop": 80.0, **more}
+    plain, found = cut(goal).record, cut(goal, recover=Recover(20, DistilSettings(rate=0.05, looks=3)))
+    original, after = paired_predictions([confident().eval(), found.model], data(50)[:2])  # 36 samples
+    record = found.record
+    assert record.recovery.kept_step > 0
+    assert record.validation != plain.validation
+    if not more:
+        assert record.validation == compare(original, after, "validation")
+    drop = 100 * (1 - record.validation.agreement)
+    assert record.message == f"{plain.message}; after recovery the drop there is {drop:.2f}"
+    assert record.reached == (drop <= 80)
+
+
+def test_a_drop_that_recovery_makes_worse_is_said(monkeypatch):
+    recovered = run.recovered
+
+    def spoiled(*args):
+        found = recovered(*args)
+        nn.init.zeros_(found.model.linear.weight)
+        nn.init.zeros_(found.model.linear.bias)
+        seldom = confident().eval()(torch.cat(data(50))).argmax(1).bincount(minlength=10).argmin()
+        found.model.linear.bias.data[seldom] = 1
+        return found
+
+    monkeypatch.setattr(run, "recovered", spoiled)
+    record = cut({"max_drop": 80.0}, recover=Recover(3, LEARN)).record
+    assert not record.reached
+    assert record.validation.agreement < 0.2
+
+
+def test_networks_on_a_disk_and_calibration_as_validation_are_refused():
+    gone, calibration = copy.deepcopy(confident()).to("meta"), data()
+    example = Batch((calibration[0],))
+    with pytest.raises(UsageError, match="some of them are on a disk"):
+        check_recover(Recover(2), gone, calibration, data(50), example, exact=False)
+    with pytest.raises(UsageError, match="the validation data is the very calibration data"):
+        check_recover(Recover(2), confident(), calibration, calibration, example, exact=False)
+    default = Recover(2, asked=False)
+    found = compress(confident(), calibration, validation=calibration, settings=QUICK, recover=default, **BLOCK)
+    assert "not recovered: the validation data is the very calibration data" in " ".join(found.record.warnings)
+
+
+def test_a_checkpoint_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FolderError, match="cannot use"):
+        cut(BLOCK, recover=Recover(2, LEARN, folder=tmp_path / "file" / "run"))

@@ -1,5 +1,8 @@
 """Students on the whole way: in the tables, on the shelf, in plans, saved and loaded."""
 
+import gc
+import weakref
+
 import footing
 import pytest
 import torch
@@ -9,7 +12,7 @@ import stopwatch
 from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.errors import UsageError
-from shoal.pipeline import Recover, Settings, compress
+from shoal.pipeline import Recover, Settings, compress, table_maker
 from shoal.pipeline.choose import Choice
 from shoal.pipeline.kept_cut import Cut, keep_cut, kept_cut
 from shoal.pipeline.shelf import Shelf
@@ -86,6 +89,27 @@ def test_what_was_trained_is_not_trained_again(tmp_path, monkeypatch):
     assert again.notes == first.notes
     for index, one in first.fitted.items():
         torch.testing.assert_close(again.fitted[index].module.state_dict(), one.module.state_dict(), rtol=0, atol=0)
+
+
+def test_the_untrained_are_gone_before_others_learn(monkeypatch):
+    made, alive, clock = weakref.WeakSet(), [], stopwatch.FakeClock(batches(12, 3, 8, 8)[0])
+    untrained, train = table_maker._untrained, table_maker.train_students
+
+    def watched(*given):
+        found = untrained(*given)
+        made.update(placed.module for _, placed in found)
+        return found
+
+    def training(*given, **named):
+        clock.asked.clear()  # it remembers modules
+        gc.collect()
+        alive.append(len(made))
+        return train(*given, **named)
+
+    monkeypatch.setattr(table_maker, "_untrained", watched)
+    monkeypatch.setattr(table_maker, "train_students", training)
+    taught(kinds=("block",), clock=clock).make()
+    assert alive == [0]
 
 
 def planned(**more):

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 from footing import batches, planner
 
 import shoal
 import stopwatch
-from shoal.errors import UsageError
-from shoal.pipeline import Recover, Settings
+from shoal.errors import FolderError, UsageError
+from shoal.pipeline import Recover, Settings, recovering
 from shoal.pipeline.target import Target
 from shoal.pipeline.trials import Trial, favouring_removal, sentence
 from shoal.plan import Edge, Remove, Replace, StandIn
@@ -28,6 +30,29 @@ def test_it_is_said_what_came_of_each():
         "2 plans recovered for 9 steps each: 1 removed and 0 stand-ins 0.5000 → 0.2500; "
         "1 removed and 1 stand-ins 0.4000 → 0.3000; kept: plan 1"
     )
+
+
+def test_a_plan_that_could_not_be_recovered_is_named():
+    trial = Trial(2, lambda network, actions: 0.0, "9 steps")
+    assert "1 removed and 0 stand-ins 0.5000 → not recovered; kept" in sentence(
+        trial, [([Remove(path="a")], 0.5, math.inf)], 0
+    )
+
+
+def test_a_mere_default_that_fails_does_not_stop_the_plan(monkeypatch):
+    def failing(error, *, asked):
+        def fails(*args):
+            raise error
+
+        monkeypatch.setattr(recovering, "recovered", fails)
+        recover = Recover(20, try_plans=2, asked=asked)
+        return recovering.trial_of(recover, None, [], [], [], print).recovered(None, [])
+
+    assert failing(RuntimeError("out of memory"), asked=False) == math.inf
+    with pytest.raises(RuntimeError, match="out of memory"):
+        failing(RuntimeError("out of memory"), asked=True)
+    with pytest.raises(FolderError):
+        failing(FolderError("full"), asked=False)
 
 
 def removals(actions):

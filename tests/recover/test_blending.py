@@ -1,8 +1,9 @@
 import torch
 from lessons import images, tokens
 
-from shoal.batches import Batch, as_batch
-from shoal.recover.blending import blended, neighbours_blended
+from shoal.batches import IGNORED, Batch, as_batch
+from shoal.measure import log_probabilities
+from shoal.recover.blending import blended, neighbours_blended, shape_of
 
 
 def generator(seed=0):
@@ -40,3 +41,17 @@ def test_neighbours_are_blended_half_and_half_without_labels():
     mixed = neighbours_blended(given)
     assert mixed.target is None
     assert torch.allclose(mixed.args[0][1], (given.args[0][1] + given.args[0][0]) / 2)
+
+
+def test_the_blend_of_neighbours_keeps_the_shape_of_labels_and_none_of_them():
+    given = Batch((images(3),), {}, torch.arange(15).reshape(3, 5) % 4)
+    mixed = neighbours_blended(given)
+    assert mixed.target.tolist() == [[IGNORED] * 5] * 3
+    # So the classes of four are found where a network has them second.
+    assert log_probabilities(torch.randn(3, 4, 5), mixed.target).shape == (3, 5, 4)
+    assert given.target.min() >= 0
+
+
+def test_one_label_a_sample_says_nothing_about_axes():
+    assert shape_of(torch.arange(3)) is None
+    assert shape_of(None) is None

@@ -19,7 +19,7 @@ from lessons import TokenNet, images, same, student, teacher, tokens, training, 
 from safetensors.torch import load_file
 from torch import nn
 
-from shoal.errors import DataError, FolderError, SurgeryError, UsageError
+from shoal.errors import DataError, FolderError, SurgeryError, UsageError, WeightsError
 from shoal.recover import DistilSettings, distil
 from shoal.recover.distil import CHECKPOINT, _Run
 from shoal.recover.rates import FoundRate
@@ -173,6 +173,42 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         run(4, folder=tmp_path, settings=DistilSettings(rate=0.1, looks=4, clip=0.05, seed=3))
 
 
+def test_a_checkpoint_of_other_networks_or_samples_is_refused(tmp_path):
+    run(4, folder=tmp_path)
+    own, model = student(), teacher()
+    for one in (own, model):
+        with torch.no_grad():
+            one.head.bias.add_(0.1)
+    with pytest.raises(WeightsError, match="began with another student"):
+        run(4, folder=tmp_path, student=own)
+    with pytest.raises(WeightsError, match="began with another teacher"):
+        run(4, folder=tmp_path, teacher=model)
+    with pytest.raises(WeightsError, match="began with other validation samples"):
+        run(4, folder=tmp_path, validation=validation()[::-1])
+    assert run(4, folder=tmp_path).recovery.resumed
+
+
+def test_the_folder_is_made(tmp_path):
+    run(2, folder=tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b" / CHECKPOINT).exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FolderError, match="cannot use"):
+        run(2, folder=tmp_path / "file")
+
+
+def test_validation_that_shuffles_is_the_same_for_a_run_that_goes_on(tmp_path):
+    def shuffling():
+        return torch.utils.data.DataLoader(images(32, 9001), batch_size=16, shuffle=True)
+
+    given = {"student": student(), "teacher": teacher(), "folder": tmp_path}
+    torch.manual_seed(1)
+    first = run(4, validation=shuffling(), **given)
+    torch.manual_seed(2)
+    again = run(4, validation=shuffling(), **given)
+    assert again.recovery.resumed
+    assert same(first.model, again.model)
+
+
 def test_a_student_that_diverges_is_stopped_and_comes_out_as_it_was():
     own = student()
     wild = DistilSettings(rate=1e6, looks=5, clip=0.0, norm_batch=10**6, warm_up=0.0)
@@ -258,6 +294,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_done(tmp_path):
         run(validation=[], folder=tmp_path)
     with pytest.raises(DataError, match="no labels"):
         run(settings=DistilSettings(rate=0.1, labels=1.0), folder=tmp_path)
+    with pytest.raises(DataError, match="no labels"):
+        run(settings=DistilSettings(rate=0.1, labels=1.0), folder=tmp_path, unlabelled=training(size=5))
+    batches = validation()
+    with pytest.raises(UsageError, match="the validation data is the very training data"):
+        run(training=batches, validation=batches)
     with pytest.raises(SurgeryError, match="requires_grad_"):
         run(student=student().requires_grad_(False))
     assert [one.name for one in tmp_path.iterdir() if one.name == CHECKPOINT] == []
@@ -285,6 +326,88 @@ def test_bf16():
     found = run(6, settings=DistilSettings(rate=0.05, looks=2, precision="bf16"))
     assert found.recovery.steps == 6
     assert all(one.dtype == torch.float32 for one in found.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_student_in_half_precision_learns_and_stays_in_it(dtype):
+    def half(loader):
+        return [one.to(dtype) for one in loader]
+
+    own = student().to(dtype)
+    found = run(
+        40, student=own, teacher=teacher().to(dtype), training=lambda epoch: half(training()(epoch)),
+        validation=half(validation()), settings=DistilSettings(rate=0.003, looks=4, clip=0.05),
+    )  # fmt: skip
+    whole = run(40, settings=DistilSettings(rate=0.003, looks=4, clip=0.05))
+    gain, wanted = (one.recovery.divergence_before - one.recovery.divergence_after for one in (found, whole))
+    assert gain > 0.9 * wanted > 0
+    assert {name: one.dtype for name, one in found.model.state_dict().items()} == {
+        name: one.dtype for name, one in own.state_dict().items()
+    }
+    assert found.model(images(2).to(dtype)).dtype == dtype
+
+
+def test_what_is_rounded_on_the_way_back_cannot_make_it_worse(monkeypatch):
+    def spoiled(model, form):
+        nn.init.zeros_(model.head.weight)
+        return model.to(torch.bfloat16)
+
+    def half(loader):
+        return [one.bfloat16() for one in loader]
+
+    monkeypatch.setattr(sys.modules[_Run.__module__], "leave_form_", spoiled)
+    own = student().bfloat16()
+    found = run(
+        12, student=own, teacher=teacher().bfloat16(), training=lambda epoch: half(training()(epoch)),
+        validation=half(validation()),
+    )  # fmt: skip
+    assert same(found.model, own)
+    assert found.recovery.kept == "the weights it began with"
+    assert (found.recovery.kept_step, found.recovery.divergence_after) == (0, found.recovery.divergence_before)
+
+
+class Causal(nn.Module):
+    """A mask of minus infinities in a buffer, and a state beside the tensors."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.register_buffer("mask", torch.full((10, 10), -torch.inf).triu(1))
+
+    def forward(self, x):
+        return self.model(x) + 0 * self.mask.exp()[0]
+
+    def get_extra_state(self):
+        return {"version": "2"}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_mask_of_minus_infinities_and_a_state_that_is_no_tensor(tmp_path):
+    found = run(20, student=Causal(student()), teacher=Causal(teacher()), folder=tmp_path)
+    assert found.recovery.stopped == "budget"
+    assert found.recovery.divergence_after < found.recovery.divergence_before
+    assert run(20, student=Causal(student()), teacher=Causal(teacher()), folder=tmp_path).recovery.resumed
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_off_where_it_is_called(off):
+    with off():
+        found = run(6)
+    assert same(found.model, run(6).model)
+
+
+def test_a_look_never_says_a_loss_that_nobody_noted(tmp_path, monkeypatch):
+    begin = _Run._take
+
+    def seldom(self, given):
+        self.note_every = 10
+        begin(self, given)
+
+    monkeypatch.setattr(_Run, "_take", seldom)
+    run(12, folder=tmp_path)
+    assert [line["loss"] > 0 for line in _lines(tmp_path)[1:]] == [True] * 4
 
 
 def test_progress_is_told():

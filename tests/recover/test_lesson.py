@@ -49,3 +49,11 @@ def test_missing_labels_are_an_error_but_for_extra_data():
         lesson(labels=1.0).gradients(student(), Batch((images(16),)), 0)
     lenient = Lesson(teacher(), PATHS, DistilSettings(labels=1.0), engine(), unlabelled=True)
     lenient.gradients(student(), Batch((images(16),)), 0)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.enable_grad])
+def test_it_is_learned_whatever_the_caller_switched_off(off):
+    own = student()
+    with off():
+        lesson().gradients(own, Batch((images(16),)), 0)
+    assert float(own.head.weight.grad.abs().sum()) > 0

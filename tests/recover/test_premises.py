@@ -4,8 +4,8 @@ from lessons import TokenNet, images, student, teacher, tokens
 from torch import nn
 
 from shoal.batches import Batch, as_batch
-from shoal.errors import DataError, NonFiniteError
-from shoal.recover.premises import check_answers, check_unlabelled
+from shoal.errors import DataError, NonFiniteError, UsageError
+from shoal.recover.premises import check_answers, check_apart, check_in_memory, check_labelled, check_unlabelled
 
 
 def test_a_teacher_with_other_outputs_is_refused_by_number():
@@ -44,3 +44,26 @@ def test_unlabelled_data_of_another_form_is_refused(wrong, said):
 def test_sequences_may_be_of_another_length():
     longer = {key: torch.cat([value, value], dim=1) for key, value in tokens().items()}
     check_unlabelled(as_batch(longer), as_batch(tokens()))
+
+
+def test_what_is_learned_from_is_not_what_is_chosen_on():
+    one, other = [images(2)], [images(2)]
+    with pytest.raises(UsageError, match="the validation data is the very training data"):
+        check_apart(one, training=one, unlabelled=None)
+    check_apart(one, training=other, unlabelled=None)
+    check_apart(None, training=None)
+
+
+def test_a_network_on_a_disk_is_refused():
+    with torch.device("meta"):
+        gone = nn.Linear(2, 2)
+    with pytest.raises(UsageError, match=r"some of them are on a disk\n.*--recover none"):
+        check_in_memory(gone)
+    check_in_memory(teacher())
+
+
+def test_labels_are_asked_for_where_they_are_used():
+    with pytest.raises(DataError, match=r"the training data has no labels.*\(labels=0.5\)"):
+        check_labelled(Batch((images(2),)), 0.5)
+    check_labelled(Batch((images(2),)), 0.0)
+    check_labelled(Batch((images(2),), {}, torch.zeros(2)), 0.5)

@@ -47,7 +47,7 @@ def test_a_rate_that_destroys_is_not_taken():
 
 def test_the_highest_rate_near_the_least_loss():
     assert highest_bearable({"1": 4.4, "0.1": 0.174, "0.03": 0.159, "0.001": 0.2}) == 0.1
-    assert highest_bearable({"0.1": 0.77, "0.01": 0.37, "0.001": 0.22, "0.0003": 0.202}) == 0.01
+    assert highest_bearable({"0.3": 1.322, "0.1": 0.859, "0.03": 0.743, "0.01": 0.75}) == 0.1
 
 
 @pytest.mark.parametrize(

@@ -151,3 +151,16 @@ def test_importance_is_what_arrives_at_the_readers():
     with torch.no_grad():
         block.conv1.weight[2] = 0.0
     assert importance(model, group)[2] == 0
+
+
+def test_a_norm_without_statistics_scales_nothing_on_any_device():
+    anatomy = dissected(lambda: networks.CifarResNet(1, widths=(4, 8, 16)), 3, 8, 8)
+    model = anatomy.model
+    [group] = groups_of(anatomy, "layer1.0")
+    norm = model.layer1[0].bn1
+    norm.running_mean = norm.running_var = None
+    plain = model.layer1[0].conv1.weight.flatten(1).norm(dim=1) * model.layer1[0].conv2.weight.transpose(0, 1).flatten(
+        1
+    ).norm(dim=1)
+    torch.testing.assert_close(importance(model, group), plain.detach())
+    assert importance(model.to("meta"), group).device.type == "meta"

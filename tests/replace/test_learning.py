@@ -1,16 +1,21 @@
+import gc
 import math
+import weakref
 
 import pytest
 import torch
 from given import dissected, randn
 from torch import nn
 
+import language
 import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.errors import DataError, NonFiniteError
 from shoal.plan import StandIn
+from shoal.preserve import patched
 from shoal.replace import WantedStudent, learning, line_of, spans_of, students_of, train_students, two_blocks
+from shoal.replace.students import student_of
 
 
 def images(count=4, size=8, seed=0):
@@ -121,7 +126,7 @@ def test_a_student_that_diverges_is_stopped_and_keeps_its_last_good_weights(anat
     trained = train_students(anatomy, images(), asked, steps=30)
     assert all(math.isfinite(one.r2_held_out) for one in trained.fitted)
     assert all(bool(torch.isfinite(p).all()) for one in trained.fitted for p in one.module.parameters())
-    fresh = learning.student_of(asked[0].stand_in, anatomy.model).state_dict()
+    fresh = student_of(asked[0].stand_in, anatomy.model).state_dict()
     torch.testing.assert_close(trained.fitted[0].module.state_dict(), fresh)
 
 
@@ -182,3 +187,107 @@ def test_what_no_student_can_be_made_of_is_no_student(anatomy):
     stand_in = StandIn(kind="block", layout="channels_first", in_channels=4, out_channels=4, copies=("gone",))
     with pytest.raises(Exception, match="cannot be made of this network"):
         train_students(anatomy, images(), [WantedStudent(one.span, "block", stand_in, anatomy.model)], steps=1)
+
+
+def in_portions(anatomy, monkeypatch, asked, **budget):
+    """Students that learn one at a time, and how many of them there ever were at the same time."""
+    alive, most = weakref.WeakSet(), []
+
+    class Counted(learning.Learner):
+        def __init__(self, one):
+            super().__init__(one)
+            gc.collect()
+            alive.add(self)
+            most.append(len(alive))
+
+    monkeypatch.setattr(learning, "Learner", Counted)
+    return train_students(anatomy, images(), asked, memory=1, **budget), max(most)
+
+
+def test_students_that_do_not_fit_into_memory_learn_in_portions_of_the_budget(anatomy, monkeypatch):
+    asked = wanted(anatomy, "block", "narrow")
+    trained, most = in_portions(anatomy, monkeypatch, asked, steps=4 * len(asked))
+    assert most == 1
+    assert [named(one) for one in trained.fitted] == [one.name for one in asked]
+    said = f"{len(asked)} students learned side by side in {len(asked)} portions, one after the other, since memory for"
+    assert said in trained.notes[0]
+    assert "for 4 steps each in" in trained.notes[0]
+    # The share of each is a budget of its own: the same as alone with so many steps.
+    for one, given in ((trained.fitted[0], asked[0]), (trained.fitted[-1], asked[-1])):
+        alone = train_students(anatomy, images(), [given], steps=4).fitted[0]
+        torch.testing.assert_close(one.module.state_dict(), alone.module.state_dict(), rtol=0, atol=0)
+
+
+def test_portions_share_a_time(anatomy, monkeypatch):
+    ticks = []
+    clock = iter(range(10**6))
+    monkeypatch.setattr(learning.time, "perf_counter", lambda: float(next(clock)))
+    asked = wanted(anatomy, "block")
+    tick = lambda done, of: ticks.append(done)
+    trained, most = in_portions(anatomy, monkeypatch, asked, seconds=200.0, tick=tick)
+    assert most == 1
+    assert len(trained.fitted) == len(asked)
+    assert ticks == sorted(ticks)
+    assert ticks[-1] == 100
+    # The clock ticks a few times a step; each portion takes no more than its part, and one step.
+    assert len(ticks) < 200 / 2 + len(asked)
+
+
+def decoder(**more):
+    """A Llama, and mini-batches for it."""
+    model = language.llama()
+    data = [Batch(kwargs={"input_ids": language.tokens(8, 12, seed=seed), **more}) for seed in range(3)]
+    return dissect(model, data[0].take(2)), data
+
+
+@pytest.mark.parametrize("asks", [{}, {"use_cache": True}])
+def test_students_of_a_decoder_do_not_learn_through_the_teachers_cache(asks):
+    anatomy, data = decoder(**asks)
+    config = anatomy.model.config
+    assert config.use_cache
+    asked = [one for one in wanted(anatomy, "block") if one.span.start < 2]
+    assert [one.name for one in asked] == [
+        "block model.layers.0..model.layers.1",
+        "block model.layers.1..model.layers.2",
+    ]
+    trained = train_students(anatomy, data, asked, steps=6)
+    assert config.use_cache
+    before = dict(anatomy.model.named_parameters())
+    for one, given in zip(trained.fitted, asked, strict=True):
+        for name in ("q_proj", "k_proj", "v_proj"):
+            path = f"{given.stand_in.copies[0]}.self_attn.{name}.weight"
+            assert not torch.equal(one.module[0].self_attn.get_submodule(name).weight, before[path])
+        held = data[-1].rest(3)  # a fifth of 24 samples
+        assert 1 - one.r2_held_out == pytest.approx(error_in_place(anatomy.model, one, held), rel=1e-4)
+
+
+def error_in_place(model, one, batch):
+    """1 - R2 of the span's output with the student in the place of the span, in a network that keeps its cache."""
+    caught = []
+    first, last = (model.get_submodule(one.span.paths[index]) for index in (0, -1))
+    handle = last.register_forward_hook(lambda _, args, y: caught.append(y.clone()))
+    with torch.no_grad():
+        model(**batch.kwargs)
+        with patched({first: one.module.forward, last: lambda x, *_, **__: x}):
+            model(**batch.kwargs)
+    handle.remove()
+    whole, found = caught
+    return float((found - whole).square().mean() / whole.var(correction=0))
+
+
+def test_padded_positions_do_not_count():
+    model = language.llama()
+    mask = (torch.arange(12) < torch.tensor([[12], [7], [9], [5], [12], [8], [6], [7]])).long()
+
+    def students(filler):
+        data = [
+            Batch(kwargs={"input_ids": tokens.where(mask != 0, filler), "attention_mask": mask})
+            for tokens in (language.tokens(8, 12, seed=seed) for seed in range(3))
+        ]
+        anatomy = dissect(model, data[0].take(2))
+        return train_students(anatomy, data, wanted(anatomy, "block")[:1], steps=4).fitted[0]
+
+    # What stands in the padding is seen by no position before it.
+    one, other = students(5), students(77)
+    assert one.r2_held_out == pytest.approx(other.r2_held_out, abs=1e-7)
+    torch.testing.assert_close(one.module.state_dict(), other.module.state_dict(), rtol=0, atol=1e-7)

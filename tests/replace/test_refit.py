@@ -5,6 +5,7 @@ import torch
 from given import VGG, made, mlp, spans
 from torch import nn
 
+import language
 import networks
 from shoal.batches import Batch
 from shoal.blocks import dissect
@@ -419,3 +420,17 @@ def test_a_refit_walks_past_a_student_and_fits_what_is_behind_it():
         off = [sum(float((net(b.args[0]) - anatomy.model(b.args[0])).square().mean()) for b in batches)
                for net in (own, twin)]  # fmt: skip
     assert off[1] < off[0]
+
+
+def test_a_decoder_is_not_refitted_through_the_teachers_cache():
+    batches = [Batch(kwargs={"input_ids": language.tokens(8, 12, seed=seed)}) for seed in range(3)]
+    twins = []
+    for cache in (True, False):
+        anatomy = dissect(language.llama(), batches[0].take(2))
+        anatomy.model.config.use_cache = cache
+        one = fitted(anatomy, batches, 0, 1, "linear")
+        own = student(anatomy, batches, one)
+        refit_(anatomy, own, [one], batches)
+        assert (anatomy.model.config.use_cache, own.config.use_cache) == (cache, cache)
+        twins.append(own.state_dict())
+    assert all(torch.equal(value, twins[1][name]) for name, value in twins[0].items())

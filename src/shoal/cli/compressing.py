@@ -195,6 +195,7 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         "latency_from": request.latency_from,
         "tables": str(request.tables) if request.tables else None,
         "recover": request.recover,
+        "recovery_asked": request.recovery_asked,
         "stand_ins": request.stand_ins,
         "student_budget": request.student_budget,
         "unlabelled": request.unlabelled,

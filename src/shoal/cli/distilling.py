@@ -10,15 +10,15 @@ from typing import Any
 from torch import nn
 
 from shoal.batches import batches
-from shoal.blocks import dissect
+from shoal.blocks import Chain, dissect
 from shoal.cli.compressing import epochs_of
 from shoal.cli.opening import DataOptions, check_input, open_data, open_network, output_folder, pick_device
 from shoal.cli.session import Session
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import ShoalError, TraceError, UsageError
 from shoal.measure import Predictions, compare, machine, paired_predictions, quality
 from shoal.plan import Fold, Plan, Replace, StandIn
 from shoal.record import DistilRecord
-from shoal.recover import Budget, Distilled, DistilSettings, distil, make_plain_, make_trainable_, read_budget
+from shoal.recover import Budget, Distilled, DistilSettings, distil, read_budget
 from shoal.sources import Data
 from shoal.store import Opened, RunFolder, read_folder_plan, save, write_text
 from shoal.store.folder import RECORD
@@ -126,10 +126,17 @@ def _plan(given: _Given) -> tuple[Plan, list[str]]:
         plan = read_folder_plan(Path(spec))
         folded = any(isinstance(one, Fold) for one in plan.actions)
         return plan, ["the student is folded already: it learns best before it is folded"] if folded else []
-    example = given.data.example(2)
-    anatomy = dissect(copy.deepcopy(given.student.model).to("cpu").eval(), example)
-    network = signature_of(anatomy.model, anatomy.chain)
-    return Plan(model=spec, inputs=input_specs(example), network=network, actions=[]), []
+    example, said = given.data.example(2), []
+    model = copy.deepcopy(given.student.model).to("cpu").eval()
+    try:
+        chain = dissect(model, example).chain
+    except TraceError as error:
+        chain = Chain(())
+        said = [
+            "the student cannot be traced, so `shoal.load` cannot make it again from the folder: load "
+            f"model.safetensors into a network of your own ({error.message})"
+        ]
+    return Plan(model=spec, inputs=input_specs(example), network=signature_of(model, chain), actions=[]), said
 
 
 def _stand_ins(plan: Plan) -> dict[str, StandIn]:
@@ -140,11 +147,9 @@ def _stand_ins(plan: Plan) -> dict[str, StandIn]:
 
 
 def _distilled(given: _Given, plan: Plan, path: Path, progress: Any) -> Distilled:
-    student, stand_ins = copy.deepcopy(given.student.model), _stand_ins(plan)
-    known = list(batches(given.data.calibration(limit=_SET_ON * 128), given.device)) if stand_ins else []
-    rewritten = make_trainable_(student, stand_ins, known)
-    found = distil(
-        student,
+    stand_ins = _stand_ins(plan)
+    return distil(
+        given.student.model,
         given.teacher.model,
         epochs_of(given.data),
         validation=given.data.validation(),
@@ -153,11 +158,10 @@ def _distilled(given: _Given, plan: Plan, path: Path, progress: Any) -> Distille
         settings=given.settings,
         folder=path,
         device=given.device,
-        rewritten=len(rewritten),
+        stand_ins=stand_ins,
+        known=list(batches(given.data.calibration(limit=_SET_ON * 128), given.device)) if stand_ins else [],
         progress=progress,
     )
-    make_plain_(found.model, stand_ins)
-    return found
 
 
 def _record(

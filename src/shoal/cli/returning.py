@@ -10,6 +10,7 @@ from shoal.cli.compressing import TABLES, CompressRequest
 from shoal.cli.opening import DataOptions
 from shoal.errors import FolderError, UsageError
 from shoal.pipeline import Goal
+from shoal.recover import read_budget
 from shoal.store.folder import RUN
 
 
@@ -71,10 +72,14 @@ def from_folder(folder: Path, asked: CompressRequest, given: Collection[str]) ->
 
 
 def _recovery(asked: CompressRequest, before: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """Recovery as in that run, unless the command line says something about it."""
-    if "recover" in given or "unlabelled" in given:
-        return {}
-    return {"recover": before.get("recover"), "unlabelled": before.get("unlabelled")}
+    """The budget and the unlabelled data of recovery, each as in that run unless the command line names it."""
+    budget = asked.recover if "recover" in given else before.get("recover")
+    extra = asked.unlabelled if "unlabelled" in given else before.get("unlabelled")
+    if "unlabelled" not in given and read_budget(budget) is None:
+        extra = None
+    named = "recover" in given or "unlabelled" in given
+    # A folder of an earlier version does not say whether somebody asked: then it is taken as asked for.
+    return {"recover": budget, "unlabelled": extra, "recovery_asked": named or before.get("recovery_asked", True)}
 
 
 def _check_asked(asked: CompressRequest, before: dict[str, Any], given: Collection[str]) -> None:

@@ -4,7 +4,8 @@ Latencies are measured anew in every process, and a plan made from them may come
 """
 
 import copy
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from shoal.batches import Batch
+from shoal.batches import Batch, device_of, digest_of
 from shoal.blocks import dissect
 from shoal.errors import FolderError, UsageError
+from shoal.pipeline.by_plan import _identity
 from shoal.pipeline.choose import Choice
+from shoal.pipeline.told import Told
 from shoal.plan import Fold, Remove, Replace
 from shoal.store.checkpoint import load_checkpoint, save_checkpoint
-from shoal.surgery import remove_blocks_
+from shoal.surgery import model_digest, remove_blocks_
 from shoal.surgery.replace import replace_spans_
 
 CUT = "cut.safetensors"
@@ -36,6 +39,28 @@ class Cut:
 
 _CHOICE: TypeAdapter[Choice] = TypeAdapter(Choice)
 _ACTIONS: TypeAdapter[list[Remove | Replace]] = TypeAdapter(list[Remove | Replace])
+
+
+def claim_of(told: Told, latency_from: str | Path | None, try_plans: int) -> dict[str, Any]:
+    """All that the choice depends on, but for the clock.
+
+    Args:
+        told: network, goal, samples, settings and damage.
+        latency_from: latencies of another device; None for those measured here.
+        try_plans: how many plans contend.
+    """
+    known = {
+        "network": model_digest(told.model)[:16],
+        "goal": told.goal.to_dict(),
+        "chosen_on": digest_of(told.chosen_on),
+        "judged_on": digest_of(told.judged_on or []),
+        "device": str(device_of(told.model)),
+        "settings": asdict(told.settings),
+        "latency_from": str(latency_from) if latency_from is not None else None,
+        "damage": _identity(told.damage),
+        "try_plans": try_plans,
+    }
+    return json.loads(json.dumps(known))
 
 
 def keep_cut(folder: Path, cut: Cut, claim: dict[str, Any]) -> None:
@@ -58,7 +83,7 @@ def kept_cut(folder: Path, model: nn.Module, example: Batch, claim: dict[str, An
     """What `keep_cut` wrote for this network and goal; None where there is nothing.
 
     Raises:
-        UsageError: it was made for another network, goal or data.
+        UsageError: it was made for another network, goal or data, or with other settings.
         FolderError: it is damaged.
     """
     if not (folder / CUT).exists():
@@ -66,7 +91,8 @@ def kept_cut(folder: Path, model: nn.Module, example: Batch, claim: dict[str, An
     tensors, state = load_checkpoint(folder / CUT)
     if state.get("claim") != claim:
         raise UsageError(
-            f"'{folder / CUT}' was made for another network, goal or data", "Repeat that run, or give another folder."
+            f"'{folder / CUT}' was made for another network, goal or data, or with other settings",
+            "Repeat that run, or give another folder.",
         )
     try:
         choice = _CHOICE.validate_python(state["choice"])
@@ -76,6 +102,7 @@ def kept_cut(folder: Path, model: nn.Module, example: Batch, claim: dict[str, An
     anatomy = dissect(copy.deepcopy(model).eval(), example)
     replace_spans_(anatomy, [one for one in actions if isinstance(one, Replace)])
     remove_blocks_(anatomy, [one for one in actions if isinstance(one, Remove)])
+    beside = {name: one for name, one in anatomy.model.state_dict().items() if not isinstance(one, Tensor)}
     with torch.no_grad():
-        anatomy.model.load_state_dict(tensors)
+        anatomy.model.load_state_dict({**beside, **tensors})  # what a module keeps besides tensors is not on the disk
     return Cut(anatomy.model.eval(), choice, list(actions), list(state.get("notes", [])))

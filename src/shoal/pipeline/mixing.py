@@ -12,19 +12,22 @@ from typing import Any
 from torch import Tensor
 
 from shoal.batches import Batch
+from shoal.recover.blending import shape_of
 
 
 def with_blends(batches: Sequence[Batch], share: float = 0.5) -> list[Batch]:
     """The mini-batches, and behind each a blend of every sample with its neighbour; without labels.
 
-    Inputs that are no floating-point numbers (tokens) cannot be blended: such mini-batches come back alone.
+    The targets keep the shape of labels at most, which tells the axis of the classes: see `shape_of`. Inputs that are
+    no floating-point numbers (tokens) cannot be blended: such mini-batches come back alone.
     """
     found = []
     for batch in batches:
-        found.append(Batch(batch.args, batch.kwargs))
+        shape = shape_of(batch.target)
+        found.append(Batch(batch.args, batch.kwargs, shape))
         if batch.size > 1 and all(one.is_floating_point() for one in batch.tensors):
             kwargs = {key: _blend(value, share) for key, value in batch.kwargs.items()}
-            found.append(Batch(tuple(_blend(value, share) for value in batch.args), kwargs))
+            found.append(Batch(tuple(_blend(value, share) for value in batch.args), kwargs, shape))
     return found
 
 

@@ -1,6 +1,6 @@
-"""Recovery of a cut network: stand-ins in the form that learns better, distillation, and back to what the plan says."""
+"""Recovery of a cut network: how it is asked for, what is refused, and where a mere default gives way."""
 
-import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 
 from shoal.batches import Batch, batches, device_of
-from shoal.errors import DataError, UsageError
+from shoal.errors import DataError, FolderError, ShoalError, UsageError
 from shoal.pipeline.choose import Progress
 from shoal.pipeline.trials import Trial
 from shoal.plan import Fold, Remove, Replace
-from shoal.recover import Budget, Distilled, DistilSettings, distil, make_plain_, make_trainable_, read_budget
-from shoal.recover.premises import check_unlabelled
+from shoal.recover import Budget, Distilled, DistilSettings, distil, read_budget
+from shoal.recover.claim import made_folder
+from shoal.recover.premises import check_apart, check_in_memory, check_unlabelled
 from shoal.recover.stream import EpochOf, by_epoch
 
 _TRIED = 0.1  # of the budget, for each plan that contends
@@ -51,30 +52,54 @@ class Recover:
 
     @property
     def path(self) -> Path | None:
-        """The folder, made if it is missing."""
-        if self.folder is None:
-            return None
-        path = Path(self.folder)
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        """The folder, made if it is missing.
+
+        Raises:
+            FolderError: it cannot be made.
+        """
+        return made_folder(self.folder) if self.folder is not None else None
 
 
 def as_recover(given: Recover | Budget | str | int | None) -> Recover | None:
-    """What was asked; None for no recovery.
+    """What was asked, its data such that it can be read again and again; None for no recovery.
 
     Raises:
         UsageError: a budget that is none.
     """
     if not isinstance(given, Recover):
         given = Recover(given) if given is not None else None
-    return given if given is not None and read_budget(given.budget) is not None else None
+    if given is None or read_budget(given.budget) is None:
+        return None
+    training, unlabelled = (by_epoch(one) if one is not None else None for one in (given.training, given.unlabelled))
+    return replace(given, training=training, unlabelled=unlabelled)
 
 
-def check_recover(recover: Recover, validation: object, example: Batch, *, exact: bool) -> None:
+def gives_way(recover: Recover, error: Exception) -> bool:
+    """Whether the cut stays as it is where recovery fails: it was a mere default, and the disk is not at fault."""
+    return not recover.asked and not isinstance(error, FolderError)
+
+
+def why_not(error: Exception) -> str:
+    """What is noted then: the first line of the message."""
+    said = error.message if isinstance(error, ShoalError) else f"{type(error).__name__}: {error}"
+    return f"not recovered: {said.strip().splitlines()[0] if said.strip() else type(error).__name__}"
+
+
+def check_recover(
+    recover: Recover, model: nn.Module, calibration: object, validation: object, example: Batch, *, exact: bool
+) -> None:
     """Refuse what could only fail after the choice was made, which may have taken long.
 
+    Args:
+        recover: as `as_recover` returns it.
+        model: the original.
+        calibration: as it was given.
+        validation: likewise; None for none.
+        example: the first calibration mini-batch.
+        exact: only what is proved to do nothing is removed.
+
     Raises:
-        UsageError: no validation data, or nothing to win back.
+        UsageError: no validation data, or the calibration data again; nothing to win back; a network on a disk.
         DataError: unlabelled data of another form, or none.
     """
     if exact:
@@ -87,6 +112,8 @@ def check_recover(recover: Recover, validation: object, example: Batch, *, exact
             "recovery needs validation data of its own: what comes out of it is chosen on them",
             "Give validation=loader, apart from the calibration and the test data.",
         )
+    check_apart(validation, calibration=calibration)
+    check_in_memory(model)
     if recover.unlabelled is not None:
         first = next(batches(by_epoch(recover.unlabelled)(1), example.tensors[0].device), None)
         if first is None:
@@ -104,7 +131,7 @@ def recovered(
     known: Sequence[Batch],
     progress: Progress,
 ) -> Distilled:
-    """Distil a copy of a cut network from the original; each stand-in comes back in the form of the plan.
+    """Distil a copy of a cut network from the original; it comes back in the form of the plan.
 
     Args:
         cut: left as it was.
@@ -116,11 +143,8 @@ def recovered(
         known: calibration mini-batches on the device, that batch norms of stand-ins are set from.
         progress: called with (stage, done, total).
     """
-    student = copy.deepcopy(cut)
-    stand_ins = {one.paths[0]: one.stand_in for one in actions if isinstance(one, Replace)}
-    rewritten = make_trainable_(student, stand_ins, known)
-    found = distil(
-        student,
+    return distil(
+        cut,
         original,
         recover.training if recover.training is not None else calibration,
         validation=validation,
@@ -129,11 +153,10 @@ def recovered(
         settings=recover.settings,
         folder=recover.path,
         device=str(device_of(cut)),
-        rewritten=len(rewritten),
+        stand_ins={one.paths[0]: one.stand_in for one in actions if isinstance(one, Replace)},
+        known=known,
         progress=progress,
     )
-    make_plain_(found.model, stand_ins)
-    return found
 
 
 def trial_of(
@@ -144,14 +167,22 @@ def trial_of(
     known: Sequence[Batch],
     progress: Progress,
 ) -> Trial | None:
-    """How plans are told apart by a short recovery; None where it was not asked for. Arguments as in `recovered`."""
+    """How plans are told apart by a short recovery; None where it was not asked for. Arguments as in `recovered`.
+
+    A mere default that fails leaves a plan as far from the original as can be: then the best by damage is taken.
+    """
     budget = read_budget(recover.budget) if recover is not None else None
     if recover is None or budget is None or recover.try_plans < 2:
         return None
     short = replace(recover, budget=budget.part(_TRIED), folder=None)
 
     def after(cut: nn.Module, actions: Sequence[Remove | Replace]) -> float:
-        found = recovered(cut, original, actions, short, calibration, validation, known, progress)
+        try:
+            found = recovered(cut, original, actions, short, calibration, validation, known, progress)
+        except Exception as error:
+            if not gives_way(recover, error):
+                raise
+            return math.inf
         return found.recovery.divergence_after
 
     return Trial(recover.try_plans, after, str(short.budget))

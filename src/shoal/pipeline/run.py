@@ -9,16 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from shoal.batches import Batch, batches, device_of, digest_of
+from shoal.batches import Batch, batches, device_of
 from shoal.blocks import Anatomy, Chain
-from shoal.errors import UsageError
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.pipeline.by_plan import parts_of, planner_of
-from shoal.pipeline.choose import Choice, Chooser, Goal, Grain, Journal, NoJournal, Progress
-from shoal.pipeline.kept_cut import Cut, keep_cut, kept_cut
+from shoal.pipeline.choose import Choice, Chooser, Goal, Grain, Journal, NoJournal, Progress, drop_of
+from shoal.pipeline.kept_cut import Cut, claim_of, keep_cut, kept_cut
 from shoal.pipeline.naming import removal_notes
 from shoal.pipeline.planning import planned_choice
-from shoal.pipeline.recovering import Recover, as_recover, check_recover, recovered, trial_of
+from shoal.pipeline.recovering import Recover, as_recover, check_recover, gives_way, recovered, trial_of, why_not
 from shoal.pipeline.result import Result
 from shoal.pipeline.target import Target
 from shoal.pipeline.told import Settings, Told, samples, tell
@@ -28,7 +27,7 @@ from shoal.record import BlockRecord, Comparison, Latency, Network, Record, Reco
 from shoal.recover import Budget
 from shoal.replace import line_of
 from shoal.scanning import Damage, divergence
-from shoal.surgery import FoldResult, certify, input_specs, model_digest, remove_blocks, signature_of
+from shoal.surgery import FoldResult, certify, input_specs, remove_blocks, signature_of
 from shoal.surgery import fold as folded_copy
 
 
@@ -127,11 +126,11 @@ def compress(
     settings, provenance = settings or Settings(), provenance or Provenance()
     warnings = [*provenance.warnings, *_missing(eval, validation, goal)]
     chosen_on, judged_on = samples(calibration, validation, settings, device_of(model))
-    winning, not_recovered = _winning(as_recover(recover), validation, chosen_on[0], exact=goal.exact)
-    warnings += not_recovered
+    winning, said = _winning(as_recover(recover), model, calibration, validation, chosen_on[0], exact=goal.exact)
     told = tell(model, chosen_on, judged_on, goal, settings, damage, progress)
     anatomy = told.anatomy
-    change = _kept(told, winning)
+    change, winning, more = _kept(told, winning, latency_from)
+    warnings += [*said, *more]
     if change is None and goal.by_plan:
         again = chosen_on if isinstance(calibration, Iterator) else calibration
         trial = trial_of(winning, anatomy.model, again, judged_on or [], chosen_on, progress)
@@ -140,13 +139,13 @@ def compress(
         chooser = Chooser(anatomy, goal, chosen_on, judged_on or chosen_on, damage, journal or NoJournal(), progress)
         change = _removed(anatomy, model, chosen_on[0].take(2), chooser.choose())
     if winning is not None:
-        change = _recovered(told, change, winning, calibration)
+        change = _recovered(told, change, winning, calibration, latency_from)
     if fold:
         progress("folding", 0, 1)
         change = _folded(change, chosen_on[0])
     progress("measuring on test", 0, 1)
     record = _measure(anatomy, change, chosen_on if eval is None else eval, settings)
-    said = {
+    known = {
         "command": provenance.command,
         "model": provenance.model or type(model).__name__,
         "data": provenance.data,
@@ -157,7 +156,7 @@ def compress(
         "seconds": time.perf_counter() - started,
     }
     plan = _plan(anatomy, change, chosen_on[0].take(2), provenance)
-    return Result(change.model, plan, record.model_copy(update=said), chosen_on[0].take(2))
+    return Result(change.model, plan, record.model_copy(update=known), chosen_on[0].take(2))
 
 
 @dataclass(frozen=True)
@@ -209,57 +208,77 @@ def _planned(told: Told, latency_from: str | Path | None, tables: Path | None, t
 
 
 def _winning(
-    recover: Recover | None, validation: object, example: Batch, *, exact: bool
+    recover: Recover | None, model: nn.Module, calibration: object, validation: object, example: Batch, *, exact: bool
 ) -> tuple[Recover | None, list[str]]:
     """The recovery that can be done, and why not, where it was a mere default."""
     if recover is None:
         return None, []
     try:
-        check_recover(recover, validation, example, exact=exact)
-    except UsageError as error:
-        if recover.asked:
+        check_recover(recover, model, calibration, validation, example, exact=exact)
+    except Exception as error:
+        if not gives_way(recover, error):
             raise
-        return None, [f"not recovered: {error.message}"]
+        return None, [why_not(error)]
     return recover, []
 
 
-def _kept(told: Told, recover: Recover | None) -> _Change | None:
-    """The cut network of an interrupted recovery."""
+def _kept(
+    told: Told, recover: Recover | None, latency_from: str | Path | None
+) -> tuple[_Change | None, Recover | None, list[str]]:
+    """The cut network of an interrupted recovery, the recovery that can be done, and why not."""
     if recover is None or recover.path is None:
-        return None
-    found = kept_cut(recover.path, told.model, told.chosen_on[0].take(2), _cut_claim(told))
-    return _Change(found.model, found.choice, found.actions, found.notes) if found is not None else None
+        return None, recover, []
+    try:
+        claim = claim_of(told, latency_from, recover.try_plans)
+        found = kept_cut(recover.path, told.model, told.chosen_on[0].take(2), claim)
+    except Exception as error:
+        if not gives_way(recover, error):
+            raise
+        return None, None, [why_not(error)]
+    change = _Change(found.model, found.choice, found.actions, found.notes) if found is not None else None
+    return change, recover, []
 
 
-def _recovered(told: Told, change: _Change, recover: Recover, calibration: Iterable[Any]) -> _Change:
+def _recovered(
+    told: Told, change: _Change, recover: Recover, calibration: Iterable[Any], latency_from: str | Path | None
+) -> _Change:
     """The cut network after it learned from the original; the cut is kept first, so that a resumed run finds it."""
     if not change.actions:
         return change
-    if recover.path is not None:
-        cut = Cut(change.model, change.choice, change.actions, change.notes)
-        keep_cut(recover.path, cut, _cut_claim(told))
     again = told.chosen_on if isinstance(calibration, Iterator) else calibration
     teacher, judged_on = told.anatomy.model, told.judged_on or []
     try:
+        if recover.path is not None:
+            cut = Cut(change.model, change.choice, change.actions, change.notes)
+            keep_cut(recover.path, cut, claim_of(told, latency_from, recover.try_plans))
         found = recovered(
             change.model, teacher, change.actions, recover, again, judged_on, told.chosen_on, told.progress
         )
-    except UsageError as error:
-        if recover.asked:
+        choice = _judged_again(told, change.choice, found.model)
+    except Exception as error:
+        if not gives_way(recover, error):
             raise
-        return replace(change, notes=[*change.notes, f"not recovered: {error.message}"])
+        return replace(change, notes=[*change.notes, why_not(error)])
     notes = [*change.notes, found.recovery.sentence]
-    return replace(change, model=found.model, notes=notes, recovery=found.recovery)
+    return replace(change, model=found.model, choice=choice, notes=notes, recovery=found.recovery)
 
 
-def _cut_claim(told: Told) -> dict[str, Any]:
-    """All that the choice depends on, but for the clock."""
-    known = {
-        "network": model_digest(told.model)[:16],
-        "goal": told.goal.to_dict(),
-        "chosen_on": digest_of(told.chosen_on),
-    }
-    return {**known, "judged_on": digest_of(told.judged_on or []), "device": str(device_of(told.model))}
+def _judged_again(told: Told, choice: Choice, model: nn.Module) -> Choice:
+    """The choice with the figures on validation as they are after recovery, where there are any."""
+    if choice.validation is None:
+        return choice
+    part = parts_of(told).drop_on if told.goal.by_plan else told.judged_on or told.chosen_on
+    before, after = paired_predictions([told.anatomy.model, model], part)
+    seen = compare(before, after, choice.validation.split)
+    if told.goal.max_drop is None:
+        return replace(choice, validation=seen)
+    drop = 100 * drop_of(seen)
+    return replace(
+        choice,
+        validation=seen,
+        reached=choice.reached and drop <= told.goal.max_drop + 1e-9,
+        message=f"{choice.message}; after recovery the drop there is {drop:.2f}",
+    )
 
 
 def _folded(change: _Change, example: Batch) -> _Change:

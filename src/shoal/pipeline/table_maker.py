@@ -115,8 +115,11 @@ class TableMaker:
         unfitted = {one.name: placed for one, placed in _untrained([*wanted, *students], like)}
         removals = removals_of(self.anatomy, line)
         prices.measure({**unfitted, **removals})
-        fitted = self._fit([one for one in wanted if self._is_cheaper(one, unfitted[one.name])], like)
-        trained, said = self._trained([one for one in students if self._is_cheaper(one, unfitted[one.name])], like)
+        wanted = [one for one in wanted if self._is_cheaper(one, unfitted[one.name])]
+        students = [one for one in students if self._is_cheaper(one, unfitted[one.name])]
+        unfitted.clear()  # as many weights as all students together have: not to be held while these learn
+        fitted = self._fit(wanted, like)
+        trained, said = self._trained(students, like)
         # A closed form fits what comes before the tail, a student what comes behind it: each among its own.
         groups = [*_by_span(fitted), *_by_span(trained)]
         tried = [one for group in groups for one in self._not_dominated(group)]
@@ -141,7 +144,10 @@ class TableMaker:
         return [*found, *(one for one in two if one is not None)]
 
     def _trained(self, wanted: Sequence[WantedStudent], like: torch.Tensor) -> tuple[list[Fitted], list[str]]:
-        """The students, from the shelf if they are there: trained all together, or not at all."""
+        """The students, from the shelf if they are there: all together, or they start over.
+
+        Which spans get two blocks depends on how all the single ones did, and each portion on the budget of all.
+        """
         if not wanted:
             return [], []
         finished = next((line for line in self.shelf.entries if line["kind"] == "students"), None)

@@ -4,6 +4,7 @@ Damage before recovery is not the damage after it: a plan of plain removal, far 
 the same distillation, and fall behind at deep cuts. So plans with another mix of removals and stand-ins contend too.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ class Trial:
 
     Args:
         plans: how many contend, at most.
-        recovered: the divergence that is left of a cut network, whose actions are given too, after a short recovery.
+        recovered: the divergence that is left of a cut network, whose actions are given too, after a short recovery;
+            infinite where that failed.
         each: how long that is, in words.
     """
 
@@ -46,7 +48,11 @@ def sentence(trial: Trial, tried: Sequence[tuple[Actions, float, float]], best: 
     """
     said = "; ".join(
         f"{sum(isinstance(one, Remove) for one in actions)} removed and "
-        f"{sum(isinstance(one, Replace) for one in actions)} stand-ins {before:.4f} → {after:.4f}"
+        f"{sum(isinstance(one, Replace) for one in actions)} stand-ins {before:.4f} → {_left(after)}"
         for actions, before, after in tried
     )
     return f"{len(tried)} plans recovered for {trial.each} each: {said}; kept: plan {best + 1}"
+
+
+def _left(divergence: float) -> str:
+    return f"{divergence:.4f}" if math.isfinite(divergence) else "not recovered"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.batches import Batch
+from shoal.batches import IGNORED, Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +53,24 @@ def blended(batch: Batch, share: float, generator: torch.Generator) -> tuple[Bat
 
 
 def neighbours_blended(batch: Batch) -> Batch | None:
-    """Every sample blended half and half with the next, without labels; None where that cannot be done."""
+    """Every sample blended half and half with the next, without labels; None where that cannot be done.
+
+    The target has the shape of the labels, if there are several a sample: see `shape_of`.
+    """
     if not can_blend(batch):
         return None
     device = batch.tensors[0].device
     partner = torch.arange(batch.size, device=device).roll(1)
     mixed = _with(batch, Blend(torch.full((batch.size,), 0.5, device=device), partner))
-    return Batch(mixed.args, mixed.kwargs)
+    return Batch(mixed.args, mixed.kwargs, shape_of(batch.target))
+
+
+def shape_of(target: Tensor | None) -> Tensor | None:
+    """No labels, in the shape of some: nothing but -100, which no loss and no metric reads as a class.
+
+    The shape says which axis of the answers holds the classes. One label a sample says nothing about it: None.
+    """
+    return torch.full_like(target, IGNORED) if target is not None and target.dim() > 1 else None
 
 
 def _with(batch: Batch, blend: Blend) -> Batch:

@@ -8,7 +8,7 @@ validation samples: weights averaged over the latest steps, seldom those of a si
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,19 @@ from torch import Tensor, nn
 from shoal.batches import Batch
 from shoal.engine import Engine
 from shoal.errors import UsageError
+from shoal.plan import StandIn
 from shoal.record import Recovery
 from shoal.recover.averaging import Average
 from shoal.recover.budget import Budget, read_budget
+from shoal.recover.claim import check_claim, given_of, made_folder
 from shoal.recover.cosine import rate_at
 from shoal.recover.features import shared_paths
+from shoal.recover.form import leave_form_, suited, take_form_
 from shoal.recover.history import History
 from shoal.recover.judge import Judge, validation_samples
 from shoal.recover.lesson import Lesson
 from shoal.recover.norm_modes import has_batch_norms
-from shoal.recover.premises import check_answers, check_unlabelled
+from shoal.recover.premises import check_answers, check_apart, check_in_memory, check_labelled, check_unlabelled
 from shoal.recover.rates import CAREFUL, RATES, FoundRate, find_rate, steps_for, try_step
 from shoal.recover.settings import DistilSettings
 from shoal.recover.stepping import Stepping, optimizer_for
@@ -48,6 +51,7 @@ _ROUNDING = 1e-6
 _LOOKING = 0.2  # of a budget of time may go into looks
 _CALIBRATION = 1024  # samples that batch norms are set from at the end
 _BATCHES = 48  # mini-batches looked at for that, at most
+_NOTED = 10  # steps between two looks at the loss where that makes the device wait
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,13 @@ def distil(
     settings: DistilSettings | None = None,
     folder: str | Path | None = None,
     device: str | None = None,
-    rewritten: int = 0,
+    stand_ins: Mapping[str, StandIn] | None = None,
+    known: Sequence[Batch] = (),
     progress: Progress = lambda stage, done, total: None,
 ) -> Distilled:
     """Teach a copy of `student` to answer as `teacher` does.
+
+    A student in half precision learns in float32, and comes out in its own dtypes.
 
     Args:
         student: any network; it is left as it was.
@@ -83,31 +90,59 @@ def distil(
         budget: `10m`, `90s`, or a number of steps.
         unlabelled: extra mini-batches of the same form, in the way of `training`.
         settings: everything else.
-        folder: for checkpoint and metrics; an unfinished run there goes on. None keeps neither.
+        folder: for checkpoint and metrics, made if it is missing; an unfinished run there goes on. None keeps neither.
         device: where it runs; by default where the student is.
-        rewritten: how many stand-ins were rewritten to learn better, for the record.
+        stand_ins: of the student's plan, by path: they learn as shortcut and rest with a batch norm, see
+            `make_trainable_`, and come out as the plan says.
+        known: mini-batches that these batch norms are set from.
         progress: called with (stage, done, total).
 
     Returns:
         A student that is at least as near to the teacher on validation as the one given.
 
     Raises:
-        UsageError: a budget too short for one step, or no budget.
-        DataError: a teacher with other outputs, unlabelled data of another form, no labels where `settings.labels`
-            needs them, or no data.
+        UsageError: a budget too short for one step, or no budget; validation data that is the training data; a network
+            that is offloaded; the folder holds a checkpoint made with other settings.
+        DataError: a teacher with other outputs, unlabelled data of another form, labels that are missing or do not fit
+            where `settings.labels` needs them, or no data.
         NonFiniteError, ModelRaisedError: networks or data at fault.
-        WeightsError: the folder holds the checkpoint of another run.
-        FolderError: the disk is full; the checkpoint before is still there.
+        WeightsError: the folder holds the checkpoint of other networks, or of other validation samples.
+        FolderError: the folder cannot be made, or the disk is full; the checkpoint before is still there.
     """
     settings, read = settings or DistilSettings(), read_budget(budget)
     if read is None:
         raise UsageError("the budget of the distillation is none", "Give a time (10m) or a number of steps (2000).")
+    check_apart(validation, training=training, unlabelled=unlabelled)
+    for network in (student, teacher):
+        check_in_memory(network)
+    path = made_folder(folder) if folder is not None else None
     where = device or str(next(student.parameters()).device)
-    path = Path(folder) if folder is not None else None
-    run = _Run(student, teacher, training, validation, unlabelled, read, settings, where, path, rewritten, progress)
-    devices = [run.engine.device.index or 0] if run.engine.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        return run.whole()
+    with torch.inference_mode(mode=False), torch.enable_grad(), torch.random.fork_rng(devices=_drawing(where)):
+        torch.manual_seed(settings.seed)  # for loaders that shuffle validation: a run that goes on sees the same
+        extra = by_epoch(unlabelled) if unlabelled is not None else None
+        given = _Given(student, teacher, by_epoch(training), validation, extra, stand_ins or {}, known)
+        return _Run(given, read, settings, where, path, progress).whole()
+
+
+def _drawing(device: str) -> list[int]:
+    """The devices whose random numbers are used up."""
+    one = torch.device(device)
+    if one.type != "cuda":
+        return []
+    return [one.index if one.index is not None else torch.cuda.current_device()]
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What `distil` was given to work with; arguments as there."""
+
+    student: nn.Module
+    teacher: nn.Module
+    training: EpochOf
+    validation: Iterable[Any]
+    unlabelled: EpochOf | None
+    stand_ins: Mapping[str, StandIn]
+    known: Sequence[Batch]
 
 
 @dataclass
@@ -138,35 +173,40 @@ class _Run:
 
     def __init__(
         self,
-        student: nn.Module,
-        teacher: nn.Module,
-        training: Iterable[Any] | EpochOf,
-        validation: Iterable[Any],
-        unlabelled: Iterable[Any] | EpochOf | None,
+        given: _Given,
         budget: Budget,
         settings: DistilSettings,
         device: str,
         folder: Path | None,
-        rewritten: int,
         progress: Progress,
     ) -> None:
         self.started = time.perf_counter()
         self.budget, self.settings, self.folder, self.progress = budget, settings, folder, progress
-        self.rewritten = rewritten
         self.engine = Engine(device, settings.precision, channels_last=settings.channels_last)
         if self.engine.processes > 1:
             raise UsageError("distillation runs in one process", "Start it without `accelerate launch` or torchrun.")
-        self.teacher = self.engine.placed(teacher).eval().requires_grad_(requires_grad=False)
-        self.student = self.engine.placed(student).eval()
+        self.note_every = 1 if self.engine.device.type == "cpu" else _NOTED
+        self.teacher = self.engine.placed(given.teacher).eval().requires_grad_(requires_grad=False)
+        self._take(given)
         self.kind = optimizer_for(self.student) if settings.optimizer == "auto" else settings.optimizer
-        stream = Stream(by_epoch(training), settings.seed)
-        extra = Stream(by_epoch(unlabelled), settings.seed + 1, "unlabelled") if unlabelled is not None else None
+        stream, extra = Stream(given.training, settings.seed), None
+        if given.unlabelled is not None:
+            extra = Stream(given.unlabelled, settings.seed + 1, "unlabelled")
         self.material = Material(stream, extra, settings.unlabelled_share)
         self.epochs = stream.epochs
-        self.judge = Judge(self.teacher, validation_samples(validation, settings.validation_images), self.engine)
+        samples = validation_samples(given.validation, settings.validation_images)
+        self.judge = Judge(self.teacher, samples, self.engine)
+        self.claim = given_of(given.student, given.teacher, samples) if folder is not None else {}
         self.extra = extra
         self.state = _State()
         self.resumed = False
+
+    def _take(self, given: _Given) -> None:
+        """The student in the form in which it learns, and beside it as it was given, where that is another form."""
+        before = self.engine.placed(given.student).eval()
+        self.student = copy.deepcopy(before)
+        self.form = take_form_(self.student, given.stand_ins, [self.engine.moved(one) for one in given.known])
+        self.as_given = before if self.form.changed else None
 
     # The whole way
 
@@ -198,7 +238,10 @@ class _Run:
     def _checked(self) -> Batch:
         """The first training mini-batch, on the device; everything given fits together."""
         first = self.engine.moved(Stream(self.epochs, self.settings.seed).take())
-        check_answers(self.teacher, self.student, first.take(2))
+        check_labelled(first, self.settings.labels)
+        for form in (self.as_given, self.student):
+            if form is not None:
+                check_answers(self.teacher, form, first.take(2))
         if self.extra is not None:
             own = Stream(self.extra.epochs, self.settings.seed, "unlabelled").take()
             check_unlabelled(self.engine.moved(own), first)
@@ -215,8 +258,10 @@ class _Run:
     def _prepare(self, first: Batch) -> None:
         state = self.state
         look = time.perf_counter()
-        state.before = state.best = self.judge.of(self.student)  # the teacher's answers are kept from here on
+        # The teacher's answers are kept from here on.
+        state.before = self.judge.of(self.student if self.as_given is None else self.as_given)
         look = time.perf_counter() - look
+        state.best = self.judge.of(self.student) if self.as_given is not None else state.before
         if state.before <= _ROUNDING:
             state.stopped = "nothing"
             return
@@ -267,12 +312,13 @@ class _Run:
         self.average.update(self.student)
         state.step += 1
         state.samples += batch.size
-        if self.engine.device.type == "cpu" or state.step % 10 == 0:
-            self._note(float(loss))
         spent = self.budget.spent(state.step, self._elapsed())
+        looks = spent * state.looks >= state.looked + 1 - 1e-9 or spent >= 1
+        if state.step % self.note_every == 0 or (looks and not state.since):
+            self._note(float(loss))
         unit, done, of = self.budget.done_of(state.step, self._elapsed())
         self.progress(f"recovering ({unit})", done, of)
-        if state.stopped or spent * state.looks >= state.looked + 1 - 1e-9 or spent >= 1:
+        if state.stopped or looks:
             self._look(spent, rate)
 
     def _middle(self) -> float:
@@ -347,6 +393,7 @@ class _Run:
         model.eval()
         if has_batch_norms(model) and state.best_step:
             model = self._recalibrated(model)
+        model = self._as_it_came(model)
         seconds = self._elapsed()
         recovery = Recovery(
             budget=str(self.budget),
@@ -363,11 +410,23 @@ class _Run:
             kept=state.kept,
             kept_step=state.best_step,
             features=len(self.lesson.paths),
-            rewritten=self.rewritten,
+            rewritten=len(self.form.rewritten),
             resumed=self.resumed,
             settings=self.settings.to_dict(),
         )
         return Distilled(model, recovery)
+
+    def _as_it_came(self, model: nn.Module) -> nn.Module:
+        """In the form that was given, and judged in it: what is rounded on the way back must not make it worse."""
+        state = self.state
+        if self.as_given is None:
+            return model
+        found = self.judge.of(leave_form_(model, self.form)) if state.best_step else math.nan
+        if found < state.before:
+            state.best = found
+            return model
+        state.best, state.best_step, state.kept = state.before, 0, _State.kept
+        return self.as_given
 
     def _recalibrated(self, model: nn.Module) -> nn.Module:
         """With batch-norm statistics of unblended samples and these very weights, where that is nearer."""
@@ -381,7 +440,7 @@ class _Run:
                 break
         if not given:
             return model
-        twin = recalibrate_(copy.deepcopy(model), given)
+        twin = recalibrate_(copy.deepcopy(model), [suited(model, one) for one in given])
         found = self.judge.of(twin)
         if not found < self.state.best:
             return model
@@ -405,7 +464,8 @@ class _Run:
         save_checkpoint(self.folder / CHECKPOINT, tensors, state)
 
     def _asked(self) -> dict[str, Any]:
-        return {"settings": self.settings.to_dict(), "budget": str(self.budget), "extra": self.extra is not None}
+        asked = {"settings": self.settings.to_dict(), "budget": str(self.budget), "extra": self.extra is not None}
+        return {**asked, "given": self.claim}
 
     def _resume(self) -> None:
         if self.folder is None or not (self.folder / CHECKPOINT).exists():
@@ -413,7 +473,7 @@ class _Run:
         path = self.folder / CHECKPOINT
         tensors, kept = load_checkpoint(path)
         check_same_network(path, kept, self.network)
-        _check_asked(path, kept.get("asked", {}), self._asked())
+        check_claim(path, kept.get("asked", {}), self._asked())
         device = self.engine.device
         self.student.load_state_dict(_part(tensors, "student.", device), strict=False)
         self.best = _part(tensors, "best.", device)
@@ -427,15 +487,3 @@ class _Run:
 def _part(tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return {name.removeprefix(prefix): tensor.to(device) for name, tensor in own.items()}
-
-
-def _check_asked(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    if theirs == ours:
-        return
-    one, other = ({**said.get("settings", {}), **said} for said in (theirs, ours))
-    wrong = [key for key in other if key != "settings" and one.get(key) != other.get(key)]
-    raise UsageError(
-        f"'{path}' belongs to a run with other settings: "
-        + ", ".join(f"{key} was {one.get(key)!r}" for key in wrong[:3]),
-        "Repeat the command that began it, or choose a new folder.",
-    )

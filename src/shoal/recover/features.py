@@ -6,10 +6,11 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from shoal.batches import Batch, call
+from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.errors import ShoalError
 from shoal.preserve import evaluating
+from shoal.recover.form import ask, suited
 from shoal.replace import line_of
 
 
@@ -25,13 +26,13 @@ def shared_paths(teacher: nn.Module, student: nn.Module, example: Batch) -> list
         example: a mini-batch to run both on.
     """
     try:
-        line = line_of(dissect(copy.deepcopy(teacher).eval(), example))
+        line = line_of(dissect(copy.deepcopy(teacher).eval(), suited(teacher, example)))
         kept = [step.paths[-1] for step in line.steps if all(_kept(teacher, student, path) for path in step.paths)]
         with evaluating(teacher), evaluating(student):
             with listening(teacher, kept) as wanted:
-                call(teacher, example)
+                ask(teacher, example)
             with listening(student, kept) as own:
-                call(student, example)
+                ask(student, example)
     except ShoalError:
         return []
     return [path for path in kept if path in wanted and path in own and wanted[path].shape == own[path].shape]

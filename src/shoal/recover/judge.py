@@ -5,12 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shoal.batches import Batch, batches, call, logits_of
+from shoal.batches import Batch, batches, logits_of
 from shoal.engine import Engine
 from shoal.errors import DataError
 from shoal.measure import kl_per_sample, log_probabilities
 from shoal.preserve import evaluating
 from shoal.recover.blending import neighbours_blended
+from shoal.recover.form import ask
 
 _KEPT = 2**26  # values of the teacher's answers that are kept; beyond, it is asked again each time
 
@@ -60,7 +61,7 @@ class Judge:
                 batch = self.engine.moved(given)
                 said = self._said_to(number, batch)
                 with self.engine.autocast():
-                    own = logits_of(call(student, batch))
+                    own = logits_of(ask(student, batch))
                 total += float(kl_per_sample(said, own.float(), batch.counted(said.shape[:-1])).sum())
                 count += batch.size
         return total / count
@@ -70,7 +71,7 @@ class Judge:
         if kept is not None:
             return kept
         with self.engine.autocast():
-            said = log_probabilities(logits_of(call(self.teacher, batch)), batch.target)
+            said = log_probabilities(logits_of(ask(self.teacher, batch)), batch.target)
         if said.numel() <= self._free:
             self._free -= said.numel()
             self._said[number] = said

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch, call, logits_of
+from shoal.batches import Batch, logits_of
 from shoal.engine import Engine
 from shoal.recover.blending import blended
 from shoal.recover.features import listening
+from shoal.recover.form import ask
 from shoal.recover.losses import divergence_loss, feature_loss, label_loss
 from shoal.recover.norm_modes import learn_
 from shoal.recover.settings import DistilSettings
@@ -47,16 +48,18 @@ class Lesson:
         torch.manual_seed(settings.seed + _PRIME * (step + 1))  # for what the network itself draws
         batch, blend = blended(self.engine.moved(given), settings.blends, generator)
         with torch.no_grad(), listening(self.teacher, self.paths) as wanted, self.engine.autocast():
-            said = logits_of(call(self.teacher, batch))
+            said = logits_of(ask(self.teacher, batch))
         learn_(student, batch.size, settings.norm_batch)
-        with listening(student, self.paths) as own, self.engine.autocast():
-            answered = logits_of(call(student, batch))
-        loss = divergence_loss(said, answered, batch, settings.temperature)
-        if own:
-            loss = loss + settings.features * feature_loss(wanted, own)
-        if settings.labels and (given.target is not None or not self.unlabelled):
-            loss = loss + settings.labels * label_loss(answered, batch, blend)
-        self.engine.backward(loss)
+        with torch.enable_grad():  # whoever calls may have switched gradients off
+            with listening(student, self.paths) as own, self.engine.autocast():
+                answered = logits_of(ask(student, batch))
+            loss = divergence_loss(said, answered, batch, settings.temperature)
+            if own:
+                loss = loss + settings.features * feature_loss(wanted, own, batch)
+            if settings.labels and (given.target is not None or not self.unlabelled):
+                # Labels as they were given: on the CPU they are checked without waiting for the device.
+                loss = loss + settings.labels * label_loss(answered, given, blend)
+            self.engine.backward(loss)
         return loss.detach()
 
     def teach(self, student: nn.Module, stepping: Stepping, batch: Batch, step: int, rate: float) -> Tensor:

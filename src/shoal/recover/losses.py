@@ -9,9 +9,10 @@ from torch import Tensor
 from shoal.batches import IGNORED, Batch
 from shoal.errors import DataError
 from shoal.measure import log_probabilities
-from shoal.measure.quality import mean_over
+from shoal.measure.quality import checked_labels, mean_over
 from shoal.recover.blending import Blend
 
+_MASKS = ("attention_mask", "decoder_attention_mask")
 _LEAST = 1e-6  # of a feature's variance, so that a dead feature does not divide by zero
 
 
@@ -32,21 +33,42 @@ def divergence_loss(teacher: Tensor, student: Tensor, batch: Batch, temperature:
     return mean_over(by_answer, batch.counted(by_answer.shape)).mean() * temperature**2
 
 
-def feature_loss(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]) -> Tensor:
+def feature_loss(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], batch: Batch | None = None) -> Tensor:
     """The squared error of the features, as a share of the teacher's variance; the mean over the blocks both have.
+
+    Positions of padding do not count where features stand as (samples, positions, values), as the mask does.
 
     Source: Romero et al. 2015, arXiv:1412.6550, here without a regressor, since the shapes are the same.
 
     Args:
         teacher: features by path, (samples, ...); at least one.
         student: of the same paths and shapes.
+        batch: what both were asked; None where nothing is padding.
     """
     shares = []
     for path, own in student.items():
-        wanted = teacher[path].float()
+        wanted, own = teacher[path].float(), own.float()
+        counted = _counted(wanted, batch)
+        if counted is not None:
+            wanted, own = wanted[counted], own[counted]
         spread = wanted.var(correction=0).clamp(min=_LEAST)
-        shares.append((own.float() - wanted).square().mean() / spread)
+        shares.append((own - wanted).square().mean() / spread)
     return torch.stack(shares).mean()
+
+
+def _counted(features: Tensor, batch: Batch | None) -> Tensor | None:
+    """Which positions of (samples, positions, values) are no padding; None where all count, or no mask fits alone.
+
+    Of a network with an encoder and a decoder, features of either may be compared: the shape tells whose mask it is.
+    """
+    if batch is None or features.dim() != 3:
+        return None
+    given = [batch.kwargs.get(name) for name in _MASKS]
+    masks = [one for one in given if isinstance(one, Tensor) and one.shape == features.shape[:2]]
+    if len(masks) != 1:
+        return None
+    counted = masks[0] != 0
+    return counted if counted.any() and not counted.all() else None
 
 
 def label_loss(student: Tensor, batch: Batch, blend: Blend | None) -> Tensor:
@@ -54,11 +76,11 @@ def label_loss(student: Tensor, batch: Batch, blend: Blend | None) -> Tensor:
 
     Args:
         student: logits.
-        batch: with a target: class indices of the answers' shape; -100 is skipped.
+        batch: with a target: class indices of the answers' shape, on any device; -100 is skipped.
         blend: what was blended, or None.
 
     Raises:
-        DataError: there are no labels, or not one for each answer.
+        DataError: there are no labels, not one for each answer, or of classes that the network does not have.
     """
     if batch.target is None:
         raise DataError(
@@ -66,17 +88,26 @@ def label_loss(student: Tensor, batch: Batch, blend: Blend | None) -> Tensor:
             "Give data with labels, or set `labels` to 0: distillation needs none.",
         )
     log_probs = log_probabilities(student.float(), batch.target)
-    target = batch.target
-    if target.shape != log_probs.shape[:-1] or target.is_floating_point():
-        raise DataError(
-            f"labels of shape {tuple(target.shape)} for answers of shape {tuple(log_probs.shape[:-1])}",
-            "Give one class index for each answer, or set `labels` to 0.",
-        )
+    target = _class_indices(batch.target, log_probs).to(log_probs.device)
     own = _cross_entropy(log_probs, target)
     if blend is None:
         return own.mean()
     weight = blend.weight.to(own)
     return (weight * own + (1 - weight) * _cross_entropy(log_probs, target[blend.partner])).mean()
+
+
+def _class_indices(given: Tensor, log_probs: Tensor) -> Tensor:
+    """int64, on the CPU, of the answers' shape; whatever integer dtype they had, and also as a column."""
+    given = given.detach().cpu()
+    skipped = given.long() == IGNORED
+    labels = checked_labels(given.masked_fill(skipped, 0), log_probs)
+    if labels is None:
+        raise DataError(
+            f"labels of shape {tuple(given.shape)} and {given.dtype} for answers of shape"
+            f" {tuple(log_probs.shape[:-1])}",
+            "Give one class index for each answer, or set `labels` to 0.",
+        )
+    return labels.masked_fill(skipped.reshape(labels.shape), IGNORED)
 
 
 def _cross_entropy(log_probs: Tensor, target: Tensor) -> Tensor:

@@ -2,9 +2,55 @@
 
 from torch import Tensor, nn
 
-from shoal.batches import Batch, call, check_logits, logits_of
-from shoal.errors import DataError
+from shoal.batches import Batch, check_logits, logits_of
+from shoal.errors import DataError, UsageError
+from shoal.offloaded import is_offloaded
 from shoal.preserve import evaluating
+from shoal.recover.form import ask
+
+
+def check_in_memory(model: nn.Module) -> None:
+    """Refuse a network whose weights lie on a disk.
+
+    Raises:
+        UsageError: it is offloaded.
+    """
+    if is_offloaded(model):
+        raise UsageError(
+            "recovery needs the weights in memory, and some of them are on a disk",
+            "Leave out recovery (recover=None, --recover none), or load the network whole.",
+        )
+
+
+def check_apart(validation: object, **others: object) -> None:
+    """Refuse to choose on what is learned from.
+
+    Args:
+        validation: what is chosen on.
+        others: what is learned from, by name; None for nothing.
+
+    Raises:
+        UsageError: it is the very same object.
+    """
+    for name, other in others.items():
+        if other is not None and other is validation:
+            raise UsageError(
+                f"the validation data is the very {name} data, and what comes out would be chosen on what it learned",
+                "Give validation data of its own.",
+            )
+
+
+def check_labelled(batch: Batch, weight: float) -> None:
+    """Refuse training data without labels where the loss was asked to use them.
+
+    Raises:
+        DataError: there are none.
+    """
+    if weight and batch.target is None:
+        raise DataError(
+            f"the training data has no labels, and the loss was asked to use them (labels={weight:g})",
+            "Give training data with labels, or set `labels` to 0: distillation needs none.",
+        )
 
 
 def check_answers(teacher: nn.Module, student: nn.Module, batch: Batch) -> None:
@@ -15,7 +61,7 @@ def check_answers(teacher: nn.Module, student: nn.Module, batch: Batch) -> None:
         NonFiniteError, ModelRaisedError: a network at fault.
     """
     with evaluating(teacher), evaluating(student):
-        wanted, own = logits_of(call(teacher, batch)), logits_of(call(student, batch))
+        wanted, own = logits_of(ask(teacher, batch)), logits_of(ask(student, batch))
     check_logits(wanted)
     check_logits(own)
     if wanted.shape == own.shape:

@@ -26,7 +26,7 @@ RATES = {
 # The rate where there is no time for a test: what merged convolutions without a norm still bore.
 CAREFUL = {"sgd": 0.02, "adamw": 0.0003}
 _LEAST, _MOST = 6, 24  # steps for each rate
-_NEAR = 2.0  # times the least loss
+_NEAR = 1.6  # times the least loss
 _SHARE = 0.1  # of a budget, at most, for the whole test
 
 

@@ -2,6 +2,7 @@
 
 Input and output of each span are recorded as the teacher runs, so that errors of one student do not reach another.
 Batch norms of the students keep their statistics: those of the blocks they were copied from, or slices of these.
+Where there are more students than fit into memory, one portion of them learns after the other.
 Source: blockwise local distillation, Bercovich et al. 2024, Puzzle, arXiv:2411.19146, Sec. 3; LLM-Streamline,
 arXiv:2403.19135.
 """
@@ -10,7 +11,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,12 +23,15 @@ from shoal.blocks import Anatomy
 from shoal.errors import DataError, NonFiniteError
 from shoal.preserve import evaluating
 from shoal.replace.fitting import Fitted
+from shoal.replace.learner import Learned, Learner, Pair
 from shoal.replace.spans import Span
-from shoal.replace.students.making import student_of
+from shoal.replace.students.portions import Portion, student_portions
 from shoal.replace.students.wanted import WantedStudent
+from shoal.replace.uncached import uncached
 
+# What students that learn at the same time hold at most, in bytes: weights, moments and best weights of them all.
+_MEMORY = 4e9
 _RATE = 1e-3
-_CLIP = 1.0
 _WARM_UP = 0.05
 _LOOKS = 5
 # Held-out samples that a look is taken on, at most, and their share; samples in a step, at most: maps of features hold
@@ -57,6 +62,7 @@ def train_students(
     doubles: Mapping[Span, WantedStudent] | None = None,
     steps: int | None = None,
     seconds: float | None = None,
+    memory: float = _MEMORY,
     seed: int = 0,
     tick: Tick | None = None,
 ) -> Trained:
@@ -69,6 +75,8 @@ def train_students(
         doubles: what to try for a span where one block is not enough; spans that are not in it stay with one.
         steps: mini-batches in all; or
         seconds: how long in all. Exactly one of the two. Only steps give the same students every time.
+        memory: bytes for the weights and optimizers of students that learn at the same time. More students learn in
+            portions, each with its share of the budget. Those that are done are held as well, their weights alone.
         seed: of the order of the mini-batches.
         tick: called with (done, of).
 
@@ -78,36 +86,33 @@ def train_students(
     Raises:
         DataError: too little data to hold any out.
         NonFiniteError: NaN or Inf in the activations of the original.
+        SurgeryError: the network has no such blocks.
     """
     if not wanted:
         return Trained([])
     train, held_out = _parted(batches)
     doubles = doubles or {}
     first = _FIRST if doubles else 1.0
-    school = _School(anatomy, train, held_out, seed, tick)
-    learners = school.taught(wanted, _Limit(steps, seconds, 0.0, first))
-    flat = [one for one in learners if one.kind == "block" and one.flattened_high]
-    doubled = [doubles[one.wanted.span] for one in flat if one.wanted.span in doubles]
-    if not learners:
+    school = _School(anatomy, train, held_out, seed, memory, tick)
+    term = school.taught(wanted, _Limit(steps, seconds, 0.0, first))
+    learned = term.learned
+    if not learned:
         return Trained([])
-    errors = sorted(one.error for one in learners)
-    notes = [
-        f"{len(learners)} students learned side by side for {school.steps} steps in {school.seconds:.0f} s; their "
-        f"held-out error as a share of the variance: median {errors[len(errors) // 2]:.3f}"
-    ]
+    notes = [term.said()]
+    flat = {one.wanted.span: one for one in learned if one.wanted.kind == "block" and _flattened_high(one)}
+    doubled = [doubles[span] for span in flat if span in doubles]
     if doubled:
         pairs = school.taught(doubled, _Limit(steps, seconds, first, 1.0))
-        by_span = {one.wanted.span: one for one in flat}
-        better = [one for one in pairs if one.error <= _WINS * by_span[one.wanted.span].error]
-        learners += better
+        better = [one for one in pairs.learned if one.error <= _WINS * flat[one.wanted.span].error]
+        learned = learned + better
         notes.append(
             f"one block flattened out above {100 * _HIGH:.0f} % of the variance for {len(doubled)} spans; two blocks "
-            f"were tried there and are clearly better for {len(better)}"
+            f"were tried there{pairs.in_portions()} and are clearly better for {len(better)}"
         )
-    failed = [one for one in learners if one.diverged]
+    failed = [one for one in learned if one.diverged]
     if failed:
         notes.append(f"{len(failed)} students diverged and were stopped; their last good weights are kept")
-    return Trained([one.fitted() for one in learners], notes)
+    return Trained([one.fitted for one in learned], notes)
 
 
 @dataclass(frozen=True)
@@ -126,82 +131,42 @@ class _Limit:
             return step / max(1, round(self.steps * part))
         return seconds / ((self.seconds or 1.0) * part)
 
+    def parts(self, portions: Sequence[Portion]) -> list["_Limit"]:
+        """One for each portion: of steps all get the same, of time a share by size, so that it is about as many."""
+        shares = [1 if self.steps is not None else one.bytes for one in portions]
+        edges = [sum(shares[:number]) / sum(shares) for number in range(len(shares) + 1)]
+        places = [self.start + edge * (self.stop - self.start) for edge in edges]
+        return [replace(self, start=a, stop=b) for a, b in pairwise(places)]
 
-class _Learner:
-    """One student, its optimizer, its best weights so far and its curve: the held-out error as a share of variance."""
 
-    def __init__(self, wanted: WantedStudent) -> None:
-        self.wanted, self.kind = wanted, wanted.kind
-        module = student_of(wanted.stand_in, wanted.original)
-        self.dtype = next(module.parameters()).dtype
-        self.module = module.float() if self.dtype.itemsize < 4 else module
-        self.module.requires_grad_(requires_grad=True)
-        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=_RATE)
-        self.curve: list[float] = []
-        self.best = _copied(self.module)
-        self.diverged = False
-        self.fit_error = math.nan
+@dataclass
+class _Term:
+    """What students learned in one part of the budget, how many steps each portion took, and how long all of them."""
 
-    @property
-    def error(self) -> float:
-        """The least held-out error."""
-        return min(self.curve)
+    memory: float
+    learned: list[Learned] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    seconds: float = 0.0
 
-    @property
-    def flattened_high(self) -> bool:
-        """Whether more steps would win little, and much is left to be won."""
-        return len(self.curve) > 2 and self.curve[-1] > max(_HIGH, (1 - _FLAT) * self.curve[-3])
-
-    def step(self, pair: "_Pair", rate: float) -> None:
-        """Learn from one mini-batch."""
-        if self.diverged:
-            return
-        loss = self.loss(pair)
-        if not bool(torch.isfinite(loss)):
-            self.diverged = True
-            return
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.module.parameters(), _CLIP)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.fit_error = float(loss.detach())
-
-    def loss(self, pair: "_Pair") -> Tensor:
-        """The squared error as a share of the variance of what is wanted."""
-        x, *others = (_wide(one, self.module) for one in pair.args)
-        found = self.module(
-            x.clone(), *others, **{key: _wide(value, self.module) for key, value in pair.kwargs.items()}
+    def said(self) -> str:
+        """How many learned how long, and how well."""
+        errors = sorted(one.error for one in self.learned)
+        least, most = min(self.steps), max(self.steps)
+        steps = f"{most} steps" if least == most else f"{least} to {most} steps"
+        each = " each" if len(self.steps) > 1 else ""
+        return (
+            f"{len(errors)} students learned side by side{self.in_portions()} for {steps}{each} in "
+            f"{self.seconds:.0f} s; their held-out error as a share of the variance: median "
+            f"{errors[len(errors) // 2]:.3f}"
         )
-        wanted = pair.output.to(found.dtype)
-        return (found - wanted).square().mean() / wanted.var(correction=0).clamp(min=1e-12)
 
-    def looked(self, error: float) -> None:
-        """Take note of the held-out error; the best weights are kept."""
-        if not math.isfinite(error):
-            self.diverged = True
-            return
-        if not self.curve or error < self.error:
-            self.best = _copied(self.module)
-        self.curve.append(error)
-
-    def fitted(self) -> Fitted:
-        """As every other stand-in."""
-        self.module.load_state_dict(self.best)
-        self.module.to(self.dtype).requires_grad_(requires_grad=True)
-        fit = 1 - (self.fit_error if math.isfinite(self.fit_error) else self.error)
-        wanted = self.wanted
-        return Fitted(wanted.span, wanted.kind, wanted.stand_in, self.module.eval(), 0.0, fit, 1 - self.error)
-
-
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    """What a span was given, and what it gave back."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Tensor
+    def in_portions(self) -> str:
+        """Nothing where all students fitted into memory."""
+        if len(self.steps) < 2:
+            return ""
+        return (
+            f" in {len(self.steps)} portions, one after the other, since memory for them is {self.memory / 1e9:.3g} GB,"
+        )
 
 
 @dataclass
@@ -212,13 +177,20 @@ class _School:
     train: list[Batch]
     held_out: list[Batch]
     seed: int
+    memory: float
     tick: Tick | None
-    steps: int = 0
-    seconds: float = 0.0
 
-    def taught(self, wanted: Sequence[WantedStudent], limit: _Limit) -> list[_Learner]:
-        """New learners, all of them taught until the limit; those that learned nothing finite are left out."""
-        learners = [_Learner(one) for one in wanted]
+    def taught(self, wanted: Sequence[WantedStudent], limit: _Limit) -> _Term:
+        """New learners, a portion at a time, until the limit; those that learned nothing finite are left out."""
+        term = _Term(self.memory)
+        portions = student_portions(wanted, self.memory)
+        for portion, part in zip(portions, limit.parts(portions), strict=True):
+            self._portion(portion.members, part, term)
+        return term
+
+    def _portion(self, wanted: Sequence[WantedStudent], limit: _Limit, term: _Term) -> None:
+        """Teach some side by side; optimizers go with the end of this function."""
+        learners = [Learner(one) for one in wanted]
         self._look(learners)
         started, step, looks = time.perf_counter(), 0, 0
         order = self._order()
@@ -234,8 +206,9 @@ class _School:
             if spent * _LOOKS >= looks + 1 or spent >= 1:
                 looks = int(spent * _LOOKS)
                 self._look(learners)
-        self.steps, self.seconds = step, time.perf_counter() - started
-        return [one for one in learners if one.curve]
+        term.learned += [one.learned() for one in learners if one.curve]
+        term.steps.append(step)
+        term.seconds += time.perf_counter() - started
 
     def _order(self) -> Iterator[Batch]:
         """Mini-batch after mini-batch, in a new order each time round."""
@@ -244,7 +217,7 @@ class _School:
             for number in torch.randperm(len(self.train), generator=generator).tolist():
                 yield self.train[number]
 
-    def _look(self, learners: Sequence[_Learner]) -> None:
+    def _look(self, learners: Sequence[Learner]) -> None:
         """Judge everybody on the samples held out."""
         sums = dict.fromkeys(range(len(learners)), 0.0)
         count = 0
@@ -259,17 +232,21 @@ class _School:
             if not one.diverged:
                 one.looked(sums[number] / count)
 
-    def _pairs(self, batch: Batch, learners: Sequence[_Learner]) -> dict[str, _Pair]:
+    def _pairs(self, batch: Batch, learners: Sequence[Learner]) -> dict[str, Pair]:
         """What every span of the learners was given and gave back on one mini-batch, by the span's name."""
         spans = {one.wanted.span.name: one.wanted.span for one in learners}
         model = self.anatomy.model
         paths = {span.paths[0] for span in spans.values()} | {span.paths[-1] for span in spans.values()}
-        with evaluating(model), _listening(model, sorted(paths)) as (given, returned):
+        # A cache would be handed to the students too, with the teacher's keys and values in it.
+        with evaluating(model), uncached(model), _listening(model, sorted(paths)) as (given, returned):
             call(model, batch)
         for path, value in returned.items():
             if not bool(torch.isfinite(value).all()):
                 raise NonFiniteError(f"NaN or Inf in the activations at '{path}'", "Check weights and data.")
-        return {name: _Pair(*given[span.paths[0]], returned[span.paths[-1]]) for name, span in spans.items()}
+        return {
+            name: Pair(*given[span.paths[0]], returned[span.paths[-1]], _counted(batch, span, returned[span.paths[-1]]))
+            for name, span in spans.items()
+        }
 
 
 @contextmanager
@@ -298,6 +275,20 @@ def _listening(
             stack.callback(module.register_forward_pre_hook(entering(path), with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(leaving(path)).remove)
         yield given, returned
+
+
+def _counted(batch: Batch, span: Span, output: Tensor) -> Tensor | None:
+    """Which positions of a span's output are no padding; None where all are, or no mask of that shape is given."""
+    if span.layout == "channels_first":
+        return None
+    counted = batch.counted(output.shape[:-1])
+    # Nothing but padding is nothing to learn from; as if there were no mask, rather than a mean over no number.
+    return counted.to(output.device) if counted is not None and bool(counted.any()) else None
+
+
+def _flattened_high(one: Learned) -> bool:
+    """Whether more steps would win little, and much is left to be won."""
+    return len(one.curve) > 2 and one.curve[-1] > max(_HIGH, (1 - _FLAT) * one.curve[-3])
 
 
 def _parted(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
@@ -332,14 +323,3 @@ def _shape(spent: float) -> float:
     if spent < _WARM_UP:
         return max(0.1, spent / _WARM_UP)
     return (1 + math.cos(math.pi * spent)) / 2
-
-
-def _wide(value: Any, module: nn.Module) -> Any:
-    """A tensor of numbers in the precision the student learns in."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return value
-    return value.to(next(module.parameters()).dtype)
-
-
-def _copied(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}

@@ -30,6 +30,7 @@ from shoal.replace.last_map import LastMap, last_map
 from shoal.replace.line import Line, Step, line_of
 from shoal.replace.neighbourhoods import patches, picked, positions_of
 from shoal.replace.recording import recording
+from shoal.replace.uncached import uncached
 
 # Activations of both networks are held for so many bytes; more samples than fit are not used.
 _MEMORY = 1e9
@@ -74,7 +75,7 @@ def refit_(
         return student
     chosen = _affordable(batches, line, memory)
     bounds = [number for number, follows in enumerate(line.follows) if not follows] + [len(line.steps)]
-    with evaluating(teacher.model), evaluating(student), torch.no_grad():
+    with uncached(teacher.model), uncached(student), evaluating(teacher.model), evaluating(student), torch.no_grad():
         for start, stop in pairwise(bounds):
             first = min(changes)
             if first < stop and (kept or any(start <= one < stop for one in changes)):

@@ -79,7 +79,7 @@ def importance(model: nn.Module, group: Group) -> Tensor:
     for path in group.keepers:
         module = model.get_submodule(path)
         if isinstance(module, _NORMS):
-            scale = scale * _scale(module)
+            scale = scale * _scale(module, read)  # type: ignore[arg-type]
         else:
             scale = scale * _weight(model, path).flatten(1).norm(dim=1)
     return made.sqrt() * scale * read.sqrt()  # type: ignore[union-attr]
@@ -171,9 +171,10 @@ def _columns(weight: Tensor) -> Tensor:
     return weight.transpose(0, 1).flatten(1)
 
 
-def _scale(norm: Any) -> Tensor:
+def _scale(norm: Any, like: Tensor) -> Tensor:
+    """What a norm multiplies each feature by; 1 where it takes its statistics from the mini-batch."""
     if norm.running_var is None:
-        return torch.ones(norm.num_features, dtype=torch.float64)
+        return torch.ones(norm.num_features, dtype=like.dtype, device=like.device)
     gamma = norm.weight.detach().double() if norm.weight is not None else 1.0
     scale: Tensor = gamma / (norm.running_var.double() + norm.eps).sqrt()
     return scale.abs()
