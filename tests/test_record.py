@@ -12,6 +12,7 @@ from shoal.record import (
     Network,
     Quality,
     Record,
+    Recovery,
     summary_of,
 )
 
@@ -87,3 +88,38 @@ def test_the_summary_is_json_and_shows_the_latency_of_the_largest_batch():
     assert found["compressed"]["latency_ms"] is None
     assert found["compressed"]["top1"] == 0.8
     assert (found["removed"], found["out"], found["reached"]) == (["layer1.0"], "somewhere", True)
+
+
+def recovery(**changes):
+    given = {
+        "budget": "12 steps",
+        "steps": 12,
+        "samples": 192,
+        "seconds": 1.5,
+        "rate": 0.1,
+        "optimizer": "sgd",
+        "divergence_before": 0.2,
+        "divergence_after": 0.1,
+        "n": 32,
+        "stopped": "budget",
+        "kept": "averaged weights",
+        "kept_step": 12,
+    }
+    return Recovery.model_validate(given | changes)
+
+
+def test_a_recovery_of_an_older_version_has_no_curve_and_a_new_one_survives_json():
+    assert recovery().curve == []
+    looks = [
+        {"step": 0, "seconds": 0.1, "rate": 0.1, "divergence": 0.2},
+        {"step": 6, "seconds": 1.0, "rate": 0.1, "loss": 0.4},
+    ]
+    one = record(recovery=recovery(curve=looks))
+    assert Record.model_validate_json(one.model_dump_json()) == one
+    assert [(look.loss, look.divergence) for look in one.recovery.curve] == [(None, 0.2), (0.4, None)]
+
+
+def test_the_summary_leaves_out_the_looks_of_a_recovery():
+    found = summary_of(record(recovery=recovery(curve=[{"step": 0, "seconds": 0.1, "rate": 0.1}])), "somewhere")
+    assert found["recovery"]["divergence_after"] == 0.1
+    assert "curve" not in found["recovery"]

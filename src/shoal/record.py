@@ -203,6 +203,20 @@ class Certificate(Value):
     why_not_identical: str | None = None
 
 
+class RecoveryLook(Value):
+    """One look at a student on its way, as in `recovery.jsonl`.
+
+    `loss` is the mean since the look before, None at the start; `divergence` is that of the weights averaged over the
+    latest steps (at step 0: of those that were given), None where it was not finite or the student had diverged.
+    """
+
+    step: int
+    seconds: float
+    rate: float
+    loss: float | None = None
+    divergence: float | None = None
+
+
 class Recovery(Value):
     """What distillation won back.
 
@@ -211,7 +225,8 @@ class Recovery(Value):
     ended with (None: not finite). `stopped`: the budget was used up; there was nothing more to win (early); nothing was
     lost in the first place (nothing); or the student diverged. `kept` names the weights that came out, `kept_step` when
     they stood. `seconds` include the test of rates and all looks; `rewritten` counts the stand-ins that learned as
-    shortcut and rest, with a batch norm.
+    shortcut and rest, with a batch norm. `curve` holds the looks in order, from step 0, those before an interruption
+    too; records of older versions have none.
     """
 
     budget: str
@@ -231,6 +246,7 @@ class Recovery(Value):
     rewritten: int = 0
     resumed: bool = False
     settings: dict[str, Any] = Field(default_factory=dict)
+    curve: list[RecoveryLook] = Field(default_factory=list)
 
     @property
     def sentence(self) -> str:
@@ -441,7 +457,7 @@ def summary_of(record: Record, out: str) -> dict[str, Any]:
         "folded": record.folded,
         "fold_deviation": record.fold_deviation,
         "planning": _planning_summary(record.planning) if record.planning else None,
-        "recovery": record.recovery.model_dump(mode="json") if record.recovery else None,
+        "recovery": record.recovery.model_dump(mode="json", exclude={"curve"}) if record.recovery else None,
         "comparison": record.comparison.model_dump(mode="json"),
         "certificate": record.certificate.model_dump(mode="json"),
         "notes": record.notes,

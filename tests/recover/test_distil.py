@@ -89,6 +89,11 @@ def test_an_interrupted_run_goes_on_bitwise(tmp_path, monkeypatch, stop):
     assert found.recovery.divergence_after == whole.recovery.divergence_after
     steps = [[line["step"] for line in _lines(one)] for one in (tmp_path / "whole", folder)]
     assert steps[0] == steps[1]
+    curves = [
+        [(one.step, one.rate, one.loss, one.divergence) for one in found.recovery.curve] for found in (whole, found)
+    ]
+    assert curves[0] == curves[1]
+    assert [one[0] for one in curves[0]] == steps[0]
 
 
 def test_a_killed_process_goes_on_bitwise(tmp_path):
@@ -408,6 +413,36 @@ def test_a_look_never_says_a_loss_that_nobody_noted(tmp_path, monkeypatch):
     monkeypatch.setattr(_Run, "_take", seldom)
     run(12, folder=tmp_path)
     assert [line["loss"] > 0 for line in _lines(tmp_path)[1:]] == [True] * 4
+
+
+def test_the_record_holds_every_look_without_a_folder_too():
+    recovery = run(12).recovery
+    first, *later = recovery.curve
+    assert [one.step for one in recovery.curve] == [0, 3, 6, 9, 12]
+    assert (first.divergence, first.loss, first.rate) == (recovery.divergence_before, None, recovery.rate)
+    assert all(one.loss > 0 and one.divergence > 0 for one in later)
+    assert [one.seconds for one in recovery.curve] == sorted(one.seconds for one in recovery.curve)
+
+
+def test_every_look_is_at_the_averaged_weights_the_last_one_too(monkeypatch):
+    judge, judged = _Run._judged, []
+
+    def noted(self, network, name):
+        judged.append((name, judge(self, network, name)))
+        return judged[-1][1]
+
+    monkeypatch.setattr(_Run, "_judged", noted)
+    recovery = run(12).recovery
+    assert judged[-1][0] == "the last step's weights"
+    assert judged[-1][1] != judged[-2][1]
+    assert [one.divergence for one in recovery.curve[1:]] == [d for name, d in judged if name == "averaged weights"]
+
+
+def test_a_look_that_was_not_taken_has_no_divergence():
+    wild = DistilSettings(rate=1e6, looks=5, clip=0.0, norm_batch=10**6, warm_up=0.0)
+    recovery = run(40, settings=wild).recovery
+    assert recovery.stopped == "diverged"
+    assert recovery.curve[-1].divergence is None
 
 
 def test_progress_is_told():

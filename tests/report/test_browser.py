@@ -9,6 +9,7 @@ import pytest
 from browsing import CONTRAST, DARK, browse, probed
 from handmade import bare_record, make_blocks, make_record
 from planned import planned_record
+from recovered import recovered_record
 
 from shoal.record import Record
 from shoal.report.html import render
@@ -27,7 +28,7 @@ def long_names() -> Record:
     return make_record(blocks=blocks, removed=removed, model="x" * 200, command="shoal " + "y" * 300)
 
 
-@pytest.mark.parametrize("make", [make_record, bare_record, many_blocks, long_names, planned_record])
+@pytest.mark.parametrize("make", [make_record, bare_record, many_blocks, long_names, planned_record, recovered_record])
 @pytest.mark.parametrize("width", [1280, 768, 390, 320])
 def test_the_page_does_not_scroll_sideways(chromium: str, tmp_path: Path, make, width: int) -> None:
     probe = "const root = page.documentElement; return [root.scrollWidth, root.clientWidth];"

@@ -129,3 +129,12 @@ def test_what_has_no_place_is_left_out() -> None:
 def test_the_legend_names_every_sign() -> None:
     assert len(front_plot.legend()) == 4
     assert all("<svg" in sign and meaning for sign, meaning in front_plot.legend())
+
+
+def test_the_end_is_before_recovery_where_there_was_one() -> None:
+    assert front_plot.legend()[-1][1] == "the same in the end, its stand-ins refitted"
+    assert front_plot.legend(recovered=True)[-1][1] == "the same in the end, its stand-ins refitted, before recovery"
+    record = planned_record()
+    given = plans(record), record.planning, 600, 300, "f"
+    assert "The network in the end\n" in front_plot.plot(*given)
+    assert "The network in the end, before recovery\n" in front_plot.plot(*given, recovered=True)

@@ -6,6 +6,7 @@ import pytest
 from handmade import bare_record, language_record, make_blocks, make_record
 from planned import planned_record
 from reading import Page
+from recovered import make_recovery, recovered_record, removed_and_recovered
 
 from shoal.record import Record
 from shoal.report.html import render
@@ -42,12 +43,28 @@ def evil_plan() -> Record:
     return plan.model_copy(update={"blocks": blocks, "planning": plan.planning.model_copy(update={"front": front})})
 
 
+def evil_recovery() -> Record:
+    return make_record(recovery=make_recovery(kept=EVIL, optimizer=EVIL, budget=EVIL, rates_tried={EVIL: 1.0}))
+
+
 def plan_of_a_plain_chain() -> Record:
     return planned_record().model_copy(update={"blocks": []})
 
 
 @pytest.mark.parametrize(
-    "make", [make_record, bare_record, language_record, evil_record, planned_record, evil_plan, plan_of_a_plain_chain]
+    "make",
+    [
+        make_record,
+        bare_record,
+        language_record,
+        evil_record,
+        planned_record,
+        evil_plan,
+        plan_of_a_plain_chain,
+        recovered_record,
+        removed_and_recovered,
+        evil_recovery,
+    ],
 )
 def test_the_page_is_well_formed_and_holds_its_record(make) -> None:
     record = make()
@@ -61,13 +78,13 @@ def test_the_page_is_well_formed_and_holds_its_record(make) -> None:
 
 def test_names_that_are_markup_are_inert() -> None:
     plain = Page(render(make_record()))
-    for page in (Page(render(evil_record())), Page(render(evil_plan()))):
+    for page in (Page(render(make())) for make in (evil_record, evil_plan, evil_recovery)):
         assert len(page.all("script")) == len(plain.all("script")) == 2
         assert not page.all("img")
         assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
 
 
-@pytest.mark.parametrize("make", [make_record, planned_record])
+@pytest.mark.parametrize("make", [make_record, planned_record, recovered_record])
 def test_nothing_is_loaded_from_anywhere(make) -> None:
     text = render(make())
     page = Page(text)
@@ -83,7 +100,7 @@ def test_the_policy_forbids_the_network(record: Record) -> None:
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'")
 
 
-@pytest.mark.parametrize(("make", "tables"), [(make_record, 4), (planned_record, 5)])
+@pytest.mark.parametrize(("make", "tables"), [(make_record, 4), (planned_record, 5), (recovered_record, 6)])
 def test_tables_and_pictures_can_be_read_aloud(make, tables: int) -> None:
     page = Page(render(make()))
     assert len(page.all("table")) == len(page.all("caption")) == tables
@@ -101,6 +118,22 @@ def test_the_plan_is_only_there_where_there_is_one(record: Record) -> None:
     assert 'id="plan"' not in render(record)
     assert "Damage" not in render(record)
     assert 'href="#plan">The plan</a>' in render(planned_record())
+
+
+def test_recovery_is_only_there_where_there_was_one_and_says_what_the_plan_does_not_know() -> None:
+    assert 'id="recovery"' not in render(planned_record())
+    assert "before recovery" not in render(planned_record())
+    text = render(recovered_record())
+    assert 'href="#recovery">What recovery won back</a>' in text
+    assert text.index('<section id="plan"') < text.index('<section id="recovery"') < text.index('<section id="chain"')
+    assert "in the end, before recovery," in text
+    assert text.count("Divergence on validation over the steps") == 2
+
+
+def test_a_recovery_without_looks_is_told_without_a_picture() -> None:
+    text = render(removed_and_recovered())
+    assert "60.0&nbsp;% less than" in text.replace("\u00a0", "&nbsp;")
+    assert "Divergence on validation over the steps" not in text
 
 
 def test_every_plan_has_its_card_and_one_is_open() -> None:
@@ -164,7 +197,15 @@ def plan_without_numbers() -> Record:
     return full.model_copy(update={"planning": full.planning.model_copy(update=changes)})
 
 
-@pytest.mark.parametrize("make", [bare_record, language_record, without_labels, not_finite, plan_without_numbers])
+def recovery_without_numbers() -> Record:
+    looks = [{"step": step, "seconds": 1.0, "rate": 0.1, "loss": math.nan} for step in range(3)]
+    return recovered_record(curve=looks, divergence_after=math.nan, divergence_before=math.nan, rates_tried={"1": None})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [bare_record, language_record, without_labels, not_finite, plan_without_numbers, recovery_without_numbers],
+)
 def test_missing_numbers_are_never_shown_as_such(make) -> None:
     visible = " ".join(Page(render(make())).visible)
     assert not re.search(r"\b(None|nan|inf|True|False)\b", visible)

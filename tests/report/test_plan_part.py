@@ -2,6 +2,7 @@ import math
 
 from handmade import make_record
 from planned import planned_record
+from recovered import recovered_record
 
 from shoal.report.plan_part import plan_part
 
@@ -38,3 +39,11 @@ def test_without_numbers_there_is_no_plot() -> None:
 def test_notes_are_only_there_for_what_is_unusual() -> None:
     assert plan_part(planned_record()).notes == []
     assert len(plan_part(planned_record(picked=2, latency_source="a file")).notes) == 2
+
+
+def test_a_plan_that_recovered_says_what_its_end_is() -> None:
+    part = plan_part(recovered_record())
+    assert "in the end, before recovery," in part.refitting
+    assert part.legend[-1][1].endswith("before recovery")
+    assert all("in the end, before recovery" in drawn for drawn in part.plots.values())
+    assert "recovery" not in plan_part(planned_record()).refitting

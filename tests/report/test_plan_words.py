@@ -43,6 +43,11 @@ def test_refitting_is_told_in_order() -> None:
     assert "as built" not in plan_words.refitting(planning(rounds=[]))
 
 
+def test_the_end_of_refitting_is_before_recovery() -> None:
+    told = plan_words.refitting(planning(damage_refitted=0.011, damage_final=0.0102), recovered=True)
+    assert told.endswith("with its stand-ins refitted 0.0110, in the end, before recovery, 0.0102 nats.")
+
+
 def test_latencies_from_elsewhere_are_said_to_be() -> None:
     assert plan_words.source(planning()) == ""
     assert "not measured in this run; they come from roofline.json" in plan_words.source(

@@ -20,6 +20,32 @@ def test_decades_hold_every_value_and_are_six_at_most(values: list[float | None]
     assert all(0.0 <= scale.at(value) <= 1.0 for value in values if value is not None and not math.isnan(value))
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0086, 0.046], ["0.01", "0.02", "0.05"]),
+        ([0.09, 0.11], ["0.08", "0.1", "0.12"]),
+        ([0.001, 0.9], ["0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1"]),
+        ([1e-5, 5.0, 1e-9], ["10⁻⁵", "0.0001", "0.001", "0.01", "0.1", "1"]),
+        ([3.0, None, 0.0, -1.0, math.nan, math.inf], ["2.5", "3", "3.5"]),
+        ([1.3e-5, 6e-5], ["2×10⁻⁵", "5×10⁻⁵"]),
+    ],
+)
+def test_logarithms_are_marked_at_round_numbers(values: list[float | None], expected: list[str]) -> None:
+    scale = scales.logarithmic(values)
+    assert [text for _, text in scale.labels()] == expected
+    places = [place for place, _ in scale.labels()]
+    assert places == sorted(places)
+    assert all(0.0 <= scale.at(value) <= 1.0 for value in values if value is not None)
+
+
+def test_equal_ratios_are_equally_far_apart() -> None:
+    scale = scales.logarithmic([0.01, 0.4])
+    assert scale.at(0.04) - scale.at(0.02) == pytest.approx(scale.at(0.4) - scale.at(0.2))
+    assert scale.at(0.0) == 0.0 < scale.at(0.01)
+    assert scales.logarithmic([]).at(1.0) == pytest.approx(0.5)
+
+
 def test_scores_that_span_decades_are_logarithmic() -> None:
     scale = scales.for_scores([1e-4, 0.5])
     assert isinstance(scale, scales.Decades)

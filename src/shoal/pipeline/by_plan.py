@@ -81,13 +81,13 @@ def _claim(told: Told, fit_on: Sequence[Batch], judge_on: Sequence[Batch]) -> di
         "channels_last": settings.channels_last,
         "device": str(device_of(told.anatomy.model)),
         "threads": torch.get_num_threads(),
-        "damage": _identity(told.damage),
+        "damage": identity_of(told.damage),
         "include": list(told.goal.include),
         "exclude": list(told.goal.exclude),
     }
 
 
-def _identity(function: Callable[..., Any]) -> str:
+def identity_of(function: Callable[..., Any]) -> str:
     """The same in another process for the same function, another for any other: all lambdas have one name."""
     code, name = getattr(function, "__code__", None), getattr(function, "__qualname__", "")
     if code is None or "<" not in name:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch, device_of, digest_of
 from shoal.blocks import dissect
 from shoal.errors import FolderError, UsageError
-from shoal.pipeline.by_plan import _identity
+from shoal.pipeline.by_plan import identity_of
 from shoal.pipeline.choose import Choice
 from shoal.pipeline.told import Told
 from shoal.plan import Fold, Remove, Replace
@@ -57,7 +57,7 @@ def claim_of(told: Told, latency_from: str | Path | None, try_plans: int) -> dic
         "device": str(device_of(told.model)),
         "settings": asdict(told.settings),
         "latency_from": str(latency_from) if latency_from is not None else None,
-        "damage": _identity(told.damage),
+        "damage": identity_of(told.damage),
         "try_plans": try_plans,
     }
     return json.loads(json.dumps(known))

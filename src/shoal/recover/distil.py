@@ -337,12 +337,12 @@ class _Run:
     def _look(self, spent: float, rate: float) -> None:
         """Judge the averaged weights, keep the best, decide whether to go on, write it all down."""
         state, last = self.state, spent >= 1
-        mean = state.loss / max(1, state.since)
+        mean, seen = state.loss / max(1, state.since), math.nan
         if mean > _FACTOR * state.first + _ABOVE:
             state.stopped = "diverged"
         state.looked = max(state.looked + 1, int(spent * state.looks + 1e-9))
         if not state.stopped:
-            self._judged(self.average.network, "averaged weights")
+            seen = self._judged(self.average.network, "averaged weights")
             if last:
                 self._judged(self.student, "the last step's weights")
             state.stopped = state.stopped or self._verdict(last=last)
@@ -351,7 +351,7 @@ class _Run:
             "seconds": self._elapsed(),
             "rate": rate,
             "loss": mean if math.isfinite(mean) else None,
-            "divergence": self.latest if math.isfinite(self.latest) else None,
+            "divergence": seen if math.isfinite(seen) else None,
             "best": state.best,
             "stopped": state.stopped or None,
         }
@@ -359,19 +359,18 @@ class _Run:
         self.history.add(line)
         self._save()
 
-    latest = math.nan
-
-    def _judged(self, network: nn.Module, name: str) -> None:
-        """Take a network as the best so far, if it is."""
+    def _judged(self, network: nn.Module, name: str) -> float:
+        """The divergence of a network, which is taken as the best so far, if it is."""
         state = self.state
-        self.latest = self.judge.of(network)
-        if not math.isfinite(self.latest):
+        found = self.judge.of(network)
+        if not math.isfinite(found):
             state.stopped = "diverged"
-        if self.latest < state.best:
-            state.best, state.best_step, state.kept, state.worse = self.latest, state.step, name, 0
+        if found < state.best:
+            state.best, state.best_step, state.kept, state.worse = found, state.step, name, 0
             self.best = self._copied(network)
         elif name == "averaged weights":
             state.worse += 1
+        return found
 
     def _verdict(self, *, last: bool) -> str:
         if last:
@@ -413,6 +412,7 @@ class _Run:
             rewritten=len(self.form.rewritten),
             resumed=self.resumed,
             settings=self.settings.to_dict(),
+            curve=self.history.curve(),
         )
         return Distilled(model, recovery)
 

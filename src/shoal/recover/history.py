@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from shoal.record import RecoveryLook
 from shoal.store import Lines, write_text
 
 METRICS = "recovery.jsonl"
 
 
 class History:
-    """`recovery.jsonl` in the folder of a run, and accelerate's tracker for TensorBoard; nothing without a folder.
+    """The looks of a run; with a folder also in its `recovery.jsonl` and in accelerate's tracker for TensorBoard.
 
     Args:
         folder: of the run, or None.
@@ -18,11 +19,12 @@ class History:
     """
 
     def __init__(self, folder: Path | None, steps: int = -1) -> None:
+        self.seen: list[dict[str, Any]] = []
         self.lines = Lines(folder / METRICS) if folder is not None else None
         self.tracker: Any = _tracker(folder) if folder is not None else None
         if self.lines is not None and self.lines.path.exists():
-            kept = [line for line in self.lines.read() if line.get("step", 0) <= steps]
-            write_text(self.lines.path, "".join(json.dumps(line) + "\n" for line in kept))
+            self.seen = [line for line in self.lines.read() if line.get("step", 0) <= steps]
+            write_text(self.lines.path, "".join(json.dumps(line) + "\n" for line in self.seen))
 
     def add(self, line: dict[str, Any]) -> None:
         """One look.
@@ -30,11 +32,19 @@ class History:
         Raises:
             FolderError: the disk is full, or the folder is gone.
         """
+        self.seen.append(line)
         if self.lines is not None:
             self.lines.append(line)
         if self.tracker is not None:
             values = {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != "step"}
             self.tracker.log(values, step=line["step"])
+
+    def curve(self) -> list[RecoveryLook]:
+        """Every look so far for the record, those before an interruption too."""
+        return [
+            RecoveryLook.model_validate({name: line[name] for name in RecoveryLook.model_fields if name in line})
+            for line in self.seen
+        ]
 
     def close(self) -> None:
         """Nothing more will come."""

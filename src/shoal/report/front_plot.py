@@ -57,7 +57,9 @@ class Built:
     tooltip: str
 
 
-def plot(plans: Sequence[Plan], planning: Planning, width: float, height: float, ident: str) -> str:
+def plot(
+    plans: Sequence[Plan], planning: Planning, width: float, height: float, ident: str, *, recovered: bool = False
+) -> str:
     """The front as one SVG; empty text where no plan has a place.
 
     Args:
@@ -66,6 +68,7 @@ def plot(plans: Sequence[Plan], planning: Planning, width: float, height: float,
         width: in pixels.
         height: in pixels.
         ident: prefix of the ids inside, unique on the page.
+        recovered: the network went on to recovery, which the plot knows nothing of.
     """
     shown = [plan for plan in plans if plan.drawable]
     if not shown:
@@ -82,7 +85,7 @@ def plot(plans: Sequence[Plan], planning: Planning, width: float, height: float,
     drawn += [_point(plan, frame) for plan in shown]
     made = next((plan.number for plan in shown if plan.chosen), None)
     drawn += [_diamond(one, frame, made) for one in built]
-    drawn += [_kept(final, frame, made)] if final else []
+    drawn += [_kept(final, frame, made, recovered=recovered)] if final else []
     drawn += _numbers(shown, frame)
     return svg.picture(ident, width, height, "Damage against latency", plan_words.front(plans), *drawn, role="group")
 
@@ -162,8 +165,8 @@ def built_mark(x: float, y: float, chosen: bool) -> svg.Markup:
     return svg.tag("path", d=path, class_=f"built{' chosen' if chosen else ''}")
 
 
-def _kept(place: tuple[float, float], frame: Frame, made: int | None) -> svg.Markup:
-    title = f"The network in the end\n{numbers.significant(place[1])} nats"
+def _kept(place: tuple[float, float], frame: Frame, made: int | None, *, recovered: bool) -> svg.Markup:
+    title = f"The network in the end{', before recovery' if recovered else ''}\n{numbers.significant(place[1])} nats"
     return _link(made, title, *kept_mark(frame.x(place[0]), frame.y(place[1])))
 
 
@@ -200,12 +203,13 @@ def _numbers(plans: Sequence[Plan], frame: Frame) -> list[svg.Markup]:
     return drawn
 
 
-def legend() -> list[tuple[str, str]]:
+def legend(*, recovered: bool = False) -> list[tuple[str, str]]:
     """Every sign with its meaning."""
     guess = svg.line(1, 11, 21, 11, "guess")
+    before = ", before recovery" if recovered else ""
     return [
         (svg.icon(svg.tag("circle", cx=11, cy=11, r=4.5, class_="dot")), "a plan by the tables"),
         (svg.icon(guess, built_mark(11, 11, chosen=False)), "built and measured; dotted: from where the tables saw it"),
         (svg.icon(built_mark(11, 11, chosen=True)), "the chosen one, as built"),
-        (svg.icon(*kept_mark(11, 11)), "the same in the end, its stand-ins refitted"),
+        (svg.icon(*kept_mark(11, 11)), f"the same in the end, its stand-ins refitted{before}"),
     ]

@@ -6,6 +6,7 @@ from shoal.report.fate_table import fate_table
 from shoal.report.figures import figures
 from shoal.report.page import Part
 from shoal.report.plan_part import plan_part
+from shoal.report.recovery_part import recovery_part
 
 # A wide drawing for a desk and for paper, a narrow one for a phone; the style sheet shows one of them.
 _CHAIN_WIDTHS = {"wide": 1000.0, "narrow": 340.0}
@@ -55,6 +56,7 @@ def render(record: Record) -> str:
         verdict=words.VERDICTS[record.certificate.verdict],
         evidence=words.evidence(record.certificate),
         plan=plan_part(record),
+        recovery=recovery_part(record.recovery),
         chains={size: fates.chain(record.blocks, w, f"chain-{size}") for size, w in _CHAIN_WIDTHS.items()},
         legend=fates.legend(),
         blocks_table=fate_table(record.blocks),
@@ -79,6 +81,8 @@ def _parts(record: Record) -> list[Part]:
     ]
     if record.planning:
         found.append(Part("plan.html.j2", "plan", "The plan"))
+    if record.recovery:
+        found.append(Part("recovery.html.j2", "recovery", "What recovery won back"))
     if record.blocks:
         found.append(Part("chain.html.j2", "chain", "The chain"))
     if record.steps:

@@ -44,16 +44,20 @@ def plan_part(record: Record) -> PlanPart | None:
     if seen is None:
         return None
     found = plans(record)
-    plots = {size: front_plot.plot(found, seen, w, h, f"front-{size}") for size, (w, h, _) in _SIZES.items()}
+    recovered = record.recovery is not None
+    plots = {
+        size: front_plot.plot(found, seen, w, h, f"front-{size}", recovered=recovered)
+        for size, (w, h, _) in _SIZES.items()
+    }
     # The idents stand at every cell of every picture, so they are short.
     albums = {size: plan_chain.album(record.blocks, found, w, f"p{size[0]}") for size, (_, _, w) in _SIZES.items()}
     return PlanPart(
         lead=plan_words.lead(seen),
         notes=[one for one in (plan_words.picked(seen), plan_words.source(seen)) if one],
         plots=plots if all(plots.values()) else {},
-        legend=front_plot.legend(),
+        legend=front_plot.legend(recovered=recovered),
         rounds=plan_words.rounds(seen),
-        refitting=plan_words.refitting(seen),
+        refitting=plan_words.refitting(seen, recovered=recovered),
         stocks=[one.stock for one in albums.values()],
         signs=plan_chain.legend("plan-legend") if record.blocks else [],
         cards=[_card(i, found, albums) for i in range(len(found))],

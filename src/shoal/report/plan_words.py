@@ -44,12 +44,13 @@ def lead(planning: Planning) -> str:
     )
 
 
-def refitting(planning: Planning) -> str:
-    """What became of the damage of the chosen plan after it was built."""
+def refitting(planning: Planning, *, recovered: bool = False) -> str:
+    """What became of the damage of the chosen plan after it was built; what recovery did to it is told elsewhere."""
     made = chosen_round(planning)
     built = "" if made is None else f"as built {numbers.significant(made.damage_measured)} nats, "
     refitted, final = numbers.significant(planning.damage_refitted), numbers.significant(planning.damage_final)
-    return f"Damage of the chosen plan: {built}with its stand-ins refitted {refitted}, in the end {final} nats."
+    end = "in the end, before recovery," if recovered else "in the end"
+    return f"Damage of the chosen plan: {built}with its stand-ins refitted {refitted}, {end} {final} nats."
 
 
 def source(planning: Planning) -> str:

@@ -8,6 +8,7 @@ from typing import Protocol
 from shoal.report import numbers
 
 _MOST_DECADES = 6
+_MOST_LABELS = 7
 # Below this ratio of largest to smallest, a plain scale shows all there is.
 _SPANS_DECADES = 30.0
 _GUTTER = 0.1
@@ -59,6 +60,50 @@ def decades(values: Iterable[float | None]) -> Decades:
     high = math.ceil(math.log10(max(positive)))
     low = math.floor(math.log10(min(positive)))
     return Decades(min(max(low, high - _MOST_DECADES), high - 1), high)
+
+
+@dataclass(frozen=True)
+class Logarithmic:
+    """A logarithmic scale between any two positive numbers, for values that move within a decade or two."""
+
+    low: float
+    high: float
+
+    def at(self, value: float) -> float:
+        """The place of a value."""
+        if value <= self.low:
+            return 0.0
+        return _clip(math.log(value / self.low) / math.log(self.high / self.low))
+
+    def labels(self) -> list[tuple[float, str]]:
+        """A few round numbers: 1, 2 and 5 of each power of ten, or the powers alone."""
+        return [(self.at(value), _short(value)) for value in _ones_twos_fives(self.low, self.high)]
+
+
+def logarithmic(values: Iterable[float | None]) -> Logarithmic:
+    """The scale that holds every positive finite value, with a margin, six decades at most."""
+    positive = [value for value in values if value is not None and 0 < value < math.inf] or [1.0]
+    high = 1.2 * max(positive)
+    return Logarithmic(max(min(positive) / 1.2, high / 10.0**_MOST_DECADES), high)
+
+
+def _short(value: float) -> str:
+    """A round number that still has room beside an axis where it is tiny: `0.02`, `2×10⁻⁵`."""
+    if 1e-4 <= value < 1e6:
+        return numbers.tick(value)
+    power = math.floor(math.log10(value) + 1e-9)
+    digits = f"{value / 10.0**power:.2g}"
+    return numbers.power_of_ten(power) if digits == "1" else f"{digits}×{numbers.power_of_ten(power)}"
+
+
+def _ones_twos_fives(low: float, high: float) -> list[float]:
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        every = [float(f"{digit}e{power}") for power in range(first, last + 1) for digit in digits]
+        found = [value for value in every if low <= value <= high]
+        if len(found) <= _MOST_LABELS:
+            break
+    return found if len(found) > 1 else ticks(low, high, 4)  # within a factor of two or so they may all lie outside
 
 
 @dataclass(frozen=True)
