@@ -27,7 +27,7 @@ from shoal.pipeline.mixing import with_blends
 from shoal.pipeline.table_maker import span_forwards
 from shoal.preserve import evaluating, patched
 from shoal.regress import Moments, fits
-from shoal.replace import Span, Wanted, fit_all, line_of, recording, spans_of
+from shoal.replace import Span, Wanted, fit_all, line_of, recording, spans_of, students_of, train_students
 from shoal.replace.fitting import Fitted, SpanSums
 from shoal.replace.kinds import Sums
 from shoal.replace.neighbourhoods import patches, picked, positions_of
@@ -36,6 +36,7 @@ from shoal.sources import load_data, load_model
 from shoal.store import Lines, write_text
 
 LENGTHS = (1, 2, 4)
+STEPS = 600
 CURVE = (10, 30, 100, 300, 1000, 3000, 10**9)
 
 
@@ -85,6 +86,8 @@ def _cells(ground: Ground, curve_only: bool) -> Iterator[tuple[str, Any]]:
         for count in (10, 100, 1000):
             part = _first(ground.images, count)
             yield f"ridge towards 0, {count} images", lambda part=part: _towards_zero(ground, part)
+        for kind in ("block", "narrow"):
+            yield f"student {kind}, {STEPS} steps", lambda kind=kind: _students(ground, kind)
         for share in (0.5, 0.9):
             yield f"weighted by the loss {share}, 1000 images", lambda share=share: _weighted(ground, some, share)
     for count in CURVE:
@@ -95,6 +98,12 @@ def _cells(ground: Ground, curve_only: bool) -> Iterator[tuple[str, Any]]:
 def _fit(ground: Ground, kind: str, images: Sequence[Batch], rows: float = 40) -> list[Fitted]:
     wanted = [Wanted(span, kind) for span in ground.spans if _suits(span, kind)]
     return fit_all(ground.anatomy, images, wanted, rows_per_unknown=rows)
+
+
+def _students(ground: Ground, kind: str) -> list[Fitted]:
+    """Trained side by side on all images; where a student does not suit or is as large as its span, there is none."""
+    wanted = students_of(ground.anatomy, line_of(ground.anatomy), ground.spans, [kind])
+    return train_students(ground.anatomy, ground.images, wanted, steps=STEPS).fitted
 
 
 def _suits(span: Span, kind: str) -> bool:
