@@ -191,7 +191,7 @@ def test_two_lambdas_are_two_damages():
         return lambda a, b, c: scale * a
 
     one, other, again = scaled(1), scaled(2), scaled(1)
-    names = [by_plan._identity(function) for function in (one, other, again, lambda a, b, c: b)]
+    names = [by_plan.identity_of(function) for function in (one, other, again, lambda a, b, c: b)]
     assert names[0] == names[2]
     assert len(set(names)) == 3
 
