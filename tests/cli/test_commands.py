@@ -1,7 +1,6 @@
 """The contract of the command line: documents, exit codes, one clear message, nothing left behind."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +9,10 @@ import torch
 
 import halves
 import shoal
-from shoal.cli import main
 
 HERE = Path(__file__).parent.parent
 NETWORK, PLAIN, POISONED, RAISING = (f"{HERE}/tiny.py:{name}" for name in ("network", "plain", "poisoned", "raising"))
 DATA, BAD_LABELS = f"{HERE}/tiny.py:data", f"{HERE}/tiny.py:bad_labels"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err
-
-    return command
 
 
 def test_compress_prints_the_document_of_the_contract(run, tmp_path):

@@ -1,33 +1,15 @@
 """`shoal distill` and `compress --recover`: documents, exit codes, resuming, what is refused."""
 
 import json
-import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 import shoal
-from shoal.cli import main
 from shoal.recover.distil import _Run
 
 HERE = Path(__file__).parent.parent
 NETWORK, DATA = f"{HERE}/tiny.py:network", f"{HERE}/tiny.py:data"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err
-
-    return command
 
 
 def test_a_cut_network_learns_from_the_original_and_loads(run, tmp_path):

@@ -10,7 +10,6 @@ import torch
 
 import shoal
 import stopwatch
-from shoal.cli import main
 from shoal.errors import UsageError
 from shoal.pipeline.planning import Planner
 from shoal.pipeline.shelf import Shelf
@@ -20,20 +19,9 @@ NETWORK, DATA, PLAIN = (f"{HERE}/tiny.py:{name}" for name in ("network", "data",
 FEW = ("--images", 40, "--batch-size", 16, "--recover", "none")
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder by the fake clock: (exit code, stdout, stderr)."""
+@pytest.fixture(autouse=True)
+def _fake_clock(monkeypatch):
     stopwatch.install(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err
-
-    return command
 
 
 @pytest.fixture

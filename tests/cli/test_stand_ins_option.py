@@ -1,13 +1,11 @@
 """`compress --stand-ins`: which kinds are tried, and that an earlier run's tables know."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 import stopwatch
-from shoal.cli import main
 from shoal.cli.compressing import _kinds
 from shoal.errors import UsageError
 from shoal.pipeline import Settings
@@ -17,20 +15,9 @@ HERE = Path(__file__).parent.parent
 NETWORK, DATA = f"{HERE}/tiny.py:network", f"{HERE}/tiny.py:data"
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def _fake_clock(monkeypatch):
     stopwatch.install(monkeypatch)
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err
-
-    return command
 
 
 def test_a_plus_adds_to_the_usual_ones():

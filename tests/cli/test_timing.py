@@ -1,33 +1,20 @@
 """`shoal latency` and `compress --latency-from`: measured there, used here."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 import stopwatch
-from shoal.cli import main
 
 HERE = Path(__file__).parent.parent
 NETWORK, DATA, PLAIN = (f"{HERE}/tiny.py:{name}" for name in ("network", "data", "plain"))
 FEW = ("--images", 40, "--batch-size", 16, "--recover", "none")
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder by the fake clock: (exit code, stdout, stderr)."""
+@pytest.fixture(autouse=True)
+def _fake_clock(monkeypatch):
     stopwatch.install(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err
-
-    return command
 
 
 def test_a_table_made_there_decides_here(run, tmp_path):

@@ -11,28 +11,12 @@ import pytest
 import torch
 
 import shoal
-from shoal.cli import main
 from shoal.cli.training import with_classes
 from shoal.sources import load_data
 
 HERE = Path(__file__).parent.parent
 NETWORK, PLAIN = f"{HERE}/tiny.py:network", f"{HERE}/tiny.py:plain"
 QUICK = ("--epochs", 3, "--limit", 96, "--batch-size", 32, "--freeze-after", 1)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["shoal", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err
-
-    return command
 
 
 def test_train_prints_one_document_and_leaves_a_folder_that_loads(run, tmp_path):
