@@ -13,40 +13,25 @@ Finished cells are kept in --work, and the same command goes on from them; delet
 """
 
 import argparse
-import json
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from rivals import METHODS, UNTRAINED, Ground
-from rivals.answers import Answers, against
-from rivals.asking import Stages, data_of, given, names_of, points, spoken, versions
-from rivals.cell import Place, Sets, run_cell
+from rivals.asking import Stages, answered, asked_parser, carry_out, data_of, given, spoken, versions
+from rivals.cell import Place, Sets, run_cell, versus
 from rivals.ground import SLACK, unlabelled
 from rivals.table import lines
 from rivals.together import side_by_side
 
-from shoal.errors import ShoalError
 from shoal.measure import machine
 from shoal.sources import load_model
-from shoal.store import RunFolder, write_text
+from shoal.store import RunFolder
 from shoal.surgery import model_digest
 
 
 def main() -> None:
     """Read the command line, run what is missing, print a table, keep the figures."""
-    args = _arguments()
-    try:
-        document = _run(args)
-    except ShoalError as error:
-        raise SystemExit(f"error: {error.message}. {error.hint}") from error
-    except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on from {args.work}")
-        raise SystemExit(130) from None
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.out, json.dumps(document, indent=1) + "\n")
-    print("\n".join(lines(document)))
+    carry_out(_arguments(), _run, lines)
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
@@ -87,16 +72,10 @@ def _point(ground: Ground, tests: Sets, args: argparse.Namespace, point: float) 
     for method, cell in cells.items():
         if cell["reached"]:
             cell["meets_point_together"] = together["shares"][method] <= point * SLACK
-            cell["versus_shoal"] = _versus(args.work, point, method, list(tests.data))
+            cell["versus_shoal"] = versus(
+                Place(args.work, point, "shoal"), Place(args.work, point, method), list(tests.data)
+            )
     return {"point": point, "together": together, "cells": cells}
-
-
-def _versus(work: Path, point: float, method: str, names: list[str]) -> dict[str, Any] | None:
-    """The method's network against Shoal's at the same point, image by image; None where there is no pair."""
-    shoal, rival = Place(work, point, "shoal"), Place(work, point, method)
-    if method == "shoal" or not (shoal.finished() or {}).get("reached"):
-        return None
-    return {name: against(Answers.kept(shoal.answers(name)), Answers.kept(rival.answers(name))) for name in names}
 
 
 def _claim(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, Any]:
@@ -120,23 +99,8 @@ def _command(args: argparse.Namespace) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("data")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--mean")
-    parser.add_argument("--std")
-    parser.add_argument("--also", help="a second data set, of which only the test part is measured on")
-    parser.add_argument("--points", type=points, default=[0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
-    parser.add_argument("--methods", type=partial(names_of, list(METHODS)), default=list(UNTRAINED))
-    parser.add_argument("--images", type=int, default=4660)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--work", type=Path, help="where finished cells are kept; by default build/frontier/NAME")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    args.work = args.work or Path("build/frontier") / args.out.stem
-    return args
+    parser = asked_parser(__doc__, "frontier", [0.8, 0.7, 0.6, 0.5, 0.4, 0.3], list(METHODS), list(UNTRAINED))
+    return answered(parser, "frontier")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
 """What the benchmarks against rivals read from the command line, and write down of it, in the same way."""
 
 import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from shoal.errors import ShoalError
 from shoal.sources import Data, load_data
+from shoal.store import write_text
 
 
 class Stages:
@@ -18,6 +24,60 @@ class Stages:
         if stage != self.stage:
             self.stage = stage
             print(f"  {stage}", flush=True)
+
+
+def asked_parser(
+    doc: str | None, name: str, shares: Sequence[float], known: Sequence[str], default: Sequence[str]
+) -> argparse.ArgumentParser:
+    """A parser with what every comparison asks.
+
+    Args:
+        doc: of the script.
+        name: of the comparison, for its folder.
+        shares: the points by default.
+        known: all methods.
+        default: those that run where none is named.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--mean")
+    parser.add_argument("--std")
+    parser.add_argument("--also", help="a second data set, of which only the test part is measured on")
+    parser.add_argument("--points", type=points, default=list(shares))
+    parser.add_argument("--methods", type=partial(names_of, list(known)), default=list(default))
+    parser.add_argument("--images", type=int, default=4660)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--work", type=Path, help=f"where finished cells are kept; by default build/{name}/NAME")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+def answered(parser: argparse.ArgumentParser, name: str) -> argparse.Namespace:
+    """The command line, with the folder of the comparison where none was named."""
+    args = parser.parse_args()
+    args.work = args.work or Path("build") / name / args.out.stem
+    return args
+
+
+def carry_out(
+    args: argparse.Namespace,
+    run: Callable[[argparse.Namespace], dict[str, Any]],
+    lines: Callable[[dict[str, Any]], Iterable[str]],
+) -> None:
+    """Run what is missing, keep the figures, print a table."""
+    try:
+        document = run(args)
+    except ShoalError as error:
+        raise SystemExit(f"error: {error.message}. {error.hint}") from error
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on from {args.work}")
+        raise SystemExit(130) from None
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.out, json.dumps(document, indent=1) + "\n")
+    print("\n".join(lines(document)))
 
 
 def data_of(args: argparse.Namespace, spec: str) -> Data:

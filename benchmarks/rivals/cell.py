@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from rivals import METHODS
-from rivals.answers import Answers, against_original
+from rivals.answers import Answers, against, against_original
 from rivals.ground import SLACK, Ground
 from rivals.keeping import again, keep, same
 from rivals.made import Made, Unreached
@@ -122,6 +122,13 @@ def judged(network: nn.Module, sets: Sets, place: Place) -> dict[str, Any]:
         Answers.of(original, other).keep(place.answers(name))
         found[name] = against_original(original, other)
     return found
+
+
+def versus(shoal: Place, rival: Place, names: list[str]) -> dict[str, Any] | None:
+    """The rival's network against Shoal's at the same point, image by image; None where there is no pair."""
+    if rival == shoal or not (shoal.finished() or {}).get("reached"):
+        return None
+    return {name: against(Answers.kept(shoal.answers(name)), Answers.kept(rival.answers(name))) for name in names}
 
 
 def plain(times: Mapping[str, Latency]) -> dict[str, Any]:
