@@ -160,12 +160,16 @@ class FrontPoint(Value):
 
 
 class PlanRound(Value):
-    """One plan that was built and measured: what the tables promised, and what it was."""
+    """One plan that was built and measured: what the tables promised, and what it was.
+
+    `damage_refitted` is what a refit on a part of the samples left, where that was tried; plans are chosen by it.
+    """
 
     latency_guessed_ms: float
     latency_measured_ms: float
     damage_guessed: float
     damage_measured: float
+    damage_refitted: float | None = None
     chosen: bool = False
 
 
@@ -471,7 +475,7 @@ def _planning_summary(planning: Planning) -> dict[str, Any]:
     return {
         "latency_source": planning.latency_source,
         "original_ms": planning.original_ms,
-        **chosen.model_dump(mode="json", exclude={"chosen"}),
+        **chosen.model_dump(mode="json", exclude={"chosen", "damage_refitted"}),
         "damage_final": planning.damage_final,
         "plans_built": len(planning.rounds),
         "front": len(planning.front),

@@ -145,7 +145,9 @@ def test_a_plain_network_goes_the_whole_way(tmp_path, goal):
 def test_layers_that_go_for_an_identity_are_counted_as_gone():
     settings = Settings(images=36, latency_seconds=0.001, stand_ins=("identity",), longest=1)
     record = planned(footing.plain(), settings=settings, depth=5).record
-    assert (record.original.blocks, record.compressed.blocks) == (6, 5)
+    gone = len(record.replaced)  # one layer each
+    assert gone >= 1
+    assert (record.original.blocks, record.compressed.blocks) == (6, 6 - gone)
 
 
 def labelled(model, batches_):

@@ -8,19 +8,11 @@ import stopwatch
 from shoal.errors import FolderError, UsageError
 from shoal.pipeline import Recover, Settings, recovering
 from shoal.pipeline.target import Target
-from shoal.pipeline.trials import Trial, favouring_removal, sentence
-from shoal.plan import Edge, Remove, Replace, StandIn
+from shoal.pipeline.trials import Trial, sentence
+from shoal.plan import Remove, Replace, StandIn
 from shoal.recover import DistilSettings
 
 CONV = StandIn(kind="conv", layout="channels_first", in_channels=4, out_channels=4, kernel=3)
-
-
-def test_removal_is_favoured_and_nothing_else():
-    edges = [
-        Edge(start=0, stop=1, action=action, kind="", damage=2.0, latency_ms=1.0, macs=1.0, params=1.0, depth=1)
-        for action in ("keep", "remove", "replace")
-    ]
-    assert [one.damage for one in favouring_removal(edges, 0.25)] == [2.0, 0.5, 2.0]
 
 
 def test_it_is_said_what_came_of_each():

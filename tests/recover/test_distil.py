@@ -22,6 +22,7 @@ from torch import nn
 from shoal.errors import DataError, FolderError, SurgeryError, UsageError, WeightsError
 from shoal.recover import DistilSettings, distil
 from shoal.recover.distil import CHECKPOINT, _Run
+from shoal.recover.judge import Judge
 from shoal.recover.rates import FoundRate
 from shoal.recover.stepping import Stepping
 from shoal.store import checkpoint as checkpoint_file
@@ -230,6 +231,14 @@ def test_it_stops_early_where_nothing_more_is_won():
     found = run(40, settings=still)
     assert found.recovery.stopped == "early"
     assert found.recovery.steps < 40
+
+
+def test_a_run_that_is_shaken_up_at_first_and_then_improves_is_not_stopped(monkeypatch):
+    said = [0.5, *(5.0 - number / 4 for number in range(11)), 0.4, 0.6, 0.4, 0.4]
+    monkeypatch.setattr(Judge, "of", lambda self, network: said.pop(0))
+    found = run(12, settings=DistilSettings(rate=0.01, looks=12, patience=3)).recovery
+    assert (found.stopped, found.steps) == ("budget", 12)
+    assert found.kept == "averaged weights"
 
 
 def test_the_rate_rises_from_zero_however_long_its_test_took(monkeypatch):

@@ -28,7 +28,7 @@ def test_a_row_holds_the_promise_the_truth_and_the_difference() -> None:
     first, second = plan_words.rounds(planning(rounds=[one_round(chosen=False), one_round()]))
     assert (first.number, first.chosen, second.number, second.chosen) == (1, False, 2, True)
     assert first.latency == ("52.1 ms", "53.0 ms", "+1.7 %")
-    assert first.damage == ("0.0200", "0.0150", "−25.0 %")
+    assert first.damage == ("0.0200", "0.0150", "−25.0 %", "–")
 
 
 def test_the_lead_counts_the_candidates() -> None:

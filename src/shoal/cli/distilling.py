@@ -16,7 +16,7 @@ from shoal.cli.opening import DataOptions, check_input, open_data, open_network,
 from shoal.cli.session import Session
 from shoal.errors import ShoalError, TraceError, UsageError
 from shoal.measure import Predictions, compare, machine, paired_predictions, quality
-from shoal.plan import Fold, Plan, Replace, StandIn
+from shoal.plan import Fold, Plan, Replace
 from shoal.record import DistilRecord
 from shoal.recover import Budget, Distilled, DistilSettings, distil, read_budget
 from shoal.sources import Data
@@ -139,15 +139,15 @@ def _plan(given: _Given) -> tuple[Plan, list[str]]:
     return Plan(model=spec, inputs=input_specs(example), network=signature_of(model, chain), actions=[]), said
 
 
-def _stand_ins(plan: Plan) -> dict[str, StandIn]:
+def _replaced(plan: Plan) -> list[Replace]:
     """The stand-ins of an output folder, where they are still as the plan says: nothing was folded into them."""
     if any(isinstance(one, Fold) for one in plan.actions):
-        return {}
-    return {one.paths[0]: one.stand_in for one in plan.actions if isinstance(one, Replace)}
+        return []
+    return [one for one in plan.actions if isinstance(one, Replace)]
 
 
 def _distilled(given: _Given, plan: Plan, path: Path, progress: Any) -> Distilled:
-    stand_ins = _stand_ins(plan)
+    replaced = _replaced(plan)
     return distil(
         given.student.model,
         given.teacher.model,
@@ -158,8 +158,8 @@ def _distilled(given: _Given, plan: Plan, path: Path, progress: Any) -> Distille
         settings=given.settings,
         folder=path,
         device=given.device,
-        stand_ins=stand_ins,
-        known=list(batches(given.data.calibration(limit=_SET_ON * 128), given.device)) if stand_ins else [],
+        replaced=replaced,
+        known=list(batches(given.data.calibration(limit=_SET_ON * 128), given.device)) if replaced else [],
         progress=progress,
     )
 

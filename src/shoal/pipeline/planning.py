@@ -15,11 +15,12 @@ from shoal.batches import Batch, call, logits_of
 from shoal.blocks import Anatomy, dissect
 from shoal.errors import NotReachedError, UsageError
 from shoal.measure import compare, log_probabilities, predictions
+from shoal.pipeline.bending import FACTORS, POWERS, bent, favouring_removal
 from shoal.pipeline.choose import Choice, drop_of
 from shoal.pipeline.clocks import Clock
 from shoal.pipeline.table_maker import Tables
 from shoal.pipeline.target import Price, Target
-from shoal.pipeline.trials import FACTORS, Trial, favouring_removal, sentence
+from shoal.pipeline.trials import Trial, sentence
 from shoal.plan import Budget, Edge, Path, Remove, Replace, best, front, solve
 from shoal.plan.solver import Objective
 from shoal.preserve import evaluating
@@ -37,6 +38,10 @@ _ROUNDS = 3
 _SLACK = 1.01
 # So many plans, at most, are timed for longer, out of those that seemed to be within this factor of the budget.
 _CONFIRMED, _NEAR = 5, 1.03
+# So many of the best as built are refitted on a part of the samples before one is chosen, beside all bent ones.
+_REFITTED, _PART = 2, 1024
+# How often plans are looked for where damages count otherwise.
+_AGAIN = 2
 # Points on the front.
 _POINTS = 24
 _QUANTITIES: dict[Objective, str] = {
@@ -62,12 +67,13 @@ class Planned:
 
 @dataclass(frozen=True)
 class _Tried:
-    """A plan that was built and measured."""
+    """A plan that was built and measured; `mended` is its damage after a refit on a part of the samples."""
 
     path: Path
     guessed_share: float
     share: float
     damage: float
+    mended: float = math.inf
 
 
 @dataclass
@@ -100,7 +106,6 @@ class Planner:
             raise NotReachedError(note, "`shoal trace` gives the reason for each block.")
         self.length = len(self.tables.line.paths)
         self.front = front(self.tables.edges, self.length, points=_POINTS)
-        self.ready: dict[tuple[int, ...], tuple[nn.Module, float, float, str]] = {}  # networks of plans, refitted
 
     def points(self) -> list[FrontPoint]:
         """The front, fastest first."""
@@ -122,7 +127,11 @@ class Planner:
         return self._point(found[0])
 
     def within(self, target: Target, trial: Trial | None = None) -> Planned:
-        """The plan of least damage within budgets; or of the best few the one that recovers best, by a `trial`.
+        """The plan of least damage within budgets, after a refit; or of the best few the one that recovers best.
+
+        Args:
+            target: the budgets.
+            trial: how it is told which recovers best; None where nothing is recovered.
 
         Raises:
             NotReachedError: no plan meets the budgets, by the tables.
@@ -137,19 +146,17 @@ class Planner:
             if not fresh:
                 break
             tried += self._try(fresh)
-            off = sorted(one.share / one.guessed_share for one in tried[-len(fresh) :])[len(fresh) // 2]
-            if math.isfinite(allowed):
-                allowed = limits.latency_ms / off
+            allowed = limits.latency_ms / _off(tried[-len(fresh) :])
             edges = self._corrected(tried)
         if not tried:
             raise NotReachedError(self._unreachable(limits, target.depth), "Ask for less, or allow longer spans.")
+        beside = self._beside(tried, limits, allowed, target.depth, removals=trial is not None)
+        tried = self._mended(tried, beside, wanted)
         chosen, tried = self._confirmed(tried, wanted)
         said: list[str] = []
         if trial is not None and trial.plans > 1 and chosen.share <= wanted * _SLACK:
-            mixed = self._try(self._favouring(self._budget(allowed, limits, target.depth), tried))
-            others = sorted((one for one in tried if one is not chosen), key=lambda one: one.damage)
-            tried += mixed
-            met = [one for one in (*mixed, *others) if one.share <= wanted * _SLACK]
+            others = sorted((one for one in tried if one.path != chosen.path), key=_order)
+            met = [one for one in others if one.share <= wanted * _SLACK and math.isfinite(one.mended)]
             chosen, said = self._by_trial(trial, [chosen, *met])
         reached = chosen.share <= wanted * _SLACK
         asked = "" if reached else f", asked for {100 * wanted:.1f} %"
@@ -221,16 +228,67 @@ class Planner:
             found.append(path)
         return found
 
-    def _favouring(self, budget: Budget | None, known: Sequence[_Tried]) -> list[Path]:
-        """Plans that were not built yet, best where a removal counts for less than it does before recovery."""
+    def _beside(
+        self, known: Sequence[_Tried], limits: Price, allowed: float, depth: int | None, *, removals: bool
+    ) -> list[_Tried]:
+        """Plans that are best where damages count otherwise, built and measured; twice, for their latencies too.
+
+        Args:
+            known: plans that were built before.
+            limits: what is asked.
+            allowed: the latency by the tables that comes to the one asked.
+            depth: blocks left, at most.
+            removals: whether plans that favour removal are among them.
+        """
+        found: list[_Tried] = []
+        for _ in range(_AGAIN):
+            paths = [one.path for one in (*known, *found)]
+            fresh = self._otherwise(self._budget(allowed, limits, depth), paths, removals=removals)
+            if not fresh:
+                break
+            found += self._try(fresh)
+            allowed = limits.latency_ms / _off(found[-len(fresh) :])
+        return found
+
+    def _otherwise(self, budget: Budget | None, known: Sequence[Path], *, removals: bool) -> list[Path]:
+        """Plans that were not built yet, best where damages count otherwise; `removals`: those of removals too."""
         if budget is None:
             return []
-        found: list[Path] = []
-        for factor in FACTORS:
-            without = [*(frozenset(one.path.edges) for one in known), *(frozenset(one.edges) for one in found)]
-            path = solve(favouring_removal(self.tables.edges, factor), self.length, budget, without=without)
-            found += [path] if path is not None else []
-        return found
+        views = [bent(self.tables.edges, power) for power in POWERS]
+        views += [favouring_removal(self.tables.edges, factor) for factor in FACTORS if removals]
+        found: dict[tuple[int, ...], Path] = {}
+        for edges in views:
+            path = solve(edges, self.length, budget)
+            if path is not None and all(path.edges != one.edges for one in known):
+                found.setdefault(path.edges, path)
+        return list(found.values())
+
+    def _mended(self, tried: Sequence[_Tried], beside: Sequence[_Tried], wanted: float) -> list[_Tried]:
+        """All of them, those beside and the best few of the others with their damage after a refit on a part.
+
+        A refit changes the order of plans: it mends a few large changes better than many small ones.
+        """
+        best_built = sorted(tried, key=_order)
+        asked = [one for one in best_built if one.share <= wanted * _NEAR][:_REFITTED]
+        asked += [one for one in beside if one.share <= wanted * _NEAR]
+        if len(asked) < 2 or not self.actions(asked[0].path):
+            return [*tried, *beside]
+        mended: dict[tuple[int, ...], float] = {}
+        for number, one in enumerate(asked):
+            self.progress("refitting the best plans on a part", number, len(asked))
+            mended[one.path.edges] = min(one.damage, self.damage_of(self._refitted(one.path)))
+        return [replace(one, mended=mended.get(one.path.edges, math.inf)) for one in (*tried, *beside)]
+
+    def _refitted(self, path: Path) -> nn.Module:
+        """Built, and refitted on a part of the samples."""
+        part, left = [], _PART
+        for batch in self.fit_on:
+            part.append(batch.take(left))
+            left -= part[-1].size
+            if left <= 0:
+                break
+        removed = [one.path for one in self.actions(path) if isinstance(one, Remove)]
+        return refit_(self.anatomy, self.build(path), self._stand_ins(path), part, removed=removed, kept=True)
 
     def _by_trial(self, trial: Trial, contenders: Sequence[_Tried]) -> tuple[_Tried, list[str]]:
         """Of the first few the one that a short recovery leaves nearest to the original, and what is to be said."""
@@ -240,10 +298,8 @@ class Planner:
         came = []
         for number, one in enumerate(asked):
             self.progress("trying how well plans recover", number, len(asked))
-            if one.path.edges not in self.ready:
-                self.ready[one.path.edges] = self._recovered(one)
-            network, _, damage, _ = self.ready[one.path.edges]
-            came.append((self.actions(one.path), damage, trial.recovered(network, self.actions(one.path))))
+            actions = self.actions(one.path)
+            came.append((actions, min(one.mended, one.damage), trial.recovered(self._refitted(one.path), actions)))
         least = min(range(len(came)), key=lambda number: came[number][2])
         return asked[least], [sentence(trial, came, least)]
 
@@ -269,10 +325,10 @@ class Planner:
         """
         if not self.clock.measures or not math.isfinite(wanted):
             met = [one for one in tried if one.share <= wanted * _SLACK]
-            return (min(met, key=lambda one: one.damage) if met else min(tried, key=lambda one: one.share)), tried
+            return (min(met, key=_order) if met else min(tried, key=lambda one: one.share)), tried
         sure: list[_Tried] = []
         near = [one for one in tried if one.share <= wanted * _NEAR] or tried
-        for one in sorted(near, key=lambda one: one.damage)[:_CONFIRMED]:
+        for one in sorted(near, key=_order)[:_CONFIRMED]:
             self.progress("timing the best plans for longer", len(sure), _CONFIRMED)
             times = self.clock.networks({"whole": self.anatomy.model, "cut": self.build(one.path)}, longer=True)
             sure.append(replace(one, share=times["cut"] / times["whole"]))
@@ -351,13 +407,14 @@ class Planner:
     def _finished(self, chosen: _Tried, tried: Sequence[_Tried], *, reached: bool, asked: str = "") -> Planned:
         """The chosen plan refitted, with what is known about how it was found."""
         actions, whole = self.actions(chosen.path), self.tables.whole.latency_ms
-        final, refitted, damage, said = self.ready.get(chosen.path.edges) or self._recovered(chosen)
+        final, refitted, damage, said = self._recovered(chosen)
         rounds = [
             PlanRound(
                 latency_guessed_ms=one.guessed_share * whole,
                 latency_measured_ms=one.share * whole,
                 damage_guessed=one.path.damage,
                 damage_measured=one.damage,
+                damage_refitted=one.mended if math.isfinite(one.mended) else None,
                 chosen=one is chosen,
             )
             for one in tried
@@ -446,6 +503,16 @@ class Planner:
             [least_deep] = best(self.tables.edges, self.length, Budget(), 1, objective="depth")
             said.append(f"the shallowest has {least_deep.depth + self._others()} blocks")
         return "no plan meets the budget" + (f": by the tables, {', '.join(said)}" if said else "")
+
+
+def _off(tried: Sequence[_Tried]) -> float:
+    """By what factor the tables guess latencies too low: the middle one of these plans."""
+    return sorted(one.share / one.guessed_share for one in tried)[len(tried) // 2]
+
+
+def _order(one: _Tried) -> tuple[float, float]:
+    """By the damage that a refit leaves, where it is known; all others behind, as they were built."""
+    return one.mended, one.damage
 
 
 def _words(actions: Sequence[Remove | Replace], line: Line) -> str:

@@ -153,7 +153,7 @@ def recovered(
         settings=recover.settings,
         folder=recover.path,
         device=str(device_of(cut)),
-        stand_ins={one.paths[0]: one.stand_in for one in actions if isinstance(one, Replace)},
+        replaced=[one for one in actions if isinstance(one, Replace)],
         known=known,
         progress=progress,
     )

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from shoal.plan import Edge, Remove, Replace
+from shoal.plan import Remove, Replace
 
 Actions = Sequence[Remove | Replace]
-# What a removal counts for in the plans that contend beside the best ones: less than what it does at first.
-FACTORS = (0.3, 0.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +29,6 @@ class Trial:
     plans: int
     recovered: Callable[[nn.Module, Actions], float]
     each: str
-
-
-def favouring_removal(edges: Sequence[Edge], factor: float) -> list[Edge]:
-    """The edges with the damage of every removal multiplied by so much."""
-    return [one.model_copy(update={"damage": factor * one.damage}) if one.action == "remove" else one for one in edges]
 
 
 def sentence(trial: Trial, tried: Sequence[tuple[Actions, float, float]], best: int) -> str:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from shoal.batches import Batch
 from shoal.engine import Engine
 from shoal.errors import UsageError
-from shoal.plan import StandIn
+from shoal.plan import Replace
 from shoal.record import Recovery
 from shoal.recover.averaging import Average
 from shoal.recover.budget import Budget, read_budget
 from shoal.recover.claim import check_claim, given_of, made_folder
 from shoal.recover.cosine import rate_at
-from shoal.recover.features import shared_paths
+from shoal.recover.features import shared_places
 from shoal.recover.form import leave_form_, suited, take_form_
 from shoal.recover.history import History
 from shoal.recover.judge import Judge, validation_samples
@@ -73,7 +73,7 @@ def distil(
     settings: DistilSettings | None = None,
     folder: str | Path | None = None,
     device: str | None = None,
-    stand_ins: Mapping[str, StandIn] | None = None,
+    replaced: Sequence[Replace] = (),
     known: Sequence[Batch] = (),
     progress: Progress = lambda stage, done, total: None,
 ) -> Distilled:
@@ -92,8 +92,8 @@ def distil(
         settings: everything else.
         folder: for checkpoint and metrics, made if it is missing; an unfinished run there goes on. None keeps neither.
         device: where it runs; by default where the student is.
-        stand_ins: of the student's plan, by path: they learn as shortcut and rest with a batch norm, see
-            `make_trainable_`, and come out as the plan says.
+        replaced: of the student's plan: its stand-ins learn as shortcut and rest with a batch norm, see
+            `make_trainable_`, with what leaves their spans in the teacher for a target, and come out as the plan says.
         known: mini-batches that these batch norms are set from.
         progress: called with (stage, done, total).
 
@@ -120,7 +120,7 @@ def distil(
     with torch.inference_mode(mode=False), torch.enable_grad(), torch.random.fork_rng(devices=_drawing(where)):
         torch.manual_seed(settings.seed)  # for loaders that shuffle validation: a run that goes on sees the same
         extra = by_epoch(unlabelled) if unlabelled is not None else None
-        given = _Given(student, teacher, by_epoch(training), validation, extra, stand_ins or {}, known)
+        given = _Given(student, teacher, by_epoch(training), validation, extra, replaced, known)
         return _Run(given, read, settings, where, path, progress).whole()
 
 
@@ -141,7 +141,7 @@ class _Given:
     training: EpochOf
     validation: Iterable[Any]
     unlabelled: EpochOf | None
-    stand_ins: Mapping[str, StandIn]
+    replaced: Sequence[Replace]
     known: Sequence[Batch]
 
 
@@ -161,6 +161,7 @@ class _State:
     best: float = math.nan
     best_step: int = 0
     kept: str = "the weights it began with"
+    lowest: float = math.nan
     worse: int = 0
     first: float = math.nan
     loss: float = 0.0
@@ -205,7 +206,9 @@ class _Run:
         """The student in the form in which it learns, and beside it as it was given, where that is another form."""
         before = self.engine.placed(given.student).eval()
         self.student = copy.deepcopy(before)
-        self.form = take_form_(self.student, given.stand_ins, [self.engine.moved(one) for one in given.known])
+        self.replaced = given.replaced
+        stand_ins = {one.paths[0]: one.stand_in for one in given.replaced}
+        self.form = take_form_(self.student, stand_ins, [self.engine.moved(one) for one in given.known])
         self.as_given = before if self.form.changed else None
 
     # The whole way
@@ -215,7 +218,7 @@ class _Run:
         first = self._checked()
         self.lesson = Lesson(
             self.teacher,
-            shared_paths(self.teacher, self.student, first.take(2)) if self.settings.features else [],
+            self._places(first.take(2)),
             self.settings,
             self.engine,
             unlabelled=self.extra is not None,
@@ -246,6 +249,11 @@ class _Run:
             own = Stream(self.extra.epochs, self.settings.seed, "unlabelled").take()
             check_unlabelled(self.engine.moved(own), first)
         return first
+
+    def _places(self, example: Batch) -> dict[str, str]:
+        if not self.settings.features:
+            return {}
+        return shared_places(self.teacher, self.student, example, self.replaced)
 
     def _stepping(self, model: nn.Module) -> Stepping:
         return Stepping(model, self.kind, self.settings.decay, self.settings.clip)
@@ -343,6 +351,9 @@ class _Run:
         state.looked = max(state.looked + 1, int(spent * state.looks + 1e-9))
         if not state.stopped:
             seen = self._judged(self.average.network, "averaged weights")
+            # Against the looks before, not against where it began: a high rate first shakes the network up.
+            improved = not seen >= state.lowest
+            state.lowest, state.worse = (seen, 0) if improved else (state.lowest, state.worse + 1)
             if last:
                 self._judged(self.student, "the last step's weights")
             state.stopped = state.stopped or self._verdict(last=last)
@@ -366,10 +377,8 @@ class _Run:
         if not math.isfinite(found):
             state.stopped = "diverged"
         if found < state.best:
-            state.best, state.best_step, state.kept, state.worse = found, state.step, name, 0
+            state.best, state.best_step, state.kept = found, state.step, name
             self.best = self._copied(network)
-        elif name == "averaged weights":
-            state.worse += 1
         return found
 
     def _verdict(self, *, last: bool) -> str:
@@ -408,7 +417,7 @@ class _Run:
             stopped=state.stopped,  # type: ignore[arg-type]
             kept=state.kept,
             kept_step=state.best_step,
-            features=len(self.lesson.paths),
+            features=len(self.lesson.places),
             rewritten=len(self.form.rewritten),
             resumed=self.resumed,
             settings=self.settings.to_dict(),

@@ -26,7 +26,7 @@ class DistilSettings:
         norm_batch: batch norms learn their statistics only in mini-batches of at least so many samples.
         validation_images: how many samples the student is judged on, at most.
         looks: how often it is judged, evenly over the budget.
-        patience: it stops after so many looks in a row without a better one.
+        patience: it stops after so many looks in a row that are no better than one before them.
         decay: weight decay of the matrices.
         precision: 'fp32', or 'bf16' for mixed precision.
         channels_last: keep images with the channels last in memory.

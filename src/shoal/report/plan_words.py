@@ -15,7 +15,7 @@ class RoundRow:
     number: int
     chosen: bool
     latency: tuple[str, str, str]
-    damage: tuple[str, str, str]
+    damage: tuple[str, str, str, str]
 
 
 def rounds(planning: Planning) -> list[RoundRow]:
@@ -29,9 +29,10 @@ def _latency(one: PlanRound) -> tuple[str, str, str]:
     return numbers.milliseconds(guessed), numbers.milliseconds(measured), off
 
 
-def _damage(one: PlanRound) -> tuple[str, str, str]:
+def _damage(one: PlanRound) -> tuple[str, str, str, str]:
     guessed, measured = one.damage_guessed, one.damage_measured
-    return numbers.significant(guessed), numbers.significant(measured), numbers.deviation(guessed, measured)
+    refitted = numbers.significant(one.damage_refitted) if one.damage_refitted is not None else "–"
+    return numbers.significant(guessed), numbers.significant(measured), numbers.deviation(guessed, measured), refitted
 
 
 def lead(planning: Planning) -> str:
