@@ -4,18 +4,18 @@ from torch import nn
 
 from shoal.batches import Batch, as_batch
 from shoal.plan import Replace, StandIn
-from shoal.recover.features import listening, shared_places
+from shoal.recover.features import listening, shared_paths
 from shoal.recover.trainable import NormedStandIn
 
 
 def test_kept_blocks_are_shared_and_removed_ones_are_not():
-    assert shared_places(teacher(), student(), Batch((images(2),))) == {"blocks.0": "blocks.0", "blocks.3": "blocks.3"}
+    assert shared_paths(teacher(), student(), Batch((images(2),))) == ["blocks.0", "blocks.3"]
 
 
 def test_a_block_of_another_shape_is_not_shared():
     cut = student()
     cut.blocks[3] = NormedStandIn(nn.Conv2d(4, 4, 1), nn.Identity(), nn.Identity(), shortcut=True)
-    assert shared_places(teacher(), cut, Batch((images(2),))) == {"blocks.0": "blocks.0"}
+    assert shared_paths(teacher(), cut, Batch((images(2),))) == ["blocks.0"]
 
 
 def test_a_block_that_is_narrower_inside_is_shared():
@@ -26,35 +26,27 @@ def test_a_block_that_is_narrower_inside_is_shared():
         nn.BatchNorm2d(2),
         nn.Conv2d(2, 4, 3, padding=1),
     )
-    assert shared_places(teacher(), cut.eval(), Batch((images(2),))) == {"blocks.0": "blocks.0", "blocks.3": "blocks.3"}
+    assert shared_paths(teacher(), cut.eval(), Batch((images(2),))) == ["blocks.0", "blocks.3"]
 
 
-def test_a_stand_in_answers_for_the_end_of_its_span():
+def test_a_block_that_stands_for_a_span_is_not_held_against_the_one_it_stands_at():
     cut, form = teacher(), {"layout": "channels_first", "in_channels": 4, "out_channels": 4}
-    stand_in = StandIn(kind="conv", kernel=3, **form)
-    cut.blocks[1], cut.blocks[2] = nn.Conv2d(4, 4, 3, padding=1), nn.Identity()
-    replaced = [Replace(paths=["blocks.1", "blocks.2"], stand_in=stand_in)]
-    places = shared_places(teacher(), cut.eval(), Batch((images(2),)), replaced)
-    assert places == {"blocks.0": "blocks.0", "blocks.2": "blocks.1", "blocks.3": "blocks.3"}
-
-
-def test_a_block_that_stands_in_for_a_span_is_not_held_against_itself():
-    cut, form = teacher(), {"layout": "channels_first", "in_channels": 4, "out_channels": 4}
-    stand_in = StandIn(kind="block", copies=("blocks.1",), **form)
     cut.blocks[2] = nn.Identity()
-    replaced = [Replace(paths=["blocks.1", "blocks.2"], stand_in=stand_in)]
-    assert shared_places(teacher(), cut.eval(), Batch((images(2),)), replaced)["blocks.2"] == "blocks.1"
+    replaced = [Replace(paths=["blocks.1", "blocks.2"], stand_in=StandIn(kind="block", copies=("blocks.1",), **form))]
+    assert shared_paths(teacher(), cut.eval(), Batch((images(2),)), replaced) == ["blocks.0", "blocks.3"]
 
 
 def test_networks_that_share_nothing_are_compared_by_answers_alone():
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    assert shared_places(teacher(), linear, Batch((images(2),))) == {}
+    assert shared_paths(teacher(), linear, Batch((images(2),))) == []
 
 
 def test_dict_inputs():
-    assert shared_places(TokenNet().eval(), TokenNet().eval(), as_batch(tokens())) == {
-        name: name for name in ("layers.0", "layers.1", "layers.2")
-    }
+    assert shared_paths(TokenNet().eval(), TokenNet().eval(), as_batch(tokens())) == [
+        "layers.0",
+        "layers.1",
+        "layers.2",
+    ]
 
 
 def test_no_hook_stays_behind_where_something_raises():

@@ -10,11 +10,11 @@ from shoal.recover import DistilSettings
 from shoal.recover.lesson import Lesson
 from shoal.recover.stepping import Stepping
 
-PLACES = {"blocks.0": "blocks.0", "blocks.3": "blocks.3"}
+PATHS = ["blocks.0", "blocks.3"]
 
 
 def lesson(**more):
-    return Lesson(teacher(), more.pop("places", PLACES), DistilSettings(**more), engine())
+    return Lesson(teacher(), more.pop("paths", PATHS), DistilSettings(**more), engine())
 
 
 def test_lessons_bring_the_student_nearer_and_leave_the_teacher_alone():
@@ -47,7 +47,7 @@ def test_features_and_labels_are_parts_of_the_loss():
 def test_missing_labels_are_an_error_but_for_extra_data():
     with pytest.raises(DataError, match="no labels"):
         lesson(labels=1.0).gradients(student(), Batch((images(16),)), 0)
-    lenient = Lesson(teacher(), PLACES, DistilSettings(labels=1.0), engine(), unlabelled=True)
+    lenient = Lesson(teacher(), PATHS, DistilSettings(labels=1.0), engine(), unlabelled=True)
     lenient.gradients(student(), Batch((images(16),)), 0)
 
 

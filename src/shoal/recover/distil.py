@@ -25,7 +25,7 @@ from shoal.recover.averaging import Average
 from shoal.recover.budget import Budget, read_budget
 from shoal.recover.claim import check_claim, given_of, made_folder
 from shoal.recover.cosine import rate_at
-from shoal.recover.features import shared_places
+from shoal.recover.features import shared_paths
 from shoal.recover.form import leave_form_, suited, take_form_
 from shoal.recover.history import History
 from shoal.recover.judge import Judge, validation_samples
@@ -93,7 +93,7 @@ def distil(
         folder: for checkpoint and metrics, made if it is missing; an unfinished run there goes on. None keeps neither.
         device: where it runs; by default where the student is.
         replaced: of the student's plan: its stand-ins learn as shortcut and rest with a batch norm, see
-            `make_trainable_`, with what leaves their spans in the teacher for a target, and come out as the plan says.
+            `make_trainable_`, and come out as the plan says.
         known: mini-batches that these batch norms are set from.
         progress: called with (stage, done, total).
 
@@ -218,7 +218,7 @@ class _Run:
         first = self._checked()
         self.lesson = Lesson(
             self.teacher,
-            self._places(first.take(2)),
+            self._shared(first.take(2)),
             self.settings,
             self.engine,
             unlabelled=self.extra is not None,
@@ -250,10 +250,10 @@ class _Run:
             check_unlabelled(self.engine.moved(own), first)
         return first
 
-    def _places(self, example: Batch) -> dict[str, str]:
+    def _shared(self, example: Batch) -> list[str]:
         if not self.settings.features:
-            return {}
-        return shared_places(self.teacher, self.student, example, self.replaced)
+            return []
+        return shared_paths(self.teacher, self.student, example, self.replaced)
 
     def _stepping(self, model: nn.Module) -> Stepping:
         return Stepping(model, self.kind, self.settings.decay, self.settings.clip)
@@ -417,7 +417,7 @@ class _Run:
             stopped=state.stopped,  # type: ignore[arg-type]
             kept=state.kept,
             kept_step=state.best_step,
-            features=len(self.lesson.places),
+            features=len(self.lesson.paths),
             rewritten=len(self.form.rewritten),
             resumed=self.resumed,
             settings=self.settings.to_dict(),

@@ -12,17 +12,16 @@ from shoal.errors import ShoalError
 from shoal.plan import Replace
 from shoal.preserve import evaluating
 from shoal.recover.form import ask, suited
-from shoal.replace import Line, line_of
+from shoal.replace import line_of
 
 
-def shared_places(
-    teacher: nn.Module, student: nn.Module, example: Batch, replaced: Sequence[Replace] = ()
-) -> dict[str, str]:
-    """Of the teacher's blocks (layers, where it has none) that the student answers for: where in the student, in order.
+def shared_paths(teacher: nn.Module, student: nn.Module, example: Batch, replaced: Sequence[Replace] = ()) -> list[str]:
+    """The paths of the teacher's blocks (layers, where it has none) that the student has kept, in order.
 
-    A stand-in answers for the last block of its span. Any other block was kept: the same class with parameters of the
-    same names at the same path (fewer of them inside will do). Features are of the same shape. A network that cannot be
-    traced has none, and is distilled by its answers alone.
+    Kept means: the same class with parameters of the same names at the same path (fewer of them inside will do), and
+    features of the same shape. What stands for a span is not among them: a student may be a copy of the block it stands
+    at, and learns best when it is left free (held against the end of its span it came out slightly further off). A
+    network that cannot be traced has none, and is distilled by its answers alone.
 
     Args:
         teacher: left as it was.
@@ -30,35 +29,19 @@ def shared_places(
         example: a mini-batch to run both on.
         replaced: of the student's plan.
     """
+    spans = {path for one in replaced for path in one.paths}
     try:
         line = line_of(dissect(copy.deepcopy(teacher).eval(), suited(teacher, example)))
-        places = _places(teacher, student, line, replaced)
+        whole = [step.paths for step in line.steps if spans.isdisjoint(step.paths)]
+        kept = [paths[-1] for paths in whole if all(_kept(teacher, student, path) for path in paths)]
         with evaluating(teacher), evaluating(student):
-            with listening(teacher, list(places)) as wanted:
+            with listening(teacher, kept) as wanted:
                 ask(teacher, example)
-            with listening(student, list(places.values())) as own:
+            with listening(student, kept) as own:
                 ask(student, example)
     except ShoalError:
-        return {}
-    return {
-        path: place
-        for path, place in places.items()
-        if path in wanted and place in own and wanted[path].shape == own[place].shape
-    }
-
-
-def _places(teacher: nn.Module, student: nn.Module, line: Line, replaced: Sequence[Replace]) -> dict[str, str]:
-    """In the line's order; of a span only the end."""
-    spans = {path: one for one in replaced for path in one.paths}
-    places: dict[str, str] = {}
-    for step in line.steps:
-        end = step.paths[-1]
-        if end in spans:
-            if end == spans[end].paths[-1]:
-                places[end] = spans[end].paths[0]
-        elif all(_kept(teacher, student, path) for path in step.paths):
-            places[end] = end
-    return places
+        return []
+    return [path for path in kept if path in wanted and path in own and wanted[path].shape == own[path].shape]
 
 
 def _kept(teacher: nn.Module, student: nn.Module, path: str) -> bool:

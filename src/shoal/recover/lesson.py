@@ -1,6 +1,6 @@
 """One lesson: the teacher answers a mini-batch, the student answers it too, and learns from the difference."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Lesson:
 
     Args:
         teacher: on the device, in eval mode.
-        places: where features are compared: of each path in the teacher the one in the student.
+        paths: of the blocks whose features are compared.
         settings: weights of the parts of the loss.
         engine: device and precision.
         unlabelled: some mini-batches are meant to have no labels: those of extra data.
@@ -32,14 +32,14 @@ class Lesson:
     def __init__(
         self,
         teacher: nn.Module,
-        places: Mapping[str, str],
+        paths: Sequence[str],
         settings: DistilSettings,
         engine: Engine,
         *,
         unlabelled: bool = False,
     ) -> None:
         self.teacher, self.settings, self.engine = teacher, settings, engine
-        self.places, self.unlabelled = dict(places) if settings.features else {}, unlabelled
+        self.paths, self.unlabelled = list(paths) if settings.features else [], unlabelled
 
     def gradients(self, student: nn.Module, given: Batch, step: int) -> Tensor:
         """Add the gradients of one mini-batch to the student's; the loss comes back, without them."""
@@ -47,15 +47,14 @@ class Lesson:
         generator = torch.Generator().manual_seed(settings.seed + _PRIME * (step + 1))
         torch.manual_seed(settings.seed + _PRIME * (step + 1))  # for what the network itself draws
         batch, blend = blended(self.engine.moved(given), settings.blends, generator)
-        with torch.no_grad(), listening(self.teacher, list(self.places)) as wanted, self.engine.autocast():
+        with torch.no_grad(), listening(self.teacher, self.paths) as wanted, self.engine.autocast():
             said = logits_of(ask(self.teacher, batch))
         learn_(student, batch.size, settings.norm_batch)
         with torch.enable_grad():  # whoever calls may have switched gradients off
-            with listening(student, list(self.places.values())) as heard, self.engine.autocast():
+            with listening(student, self.paths) as own, self.engine.autocast():
                 answered = logits_of(ask(student, batch))
             loss = divergence_loss(said, answered, batch, settings.temperature)
-            if self.places:
-                own = {path: heard[place] for path, place in self.places.items()}
+            if own:
                 loss = loss + settings.features * feature_loss(wanted, own, batch)
             if settings.labels and (given.target is not None or not self.unlabelled):
                 # Labels as they were given: on the CPU they are checked without waiting for the device.
