@@ -37,7 +37,7 @@ _BUILT = 3
 _ROUNDS = 3
 _SLACK = 1.01
 # So many plans, at most, are timed for longer, out of those that seemed to be within this factor of the budget.
-_CONFIRMED, _NEAR = 5, 1.03
+_CONFIRMED, _NEAR = 4, 1.03
 # So many of the best as built are refitted on a part of the samples before one is chosen, beside all bent ones.
 _REFITTED, _PART = 2, 1024
 # How often plans are looked for where damages count otherwise.
@@ -326,19 +326,15 @@ class Planner:
         if not self.clock.measures or not math.isfinite(wanted):
             met = [one for one in tried if one.share <= wanted * _SLACK]
             return (min(met, key=_order) if met else min(tried, key=lambda one: one.share)), tried
-        sure: list[_Tried] = []
-        near = [one for one in tried if one.share <= wanted * _NEAR] or tried
-        for one in sorted(near, key=_order)[:_CONFIRMED]:
-            self.progress("timing the best plans for longer", len(sure), _CONFIRMED)
-            times = self.clock.networks({"whole": self.anatomy.model, "cut": self.build(one.path)}, longer=True)
-            sure.append(replace(one, share=times["cut"] / times["whole"]))
-            if sure[-1].share <= wanted * _SLACK:
-                break
+        near = sorted((one for one in tried if one.share <= wanted * _NEAR), key=_order)[:_CONFIRMED]
         fastest = min(tried, key=lambda one: one.share)
-        if sure[-1].share > wanted * _SLACK and all(one.path != fastest.path for one in sure):
-            times = self.clock.networks({"whole": self.anatomy.model, "cut": self.build(fastest.path)}, longer=True)
-            sure.append(replace(fastest, share=times["cut"] / times["whole"]))
-        chosen = sure[-1] if sure[-1].share <= wanted * _SLACK else min(sure, key=lambda one: one.share)
+        asked = near if any(one is fastest for one in near) else [*near, fastest]
+        self.progress("timing the best plans for longer", 0, 1)
+        named = {str(number): self.build(one.path) for number, one in enumerate(asked)}
+        times = self.clock.networks({"whole": self.anatomy.model, **named}, longer=True)
+        sure = [replace(one, share=times[str(number)] / times["whole"]) for number, one in enumerate(asked)]
+        met = [one for one in sure if one.share <= wanted * _SLACK]
+        chosen = min(met, key=_order) if met else min(sure, key=lambda one: one.share)
         known = {one.path.edges: one for one in sure}
         return chosen, [known.get(one.path.edges, one) for one in tried]
 
