@@ -3,14 +3,16 @@
     python benchmarks/recovery.py MODEL DATA [--weights F] [--mean ..] [--std ..] [--also DATA2] [--unlabelled DATA3]
         [--budget 5m] [--points 0.6,0.4]
         [--methods shoal,greedy,influence,practise,practise-distil,width,taylor,scratch]
-        [--images 4660] [--batch-size 128] [--channels-last] [--adaptor-steps 100] [--seed 0]
+        [--images 4660] [--batch-size 128] [--channels-last] [--adaptor-steps 100] [--try-plans 4] [--seed 0]
         [--work FOLDER] --out NAME.json
 
 Points are shares of the original's latency. The cut networks are made as in frontier.py, on the calibration part of
 DATA without labels; then each learns from the original on that part, augmented anew in each epoch, for the same budget:
 with `shoal.recover.distil`, PRACTISE with its own tuning on features too (`practise`; `practise-distil`: the same cut,
-our distillation). `scratch` is the network of Shoal's plan with fresh weights. Distillation chooses what comes out on
-the validation part of DATA; `practise` takes its last step, as published. Test images are only measured on.
+our distillation). Of Shoal's plans the best few recover for a tenth of the budget each before one is chosen: part of
+making the cut, as PRACTISE's scores are (100 steps for each block). `scratch` is the network of Shoal's plan with fresh
+weights. Distillation chooses what comes out on the validation part of DATA; `practise` takes its last step, as
+published. Test images are only measured on.
 
 Finished cells are kept in --work, an interrupted distillation goes on from its checkpoint: the same command goes on.
 Delete the folder of a cell (`point-0.6/recovered-greedy`) to have it again. A budget of time is that of this
@@ -18,6 +20,7 @@ machine: leave it in peace.
 """
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +32,11 @@ from rivals.recovered import WAYS, Lessons, place_of, run_recovered
 from rivals.recovered_table import lines
 from rivals.together import side_by_side
 
+from shoal.batches import Batch
 from shoal.measure import machine
+from shoal.pipeline import Progress, Recover
+from shoal.pipeline.recovering import trial_of
+from shoal.pipeline.trials import Trial
 from shoal.recover import DistilSettings, read_budget
 from shoal.recover.stream import EpochOf
 from shoal.sources import Data, load_model
@@ -48,8 +55,10 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     model = load_model(args.model, args.weights).model.eval()
     RunFolder(args.work, "recovery", _claim(args, model))
     calibration = unlabelled([sets["data"].calibration()], args.images)
-    ground = Ground(model, calibration, args.work, args.channels_last, Stages(), args.adaptor_steps)
-    tests, lessons = Sets(ground, sets), _lessons(args, sets["data"], extra)
+    lessons, stages = _lessons(args, sets["data"], extra), Stages()
+    trial = _trial(model, lessons, args.try_plans, calibration, stages)
+    ground = Ground(model, calibration, args.work, args.channels_last, stages, args.adaptor_steps, trial)
+    tests = Sets(ground, sets)
     found = [_point(ground, tests, lessons, args, point) for point in args.points]
     return {
         "command": _command(args),
@@ -65,6 +74,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         "budget": str(lessons.budget),
         "distillation": lessons.settings.to_dict(),
         "adaptor_steps": args.adaptor_steps,
+        "plans_tried": args.try_plans,
         "counts_up_to": f"{SLACK} times the point, in turns with the original",
         "points": found,
         "versions": versions(),
@@ -84,6 +94,14 @@ def _lessons(args: argparse.Namespace, data: Data, extra: Data | None) -> Lesson
         seed=args.seed,
         settings=DistilSettings(seed=args.seed, channels_last=args.channels_last),
     )
+
+
+def _trial(
+    model: torch.nn.Module, lessons: Lessons, plans: int, calibration: Sequence[Batch], progress: Progress
+) -> Trial | None:
+    """How Shoal's plans that contend are told apart."""
+    asked = Recover(lessons.budget, lessons.settings, lessons.training, lessons.unlabelled, try_plans=plans)
+    return trial_of(asked, model, [], lessons.validation, calibration, progress)
 
 
 def _epochs(data: Data, limit: int | None) -> EpochOf:
@@ -110,7 +128,7 @@ def _point(ground: Ground, tests: Sets, lessons: Lessons, args: argparse.Namespa
 
 def _claim(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, Any]:
     """All that decides a cell but its method and point: kept cells of another run must not be mixed in."""
-    names = ("mean", "std", "images", "batch_size", "channels_last", "budget", "adaptor_steps", "seed")
+    names = ("mean", "std", "images", "batch_size", "channels_last", "budget", "adaptor_steps", "try_plans", "seed")
     specs = {name: spoken(getattr(args, name)) for name in ("data", "also", "unlabelled")}
     there = {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     return {name: getattr(args, name) for name in names} | specs | there | {"network": model_digest(model)}
@@ -119,7 +137,9 @@ def _claim(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, Any]:
 def _command(args: argparse.Namespace) -> str:
     """What was run, without the folders of this machine."""
     own = [f"--unlabelled {spoken(args.unlabelled)}"] if args.unlabelled else []
-    own += [f"--budget {args.budget} --adaptor-steps {args.adaptor_steps} --seed {args.seed}"]
+    own += [
+        f"--budget {args.budget} --adaptor-steps {args.adaptor_steps} --try-plans {args.try_plans} --seed {args.seed}"
+    ]
     return f"python benchmarks/recovery.py {' '.join([*given(args), *own])} --out {args.out.name}"
 
 
@@ -128,6 +148,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--unlabelled", help="extra data, of which only the images are learned from")
     parser.add_argument("--budget", default="5m", help="of each network's recovery: a time, or a number of steps")
     parser.add_argument("--adaptor-steps", type=int, default=100, help="of PRACTISE's scores, for each block")
+    parser.add_argument("--try-plans", type=int, default=4, help="so many plans of Shoal's recover shortly first")
     parser.add_argument("--seed", type=int, default=0)
     return answered(parser, "recovery")
 

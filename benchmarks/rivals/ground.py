@@ -20,6 +20,7 @@ from shoal.measure import kl_per_sample, latency, log_probabilities
 from shoal.pipeline import Settings
 from shoal.pipeline.mixing import with_blends
 from shoal.pipeline.parting import Parts, parted
+from shoal.pipeline.trials import Trial
 from shoal.preserve import evaluating
 from shoal.record import Latency
 
@@ -42,6 +43,7 @@ class Ground:
         channels_last: how networks are timed.
         progress: called with (stage, done, total).
         adaptor_steps: of PRACTISE, for each block.
+        trial: how the plans of Shoal that contend are told apart by a short recovery; None for no recovery.
     """
 
     model: nn.Module
@@ -50,6 +52,7 @@ class Ground:
     channels_last: bool = False
     progress: Callable[[str, int, int], None] = say_nothing
     adaptor_steps: int = 100
+    trial: Trial | None = None
 
     def __post_init__(self) -> None:
         if len(self.calibration) < 2:

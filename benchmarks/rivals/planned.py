@@ -3,27 +3,36 @@
 from rivals.ground import Ground
 from rivals.made import Made, Unreached
 from shoal.errors import NotReachedError
-from shoal.pipeline import Settings, compress
+from shoal.pipeline import Goal, Settings, Target
+from shoal.pipeline.by_plan import planner_of
+from shoal.pipeline.told import tell
+from shoal.plan import Plan, Remove, Replace
+from shoal.scanning import divergence
+from shoal.surgery import input_specs, signature_of
 
 
 def planned(ground: Ground, target: float) -> Made:
-    """`shoal.compress(latency=target)`; the tables are made once and shared by all targets.
+    """The plan that `shoal.compress(latency=target)` takes; the tables are made once and shared by all targets.
 
-    Its evaluation is kept short, on calibration images: what it says about quality is not used here.
+    Where the ground has a trial, the best few plans recover for a while before one is chosen, as with `try_plans`.
     """
     images = sum(batch.size for batch in ground.calibration)
+    goal, settings = Goal(target=Target(latency=target)), Settings(images=images, channels_last=ground.channels_last)
+    told = tell(ground.model, ground.calibration, None, goal, settings, divergence, ground.progress)
     try:
-        result = compress(
-            ground.model,
-            ground.calibration,
-            eval=ground.calibration[:1],
-            latency=target,
-            settings=Settings(images=images, channels_last=ground.channels_last, latency_seconds=0.1),
-            tables=ground.folder / "tables",
-            progress=ground.progress,
-        )
+        found = planner_of(told, None, ground.folder / "tables").within(goal.target, ground.trial)
     except NotReachedError as error:
         raise Unreached(None, error.message) from error
-    record = result.record
-    done = {"removed": record.removed, "replaced": record.replaced, "notes": [record.message, *record.notes]}
-    return Made(result.model, done, result.plan)
+    done = {
+        "removed": [one.path for one in found.actions if isinstance(one, Remove)],
+        "replaced": [" + ".join(one.paths) for one in found.actions if isinstance(one, Replace)],
+        "notes": [found.message, *found.notes],
+    }
+    anatomy = told.anatomy
+    plan = Plan(
+        model=None,
+        inputs=input_specs(ground.timed.take(2)),
+        network=signature_of(anatomy.model, anatomy.chain),
+        actions=list(found.actions),
+    )
+    return Made(found.model, done, plan)

@@ -2,7 +2,7 @@
 
 A damage of the tables is that of one change alone, before a refit and before recovery. What is left of a plan's damage
 after them is not the sum: a few large changes are mended better than many small ones, for a network that is whole
-behind them learns to take what comes. So a damage d may count as d^0.75, d^0.6, d^0.5, or that of a removal as less;
+behind them learns to take what comes. So a damage d may count as d^0.6 or d^0.45, or that of a removal as less;
 which of these plans is best is measured, after a refit or a short recovery, not believed. Figures: docs/figures.md.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from shoal.plan import Edge
 
-POWERS = (0.75, 0.6, 0.5)
+POWERS = (0.6, 0.45)
 # What a removal counts for: it leaves whole trained blocks behind, that recover better than they do at first.
 FACTORS = (0.3, 0.1)
 

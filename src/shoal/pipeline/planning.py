@@ -40,8 +40,8 @@ _SLACK = 1.01
 _CONFIRMED, _NEAR = 4, 1.03
 # So many of the best as built are refitted on a part of the samples before one is chosen, beside all bent ones.
 _REFITTED, _PART = 2, 1024
-# How often plans are looked for where damages count otherwise.
-_AGAIN = 2
+# Shares of the latency that is believed to be right, for which plans are looked for where damages count otherwise.
+_TIGHTER = (1.0, 1.0, 0.96)
 # Points on the front.
 _POINTS = 24
 _QUANTITIES: dict[Objective, str] = {
@@ -231,7 +231,7 @@ class Planner:
     def _beside(
         self, known: Sequence[_Tried], limits: Price, allowed: float, depth: int | None, *, removals: bool
     ) -> list[_Tried]:
-        """Plans that are best where damages count otherwise, built and measured; twice, for their latencies too.
+        """Plans that are best where damages count otherwise, built and measured; more than once, for their latencies.
 
         Args:
             known: plans that were built before.
@@ -241,13 +241,12 @@ class Planner:
             removals: whether plans that favour removal are among them.
         """
         found: list[_Tried] = []
-        for _ in range(_AGAIN):
+        for tighter in _TIGHTER:
             paths = [one.path for one in (*known, *found)]
-            fresh = self._otherwise(self._budget(allowed, limits, depth), paths, removals=removals)
-            if not fresh:
-                break
-            found += self._try(fresh)
-            allowed = limits.latency_ms / _off(found[-len(fresh) :])
+            fresh = self._otherwise(self._budget(tighter * allowed, limits, depth), paths, removals=removals)
+            if fresh:
+                found += self._try(fresh)
+                allowed = limits.latency_ms / _off(found[-len(fresh) :])
         return found
 
     def _otherwise(self, budget: Budget | None, known: Sequence[Path], *, removals: bool) -> list[Path]:

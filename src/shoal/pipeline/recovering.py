@@ -174,7 +174,8 @@ def trial_of(
     budget = read_budget(recover.budget) if recover is not None else None
     if recover is None or budget is None or recover.try_plans < 2:
         return None
-    short = replace(recover, budget=budget.part(_TRIED), folder=None)
+    settings = replace(recover.settings or DistilSettings(), looks=1)
+    short = replace(recover, budget=budget.part(_TRIED), settings=settings, folder=None)
 
     def after(cut: nn.Module, actions: Sequence[Remove | Replace]) -> float:
         try:

@@ -51,6 +51,7 @@ _ROUNDING = 1e-6
 _LOOKING = 0.2  # of a budget of time may go into looks
 _CALIBRATION = 1024  # samples that batch norms are set from at the end
 _BATCHES = 48  # mini-batches looked at for that, at most
+_RECALIBRATED = ", batch norms recalibrated"
 _NOTED = 10  # steps between two looks at the loss where that makes the device wait
 
 
@@ -356,6 +357,7 @@ class _Run:
             state.lowest, state.worse = (seen, 0) if improved else (state.lowest, state.worse + 1)
             if last:
                 self._judged(self.student, "the last step's weights")
+                self._judged_recalibrated()
             state.stopped = state.stopped or self._verdict(last=last)
         line = {
             "step": state.step,
@@ -399,7 +401,7 @@ class _Run:
         model = self.student
         model.load_state_dict(self.best, strict=False)
         model.eval()
-        if has_batch_norms(model) and state.best_step:
+        if has_batch_norms(model) and state.best_step and _RECALIBRATED not in state.kept:
             model = self._recalibrated(model)
         model = self._as_it_came(model)
         seconds = self._elapsed()
@@ -437,8 +439,23 @@ class _Run:
         state.best, state.best_step, state.kept = state.before, 0, _State.kept
         return self.as_given
 
+    def _judged_recalibrated(self) -> None:
+        """In a short run statistics lag behind the weights: good weights may look bad until theirs are set anew."""
+        for network, name in ((self.average.network, "averaged weights"), (self.student, "the last step's weights")):
+            if has_batch_norms(network) and (twin := self._with_own_norms(network)) is not None:
+                self._judged(twin, f"{name}{_RECALIBRATED}")
+
     def _recalibrated(self, model: nn.Module) -> nn.Module:
         """With batch-norm statistics of unblended samples and these very weights, where that is nearer."""
+        twin = self._with_own_norms(model)
+        found = self.judge.of(twin) if twin is not None else math.nan
+        if twin is None or not found < self.state.best:
+            return model
+        self.state.best, self.state.kept = found, f"{self.state.kept}{_RECALIBRATED}"
+        return twin
+
+    def _with_own_norms(self, model: nn.Module) -> nn.Module | None:
+        """A copy whose batch norms have the statistics of its own weights; None where there are no mini-batches."""
         stream = Stream(self.epochs, self.settings.seed)
         given: list[Batch] = []
         for _ in range(_BATCHES):
@@ -447,14 +464,7 @@ class _Run:
                 given.append(self.engine.moved(batch))
             if sum(one.size for one in given) >= _CALIBRATION:
                 break
-        if not given:
-            return model
-        twin = recalibrate_(copy.deepcopy(model), [suited(model, one) for one in given])
-        found = self.judge.of(twin)
-        if not found < self.state.best:
-            return model
-        self.state.best, self.state.kept = found, f"{self.state.kept}, batch norms recalibrated"
-        return twin
+        return recalibrate_(copy.deepcopy(model), [suited(model, one) for one in given]) if given else None
 
     # Checkpoints
 
