@@ -234,11 +234,19 @@ def test_it_stops_early_where_nothing_more_is_won():
 
 
 def test_a_run_that_is_shaken_up_at_first_and_then_improves_is_not_stopped(monkeypatch):
-    said = [0.5, *(5.0 - number / 4 for number in range(11)), 0.4, 0.6, 0.4, 0.4]
+    said = [0.5, *(5.0 - number / 4 for number in range(11)), 0.4, 0.6, 0.6, 0.6, 0.6]
     monkeypatch.setattr(Judge, "of", lambda self, network: said.pop(0))
     found = run(12, settings=DistilSettings(rate=0.01, looks=12, patience=3)).recovery
     assert (found.stopped, found.steps) == ("budget", 12)
     assert found.kept == "averaged weights"
+
+
+def test_weights_that_only_look_bad_are_found_at_the_end(monkeypatch):
+    said = [0.5, 0.9, 0.8, 0.4, 0.45]  # before; averaged and last weights; both with norms of their own
+    monkeypatch.setattr(Judge, "of", lambda self, network: said.pop(0))
+    found = run(12, settings=DistilSettings(rate=0.01, looks=1)).recovery
+    assert found.kept == "averaged weights, batch norms recalibrated"
+    assert (found.divergence_after, found.kept_step) == (0.4, 12)
 
 
 def test_the_rate_rises_from_zero_however_long_its_test_took(monkeypatch):
@@ -442,8 +450,8 @@ def test_every_look_is_at_the_averaged_weights_the_last_one_too(monkeypatch):
 
     monkeypatch.setattr(_Run, "_judged", noted)
     recovery = run(12).recovery
-    assert judged[-1][0] == "the last step's weights"
-    assert judged[-1][1] != judged[-2][1]
+    assert [name for name, _ in judged[-4:-2]] == ["averaged weights", "the last step's weights"]
+    assert judged[-3][1] != judged[-4][1]
     assert [one.divergence for one in recovery.curve[1:]] == [d for name, d in judged if name == "averaged weights"]
 
 
