@@ -234,10 +234,11 @@ def test_another_goal_recovers_as_the_run_before(run, request):
 
 def test_budget_extra_data_and_who_asked_are_inherited_each_for_itself(run, tmp_path, monkeypatch):
     run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "o")
-    found = []
+    found, tried = [], []
 
     def compress(*_, recover, **__):
         found.append(recover and (str(recover.budget), recover.asked, recover.unlabelled is not None))
+        tried.append(recover and recover.try_plans)
         raise UsageError("enough", "That was all.")
 
     monkeypatch.setattr("shoal.cli.compressing.compress", compress)
@@ -258,6 +259,11 @@ def test_budget_extra_data_and_who_asked_are_inherited_each_for_itself(run, tmp_
     extra = {"recover": "9", "recovery_asked": True, "unlabelled": DATA}
     assert again(extra) == ("9 steps", True, True)
     assert again(extra, "--recover", 40) == ("40 steps", True, True)
+    assert again(extra, "--recover", "none") is None
+    assert again(extra | {"try_plans": 3}) == ("9 steps", True, True)
+    assert tried[-1] == 3
+    assert again(extra, "--try-plans", 2) == ("9 steps", True, True)
+    assert tried[-1] == 2
     assert again(extra, "--recover", "none") is None
     none = {"recover": "none", "recovery_asked": True, "unlabelled": None}
     assert "--unlabelled is for recovery, and there is none" in again(none, "--unlabelled", DATA)

@@ -49,6 +49,7 @@ class CompressRequest:
     recover: str | None = None
     recovery_asked: bool = True
     unlabelled: str | None = None
+    try_plans: int = 0
     stand_ins: str | None = None
     student_budget: str = STUDENT_BUDGET
 
@@ -122,9 +123,14 @@ def _recovery(session: Session, request: CompressRequest, opened: Opened) -> tup
     """The budget of recovery, and the unlabelled data for it.
 
     Raises:
-        UsageError: unlabelled data without recovery.
+        UsageError: unlabelled data, or plans to try, without recovery.
     """
     budget = read_budget(request.recover)
+    if request.try_plans and (budget is None or not request.goal.by_plan):
+        raise UsageError(
+            "--try-plans is for plans that are recovered, and there are none",
+            "Leave it out, or ask for a budget (--latency 0.6) and --recover 10m.",
+        )
     if request.unlabelled is None:
         return budget, None
     if budget is None:
@@ -139,6 +145,7 @@ def _recover(budget: Budget, request: CompressRequest, data: Data, extra: Data |
         training=epochs_of(data),
         unlabelled=epochs_of(extra) if extra is not None else None,
         folder=path,
+        try_plans=request.try_plans,
         asked=request.recovery_asked,
     )
 
@@ -196,6 +203,7 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         "tables": str(request.tables) if request.tables else None,
         "recover": request.recover,
         "recovery_asked": request.recovery_asked,
+        "try_plans": request.try_plans,
         "stand_ins": request.stand_ins,
         "student_budget": request.student_budget,
         "unlabelled": request.unlabelled,

@@ -96,6 +96,15 @@ def compress(
         ),
     ] = None,
     unlabelled: opt.Unlabelled = None,
+    try_plans: Annotated[
+        int,
+        typer.Option(
+            "--try-plans",
+            min=0,
+            metavar="N",
+            help="So many plans recover for a tenth of the budget each before one is chosen.",
+        ),
+    ] = 0,
     stand_ins: opt.StandIns = None,
     student_budget: opt.StudentBudget = "5m",
     include: opt.Include = None,
@@ -164,6 +173,7 @@ def compress(
             recover=recover if recover is not None else RECOVERY if goal.by_plan else None,
             recovery_asked=recover is not None or unlabelled is not None,
             unlabelled=unlabelled,
+            try_plans=try_plans,
             stand_ins=stand_ins,
             student_budget=student_budget,
         )

@@ -72,14 +72,16 @@ def from_folder(folder: Path, asked: CompressRequest, given: Collection[str]) ->
 
 
 def _recovery(asked: CompressRequest, before: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """The budget and the unlabelled data of recovery, each as in that run unless the command line names it."""
+    """Budget, unlabelled data and plans to try of recovery, each as in that run unless the command line names it."""
     budget = asked.recover if "recover" in given else before.get("recover")
     extra = asked.unlabelled if "unlabelled" in given else before.get("unlabelled")
     if "unlabelled" not in given and read_budget(budget) is None:
         extra = None
     named = "recover" in given or "unlabelled" in given
     # A folder of an earlier version does not say whether somebody asked: then it is taken as asked for.
-    return {"recover": budget, "unlabelled": extra, "recovery_asked": named or before.get("recovery_asked", True)}
+    tried = asked.try_plans if "try_plans" in given or read_budget(budget) is None else before.get("try_plans", 0)
+    asked_for = named or before.get("recovery_asked", True)
+    return {"recover": budget, "unlabelled": extra, "recovery_asked": asked_for, "try_plans": tried}
 
 
 def _check_asked(asked: CompressRequest, before: dict[str, Any], given: Collection[str]) -> None:
