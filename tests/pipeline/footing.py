@@ -9,6 +9,7 @@ import networks
 import stopwatch
 from shoal.batches import Batch
 from shoal.blocks import dissect
+from shoal.pipeline.building import Builder
 from shoal.pipeline.planning import Planner
 from shoal.pipeline.prices import Prices
 from shoal.pipeline.shelf import Shelf
@@ -69,4 +70,5 @@ def planner(tables=None, model=None, shape=(12, 3, 8, 8), clock=None, data=None,
     data = data or batches(*shape)
     anatomy = dissect(copy.deepcopy(model), data[0].take(2))
     tables = tables or maker(model, shape, **more).make()
-    return Planner(anatomy, model, tables, data, batches(*shape, first=9), clock or stopwatch.FakeClock(data[0]))
+    builder = Builder(anatomy, model, tables, data, batches(*shape, first=9))
+    return Planner(builder, clock or stopwatch.FakeClock(data[0]))

@@ -114,7 +114,7 @@ def test_the_damage_is_that_of_the_network_and_refitting_never_makes_it_worse(ta
     one = planner(tables)
     planned = one.within(Target(latency=0.5))
     [chosen] = [item for item in planned.planning.rounds if item.chosen]
-    assert planned.planning.damage_final == pytest.approx(one.damage_of(planned.model))
+    assert planned.planning.damage_final == pytest.approx(one.builder.damage_of(planned.model))
     assert 0 < planned.planning.damage_final <= chosen.damage_measured
     assert planned.planning.damage_final < 0.9 * chosen.damage_measured  # on this network it helps
     assert "damage on held-back samples" in planned.notes[-1]
@@ -344,7 +344,7 @@ def test_within_a_drop_the_fastest_plan_of_the_front_is_found(limit, tables):
     assert 100 * (1 - planned.validation.agreement) <= limit
     assert planned.message.endswith(f", within {limit:g} points on validation")
     assert sum(item.chosen for item in planned.planning.rounds) == 1
-    number = next(n for n, path in enumerate(one.front, 1) if one.actions(path) == planned.actions)
+    number = next(n for n, path in enumerate(one.front, 1) if one.builder.actions(path) == planned.actions)
     assert number > 1
     assert drop(one, number, validation) <= limit < drop(one, number - 1, validation)
 

@@ -9,6 +9,7 @@ import torch
 
 from shoal.batches import Batch, device_of, digest_of, like_of
 from shoal.errors import NotReachedError
+from shoal.pipeline.building import Builder
 from shoal.pipeline.choose import nothing_removable
 from shoal.pipeline.clocks import Measured, clock_from
 from shoal.pipeline.mixing import with_blends
@@ -61,7 +62,8 @@ def planner_of(told: Told, latency_from: str | Path | None, tables: Path | None)
         progress=told.progress,
         student_budget=read_budget(settings.student_budget) or Budget(steps=1),
     )
-    return Planner(anatomy, told.model, maker.make(), fit_on, judge_on, clock, told.damage, told.progress)
+    builder = Builder(anatomy, told.model, maker.make(), fit_on, judge_on, told.damage, told.progress)
+    return Planner(builder, clock)
 
 
 def _claim(told: Told, fit_on: Sequence[Batch], judge_on: Sequence[Batch]) -> dict[str, Any]:

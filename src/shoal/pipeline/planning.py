@@ -4,31 +4,26 @@ Neither damages nor latencies really add up. So the best few plans are built and
 were off by corrects them, and the solver looks again, until nothing new comes up.
 """
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from shoal.batches import Batch, call, logits_of
-from shoal.blocks import Anatomy, dissect
+from shoal.batches import Batch
 from shoal.errors import NotReachedError, UsageError
-from shoal.measure import compare, log_probabilities, predictions
+from shoal.measure import compare, predictions
 from shoal.pipeline.bending import FACTORS, POWERS, bent, favouring_removal
+from shoal.pipeline.building import Builder
 from shoal.pipeline.choose import Choice, drop_of
 from shoal.pipeline.clocks import Clock
-from shoal.pipeline.table_maker import Tables
 from shoal.pipeline.target import Price, Target
 from shoal.pipeline.trials import Trial, sentence
 from shoal.plan import Budget, Edge, Path, Remove, Replace, best, front, solve
 from shoal.plan.solver import Objective
-from shoal.preserve import evaluating
 from shoal.record import Comparison, FrontPoint, Planning, PlanRound
-from shoal.replace import Fitted, Line, recalibrate_, refit_
-from shoal.scanning import Damage, Worth, divergence
-from shoal.surgery import remove_blocks_
-from shoal.surgery.replace import replace_spans_
+from shoal.replace import Line
+from shoal.scanning import Worth
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,7 +34,7 @@ _SLACK = 1.01
 # So many plans, at most, are timed for longer, out of those that seemed to be within this factor of the budget.
 _CONFIRMED, _NEAR = 4, 1.03
 # So many of the best as built are refitted on a part of the samples before one is chosen, beside all bent ones.
-_REFITTED, _PART = 2, 1024
+_REFITTED = 2
 # Shares of the latency that is believed to be right, for which plans are looked for where damages count otherwise.
 _TIGHTER = (1.0, 1.0, 0.96)
 # Points on the front.
@@ -81,26 +76,15 @@ class Planner:
     """Everything planning needs.
 
     Args:
-        anatomy: the original, dissected.
-        model: the original, to copy.
-        tables: see TableMaker.
-        fit_on: mini-batches to refit on.
-        judge_on: other mini-batches, to measure damage on.
+        builder: makes networks of plans, from the tables.
         clock: tells latencies.
-        damage: what a change does to the output, for each sample.
-        progress: called with (stage, done, total).
     """
 
-    anatomy: Anatomy
-    model: nn.Module
-    tables: Tables
-    fit_on: Sequence[Batch]
-    judge_on: Sequence[Batch]
+    builder: Builder
     clock: Clock
-    damage: Damage = divergence
-    progress: Progress = lambda stage, done, total: None
 
     def __post_init__(self) -> None:
+        self.anatomy, self.tables, self.progress = self.builder.anatomy, self.builder.tables, self.builder.progress
         if not self.tables.line.paths:
             note = self.anatomy.chain.note or "no block of the network can be taken out"
             raise NotReachedError(note, "`shoal trace` gives the reason for each block.")
@@ -183,7 +167,7 @@ class Planner:
             NotReachedError: not even the slowest plan with any change is within it.
         """
         original = predictions(self.anatomy.model, validation)
-        points = [path for path in self.front if self.actions(path)]  # fastest first
+        points = [path for path in self.front if self.builder.actions(path)]  # fastest first
         found: Planned | None = None
         low, high, nearest = 0, len(points), math.inf
         tried: list[_Tried] = []
@@ -270,24 +254,13 @@ class Planner:
         best_built = sorted(tried, key=_order)
         asked = [one for one in best_built if one.share <= wanted * _NEAR][:_REFITTED]
         asked += [one for one in beside if one.share <= wanted * _NEAR]
-        if len(asked) < 2 or not self.actions(asked[0].path):
+        if len(asked) < 2 or not self.builder.actions(asked[0].path):
             return [*tried, *beside]
         mended: dict[tuple[int, ...], float] = {}
         for number, one in enumerate(asked):
             self.progress("refitting the best plans on a part", number, len(asked))
-            mended[one.path.edges] = min(one.damage, self.damage_of(self._refitted(one.path)))
+            mended[one.path.edges] = min(one.damage, self.builder.damage_of(self.builder.refitted(one.path)))
         return [replace(one, mended=mended.get(one.path.edges, math.inf)) for one in (*tried, *beside)]
-
-    def _refitted(self, path: Path) -> nn.Module:
-        """Built, and refitted on a part of the samples."""
-        part, left = [], _PART
-        for batch in self.fit_on:
-            part.append(batch.take(left))
-            left -= part[-1].size
-            if left <= 0:
-                break
-        removed = [one.path for one in self.actions(path) if isinstance(one, Remove)]
-        return refit_(self.anatomy, self.build(path), self._stand_ins(path), part, removed=removed, kept=True)
 
     def _by_trial(self, trial: Trial, contenders: Sequence[_Tried]) -> tuple[_Tried, list[str]]:
         """Of the first few the one that a short recovery leaves nearest to the original, and what is to be said."""
@@ -297,14 +270,16 @@ class Planner:
         came = []
         for number, one in enumerate(asked):
             self.progress("trying how well plans recover", number, len(asked))
-            actions = self.actions(one.path)
-            came.append((actions, min(one.mended, one.damage), trial.recovered(self._refitted(one.path), actions)))
+            actions = self.builder.actions(one.path)
+            came.append(
+                (actions, min(one.mended, one.damage), trial.recovered(self.builder.refitted(one.path), actions))
+            )
         least = min(range(len(came)), key=lambda number: came[number][2])
         return asked[least], [sentence(trial, came, least)]
 
     def _try(self, paths: Sequence[Path]) -> list[_Tried]:
         """Build plans and measure them, all in turns."""
-        networks = [self.build(path) for path in paths]
+        networks = [self.builder.build(path) for path in paths]
         whole = self.tables.whole.latency_ms
         guessed = [(self._priced(path).latency_ms + self.tables.fixed.latency_ms) / whole for path in paths]
         shares = guessed
@@ -312,7 +287,7 @@ class Planner:
             named = {str(number): network for number, network in enumerate(networks)}
             times = self.clock.networks({"whole": self.anatomy.model, **named})
             shares = [times[str(number)] / times["whole"] for number in range(len(networks))]
-        damages = [self.damage_of(one) for one in networks]
+        damages = [self.builder.damage_of(one) for one in networks]
         return [
             _Tried(self._priced(path), *figures) for path, *figures in zip(paths, guessed, shares, damages, strict=True)
         ]
@@ -329,7 +304,7 @@ class Planner:
         fastest = min(tried, key=lambda one: one.share)
         asked = near if any(one is fastest for one in near) else [*near, fastest]
         self.progress("timing the best plans for longer", 0, 1)
-        named = {str(number): self.build(one.path) for number, one in enumerate(asked)}
+        named = {str(number): self.builder.build(one.path) for number, one in enumerate(asked)}
         times = self.clock.networks({"whole": self.anatomy.model, **named}, longer=True)
         sure = [replace(one, share=times[str(number)] / times["whole"]) for number, one in enumerate(asked)]
         met = [one for one in sure if one.share <= wanted * _SLACK]
@@ -365,44 +340,10 @@ class Planner:
             left["depth"] = float(depth - self._others())
         return Budget(**left)
 
-    def build(self, path: Path) -> nn.Module:
-        """A copy of the original with the path's changes."""
-        anatomy = dissect(copy.deepcopy(self.model).eval(), self.fit_on[0].take(2))
-        actions = self.actions(path)
-        fitted = {one.span.paths[0]: copy.deepcopy(one.module) for one in self._stand_ins(path)}
-        replace_spans_(anatomy, [one for one in actions if isinstance(one, Replace)], fitted)
-        remove_blocks_(anatomy, [one.path for one in actions if isinstance(one, Remove)])
-        return anatomy.model.eval()
-
-    def actions(self, path: Path) -> list[Remove | Replace]:
-        """The path as actions of a plan."""
-        found: list[Remove | Replace] = []
-        for index in path.edges:
-            edge = self.tables.edges[index]
-            if edge.action == "remove":
-                found.append(Remove(path=self.tables.line.paths[edge.start]))
-            elif edge.action == "replace":
-                fitted = self.tables.fitted[index]
-                found.append(Replace(paths=list(fitted.span.paths), stand_in=fitted.stand_in))
-        return found
-
-    def _stand_ins(self, path: Path) -> list[Fitted]:
-        return [self.tables.fitted[index] for index in path.edges if index in self.tables.fitted]
-
-    def damage_of(self, network: nn.Module) -> float:
-        """Mean damage on the samples held back for judging."""
-        total, count = 0.0, 0
-        with evaluating(self.anatomy.model), evaluating(network):
-            for batch in self.judge_on:
-                original = log_probabilities(logits_of(call(self.anatomy.model, batch)), batch.target)
-                total += float(self.damage(original, logits_of(call(network, batch)), batch).sum())
-                count += batch.size
-        return total / count
-
     def _finished(self, chosen: _Tried, tried: Sequence[_Tried], *, reached: bool, asked: str = "") -> Planned:
         """The chosen plan refitted, with what is known about how it was found."""
-        actions, whole = self.actions(chosen.path), self.tables.whole.latency_ms
-        final, refitted, damage, said = self._recovered(chosen)
+        actions, whole = self.builder.actions(chosen.path), self.tables.whole.latency_ms
+        made = self.builder.best_of(chosen.path)
         rounds = [
             PlanRound(
                 latency_guessed_ms=one.guessed_share * whole,
@@ -419,53 +360,22 @@ class Planner:
             latency_source=self.clock.source,
             candidates=sum(edge.action != "keep" for edge in self.tables.edges),
             rounds=rounds,
-            damage_refitted=refitted,
-            damage_final=damage,
+            damage_refitted=made.refitted,
+            damage_final=made.damage,
             front=self.points(),
         )
         return Planned(
-            final,
+            made.network,
             actions,
             planning,
             reached,
             f"{_words(actions, self.tables.line)}; {100 * chosen.share:.1f} % of the original's latency{asked}",
             worths={one.path: one for one in self.tables.worths},
-            notes=[*self.tables.notes, said],
+            notes=[*self.tables.notes, made.said],
         )
 
-    def _recovered(self, chosen: _Tried) -> tuple[nn.Module, float, float, str]:
-        """The network as it was built, refitted, with norms recalibrated: whichever does least damage."""
-        stand_ins = self._stand_ins(chosen.path)
-        removed = [one.path for one in self.actions(chosen.path) if isinstance(one, Remove)]
-        built = self.build(chosen.path)
-        variants: list[tuple[str, nn.Module]] = [("built", built)]
-        if stand_ins or removed:
-            for name, kept in (("stand-ins refitted", False), ("kept blocks refitted too", True)):
-                twin = refit_(
-                    self.anatomy,
-                    copy.deepcopy(built),
-                    stand_ins,
-                    self.fit_on,
-                    removed=removed,
-                    kept=kept,
-                    tick=lambda done, of, name=name: self.progress(name, done, of),  # type: ignore[misc]
-                )
-                variants.append((name, twin))
-        damages = {name: self.damage_of(network) for name, network in variants}
-        least = min(damages, key=damages.__getitem__)
-        if least != "kept blocks refitted too":  # these have norms that belong to weights set anew
-            self.progress("recalibrating batch norms", 0, 1)
-            calibrated = recalibrate_(copy.deepcopy(dict(variants)[least]), self.fit_on)
-            variants.append(("norms recalibrated", calibrated))
-            damages["norms recalibrated"] = self.damage_of(calibrated)
-        final = min(damages, key=damages.__getitem__)
-        refitted = min(damages.get(name, math.inf) for name, _ in variants[1:]) if variants[1:] else damages["built"]
-        listed = ", ".join(f"{damages[name]:.4f} {name}" for name, _ in variants)
-        said = f"damage on held-back samples: {chosen.path.damage:.4f} by the table, {listed}; kept: {final}"
-        return dict(variants)[final], refitted, damages[final], said
-
     def _point(self, path: Path) -> FrontPoint:
-        actions, fixed = self.actions(path), self.tables.fixed
+        actions, fixed = self.builder.actions(path), self.tables.fixed
         spans = [one for one in actions if isinstance(one, Replace)]
         return FrontPoint(
             latency_ms=path.latency_ms + fixed.latency_ms,
@@ -474,7 +384,7 @@ class Planner:
             params=int(path.params + fixed.params),
             removed=[one.path for one in actions if isinstance(one, Remove)],
             replaced=[one.paths for one in spans],
-            kinds=[one.kind for one in self._stand_ins(path)],
+            kinds=[one.kind for one in self.builder.stand_ins(path)],
             depth=path.depth + self._others(),
         )
 

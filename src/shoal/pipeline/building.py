@@ -1,0 +1,141 @@
+"""Plans made into networks: built, refitted, and how far each is off."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from shoal.batches import Batch, call, logits_of
+from shoal.blocks import Anatomy, dissect
+from shoal.measure import log_probabilities
+from shoal.pipeline.table_maker import Tables
+from shoal.plan import Path, Remove, Replace
+from shoal.preserve import evaluating
+from shoal.replace import Fitted, recalibrate_, refit_
+from shoal.scanning import Damage, divergence
+from shoal.surgery import remove_blocks_
+from shoal.surgery.replace import replace_spans_
+
+Progress = Callable[[str, int, int], None]
+
+# Samples of a refit that only tells plans apart.
+_PART = 1024
+
+
+@dataclass(frozen=True)
+class Best:
+    """The network that a plan comes to.
+
+    Args:
+        network: in eval mode.
+        refitted: damage after the best refit.
+        damage: of the network.
+        said: what was tried, in one sentence.
+    """
+
+    network: nn.Module
+    refitted: float
+    damage: float
+    said: str
+
+
+@dataclass
+class Builder:
+    """Builds the networks of plans.
+
+    Args:
+        anatomy: the original, dissected.
+        model: the original, to copy.
+        tables: see TableMaker.
+        fit_on: mini-batches to refit on.
+        judge_on: other mini-batches, to measure damage on.
+        damage: what a change does to the output, for each sample.
+        progress: called with (stage, done, total).
+    """
+
+    anatomy: Anatomy
+    model: nn.Module
+    tables: Tables
+    fit_on: Sequence[Batch]
+    judge_on: Sequence[Batch]
+    damage: Damage = divergence
+    progress: Progress = lambda stage, done, total: None
+
+    def build(self, path: Path) -> nn.Module:
+        """A copy of the original with the path's changes."""
+        anatomy = dissect(copy.deepcopy(self.model).eval(), self.fit_on[0].take(2))
+        actions = self.actions(path)
+        fitted = {one.span.paths[0]: copy.deepcopy(one.module) for one in self.stand_ins(path)}
+        replace_spans_(anatomy, [one for one in actions if isinstance(one, Replace)], fitted)
+        remove_blocks_(anatomy, [one.path for one in actions if isinstance(one, Remove)])
+        return anatomy.model.eval()
+
+    def actions(self, path: Path) -> list[Remove | Replace]:
+        """The path as actions of a plan."""
+        found: list[Remove | Replace] = []
+        for index in path.edges:
+            edge = self.tables.edges[index]
+            if edge.action == "remove":
+                found.append(Remove(path=self.tables.line.paths[edge.start]))
+            elif edge.action == "replace":
+                fitted = self.tables.fitted[index]
+                found.append(Replace(paths=list(fitted.span.paths), stand_in=fitted.stand_in))
+        return found
+
+    def stand_ins(self, path: Path) -> list[Fitted]:
+        """Those of a path, as they were fitted."""
+        return [self.tables.fitted[index] for index in path.edges if index in self.tables.fitted]
+
+    def damage_of(self, network: nn.Module) -> float:
+        """Mean damage on the samples held back for judging."""
+        total, count = 0.0, 0
+        with evaluating(self.anatomy.model), evaluating(network):
+            for batch in self.judge_on:
+                original = log_probabilities(logits_of(call(self.anatomy.model, batch)), batch.target)
+                total += float(self.damage(original, logits_of(call(network, batch)), batch).sum())
+                count += batch.size
+        return total / count
+
+    def refitted(self, path: Path) -> nn.Module:
+        """Built, and refitted on a part of the samples."""
+        part, left = [], _PART
+        for batch in self.fit_on:
+            part.append(batch.take(left))
+            left -= part[-1].size
+            if left <= 0:
+                break
+        removed = [one.path for one in self.actions(path) if isinstance(one, Remove)]
+        return refit_(self.anatomy, self.build(path), self.stand_ins(path), part, removed=removed, kept=True)
+
+    def best_of(self, path: Path) -> Best:
+        """The network as it was built, refitted, with norms recalibrated: whichever does least damage."""
+        stand_ins = self.stand_ins(path)
+        removed = [one.path for one in self.actions(path) if isinstance(one, Remove)]
+        built = self.build(path)
+        variants: list[tuple[str, nn.Module]] = [("built", built)]
+        if stand_ins or removed:
+            for name, kept in (("stand-ins refitted", False), ("kept blocks refitted too", True)):
+                twin = refit_(
+                    self.anatomy,
+                    copy.deepcopy(built),
+                    stand_ins,
+                    self.fit_on,
+                    removed=removed,
+                    kept=kept,
+                    tick=lambda done, of, name=name: self.progress(name, done, of),  # type: ignore[misc]
+                )
+                variants.append((name, twin))
+        damages = {name: self.damage_of(network) for name, network in variants}
+        least = min(damages, key=damages.__getitem__)
+        if least != "kept blocks refitted too":  # these have norms that belong to weights set anew
+            self.progress("recalibrating batch norms", 0, 1)
+            calibrated = recalibrate_(copy.deepcopy(dict(variants)[least]), self.fit_on)
+            variants.append(("norms recalibrated", calibrated))
+            damages["norms recalibrated"] = self.damage_of(calibrated)
+        final = min(damages, key=damages.__getitem__)
+        refitted = min(damages.get(name, math.inf) for name, _ in variants[1:]) if variants[1:] else damages["built"]
+        listed = ", ".join(f"{damages[name]:.4f} {name}" for name, _ in variants)
+        said = f"damage on held-back samples: {path.damage:.4f} by the table, {listed}; kept: {final}"
+        return Best(dict(variants)[final], refitted, damages[final], said)
