@@ -96,6 +96,15 @@ def test_a_busy_round_does_not_move_the_median(clock):
     assert steps["blocks.2"] == pytest.approx(0.3)
 
 
+def test_what_has_the_name_of_a_step_is_not_taken_for_it(clock):
+    model = lasting_network(clock)
+    _, line, data = lined(model)
+    others = {"blocks.1": Placed(Lasting(clock, 0.5), (4, 8, 8), ("blocks.1",))}
+    steps, found = shares_in_place(model, line, others, data)
+    assert steps == pytest.approx({"blocks.0": 0.1, "blocks.1": 0.2, "blocks.2": 0.3})
+    assert found == pytest.approx({"blocks.1": 0.05})
+
+
 def test_what_covers_the_same_module_is_never_in_one_mosaic():
     others = {
         "a": Placed(nn.Identity(), (1,), ("x", "y")),

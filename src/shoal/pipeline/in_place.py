@@ -65,26 +65,35 @@ def shares_in_place(
         given = batch.to(device_of(model), torch.channels_last)
     steps = {step.path: [(path, model.get_submodule(path).forward) for path in step.paths] for step in line.steps}
     mosaics = [{key: others[key].forwards for key in keys} for keys in _mosaics(others)]
-    layouts: list[dict[str, list[tuple[str, Any]]]] = [steps, *mosaics]
     found: dict[str, list[float]] = {}
+    found_others: dict[str, list[float]] = {}  # by themselves: one may have the name of a step
     with evaluating(model), torch.inference_mode():
         started = time.perf_counter()
         for number in range(_ROUNDS + 1):
             if number > _FEWEST and time.perf_counter() - started > _SECONDS:
                 break
-            wholes: list[float] = []
+            own = _run(model, steps, given)
+            whole = own.pop(_WHOLE)
             spent: dict[str, float] = {}
-            for layout in layouts:
-                spent |= _run(model, layout, given)
-                wholes.append(spent.pop(_WHOLE))
+            for mosaic in mosaics:
+                spent |= _run(model, mosaic, given)
+            spent.pop(_WHOLE, None)
             if number:  # the first round warms up
-                for key, seconds in spent.items():
-                    found.setdefault(key, []).append(seconds / wholes[0])
-    shares = {key: statistics.median(values) for key, values in found.items()}
-    return {path: shares[path] for path in steps}, {key: shares[key] for key in others}
+                _note(found, own, whole)
+                _note(found_others, spent, whole)
+    return _medians(found), _medians(found_others)
 
 
 _WHOLE = ""
+
+
+def _note(found: dict[str, list[float]], spent: Mapping[str, float], whole: float) -> None:
+    for key, seconds in spent.items():
+        found.setdefault(key, []).append(seconds / whole)
+
+
+def _medians(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {key: statistics.median(values) for key, values in found.items()}
 
 
 def _run(model: nn.Module, layout: Mapping[str, Sequence[tuple[str, Any]]], batch: Batch) -> dict[str, float]:
