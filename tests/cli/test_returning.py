@@ -11,7 +11,7 @@ import torch
 import shoal
 import stopwatch
 from shoal.errors import UsageError
-from shoal.pipeline.planning import Planner
+from shoal.pipeline.building import Builder
 from shoal.pipeline.shelf import Shelf
 
 HERE = Path(__file__).parent.parent
@@ -99,7 +99,7 @@ def test_ctrl_c_leaves_a_folder_that_goes_on_and_can_be_started_from(run, tmp_pa
 def test_a_dry_run_solves_by_the_tables_and_builds_nothing(run, tmp_path, counted, monkeypatch):
     assert run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "first")[0] == 0
     counted.clear()
-    monkeypatch.setattr(Planner, "build", lambda *args: pytest.fail("a plan was built"))
+    monkeypatch.setattr(Builder, "build", lambda *args: pytest.fail("a plan was built"))
     code, out, _ = run("compress", "--from", "first", "--macs", "0.5", "--dry-run", "--json")
     document = json.loads(out)
     assert (code, counted) == (0, [])

@@ -7,7 +7,7 @@ import stopwatch
 from shoal.errors import NotReachedError, UsageError
 from shoal.measure import cost
 from shoal.pipeline import Goal, Settings, Target, compress, solve
-from shoal.pipeline.planning import Planner
+from shoal.pipeline.building import Builder
 from shoal.pipeline.shelf import Shelf
 
 QUICK = Settings(images=36, latency_seconds=0.001, stand_ins=("linear",), longest=2)
@@ -34,7 +34,7 @@ def solved(tables, **target):
 
 
 def test_finished_tables_are_solved_without_measuring_or_building(tables, monkeypatch):
-    for owner, name in ((Planner, "build"), (Shelf, "add")):
+    for owner, name in ((Builder, "build"), (Shelf, "add")):
         monkeypatch.setattr(owner, name, lambda *args: pytest.fail("measured or built"))
     found = solved(tables, macs="0.5")
     assert found.plan.macs <= 0.5 * cost(network(), data()[0].take(1)).macs
