@@ -37,6 +37,13 @@ def test_the_points_are_of_the_true_front_with_both_its_ends(chain, cost, points
     assert (found[0], found[-1]) == (truth[0], truth[-1])
 
 
+def test_a_point_a_rounding_above_a_budget_is_found_once():
+    latencies = [0.005, 0.005, 0.005, 0.001, 0.006]
+    edges = [edge(at, at + 1, "keep", latency_ms=latency) for at, latency in enumerate(latencies)]
+    edges += [edge(2, 3, "remove", damage=0.001, latency_ms=0.003), edge(0, 1, "remove", damage=0.001)]
+    assert [round(path.latency_ms, 6) for path in front(edges, 5, points=8)] == [0.015, 0.017, 0.022]
+
+
 def test_the_ends_are_all_kept_and_the_cheapest():
     edges = [*keeps(4), *(edge(at, at + 1, "remove", damage=0.1 * (at + 1)) for at in range(4))]
     found = front(edges, 4, points=5)

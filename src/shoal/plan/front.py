@@ -69,8 +69,9 @@ class _Front:
         # The cheaper neighbour can be had, so no more damage than its: this rules out most edges at once.
         path = self._least(["damage", self.cost], {self.cost: budget, "damage": cheaper.damage})
         self.gaps.remove(gap)
-        self._open(budget, gap[1])
-        if self._same(path, cheaper) or path.damage >= cheaper.damage:
+        # A path may cost a rounding more than the budget: it must not be found again from there.
+        self._open(max(budget, self.price(path)), gap[1])
+        if any(self._same(path, one) for one in self.found) or path.damage >= cheaper.damage:
             return False
         self._open(gap[0], self.price(path))
         self.found = sorted([*self.found, path], key=self.price)
