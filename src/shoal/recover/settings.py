@@ -37,7 +37,7 @@ class DistilSettings:
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     warm_up: float = 0.05
     clip: float = 0.02
-    features: float = 0.5
+    features: float = 4.0
     labels: float = 0.0
     temperature: float = 1.0
     blends: float = 0.5
