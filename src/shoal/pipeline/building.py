@@ -10,6 +10,7 @@ from torch import nn
 from shoal.batches import Batch, call, logits_of
 from shoal.blocks import Anatomy, dissect
 from shoal.measure import log_probabilities
+from shoal.pipeline.parting import split
 from shoal.pipeline.table_maker import Tables
 from shoal.plan import Path, Remove, Replace
 from shoal.preserve import evaluating
@@ -66,10 +67,10 @@ class Builder:
     def build(self, path: Path) -> nn.Module:
         """A copy of the original with the path's changes."""
         anatomy = dissect(copy.deepcopy(self.model).eval(), self.fit_on[0].take(2))
-        actions = self.actions(path)
+        spans = [one for one in self.actions(path) if isinstance(one, Replace)]
         fitted = {one.span.paths[0]: copy.deepcopy(one.module) for one in self.stand_ins(path)}
-        replace_spans_(anatomy, [one for one in actions if isinstance(one, Replace)], fitted)
-        remove_blocks_(anatomy, [one.path for one in actions if isinstance(one, Remove)])
+        replace_spans_(anatomy, spans, fitted)
+        remove_blocks_(anatomy, self._removed(path))
         return anatomy.model.eval()
 
     def actions(self, path: Path) -> list[Remove | Replace]:
@@ -88,6 +89,9 @@ class Builder:
         """Those of a path, as they were fitted."""
         return [self.tables.fitted[index] for index in path.edges if index in self.tables.fitted]
 
+    def _removed(self, path: Path) -> list[str]:
+        return [one.path for one in self.actions(path) if isinstance(one, Remove)]
+
     def damage_of(self, network: nn.Module) -> float:
         """Mean damage on the samples held back for judging."""
         total, count = 0.0, 0
@@ -100,19 +104,14 @@ class Builder:
 
     def refitted(self, path: Path) -> nn.Module:
         """Built, and refitted on a part of the samples."""
-        part, left = [], _PART
-        for batch in self.fit_on:
-            part.append(batch.take(left))
-            left -= part[-1].size
-            if left <= 0:
-                break
-        removed = [one.path for one in self.actions(path) if isinstance(one, Remove)]
-        return refit_(self.anatomy, self.build(path), self.stand_ins(path), part, removed=removed, kept=True)
+        part, _ = split(self.fit_on, _PART)
+        stand_ins, removed = self.stand_ins(path), self._removed(path)
+        return refit_(self.anatomy, self.build(path), stand_ins, part, removed=removed, kept=True)
 
     def best_of(self, path: Path) -> Best:
         """The network as it was built, refitted, with norms recalibrated: whichever does least damage."""
         stand_ins = self.stand_ins(path)
-        removed = [one.path for one in self.actions(path) if isinstance(one, Remove)]
+        removed = self._removed(path)
         built = self.build(path)
         variants: list[tuple[str, nn.Module]] = [("built", built)]
         if stand_ins or removed:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -456,6 +457,12 @@ class _Run:
 
     def _with_own_norms(self, model: nn.Module) -> nn.Module | None:
         """A copy whose batch norms have the statistics of its own weights; None where there are no mini-batches."""
+        given = self._norms_set_from
+        return recalibrate_(copy.deepcopy(model), [suited(model, one) for one in given]) if given else None
+
+    @cached_property
+    def _norms_set_from(self) -> list[Batch]:
+        """Mini-batches on the device that batch norms are set from at the end, drawn once for all networks."""
         stream = Stream(self.epochs, self.settings.seed)
         given: list[Batch] = []
         for _ in range(_BATCHES):
@@ -464,7 +471,7 @@ class _Run:
                 given.append(self.engine.moved(batch))
             if sum(one.size for one in given) >= _CALIBRATION:
                 break
-        return recalibrate_(copy.deepcopy(model), [suited(model, one) for one in given]) if given else None
+        return given
 
     # Checkpoints
 
