@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from rivals.recovered import WAYS
+from rivals.table import HEADINGS, figures, not_reached, percent
 
 
 def lines(document: dict[str, Any]) -> Iterator[str]:
     """The rows; `before` is the cut without recovery, `vs shoal` says where the method is, seen from Shoal's."""
-    figures = f"{'before':>7}{'top-1':>8}  {'drop [95 %]':<24}{'agree':>7}{'KL':>9}"
     yield f"recovered for {document['budget']} each"
-    yield f"{'point':<6}{'method':<17}{'share':>8}{'steps':>7}  {'data':<6}{figures}  vs shoal"
+    yield f"{'point':<6}{'method':<17}{'share':>8}{'steps':>7}  {'data':<6}{'before':>7} {HEADINGS}  vs shoal"
     for row in document["points"]:
         for method, cell in row["cells"].items():
             yield from _rows(row, method, cell)
@@ -19,28 +19,15 @@ def lines(document: dict[str, Any]) -> Iterator[str]:
 def _rows(row: dict[str, Any], method: str, cell: dict[str, Any]) -> Iterator[str]:
     head = f"{row['point']:<6g}{method:<17}"
     if not cell["reached"]:
-        fastest = cell["fastest_share"]
-        yield f"{head}{'-':>8}  not reached: {f'fastest {100 * fastest:.1f} %' if fastest is not None else cell['why']}"
+        yield f"{head}{'-':>8}  {not_reached(cell)}"
         return
     share = row["together"]["shares"][WAYS[method].cut]
     mark = " " if cell["meets_point_together"] else "!"
     head += f"{100 * share:>6.1f} %{mark}{cell['recovery']['steps']:>6}"
     for name, found in cell["quality"].items():
         before = cell["before"][name]["top1"] if cell["before"] else None
-        yield f"{head}  {name:<6}{_share(before, 7)}{_figures(found)}  {_versus(cell['versus_shoal'], name)}".rstrip()
+        yield f"{head}  {name:<6}{percent(before)} {figures(found)}  {_versus(cell['versus_shoal'], name)}".rstrip()
         head = " " * len(head)
-
-
-def _share(value: float | None, width: int) -> str:
-    return f"{'-':>{width}}" if value is None else f"{100 * value:>{width}.2f}"
-
-
-def _figures(found: dict[str, Any]) -> str:
-    drop = "-"
-    if found["top1"] is not None:
-        low, high = found["top1_drop_interval"]
-        drop = f"{100 * found['top1_drop']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-    return f"{_share(found['top1'], 8)}  {drop:<24}{100 * found['agreement']:>7.2f}{found['kl']:>9.4f}"
 
 
 def _versus(versus: dict[str, Any] | None, name: str) -> str:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+HEADINGS = f"{'top-1':>7}  {'drop [95 %]':<24}{'agree':>7}{'KL':>9}"
+
 
 def lines(document: dict[str, Any]) -> Iterator[str]:
     """The rows; what stands under `vs shoal` says where the method is, seen from Shoal's network at the same point."""
-    figures = f"{'top-1':>7}  {'drop [95 %]':<24}{'agree':>7}{'KL':>9}"
-    yield f"{'point':<6}{'method':<11}{'share':>8}  {'data':<6}{figures}  vs shoal"
+    yield f"{'point':<6}{'method':<11}{'share':>8}  {'data':<6}{HEADINGS}  vs shoal"
     for row in document["points"]:
         for method, cell in row["cells"].items():
             yield from _rows(row, method, cell)
@@ -16,24 +17,33 @@ def lines(document: dict[str, Any]) -> Iterator[str]:
 def _rows(row: dict[str, Any], method: str, cell: dict[str, Any]) -> Iterator[str]:
     head = f"{row['point']:<6g}{method:<11}"
     if not cell["reached"]:
-        fastest = cell["fastest_share"]
-        reach = f"fastest {100 * fastest:.1f} %" if fastest is not None else cell["why"]
-        yield f"{head}{'-':>8}  not reached: {reach}"
+        yield f"{head}{'-':>8}  {not_reached(cell)}"
         return
     share = row["together"]["shares"][method]
     mark = " " if cell["meets_point_together"] else "!"
     for name, found in cell["quality"].items():
-        yield f"{head}{100 * share:>6.1f} %{mark} {name:<6}{_figures(found)}  {_versus(cell.get('versus_shoal'), name)}"
+        yield f"{head}{100 * share:>6.1f} %{mark} {name:<6}{figures(found)}  {_versus(cell.get('versus_shoal'), name)}"
         head = " " * len(head)
 
 
-def _figures(found: dict[str, Any]) -> str:
-    top1, drop = f"{'-':>7}", "-"
+def not_reached(cell: dict[str, Any]) -> str:
+    """What a method that cannot get to a point has instead of figures."""
+    fastest = cell["fastest_share"]
+    return f"not reached: {f'fastest {100 * fastest:.1f} %' if fastest is not None else cell['why']}"
+
+
+def percent(value: float | None) -> str:
+    """Seven places."""
+    return f"{'-':>7}" if value is None else f"{100 * value:>7.2f}"
+
+
+def figures(found: dict[str, Any]) -> str:
+    """Top-1, what it lost with its interval, agreement and divergence, under their headings."""
+    drop = "-"
     if found["top1"] is not None:
         low, high = found["top1_drop_interval"]
-        top1 = f"{100 * found['top1']:>7.2f}"
         drop = f"{100 * found['top1_drop']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-    return f"{top1}  {drop:<24}{100 * found['agreement']:>7.2f}{found['kl']:>9.4f}"
+    return f"{percent(found['top1'])}  {drop:<24}{100 * found['agreement']:>7.2f}{found['kl']:>9.4f}"
 
 
 def _versus(versus: dict[str, Any] | None, name: str) -> str:

@@ -55,7 +55,8 @@ def tuned(
     step = samples = taken = 0
     losses: list[float] = []
     portions: list[Batch] = []
-    while (spent := budget.spent(step, time.perf_counter() - started)) < 1:
+    # A budget of steps is one of samples: what is cut into several mini-batches counts once, as it does elsewhere.
+    while (spent := budget.spent(taken - bool(portions), time.perf_counter() - started)) < 1:
         if not portions:
             portions = list(halves([material.take(taken)], BATCH))
             taken += 1

@@ -57,3 +57,16 @@ def test_a_chain_is_plain_data():
     assert found["note"] is None
     assert found["blocks"][1]["reason"] == "it is called 2 times"
     assert found["blocks"][0]["units"][0]["stream_first"] is True
+
+
+def test_a_block_is_recorded_as_it_stands():
+    recorded = block("layer1.1", removable=False).record()
+    assert (recorded.path, recorded.kind, recorded.stage, recorded.params) == ("layer1.1", "Block", 1, 10)
+    assert (recorded.shortcut, recorded.activation, recorded.in_shape, recorded.out_shape) == (
+        "identity",
+        "relu",
+        [4, 8, 8],
+        [4, 8, 8],
+    )
+    assert (recorded.removable, recorded.reason, recorded.fate) == (False, "it is called 2 times", "kept")
+    assert Block("a", "Sibling", 1, (), (), None, None, (4,), (4,), 1, False, None).record().shortcut == "none"

@@ -76,8 +76,11 @@ def test_momentum_is_kept_by_name_and_loaded_again():
 
 @pytest.mark.parametrize("missing", [{}, {"momentum.network.0.weight": torch.zeros(3, 3)}])
 def test_momentum_that_is_not_there_begins_at_zero(missing):
-    pair = Pair()
-    one = descent(pair)
+    pair, fresh = Pair(), Pair()
+    one, other = descent(pair), descent(fresh)
     one.load(missing)
-    gradients(pair)
-    one.step(0.1, 0.0)
+    for each, network in ((one, pair), (other, fresh)):
+        gradients(network, 0.5)
+        each.step(0.1, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(pair.parameters(), fresh.parameters(), strict=True))
+    assert torch.equal(one.sgd.state[pair.side.weight]["momentum_buffer"], torch.full((2, 3), 0.5))

@@ -189,7 +189,10 @@ def test_the_network_stays_as_it_was(made):
 def test_a_fitted_stand_in_can_be_built_again(made):
     _, tables = made
     for fitted in tables.fitted.values():
-        build(fitted.stand_in, torch.zeros(1)).load_state_dict(fitted.module.state_dict())
+        again = build(fitted.stand_in, torch.zeros(1))
+        again.load_state_dict(fitted.module.state_dict())
+        torch.testing.assert_close(again.state_dict(), fitted.module.state_dict(), rtol=0, atol=0)
+    assert tables.fitted
 
 
 def test_maps_too_wide_to_be_fitted_are_not_wanted(monkeypatch):

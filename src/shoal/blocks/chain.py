@@ -7,6 +7,7 @@ from typing import Any
 
 from shoal.blocks.additions import ShortcutKind
 from shoal.errors import UnknownBlockError, did_you_mean
+from shoal.record import BlockRecord
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,21 @@ class Block:
     removable: bool
     reason: str | None
     tail: str | None = None
+
+    def record(self) -> BlockRecord:
+        """What it is, for the record; nothing was measured, and it is kept."""
+        return BlockRecord(
+            path=self.path,
+            stage=self.stage,
+            kind=self.kind,
+            shortcut=self.shortcut or "none",
+            activation=self.activation,
+            in_shape=list(self.in_shape),
+            out_shape=list(self.out_shape),
+            params=self.params,
+            removable=self.removable,
+            reason=self.reason,
+        )
 
 
 @dataclass(frozen=True)

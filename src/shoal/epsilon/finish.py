@@ -201,22 +201,8 @@ def _set(gates: list[Gate], mode: Any, epsilon: float) -> None:
 
 
 def _chain_records(chain: Chain, gone: set[str]) -> list[BlockRecord]:
-    return [
-        BlockRecord(
-            path=block.path,
-            stage=block.stage,
-            kind=block.kind,
-            shortcut=block.shortcut or "none",
-            activation=block.activation,
-            in_shape=list(block.in_shape),
-            out_shape=list(block.out_shape),
-            params=block.params,
-            removable=block.removable,
-            reason=block.reason,
-            fate="removed" if block.path in gone else "kept",
-        )
-        for block in chain
-    ]
+    away = {"fate": "removed"}
+    return [block.record().model_copy(update=away if block.path in gone else {}) for block in chain]
 
 
 def _remarks(run: Run, lost: list[LostBlock], settled: Settled) -> list[str]:
