@@ -229,8 +229,9 @@ class Recovery(Value):
     ended with (None: not finite). `stopped`: the budget was used up; there was nothing more to win (early); nothing was
     lost in the first place (nothing); or the student diverged. `kept` names the weights that came out, `kept_step` when
     they stood. `seconds` include the test of rates and all looks; `rewritten` counts the stand-ins that learned as
-    shortcut and rest, with a batch norm. `curve` holds the looks in order, from step 0, those before an interruption
-    too; records of older versions have none.
+    shortcut and rest, with a batch norm. `features` counts the blocks whose features were compared, and their error
+    weighed `features_weight` in the loss (None: not recorded by older versions). `curve` holds the looks in order, from
+    step 0, those before an interruption too; records of older versions have none.
     """
 
     budget: str
@@ -247,6 +248,7 @@ class Recovery(Value):
     kept: str
     kept_step: int
     features: int = 0
+    features_weight: float | None = None
     rewritten: int = 0
     resumed: bool = False
     settings: dict[str, Any] = Field(default_factory=dict)

@@ -54,6 +54,7 @@ def test_it_wins_back_and_leaves_both_networks_as_they_were():
     recovery = found.recovery
     assert recovery.divergence_after < 0.7 * recovery.divergence_before
     assert (recovery.steps, recovery.samples, recovery.stopped, recovery.features) == (60, 960, "budget", 2)
+    assert recovery.features_weight == 64.0
     assert recovery.kept_step > 0
     assert "60 steps" in recovery.sentence
     assert same(before[0], own)

@@ -13,8 +13,8 @@ from shoal.recover.stepping import Stepping
 PATHS = ["blocks.0", "blocks.3"]
 
 
-def lesson(**more):
-    return Lesson(teacher(), more.pop("paths", PATHS), DistilSettings(**more), engine())
+def lesson(features=1.0, **more):
+    return Lesson(teacher(), more.pop("paths", PATHS), DistilSettings(**more), engine(), features=features)
 
 
 def test_lessons_bring_the_student_nearer_and_leave_the_teacher_alone():
@@ -47,7 +47,7 @@ def test_features_and_labels_are_parts_of_the_loss():
 def test_missing_labels_are_an_error_but_for_extra_data():
     with pytest.raises(DataError, match="no labels"):
         lesson(labels=1.0).gradients(student(), Batch((images(16),)), 0)
-    lenient = Lesson(teacher(), PATHS, DistilSettings(labels=1.0), engine(), unlabelled=True)
+    lenient = Lesson(teacher(), PATHS, DistilSettings(labels=1.0), engine(), features=1.0, unlabelled=True)
     lenient.gradients(student(), Batch((images(16),)), 0)
 
 

@@ -21,3 +21,8 @@ def test_numbers_out_of_range_are_refused(wrong, said):
 
 def test_settings_are_plain_data():
     assert DistilSettings(**DistilSettings(rate=0.1).to_dict()) == DistilSettings(rate=0.1)
+
+
+def test_the_weight_of_the_features_follows_the_optimizer_unless_it_is_given():
+    assert DistilSettings().weight_of_features("sgd") > DistilSettings().weight_of_features("adamw") > 0
+    assert {DistilSettings(features=0.0).weight_of_features(kind) for kind in ("sgd", "adamw")} == {0.0}

@@ -82,6 +82,7 @@ def test_where_nothing_was_lost_no_way_is_told() -> None:
 
 
 def test_what_the_loss_is_made_of() -> None:
-    assert "features behind 9 blocks" in recovery_part(make_recovery()).how
+    assert "and how far off its features behind 9 blocks were" in recovery_part(make_recovery()).how
+    assert "and 64 times how far off its features" in recovery_part(make_recovery(features_weight=64.0)).how
     assert "features" not in recovery_part(make_recovery(features=0)).how
     assert "behind 1 block were" in recovery_part(make_recovery(features=1)).how

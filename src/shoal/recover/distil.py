@@ -192,6 +192,7 @@ class _Run:
         self.teacher = self.engine.placed(given.teacher).eval().requires_grad_(requires_grad=False)
         self._take(given)
         self.kind = optimizer_for(self.student) if settings.optimizer == "auto" else settings.optimizer
+        self.weight = settings.weight_of_features(self.kind)
         stream, extra = Stream(given.training, settings.seed), None
         if given.unlabelled is not None:
             extra = Stream(given.unlabelled, settings.seed + 1, "unlabelled")
@@ -223,6 +224,7 @@ class _Run:
             self._shared(first.take(2)),
             self.settings,
             self.engine,
+            features=self.weight,
             unlabelled=self.extra is not None,
         )
         self.network = state_of(self.student)
@@ -253,7 +255,7 @@ class _Run:
         return first
 
     def _shared(self, example: Batch) -> list[str]:
-        if not self.settings.features:
+        if not self.weight:
             return []
         return shared_paths(self.teacher, self.student, example, self.replaced)
 
@@ -421,6 +423,7 @@ class _Run:
             kept=state.kept,
             kept_step=state.best_step,
             features=len(self.lesson.paths),
+            features_weight=self.weight,
             rewritten=len(self.form.rewritten),
             resumed=self.resumed,
             settings=self.settings.to_dict(),

@@ -24,8 +24,9 @@ class Lesson:
     Args:
         teacher: on the device, in eval mode.
         paths: of the blocks whose features are compared.
-        settings: weights of the parts of the loss.
+        settings: weights of the other parts of the loss.
         engine: device and precision.
+        features: weight of the features' error; 0 for answers alone.
         unlabelled: some mini-batches are meant to have no labels: those of extra data.
     """
 
@@ -36,10 +37,12 @@ class Lesson:
         settings: DistilSettings,
         engine: Engine,
         *,
+        features: float,
         unlabelled: bool = False,
     ) -> None:
         self.teacher, self.settings, self.engine = teacher, settings, engine
-        self.paths, self.unlabelled = list(paths) if settings.features else [], unlabelled
+        self.features, self.unlabelled = features, unlabelled
+        self.paths = list(paths) if features else []
 
     def gradients(self, student: nn.Module, given: Batch, step: int) -> Tensor:
         """Add the gradients of one mini-batch to the student's; the loss comes back, without them."""
@@ -55,7 +58,7 @@ class Lesson:
                 answered = logits_of(ask(student, batch))
             loss = divergence_loss(said, answered, batch, settings.temperature)
             if own:
-                loss = loss + settings.features * feature_loss(wanted, own, batch)
+                loss = loss + self.features * feature_loss(wanted, own, batch)
             if settings.labels and (given.target is not None or not self.unlabelled):
                 # Labels as they were given: on the CPU they are checked without waiting for the device.
                 loss = loss + settings.labels * label_loss(answered, given, blend)

@@ -117,7 +117,9 @@ def _how(recovery: Recovery) -> str:
     """What the curves are."""
     features = recovery.features
     blocks = f"{numbers.count(features)} block{'' if features == 1 else 's'}"
-    features_too = f", and how far off its features behind {blocks} were" if features else ""
+    weight = recovery.features_weight
+    times = f"{numbers.tick(weight)} times " if weight is not None else ""
+    features_too = f", and {times}how far off its features behind {blocks} were" if features else ""
     labels = ", and its cross-entropy with the labels" if recovery.settings.get("labels") else ""
     return (
         "Above, each dot is a look: mean KL(original ‖ network) of the weights averaged over the latest steps. The "
