@@ -219,6 +219,16 @@ def test_where_all_were_lucky_the_fastest_is_taken_and_what_was_reached_is_said(
     assert f"{100 * min(longer):.1f} % of the original's latency, asked for 70.0 %" in planned.message
 
 
+def test_where_all_were_lucky_faster_ones_are_looked_for(tables):
+    clock = Scripted(lambda true, longer: 1.3 * true if longer else true)
+    planned = planner(tables, clock=clock).within(Target(latency=0.7))
+    assert planned.reached
+    longer = [found for was, _, found in clock.timed if was]
+    assert longer[0] > 0.7 * 1.01
+    [chosen] = [one for one in planned.planning.rounds if one.chosen]
+    assert chosen.latency_measured_ms <= 0.7 * 1.01 * planned.planning.original_ms
+
+
 def test_a_clock_that_cannot_time_networks_is_believed(tables):
     clock = Scripted(lambda true, longer: 1 / 0, measures=False)
     planned = planner(tables, clock=clock).within(Target(latency=0.6))
