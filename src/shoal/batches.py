@@ -226,8 +226,8 @@ def _main_tensor(output: Any) -> Tensor | None:
     return next((tensor for tensor in map(_main_tensor, values) if tensor is not None), None)
 
 
-def check_logits(logits: Tensor) -> None:
-    """Refuse NaN and Inf in what the model says.
+def check_logits(logits: Tensor, who: str = "the model") -> None:
+    """Refuse NaN and Inf in what the model says; `who` is named where there are several.
 
     Raises:
         NonFiniteError: with the count.
@@ -235,7 +235,7 @@ def check_logits(logits: Tensor) -> None:
     if not torch.isfinite(logits).all():
         bad = int((~torch.isfinite(logits)).sum())
         raise NonFiniteError(
-            f"the model's output holds NaN or Inf: {bad} of {logits.numel()} values",
+            f"{who}'s output holds NaN or Inf: {bad} of {logits.numel()} values",
             "Check the weights and the scale of the input; `shoal trace` names the first block where it happens.",
         )
 

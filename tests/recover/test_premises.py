@@ -24,7 +24,7 @@ def test_answers_of_another_shape_are_refused():
 def test_a_teacher_at_fault_is_named():
     model = teacher()
     nn.init.constant_(model.head.bias, float("nan"))
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError, match="the teacher's output holds NaN"):
         check_answers(model, student(), Batch((images(2),)))
 
 

@@ -62,8 +62,8 @@ def check_answers(teacher: nn.Module, student: nn.Module, batch: Batch) -> None:
     """
     with evaluating(teacher), evaluating(student):
         wanted, own = logits_of(ask(teacher, batch)), logits_of(ask(student, batch))
-    check_logits(wanted)
-    check_logits(own)
+    check_logits(wanted, "the teacher")
+    check_logits(own, "the student")
     if wanted.shape == own.shape:
         return
     if wanted.dim() == own.dim() == 2:
