@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from shoal.blocks.chain import Block, Chain, Unit
 from shoal.errors import UnknownBlockError
@@ -70,3 +71,6 @@ def test_a_block_is_recorded_as_it_stands():
     )
     assert (recorded.removable, recorded.reason, recorded.fate) == (False, "it is called 2 times", "kept")
     assert Block("a", "Sibling", 1, (), (), None, None, (4,), (4,), 1, False, None).record().shortcut == "none"
+    assert block("layer1.1").record(fate="removed", worth_kl=0.5).worth_kl == 0.5
+    with pytest.raises(ValidationError):
+        block("layer1.1").record(worth=0.5)

@@ -40,7 +40,9 @@ def test_the_same_step_draws_the_same_whatever_came_before():
 def test_features_and_labels_are_parts_of_the_loss():
     given = Batch((images(16),), {}, torch.zeros(16, dtype=torch.long))
     alone = float(lesson(features=0.0).gradients(student(), given, 0))
-    assert float(lesson(features=1.0).gradients(student(), given, 0)) > alone
+    once, thrice = (float(lesson(features=weight).gradients(student(), given, 0)) for weight in (1.0, 3.0))
+    assert once > alone
+    assert thrice - alone == pytest.approx(3 * (once - alone), rel=1e-3)
     assert float(lesson(features=0.0, labels=1.0).gradients(student(), given, 0)) > alone
 
 

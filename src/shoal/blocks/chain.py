@@ -64,8 +64,8 @@ class Block:
     reason: str | None
     tail: str | None = None
 
-    def record(self) -> BlockRecord:
-        """What it is, for the record; nothing was measured, and it is kept."""
+    def record(self, **found: Any) -> BlockRecord:
+        """What it is, for the record, and what was `found` out about it: further fields of `BlockRecord`."""
         return BlockRecord(
             path=self.path,
             stage=self.stage,
@@ -77,6 +77,7 @@ class Block:
             params=self.params,
             removable=self.removable,
             reason=self.reason,
+            **found,
         )
 
 

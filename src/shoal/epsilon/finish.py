@@ -201,8 +201,7 @@ def _set(gates: list[Gate], mode: Any, epsilon: float) -> None:
 
 
 def _chain_records(chain: Chain, gone: set[str]) -> list[BlockRecord]:
-    away = {"fate": "removed"}
-    return [block.record().model_copy(update=away if block.path in gone else {}) for block in chain]
+    return [block.record(fate="removed" if block.path in gone else "kept") for block in chain]
 
 
 def _remarks(run: Run, lost: list[LostBlock], settled: Settled) -> list[str]:

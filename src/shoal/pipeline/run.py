@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from shoal.batches import Batch, batches, device_of
-from shoal.blocks import Anatomy, Block, Chain
+from shoal.blocks import Anatomy, Chain
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.pipeline.by_plan import parts_of, planner_of
 from shoal.pipeline.choose import Choice, Chooser, Goal, Grain, Journal, NoJournal, Progress, drop_of
@@ -383,27 +383,17 @@ def _constant_blocks(folded: FoldResult | None) -> list[str]:
 
 def block_records(chain: Chain, choice: Choice | None = None, gone: Sequence[str] = ()) -> list[BlockRecord]:
     """The chain as plain data, with worth and fate where a choice was made; `gone` are the blocks no longer there."""
-    if choice is None:
-        return [block.record().model_copy(update={"fate": _fate(block.path, gone)}) for block in chain]
-    return [_chosen_record(block, choice, gone) for block in chain]
-
-
-def _chosen_record(block: Block, choice: Choice, gone: Sequence[str]) -> BlockRecord:
-    worth = choice.worths.get(block.path)
-    measured = {
-        "worth_kl": worth.damage if worth else None,
-        "worth_kl_interval": worth.interval if worth else None,
-        "residual_ratio": choice.ratios.get(block.path),
-        "fate": _fate(block.path, gone, choice),
-        "without": choice.units_gone(block.path),
-    }
-    return block.record().model_copy(update=measured)
-
-
-def _fate(path: str, gone: Sequence[str], choice: Choice | None = None) -> str:
-    if path in gone:
-        return "removed"
-    return choice.fate_of(path) if choice else "kept"
+    worths = choice.worths if choice else {}
+    return [
+        block.record(
+            worth_kl=worths[block.path].damage if block.path in worths else None,
+            worth_kl_interval=worths[block.path].interval if block.path in worths else None,
+            residual_ratio=choice.ratios.get(block.path) if choice else None,
+            fate="removed" if block.path in gone else (choice.fate_of(block.path) if choice else "kept"),
+            without=choice.units_gone(block.path) if choice else [],
+        )
+        for block in chain
+    ]
 
 
 def _remarks(choice: Choice, times: dict[str, list[Latency]], comparison: Comparison) -> list[str]:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from shoal.errors import UsageError
 
-FEATURES = {"sgd": 64.0, "adamw": 4.0}
+# What served best of those tried with each optimizer: docs/figures.md.
+_FEATURES = {"sgd": 64.0, "adamw": 4.0}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class DistilSettings:
 
     def weight_of_features(self, optimizer: str) -> float:
         """What was asked for, or what serves networks that learn with this optimizer."""
-        return FEATURES[optimizer] if self.features is None else self.features
+        return _FEATURES[optimizer] if self.features is None else self.features
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON gives it back."""
