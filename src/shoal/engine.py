@@ -1,6 +1,5 @@
 """Where and how a step runs: device, processes, precision, memory layout, compiler. accelerate is underneath."""
 
-import copy
 import os
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -9,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
-from shoal.errors import SurgeryError, UsageError
+from shoal.errors import UsageError
+from shoal.preserve import copied
 
 Told = TypeVar("Told")
 
@@ -66,14 +66,7 @@ class Engine:
         Raises:
             SurgeryError: it cannot be copied.
         """
-        try:
-            copied = copy.deepcopy(model)
-        except Exception as error:
-            raise SurgeryError(
-                f"{type(model).__name__} cannot be copied: {error}",
-                "Shoal works on a copy: take out of the network what copy.deepcopy refuses.",
-            ) from error
-        placed = copied.to(self.device)
+        placed = copied(model).to(self.device)
         return placed.to(memory_format=self.format) if self.format else placed
 
     def moved(self, batch: Batch) -> Batch:

@@ -1,5 +1,6 @@
 """Look at a model without leaving a trace: mode, gradients, hooks, random state and patched methods come back."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.errors import NonFiniteError
+from shoal.alignment import align_
+from shoal.errors import NonFiniteError, SurgeryError
 from shoal.offloaded import weights
 
 
@@ -18,15 +20,39 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     Batch-norm statistics do not move in eval mode, so they need no copy.
     """
     modes = [(module, module.training) for module in model.modules()]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with torch.random.fork_rng(devices=cuda_devices(model)), torch.no_grad():
             for module, _ in modes:
                 module.training = False
             yield model
     finally:
         for module, training in modes:
             module.training = training
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with the model, its tensors in memory of torch's own; no random number is drawn.
+
+    Raises:
+        SurgeryError: it cannot be copied.
+    """
+    try:
+        # A model's own way of copying itself may draw random numbers, say to build a twin before filling it.
+        with torch.random.fork_rng(devices=cuda_devices(model)):
+            twin = copy.deepcopy(model)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise SurgeryError(
+            f"{type(model).__name__} cannot be copied: {error}",
+            "Shoal works on a copy: take out of the network what copy.deepcopy refuses.",
+        ) from error
+    return align_(twin)  # deepcopy leaves a buffer that is a part of something larger where it was
+
+
+def cuda_devices(model: nn.Module) -> list[int]:
+    """The graphics cards that parameters are on."""
+    return sorted({one.device.index or 0 for one in model.parameters() if one.device.type == "cuda"})
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """How long does one forward take? Several networks in turn, so that all meet the same disturbances."""
 
-import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from timeit import Timer
@@ -11,9 +10,10 @@ from torch import nn
 from torch.utils.benchmark.utils.timer import timer as clock
 
 from shoal import record
+from shoal.alignment import in_aligned_memory
 from shoal.batches import Batch, call, device_of
-from shoal.errors import DataError, ModelRaisedError, SurgeryError, UsageError
-from shoal.preserve import evaluating
+from shoal.errors import DataError, ModelRaisedError, UsageError
+from shoal.preserve import copied, evaluating
 
 _FEWEST = 5  # rounds, however slow a network is: quartiles of fewer say nothing
 
@@ -73,6 +73,7 @@ def turns(
         timers = {}
         for name, model in subjects.items():
             stack.enter_context(evaluating(model))
+            stack.enter_context(in_aligned_memory(model))
             inputs = batch.to(device_of(model), memory_format)
             # First without inference mode: a table that a model builds lazily and keeps must stay usable for
             # training.
@@ -107,16 +108,7 @@ def _check(models: Mapping[str, nn.Module], batch: Batch, min_seconds: float, ro
 
 def _channels_last(model: nn.Module) -> nn.Module:
     # On a copy: converting back would not restore the strides of weights that had others before.
-    try:
-        # A model's own way of copying itself may draw random numbers, say to build a twin before filling it.
-        with torch.random.fork_rng(devices=[]):
-            twin = copy.deepcopy(model)
-    except Exception as error:
-        raise SurgeryError(
-            f"channels_last times a copy, and {type(model).__name__} cannot be copied: {error}",
-            "Time it without channels_last.",
-        ) from error
-    return twin.to(memory_format=torch.channels_last)
+    return copied(model).to(memory_format=torch.channels_last)
 
 
 def _timer(model: nn.Module, batch: Batch) -> Timer:

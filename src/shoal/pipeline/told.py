@@ -1,6 +1,5 @@
 """What a choice is made from: a copy of the network, dissected, the samples, what is asked, and how to measure."""
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +8,10 @@ from torch import nn
 
 from shoal.batches import Batch, batches
 from shoal.blocks import Anatomy, dissect
-from shoal.errors import DataError, SurgeryError, UsageError
+from shoal.errors import DataError, UsageError
 from shoal.pipeline.choose import Goal, Progress
 from shoal.pipeline.table_maker import DEFAULT_KINDS, LONGEST, STUDENT_BUDGET, check_kinds
+from shoal.preserve import copied
 from shoal.recover import read_budget
 from shoal.scanning import Damage
 
@@ -100,7 +100,7 @@ def tell(
         NonFiniteError, ModelRaisedError: data, weights or model at fault.
     """
     progress("tracing", 0, 1)
-    anatomy = dissect(_copied(model).eval(), chosen_on[0].take(2))
+    anatomy = dissect(copied(model).eval(), chosen_on[0].take(2))
     return Told(anatomy, model, goal, chosen_on, judged_on, settings, damage, progress)
 
 
@@ -114,13 +114,3 @@ def _gathered(loader: Iterable[Any], limit: int, device: Any, name: str) -> list
     if not found:
         raise DataError(f"the {name} data is empty", "Give at least one mini-batch.")
     return found
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise SurgeryError(
-            f"{type(model).__name__} cannot be copied: {error}",
-            "Shoal works on a copy: take out of the network what copy.deepcopy refuses.",
-        ) from error

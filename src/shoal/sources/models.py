@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from shoal.alignment import align_
 from shoal.errors import ShoalError, SpecError, UsageError, WeightsError, did_you_mean
 from shoal.sources.cifar_preact_resnet import cifar_preact_resnet
 from shoal.sources.digits_resnet import digits_resnet
@@ -68,6 +69,7 @@ def load_model(spec: str, weights: Path | None = None) -> LoadedModel:
     model = _build(spec, from_config=weights is not None)
     if weights is not None:
         load_weights(model, weights)
+    align_(model)  # transformers maps its files, and a user's own function may do so too
     return LoadedModel(model.eval(), spec, runs_code, _classes(model))
 
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shoal.alignment import aligned
 from shoal.errors import WeightsError
 from shoal.store.writing import write_atomically
 
@@ -51,7 +52,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {name: aligned(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict
         state = json.loads(header[_KEY])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise WeightsError(

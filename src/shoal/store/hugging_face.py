@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoal.alignment import align_
 from shoal.batches import Batch, call
 from shoal.errors import FolderError, ShoalError, SurgeryError
 from shoal.plan import InputSpec, Plan
@@ -157,6 +158,7 @@ def _check_reload(place: Path, model: Any, trial: Batch) -> None:
             output_loading_info=True,
             attn_implementation=model.config._attn_implementation,
         )
+        align_(loaded)
     except Exception as error:
         raise SurgeryError(f"transformers does not load it again: {_first_line(error)}") from error
     wrong = sorted(name for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[key])

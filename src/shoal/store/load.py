@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import nn
 
+from shoal.alignment import align_
 from shoal.errors import FolderError, ModelRaisedError, SpecError
 from shoal.plan import Plan, read_plan
 from shoal.record import Record
@@ -42,7 +43,7 @@ def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None =
     plan = read_folder_plan(path)
     cut = apply(_original(path, plan, model), plan, weights_follow=True).to("cpu")
     restore_weights(cut, path / WEIGHTS)
-    return cut.eval()
+    return align_(cut).eval()
 
 
 def _original(path: Path, plan: Plan, given: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:

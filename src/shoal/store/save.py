@@ -1,6 +1,5 @@
 """Write a network with its recipe and record into a folder: safetensors and JSON, never a pickle."""
 
-import copy
 from collections import OrderedDict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from shoal.errors import WeightsError
 from shoal.offloaded import weights
 from shoal.plan import Plan
+from shoal.preserve import copied
 from shoal.record import Record
 from shoal.store.folder import PLAN, RECORD, WEIGHTS
 from shoal.store.hugging_face import write_hugging_face
@@ -85,4 +85,4 @@ def save(folder: Path, model: nn.Module, plan: Plan, record: Record | None = Non
 
 def independent_copy(model: nn.Module) -> nn.Module:
     """A copy that shares nothing with `model`, on the CPU, in eval mode."""
-    return copy.deepcopy(model).to("cpu").eval()
+    return copied(model).to("cpu").eval()

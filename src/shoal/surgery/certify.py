@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoal.alignment import in_aligned_memory
 from shoal.batches import Batch, batches, call, check_logits, device_of, logits_of
 from shoal.blocks import Anatomy, dissect
 from shoal.errors import DataError, UsageError
@@ -110,7 +111,7 @@ def _first_difference(a: Anatomy, one: Canonical, other: Canonical) -> str | Non
 def _on_data(a: nn.Module, b: nn.Module, stream: Iterable[Batch]) -> _Deviation:
     largest, sample, largest_output, bitwise, n = 0.0, 0, 0.0, True, 0
     place: tuple[int, ...] = ()
-    with evaluating(a), evaluating(b):
+    with evaluating(a), evaluating(b), in_aligned_memory(a), in_aligned_memory(b):
         for batch in stream:
             left, right = logits_of(call(a, batch)), logits_of(call(b, batch))
             _check_shapes(left, right)

@@ -4,7 +4,6 @@ Three kinds, in this order: constants that a branch adds, batch norms, chains of
 matter of structure; where the numbers matter too (a constant, a shift of zero), a plan names what was folded.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +14,7 @@ from shoal.batches import as_batch, call, logits_of
 from shoal.blocks import Anatomy, dissect
 from shoal.errors import PlanError, ShoalError, SurgeryError
 from shoal.plan import FoldStep
-from shoal.preserve import evaluating
+from shoal.preserve import copied, evaluating
 from shoal.surgery.fold_chains import carry_out_chain, find_chain_fold
 from shoal.surgery.fold_constants import ConstantFold, find_constant_folds, take_in
 from shoal.surgery.fold_layers import Graph, Layer
@@ -52,7 +51,7 @@ def fold(model: nn.Module, example: object) -> FoldResult:
         ModelRaisedError, TraceError, NonFiniteError: the network cannot be traced.
     """
     batch = as_batch(example)
-    result = fold_(dissect(copy.deepcopy(model), batch))
+    result = fold_(dissect(copied(model), batch))
     with evaluating(model), evaluating(result.model):
         expected = logits_of(call(model, batch))
         try:

@@ -1,6 +1,5 @@
 """Take blocks out of a network: each goes down to its shortcut and what follows the addition."""
 
-import copy
 from collections.abc import Sequence
 
 from torch import nn
@@ -10,7 +9,7 @@ from shoal.blocks import Anatomy, Chain, dissect
 from shoal.blocks.swaps import swaps_of
 from shoal.errors import PlanError, ShoalError, SurgeryError, UnknownBlockError, did_you_mean
 from shoal.plan import Plan, Remove, check_signature, check_state
-from shoal.preserve import evaluating
+from shoal.preserve import copied, evaluating
 from shoal.surgery.caches import attentions_of, keep_caches_
 from shoal.surgery.fold import fold_as_planned_
 from shoal.surgery.replace import replace_spans_
@@ -80,7 +79,7 @@ def remove_blocks(model: nn.Module, example: Batch, removals: Sequence[Removal])
     Raises:
         UnknownBlockError, SurgeryError: see `remove_blocks_`; or the copy does not run.
     """
-    anatomy = dissect(copy.deepcopy(model), example)
+    anatomy = dissect(copied(model), example)
     cut = remove_blocks_(anatomy, removals)
     _check_runs(model, cut, example)
     return cut
@@ -101,7 +100,7 @@ def apply(model: nn.Module, plan: Plan, example: object = None, *, weights_follo
     """
     check_state(plan, state_of(model))
     batch = as_batch(example) if example is not None else example_of(plan.inputs).to(device_of(model))
-    anatomy = dissect(copy.deepcopy(model), batch)
+    anatomy = dissect(copied(model), batch)
     check_signature(plan, signature_of(anatomy.model, anatomy.chain))
     replace_spans_(anatomy, plan.replaced)
     if plan.replaced and not weights_follow:
