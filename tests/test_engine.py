@@ -76,3 +76,61 @@ def test_what_cannot_be_copied_is_refused():
 
     with pytest.raises(SurgeryError, match="cannot be copied: no twins"):
         Engine("cpu", "fp32").placed(Stubborn(2, 2))
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def learn():
+    from shoal.recover import DistilSettings, distil
+
+    batch = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    settings = DistilSettings(rate=0.01, precision="fp32")
+    return distil(Pair(), Pair(), [batch], validation=[batch + 1], budget=2, settings=settings)
+
+
+@pytest.fixture
+def users_accelerator():
+    """An Accelerator of the user's, whose state is nobody else's afterwards."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(mixed_precision="bf16", cpu=True, gradient_accumulation_steps=3)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("work", [learn, lambda: Engine("cpu", "fp32"), lambda: Engine("cpu", "bf16")])
+def test_the_accelerator_of_a_caller_is_as_it_was(work, users_accelerator):
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    mine = users_accelerator
+    states = [dict(one._shared_state) for one in (AcceleratorState, GradientState, PartialState)]
+    work()
+    assert (mine.mixed_precision, mine.device, mine.gradient_accumulation_steps) == ("bf16", torch.device("cpu"), 3)
+    assert [dict(one._shared_state) for one in (AcceleratorState, GradientState, PartialState)] == states
+    with mine.autocast():
+        assert Pair()(torch.ones(1, 4)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("work", [learn, lambda: Engine("cpu", "bf16")])
+def test_one_process_leaves_no_state_that_would_bind_an_accelerator_made_later(work):
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    work()
+    assert (AcceleratorState._shared_state, PartialState._shared_state) == ({}, {})
+
+
+def test_precision_is_that_of_the_engine_whatever_the_caller_trains_in(users_accelerator):
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    with Engine("cpu", "fp32").autocast():
+        assert layer(x).dtype == torch.float32
+    with Engine("cpu", "bf16").autocast():
+        assert layer(x).dtype == torch.bfloat16

@@ -1,7 +1,11 @@
-"""Where and how a step runs: device, processes, precision, memory layout, compiler. accelerate is underneath."""
+"""Where and how a step runs: device, processes, precision, memory layout, compiler.
+
+One process needs nothing but torch. Several are brought together by accelerate's `PartialState`, which joins what a
+launcher or the caller has begun; the state of a caller's own `Accelerator` is neither read nor changed.
+"""
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +25,7 @@ def told_by_main(value: Told, device: str) -> Told:
         value: plain data; what the other processes give is ignored.
         device: where they train.
     """
-    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
+    if not _are_several():
         return value
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
@@ -30,6 +34,12 @@ def told_by_main(value: Told, device: str) -> Told:
     told = [value]
     broadcast_object_list(told)
     return told[0]
+
+
+def _are_several() -> bool:
+    """Whether a launcher started several processes, or the caller has joined some already."""
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1") or (joined and torch.distributed.get_world_size() > 1)
 
 
 class Engine:
@@ -43,22 +53,24 @@ class Engine:
     """
 
     def __init__(self, device: str, precision: str, *, compile_: bool = False, channels_last: bool = False) -> None:
-        try:
-            from accelerate import Accelerator
-            from accelerate.state import AcceleratorState
-        except ImportError as error:
-            raise UsageError("training needs accelerate, which is not installed", "pip install accelerate") from error
-        if AcceleratorState._shared_state:  # one process may train twice, in another precision or on another device
-            AcceleratorState._reset_state(reset_partial_state=True)
-        wanted = torch.device(device)
-        mixed = "bf16" if precision == "bf16" else "no"
-        self.accelerator = Accelerator(mixed_precision=mixed, cpu=wanted.type == "cpu")
-        self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
-        self.is_main = self.accelerator.is_main_process
-        self.device = self.accelerator.device if self.processes > 1 else wanted
+        self.device, self.processes, self.rank = torch.device(device), 1, 0
+        if _are_several():
+            self._join()
+        self.is_main = self.rank == 0
+        self.mixed = torch.bfloat16 if precision == "bf16" else None
         self.compile, self.format = compile_, torch.channels_last if channels_last else None
         self._runner: nn.Module | None = None
         self._random: dict[str, Tensor] = {}
+
+    def _join(self) -> None:
+        try:
+            from accelerate import PartialState
+        except ImportError as error:
+            raise UsageError("several processes need accelerate, which is missing", "pip install accelerate") from error
+        state = PartialState(cpu=self.device.type == "cpu")
+        self.processes, self.rank = state.num_processes, state.process_index
+        if self.processes > 1:
+            self.device = state.device
 
     def placed(self, model: nn.Module) -> nn.Module:
         """A copy of the model on the device, in the memory layout asked for.
@@ -76,9 +88,13 @@ class Engine:
     def runner(self, pair: nn.Module) -> nn.Module:
         """What to call in training instead of `pair`: compiled, and with gradients synchronised over processes."""
         if self._runner is None:
-            runner = self.accelerator.prepare_model(pair) if self.processes > 1 else pair
+            runner = self._synchronised(pair) if self.processes > 1 else pair
             self._runner = torch.compile(runner) if self.compile else runner  # type: ignore[assignment]
         return self._runner  # type: ignore[return-value]
+
+    def _synchronised(self, pair: nn.Module) -> nn.Module:
+        on_card = self.device.type == "cuda"
+        return nn.parallel.DistributedDataParallel(pair, device_ids=[self.device.index or 0] if on_card else None)
 
     def changed(self) -> None:
         """The network has lost a block: compile and wrap it anew."""
@@ -86,25 +102,30 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of forward passes."""
-        return self.accelerator.autocast()
+        return torch.autocast(self.device.type, dtype=self.mixed) if self.mixed else nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         """Gradients."""
-        self.accelerator.backward(loss)
+        loss.backward()
 
     def summed(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
-        return self.accelerator.reduce(values, "sum") if self.processes > 1 else values
+        return self._reduced(values, "SUM")
 
     def averaged(self, values: Tensor) -> Tensor:
         """The mean over all processes."""
-        return self.accelerator.reduce(values, "mean") if self.processes > 1 else values
+        return self._reduced(values, "SUM") / self.processes
 
     def highest(self, values: Tensor) -> Tensor:
         """The maximum over all processes, value by value."""
+        return self._reduced(values, "MAX")
+
+    def _reduced(self, values: Tensor, operation: str) -> Tensor:
         if self.processes == 1 or values.numel() == 0:
             return values
-        return self.accelerator.gather(values).view(self.processes, -1).amax(dim=0)
+        reduced = values.clone()
+        torch.distributed.all_reduce(reduced, op=getattr(torch.distributed.ReduceOp, operation))
+        return reduced
 
     def random_state(self) -> dict[str, Tensor]:
         """The state of the random numbers that the network itself draws."""

@@ -11,7 +11,7 @@ METRICS = "recovery.jsonl"
 
 
 class History:
-    """The looks of a run; with a folder also in its `recovery.jsonl` and in accelerate's tracker for TensorBoard.
+    """The looks of a run; with a folder also in its `recovery.jsonl` and for TensorBoard where it is installed.
 
     Args:
         folder: of the run, or None.
@@ -21,7 +21,7 @@ class History:
     def __init__(self, folder: Path | None, steps: int = -1) -> None:
         self.seen: list[dict[str, Any]] = []
         self.lines = Lines(folder / METRICS) if folder is not None else None
-        self.tracker: Any = _tracker(folder) if folder is not None else None
+        self.writer: Any = _writer(folder) if folder is not None else None
         if self.lines is not None and self.lines.path.exists():
             self.seen = [line for line in self.lines.read() if line.get("step", 0) <= steps]
             write_text(self.lines.path, "".join(json.dumps(line) + "\n" for line in self.seen))
@@ -35,9 +35,11 @@ class History:
         self.seen.append(line)
         if self.lines is not None:
             self.lines.append(line)
-        if self.tracker is not None:
-            values = {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != "step"}
-            self.tracker.log(values, step=line["step"])
+        if self.writer is not None:
+            for name, value in line.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self.writer.add_scalar(name, value, global_step=line["step"])
+            self.writer.flush()
 
     def curve(self) -> list[RecoveryLook]:
         """Every look so far for the record, those before an interruption too."""
@@ -48,19 +50,14 @@ class History:
 
     def close(self) -> None:
         """Nothing more will come."""
-        if self.tracker is not None:
-            self.tracker.finish()
-            self.tracker = None
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
 
 
-def _tracker(folder: Path) -> Any:
-    from accelerate.utils import is_tensorboard_available
-
-    if not is_tensorboard_available():
+def _writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
         return None
-    from accelerate.tracking import TensorBoardTracker
-
-    tracker = TensorBoardTracker("tensorboard", logging_dir=str(folder))
-    if hasattr(tracker, "start"):  # newer releases open their files apart from the constructor
-        tracker.start()
-    return tracker
+    return SummaryWriter(str(folder / "tensorboard"))
