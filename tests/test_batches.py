@@ -149,13 +149,14 @@ def test_an_output_without_numbers_is_refused(output):
         logits_of(output)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_outputs_that_are_not_finite_are_counted(bad):
     logits = X.clone()
     logits[0, :2] = bad
     with pytest.raises(NonFiniteError, match="2 of 12 values"):
         check_logits(logits)
     check_logits(X)
+    check_logits(X.masked_fill(X > 0, -torch.inf))  # masked scores
 
 
 IDS = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.errors import DataError, ModelRaisedError, NonFiniteError, ShoalError
+from shoal.errors import DataError, ModelRaisedError, ShoalError
 from shoal.offloaded import where_it_runs
+from shoal.outputs import check_numbers, read_outputs
 
 _TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 IGNORED = -100  # the label that torch's cross-entropy skips
@@ -202,42 +203,24 @@ def logits_of(output: Any) -> Tensor:
     Raises:
         DataError: there is no floating-point tensor in the output.
     """
-    found = _main_tensor(output)
-    if found is None:
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    floating = read_outputs(output).floating
+    if not floating:
         raise DataError(
             f"the model returned {type(output).__name__} without a floating-point tensor",
             "Wrap the model so that it returns its logits.",
         )
-    return found
-
-
-def _main_tensor(output: Any) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() else None
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    if isinstance(output, Mapping):
-        values = [output["logits"]] if "logits" in output else list(output.values())
-    elif isinstance(output, (tuple, list)):
-        values = list(output)
-    else:
-        return None
-    return next((tensor for tensor in map(_main_tensor, values) if tensor is not None), None)
+    return floating["logits"] if "logits" in floating else next(iter(floating.values()))
 
 
 def check_logits(logits: Tensor, who: str = "the model") -> None:
-    """Refuse NaN and Inf in what the model says; `who` is named where there are several.
+    """Refuse NaN and +Inf in what the model says; `who` is named where there are several.
 
     Raises:
         NonFiniteError: with the count.
     """
-    if not torch.isfinite(logits).all():
-        bad = int((~torch.isfinite(logits)).sum())
-        raise NonFiniteError(
-            f"{who}'s output holds NaN or Inf: {bad} of {logits.numel()} values",
-            "Check the weights and the scale of the input; `shoal trace` names the first block where it happens.",
-        )
+    check_numbers({"": logits}, who)
 
 
 def digest_of(batches_: Iterable[Batch]) -> str:

@@ -194,7 +194,8 @@ class Certificate(Value):
     """Are two networks the same function, and on what evidence?
 
     identical: by construction, under the premises listed, and bitwise on the data. equal: within `tolerance` (absolute,
-    on outputs) on n samples. different: the largest deviation, and where.
+    on outputs) on n samples. different: the largest deviation, and where. Of several `outputs` the figures are those of
+    the one farthest beyond its tolerance; empty for a network that returns one tensor.
     """
 
     verdict: Literal["identical", "equal", "different"]
@@ -205,6 +206,7 @@ class Certificate(Value):
     premises: list[str] = Field(default_factory=list)
     bitwise: bool
     why_not_identical: str | None = None
+    outputs: list[str] = Field(default_factory=list)
 
 
 class RecoveryLook(Value):

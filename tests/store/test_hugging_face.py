@@ -106,7 +106,7 @@ def test_what_computes_something_else_is_not_written(tmp_path, monkeypatch):
         return short
 
     monkeypatch.setattr(hugging_face, "shorten", wrong)
-    assert "loaded again it computes something else: its outputs are up to" in write_hugging_face(tmp_path, cut, plan)
+    assert "loaded again it computes something else: 'logits' is up to" in write_hugging_face(tmp_path, cut, plan)
     assert [one.name for one in tmp_path.iterdir()] == ["hf-not-written.md"]
 
 

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 import networks
 from shoal.batches import Batch
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError, UsageError
+from shoal.record import Certificate
 from shoal.surgery import certify, remove_blocks
 
 
@@ -231,3 +233,82 @@ def test_labels_are_not_needed_and_one_pass_is_enough():
     cut = cut_of(net, x, "layer1.1")
     for loader in ([(x, torch.zeros(4))], iter([x]), (one for one in [x])):
         assert certify(net, cut, loader).verdict == "identical"
+
+
+class Heads(nn.Module):
+    """Returns what `pack` makes of an early and a late answer."""
+
+    def __init__(self, pack=lambda early, late: (early, late)):
+        super().__init__()
+        self.a, self.b, self.pack = nn.Linear(4, 4), nn.Linear(4, 4), pack
+
+    def forward(self, x):
+        early = self.a(x)
+        return self.pack(early, early + self.b(early))
+
+
+@dataclass
+class Both:
+    early: torch.Tensor
+    late: torch.Tensor
+
+
+PACKS = {
+    "tuple": (lambda early, late: (early, late), "[1]"),
+    "list in dict": (lambda early, late: {"early": early, "maps": [late]}, "maps[0]"),
+    "dataclass": (Both, "late"),
+    "index": (lambda early, late: {"early": early, "place": late.argmax(1)}, "place"),
+    "number": (lambda early, late: (early, float(late.sum())), None),
+}
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_every_output_counts(name):
+    pack, output = PACKS[name]
+    net = Heads(pack)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.b.bias += torch.tensor([0.0, 0.0, 0.0, 9.0])
+    x = torch.randn(6, 4)
+    assert certify(net, copy.deepcopy(net), [x]).verdict == ("equal" if output is None else "identical")
+    if output is None:
+        with pytest.raises(DataError, match=r"'\[1\]' is .* of one network and .* of the other"):
+            certify(net, other, [x])
+        return
+    found = certify(net, other, [x])
+    assert (found.verdict, found.bitwise) == ("different", False)
+    assert f"of '{output}'" in found.where
+    assert output in found.outputs
+    assert certify(net, other, [x], output=found.outputs[0]).verdict == "equal"
+    with pytest.raises(UsageError, match="no output 'nose'"):
+        certify(net, other, [x], output="nose")
+
+
+def test_a_large_output_does_not_hide_what_happens_to_a_small_one():
+    net = Heads(lambda early, late: (1e6 * early, late))
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.b.bias += 0.1
+    found = certify(net, other, [torch.randn(6, 4)])
+    assert found.verdict == "different"
+    assert found.max_abs_diff == pytest.approx(0.1, rel=1e-3)
+    assert "of '[1]'" in found.where
+
+
+def test_masked_scores_are_the_same_function():
+    mask = torch.tensor([False, True, False, False])
+    net = Heads(lambda early, late: late.masked_fill(mask, -torch.inf))
+    unmasked = copy.deepcopy(net)
+    unmasked.pack = lambda early, late: late
+    x = torch.randn(3, 4)
+    same = certify(net, copy.deepcopy(net), [x])
+    assert (same.bitwise, same.max_abs_diff) == (True, 0)
+    found = certify(net, unmasked, [x])
+    assert (found.verdict, found.max_abs_diff) == ("different", torch.inf)
+    assert Certificate.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize("pack", [lambda early, late: [early, late[:2]], lambda early, late: (early, None)])
+def test_other_structures_are_refused_with_the_output(pack):
+    with pytest.raises(DataError, match=r"'\[1\]' is"):
+        certify(Heads(), Heads(pack), [torch.randn(3, 4)])

@@ -2,11 +2,14 @@
 
 from torch import Tensor, nn
 
-from shoal.batches import Batch, check_logits, logits_of
+from shoal.batches import Batch
 from shoal.errors import DataError, UsageError
 from shoal.offloaded import is_offloaded
+from shoal.outputs import check_numbers, read_outputs, shown
 from shoal.preserve import evaluating
 from shoal.recover.form import ask
+
+_SAME_TASK = "Give a teacher of the same task."
 
 
 def check_in_memory(model: nn.Module) -> None:
@@ -61,20 +64,27 @@ def check_answers(teacher: nn.Module, student: nn.Module, batch: Batch) -> None:
         NonFiniteError, ModelRaisedError: a network at fault.
     """
     with evaluating(teacher), evaluating(student):
-        wanted, own = logits_of(ask(teacher, batch)), logits_of(ask(student, batch))
-    check_logits(wanted, "the teacher")
-    check_logits(own, "the student")
-    if wanted.shape == own.shape:
-        return
-    if wanted.dim() == own.dim() == 2:
+        wanted, own = read_outputs(ask(teacher, batch)), read_outputs(ask(student, batch))
+    check_numbers(wanted.tensors, "the teacher")
+    check_numbers(own.tensors, "the student")
+    for name, tensor in wanted.floating.items():
+        other = own.tensors.get(name)
+        if other is None or not other.is_floating_point():
+            raise DataError(
+                f"the teacher returns {shown(name)}, the student does not", "Give a teacher of the same task."
+            )
+        if tensor.shape == other.shape:
+            continue
+        if tensor.dim() == other.dim() == 2:
+            raise DataError(
+                f"the teacher has {tensor.shape[1]} outputs, the student {other.shape[1]}:"
+                " they answer different questions",
+                "Give a teacher with the classes of the student, in the same order.",
+            )
         raise DataError(
-            f"the teacher has {wanted.shape[1]} outputs, the student {own.shape[1]}: they answer different questions",
-            "Give a teacher with the classes of the student, in the same order.",
+            f"the teacher answers in shape {tuple(tensor.shape)}, the student in {tuple(other.shape)}",
+            _SAME_TASK,
         )
-    raise DataError(
-        f"the teacher answers in shape {tuple(wanted.shape)}, the student in {tuple(own.shape)}",
-        "Give a teacher of the same task.",
-    )
 
 
 def check_unlabelled(unlabelled: Batch, training: Batch) -> None:

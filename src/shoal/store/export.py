@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from shoal.batches import Batch, call, logits_of
+from shoal.batches import Batch, call
 from shoal.errors import ExportError, ShoalError
+from shoal.outputs import distance, read_outputs, shown
 from shoal.preserve import evaluating
 from shoal.store.save import independent_copy
 from shoal.store.writing import write_atomically
@@ -129,25 +130,41 @@ def _save_program(program: torch.export.ExportedProgram, path: Path) -> None:
 
 
 def _compared(model: nn.Module, batch: Batch, path: Path, dynamic: bool, run: Any) -> Exported:
+    """Every tensor that the network returns, against what the file returns; ONNX knows them by their order alone."""
     parts = [batch, batch.take(1)] if dynamic else [batch]
-    largest, agreed, n = 0.0, 0, 0
+    largest, agreed, counted, n = 0.0, 0, 0, 0
     for part in parts:
         with evaluating(model):
-            expected = logits_of(call(model, part))
-            found = logits_of(run(part))
-        if found.shape != expected.shape:
-            raise ExportError(f"'{path}' returns shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
-        difference = torch.where(found == expected, 0.0, (found.double() - expected.double()).abs())
-        largest = max(largest, float(difference.nan_to_num(nan=torch.inf).max()))
-        agreed += int((found.flatten(1).argmax(1) == expected.flatten(1).argmax(1)).sum())
+            expected = read_outputs(call(model, part)).tensors
+            found = list(read_outputs(run(part)).tensors.values())
+        if len(found) != len(expected):
+            raise ExportError(f"'{path}' returns {len(found)} tensors, expected {len(expected)}", _WHOLE)
+        for (name, tensor), other in zip(expected.items(), found, strict=True):
+            off = _deviation(path, name, tensor, other)
+            largest = max(largest, off)
+        main, other = next(iter(zip(expected.values(), found, strict=True)))
+        if main.is_floating_point() and main.dim() > 1 and len(main) == part.size:
+            agreed += int((other.flatten(1).argmax(1) == main.flatten(1).argmax(1)).sum())
+            counted += part.size
         n += part.size
-    scale = max(float(expected.abs().max()), 1.0)
-    if largest > 1e-3 * scale:
+    return Exported(path, largest, agreed / counted if counted else float(largest == 0), n, dynamic)
+
+
+def _deviation(path: Path, name: str, expected: Tensor, found: Tensor) -> float:
+    if found.shape != expected.shape:
         raise ExportError(
-            f"'{path}' computes something else: its outputs are up to {largest:.3g} away (largest output {scale:.3g})",
+            f"'{path}' returns {shown(name)} in shape {tuple(found.shape)}, expected {tuple(expected.shape)}", _WHOLE
+        )
+    off = distance(expected, found).largest
+    finite = expected[torch.isfinite(expected)].abs() if expected.is_floating_point() else expected.new_zeros(0)
+    scale = max(float(finite.max()) if finite.numel() else 0.0, 1.0)
+    if off > 1e-3 * scale:
+        raise ExportError(
+            f"'{path}' computes something else: its outputs are up to {off:.3g} away (largest output {scale:.3g})"
+            f"{f', in {shown(name)}' if name else ''}",
             "Do not use this file; please report the network.",
         )
-    return Exported(path, largest, agreed / n, n, dynamic)
+    return off
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -8,7 +8,7 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from shoal.alignment import align_
 from shoal.batches import Batch, call
 from shoal.errors import FolderError, ShoalError, SurgeryError
+from shoal.outputs import Outputs, distance, mismatch, read_outputs, shown
 from shoal.plan import InputSpec, Plan
 from shoal.preserve import evaluating
 from shoal.record import Quality, Record
@@ -165,19 +166,20 @@ def _check_reload(place: Path, model: Any, trial: Batch) -> None:
     if wrong:
         raise SurgeryError(f"loaded again it has other tensors: {', '.join(map(str, wrong[:3]))}")
     with evaluating(model), evaluating(loaded):
-        expected, found = _tensors(call(model, trial)), _tensors(call(loaded, trial))
+        expected, found = read_outputs(call(model, trial)), read_outputs(call(loaded, trial))
         _check_same(expected, found)
         _check_cache(loaded.float(), trial)
 
 
-def _check_same(expected: list[Tensor], found: list[Tensor]) -> None:
-    if not expected or [one.shape for one in expected] != [one.shape for one in found]:
-        raise SurgeryError("loaded again it returns something else")
-    if not all(torch.equal(one, other) for one, other in zip(expected, found, strict=True)):
-        pairs = zip(expected, found, strict=True)
-        largest = max(float((one.double() - other.double()).abs().max()) for one, other in pairs)
+def _check_same(expected: Outputs, found: Outputs) -> None:
+    reason = mismatch(expected, found)
+    if not expected.tensors or reason is not None:
+        raise SurgeryError(f"loaded again it returns something else{f': {reason}' if reason else ''}")
+    off = {name: distance(tensor, found.tensors[name]) for name, tensor in expected.tensors.items()}
+    if not all(one.bitwise for one in off.values()):
+        name = max(off, key=lambda name: off[name].largest)
         raise SurgeryError(
-            f"loaded again it computes something else: its outputs are up to {largest:.3g} away",
+            f"loaded again it computes something else: {shown(name)} is up to {off[name].largest:.3g} away",
             "Was its precision changed after it was loaded? Load it in that precision (from_pretrained, dtype=...).",
         )
 
@@ -208,17 +210,6 @@ def _beginning(key: str, value: Any) -> Any:
 
 def _as_float(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _tensors(item: Any) -> list[Tensor]:
-    """Every floating-point tensor in an output, but for the caches."""
-    if isinstance(item, Tensor):
-        return [item] if item.is_floating_point() else []
-    if isinstance(item, Mapping):
-        return [one for key, value in item.items() if key != "past_key_values" for one in _tensors(value)]
-    if isinstance(item, (tuple, list)):
-        return [one for value in item for one in _tensors(value)]
-    return []
 
 
 def _trial(specs: list[InputSpec], model: Any) -> Batch:

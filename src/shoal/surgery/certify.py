@@ -1,6 +1,6 @@
 """Are two networks the same function, and on what evidence?"""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain as chained
 from typing import Any
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from shoal.alignment import in_aligned_memory
-from shoal.batches import Batch, batches, call, check_logits, device_of, logits_of
+from shoal.batches import Batch, batches, call, device_of
 from shoal.blocks import Anatomy, dissect
 from shoal.errors import DataError, UsageError
+from shoal.outputs import Outputs, as_names, check_numbers, chosen_outputs, distance, mismatch, read_outputs, shown
 from shoal.preserve import evaluating
 from shoal.record import Certificate
 from shoal.surgery.canonical import Canonical
@@ -22,15 +23,24 @@ _STANDING_PREMISES = (
 )
 
 
-def certify(a: nn.Module, b: nn.Module, loader: Iterable[Any], *, tolerance: float | None = None) -> Certificate:
-    """Compare two networks by construction and on data.
+def certify(
+    a: nn.Module,
+    b: nn.Module,
+    loader: Iterable[Any],
+    *,
+    tolerance: float | None = None,
+    output: str | Sequence[str] | None = None,
+) -> Certificate:
+    """Compare two networks by construction and on data: every tensor that they return, not the first one alone.
 
     Args:
         a: the original.
         b: the other network; both are left as they were.
         loader: mini-batches as both networks take them; labels are not needed.
         tolerance: the largest absolute deviation that still counts as equal; by default 1e-5 of the largest output
-            of `a` on the data.
+            of `a` on the data, for each tensor by itself. Indices, masks and numbers must be the same.
+        output: names of outputs to look at on the data (`logits`, `[1]`, `aux`); all by default. A cache that is
+            returned for the next call (`past_key_values`) is no output.
 
     Returns:
         *identical* if both networks do the same computation once statically zero branches and idle operations are
@@ -38,7 +48,8 @@ def certify(a: nn.Module, b: nn.Module, loader: Iterable[Any], *, tolerance: flo
         within the tolerance; else *different*, with the largest deviation and where it is.
 
     Raises:
-        DataError: no data, or outputs of different shapes.
+        DataError: no data, or outputs of different structure, shapes or dtypes.
+        UsageError: a negative tolerance, or an output that there is not.
         NonFiniteError: NaN or Inf in weights or outputs.
     """
     if tolerance is not None and not 0 <= tolerance < float("inf"):
@@ -50,23 +61,26 @@ def certify(a: nn.Module, b: nn.Module, loader: Iterable[Any], *, tolerance: flo
     example = first.take(2)
     anatomies = dissect(a, example), dissect(b, example)
     same, obstacle, premises, where = _by_construction(*anatomies)
-    deviation = _on_data(a, b, chained([first], stream))
-    limit = tolerance if tolerance is not None else 1e-5 * deviation.largest_output
+    deviations, samples = _on_data(a, b, chained([first], stream), as_names(output))
+    # Each output has its own scale: a large one must not hide what happens to a small one.
+    name, worst = max(deviations.items(), key=lambda item: item[1].excess(tolerance))
+    bitwise = all(one.bitwise for one in deviations.values())
     verdict = "different"
-    if same and deviation.bitwise:
+    if same and bitwise:
         verdict = "identical"
-    elif deviation.largest <= limit:
+    elif all(one.largest <= one.limit(tolerance) for one in deviations.values()):
         verdict = "equal"
     return Certificate.model_validate(
         {
             "verdict": verdict,
-            "max_abs_diff": deviation.largest,
-            "where": _where(deviation, where) if deviation.largest > 0 else None,
-            "tolerance": limit,
-            "n": deviation.n,
+            "max_abs_diff": worst.largest,
+            "where": _where(name, worst, where) if worst.largest > 0 else None,
+            "tolerance": worst.limit(tolerance),
+            "n": samples,
             "premises": premises if verdict == "identical" else [],
-            "bitwise": deviation.bitwise,
+            "bitwise": bitwise,
             "why_not_identical": None if verdict == "identical" else _why_not(same, obstacle, where),
+            "outputs": list(deviations) if list(deviations) != [""] else [],
         }
     )
 
@@ -79,14 +93,36 @@ def _why_not(same: bool, obstacle: str | None, where: str | None) -> str:
     return "the computations differ" + (f", first in '{where}'" if where else "")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Deviation:
-    largest: float
-    sample: int
-    place: tuple[int, ...]
-    largest_output: float
-    bitwise: bool
-    n: int
+    """Of one tensor of the outputs, over all mini-batches so far: the largest, where, and the largest output."""
+
+    largest: float = 0.0
+    sample: int = 0
+    place: tuple[int, ...] = ()
+    scale: float = 0.0
+    bitwise: bool = True
+
+    def take_in(self, left: Tensor, right: Tensor, samples: int) -> None:
+        """One mini-batch, which `samples` were before."""
+        off = distance(left, right)
+        self.bitwise = self.bitwise and off.bitwise
+        finite = left[torch.isfinite(left)].abs() if left.is_floating_point() else left.new_zeros(0)
+        self.scale = max(self.scale, float(finite.max()) if finite.numel() else 0.0)
+        if off.largest > self.largest:
+            self.largest = off.largest
+            self.sample, self.place = samples + (off.place[0] if off.place else 0), off.place[1:]
+
+    def limit(self, tolerance: float | None) -> float:
+        """What still counts as equal."""
+        return tolerance if tolerance is not None else 1e-5 * self.scale
+
+    def excess(self, tolerance: float | None) -> float:
+        """The deviation as a multiple of the limit."""
+        limit = self.limit(tolerance)
+        if self.largest == 0:
+            return 0.0
+        return self.largest / limit if limit > 0 else float("inf")
 
 
 def _by_construction(a: Anatomy, b: Anatomy) -> tuple[bool, str | None, list[str], str | None]:
@@ -108,35 +144,41 @@ def _first_difference(a: Anatomy, one: Canonical, other: Canonical) -> str | Non
     return None
 
 
-def _on_data(a: nn.Module, b: nn.Module, stream: Iterable[Batch]) -> _Deviation:
-    largest, sample, largest_output, bitwise, n = 0.0, 0, 0.0, True, 0
-    place: tuple[int, ...] = ()
+def _on_data(
+    a: nn.Module, b: nn.Module, stream: Iterable[Batch], names: tuple[str, ...]
+) -> tuple[dict[str, _Deviation], int]:
+    """How far every tensor of the outputs is off, by name, and the number of samples."""
+    found: dict[str, _Deviation] = {}
+    samples = 0
     with evaluating(a), evaluating(b), in_aligned_memory(a), in_aligned_memory(b):
         for batch in stream:
-            left, right = logits_of(call(a, batch)), logits_of(call(b, batch))
-            _check_shapes(left, right)
-            check_logits(left)
-            check_logits(right)
-            difference = (left.double() - right.double()).abs()
-            bitwise = bitwise and torch.equal(left, right)
-            largest_output = max(largest_output, float(left.abs().max()))
-            if float(difference.max()) > largest:
-                flat = int(difference.argmax())
-                position = [int(one) for one in torch.unravel_index(torch.tensor(flat), difference.shape)]
-                largest, sample, place = float(difference.max()), n + position[0], tuple(position[1:])
-            n += batch.size
-    return _Deviation(largest, sample, place, largest_output, bitwise, n)
+            left, right = read_outputs(call(a, batch)), read_outputs(call(b, batch))
+            _check_pair(left, right)
+            check_numbers(left.tensors)
+            check_numbers(right.tensors)
+            for name, tensor in chosen_outputs(left, names).items():
+                found.setdefault(name, _Deviation()).take_in(tensor, right.tensors[name], samples)
+            samples += batch.size
+    return found, samples
 
 
-def _check_shapes(left: Tensor, right: Tensor) -> None:
-    if left.shape != right.shape:
+def _check_pair(left: Outputs, right: Outputs) -> None:
+    if not left.tensors:
+        raise DataError("the networks return no tensor", "There is nothing to compare.")
+    reason = mismatch(left, right)
+    if reason is None:
+        differing = next((name for name in left.plain if left.plain[name] != right.plain[name]), None)
+        if differing is not None:
+            one, other = left.plain[differing], right.plain[differing]
+            reason = f"{shown(differing)} is {one!r} of one network and {other!r} of the other"
+    if reason is not None:
         raise DataError(
-            f"the networks return outputs of shape {tuple(left.shape)} and {tuple(right.shape)}",
-            "Only networks with the same outputs can be compared.",
+            f"the outputs cannot be laid side by side: {reason}", "Only networks with the same outputs can be compared."
         )
 
 
-def _where(deviation: _Deviation, block: str | None) -> str:
-    output = ",".join(map(str, deviation.place))
+def _where(name: str, deviation: _Deviation, block: str | None) -> str:
+    place = ",".join(map(str, deviation.place))
+    which = f" of '{name}'" if name else ""
     first = f"; the computations part in '{block}'" if block else ""
-    return f"sample {deviation.sample}, output {output or '-'}{first}"
+    return f"sample {deviation.sample}, output {place or '-'}{which}{first}"

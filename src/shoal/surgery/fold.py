@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from shoal.batches import as_batch, call, logits_of
+from shoal.batches import as_batch, call
 from shoal.blocks import Anatomy, dissect
 from shoal.errors import PlanError, ShoalError, SurgeryError
+from shoal.outputs import distance, mismatch, read_outputs
 from shoal.plan import FoldStep
 from shoal.preserve import copied, evaluating
 from shoal.surgery.fold_chains import carry_out_chain, find_chain_fold
@@ -53,20 +54,22 @@ def fold(model: nn.Module, example: object) -> FoldResult:
     batch = as_batch(example)
     result = fold_(dissect(copied(model), batch))
     with evaluating(model), evaluating(result.model):
-        expected = logits_of(call(model, batch))
+        expected = read_outputs(call(model, batch))
         try:
-            found = logits_of(call(result.model, batch))
+            found = read_outputs(call(result.model, batch))
         except ShoalError as error:
             raise SurgeryError(
                 f"the network does not run once it is folded: {error.message}",
                 "Its code asks a layer for more than its result; leave it unfolded, and please report the network.",
             ) from error
-    if found.shape != expected.shape:
+    reason = mismatch(expected, found, rows=batch.size)
+    if reason is not None:
         raise SurgeryError(
-            f"folded, the network returns shape {tuple(found.shape)}, expected {tuple(expected.shape)}",
+            f"folded, the network returns something else: {reason} (the original first)",
             "Leave it unfolded, and please report the network.",
         )
-    deviation = float((found.double() - expected.double()).abs().max()) if found.numel() else 0.0
+    pairs = [(tensor, found.tensors[name]) for name, tensor in expected.floating.items()]
+    deviation = max((distance(one, two).largest for one, two in pairs if one.shape == two.shape), default=0.0)
     return replace(result, deviation=deviation)
 
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from shoal.batches import Batch, as_batch, call, device_of, logits_of
+from shoal.batches import Batch, as_batch, call, device_of
 from shoal.blocks import Anatomy, Chain, dissect
 from shoal.blocks.swaps import swaps_of
 from shoal.errors import PlanError, ShoalError, SurgeryError, UnknownBlockError, did_you_mean
+from shoal.outputs import mismatch, read_outputs
 from shoal.plan import Plan, Remove, check_signature, check_state
 from shoal.preserve import copied, evaluating
 from shoal.surgery.caches import attentions_of, keep_caches_
@@ -119,18 +120,18 @@ def _check_runs(model: nn.Module, cut: nn.Module, example: Batch) -> None:
     # One sample alone: shortcuts that were recorded with the batch size written into them would fail here.
     for batch in (example, example.take(1)):
         with evaluating(model), evaluating(cut):
-            expected = logits_of(call(model, batch)).shape
+            expected = read_outputs(call(model, batch))
             try:
-                found = logits_of(call(cut, batch)).shape
+                found = read_outputs(call(cut, batch))
             except ShoalError as error:
                 raise SurgeryError(
                     f"the network does not run without these blocks: {error.message}",
                     "Leave them out with --exclude, and please report the network.",
                 ) from error
         # A network that returns as many as it finds (boxes) may find another number.
-        counted = 0 if expected[:1] == (batch.size,) else 1
-        if found[counted:] != expected[counted:]:
+        reason = mismatch(expected, found, rows=batch.size)
+        if reason is not None:
             raise SurgeryError(
-                f"without these blocks the network returns shape {tuple(found)}, expected {tuple(expected)}",
+                f"without these blocks the network returns something else: {reason} (the original first)",
                 "Leave them out with --exclude, and please report the network.",
             )

@@ -1,0 +1,247 @@
+"""Everything that a network returns, tensor by tensor, each under the name by which its user would reach it.
+
+One tensor has the name `''`; the parts of a tuple or list are `[0]`, `[1]`; those of a dict, a ModelOutput, a named
+tuple or a dataclass their keys; nested ones are joined: `aux.logits`, `feature_maps[2]`, `[0].boxes`. What a network
+returns only to be handed back to it by the next call (a cache of keys and values) is no answer, and is left out.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.errors import DataError, NonFiniteError, UsageError
+
+# The entries of transformers that hold state for the next call; objects that keep keys and values are known by method.
+_STATE = frozenset({"past_key_values", "past_key_value", "cache_params", "past_buckets_states", "mems"})
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_DEEPEST = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What one call returned.
+
+    Args:
+        tensors: every tensor by name; a sparse or quantised one as it reads, a complex one as pairs of real numbers.
+        plain: every number, string and None by name; an empty container counts as one.
+    """
+
+    tensors: dict[str, Tensor]
+    plain: dict[str, Any]
+
+    @property
+    def floating(self) -> dict[str, Tensor]:
+        """The tensors of real numbers."""
+        return {name: tensor for name, tensor in self.tensors.items() if tensor.is_floating_point()}
+
+
+def read_outputs(output: Any) -> Outputs:
+    """Every tensor of what a network returned.
+
+    Raises:
+        DataError: something in it cannot be read; says where.
+    """
+    found = Outputs({}, {})
+    for name, leaf in _leaves(output, "", 0):
+        if isinstance(leaf, Tensor):
+            found.tensors[name] = _readable(leaf)
+        else:
+            found.plain[name] = leaf
+    return found
+
+
+def as_names(output: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names of outputs that a user gave: none, one, or several."""
+    if output is None:
+        return ()
+    return (output,) if isinstance(output, str) else tuple(output)
+
+
+def chosen_outputs(outputs: Outputs, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of these names, or inside these names, in the order they were returned; all where none is named.
+
+    Raises:
+        UsageError: there is no such tensor; lists those there are.
+    """
+    if not names:
+        return outputs.tensors
+    for name in names:
+        if not any(_lies_in(tensor, name) for tensor in outputs.tensors):
+            listed = ", ".join(map(shown, outputs.tensors)) or "no tensor"
+            raise UsageError(f"the network has no output '{name}': it returns {listed}", "Name one of these.")
+    return {key: tensor for key, tensor in outputs.tensors.items() if any(_lies_in(key, name) for name in names)}
+
+
+def _lies_in(name: str, container: str) -> bool:
+    return name == container or name.startswith((f"{container}.", f"{container}["))
+
+
+def shown(name: str) -> str:
+    """The name for a message: one of its own for a network that returns a single tensor."""
+    return f"'{name}'" if name else "the output"
+
+
+def _leaves(item: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if depth > _DEEPEST:
+        raise DataError(f"{shown(name)} of the network is nested {depth} deep", "Does it hold itself?")
+    if isinstance(item, np.ndarray) and item.dtype.kind in "biufc":
+        item = torch.from_numpy(item)
+    if isinstance(item, np.generic):
+        item = item.item()
+    if isinstance(item, (Tensor, *_PLAIN)):
+        yield name, item
+        return
+    if _is_cache(item):
+        return
+    parts = _parts(item)
+    if parts is None:
+        raise DataError(
+            f"{shown(name)} of the network is a {type(item).__name__}, in which no tensors can be found",
+            "Wrap the network so that it returns tensors, alone or in tuples, lists, dicts or dataclasses.",
+        )
+    if not parts:
+        yield name, type(item).__name__
+    for key, part in parts.items():
+        if key not in _STATE:
+            yield from _leaves(part, _joined(name, key), depth + 1)
+
+
+def _joined(name: str, key: Any) -> str:
+    if isinstance(key, str) and key.isidentifier():
+        return f"{name}.{key}" if name else key
+    return f"{name}[{key!r}]"
+
+
+def _parts(item: Any) -> Mapping[Any, Any] | None:
+    """The parts of a container by key; None for what is none."""
+    if isinstance(item, Mapping):
+        return item
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return dict(zip(item._fields, item, strict=True))
+    if isinstance(item, (tuple, list)):
+        return dict(enumerate(item))
+    if isinstance(item, type) or callable(item):
+        return None
+    if is_dataclass(item):
+        return {one.name: getattr(item, one.name, None) for one in fields(item)}
+    held = getattr(item, "__dict__", None)
+    if held and any(isinstance(part, Tensor) for part in held.values()):
+        return {key: part for key, part in held.items() if not callable(part)}
+    return None
+
+
+def _is_cache(item: Any) -> bool:
+    return hasattr(item, "get_seq_length") or type(item).__name__.endswith("Cache")
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def rebuilt(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same structure with every tensor changed; what is no tensor stays."""
+    if isinstance(output, Tensor):
+        return change(output)
+    if _is_cache(output):
+        return output
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*(rebuilt(part, change) for part in output))
+    if isinstance(output, (tuple, list)):
+        return type(output)(rebuilt(part, change) for part in output)
+    if isinstance(output, Mapping):
+        parts = {key: part if key in _STATE else rebuilt(part, change) for key, part in output.items()}
+        # A ModelOutput is made of keywords, any other mapping of pairs.
+        return type(output)(**parts) if is_dataclass(output) else type(output)(parts)  # type: ignore[call-arg]
+    if is_dataclass(output) and not isinstance(output, type):
+        parts = {one.name: rebuilt(getattr(output, one.name), change) for one in fields(output) if one.init}
+        return replace(output, **parts)
+    return output
+
+
+def check_numbers(tensors: Mapping[str, Tensor], who: str = "the model") -> None:
+    """Refuse NaN and +Inf in what a network returned; -Inf is what masked scores are.
+
+    Args:
+        tensors: by name; those that are not of real numbers are passed over.
+        who: named where there are several.
+
+    Raises:
+        NonFiniteError: with the name and the count.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        bad = int((torch.isnan(tensor) | torch.isposinf(tensor)).sum())
+        if bad:
+            which = f" {shown(name)}" if name else ""
+            raise NonFiniteError(
+                f"{who}'s output{which} holds NaN or Inf: {bad} of {tensor.numel()} values",
+                "Check the weights and the scale of the input; `shoal trace` names the first block where it happens.",
+            )
+
+
+def mismatch(left: Outputs, right: Outputs, *, rows: int | None = None) -> str | None:
+    """Why the outputs of two networks cannot be laid side by side; None where they can.
+
+    Args:
+        left: of the one.
+        right: of the other.
+        rows: how many samples they were asked about: the first axis may then differ where it does not count these, as
+            that of the boxes that a detector finds.
+    """
+    for name in dict.fromkeys((*left.tensors, *right.tensors, *left.plain, *right.plain)):
+        one, other = left.tensors.get(name), right.tensors.get(name)
+        if one is None or other is None:
+            if (name in left.plain) and (name in right.plain) and one is other:
+                continue
+            return f"{shown(name)} is {_kind(left, name)} of one network and {_kind(right, name)} of the other"
+        if one.dtype != other.dtype:
+            return f"{shown(name)} is of the dtypes {one.dtype} and {other.dtype}"
+        free = rows is not None and one.dim() == other.dim() > 0 and one.shape[0] != rows
+        if one.shape[int(free) :] != other.shape[int(free) :]:
+            return f"{shown(name)} is of shape {tuple(one.shape)} and {tuple(other.shape)}"
+    return None
+
+
+def _kind(outputs: Outputs, name: str) -> str:
+    if name in outputs.tensors:
+        return "a tensor"
+    return repr(outputs.plain[name])[:40] if name in outputs.plain else "missing"
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far one tensor of an output is from the same tensor of another network.
+
+    `largest` is absolute, infinite where one is -Inf and the other is not, or where indices differ; `place` is where.
+    """
+
+    largest: float
+    place: tuple[int, ...]
+    bitwise: bool
+
+
+def distance(left: Tensor, right: Tensor) -> Distance:
+    """Of two tensors of the same shape and dtype; -Inf is equal to itself, and what is not floating is equal or not."""
+    right = right.to(left.device)
+    if not left.numel():
+        return Distance(0.0, (), True)
+    if left.is_floating_point():
+        wide = torch.float32 if left.device.type == "mps" else torch.float64
+        # Equal infinities first: their difference is no number.
+        off = torch.where(left == right, 0.0, (left.to(wide) - right.to(wide)).abs()).nan_to_num(
+            nan=torch.inf, posinf=torch.inf
+        )
+    else:
+        off = torch.zeros(left.shape, device=left.device).masked_fill(left != right, torch.inf)
+    largest = float(off.max())
+    place = tuple(int(axis) for axis in torch.unravel_index(off.argmax(), off.shape)) if off.dim() else ()
+    return Distance(largest, place, bool((left == right).all()))
