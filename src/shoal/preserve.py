@@ -1,8 +1,8 @@
 """Look at a model without leaving a trace: mode, gradients, hooks, random state and patched methods come back."""
 
-import copy
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from shoal.alignment import align_
 from shoal.errors import NonFiniteError, SurgeryError
+from shoal.intake import check_usable, duplicate
 from shoal.offloaded import weights
 
 
@@ -17,11 +18,12 @@ from shoal.offloaded import weights
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The model in eval mode, without gradients, random state untouched; everything is restored at the end.
 
-    Batch-norm statistics do not move in eval mode, so they need no copy.
+    Batch-norm statistics do not move in eval mode, so they need no copy. What torch.compile made of it runs as it was
+    written, so that hooks are called and outputs are those of the plain network.
     """
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.random.fork_rng(devices=cuda_devices(model)), torch.no_grad():
+        with torch.random.fork_rng(devices=cuda_devices(model)), torch.no_grad(), _uncompiled():
             for module, _ in modes:
                 module.training = False
             yield model
@@ -30,8 +32,15 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
+def _uncompiled() -> AbstractContextManager[None]:
+    # Without dynamo in the process nothing was compiled, and bringing it in takes a second.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
 def copied(model: nn.Module) -> nn.Module:
     """A copy that shares nothing with the model, its tensors in memory of torch's own; no random number is drawn.
+
+    It is that of the plain network where torch.compile wraps it or parts of it.
 
     Raises:
         SurgeryError: it cannot be copied.
@@ -39,7 +48,7 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         # A model's own way of copying itself may draw random numbers, say to build a twin before filling it.
         with torch.random.fork_rng(devices=cuda_devices(model)):
-            twin = copy.deepcopy(model)
+            twin = duplicate(model)
     except MemoryError:
         raise
     except Exception as error:
@@ -91,11 +100,13 @@ def check_finite(model: nn.Module) -> None:
     Raises:
         NonFiniteError: names the first tensor that does.
         WeightsError: a tensor has no values.
+        SurgeryError: weights or operations that cannot be seen, see `check_usable`.
     """
+    check_usable(model)
     always = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     always |= {name for name, _ in model.named_buffers() if name.rpartition(".")[2].startswith("running_")}
     for name, tensor in weights(model):
-        if not tensor.is_floating_point():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
         # A buffer may hold an infinite bound on purpose; NaN never.
         fit = torch.isfinite(tensor) if name in always else ~torch.isnan(tensor)

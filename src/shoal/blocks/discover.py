@@ -18,6 +18,7 @@ from shoal.blocks.sights import seen_instead
 from shoal.blocks.signs import non_negative_values
 from shoal.blocks.trace import Call, Trace, trace_run
 from shoal.errors import ModelRaisedError, SurgeryError
+from shoal.intake import plain
 from shoal.preserve import check_finite, evaluating, swapped
 
 _SHORTCUT_ORDER = ("identity", "reshape", "projection")
@@ -59,8 +60,12 @@ def trace(model: nn.Module, example: object) -> Chain:
 
 
 def dissect(model: nn.Module, example: Batch) -> Anatomy:
-    """Trace `model` and take its chain apart; see `trace` for what is raised."""
+    """Trace `model` and take its chain apart; see `trace` for what is raised.
+
+    The anatomy is that of the plain network where torch.compile wraps it or parts of it.
+    """
     check_finite(model)
+    model = plain(model)
     with evaluating(model):
         call(model, example)  # what a network makes in its first run alone (a table of positions) is not in the others
     draws = Draws()

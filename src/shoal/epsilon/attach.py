@@ -89,7 +89,13 @@ def epsilonize_(model: nn.Module, example: object, epsilon: float) -> list[Gate]
     checked_epsilon(epsilon)
     if gates_of(model):
         raise UsageError("the network has gates already", "Take them off first: remove_gates_(model).")
-    return attach_gates_(dissect(model, as_batch(example)), epsilon)
+    anatomy = dissect(model, as_batch(example))
+    if anatomy.model not in set(model.modules()):
+        raise UsageError(
+            "modules of the network are compiled (torch.compile), and gates go into the modules themselves",
+            "Give the network as it was before they were compiled, and compile it afterwards.",
+        )
+    return attach_gates_(anatomy, epsilon)
 
 
 def attach_gates_(anatomy: Anatomy, epsilon: float) -> list[Gate]:

@@ -1,6 +1,5 @@
 """A network that loses blocks while it is trained: each goes down to its shortcut, and is kept aside."""
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from shoal.blocks import Anatomy
 from shoal.epsilon.attach import drop_gates_, gates_of
 from shoal.epsilon.gate import Gate
+from shoal.preserve import copied
 from shoal.surgery import remove_blocks_
 
 
@@ -51,9 +51,9 @@ class Shrinking:
 
         All other gates are taken off, so that their branches are always added.
         """
-        whole = copy.deepcopy(self.model)
+        whole = copied(self.model)
         for path, block in self.gone.items():
-            whole.set_submodule(path, copy.deepcopy(block), strict=True)
+            whole.set_submodule(path, copied(block), strict=True)
         for gate in gates_of(whole):
             gate.mode = "shut"
         drop_gates_(whole, set(self.gone))
@@ -61,7 +61,7 @@ class Shrinking:
 
     def plain(self) -> nn.Module:
         """A copy of the network as it is now, without any gate."""
-        network = copy.deepcopy(self.model)
+        network = copied(self.model)
         drop_gates_(network, ())
         return network
 

@@ -1,6 +1,5 @@
 """Plans made into networks: built, refitted, and how far each is off."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from shoal.measure import log_probabilities
 from shoal.pipeline.parting import split
 from shoal.pipeline.table_maker import Tables
 from shoal.plan import Path, Remove, Replace
-from shoal.preserve import evaluating
+from shoal.preserve import copied, evaluating
 from shoal.replace import Fitted, recalibrate_, refit_
 from shoal.scanning import Damage, divergence
 from shoal.surgery import remove_blocks_
@@ -66,9 +65,9 @@ class Builder:
 
     def build(self, path: Path) -> nn.Module:
         """A copy of the original with the path's changes."""
-        anatomy = dissect(copy.deepcopy(self.model).eval(), self.fit_on[0].take(2))
+        anatomy = dissect(copied(self.model).eval(), self.fit_on[0].take(2))
         spans = [one for one in self.actions(path) if isinstance(one, Replace)]
-        fitted = {one.span.paths[0]: copy.deepcopy(one.module) for one in self.stand_ins(path)}
+        fitted = {one.span.paths[0]: copied(one.module) for one in self.stand_ins(path)}
         replace_spans_(anatomy, spans, fitted)
         remove_blocks_(anatomy, self._removed(path))
         return anatomy.model.eval()
@@ -118,7 +117,7 @@ class Builder:
             for name, kept in (("stand-ins refitted", False), ("kept blocks refitted too", True)):
                 twin = refit_(
                     self.anatomy,
-                    copy.deepcopy(built),
+                    copied(built),
                     stand_ins,
                     self.fit_on,
                     removed=removed,
@@ -130,7 +129,7 @@ class Builder:
         least = min(damages, key=damages.__getitem__)
         if least != "kept blocks refitted too":  # these have norms that belong to weights set anew
             self.progress("recalibrating batch norms", 0, 1)
-            calibrated = recalibrate_(copy.deepcopy(dict(variants)[least]), self.fit_on)
+            calibrated = recalibrate_(copied(dict(variants)[least]), self.fit_on)
             variants.append(("norms recalibrated", calibrated))
             damages["norms recalibrated"] = self.damage_of(calibrated)
         final = min(damages, key=damages.__getitem__)

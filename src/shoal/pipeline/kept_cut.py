@@ -3,7 +3,6 @@
 Latencies are measured anew in every process, and a plan made from them may come out otherwise.
 """
 
-import copy
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from shoal.pipeline.by_plan import identity_of
 from shoal.pipeline.choose import Choice
 from shoal.pipeline.told import Told
 from shoal.plan import Fold, Remove, Replace
+from shoal.preserve import copied
 from shoal.store.checkpoint import load_checkpoint, save_checkpoint
 from shoal.surgery import model_digest, remove_blocks_
 from shoal.surgery.replace import replace_spans_
@@ -99,7 +99,7 @@ def kept_cut(folder: Path, model: nn.Module, example: Batch, claim: dict[str, An
         actions = _ACTIONS.validate_python(state["actions"])
     except (KeyError, ValidationError) as error:
         raise FolderError(f"'{folder / CUT}' is damaged: {error}", "Choose a new folder.") from error
-    anatomy = dissect(copy.deepcopy(model).eval(), example)
+    anatomy = dissect(copied(model).eval(), example)
     replace_spans_(anatomy, [one for one in actions if isinstance(one, Replace)])
     remove_blocks_(anatomy, [one for one in actions if isinstance(one, Remove)])
     beside = {name: one for name, one in anatomy.model.state_dict().items() if not isinstance(one, Tensor)}

@@ -15,7 +15,7 @@ from shoal.pipeline.trials import Trial
 from shoal.plan import Fold, Remove, Replace
 from shoal.recover import Budget, Distilled, DistilSettings, distil, read_budget
 from shoal.recover.claim import made_folder
-from shoal.recover.premises import check_apart, check_in_memory, check_unlabelled
+from shoal.recover.premises import check_apart, check_in_memory, check_trainable, check_unlabelled
 from shoal.recover.stream import EpochOf, by_epoch
 
 _TRIED = 0.1  # of the budget, for each plan that contends
@@ -114,6 +114,7 @@ def check_recover(
         )
     check_apart(validation, calibration=calibration)
     check_in_memory(model)
+    check_trainable(model)
     if recover.unlabelled is not None:
         first = next(batches(by_epoch(recover.unlabelled)(1), example.tensors[0].device), None)
         if first is None:

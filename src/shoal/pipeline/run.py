@@ -11,6 +11,7 @@ from torch import nn
 
 from shoal.batches import Batch, batches, device_of
 from shoal.blocks import Anatomy, Chain
+from shoal.intake import is_compiled, plain
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.pipeline.by_plan import parts_of, planner_of
 from shoal.pipeline.choose import Choice, Chooser, Goal, Grain, Journal, NoJournal, Progress, drop_of
@@ -124,7 +125,8 @@ def compress(
         remove, max_drop, blocks, exact, include, exclude, Target(latency, macs, params, depth), replace, pick, grain
     )
     settings, provenance = settings or Settings(), provenance or Provenance()
-    warnings = [*provenance.warnings, *_missing(eval, validation, goal)]
+    warnings = [*provenance.warnings, *_missing(eval, validation, goal), *_uncompiled(model)]
+    model = plain(model)
     chosen_on, judged_on = samples(calibration, validation, settings, device_of(model))
     winning, said = _winning(as_recover(recover), model, calibration, validation, chosen_on[0], exact=goal.exact)
     told = tell(model, chosen_on, judged_on, goal, settings, damage, progress)
@@ -414,6 +416,12 @@ def _missing(eval_loader: Any, validation: Any, goal: Goal) -> list[str]:
     if validation is None and goal.max_drop is not None:
         said.append("no validation data was given: max_drop was judged on the calibration data")
     return said
+
+
+def _uncompiled(model: nn.Module) -> list[str]:
+    if not is_compiled(model):
+        return []
+    return ["the network was compiled (torch.compile): both were measured as they are without it; compile the result"]
 
 
 class _First:

@@ -4,11 +4,12 @@ Source: Polyak averaging, as in Izmailov et al. 2018, arXiv:1803.05407, with exp
 grows with the run, so that nobody has to know how many steps a budget of time allows.
 """
 
-import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+
+from shoal.preserve import copied
 
 _WINDOW = 0.1  # of the steps so far
 _PREFIX, _STEPS = "average.", "averages"
@@ -25,7 +26,7 @@ class Average:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.network = copy.deepcopy(model).requires_grad_(requires_grad=False)
+        self.network = copied(model).requires_grad_(requires_grad=False)
         self.steps = 0
 
     @torch.no_grad()

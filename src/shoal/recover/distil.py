@@ -5,7 +5,6 @@ off (KL on the answers, squared error of the features). What comes out is whatev
 validation samples: weights averaged over the latest steps, seldom those of a single step, or the ones it began with.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from shoal.batches import Batch
 from shoal.engine import Engine
 from shoal.errors import UsageError
 from shoal.plan import Replace
+from shoal.preserve import copied
 from shoal.record import Recovery
 from shoal.recover.averaging import Average
 from shoal.recover.budget import Budget, read_budget
@@ -32,7 +32,14 @@ from shoal.recover.history import History
 from shoal.recover.judge import Judge, validation_samples
 from shoal.recover.lesson import Lesson
 from shoal.recover.norm_modes import has_batch_norms
-from shoal.recover.premises import check_answers, check_apart, check_in_memory, check_labelled, check_unlabelled
+from shoal.recover.premises import (
+    check_answers,
+    check_apart,
+    check_in_memory,
+    check_labelled,
+    check_trainable,
+    check_unlabelled,
+)
 from shoal.recover.rates import CAREFUL, RATES, FoundRate, find_rate, steps_for, try_step
 from shoal.recover.settings import DistilSettings
 from shoal.recover.stepping import Stepping, optimizer_for
@@ -117,6 +124,7 @@ def distil(
     check_apart(validation, training=training, unlabelled=unlabelled)
     for network in (student, teacher):
         check_in_memory(network)
+    check_trainable(student)
     path = made_folder(folder) if folder is not None else None
     where = device or str(next(student.parameters()).device)
     with torch.inference_mode(mode=False), torch.enable_grad(), torch.random.fork_rng(devices=_drawing(where)):
@@ -208,7 +216,7 @@ class _Run:
     def _take(self, given: _Given) -> None:
         """The student in the form in which it learns, and beside it as it was given, where that is another form."""
         before = self.engine.placed(given.student).eval()
-        self.student = copy.deepcopy(before)
+        self.student = copied(before)
         self.replaced = given.replaced
         stand_ins = {one.paths[0]: one.stand_in for one in given.replaced}
         self.form = take_form_(self.student, stand_ins, [self.engine.moved(one) for one in given.known])
@@ -277,7 +285,7 @@ class _Run:
         if state.before <= _ROUNDING:
             state.stopped = "nothing"
             return
-        twin = copy.deepcopy(self.student)
+        twin = copied(self.student)
         tries = [try_step(twin, self.lesson, first, self._stepping(twin)) for _ in range(2)]
         seconds, state.first = min(one for one, _ in tries), tries[0][1]
         if self.budget.seconds is not None and seconds > self.budget.seconds - self._elapsed():
@@ -461,7 +469,7 @@ class _Run:
     def _with_own_norms(self, model: nn.Module) -> nn.Module | None:
         """A copy whose batch norms have the statistics of its own weights; None where there are no mini-batches."""
         given = self._norms_set_from
-        return recalibrate_(copy.deepcopy(model), [suited(model, one) for one in given]) if given else None
+        return recalibrate_(copied(model), [suited(model, one) for one in given]) if given else None
 
     @cached_property
     def _norms_set_from(self) -> list[Batch]:

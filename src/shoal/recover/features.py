@@ -1,6 +1,5 @@
 """Blocks that teacher and student both have: where their features can be held against each other."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,7 +9,7 @@ from shoal.batches import Batch
 from shoal.blocks import dissect
 from shoal.errors import ShoalError
 from shoal.plan import Replace
-from shoal.preserve import evaluating
+from shoal.preserve import copied, evaluating
 from shoal.recover.form import ask, suited
 from shoal.replace import line_of
 
@@ -31,7 +30,7 @@ def shared_paths(teacher: nn.Module, student: nn.Module, example: Batch, replace
     """
     spans = {path for one in replaced for path in one.paths}
     try:
-        line = line_of(dissect(copy.deepcopy(teacher).eval(), suited(teacher, example)))
+        line = line_of(dissect(copied(teacher).eval(), suited(teacher, example)))
         whole = [step.paths for step in line.steps if spans.isdisjoint(step.paths)]
         kept = [paths[-1] for paths in whole if all(_kept(teacher, student, path) for path in paths)]
         with evaluating(teacher), evaluating(student):

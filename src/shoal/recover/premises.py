@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch
 from shoal.errors import DataError, UsageError
+from shoal.intake import packed
 from shoal.offloaded import is_offloaded
 from shoal.outputs import check_numbers, read_outputs, shown
 from shoal.preserve import evaluating
@@ -22,6 +23,20 @@ def check_in_memory(model: nn.Module) -> None:
         raise UsageError(
             "recovery needs the weights in memory, and some of them are on a disk",
             "Leave out recovery (recover=None, --recover none), or load the network whole.",
+        )
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a network whose weights no gradient reaches.
+
+    Raises:
+        UsageError: some of them are packed, as those of quantised layers are.
+    """
+    names = packed(model)
+    if names:
+        raise UsageError(
+            f"recovery trains the weights, and {len(names)} of this network are packed, such as '{names[0]}'",
+            "Leave out recovery (recover=None, --recover none), or compress and recover before quantising.",
         )
 
 

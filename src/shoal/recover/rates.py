@@ -6,7 +6,6 @@ the end. So the highest rate wins whose last losses are still near the least; on
 remains of the test. A variant of the range test of Smith 2017, arXiv:1506.01186, which raises the rate within one run.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from shoal.batches import Batch
+from shoal.preserve import copied
 from shoal.recover.budget import Budget
 from shoal.recover.lesson import Lesson
 from shoal.recover.stepping import Stepping
@@ -75,7 +75,7 @@ def find_rate(
     tried: dict[str, float | None] = {}
     for number, rate in enumerate(RATES[kind]):
         tick(number, len(RATES[kind]))
-        twin = copy.deepcopy(student)
+        twin = copied(student)
         tried[f"{rate:g}"] = _tried(twin, lesson, given, stepping(twin), rate)
     finite = {name: loss for name, loss in tried.items() if loss is not None}
     best = highest_bearable(finite) if finite else CAREFUL[kind]

@@ -3,7 +3,6 @@
 Only whole layers can go that way: what transformers has no class for is said in words in a note instead.
 """
 
-import copy
 import logging
 import math
 import shutil
@@ -22,7 +21,7 @@ from shoal.batches import Batch, call
 from shoal.errors import FolderError, ShoalError, SurgeryError
 from shoal.outputs import Outputs, distance, mismatch, read_outputs, shown
 from shoal.plan import InputSpec, Plan
-from shoal.preserve import evaluating
+from shoal.preserve import copied, evaluating
 from shoal.record import Quality, Record
 from shoal.store.writing import write_text
 from shoal.surgery import example_of
@@ -60,7 +59,7 @@ def write_hugging_face(folder: Path, model: nn.Module, plan: Plan, record: Recor
     """
     if not _is_asked_for(model, plan):
         return None
-    plain = copy.deepcopy(model).to("cpu").eval()
+    plain = copied(model).to("cpu").eval()
     reason = None
     try:
         place = Path(tempfile.mkdtemp(dir=folder, prefix=f".{HF}-"))

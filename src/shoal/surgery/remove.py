@@ -8,6 +8,7 @@ from shoal.batches import Batch, as_batch, call, device_of
 from shoal.blocks import Anatomy, Chain, dissect
 from shoal.blocks.swaps import swaps_of
 from shoal.errors import PlanError, ShoalError, SurgeryError, UnknownBlockError, did_you_mean
+from shoal.intake import check_usable, plain
 from shoal.outputs import mismatch, read_outputs
 from shoal.plan import Plan, Remove, check_signature, check_state
 from shoal.preserve import copied, evaluating
@@ -99,6 +100,8 @@ def apply(model: nn.Module, plan: Plan, example: object = None, *, weights_follo
     Raises:
         PlanError: the plan was made for another network, or folds what cannot be folded in it; says what differs.
     """
+    check_usable(model)
+    model = plain(model)
     check_state(plan, state_of(model))
     batch = as_batch(example) if example is not None else example_of(plan.inputs).to(device_of(model))
     anatomy = dissect(copied(model), batch)

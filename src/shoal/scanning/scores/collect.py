@@ -180,7 +180,9 @@ class _Collector:
         shifted = branch + self.root.to(branch.dtype)
         values = shifted.detach()
 
-        def come_by(gradient: Tensor) -> None:
+        def come_by(gradient: Tensor | None) -> None:
+            if gradient is None:  # an operation behind it has no derivative: a quantised layer
+                return
             watched.reached = True
             watched.seen.see_gradient(values, gradient)
 

@@ -1,0 +1,134 @@
+"""What Shoal is handed: compiled networks are seen through, copies are made, and what cannot be worked on is refused.
+
+torch.compile wraps a network or parts of it; the paths and the state dict of the wrapper are not those of the network
+that its factory builds. So everything is done on the network inside, and the result is not compiled.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from shoal.errors import SurgeryError, WeightsError
+
+EXTRA_STATE = "_extra_state"  # how torch ends the name of what get_extra_state returned
+_INSIDE = "_orig_mod"
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile wraps the network, or a module in it."""
+    return any(
+        _is_wrapper(module) or getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
+    )
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The network without the wrappers of torch.compile.
+
+    It is the very module where nothing is compiled, or only the whole; where parts are compiled it is a second set of
+    modules around the same tensors.
+    """
+    while _is_wrapper(model):
+        model = model.get_submodule(_INSIDE)
+    if not any(_is_wrapper(module) for module in model.modules()):
+        return model
+    return _copy(model, {id(tensor): tensor for tensor in _held(model)})
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy without the wrappers of torch.compile; whatever copying raises comes through.
+
+    What the last forward with gradients left behind (the weights that the old weight_norm, spectral_norm and pruning
+    compute, a feature that a module keeps) is copied by value, which copy.deepcopy refuses.
+    """
+    while _is_wrapper(model):
+        model = model.get_submodule(_INSIDE)
+    return _copy(model, {id(tensor): tensor.detach().clone() for tensor in _held(model) if not tensor.is_leaf})
+
+
+def check_usable(model: nn.Module) -> None:
+    """Refuse a network whose weights or operations cannot be seen.
+
+    Raises:
+        WeightsError: weights that are not there yet (lazy modules), or that are no plain tensors.
+        SurgeryError: TorchScript, or weights spread over processes.
+    """
+    for path, module in model.named_modules():
+        where = f"'{path}'" if path else "the network"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise SurgeryError(
+                f"{where} is TorchScript ({type(module).__name__}), whose operations cannot be followed",
+                "Give the network as it was before torch.jit.script or torch.jit.trace.",
+            )
+        if _is_sharded(module):
+            raise SurgeryError(
+                f"{where} is wrapped by FSDP, which spreads its weights over processes",
+                "Build the network without FSDP and load its full state dict (--weights).",
+            )
+        _check_tensors(where, module)
+
+
+def packed(model: nn.Module) -> list[str]:
+    """The entries of the state dict that hold weights and are no plain tensors: those of quantised layers."""
+    return [
+        name
+        for name, value in model.state_dict().items()
+        if not name.endswith(EXTRA_STATE) and not isinstance(value, torch.dtype) and not _is_plain(value)
+    ]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_quantized
+
+
+def _check_tensors(where: str, module: nn.Module) -> None:
+    for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+        if tensor is None:
+            continue
+        if is_lazy(tensor):
+            raise WeightsError(
+                f"{where} is a {type(module).__name__} without weights: '{name}' takes its shape from the first input",
+                "Run the network once on a mini-batch, model(x), before it is given to Shoal; a factory likewise.",
+            )
+        if hasattr(tensor, "__tensor_flatten__"):
+            raise WeightsError(
+                f"the weight '{name}' of {where} is a {type(tensor).__name__}, whose values Shoal cannot read",
+                "Compress the network before it is quantised or distributed, then do that to the result.",
+            )
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" and _INSIDE in module._modules
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    names = {base.__name__ for base in type(module).__mro__}
+    return bool(names & {"FullyShardedDataParallel", "FSDPModule"})
+
+
+def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    # Whatever refers to a wrapper refers to the copy of what it wraps; the innermost ones first.
+    for module in reversed(list(model.modules())):
+        if _is_wrapper(module):
+            memo[id(module)] = copy.deepcopy(module.get_submodule(_INSIDE), memo)
+    return copy.deepcopy(model, memo)
+
+
+def _held(model: nn.Module) -> Iterator[Tensor]:
+    """Every tensor that an attribute of a module holds."""
+    for module in model.modules():
+        yield from _tensors(vars(module))
+
+
+def _tensors(item: Any) -> Iterator[Tensor]:
+    if isinstance(item, Tensor):
+        yield item
+    elif isinstance(item, Mapping):
+        for part in list(item.values()):
+            yield from _tensors(part)
+    elif isinstance(item, (tuple, list)):
+        for part in item:
+            yield from _tensors(part)
