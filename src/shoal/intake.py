@@ -43,7 +43,11 @@ def duplicate(model: nn.Module) -> nn.Module:
 
     What the last forward with gradients left behind (the weights that the old weight_norm, spectral_norm and pruning
     compute, a feature that a module keeps) is copied by value, which copy.deepcopy refuses.
+
+    Raises:
+        WeightsError, SurgeryError: see `check_usable`.
     """
+    check_usable(model)
     while _is_wrapper(model):
         model = model.get_submodule(_INSIDE)
     return _copy(model, {id(tensor): tensor.detach().clone() for tensor in _held(model) if not tensor.is_leaf})

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from shoal.alignment import align_
-from shoal.errors import NonFiniteError, SurgeryError
+from shoal.errors import NonFiniteError, ShoalError, SurgeryError
 from shoal.intake import check_usable, duplicate
 from shoal.offloaded import weights
 
@@ -43,13 +43,13 @@ def copied(model: nn.Module) -> nn.Module:
     It is that of the plain network where torch.compile wraps it or parts of it.
 
     Raises:
-        SurgeryError: it cannot be copied.
+        SurgeryError, WeightsError: it cannot be copied, or not be worked on, see `check_usable`.
     """
     try:
         # A model's own way of copying itself may draw random numbers, say to build a twin before filling it.
         with torch.random.fork_rng(devices=cuda_devices(model)):
             twin = duplicate(model)
-    except MemoryError:
+    except (MemoryError, ShoalError):
         raise
     except Exception as error:
         raise SurgeryError(
