@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from shoal.batches import Batch
-from shoal.blocks.signs import keeps_non_negative, non_negative_values
+from shoal.blocks.signs import non_negative_values
 from shoal.blocks.trace import trace_run
 
 
@@ -111,14 +111,6 @@ def test_values_known_to_be_zero_count():
     zero = run.ops[1].outputs[0]
     assert run.output.value not in non_negative_values(run)
     assert run.output.value in non_negative_values(run, [zero])
-
-
-@pytest.mark.parametrize(
-    ("name", "keeps"),
-    [("relu", True), ("MaxPool2d", True), ("add_", True), ("conv2d", False), ("BatchNorm2d", False), ("Tanh", False)],
-)
-def test_functions_and_modules_that_keep_the_sign(name, keeps):
-    assert keeps_non_negative(name) == keeps
 
 
 STEPS = [

@@ -3,14 +3,23 @@
 Decided by data flow alone, not by argument order or names: an operand is a shortcut if the other operand depends on
 it, directly, through operations without parameters (a reshape), or through linear maps and normalisations (a
 projection). Rotary embeddings, tanh-GELU and the additions inside a mixer fail the test or own no parameter.
+
+Some layers are sums themselves: a linear map with an adapter beside it (LoRA), or two convolutions that a deployed
+network merges (RepConv). Inside the branch of another addition they are parts of it, however many there are.
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
-from shoal.blocks.operations import LINEAR, STRUCTURE, plain_name
-from shoal.blocks.template import Opaque, Ref, leaves
+from shoal.blocks.operations import LINEAR, STRUCTURE
+from shoal.blocks.signatures import Signature
+from shoal.blocks.template import Opaque, leaves
 from shoal.blocks.trace import Call, Op, Trace
+from shoal.blocks.zeros import zero_values
+
+_SUMS = frozenset(["add", "sub"])
+_LINEAR_TOO = _SUMS | {"mul", "div", "neg"}
 
 # "declared": an adapter says what is left of the block.
 ShortcutKind = Literal["identity", "projection", "reshape", "declared"]
@@ -18,7 +27,10 @@ ShortcutKind = Literal["identity", "projection", "reshape", "declared"]
 
 @dataclass(frozen=True)
 class Addition:
-    """One residual addition: `result = stream + branch`, both computed from `origin`; `owner` is a module call."""
+    """One residual addition: `result = stream + branch`, both computed from `origin`; `owner` is a module call.
+
+    `shortcut_ops` lead from the origin to the stream. It `is_layer` where it is a linear layer made of sums.
+    """
 
     op: int
     result: int
@@ -28,6 +40,8 @@ class Addition:
     shortcut: ShortcutKind
     branch_ops: tuple[int, ...]
     owner: int
+    shortcut_ops: tuple[int, ...] = ()
+    is_layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,78 +54,120 @@ class _Walk:
 
 def residual_additions(trace: Trace) -> list[Addition]:
     """Every residual addition of the run, in order; of nested ones those that belong to the chain."""
-    found: dict[int, Addition] = {}
+    search = _Search(trace)
     for op in trace.ops:
-        one = _as_residual(trace, op, found)
-        if one is not None:
-            found[op.index] = one
-    return _without_nested(trace, list(found.values()))
+        addition = search.residual(op)
+        if addition is not None:
+            search.additions[op.index] = addition
+    return _without_nested(list(search.additions.values()))
 
 
 def add_operands(op: Op) -> tuple[int, int] | None:
     """The two tensor operands of a plain addition, or None where the operation is something else."""
-    if plain_name(op.name) != "add" or op.kwargs.get("alpha", 1) != 1 or len(op.args) > 2:
+    return sum_operands(op.signature) if op.value is not None else None
+
+
+def sum_operands(signature: Signature | None) -> tuple[int, int] | None:
+    """The two tensors that an operation adds as they are, however it is spelled; None where it does anything else."""
+    if signature is None or signature.name != "add" or signature.get("alpha") != 1:
         return None
-    operands = (*op.args, *(op.kwargs[key] for key in ("input", "other") if key in op.kwargs))
-    if len(operands) != 2 or not all(isinstance(one, Ref) for one in operands):
-        return None
-    return operands[0].value, operands[1].value
+    one, other = signature.tensor("input"), signature.tensor("other")
+    return (one, other) if one is not None and other is not None else None
 
 
-def _as_residual(trace: Trace, op: Op, before: dict[int, Addition]) -> Addition | None:
-    operands = add_operands(op)
-    if operands is None:
-        return None
-    result = op.outputs[0]
-    shape = trace.values[result].shape
-    candidates = []
-    for stream, branch in (operands, operands[::-1]):
-        if stream == branch or trace.values[stream].shape != shape:
-            continue
-        beside = {index: one for index, one in before.items() if trace.ops[index].call == op.call}
-        walk = _walk_back(trace, stream, branch, beside)
-        if walk is None:
-            continue
-        branch_ops = _ops_between(trace, branch, walk.origin)
-        if _owns_parameters(trace, branch_ops) and not set(branch_ops) & set(walk.ops):
-            candidates.append((walk.params, stream, branch, walk, branch_ops))
-    if not candidates:
-        return None
-    _, stream, branch, walk, branch_ops = min(candidates, key=lambda one: one[0])
-    first = min((*branch_ops, *walk.ops, op.index))
-    owner = next((call.index for call in trace.enclosing(op.call) if call.start <= first), -1)
-    return Addition(op.index, result, stream, branch, walk.origin, walk.kind, branch_ops, owner)
+class _Search:
+    """Goes through a run, operation by operation, with the residual additions found so far."""
 
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.additions: dict[int, Addition] = {}
+        # Made from the input, but for its shape alone: zeros that pad a shortcut are no second stream.
+        self.zeros = zero_values(trace, None)
 
-def _walk_back(trace: Trace, stream: int, branch: int, beside: dict[int, Addition]) -> _Walk | None:
-    """From the shortcut operand back to a value that the branch depends on, through light operations only.
-
-    Also along the stream through the residual additions `beside` this one, where branches run in parallel: x + A + M.
-    """
-    kind: ShortcutKind = "identity"
-    current, params, ops = stream, 0, []
-    while not trace.depends(branch, current):
-        producer = trace.values[current].producer
-        if producer < 0:
+    def residual(self, op: Op) -> Addition | None:
+        """The residual addition that an operation is, if it is one."""
+        operands, result = add_operands(op), op.value
+        if operands is None or result is None:
             return None
-        if producer in beside and beside[producer].result == current:
-            current = beside[producer].stream
-            continue
-        op = trace.ops[producer]
-        name = plain_name(op.name)
-        flowing = [value for value in dict.fromkeys(op.inputs) if _from_input(trace, value)]
-        if len(flowing) != 1 or name not in STRUCTURE | LINEAR:
+        trace, shape = self.trace, self.trace.values[result].shape
+        candidates = []
+        for stream, branch in (operands, operands[::-1]):
+            if stream == branch or trace.values[stream].shape != shape:
+                continue
+            walk = self._walk_back(op, stream, branch)
+            if walk is None:
+                continue
+            branch_ops = _ops_between(trace, branch, walk.origin)
+            if _params(trace, branch_ops) and not set(branch_ops) & set(walk.ops):
+                candidates.append((walk.params, stream, branch, walk, branch_ops))
+        if not candidates:
             return None
-        if name in LINEAR:
-            kind = "projection"
-        elif kind == "identity":
-            kind = "reshape"
-        params += sum(_size(trace, value) for value in op.inputs if trace.values[value].origin == "parameter")
-        ops.append(producer)
-        current = flowing[0]
-    if not _from_input(trace, current):
-        return None
-    return _Walk(current, kind, params, tuple(ops))
+        _, stream, branch, walk, branch_ops = min(candidates, key=lambda candidate: candidate[0])
+        first = min((*branch_ops, *walk.ops, op.index))
+        owner = next((call.index for call in trace.enclosing(op.call) if call.start <= first), -1)
+        is_layer = walk.kind == "projection" and (
+            walk.params >= _params(trace, branch_ops) or _is_linear(trace, branch_ops, walk.origin)
+        )
+        return Addition(op.index, result, stream, branch, walk.origin, walk.kind, branch_ops, owner, walk.ops, is_layer)
+
+    def _walk_back(self, addition: Op, stream: int, branch: int) -> _Walk | None:
+        """From the shortcut operand back to a value that the branch depends on, through light operations only.
+
+        Also along the stream through the residual additions of the same call, where branches run in parallel
+        (x + A + M), and through whole layers that are sums themselves.
+        """
+        trace = self.trace
+        kind: ShortcutKind = "identity"
+        current, params, ops = stream, 0, list[int]()
+        while not trace.depends(branch, current):
+            producer = trace.values[current].producer
+            before = self.additions.get(producer)
+            if before is not None and before.result == current and trace.ops[producer].call == addition.call:
+                current = before.stream
+                continue
+            if producer < 0:
+                return None
+            if before is not None and before.is_layer and before.result == current:
+                inside = (*before.branch_ops, *before.shortcut_ops, producer)
+                kind, source = "projection", before.origin
+            else:
+                inside, step = (producer,), self._light(trace.ops[producer])
+                if step is None:
+                    return None
+                kind, source = _heavier(kind, step[0]), step[1]
+            params += _params(trace, inside)
+            ops += inside
+            current = source
+        if not _from_input(trace, current):
+            return None
+        return _Walk(current, kind, params, tuple(ops))
+
+    def _light(self, op: Op) -> tuple[ShortcutKind, int] | None:
+        """What a shortcut becomes that passes through an operation, and the value it comes from."""
+        signature = op.signature
+        if signature is None or signature.name not in STRUCTURE | LINEAR:
+            return None
+        inputs = dict.fromkeys(signature.inputs)
+        flowing = [value for value in inputs if _from_input(self.trace, value) and value not in self.zeros]
+        if len(flowing) != 1:
+            return None
+        return ("projection" if signature.name in LINEAR else "reshape"), flowing[0]
+
+
+def _heavier(one: ShortcutKind, other: ShortcutKind) -> ShortcutKind:
+    return "projection" if "projection" in (one, other) else other
+
+
+def _is_linear(trace: Trace, ops: tuple[int, ...], origin: int) -> bool:
+    """Whether operations are linear in `origin`: maps, norms, sums, products with what does not depend on it."""
+    for index in ops:
+        signature = trace.ops[index].signature
+        if signature is None or signature.name not in STRUCTURE | LINEAR | _LINEAR_TOO:
+            return False
+        depending = [value for value in signature.inputs if trace.depends(value, origin)]
+        if signature.name not in _SUMS | STRUCTURE and len(depending) > 1:
+            return False
+    return True
 
 
 def _ops_between(trace: Trace, value: int, origin: int) -> tuple[int, ...]:
@@ -127,33 +183,33 @@ def _ops_between(trace: Trace, value: int, origin: int) -> tuple[int, ...]:
     return tuple(sorted(op for op in found if any(trace.depends(out, origin) for out in trace.ops[op].outputs)))
 
 
-def _owns_parameters(trace: Trace, ops: tuple[int, ...]) -> bool:
-    return any(trace.values[value].origin == "parameter" for op in ops for value in trace.ops[op].inputs)
+def _params(trace: Trace, ops: tuple[int, ...]) -> int:
+    """How many parameters operations read."""
+    read = [value for op in ops for value in trace.ops[op].inputs if trace.values[value].origin == "parameter"]
+    return sum(prod(trace.values[value].shape) for value in read)
 
 
 def _from_input(trace: Trace, value: int) -> bool:
     return any(trace.depends(value, one) for one in trace.inputs)
 
 
-def _size(trace: Trace, value: int) -> int:
-    count = 1
-    for length in trace.values[value].shape:
-        count *= length
-    return count
+def _without_nested(additions: list[Addition]) -> list[Addition]:
+    """Drop additions inside another's branch, or the outer one where it spans a chain of blocks (a long skip).
 
-
-def _without_nested(trace: Trace, found: list[Addition]) -> list[Addition]:
-    """Drop additions inside another's branch, or the outer one where it spans a chain of blocks (a long skip)."""
+    It spans a chain where the stream itself runs through additions of several modules inside: layers that are sums do
+    not count, each of them is a map that the branch applies.
+    """
     dropped: set[int] = set()
-    by_op = {one.op: one for one in found}
-    for outer in found:
+    by_op = {addition.op: addition for addition in additions}
+    for outer in additions:
         inner = [by_op[op] for op in outer.branch_ops if op in by_op]
-        owners = {one.owner for one in inner if one.owner != outer.owner}
+        owners = {addition.owner for addition in inner if addition.owner != outer.owner and not addition.is_layer}
         if len(owners) >= 2:
             dropped.add(outer.op)
-        else:
-            dropped.update(one.op for one in inner)
-    return [one for one in found if one.op not in dropped]
+            continue
+        dropped.update(addition.op for addition in inner)
+        dropped.update(op for op in outer.shortcut_ops if op in by_op)
+    return [addition for addition in additions if addition.op not in dropped]
 
 
 def opaque_kinds(call: Call) -> list[str]:

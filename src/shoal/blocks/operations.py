@@ -14,7 +14,15 @@ _ALIASES = {
     "itruediv": "div",
     "truediv": "div",
     "true_divide": "div",
-    "getitem": "getitem",
+    "concat": "cat",
+    "concatenate": "cat",
+    "multiply": "mul",
+    "subtract": "sub",
+    "divide": "div",
+    "absolute": "abs",
+    "negative": "neg",
+    "clip": "clamp",
+    "_threshold": "threshold",
 }
 
 # Operations without parameters that carry a shortcut across a change of shape.
@@ -70,9 +78,19 @@ def without_in_place(func: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, 
     name = getattr(func, "__name__", "")
     if kwargs.get("inplace"):
         kwargs = {**kwargs, "inplace": False}
-    if name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"):
+    if "out" in kwargs:
+        kwargs = {key: item for key, item in kwargs.items() if key != "out"}
+    if not in_place(func):
+        return func, kwargs
+    if name.startswith("__i"):
         return getattr(torch.Tensor, "__" + name[3:]), kwargs
-    if name.endswith("_") and not name.endswith("__"):
-        plain = getattr(torch.Tensor, name[:-1], None) or getattr(torch, name[:-1], None)
-        return (plain or func), kwargs
-    return func, kwargs
+    plain = getattr(torch.Tensor, name[:-1], None) or getattr(torch, name[:-1], None)
+    return (plain or func), kwargs
+
+
+def in_place(func: Any) -> bool:
+    """Whether a torch function is one that writes into its first argument, by its name."""
+    name = getattr(func, "__name__", "")
+    if name.startswith("__i"):
+        return name not in ("__invert__", "__index__", "__int__")
+    return name.endswith("_") and not name.endswith("__")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shoal.blocks.additions import Addition
 from shoal.blocks.operations import without_in_place
-from shoal.blocks.signs import keeps_non_negative
+from shoal.blocks.signs import non_negative_results
 from shoal.blocks.template import Opaque, Ref, fill, leaves, refs
 from shoal.blocks.trace import Call, Op, Trace
 from shoal.errors import SurgeryError
@@ -191,11 +191,9 @@ class _Slicer:
 
     def resolve(self, value: int) -> int:
         """The number under which `value` is available in the slice."""
-        value = self.instead.get(value, value)
-        if value in self.instead:
-            return self.resolve(value)
+        kept = self.instead.get(value, value)
         if value not in self.known:
-            self.known[value] = self._make(value)
+            self.known[value] = self.resolve(kept) if kept != value else self._make(value)
         return self.known[value]
 
     def _make(self, value: int) -> int:
@@ -238,17 +236,21 @@ class _Slicer:
         args, kwargs = self._arguments(one.args, one.kwargs)
         name = one.path.removeprefix(self.call.path + ".").replace(".", "_") or "module"
         module = one.module
-        if isinstance(module, nn.ReLU) and self._idle_relu(refs(args)[0]):
+        if type(module) is nn.ReLU and self._idle_relu(refs(args)[0]):
             return refs(args)[0]
         if getattr(module, "inplace", False):
             module = copy.copy(module)
             module.inplace = False  # type: ignore[assignment]
         self.sliced.modules[name] = module
         self.sliced.steps.append(Step(name, args, kwargs, one.output))
-        entry = refs(args)[0] if refs(args) else -1
-        if entry in self.non_negative and keeps_non_negative(type(module).__name__):
-            self.non_negative.add(value)
+        self._note_signs(one.start, one.stop)
         return value
+
+    def _note_signs(self, start: int, stop: int) -> None:
+        """Which values stay non-negative where these operations run on what is left."""
+        self.non_negative |= {value for value, now in self.known.items() if now in self.non_negative}
+        for op in self.trace.ops[start:stop]:
+            self.non_negative.update(non_negative_results(self.trace, op, self.non_negative))
 
     def _idle_relu(self, entry: int) -> bool:
         if entry not in self.non_negative:
@@ -290,7 +292,8 @@ class _Slicer:
             return self.resolve(restored)
         args, kwargs = self._arguments(op.args, op.kwargs)
         entries = refs((args, kwargs))
-        if op.name.rstrip("_") == "relu" and len(entries) == 1 and self._idle_relu(entries[0]):
+        relu = op.signature is not None and op.signature.name == "relu"
+        if relu and len(entries) == 1 and self._idle_relu(entries[0]):
             return entries[0]
         function, kwargs = without_in_place(op.func, kwargs)
         if value not in refs(op.result):
@@ -299,8 +302,7 @@ class _Slicer:
         if sizes is not None:
             function, args = _reshaped_each, (args[0], sizes)
         self.sliced.steps.append(Step(function, args, kwargs, op.result))
-        if all(one in self.non_negative for one in entries) and keeps_non_negative(op.name):
-            self.non_negative.add(value)
+        self._note_signs(op.index, op.index + 1)
         return value
 
     def _arguments(self, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,26 +1,15 @@
 """Which values of a run can never be negative: what lets a ReLU after a removed addition go too."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Set
+from typing import Any
 
-from shoal.blocks.operations import KEEPS_SIGN, NON_NEGATIVE, plain_name
+from shoal.blocks.operations import KEEPS_SIGN, NON_NEGATIVE
+from shoal.blocks.signatures import Signature, parts_of
+from shoal.blocks.template import Ref
 from shoal.blocks.trace import Op, Trace
 
-_MODULES_KEEPING_SIGN = frozenset(
-    [
-        "MaxPool1d",
-        "MaxPool2d",
-        "AvgPool1d",
-        "AvgPool2d",
-        "AdaptiveAvgPool2d",
-        "Dropout",
-        "Dropout2d",
-        "Identity",
-        "ReLU",
-        "ReLU6",
-        "ZeroPad2d",
-        "Flatten",
-    ]
-)
+# Interpolation that overshoots is none of these.
+_MODES = frozenset(["nearest", "nearest-exact", "linear", "bilinear", "trilinear", "area"])
 
 
 def non_negative_values(trace: Trace, zeros: Iterable[int] = ()) -> frozenset[int]:
@@ -30,35 +19,113 @@ def non_negative_values(trace: Trace, zeros: Iterable[int] = ()) -> frozenset[in
         trace: a run of the network.
         zeros: values known to be zero, whatever made them.
     """
-    found: set[int] = set(zeros)
+    known: set[int] = set(zeros)
     for op in trace.ops:
-        if not _is_non_negative(op, found):
-            continue
-        for position, value in enumerate(op.outputs):
-            overwritten = op.changed[position] if position < len(op.changed) else None
-            # What shares memory with a tensor changed in place keeps its other elements as they were.
-            if position == 0 or overwritten is None or overwritten in found:
-                found.add(value)
-    return frozenset(found)
+        known.update(non_negative_results(trace, op, known))
+    return frozenset(known)
 
 
-def keeps_non_negative(name: str) -> bool:
-    """Whether a function or module class maps non-negative inputs to non-negative results."""
-    return name in _MODULES_KEEPING_SIGN or plain_name(name) in KEEPS_SIGN | NON_NEGATIVE
+def non_negative_results(trace: Trace, op: Op, known: Set[int]) -> list[int]:
+    """What an operation makes that is never negative, where the values `known` are not."""
+    signature = op.signature
+    if signature is None or not _is_non_negative(signature, known):
+        return []
+    several = [] if op.value is not None or op.changed else op.outputs
+    results = [op.value] if op.value is not None else several
+    # What shares memory with a tensor changed in place keeps its other elements as they were.
+    aliases = [value for value, before in zip(op.outputs, op.changed, strict=False) if before in known]
+    return [value for value in (*results, *aliases) if trace.values[value].dtype.is_floating_point]
 
 
-def _is_non_negative(op: Op, found: set[int]) -> bool:
-    name = plain_name(op.name)
+def _is_non_negative(signature: Signature, known: Collection[int]) -> bool:
+    name = signature.name
+    rule = _RULES.get(name)
+    if rule is not None:
+        return rule(signature, known)
     if name in NON_NEGATIVE:
         return True
-    if name == "hardtanh":
-        low = op.kwargs.get("min_val", op.args[1] if len(op.args) > 1 else -1.0)
-        return isinstance(low, (int, float)) and low >= 0
-    if name not in KEEPS_SIGN or not op.inputs:
-        return False
-    numbers = [one for one in (*op.args, *op.kwargs.values()) if isinstance(one, (int, float))]
-    if name in ("add", "mul", "pad") and any(one < 0 for one in numbers):
-        return False
-    if name == "interpolate" and op.kwargs.get("mode") == "bicubic":
-        return False
-    return all(value in found for value in op.inputs)
+    if name in KEEPS_SIGN:
+        return _all(known, parts_of(signature.get("tensors", signature.get("input"))))
+    return False
+
+
+def _all(known: Collection[int], items: Iterable[object]) -> bool:
+    listed = list(items)
+    return bool(listed) and all(_at_least_0(known, item) for item in listed)
+
+
+def _at_least_0(known: Collection[int], item: object) -> bool:
+    if isinstance(item, Ref):
+        return item.value in known
+    return isinstance(item, (int, float)) and item >= 0
+
+
+def _both(one: str, other: str) -> Callable[[Signature, Collection[int]], bool]:
+    return lambda signature, known: _all(known, (signature.get(one), signature.get(other)))
+
+
+def _above(bound: str) -> Callable[[Signature, Collection[int]], bool]:
+    """Whatever comes in, nothing below this argument comes out."""
+    return lambda signature, known: _at_least_0(known, signature.get(bound))
+
+
+def _sum(signature: Signature, known: Collection[int]) -> bool:
+    scaled = _at_least_0(known, signature.get("alpha", 1))
+    return scaled and _all(known, (signature.get("input"), signature.get("other")))
+
+
+def _pad(signature: Signature, known: Collection[int]) -> bool:
+    return _all(known, (signature.get("input"), signature.get("value") or 0))
+
+
+def _clamp(signature: Signature, known: Collection[int]) -> bool:
+    low, high = signature.get("min"), signature.get("max")
+    return (_at_least_0(known, low) or _at_least_0(known, signature.get("input"))) and (
+        high is None or _at_least_0(known, high)
+    )
+
+
+def _pool(signature: Signature, known: Collection[int]) -> bool:
+    divisor = signature.get("divisor_override")
+    return _at_least_0(known, signature.get("input")) and (divisor is None or divisor > 0)
+
+
+def _resized(signature: Signature, known: Collection[int]) -> bool:
+    return _at_least_0(known, signature.get("input")) and signature.get("mode") in _MODES
+
+
+def _view(signature: Signature, known: Collection[int]) -> bool:
+    return _at_least_0(known, signature.get("input")) and signature.get("dtype") is None  # else other numbers
+
+
+def _softplus(signature: Signature, known: Collection[int]) -> bool:
+    beta = signature.get("beta")
+    return isinstance(beta, (int, float)) and beta > 0
+
+
+def _max(signature: Signature, known: Collection[int]) -> bool:
+    other: Any = signature.get("other", 0)
+    return _all(known, (signature.get("input"), other))
+
+
+_RULES: dict[str, Callable[[Signature, Collection[int]], bool]] = {
+    "add": _sum,
+    "mul": _both("input", "other"),
+    "where": _both("input", "other"),
+    "masked_fill": _both("input", "value"),
+    "max": _max,
+    "maximum": lambda signature, known: any(_at_least_0(known, signature.get(one)) for one in ("input", "other")),
+    "minimum": _both("input", "other"),
+    "hardtanh": lambda signature, known: _all(known, (signature.get("min_val"), signature.get("max_val"))),
+    "clamp": _clamp,
+    "clamp_min": _above("min"),
+    "copy": _above("src"),
+    "threshold": lambda signature, known: _all(known, (signature.get("threshold"), signature.get("value"))),
+    "pad": _pad,
+    "interpolate": _resized,
+    "upsample": _resized,
+    "avg_pool2d": _pool,
+    "avg_pool3d": _pool,
+    "view": _view,
+    "softplus": _softplus,
+}

@@ -11,11 +11,16 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from shoal.blocks.additions import sum_operands
 from shoal.blocks.chain import Block
-from shoal.blocks.operations import plain_name
+from shoal.blocks.operations import in_place, plain_name
+from shoal.blocks.signatures import bind
+from shoal.blocks.template import Ref
 
 # Called with (block path, number of the unit in the block, stream, branch); returns the branch to add instead, or None.
 Tap = Callable[[str, int, Tensor, Tensor], Tensor | None]
+
+_Place = int | str  # of an argument: a position or a keyword
 
 
 @contextmanager
@@ -53,37 +58,37 @@ class _AdditionMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.block is not None and _is_addition(func, args, kwargs):
+        operands = _operands(func, args, kwargs) if self.block is not None else None
+        if self.block is not None and operands is not None:
             number, self.count = self.count, self.count + 1
             for position, unit in enumerate(self.block.units):
                 if unit.addition == number:
-                    args, kwargs = self._ask(func, position, unit.stream_first, args, kwargs)
+                    args, kwargs = self._ask(func, position, operands, unit.stream_first, args, kwargs)
         return func(*args, **kwargs)
 
-    def _ask(self, func: Any, position: int, stream_first: bool, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        operands = [*args, *(kwargs[key] for key in ("input", "other") if key in kwargs)]
-        stream, branch = operands if stream_first else operands[::-1]
+    def _ask(
+        self, func: Any, position: int, operands: tuple[_Place, _Place], stream_first: bool, args: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
+        at_stream, at_branch = operands if stream_first else operands[::-1]
+        stream, branch = (args[at] if isinstance(at, int) else kwargs[at] for at in (at_stream, at_branch))
         path = self.block.path if self.block is not None else ""
         instead = self.tap(path, position, stream, branch)
         if instead is None:
             return args, kwargs
-        if not stream_first and _in_place(func):  # it writes into its first operand: here the branch itself
-            operands[0].copy_(instead)
+        if not stream_first and in_place(func):  # it writes into its first operand: here the branch itself
+            branch.copy_(instead)
             return args, kwargs
-        place = 1 if stream_first else 0
-        if place < len(args):
-            return (*args[:place], instead, *args[place + 1 :]), kwargs
-        return args, {**kwargs, "other" if stream_first else "input": instead}
+        if isinstance(at_branch, int):
+            return (*args[:at_branch], instead, *args[at_branch + 1 :]), kwargs
+        return args, {**kwargs, at_branch: instead}
 
 
-def _in_place(func: Any) -> bool:
-    name = getattr(func, "__name__", "")
-    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
-
-
-def _is_addition(func: Any, args: Any, kwargs: Any) -> bool:
-    """The same test as `additions.add_operands`, on live arguments."""
-    if plain_name(getattr(func, "__name__", "")) != "add" or kwargs.get("alpha", 1) != 1 or len(args) > 2:
-        return False
-    operands = [*args, *(value for key, value in kwargs.items() if key in ("other", "input"))]
-    return len(operands) == 2 and all(isinstance(one, Tensor) for one in operands)
+def _operands(func: Any, args: Any, kwargs: Any) -> tuple[_Place, _Place] | None:
+    """Where the two operands of a plain addition stand; the same test as `additions.add_operands`, live."""
+    if plain_name(getattr(func, "__name__", "")) != "add":
+        return None
+    places: list[_Place] = [*range(len(args)), *kwargs]
+    numbered = [Ref(at) if isinstance(item, Tensor) else item for at, item in enumerate([*args, *kwargs.values()])]
+    named = dict(zip(kwargs, numbered[len(args) :], strict=True))
+    found = sum_operands(bind(func, tuple(numbered[: len(args)]), named))
+    return (places[found[0]], places[found[1]]) if found is not None else None

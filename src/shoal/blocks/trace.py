@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from shoal.batches import Batch, call
+from shoal.blocks.signatures import Signature, bind
 from shoal.blocks.template import Ref, refs, template
 from shoal.errors import TraceError
 from shoal.offloaded import loading_unwatched
@@ -38,6 +39,11 @@ _ESCAPES = frozenset(
         "equal",
         "allclose",
         "is_nonzero",
+        # What gives the memory itself away: a change through it is not seen.
+        "storage",
+        "untyped_storage",
+        "_typed_storage",
+        "__dlpack__",
     ]
 )
 
@@ -58,7 +64,8 @@ class Value:
 class Op:
     """One torch function that made or changed a tensor; `call` is the innermost module call it ran in (-1: none).
 
-    `result` is the template of what it returned, `changed` the values it overwrote in place, their views included.
+    `result` is the template of what it returned, `changed` the values it overwrote in place, their views included, and
+    `places` where each of these lies in memory.
     """
 
     index: int
@@ -70,11 +77,23 @@ class Op:
     call: int
     result: Any = None
     changed: list[int] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
 
     @cached_property
     def inputs(self) -> list[int]:
         """The values it read."""
         return refs((self.args, self.kwargs))
+
+    @cached_property
+    def signature(self) -> Signature | None:
+        """What it computes, however it was spelled; None where that is not known, and nothing may be claimed."""
+        return bind(self.func, self.args, self.kwargs)
+
+    @property
+    def value(self) -> int | None:
+        """The one tensor it returned and made or changed, if it was one."""
+        single = isinstance(self.result, Ref) and self.result.value in self.outputs
+        return self.result.value if single else None
 
 
 @dataclass
@@ -111,7 +130,8 @@ class Trace:
     """What happened in one forward.
 
     `escapes` says where a number left the graph, so that Python may decide by it; `constants` are tensors that are no
-    parameter, buffer or result, and `unseen` those of them that no attribute of a module holds either.
+    parameter, buffer or result, and `unseen` those of them that no attribute of a module holds either. `written` are
+    parameters, buffers and constants that the forward itself changed; `drew` says whether torch drew random numbers.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -122,6 +142,8 @@ class Trace:
     escapes: list[str] = field(default_factory=list)
     constants: dict[int, Tensor] = field(default_factory=dict)
     unseen: list[int] = field(default_factory=list)
+    written: set[str] = field(default_factory=set)
+    drew: bool = False
 
     @cached_property
     def _by_module(self) -> dict[int, list[Call]]:
@@ -178,8 +200,10 @@ def trace_run(model: nn.Module, example: Batch) -> Trace:
     with evaluating(model), recorder.hooked(), loading_unwatched(model):
         for tensor in example.tensors:
             recorder.trace.inputs.append(recorder.born(tensor, "input").value)
+        before = _random_states(model)
         with recorder:
             output = call(model, example, clone=False)  # the recorder knows tensors by identity
+        recorder.trace.drew = before != _random_states(model)
         recorder.trace.output = recorder.template(output)
     outputs = refs(recorder.trace.output)
     if not any(recorder.trace.depends(value, one) for value in outputs for one in recorder.trace.inputs):
@@ -249,11 +273,14 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", type(func).__name__)
         if name == "__get__":  # an attribute of a tensor (shape, dtype, T, data): only the last two are data flow
             name = getattr(getattr(func, "__self__", None), "__name__", "__get__")
+        replaced = name == "__set__" and getattr(func.__self__, "__name__", "") == "data"  # x.data = y
         before = self.template((args, kwargs))
         read = list(_tensors((args, kwargs)))
         versions = [_version(tensor) for tensor in read]
         result = func(*args, **kwargs)
         changed = [one for one, version in zip(read, versions, strict=True) if _version(one) != version]
+        if replaced or None in versions:  # tensors made in inference mode keep no version: then it is said by the name
+            changed = read[:1] if replaced else [*changed, *_written_by_name(name, args, kwargs)]
         if changed or _has_tensor(result):
             self.record(func, name, before, changed, result)
         elif name in _ESCAPES and refs(before):
@@ -277,17 +304,22 @@ class _Recorder(TorchFunctionMode):
             self.trace.ops.append(op)
 
     def _renumber_aliases(self, changed: Tensor, op: Op) -> None:
-        # Views of the same memory changed with it: whoever reads them later depends on this operation too.
-        storage = changed.untyped_storage()._cdata
+        # Views of the same memory changed with it: whoever reads them later depends on this operation too. Weights
+        # may lie side by side in one storage: they changed only where they overlap.
+        storage = _storage(changed)
         for other in list(self.numbers.keys()):
-            if id(other) not in self.names and _storage(other) == storage:
+            if _storage(other) == storage and (id(other) not in self.names or _overlap(other, changed)):
                 self._renumber(other, op)
 
     def _renumber(self, tensor: Tensor, op: Op) -> None:
-        before = self.numbers[tensor]
-        if self.trace.values[before].producer != op.index:
-            op.changed.append(before)
-            op.outputs.append(self.born(tensor, "op", producer=op.index).value)
+        before = self.trace.values[self.numbers[tensor]]
+        if before.producer == op.index:
+            return
+        if before.origin not in ("op", "input"):
+            self.trace.written.add(before.name or f"a constant of shape {list(before.shape)}")
+        op.changed.append(before.index)
+        op.places.append(_place(tensor))
+        op.outputs.append(self.born(tensor, "op", producer=op.index).value)
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -315,18 +347,54 @@ class _Recorder(TorchFunctionMode):
         one.stop = len(self.trace.ops)
 
 
-def _version(tensor: Tensor) -> int:
+def _version(tensor: Tensor) -> int | None:
     try:
         return tensor._version
     except RuntimeError:  # tensors made in inference mode keep no version
-        return -1
+        return None
+
+
+def _written_by_name(name: str, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """What a function changes in place, going by its name and arguments."""
+    written = [tensor for tensor in _tensors(kwargs.get("out")) if tensor.is_inference()]
+    in_place = name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+    first = args[0] if args else kwargs.get("input", kwargs.get("self"))
+    if (in_place or kwargs.get("inplace")) and isinstance(first, Tensor) and first.is_inference():
+        written.append(first)
+    return written
 
 
 def _storage(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse and other storage-less tensors
-        return -1
+        return -id(tensor)
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether the stretches of memory that two tensors of one storage lie in meet."""
+    (start, stop), (begin, end) = _stretch(one), _stretch(other)
+    return start < end and begin < stop
+
+
+def _stretch(tensor: Tensor) -> tuple[int, int]:
+    start = int(tensor.storage_offset()) * tensor.element_size()
+    last = sum((length - 1) * int(step) for length, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size() if tensor.numel() else start
+
+
+def _place(tensor: Tensor) -> str:
+    """Where the numbers of a tensor lie in its storage."""
+    try:
+        return f"{tensor.storage_offset()}:{tuple(tensor.stride())}:{tensor.element_size()}"
+    except (NotImplementedError, RuntimeError):
+        return ""
+
+
+def _random_states(model: nn.Module) -> list[bytes]:
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    states = [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(one) for one in sorted(devices, key=str))]
+    return [state.numpy().tobytes() for state in states]
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
