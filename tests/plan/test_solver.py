@@ -1,7 +1,11 @@
 import json
 import math
+import os
 import random
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -233,10 +237,9 @@ def least_damage_by_time(edges: list[Edge], length: int, most: int) -> list[floa
     return table[length]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_deep_chain_has_the_optimum_of_dynamic_programming(seed):
-    # Deep enough that HiGHS has to branch, and would stop early at its default gap.
-    dice, length = random.Random(seed), 30
+def deep_chain(seed: int, length: int = 30) -> list[Edge]:
+    """Deep enough that HiGHS has to branch, and would stop early at its default gap."""
+    dice = random.Random(seed)
     edges = keeps(length, latency_ms=40)
     for start in range(length):
         edges.append(edge(start, start + 1, "remove", damage=dice.lognormvariate(-2, 1), latency_ms=1))
@@ -244,6 +247,12 @@ def test_a_deep_chain_has_the_optimum_of_dynamic_programming(seed):
             for _ in range(2):
                 damage = 0.02 * (stop - start) ** 1.5 * dice.lognormvariate(0, 0.5)
                 edges.append(edge(start, stop, damage=damage, latency_ms=dice.randint(12, 36)))
+    return edges
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_deep_chain_has_the_optimum_of_dynamic_programming(seed):
+    length, edges = 30, deep_chain(seed)
     truth = least_damage_by_time(edges, length, 40 * length)
     for limit in range(100, 40 * length, 83):
         assert solve(edges, length, Budget(latency_ms=limit)).damage == pytest.approx(truth[limit], rel=2e-9, abs=0)
@@ -319,3 +328,29 @@ def test_edges_and_budgets_are_plain_data():
     one = edge(0, 2, damage=0.5)
     assert Edge.model_validate(json.loads(one.model_dump_json())) == one
     assert Budget(latency_ms=1, depth=2).limits() == {"latency_ms": 1, "depth": 2}
+
+
+def test_what_others_print_while_plans_are_sought_arrives(capfd):
+    edges, stop, lines = deep_chain(0), threading.Event(), 0
+
+    def prints():
+        nonlocal lines
+        while not stop.is_set():
+            os.write(1, b"a line\n")
+            lines += 1
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=prints)
+    thread.start()
+    best(edges, 30, Budget(latency_ms=349.0), 3)
+    stop.set()
+    thread.join()
+    assert lines > 2
+    assert capfd.readouterr().out == "a line\n" * lines
+
+
+def test_plans_can_be_sought_in_several_threads():
+    edges, budget = deep_chain(1), Budget(latency_ms=349.0)
+    alone = best(edges, 30, budget, 3)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: best(edges, 30, budget, 3), range(4))) == [alone] * 4

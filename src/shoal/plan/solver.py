@@ -20,7 +20,6 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_matrix, csr_matrix
 
 from shoal.errors import PlanError, did_you_mean
-from shoal.plan.silence import silent_output
 from shoal.record import Value
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -467,17 +466,15 @@ class _Search:
 
 def _highs(weights: Array, constraints: list[LinearConstraint]) -> Array | None:
     """Which variables are 1 in the optimum; None where there is none."""
-    for presolve in (True, False):
-        with silent_output():  # HiGHS now and then prints a line of its own
-            answer = milp(
-                weights,
-                integrality=np.ones(len(weights)),
-                bounds=Bounds(0, 1),
-                constraints=constraints,
-                options={"mip_rel_gap": 0.0, "presolve": presolve},
-            )
-        if answer.status != 2:
-            break  # presolve may call a problem infeasible that a bound makes tight; the second answer counts
+    answer = milp(
+        weights,
+        integrality=np.ones(len(weights)),
+        bounds=Bounds(0, 1),
+        constraints=constraints,
+        # Presolve may call a problem infeasible that a bound makes tight, and some releases of HiGHS print a line
+        # where they translate a solution back from it.
+        options={"mip_rel_gap": 0.0, "presolve": False},
+    )
     if answer.status == 2:
         return None
     if answer.status != 0:
