@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.errors import DataError, ModelRaisedError, ShoalError
+from shoal.errors import DataError, ModelRaisedError, ShoalError, check_memory
 from shoal.offloaded import where_it_runs
 from shoal.outputs import check_numbers, read_outputs
 
@@ -191,6 +191,7 @@ def call(model: nn.Module, batch: Batch, *, clone: bool = True) -> Any:
         raise
     except Exception as error:
         shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in batch.tensors)
+        check_memory(error, f"in the model on an input of shape {shapes}")
         raise ModelRaisedError(
             f"the model raised {type(error).__name__} on an input of shape {shapes}: {error}",
             "Check the input's shape, channels and dtype (--size, --mean, --std), or the model itself.",

@@ -3,6 +3,10 @@
 Every error is a `ShoalError` and, where one fits, also the builtin a caller would expect to catch.
 """
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ShoalError(Exception):
     """Something the user can mend.
@@ -101,11 +105,72 @@ class ExportError(ShoalError, RuntimeError):
     exit_code = 1
 
 
+class OutOfMemoryError(ShoalError, MemoryError):
+    """Memory of the machine or of a graphics card did not suffice; the original exception is the cause."""
+
+    kind = "memory"
+
+
 class NotReachedError(ShoalError, RuntimeError):
     """The goal cannot be met; the message says what could be reached."""
 
     kind = "not_reached"
     exit_code = 1
+
+
+# How torch and the libraries under it say it: the CPU's allocator, CUDA, cuBLAS, cuDNN, Metal, C++.
+_SHORTAGES = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",
+    "bad_alloc",
+    "bad allocation",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception, or one that it was raised from, says that memory did not suffice."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    said_by_torch = isinstance(error, RuntimeError) and not isinstance(error, ShoalError)
+    if said_by_torch and any(words in str(error).lower() for words in _SHORTAGES):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
+
+
+def check_memory(error: BaseException, doing: str = "") -> None:
+    """Raise in place of `error` where it is memory that did not suffice; for use before it is said to be anything else.
+
+    Args:
+        error: what was raised.
+        doing: what it was needed for, like "running the model on (128, 3, 224, 224)".
+
+    Raises:
+        OutOfMemoryError: it was.
+    """
+    if isinstance(error, OutOfMemoryError):
+        raise error
+    if is_out_of_memory(error):
+        text = str(error).strip().splitlines()
+        detail = f": {text[0]}" if text else ""
+        raise OutOfMemoryError(
+            f"out of memory{' ' if doing else ''}{doing}{detail}",
+            "Take smaller mini-batches (--batch-size), fewer samples (--limit), or a device with more memory.",
+        ) from error
+
+
+@contextmanager
+def naming_memory_shortage() -> Iterator[None]:
+    """What torch raises where memory does not suffice comes out as an `OutOfMemoryError`; also a decorator."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        check_memory(error)
+        raise
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from shoal.alignment import align_
-from shoal.errors import NonFiniteError, ShoalError, SurgeryError
+from shoal.errors import NonFiniteError, ShoalError, SurgeryError, check_memory
 from shoal.intake import check_usable, duplicate
 from shoal.offloaded import weights
 
@@ -49,9 +49,10 @@ def copied(model: nn.Module) -> nn.Module:
         # A model's own way of copying itself may draw random numbers, say to build a twin before filling it.
         with torch.random.fork_rng(devices=cuda_devices(model)):
             twin = duplicate(model)
-    except (MemoryError, ShoalError):
+    except ShoalError:
         raise
     except Exception as error:
+        check_memory(error, f"while {type(model).__name__} was copied")
         raise SurgeryError(
             f"{type(model).__name__} cannot be copied: {error}",
             "Shoal works on a copy: take out of the network what copy.deepcopy refuses.",

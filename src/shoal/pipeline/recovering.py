@@ -9,7 +9,15 @@ from typing import Any
 from torch import nn
 
 from shoal.batches import Batch, batches, device_of
-from shoal.errors import DataError, FolderError, ShoalError, UsageError
+from shoal.errors import (
+    DataError,
+    ModelRaisedError,
+    NonFiniteError,
+    OutOfMemoryError,
+    ShoalError,
+    SurgeryError,
+    UsageError,
+)
 from shoal.pipeline.choose import Progress
 from shoal.pipeline.trials import Trial
 from shoal.plan import Fold, Remove, Replace
@@ -74,15 +82,22 @@ def as_recover(given: Recover | Budget | str | int | None) -> Recover | None:
     return replace(given, training=training, unlabelled=unlabelled)
 
 
-def gives_way(recover: Recover, error: Exception) -> bool:
-    """Whether the cut stays as it is where recovery fails: it was a mere default, and the disk is not at fault."""
-    return not recover.asked and not isinstance(error, FolderError)
+# Why a recovery that nobody asked for may be left out: it does not go with what was given, or the network or the machine
+# does not bear it. A full disk, damaged files and faults of the program itself are always raised.
+REASONS_TO_SKIP = (UsageError, DataError, NonFiniteError, ModelRaisedError, SurgeryError, OutOfMemoryError)
 
 
-def why_not(error: Exception) -> str:
-    """What is noted then: the first line of the message."""
-    said = error.message if isinstance(error, ShoalError) else f"{type(error).__name__}: {error}"
-    return f"not recovered: {said.strip().splitlines()[0] if said.strip() else type(error).__name__}"
+def skip_or_raise(recover: Recover, error: ShoalError) -> str:
+    """What is noted where a recovery by default is left out; one that was asked for raises.
+
+    Args:
+        recover: what failed.
+        error: one of `REASONS_TO_SKIP`.
+    """
+    if recover.asked:
+        raise error
+    lines = error.message.strip().splitlines()
+    return f"not recovered: {lines[0] if lines else type(error).__name__}"
 
 
 def check_recover(
@@ -181,9 +196,8 @@ def trial_of(
     def after(cut: nn.Module, actions: Sequence[Remove | Replace]) -> float:
         try:
             found = recovered(cut, original, actions, short, calibration, validation, known, progress)
-        except Exception as error:
-            if not gives_way(recover, error):
-                raise
+        except REASONS_TO_SKIP as error:
+            skip_or_raise(recover, error)
             return math.inf
         return found.recovery.divergence_after
 

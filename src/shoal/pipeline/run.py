@@ -11,6 +11,7 @@ from torch import nn
 
 from shoal.batches import Batch, batches, device_of
 from shoal.blocks import Anatomy, Chain
+from shoal.errors import naming_memory_shortage
 from shoal.intake import is_compiled, plain
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.pipeline.by_plan import parts_of, planner_of
@@ -18,7 +19,15 @@ from shoal.pipeline.choose import Choice, Chooser, Goal, Grain, Journal, NoJourn
 from shoal.pipeline.kept_cut import Cut, claim_of, keep_cut, kept_cut
 from shoal.pipeline.naming import removal_notes
 from shoal.pipeline.planning import planned_choice
-from shoal.pipeline.recovering import Recover, as_recover, check_recover, gives_way, recovered, trial_of, why_not
+from shoal.pipeline.recovering import (
+    REASONS_TO_SKIP,
+    Recover,
+    as_recover,
+    check_recover,
+    recovered,
+    skip_or_raise,
+    trial_of,
+)
 from shoal.pipeline.result import Result
 from shoal.pipeline.target import Target
 from shoal.pipeline.told import Settings, Told, samples, tell
@@ -43,6 +52,7 @@ class Provenance:
     warnings: list[str] = field(default_factory=list)
 
 
+@naming_memory_shortage()
 def compress(
     model: nn.Module,
     calibration: Iterable[Any],
@@ -217,10 +227,8 @@ def _winning(
         return None, []
     try:
         check_recover(recover, model, calibration, validation, example, exact=exact)
-    except Exception as error:
-        if not gives_way(recover, error):
-            raise
-        return None, [why_not(error)]
+    except REASONS_TO_SKIP as error:
+        return None, [skip_or_raise(recover, error)]
     return recover, []
 
 
@@ -233,10 +241,8 @@ def _kept(
     try:
         claim = claim_of(told, latency_from, recover.try_plans)
         found = kept_cut(recover.path, told.model, told.chosen_on[0].take(2), claim)
-    except Exception as error:
-        if not gives_way(recover, error):
-            raise
-        return None, None, [why_not(error)]
+    except REASONS_TO_SKIP as error:
+        return None, None, [skip_or_raise(recover, error)]
     change = _Change(found.model, found.choice, found.actions, found.notes) if found is not None else None
     return change, recover, []
 
@@ -257,10 +263,8 @@ def _recovered(
             change.model, teacher, change.actions, recover, again, judged_on, told.chosen_on, told.progress
         )
         choice = _judged_again(told, change.choice, found.model)
-    except Exception as error:
-        if not gives_way(recover, error):
-            raise
-        return replace(change, notes=[*change.notes, why_not(error)])
+    except REASONS_TO_SKIP as error:
+        return replace(change, notes=[*change.notes, skip_or_raise(recover, error)])
     notes = [*change.notes, found.recovery.sentence]
     return replace(change, model=found.model, choice=choice, notes=notes, recovery=found.recovery)
 
