@@ -102,7 +102,6 @@ class ExportError(ShoalError, RuntimeError):
     """An exported file that could not be made, or that computes something else."""
 
     kind = "export"
-    exit_code = 1
 
 
 class OutOfMemoryError(ShoalError, MemoryError):

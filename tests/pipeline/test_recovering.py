@@ -11,10 +11,10 @@ from torch import nn
 import shoal
 import stopwatch
 from shoal.batches import Batch
-from shoal.errors import DataError, FolderError, SurgeryError, UsageError
+from shoal.errors import DataError, FolderError, OutOfMemoryError, PlanError, SurgeryError, UsageError, WeightsError
 from shoal.measure import compare, paired_predictions
 from shoal.pipeline import Recover, Settings, compress, run, told
-from shoal.pipeline.recovering import as_recover, check_recover, gives_way, why_not
+from shoal.pipeline.recovering import as_recover, check_recover, skip_or_raise
 from shoal.recover import DistilSettings
 from shoal.recover.distil import _Run
 
@@ -146,15 +146,15 @@ def failing(monkeypatch, error):
     return step
 
 
-def test_a_mere_default_gives_way_to_whatever_happens_and_a_later_call_goes_on(tmp_path, monkeypatch):
+def test_a_mere_default_gives_way_to_a_shortage_of_memory_and_a_later_call_goes_on(tmp_path, monkeypatch):
     whole = cut(BLOCK, recover=Recover(9, LEARN))
     default = Recover(9, LEARN, folder=tmp_path / "run", asked=False)
     step = failing(monkeypatch, RuntimeError("CUDA out of memory\nTried to allocate"))
     found = cut(BLOCK, recover=default)
     assert found.record.recovery is None
-    assert found.record.notes[-1] == "not recovered: RuntimeError: CUDA out of memory"
+    assert found.record.notes[-1] == "not recovered: out of memory: CUDA out of memory"
     assert found.record.compressed.blocks == 5
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(OutOfMemoryError, match="out of memory"):
         cut(BLOCK, recover=Recover(9, LEARN))
     monkeypatch.setattr(_Run, "_step", step)
     again = cut(BLOCK, recover=default)
@@ -163,11 +163,40 @@ def test_a_mere_default_gives_way_to_whatever_happens_and_a_later_call_goes_on(t
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), FolderError("the disk is full")])
-def test_an_interruption_and_a_full_disk_are_not_swallowed(monkeypatch, error):
+UNEXPECTED = [
+    KeyboardInterrupt(),
+    FolderError("the disk is full"),
+    WeightsError("the checkpoint is damaged"),
+    PlanError("of another network"),
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    TypeError("NoneType"),
+    AttributeError("no such attribute"),
+    KeyError("layer"),
+    IndexError("out of range"),
+    ZeroDivisionError(),
+    AssertionError(),
+    ValueError("not enough values to unpack"),
+    OSError("disk"),
+]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("error", UNEXPECTED, ids=lambda error: type(error).__name__)
+def test_interruptions_damaged_files_and_faults_of_the_program_are_not_swallowed(monkeypatch, error, asked):
     failing(monkeypatch, error)
-    with pytest.raises(type(error)):
-        cut(BLOCK, recover=Recover(9, LEARN, asked=False))
+    with pytest.raises(type(error)) as raised:
+        cut(BLOCK, recover=Recover(9, LEARN, asked=asked))
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("place", ["check_recover", "kept_cut", "keep_cut", "recovered"])
+def test_faults_of_the_program_are_not_swallowed_wherever_they_are(monkeypatch, place, tmp_path):
+    def broken(*args, **kwargs):
+        raise AttributeError("a slip of the pen")
+
+    monkeypatch.setattr(run, place, broken)
+    with pytest.raises(AttributeError, match="a slip of the pen"):
+        cut(BLOCK, recover=Recover(9, LEARN, folder=tmp_path, asked=False))
 
 
 def test_a_folder_of_another_run_leaves_a_mere_default_without_recovery(tmp_path):
@@ -181,12 +210,14 @@ def test_a_folder_of_another_run_leaves_a_mere_default_without_recovery(tmp_path
 
 
 def test_what_is_noted_is_the_first_line():
-    assert why_not(ValueError("first\nsecond")) == "not recovered: ValueError: first"
-    assert why_not(SurgeryError("it cannot be copied", "Do this.")) == "not recovered: it cannot be copied"
-    assert why_not(SurgeryError("")) == "not recovered: SurgeryError"
-    assert not gives_way(Recover(2), ValueError())
-    assert not gives_way(Recover(2, asked=False), FolderError("full"))
-    assert gives_way(Recover(2, asked=False), ValueError())
+    default = Recover(2, asked=False)
+    assert skip_or_raise(default, DataError("first\nsecond")) == "not recovered: first"
+    assert (
+        skip_or_raise(default, SurgeryError("it cannot be copied", "Do this.")) == "not recovered: it cannot be copied"
+    )
+    assert skip_or_raise(default, SurgeryError("")) == "not recovered: SurgeryError"
+    with pytest.raises(DataError):
+        skip_or_raise(Recover(2), DataError("none"))
 
 
 def test_generators_are_read_again_and_again():

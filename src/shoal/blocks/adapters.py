@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from shoal.errors import SurgeryError, UsageError
+from shoal.errors import SurgeryError, UsageError, check_memory
 
 # Takes the block, returns what is left of it when it is removed; None: it stays.
 Adapter = Callable[[Any], nn.Module | None]
@@ -64,6 +64,7 @@ def left_of(module: nn.Module, path: str) -> nn.Module:
     try:
         left = function(module) if function is not None else None
     except Exception as error:
+        check_memory(error, "in an adapter")
         raise SurgeryError(f"its adapter raised {type(error).__name__}: {error}") from error
     if left is None:
         raise SurgeryError("its adapter keeps it")

@@ -1,6 +1,7 @@
 """The command line: one function a subcommand."""
 
 import dataclasses
+import os
 import shlex
 import sys
 from importlib.metadata import version
@@ -8,9 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from shoal.cli import options as opt
-from shoal.cli.session import Session
+from shoal.cli.session import INTERRUPTED, Session, leave_closed_pipe
 
 app = typer.Typer(
     name="shoal",
@@ -23,14 +25,35 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; wrong use ends in exit code 2 and, with --json, in a JSON document."""
+    """Run the command line; wrong use ends in exit code 2 and, with --json, in a JSON document.
+
+    Exit code 1 says that a goal was not reached and nothing else, though Python's own is 1 for every exception.
+    """
+    Console.on_broken_pipe = _leave_closed_pipe  # type: ignore[assignment, method-assign]  # rich leaves with 1
+    try:
+        code = _run()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        leave_closed_pipe(sys.stdout)
+    except MemoryError:
+        os.write(2, b"error: out of memory, also for saying more\n")
+        code = 2
+    raise SystemExit(code)
+
+
+def _leave_closed_pipe(console: Console) -> None:
+    leave_closed_pipe(sys.stderr if console.stderr else sys.stdout)
+
+
+def _run() -> int:
     try:
         code = app(standalone_mode=False)
     except typer.Abort:
-        code = 130
+        return INTERRUPTED
     except typer.TyperException as error:
-        code = _wrong_use(error)
-    raise SystemExit(code if isinstance(code, int) else 0)
+        return _wrong_use(error)
+    return code if isinstance(code, int) else 0
 
 
 def _wrong_use(error: typer.TyperException) -> int:
@@ -44,7 +67,7 @@ def _wrong_use(error: typer.TyperException) -> int:
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"shoal {version('shoal')}")
+        Session().say(f"shoal {version('shoal')}")
         raise typer.Exit
 
 

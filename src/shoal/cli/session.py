@@ -1,18 +1,22 @@
 """What every command shares: where it prints, how it fails, how it shows that it is working."""
 
+import ctypes
 import json
 import os
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, check_memory
+
+# As a shell reports them: 128 and the number of the signal.
+INTERRUPTED, CLOSED_PIPE = 130, 141
 
 
 class Session:
@@ -27,11 +31,16 @@ class Session:
         self.rank = rank()
         self.console = Console(stderr=as_json, highlight=False, quiet=self.rank > 0)
         self.errors = Console(stderr=True, highlight=False)
+        self._document: TextIO | None = None
 
     def print_json(self, document: Any) -> None:
         """The one JSON document of this command."""
         if self.rank == 0:
-            sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")
+            stream = self._document or sys.stdout
+            try:
+                print(json.dumps(document, indent=2, allow_nan=False, default=str), file=stream, flush=True)
+            except BrokenPipeError:
+                leave_closed_pipe(stream)
 
     def say(self, text: str) -> None:
         """A line of prose, whole however narrow the terminal is."""
@@ -52,20 +61,29 @@ class Session:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Turn Shoal's errors, and Ctrl-C, into one message and an exit code; others only without `--debug`."""
-        try:
-            yield
-        except ShoalError as error:
-            self.fail(error)
-        except KeyboardInterrupt:
-            self.errors.print(f"interrupted. {self.resume_hint}".strip(), markup=False, soft_wrap=True)
-            raise SystemExit(130) from None
-        except MemoryError as error:
-            self.fail(ShoalError("out of memory", f"Try a smaller --batch-size. {error}"))
-        except Exception as error:
-            if self.debug:
+        """Turn every error, and Ctrl-C, into one message and an exit code.
+
+        With JSON, all that is printed meanwhile, by C libraries and the user's own code too, goes to stderr.
+        """
+        with self._stdout_for_one_document() if self.as_json else nullcontext():
+            try:
+                yield
+            except ShoalError as error:
+                self.fail(error)
+            except KeyboardInterrupt:
+                self.errors.print(f"interrupted. {self.resume_hint}".strip(), markup=False, soft_wrap=True)
+                raise SystemExit(INTERRUPTED) from None
+            except ClosedPipe:
                 raise
-            self.fail(_unexpected(error))
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - Python's own exit code would be 1: goal not reached
+                self.fail(_understood(error))
+
+    @contextmanager
+    def _stdout_for_one_document(self) -> Iterator[None]:
+        stdout = sys.stdout
+        with redirect_stdout(sys.stderr), _descriptor_for_one_document(stdout) as self._document:
+            yield
+        self._document = None
 
     @contextmanager
     def progress(self) -> Iterator[Any]:
@@ -116,7 +134,52 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0") or 0) if several else 0
 
 
-def _unexpected(error: Exception) -> ShoalError:
+class ClosedPipe(SystemExit):
+    """Nobody reads any more what the command prints."""
+
+
+def leave_closed_pipe(stream: TextIO | None) -> NoReturn:
+    """End the command quietly: what is still in the stream's buffer goes nowhere."""
+    descriptor = _descriptor_of(stream)
+    if descriptor is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+    raise ClosedPipe(CLOSED_PIPE)
+
+
+def _descriptor_of(stream: TextIO | None) -> int | None:
+    """The file descriptor behind a stream; None where there is none."""
+    try:
+        return stream.fileno() if stream is not None else None
+    except (OSError, ValueError):
+        return None
+
+
+@contextmanager
+def _descriptor_for_one_document(stdout: TextIO | None) -> Iterator[TextIO | None]:
+    """A stream to what standard output is, while everybody else's standard output is stderr, in C too."""
+    if _descriptor_of(stdout) != 1 or stdout is None:
+        yield stdout
+        return
+    stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2 if _descriptor_of(sys.stderr) == 2 else os.open(os.devnull, os.O_WRONLY), 1)
+    try:
+        with os.fdopen(saved, "w", encoding="utf-8", closefd=False) as document:
+            yield document
+    finally:
+        with suppress(OSError, AttributeError, TypeError):
+            ctypes.CDLL(None).fflush(None)  # C keeps a buffer of its own, which would otherwise come out later
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def _understood(error: BaseException) -> ShoalError:
+    try:
+        check_memory(error)
+    except ShoalError as shortage:
+        return shortage
     return ShoalError(
         f"{type(error).__name__}: {error}",
         "This was not foreseen; repeat with --debug for the traceback and report it.",

@@ -24,7 +24,7 @@ from shoal.epsilon.schedule import EpsilonPlan
 from shoal.epsilon.shrink import Shrinking
 from shoal.epsilon.side import supervised
 from shoal.epsilon.watch import GateWatch
-from shoal.errors import DataError, NonFiniteError, UsageError
+from shoal.errors import DataError, NonFiniteError, UsageError, naming_memory_shortage
 from shoal.preserve import evaluating
 from shoal.sources import Data
 from shoal.store.checkpoint import CHECKPOINT, check_same_network, load_checkpoint, save_checkpoint
@@ -170,6 +170,7 @@ class Run:
                 "Train without --compile.",
             )
 
+    @naming_memory_shortage()
     def train(self) -> None:
         """Train to the end, from the last checkpoint if there is one.
 

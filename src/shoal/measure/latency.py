@@ -12,7 +12,7 @@ from torch.utils.benchmark.utils.timer import timer as clock
 from shoal import record
 from shoal.alignment import in_aligned_memory
 from shoal.batches import Batch, call, device_of
-from shoal.errors import DataError, ModelRaisedError, UsageError
+from shoal.errors import DataError, ModelRaisedError, UsageError, check_memory
 from shoal.preserve import copied, evaluating
 
 _FEWEST = 5  # rounds, however slow a network is: quartiles of fewer say nothing
@@ -83,6 +83,7 @@ def turns(
             try:
                 return _take_turns(timers, min_seconds, rounds)
             except Exception as error:
+                check_memory(error, "while networks were timed")
                 raise ModelRaisedError(
                     f"a network raised {type(error).__name__} while it was timed: {error}",
                     "It ran before: look for a counter or a memory limit in it.",

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from shoal.batches import Batch
-from shoal.errors import SpecError, UsageError
+from shoal.errors import SpecError, UsageError, check_memory
 from shoal.measure import latency, turns
 from shoal.sources import load_function
 
@@ -146,6 +146,7 @@ class FromFunction:
         try:
             said = float(self.function(module, shape))
         except Exception as error:
+            check_memory(error, f"in the latency function {self.source}")
             raise SpecError(
                 f"the latency function {self.source} raised {type(error).__name__} for {type(module).__name__} on"
                 f" {shape}: {error}",

@@ -82,8 +82,8 @@ def as_recover(given: Recover | Budget | str | int | None) -> Recover | None:
     return replace(given, training=training, unlabelled=unlabelled)
 
 
-# Why a recovery that nobody asked for may be left out: it does not go with what was given, or the network or the machine
-# does not bear it. A full disk, damaged files and faults of the program itself are always raised.
+# Why a recovery that nobody asked for may be left out: it does not go with what was given, or network or machine do not
+# bear it. A full disk, damaged files and faults of the program itself are always raised.
 REASONS_TO_SKIP = (UsageError, DataError, NonFiniteError, ModelRaisedError, SurgeryError, OutOfMemoryError)
 
 

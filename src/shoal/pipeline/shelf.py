@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from shoal.errors import FolderError
+from shoal.errors import FolderError, check_memory
 from shoal.plan import StandIn
 from shoal.replace import Fitted, Wanted, WantedStudent, build
 from shoal.store import Lines, write_atomically, write_text
@@ -143,7 +143,8 @@ def _restored(
     try:
         state = load_file(str(path))
         return [_filled(wanted[one["name"]], one, state, like) for one in members]
-    except Exception as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        check_memory(error, f"while '{path}' was read")
         raise FolderError(
             f"cannot read '{path}': {error}", "Remove the folder of the tables; they are made again."
         ) from error

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from shoal.batches import device_of
+from shoal.errors import naming_memory_shortage
 from shoal.pipeline.by_plan import planner_of
 from shoal.pipeline.choose import Goal, Progress
 from shoal.pipeline.told import Settings, samples, tell
@@ -28,6 +29,7 @@ class Solved:
     source: str
 
 
+@naming_memory_shortage()
 def solve(
     model: nn.Module,
     calibration: Iterable[Any],

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch
 from shoal.engine import Engine
-from shoal.errors import UsageError
+from shoal.errors import UsageError, naming_memory_shortage
 from shoal.plan import Replace
 from shoal.preserve import copied
 from shoal.record import Recovery
@@ -71,6 +71,7 @@ class Distilled:
     recovery: Recovery
 
 
+@naming_memory_shortage()
 def distil(
     student: nn.Module,
     teacher: nn.Module,

@@ -12,7 +12,7 @@ from torch import nn
 
 from shoal.batches import Batch, batches, device_of
 from shoal.blocks import Anatomy, dissect
-from shoal.errors import DataError, UsageError
+from shoal.errors import DataError, UsageError, naming_memory_shortage
 from shoal.measure import Answers, Tally, answers, machine, wilson
 from shoal.record import Ablation, Baseline, ScannedBlock, ScannedLayer, ScanRecord, ScoreQuality, SecondData
 from shoal.scanning.candidates import Candidate, Layer, block_candidates, layer_candidates, layers_of
@@ -76,6 +76,7 @@ class ScanOrigin:
     split: str = "test"
 
 
+@naming_memory_shortage()
 def scan(
     model: nn.Module,
     loader: Iterable[Any],

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from shoal.errors import ModelRaisedError, ShoalError, SpecError, did_you_mean
+from shoal.errors import ModelRaisedError, ShoalError, SpecError, check_memory, did_you_mean
 
 _SPEC = re.compile(r"^(?P<file>.+\.py)(?::(?P<function>[^:/\\]*))?$")
 
@@ -133,6 +133,7 @@ def _readable_errors(path: Path, doing: str) -> Iterator[None]:
     except ShoalError:
         raise
     except (Exception, SystemExit) as error:
+        check_memory(error, f"{doing} '{path.name}'")
         line = _line_in(path, error)
         where = f"{path.name}, line {line}" if line else path.name
         raise ModelRaisedError(

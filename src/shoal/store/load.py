@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from shoal.alignment import align_
-from shoal.errors import FolderError, ModelRaisedError, SpecError
+from shoal.errors import FolderError, ModelRaisedError, SpecError, check_memory, naming_memory_shortage
 from shoal.plan import Plan, read_plan
 from shoal.record import Record
 from shoal.sources import load_model
@@ -26,6 +26,7 @@ class Opened:
     runs_code: bool = False
 
 
+@naming_memory_shortage()
 def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
     """The network in an output folder of Shoal, in eval mode. Nothing is unpickled.
 
@@ -66,6 +67,7 @@ def _called(factory: Callable[[], nn.Module]) -> nn.Module:
     try:
         made = factory()
     except Exception as error:
+        check_memory(error, "in the factory given as model=")
         raise ModelRaisedError(
             f"the factory given as model= raised {type(error).__name__}: {error}",
             "Give a function without arguments that returns the original network.",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from shoal.alignment import in_aligned_memory
 from shoal.batches import Batch, batches, call, device_of
 from shoal.blocks import Anatomy, dissect
-from shoal.errors import DataError, UsageError
+from shoal.errors import DataError, UsageError, naming_memory_shortage
 from shoal.outputs import Outputs, as_names, check_numbers, chosen_outputs, distance, mismatch, read_outputs, shown
 from shoal.preserve import evaluating
 from shoal.record import Certificate
@@ -23,6 +23,7 @@ _STANDING_PREMISES = (
 )
 
 
+@naming_memory_shortage()
 def certify(
     a: nn.Module,
     b: nn.Module,

@@ -12,7 +12,7 @@ from torch import nn
 
 from shoal.batches import as_batch, call
 from shoal.blocks import Anatomy, dissect
-from shoal.errors import PlanError, ShoalError, SurgeryError
+from shoal.errors import PlanError, ShoalError, SurgeryError, naming_memory_shortage
 from shoal.outputs import distance, mismatch, read_outputs
 from shoal.plan import FoldStep
 from shoal.preserve import copied, evaluating
@@ -41,6 +41,7 @@ class FoldResult:
     deviation: float | None = None
 
 
+@naming_memory_shortage()
 def fold(model: nn.Module, example: object) -> FoldResult:
     """A folded copy of `model`, run on `example` beside the original; `model` stays as it is.
 

@@ -7,7 +7,7 @@ from torch import nn
 from shoal.batches import Batch, as_batch, call, device_of
 from shoal.blocks import Anatomy, Chain, dissect
 from shoal.blocks.swaps import swaps_of
-from shoal.errors import PlanError, ShoalError, SurgeryError, UnknownBlockError, did_you_mean
+from shoal.errors import PlanError, ShoalError, SurgeryError, UnknownBlockError, did_you_mean, naming_memory_shortage
 from shoal.intake import check_usable, plain
 from shoal.outputs import mismatch, read_outputs
 from shoal.plan import Plan, Remove, check_signature, check_state
@@ -87,6 +87,7 @@ def remove_blocks(model: nn.Module, example: Batch, removals: Sequence[Removal])
     return cut
 
 
+@naming_memory_shortage()
 def apply(model: nn.Module, plan: Plan, example: object = None, *, weights_follow: bool = False) -> nn.Module:
     """A copy of `model` with the plan carried out.
 

@@ -1,0 +1,159 @@
+"""How commands end. Exit code 1 says that a goal was not reached, or that networks differ, and nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+import torch
+
+from shoal.cli import main
+from shoal.cli.session import Session
+from shoal.errors import DataError, NotReachedError
+
+SHOAL = [sys.executable, "-m", "shoal"]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def started(*words, cwd, **pipes):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes}
+    return subprocess.Popen([*SHOAL, *map(str, words)], cwd=cwd, env=environment(), text=True, **pipes)
+
+
+def huge():
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def leave():
+    sys.exit(1)
+
+
+def raising(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize(
+    ("work", "code", "kind"),
+    [
+        (raising(NotReachedError("too much")), 1, "not_reached"),
+        (raising(DataError("none")), 2, "data"),
+        (raising(MemoryError()), 2, "memory"),
+        (huge, 2, "memory"),
+        (raising(torch.OutOfMemoryError("CUDA out of memory")), 2, "memory"),
+        (raising(AttributeError("a slip")), 2, "error"),
+        (raising(BrokenPipeError("a worker has died")), 2, "error"),
+        (raising(RecursionError()), 2, "error"),
+        (leave, 2, "error"),
+        (raising(KeyboardInterrupt()), 130, None),
+    ],
+)
+@pytest.mark.parametrize("debug", [True, False])
+def test_every_error_has_its_exit_code(work, code, kind, as_json, debug, capsys):
+    session = Session(as_json=as_json, debug=debug)
+    with pytest.raises(SystemExit) as left, session.guarded():
+        work()
+    assert left.value.code == code
+    said = capsys.readouterr()
+    if as_json and kind:
+        assert json.loads(said.out)["error"]["kind"] == kind
+    else:
+        assert said.out == ""
+
+
+def test_memory_that_is_short_for_the_error_message_too(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["shoal", "trace", "nosuch"])
+    monkeypatch.setattr(Session, "fail", lambda self, error: raising(MemoryError())())
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "out of memory" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "trace digits-resnet --json"])
+def test_output_that_nobody_reads_ends_the_command_quietly(words, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = started(*words.split(), cwd=tmp_path, stdout=writer)
+    os.close(writer)
+    _, err = command.communicate(timeout=120)
+    assert command.returncode == 141
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+
+
+def test_an_interrupted_command(tmp_path):
+    command = started("compress", "--latency", "0.5", "--out", "o", cwd=tmp_path)
+    for line in command.stderr:
+        if "stand-ins" in line or "tracing" in line:
+            break
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=120)
+    assert command.returncode == 130
+    assert "interrupted. The same command with --out o goes on from here." in err
+    assert "Traceback" not in out + err
+
+
+CHATTY = """
+import ctypes, os
+from torch import nn
+print("imported")
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+    def forward(self, x):
+        print("running")
+        os.write(1, b"from a descriptor")
+        ctypes.CDLL(None).puts(b"from C")
+        return self.layer(x.flatten(1))
+def build():
+    return Net()
+"""
+
+
+def test_what_the_users_code_prints_is_not_in_the_document(tmp_path):
+    (tmp_path / "net.py").write_text(CHATTY)
+    command = started("certify", "net.py:build", "net.py:build", "digits", "--json", cwd=tmp_path)
+    out, err = command.communicate(timeout=120)
+    assert json.loads(out)["verdict"] == "different"
+    assert command.returncode == 1
+    for words in ("imported", "running", "from a descriptor", "from C"):
+        assert words in err
+
+
+def test_standard_output_is_what_it_was_after_a_command_in_a_process_that_goes_on(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", open(1, "w", closefd=False))  # noqa: SIM115 - the descriptor itself
+    monkeypatch.setattr(sys, "stderr", open(2, "w", closefd=False))  # noqa: SIM115
+    for work, code in ((lambda: None, None), (raising(DataError("none")), 2)):
+        with suppress(SystemExit), Session(as_json=True).guarded():
+            os.write(1, b"meanwhile ")
+            work()
+        os.write(1, b"afterwards ")
+        sys.stdout.write("too\n")
+        sys.stdout.flush()
+        said = capfd.readouterr()
+        assert said.err.startswith("meanwhile ")
+        assert said.out.endswith("afterwards too\n")
+        assert ("error" in said.out) == (code == 2)
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_that_was_closed_from_the_beginning(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["shoal", "--version"])
+    monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 0
+    with Session(as_json=True).guarded():
+        Session(as_json=True).print_json({"a": 1})
+    assert ("1" in capsys.readouterr().out) == (name == "stderr")
