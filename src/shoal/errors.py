@@ -4,12 +4,18 @@ Every error is a `ShoalError` and, where one fits, also the builtin a caller wou
 """
 
 import errno
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_LONGEST = 2000  # characters of a message: what a hostile file puts into it must not flood a terminal or a log
 
 
 class ShoalError(Exception):
     """Something the user can mend.
+
+    Messages quote what was given, which may come from anywhere: control characters are escaped, and what is too long
+    loses its middle.
 
     Args:
         message: what was given and what was expected.
@@ -20,9 +26,8 @@ class ShoalError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = _legible(message), _legible(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
@@ -117,6 +122,14 @@ class NotReachedError(ShoalError, RuntimeError):
     exit_code = 1
 
 
+class ConsentError(ShoalError, PermissionError):
+    """Something a folder or plan names would run code or fetch from the network, and nobody allowed it."""
+
+    kind = "consent"
+
+    __str__ = ShoalError.__str__
+
+
 # How torch and the libraries under it say it: the CPU's allocator, CUDA, cuBLAS, cuDNN, Metal, C++.
 _SHORTAGES = (
     "out of memory",
@@ -170,6 +183,19 @@ def naming_memory_shortage() -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError) as error:
         check_memory(error)
         raise
+
+
+def _legible(text: str) -> str:
+    if len(text) > _LONGEST:
+        half = _LONGEST // 2
+        text = f"{text[:half]} [... {len(text) - 2 * half} characters more ...] {text[-half:]}"
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(char if char in "\n\t" or not _is_control(char) else f"\\u{ord(char):04x}" for char in text)
+
+
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from shoal.cli.session import Session, rank
+from shoal.cli.session import Session, processes, rank
 from shoal.errors import DataError
 
 
@@ -50,3 +50,31 @@ def test_the_first_process_speaks(monkeypatch, capsys):
     said = capsys.readouterr()
     assert '"no such file"' in said.out
     assert said.err == ""
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compress"],
+        ["scan"],
+        ["apply", "digits-resnet", "plan.json"],
+        ["export", "out"],
+        ["latency", "digits-resnet", "--out", "table.json"],
+        ["distill", "digits-resnet", "digits", "--teacher", "digits-resnet"],
+    ],
+)
+def test_where_each_process_would_write_the_same_several_are_refused(run, monkeypatch, tmp_path, variable, words):
+    monkeypatch.setenv(variable, "2")
+    monkeypatch.setenv("RANK", "1")
+    code, _, err = run(*words)
+    assert code == 2
+    assert f"`shoal {words[0]}` runs in one process, a launcher started 2" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "two", "-3", "1e9", "9" * 500, "\u0663"])
+def test_variables_that_are_no_numbers_mean_one_process(monkeypatch, text):
+    monkeypatch.setenv("WORLD_SIZE", text)
+    monkeypatch.setenv("RANK", text)
+    assert (processes(), Session().rank) == (1, 0)

@@ -266,3 +266,43 @@ def test_onnx_that_is_not_installed(tmp_path, network, monkeypatch, absent):
     monkeypatch.setitem(sys.modules, absent, None)
     with pytest.raises(ExportError, match=r"ONNX needs .*onnx.*\n.*pip install 'shoal\[onnx\]'"):
         export_onnx(network, Batch((images(),)), tmp_path / "model.onnx")
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from torch import nn
+from shoal.batches import Batch
+from shoal.errors import FolderError
+from shoal.store import export_onnx, export_program, save_weights
+from shoal.store.checkpoint import save_checkpoint
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+network, batch = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 4)), Batch((torch.randn(2, 64),))
+state = dict(network.state_dict())
+writers = {
+    "model.pt2": lambda path: export_program(network, batch, path),
+    "model.safetensors": lambda path: save_weights(network, path),
+    "checkpoint.safetensors": lambda path: save_checkpoint(path, state, {"epoch": 1}),
+}
+if sys.argv[2] == "onnx":
+    writers["model.onnx"] = lambda path: export_onnx(network, batch, path)
+folder = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for name, write in writers.items():
+    try:
+        write(folder / name)
+    except FolderError as error:
+        assert f"cannot write '{folder / name}'" in error.message and "Free some space" in error.hint, error
+    else:
+        raise AssertionError(name)
+assert not list(folder.iterdir())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of the size of files")
+def test_a_full_disk_is_an_error_not_the_end_of_the_process(tmp_path):
+    command = [sys.executable, "-c", FULL, str(tmp_path), "" if missing else "onnx"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]

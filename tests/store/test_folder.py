@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import networks
 from shoal.errors import FolderError
 from shoal.store.folder import PROGRESS, RECORD, RUN, RunFolder
+from shoal.store.lock import LOCK, OWNER
 
 ARGUMENTS = {"model": "digits-resnet", "goal": {"remove": 2}, "seed": 0}
 
@@ -35,6 +37,7 @@ def test_the_same_command_resumes(tmp_path):
     assert again.resumed
     assert again.measured() == [{"kind": "step", "n": 1}]
     again.append({"kind": "step", "n": 2})
+    again.release()
     assert [line["n"] for line in claimed(tmp_path).measured()] == [1, 2]
 
 
@@ -98,18 +101,20 @@ def test_a_damaged_claim(tmp_path, text, message):
 @pytest.mark.parametrize("torn", ['{"kind": "st', '{"kind": "step", "n": 2', "\x00\x00\x00", "{"])
 def test_a_torn_last_line_is_dropped(tmp_path, torn):
     claimed(tmp_path).append({"n": 1})
+    whole = (tmp_path / PROGRESS).read_text()
     with (tmp_path / PROGRESS).open("a") as file:
         file.write(torn)
     folder = claimed(tmp_path)
     assert folder.measured() == [{"n": 1}]
-    assert (tmp_path / PROGRESS).read_text() == '{"n": 1}\n'
+    assert (tmp_path / PROGRESS).read_text() == whole
     folder.append({"n": 2})
     assert folder.measured() == [{"n": 1}, {"n": 2}]
 
 
 def test_a_whole_line_without_its_newline_is_kept(tmp_path):
-    claimed(tmp_path)
-    (tmp_path / PROGRESS).write_text('{"n": 1}\n{"n": 2}')
+    for number in (1, 2):
+        claimed(tmp_path).append({"n": number})
+    (tmp_path / PROGRESS).write_bytes((tmp_path / PROGRESS).read_bytes()[:-1])
     folder = claimed(tmp_path)
     assert folder.measured() == [{"n": 1}, {"n": 2}]
     folder.append({"n": 3})
@@ -128,7 +133,7 @@ def test_a_crash_while_claiming_leaves_a_folder_that_can_be_claimed(tmp_path):
     left = tmp_path / ".run.json.abc123.partial"
     left.write_text('{"comm')
     assert not claimed(tmp_path).resumed
-    assert [one.name for one in tmp_path.iterdir()] == [RUN]
+    assert {one.name for one in tmp_path.iterdir()} == {RUN, LOCK, OWNER}
 
 
 def test_a_file_in_place_of_the_folder(tmp_path):
@@ -137,6 +142,101 @@ def test_a_file_in_place_of_the_folder(tmp_path):
     for path in (place, place / "below"):
         with pytest.raises(FolderError, match=r"cannot use '.*' as the output folder"):
             claimed(path)
+
+
+def test_a_second_owner_is_refused_by_name_and_deletes_nothing(tmp_path):
+    with claimed(tmp_path) as first:
+        first.append({"n": 1})
+        half = tmp_path / ".model.safetensors.abc.partial"
+        half.write_text("half a file that the first is writing")
+        with pytest.raises(FolderError, match=rf"in use by process {os.getpid()} on .* since 20.*: .*pytest.*\n.*Wait"):
+            claimed(tmp_path)
+        assert half.exists()
+        first.append({"n": 2})
+    assert claimed(tmp_path).measured() == [{"n": 1}, {"n": 2}]
+    assert not half.exists()
+
+
+def test_a_fresh_folder_is_locked_too_and_not_taken_away(tmp_path):
+    with claimed(tmp_path / "new"):
+        with pytest.raises(FolderError, match="in use"):
+            claimed(tmp_path / "new")
+        with pytest.raises(FolderError, match="in use"):  # by another way to it
+            claimed(tmp_path / "new" / ".." / "new")
+        assert (tmp_path / "new" / RUN).exists()
+
+
+def test_an_error_leaves_no_empty_shell_and_hides_nothing(tmp_path):
+    def fail(path, remove):
+        with claimed(path):
+            if remove:
+                shutil.rmtree(path)
+            raise ZeroDivisionError
+
+    for remove in (False, True):
+        with pytest.raises(ZeroDivisionError):
+            fail(tmp_path / "run", remove)
+        assert not (tmp_path / "run").exists()
+
+
+def test_what_was_measured_stays_after_an_error(tmp_path):
+    def fail():
+        with claimed(tmp_path) as folder:
+            folder.append({"n": 1})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert claimed(tmp_path).measured() == [{"n": 1}]
+
+
+def test_a_folder_that_cannot_be_claimed_is_taken_away_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FolderError, match="No space left"):
+        claimed(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_folder_of_a_killed_command_is_removed(tmp_path):
+    claimed(tmp_path)
+    (tmp_path / ".hf-12.partial").mkdir()
+    (tmp_path / ".hf-12.partial" / "config.json").write_text("{}")
+    claimed(tmp_path)
+    assert not (tmp_path / ".hf-12.partial").exists()
+
+
+OWNING = """
+import sys, time
+from pathlib import Path
+from shoal.store import RunFolder
+
+folder = RunFolder(Path(sys.argv[1]), "compress", {"seed": 0})
+folder.append({"n": 1})
+print("owned", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_killed_process_is_gone_with_it(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", OWNING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == "owned\n"
+        with pytest.raises(FolderError, match=f"in use by process {child.pid} on"):
+            RunFolder(tmp_path, "compress", {"seed": 0})
+    finally:
+        child.kill()
+        child.wait()
+    with RunFolder(tmp_path, "compress", {"seed": 0}) as folder:
+        assert folder.resumed
+        assert folder.measured() == [{"n": 1}]
+
+
+def test_many_that_begin_at_once(tmp_path):
+    command = [sys.executable, "-c", OWNING.replace("time.sleep(60)", "time.sleep(3)"), str(tmp_path / "run")]
+    children = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    ended = [(*child.communicate(), child.returncode) for child in children]
+    assert sorted(code for _, _, code in ended) == [0, 1, 1]
+    assert all("is in use" in errors for _, errors, code in ended if code)
 
 
 def full(*_args, **_kwargs):

@@ -94,7 +94,7 @@ def test_the_file_is_plain_safetensors(tmp_path):
     save_weights(nn.Linear(2, 2), tmp_path / WEIGHTS)
     with safe_open(tmp_path / WEIGHTS, "pt") as file:
         assert set(file.keys()) == {"weight", "bias"}
-        assert file.metadata() == {"format": "pt"}
+        assert set(file.metadata()) == {"format", "shoal-sha256"}
 
 
 def test_another_networks_weights_are_refused_by_name(tmp_path):
@@ -183,3 +183,24 @@ def test_a_disk_without_room_keeps_the_old_weights(tmp_path):
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / WEIGHTS)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / WEIGHTS
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    save_weights(network, path)
+    sound = path.read_bytes()
+    end = sound.rindex(b"}")
+    for place in [*range(8 * 8, 8 * (end + 1), 7), *range(8 * (end + 8), 8 * len(sound), 7)]:
+        altered = bytearray(sound)
+        altered[place // 8] ^= 1 << place % 8
+        path.write_bytes(altered)
+        with pytest.raises(WeightsError):
+            restore_weights(copy.deepcopy(network), path)
+    path.write_bytes(sound)
+    restore_weights(network, path)
+
+
+def test_weights_written_by_something_else_are_read_without_a_digest(tmp_path):
+    save_file(nn.Linear(2, 2).state_dict(), tmp_path / WEIGHTS, metadata={"format": "pt"})
+    restore_weights(nn.Linear(2, 2), tmp_path / WEIGHTS)

@@ -2,8 +2,11 @@ import errno
 import os
 
 import pytest
+import torch
 
 from shoal.errors import FolderError
+from shoal.store.lines import JsonlFile
+from shoal.store.tensors import write_tensors
 from shoal.store.writing import PARTIAL, write_atomically, write_text
 
 
@@ -62,7 +65,7 @@ def test_a_folder_that_is_not_there(tmp_path):
         write_text(tmp_path / "missing" / "plan.json", "text")
 
 
-def test_the_partial_file_is_hidden_beside_its_place_and_can_be_read_by_all(tmp_path):
+def test_the_partial_file_is_hidden_beside_its_place(tmp_path):
     path, seen = tmp_path / "plan.json", []
 
     def writer(temporary):
@@ -73,9 +76,39 @@ def test_the_partial_file_is_hidden_beside_its_place_and_can_be_read_by_all(tmp_
     assert seen[0].parent == tmp_path
     assert seen[0].name.startswith(".plan.json.")
     assert seen[0].name.endswith(PARTIAL)
-    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_text_is_utf_8(tmp_path):
     write_text(tmp_path / "text", "Übergröße\n")
     assert (tmp_path / "text").read_bytes() == "Übergröße\n".encode()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0o027, 0o640)])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text(path, "text"),
+        lambda path: write_tensors(path, {"a": torch.ones(2)}, {}),
+        lambda path: JsonlFile(path).append({"n": 1}),
+    ],
+)
+def test_permissions_are_those_of_the_umask(tmp_path, umask, mode, write):
+    before = os.umask(umask)
+    try:
+        write(tmp_path / "file")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_a_folder_removed_meanwhile_does_not_hide_why(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def writer(temporary):
+        temporary.unlink()
+        folder.rmdir()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_atomically(folder / "plan.json", writer)

@@ -26,17 +26,18 @@ from shoal.surgery import apply, example_of
 
 def run_apply(session: Session, model: str, plan_path: Path, weights: Path | None, out: Path | None) -> int:
     """Carry a plan out and write weights, plan and program."""
+    session.check_alone("apply")
     plan = read_plan(plan_path)
     opened = open_network(session, model, weights)
     cut = apply(opened.model, plan).eval()
     path = output_folder(out, "apply")
-    RunFolder(path, "apply", {"model": model, "plan": json.loads(plan.model_dump_json())})
     said = None
-    try:
-        export_program(cut, random_like(example_of(plan.inputs)), path / PROGRAM)
-    except ExportError as error:
-        said = f"no {PROGRAM} was written: {error.message}"
-    save(path, cut, plan.model_copy(update={"model": opened.spec}))
+    with RunFolder(path, "apply", {"model": model, "plan": json.loads(plan.model_dump_json())}):
+        try:
+            export_program(cut, random_like(example_of(plan.inputs)), path / PROGRAM)
+        except ExportError as error:
+            said = f"no {PROGRAM} was written: {error.message}"
+        save(path, cut, plan.model_copy(update={"model": opened.spec}))
     if session.as_json:
         gone = {"removed": plan.removed, "removed_units": plan.removed_units}
         session.print_json({**gone, "out": str(path), "warnings": [said] if said else []})
@@ -50,6 +51,7 @@ def run_apply(session: Session, model: str, plan_path: Path, weights: Path | Non
 
 def run_export(session: Session, folder: Path, *, onnx: bool, torch_export: bool) -> int:
     """Write the files asked for and say how far they are from the network."""
+    session.check_alone("export")
     plan = read_folder_plan(folder)
     network = load(folder)
     example = random_like(example_of(plan.inputs, batch=4))

@@ -11,7 +11,7 @@ from shoal.batches import batches, call, device_of
 from shoal.blocks import dissect
 from shoal.cli.opening import DataOptions, check_input, open_data, open_network, output_folder, pick_device
 from shoal.cli.session import Session
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import UsageError
 from shoal.pipeline import Goal, Grain, Provenance, Recover, Settings, compress
 from shoal.pipeline.table_maker import DEFAULT_KINDS, STUDENT_BUDGET
 from shoal.preserve import evaluating
@@ -65,6 +65,7 @@ class CompressRequest:
 
 def run_compress(session: Session, request: CompressRequest) -> int:
     """Carry it out; returns the exit code."""
+    session.check_alone("compress")
     device = pick_device(request.device)
     opened = open_network(session, request.model, request.weights, device)
     data = open_data(session, request.data, request.data_options, opened)
@@ -78,11 +79,10 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     if request.dry_run:
         return _tell(session, request, opened.model, data)
     path = output_folder(request.out, "compress")
-    folder = RunFolder(path, "compress", _arguments(request, opened.model, device))
-    if folder.resumed:
-        session.say(f"resuming the run in {path}")
     session.resume_hint = f"The same command with --out {path} goes on from here."
-    try:
+    with RunFolder(path, "compress", _arguments(request, opened.model, device)) as folder:
+        if folder.resumed:
+            session.say(f"resuming the run in {path}")
         with session.progress() as progress:
             result = compress(
                 opened.model,
@@ -101,9 +101,6 @@ def run_compress(session: Session, request: CompressRequest) -> int:
             )
             progress("writing model, report and record", 0, 1)
             record = result.save(path, claimed=True)
-    except ShoalError:
-        folder.abandon()
-        raise
     if session.as_json:
         session.print_json(summary_of(record, str(path)))
     else:

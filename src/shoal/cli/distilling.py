@@ -14,7 +14,7 @@ from shoal.blocks import Chain, dissect
 from shoal.cli.compressing import epochs_of
 from shoal.cli.opening import DataOptions, check_input, open_data, open_network, output_folder, pick_device
 from shoal.cli.session import Session
-from shoal.errors import ShoalError, TraceError, UsageError
+from shoal.errors import TraceError, UsageError
 from shoal.measure import Predictions, compare, machine, paired_predictions, quality
 from shoal.plan import Fold, Plan, Replace
 from shoal.record import DistilRecord
@@ -76,16 +76,16 @@ class _Given:
 
 def run_distill(session: Session, request: DistilRequest) -> int:
     """Carry it out; returns the exit code."""
+    session.check_alone("distill")
     given = _opened(session, request)
     if request.dry_run:
         return _tell(session, request, given)
     started = time.perf_counter()
     path = output_folder(request.out, "distill")
-    folder = RunFolder(path, "distill", _arguments(request, given))
-    if folder.resumed:
-        session.say(f"resuming the run in {path}")
     session.resume_hint = f"The same command with --out {path} goes on from the last checkpoint."
-    try:
+    with RunFolder(path, "distill", _arguments(request, given)) as folder:
+        if folder.resumed:
+            session.say(f"resuming the run in {path}")
         with session.progress() as progress:
             plan, said = _plan(given)
             found = _distilled(given, plan, path, progress)
@@ -95,9 +95,6 @@ def run_distill(session: Session, request: DistilRequest) -> int:
             record = _record(request, given, found, answers, said, time.perf_counter() - started)
             save(path, found.model, plan)
             write_text(path / RECORD, record.model_dump_json(indent=2) + "\n")
-    except ShoalError:
-        folder.abandon()
-        raise
     if session.as_json:
         session.print_json({**record.model_dump(mode="json"), "out": str(path)})
     else:

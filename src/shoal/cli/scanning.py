@@ -6,7 +6,7 @@ from typing import Any
 
 from shoal.cli.opening import DataOptions, check_input, open_data, open_network, output_folder, pick_device
 from shoal.cli.session import Session
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import UsageError
 from shoal.record import ScanRecord
 from shoal.report import render_scan, show_scan
 from shoal.scanning import ScanOrigin, ScanSettings, scan
@@ -37,6 +37,7 @@ class ScanRequest:
 
 def run_scan(session: Session, request: ScanRequest) -> int:
     """Carry it out; returns the exit code."""
+    session.check_alone("scan")
     if request.split not in SPLITS:
         raise UsageError(f"--split is '{request.split}', expected one of {', '.join(SPLITS)}", "Leave it out for test.")
     device = pick_device(request.device)
@@ -51,11 +52,10 @@ def run_scan(session: Session, request: ScanRequest) -> int:
         session.say(f"Would scan {request.model} on the {request.split} part of {sizes}. Nothing was written.")
         return 0
     path = output_folder(request.out, "scan")
-    folder = RunFolder(path, "scan", _arguments(request, model_digest(opened.model), device))
     session.resume_hint = f"The same command with --out {path} goes on from here."
-    if folder.resumed:
-        session.say(f"resuming the scan in {path}")
-    try:
+    with RunFolder(path, "scan", _arguments(request, model_digest(opened.model), device)) as folder:
+        if folder.resumed:
+            session.say(f"resuming the scan in {path}")
         with session.progress() as progress:
             record = scan(
                 opened.model,
@@ -67,11 +67,8 @@ def run_scan(session: Session, request: ScanRequest) -> int:
                 journal=folder,
                 progress=progress,
             )
-    except ShoalError:
-        folder.abandon()
-        raise
-    write_text(path / REPORT, render_scan(record))
-    write_text(path / RECORD, record.model_dump_json(indent=1) + "\n")
+        write_text(path / REPORT, render_scan(record))
+        write_text(path / RECORD, record.model_dump_json(indent=1) + "\n")
     if session.as_json:
         session.print_json(scan_summary(record) | {"out": str(path)})
     else:

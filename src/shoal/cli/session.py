@@ -13,10 +13,13 @@ from typing import Any, NoReturn, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shoal.errors import ShoalError, check_memory
+from shoal.errors import ShoalError, UsageError, check_memory
 
 # As a shell reports them: 128 and the number of the signal.
 INTERRUPTED, CLOSED_PIPE = 130, 141
+
+# How torchrun and accelerate, Open MPI, MPICH and MVAPICH tell a process how many there are.
+_WORLDS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 class Session:
@@ -32,6 +35,18 @@ class Session:
         self.console = Console(stderr=as_json, highlight=False, quiet=self.rank > 0)
         self.errors = Console(stderr=True, highlight=False)
         self._document: TextIO | None = None
+
+    def check_alone(self, command: str) -> None:
+        """Refuse several processes where each would do, and write, the same.
+
+        Raises:
+            UsageError: a launcher started several.
+        """
+        if processes() > 1:
+            raise UsageError(
+                f"`shoal {command}` runs in one process, a launcher started {processes()}",
+                "Start it without `accelerate launch`, torchrun or mpirun.",
+            )
 
     def print_json(self, document: Any) -> None:
         """The one JSON document of this command."""
@@ -130,8 +145,17 @@ class _Lines:
 
 def rank() -> int:
     """The number of this process among those a launcher started together; 0 is the first, or the only one."""
-    several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
-    return int(os.environ.get("RANK", "0") or 0) if several else 0
+    return _number("RANK", 0) if processes() > 1 else 0
+
+
+def processes() -> int:
+    """How many processes a launcher started together; 1 without one."""
+    return max(1, *(_number(name, 1) for name in _WORLDS))
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() and text.isascii() and len(text) < 10 else default
 
 
 class ClosedPipe(SystemExit):

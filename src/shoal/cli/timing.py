@@ -26,6 +26,7 @@ class LatencyRequest:
 
 def run_latency(session: Session, request: LatencyRequest) -> int:
     """Carry it out; returns the exit code."""
+    session.check_alone("latency")
     device = pick_device(request.device)
     opened = open_network(session, request.model, request.weights, device)
     data = open_data(session, request.data, request.data_options, opened) if request.data else None

@@ -1,5 +1,6 @@
 """`shoal train`: from the words of the command line to a trained network in an output folder."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from shoal.epsilon.finish import Origin, Trained, finish
 from shoal.epsilon.gate import checked_epsilon
 from shoal.epsilon.recipes import recipe, recipe_for
 from shoal.epsilon.trainer import Run, Settings, with_overrides
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import UsageError
 from shoal.measure import compare
 from shoal.report.train_terminal import show_training
 from shoal.sources import Data
@@ -76,23 +77,18 @@ def run_train(session: Session, request: TrainRequest) -> int:
         return _tell(session, spec, settings, data)
     path, folder = _claimed(session, request, _arguments(spec, request, settings, model, device), device)
     origin = Origin(spec, data.spec, request.command)
-    try:
-        with session.progress() as progress:
-            trained = _trained(model, data, settings, origin, path, device, progress)
-            beside = []
-            for name, plan in plans.items():
-                said = _named(progress, name)
-                other = _trained(model, data, plan, origin, path / name, device, said, seconds=0.1)
-                if trained is not None and other is not None:
-                    beside.append(against(trained, other, name, plan))
-            if trained is None:
-                return 0
-            progress("writing model, report and record", 0, 1)
-            record = trained.beside(beside).save(path, data.example(2))
-    except ShoalError:
-        if folder is not None:
-            folder.abandon()
-        raise
+    with folder or nullcontext(), session.progress() as progress:
+        trained = _trained(model, data, settings, origin, path, device, progress)
+        beside = []
+        for name, plan in plans.items():
+            said = _named(progress, name)
+            other = _trained(model, data, plan, origin, path / name, device, said, seconds=0.1)
+            if trained is not None and other is not None:
+                beside.append(against(trained, other, name, plan))
+        if trained is None:
+            return 0
+        progress("writing model, report and record", 0, 1)
+        record = trained.beside(beside).save(path, data.example(2))
     _say(session, record, str(path))
     return 0 if record.lost or settings.epsilon == 0 else 1
 

@@ -1,12 +1,11 @@
 """The metrics of a run as one JSON line an epoch, and for TensorBoard where it is installed."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from shoal.errors import FolderError
-from shoal.store import write_text
+from shoal.reading import refusing
+from shoal.store import JsonlFile
 from shoal.training import EpochRow
 
 METRICS = "metrics.jsonl"
@@ -20,19 +19,23 @@ class MetricsFile:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self.path = folder / METRICS if folder is not None else None
+        self.lines = JsonlFile(folder / METRICS) if folder is not None else None
         self.board: Any = _board(folder) if folder is not None else None
 
     def restart(self, epochs: int) -> list[EpochRow]:
-        """Keep the lines of the first `epochs` epochs, those the checkpoint knows, and return them."""
-        if self.path is None or not self.path.exists():
+        """Keep the lines of the first `epochs` epochs, those the checkpoint knows, and return them.
+
+        Raises:
+            FolderError: they are damaged, or some are missing.
+        """
+        if self.lines is None or not (epochs or self.lines.path.exists()):
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines()[:epochs]
-        try:
-            rows = [EpochRow.model_validate_json(line) for line in lines]
-        except ValueError as error:
-            raise FolderError(f"'{self.path}' cannot be read: {error}", "Choose a new --out to start again.") from error
-        write_text(self.path, "".join(line + "\n" for line in lines))
+        lines = self.lines.read()[:epochs]
+        with refusing(FolderError, f"'{self.lines.path}' cannot be read", "Choose a new --out to start again."):
+            rows = [EpochRow.model_validate(line) for line in lines]
+            if len(rows) < epochs:
+                raise ValueError(f"it holds {len(rows)} sound lines, the checkpoint is of epoch {epochs}")
+        self.lines.rewrite(lines)
         return rows
 
     def append(self, row: EpochRow) -> None:
@@ -41,17 +44,9 @@ class MetricsFile:
         Raises:
             FolderError: the disk is full, or the folder is gone.
         """
-        if self.path is None:
+        if self.lines is None:
             return
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row.model_dump(mode="json")) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise FolderError(
-                f"cannot write '{self.path}': {error.strerror}", "Free some space, then resume."
-            ) from error
+        self.lines.append(row.model_dump(mode="json"))
         if self.board is not None:
             for name in ("rate", "loss", "train_error", "test_error", "alive", "seconds"):
                 value = getattr(row, name)

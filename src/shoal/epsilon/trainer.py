@@ -27,7 +27,8 @@ from shoal.epsilon.watch import GateWatch
 from shoal.errors import DataError, NonFiniteError, UsageError, naming_memory_shortage
 from shoal.preserve import evaluating
 from shoal.sources import Data
-from shoal.store.checkpoint import CHECKPOINT, check_same_network, load_checkpoint, save_checkpoint
+from shoal.store import lock_folder
+from shoal.store.checkpoint import CHECKPOINT, check_same_network, load_checkpoint, resuming, save_checkpoint
 from shoal.surgery import signature_of
 from shoal.training import EpochRow
 
@@ -159,6 +160,7 @@ class Run:
         self.rows: list[EpochRow] = []
         self.samples_seen = self.samples.size or 0
         self.folder = folder if self.engine.is_main else None
+        self.lock = lock_folder(self.folder, shared=True) if self.folder is not None else None
         self.metrics = MetricsFile(self.folder)
         self.checkpoint = folder / CHECKPOINT if folder is not None else None
         self.resumed = self._resume()
@@ -358,18 +360,19 @@ class Run:
             self.metrics.restart(0)
             return False
         tensors, state = load_checkpoint(self.checkpoint)
-        check_same_network(self.checkpoint, state, self.network_state)
-        self._check_settings(state["settings"])
-        self.shrinking.restore(tensors, state["gone"])
-        self.watch.forget(state["gone"])
-        self.watch.streaks.update(state["streaks"])
-        self.pair.listen()
-        if self.pair.side is not None:
-            self.pair.side.load_state_dict({name: tensors[f"side.{name}"] for name in self.pair.side.state_dict()})
-        self.descent.forget_missing()
-        self.descent.load(tensors)
-        self.engine.set_random_state(tensors)
-        self.state = _State(**state["state"])
+        with resuming(self.checkpoint):
+            check_same_network(self.checkpoint, state, self.network_state)
+            self._check_settings(state["settings"])
+            self.shrinking.restore(tensors, state["gone"])
+            self.watch.forget(state["gone"])
+            self.watch.streaks.update(state["streaks"])
+            self.pair.listen()
+            if self.pair.side is not None:
+                self.pair.side.load_state_dict({name: tensors[f"side.{name}"] for name in self.pair.side.state_dict()})
+            self.descent.forget_missing()
+            self.descent.load(tensors)
+            self.engine.set_random_state(tensors)
+            self.state = _State(**state["state"])
         self.rows = self.metrics.restart(self.state.epoch)
         return True
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from shoal.batches import Batch, device_of, digest_of
@@ -20,6 +20,7 @@ from shoal.pipeline.choose import Choice
 from shoal.pipeline.told import Told
 from shoal.plan import Fold, Remove, Replace
 from shoal.preserve import copied
+from shoal.reading import refusing
 from shoal.store.checkpoint import load_checkpoint, save_checkpoint
 from shoal.surgery import model_digest, remove_blocks_
 from shoal.surgery.replace import replace_spans_
@@ -94,11 +95,13 @@ def kept_cut(folder: Path, model: nn.Module, example: Batch, claim: dict[str, An
             f"'{folder / CUT}' was made for another network, goal or data, or with other settings",
             "Repeat that run, or give another folder.",
         )
-    try:
-        choice = _CHOICE.validate_python(state["choice"])
-        actions = _ACTIONS.validate_python(state["actions"])
-    except (KeyError, ValidationError) as error:
-        raise FolderError(f"'{folder / CUT}' is damaged: {error}", "Choose a new folder.") from error
+    with refusing(FolderError, f"'{folder / CUT}' is damaged", "Choose a new folder."):
+        return _rebuilt(model, example, tensors, state)
+
+
+def _rebuilt(model: nn.Module, example: Batch, tensors: dict[str, Tensor], state: dict[str, Any]) -> Cut:
+    choice = _CHOICE.validate_python(state["choice"])
+    actions = _ACTIONS.validate_python(state["actions"])
     anatomy = dissect(copied(model).eval(), example)
     replace_spans_(anatomy, [one for one in actions if isinstance(one, Replace)])
     remove_blocks_(anatomy, [one for one in actions if isinstance(one, Remove)])

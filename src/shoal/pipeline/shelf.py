@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from shoal.errors import FolderError, check_memory
+from shoal.errors import FolderError
 from shoal.plan import StandIn
+from shoal.reading import read_json, refusing
 from shoal.replace import Fitted, Wanted, WantedStudent, build
-from shoal.store import Lines, write_atomically, write_text
+from shoal.store import JsonlFile, lock_folder, write_text
+from shoal.store.tensors import write_tensors
+from shoal.tensor_files import read_tensors
 
 Wish = Wanted | WantedStudent
 
@@ -38,22 +39,21 @@ class Shelf:
     def __init__(self, path: Path | None, claim: Mapping[str, Any]) -> None:
         self.path = path
         self.entries: list[dict[str, Any]] = []
-        self.lines: Lines | None = None
+        self.lines: JsonlFile | None = None
         if path is not None:
             self._claim(path, json.loads(json.dumps(dict(claim))))
-            self.lines = Lines(path / _LINES)
+            self.lines = JsonlFile(path / _LINES)
             self.entries = self.lines.read()
 
     def _claim(self, path: Path, claim: dict[str, Any]) -> None:
-        try:
+        with refusing(FolderError, f"cannot use '{path}' for the tables", "Choose another folder."):
             path.mkdir(parents=True, exist_ok=True)
+            self.lock = lock_folder(path, shared=True)
             if not (path / _CLAIM).exists():
                 write_text(path / _CLAIM, json.dumps(claim, indent=2) + "\n")
-            theirs = json.loads((path / _CLAIM).read_text(encoding="utf-8"))
+            theirs = read_json(path / _CLAIM)
             if not isinstance(theirs, dict):
                 raise ValueError(f"{_CLAIM} was not written by Shoal")
-        except (OSError, ValueError) as error:
-            raise FolderError(f"cannot use '{path}' for the tables: {error}", "Choose another folder.") from error
         other = sorted(key for key in {*claim, *theirs} if claim.get(key) != theirs.get(key))
         if other:
             said = ", ".join(f"{key} was {theirs.get(key)!r}, now {claim.get(key)!r}" for key in other[:3])
@@ -112,7 +112,7 @@ class Shelf:
             return
         file = f"stand-ins-{sum(one['kind'] == 'fitted' for one in self.entries)}.safetensors"
         state = {
-            f"{name}/{key}": tensor.detach().to("cpu").contiguous().clone()
+            f"{name}/{key}": tensor
             for name, one in zip(names, fitted, strict=True)
             for key, tensor in one.module.state_dict().items()
         }
@@ -127,27 +127,17 @@ class Shelf:
             for name, one in zip(names, fitted, strict=True)
         ]
 
-        def write(temporary: Path) -> None:
-            try:
-                save_file(state, str(temporary))
-            except SafetensorError as error:  # a full disk comes as one of these
-                raise OSError(str(error)) from error
-
-        write_atomically(self.path / file, write)
+        write_tensors(self.path / file, state, {})
         self.add({"kind": "fitted", "file": file, "members": members})
 
 
 def _restored(
     path: Path, members: Sequence[dict[str, Any]], wanted: Mapping[str, Wish], like: torch.Tensor
 ) -> list[Fitted]:
-    try:
-        state = load_file(str(path))
+    message, hint = f"cannot read '{path}'", "Remove the folder of the tables; they are made again."
+    state, _ = read_tensors(path, FolderError, message, hint, sealed=True)
+    with refusing(FolderError, message, hint):
         return [_filled(wanted[one["name"]], one, state, like) for one in members]
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        check_memory(error, f"while '{path}' was read")
-        raise FolderError(
-            f"cannot read '{path}': {error}", "Remove the folder of the tables; they are made again."
-        ) from error
 
 
 def _filled(one: Wish, line: dict[str, Any], state: Mapping[str, torch.Tensor], like: torch.Tensor) -> Fitted:

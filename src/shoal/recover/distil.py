@@ -45,7 +45,8 @@ from shoal.recover.settings import DistilSettings
 from shoal.recover.stepping import Stepping, optimizer_for
 from shoal.recover.stream import EpochOf, Material, Stream, by_epoch
 from shoal.replace import recalibrate_
-from shoal.store.checkpoint import check_same_network, load_checkpoint, save_checkpoint
+from shoal.store.checkpoint import check_same_network, load_checkpoint, resuming, save_checkpoint
+from shoal.store.lock import holding
 from shoal.surgery.signature import state_of
 
 Progress = Callable[[str, int, int], None]
@@ -128,7 +129,12 @@ def distil(
     check_trainable(student)
     path = made_folder(folder) if folder is not None else None
     where = device or str(next(student.parameters()).device)
-    with torch.inference_mode(mode=False), torch.enable_grad(), torch.random.fork_rng(devices=_drawing(where)):
+    with (
+        holding(path),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=_drawing(where)),
+    ):
         torch.manual_seed(settings.seed)  # for loaders that shuffle validation: a run that goes on sees the same
         extra = by_epoch(unlabelled) if unlabelled is not None else None
         given = _Given(student, teacher, by_epoch(training), validation, extra, replaced, known)
@@ -510,15 +516,16 @@ class _Run:
             return
         path = self.folder / CHECKPOINT
         tensors, kept = load_checkpoint(path)
-        check_same_network(path, kept, self.network)
-        check_claim(path, kept.get("asked", {}), self._asked())
-        device = self.engine.device
-        self.student.load_state_dict(_part(tensors, "student.", device), strict=False)
-        self.best = _part(tensors, "best.", device)
-        self.average.load(tensors)
-        self.stepping.load(tensors)
-        self.state = _State(**kept["state"])
-        self.material.go_to(kept["places"])
+        with resuming(path):
+            check_same_network(path, kept, self.network)
+            check_claim(path, kept.get("asked", {}), self._asked())
+            device = self.engine.device
+            self.student.load_state_dict(_part(tensors, "student.", device), strict=False)
+            self.best = _part(tensors, "best.", device)
+            self.average.load(tensors)
+            self.stepping.load(tensors)
+            self.state = _State(**kept["state"])
+            self.material.go_to(kept["places"])
         self.resumed = True
 
 

@@ -1,11 +1,10 @@
 """What was seen at each look, as one JSON line, and for TensorBoard where it is installed."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from shoal.record import RecoveryLook
-from shoal.store import Lines, write_text
+from shoal.store import JsonlFile
 
 METRICS = "recovery.jsonl"
 
@@ -20,11 +19,11 @@ class History:
 
     def __init__(self, folder: Path | None, steps: int = -1) -> None:
         self.seen: list[dict[str, Any]] = []
-        self.lines = Lines(folder / METRICS) if folder is not None else None
+        self.lines = JsonlFile(folder / METRICS) if folder is not None else None
         self.writer: Any = _writer(folder) if folder is not None else None
         if self.lines is not None and self.lines.path.exists():
             self.seen = [line for line in self.lines.read() if line.get("step", 0) <= steps]
-            write_text(self.lines.path, "".join(json.dumps(line) + "\n" for line in self.seen))
+            self.lines.rewrite(self.seen)
 
     def add(self, line: dict[str, Any]) -> None:
         """One look.

@@ -2,19 +2,22 @@
 
 from shoal.store.export import Exported, export_onnx, export_program
 from shoal.store.folder import RunFolder
-from shoal.store.lines import Lines
+from shoal.store.lines import JsonlFile
 from shoal.store.load import Opened, load, open_model, read_folder_plan, read_record
+from shoal.store.lock import FolderLock, lock_folder
 from shoal.store.save import restore_weights, save, save_weights
 from shoal.store.writing import write_atomically, write_text
 
 __all__ = [
     "Exported",
-    "Lines",
+    "FolderLock",
+    "JsonlFile",
     "Opened",
     "RunFolder",
     "export_onnx",
     "export_program",
     "load",
+    "lock_folder",
     "open_model",
     "read_folder_plan",
     "read_record",

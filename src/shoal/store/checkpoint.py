@@ -4,19 +4,20 @@ One file, so that it is written in one step: the one before survives a full disk
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from shoal.alignment import aligned
 from shoal.errors import WeightsError
-from shoal.store.writing import write_atomically
+from shoal.reading import parse_json, refusing
+from shoal.store.tensors import write_tensors
+from shoal.tensor_files import read_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
-_VERSION = 1
+_VERSION = 2  # since then with a digest
 _KEY = "shoal-training"
 
 
@@ -31,16 +32,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any
     Raises:
         FolderError: the disk is full, or the folder is not writable; the checkpoint before is still there.
     """
-    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
-    header = {_KEY: json.dumps({"version": _VERSION, **state})}
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(plain, str(temporary), metadata=header)
-        except SafetensorError as error:  # a full disk comes as one of these
-            raise OSError(str(error)) from error
-
-    write_atomically(path, write)
+    write_tensors(path, tensors, {_KEY: json.dumps({"version": _VERSION, **state})})
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -49,21 +41,29 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         WeightsError: damaged, or not written by a training run of Shoal.
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: aligned(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a dict
-        state = json.loads(header[_KEY])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise WeightsError(
-            f"'{path}' is no checkpoint of a training run: {error}", "Choose a new --out to start again."
-        ) from error
+    message, hint = f"'{path}' is no checkpoint of a training run", "Choose a new --out to start again."
+    tensors, header = read_tensors(path, WeightsError, message, hint, sealed=True)
+    with refusing(WeightsError, message, hint):
+        state = parse_json(header[_KEY], finite=False)
+        if not isinstance(state, dict):
+            raise ValueError("its state is none")
     if state.get("version") != _VERSION:
         raise WeightsError(
             f"'{path}' was written by another version of Shoal (format {state.get('version')}, this one: {_VERSION})",
             "Finish the run with that version, or choose a new --out.",
         )
     return tensors, state
+
+
+@contextmanager
+def resuming(path: Path) -> Iterator[None]:
+    """Take up what stands in a checkpoint: where it does not fit, say that it is damaged.
+
+    Raises:
+        WeightsError: whatever else was raised inside.
+    """
+    with refusing(WeightsError, f"'{path}' is damaged", "Choose a new --out to start again."):
+        yield
 
 
 def check_same_network(path: Path, state: dict[str, Any], signature: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Write a network for others: a `.pt2` that torch loads without Shoal, or ONNX. Each is loaded again and compared."""
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -125,8 +126,11 @@ def _free_batch(model: nn.Module, batch: Batch) -> Any:
 
 
 def _save_program(program: torch.export.ExportedProgram, path: Path) -> None:
-    with path.open("wb") as file, _quiet():
-        torch.export.save(program, file)
+    # Into memory first: the writer of torch that meets a full disk throws where nobody can catch it.
+    content = io.BytesIO()
+    with _quiet():
+        torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def _compared(model: nn.Module, batch: Batch, path: Path, dynamic: bool, run: Any) -> Exported:

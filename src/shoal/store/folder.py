@@ -1,17 +1,20 @@
-"""An output folder: claimed by one command, readable at any moment, resumed by the same command.
+"""An output folder: claimed and locked by one command, readable at any moment, resumed by the same command.
 
 `run.json` says which command claimed it; single measurements are lines of `progress.jsonl`; every other file is written
 whole or not at all; `record.json` comes last and says that the run is finished.
 """
 
 import json
+import shutil
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from shoal.errors import FolderError
-from shoal.store.lines import Lines
+from shoal.reading import read_json, refusing
+from shoal.store.lines import JsonlFile
+from shoal.store.lock import LOCK, OWNER, lock_folder
 from shoal.store.writing import PARTIAL, write_text
 
 RUN, PROGRESS, RECORD, PLAN = "run.json", "progress.jsonl", "record.json", "plan.json"
@@ -24,7 +27,9 @@ def _is_partial(path: Path) -> bool:
 
 
 class RunFolder:
-    """The folder of one run of one command.
+    """The folder of one run of one command, locked until `release`, or until the `with` block ends.
+
+    An error that leaves the block leaves no empty shell behind.
 
     Args:
         path: created if missing.
@@ -32,40 +37,73 @@ class RunFolder:
         arguments: everything that decides the result; the same arguments on an unfinished folder resume it.
 
     Raises:
-        FolderError: the folder holds something else, is finished, or cannot be written.
+        FolderError: the folder holds something else, is finished, is in use, or cannot be written.
     """
 
     def __init__(self, path: Path, command: str, arguments: dict[str, Any]) -> None:
         self.path = path
         self.claim = {"command": command, "arguments": arguments, "shoal": version("shoal")}
-        self.lines = Lines(path / PROGRESS)
+        self.lines = JsonlFile(path / PROGRESS)
         self.resumed = self._open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            self.abandon()
+        self.release()
 
     def _open(self) -> bool:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            names = {one.name for one in self.path.iterdir() if not _is_partial(one)}
-        except OSError as error:
+            names = self._names()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise FolderError(
-                f"cannot use '{self.path}' as the output folder: {error.strerror}", "Choose another --out."
+                f"cannot use '{self.path}' as the output folder: {reason}", "Choose another --out."
             ) from error
+        if names and RUN not in names:
+            raise FolderError(f"the output folder '{self.path}' is not empty", "Choose a new --out, or empty it.")
+        try:
+            self.lock = lock_folder(self.path)
+        except FolderError:
+            with suppress(OSError):
+                self.path.rmdir()  # which does nothing but where it is empty, and so was made just now
+            raise
+        try:
+            with refusing(FolderError, f"cannot use '{self.path}' as the output folder", "Choose another --out."):
+                return self._check_claim()
+        except BaseException:
+            if not names:
+                self.abandon()
+            self.release()
+            raise
+
+    def _check_claim(self) -> bool:
+        names = self._names()  # again: what was there before the lock may have changed
         if names:
             self._check_own(names)
         for left in filter(_is_partial, list(self.path.iterdir())):
-            left.unlink(missing_ok=True)
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
         if not names:
             write_text(self.path / RUN, json.dumps(self.claim, indent=2) + "\n")
         return bool(names)
+
+    def _names(self) -> set[str]:
+        """What is there, but for files of the lock and for those that a crash cut short."""
+        return {file.name for file in self.path.iterdir() if not _is_partial(file)} - {LOCK, OWNER}
 
     def _check_own(self, names: set[str]) -> None:
         if RUN not in names:
             raise FolderError(f"the output folder '{self.path}' is not empty", "Choose a new --out, or empty it.")
         if RECORD in names:
             raise FolderError(f"'{self.path}' holds a finished run", "Choose a new --out.")
-        try:
-            claim = json.loads((self.path / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FolderError(f"'{self.path / RUN}' cannot be read: {error}", "Choose a new --out.") from error
+        with refusing(FolderError, f"'{self.path / RUN}' cannot be read", "Choose a new --out."):
+            claim = read_json(self.path / RUN)
         if not isinstance(claim, dict) or not isinstance(claim.get("arguments"), dict):
             raise FolderError(f"'{self.path / RUN}' was not written by Shoal", "Choose a new --out.")
         ours = json.loads(json.dumps(self.claim))
@@ -82,12 +120,16 @@ class RunFolder:
                 "Repeat that command to resume it, or choose a new --out.",
             )
 
+    def release(self) -> None:
+        """Let other commands use the folder."""
+        self.lock.release()
+
     def abandon(self) -> None:
         """Leave no empty shell behind: if nothing was measured yet, the claim and the folder go."""
-        names = {one.name for one in self.path.iterdir()}
-        if names <= {RUN}:
-            (self.path / RUN).unlink(missing_ok=True)
-            with suppress(OSError):
+        with suppress(OSError):  # whatever stands in the way here must not hide why the run was given up
+            if self._names() <= {RUN}:
+                for name in (RUN, OWNER, LOCK):
+                    (self.path / name).unlink(missing_ok=True)
                 self.path.rmdir()
 
     def append(self, line: dict[str, Any]) -> None:

@@ -5,8 +5,8 @@ Only whole layers can go that way: what transformers has no class for is said in
 
 import logging
 import math
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from shoal.alignment import align_
@@ -22,8 +23,9 @@ from shoal.errors import FolderError, ShoalError, SurgeryError
 from shoal.outputs import Outputs, distance, mismatch, read_outputs, shown
 from shoal.plan import InputSpec, Plan
 from shoal.preserve import copied, evaluating
+from shoal.reading import read_bytes, read_text, reason_of, refusing
 from shoal.record import Quality, Record
-from shoal.store.writing import write_text
+from shoal.store.writing import PARTIAL, write_text
 from shoal.surgery import example_of
 from shoal.surgery.shorten import is_hugging_face, shorten
 
@@ -62,7 +64,8 @@ def write_hugging_face(folder: Path, model: nn.Module, plan: Plan, record: Recor
     plain = copied(model).to("cpu").eval()
     reason = None
     try:
-        place = Path(tempfile.mkdtemp(dir=folder, prefix=f".{HF}-"))
+        place = folder / f".{HF}-{secrets.token_hex(6)}{PARTIAL}"
+        place.mkdir()  # with the permissions of the umask, unlike a temporary folder
     except OSError as error:
         raise FolderError(f"cannot write in '{folder}': {error.strerror}", "Choose another --out.") from error
     try:
@@ -89,14 +92,17 @@ def _write_checked(place: Path, model: nn.Module, plan: Plan, record: Record | N
     short: Any = shorten(model, plan.removed)
     try:
         short.save_pretrained(place)
-    except OSError as error:
-        raise FolderError(f"cannot write '{place.name}': {error.strerror or error}", "Free some space.") from error
+    except (OSError, SafetensorError) as error:  # a full disk comes as one of these
+        raise FolderError(f"cannot write '{place.name}': {reason_of(error)}", "Free some space.") from error
     except Exception as error:
         raise SurgeryError(f"transformers cannot save it: {_first_line(error)}") from error
     source = _source(model)
-    if source is not None:
-        _carry(source, place)
-    write_text(place / _CARD, _card(source, plan, record))
+    left_out = _carry(source, place) if source is not None else []
+    write_text(place / _CARD, _card(source, plan, record, left_out))
+    mode = (place / _CARD).stat().st_mode & 0o777
+    for file in place.iterdir():
+        if file.is_file():
+            file.chmod(mode)  # as the umask gives it, which not every library that writes here asks
     _check_reload(place, model, _trial(plan.inputs, model))
 
 
@@ -128,18 +134,38 @@ def _source(model: Any) -> Path | None:
     return None
 
 
-def _carry(source: Path, place: Path) -> None:
-    for pattern in _CARRIED:
-        for file in source.glob(pattern):
-            if file.is_file() and not (place / file.name).exists():
-                shutil.copyfile(file, place / file.name)
+def _carry(source: Path, place: Path) -> list[str]:
+    """Copy what a user of the original would miss; returns what stayed behind, since it lies elsewhere."""
+    left_out = []
+    with refusing(FolderError, f"cannot carry the files of '{source}' over", "Check them, and the space on the disk."):
+        for file in sorted({file for pattern in _CARRIED for file in source.glob(pattern)}):
+            if not file.is_file() or (place / file.name).exists():
+                continue
+            if _is_own(file, source):
+                (place / file.name).write_bytes(read_bytes(file))
+            else:
+                left_out.append(file.name)
+    return left_out
+
+
+def _is_own(file: Path, source: Path) -> bool:
+    """Whether a file lies in its folder, or as a link in the hub's cache where the folder does: nothing else is copied.
+
+    A stranger's folder could hold a link to a private file.
+    """
+    home = source.resolve()
+    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        if Path(HF_HUB_CACHE).resolve() == home.parent.parent.parent:
+            home = home.parent.parent
+    return file.resolve().is_relative_to(home)
 
 
 def _put_in_place(place: Path, target: Path) -> None:
     try:
         if target.exists():
             shutil.rmtree(target)
-        place.chmod(0o755)
         place.rename(target)
     except OSError as error:
         raise FolderError(f"cannot write '{target}': {error.strerror or error}", "Choose another --out.") from error
@@ -245,12 +271,12 @@ def _note(error: ShoalError) -> str:
     )
 
 
-def _card(source: Path | None, plan: Plan, record: Record | None) -> str:
+def _card(source: Path | None, plan: Plan, record: Record | None, left_out: list[str]) -> str:
     """The card of the original, where there was one, and behind it what was done."""
     own = ""
-    if source is not None:
-        with suppress(OSError, UnicodeDecodeError):
-            own = (source / _CARD).read_text(encoding="utf-8").rstrip() + "\n\n"
+    if source is not None and _is_own(source / _CARD, source):
+        with suppress(OSError, ValueError):
+            own = read_text(source / _CARD).rstrip() + "\n\n"
     bare = {one.path for one in plan.removals if one.norms == "drop"}
     with_norms = {path: " and the norms behind its additions" if path in bare else "" for path in plan.removed}
     layers = "\n".join(f"- `{path}`{more}" for path, more in with_norms.items())
@@ -260,6 +286,7 @@ def _card(source: Path | None, plan: Plan, record: Record | None) -> str:
         "was. Numbers of layers and indices are those of the shorter network.",
         f"Removed ({len(plan.removed)}, by their names in the original):\n\n{layers}",
         *(_measured(record) if record is not None else []),
+        *([f"Links to other folders, not carried over: {', '.join(left_out)}."] if left_out else []),
         "Loaded again with plain transformers: the same outputs as Shoal's, to the bit, on random input.",
     ]
     return own + "\n\n".join(lines) + "\n"

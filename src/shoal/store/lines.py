@@ -1,16 +1,24 @@
-"""A file of JSON lines that grows by one finished measurement at a time."""
+"""A file of JSON lines that grows by one finished measurement at a time, each line with a checksum."""
 
 import json
 import os
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from shoal.errors import FolderError
-from shoal.store.writing import write_text
+from shoal.reading import TEXT, parse_json, read_bytes, refusing
+from shoal.store.writing import write_bytes
+
+_SUM = "crc32"
 
 
-class Lines:
-    """The lines of one file; each survives whatever happens after it was appended."""
+class JsonlFile:
+    """The lines of one file; each survives whatever happens after it was appended.
+
+    Each is a JSON object whose last key is the checksum of what stands before it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -22,28 +30,61 @@ class Lines:
             FolderError: the disk is full or the file is not writable.
         """
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            with self.path.open("ab") as file:
+                file.write(_sealed(line))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise FolderError(
-                f"cannot write '{self.path}': {error.strerror}", "Free some space, then resume."
+                f"cannot write '{self.path}': {error.strerror or error}", "Free some space, then resume."
             ) from error
 
     def read(self) -> list[dict[str, Any]]:
-        """The lines, in order; one that a crash cut short is dropped from the file, with all behind it."""
-        if not self.path.exists():
+        """The lines, in order; one that was cut short or altered is dropped from the file, with all behind it.
+
+        Raises:
+            FolderError: the file cannot be read.
+        """
+        if not os.path.lexists(self.path):
             return []
-        whole, found = [], []
-        text = self.path.read_text(encoding="utf-8")
-        for line in text.splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
+        with refusing(FolderError, f"cannot read '{self.path}'", "Choose a new --out."):
+            content = read_bytes(self.path, TEXT)
+        found: list[dict[str, Any]] = []
+        sound = 0
+        for line in content.split(b"\n"):
+            entry = _opened(line)
+            if entry is None:
                 break
-            whole.append(line)
-        kept = "".join(line + "\n" for line in whole)
-        if kept != text:
-            write_text(self.path, kept)
+            found.append(entry)
+            sound += len(line) + 1
+        if sound != len(content):
+            write_bytes(self.path, content[:sound] if sound <= len(content) else content + b"\n")
         return found
+
+    def rewrite(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Put these lines in the place of all that stand there, in one step.
+
+        Raises:
+            FolderError: the disk is full or the folder is not writable.
+        """
+        write_bytes(self.path, b"".join(map(_sealed, lines)))
+
+
+def _sealed(line: dict[str, Any]) -> bytes:
+    text = json.dumps(line)[:-1] + (", " if line else "")
+    return f'{text}"{_SUM}": "{zlib.crc32(text.encode()):08x}"}}\n'.encode()
+
+
+def _opened(line: bytes) -> dict[str, Any] | None:
+    """What the line says; None where it is damaged."""
+    tail = len(f'"{_SUM}": "00000000"}}')
+    if line[-tail:] != f'"{_SUM}": "{zlib.crc32(line[:-tail]):08x}"}}'.encode():
+        return None
+    try:
+        entry = parse_json(line.decode(), finite=False)
+    except ValueError:
+        return None
+    if not isinstance(entry, dict):
+        return None
+    del entry[_SUM]
+    return entry

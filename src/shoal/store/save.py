@@ -4,8 +4,6 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shoal.errors import WeightsError
@@ -15,20 +13,14 @@ from shoal.preserve import copied
 from shoal.record import Record
 from shoal.store.folder import PLAN, RECORD, WEIGHTS
 from shoal.store.hugging_face import write_hugging_face
-from shoal.store.writing import write_atomically, write_text
+from shoal.store.tensors import write_tensors
+from shoal.store.writing import write_text
+from shoal.tensor_files import read_tensors
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """The whole state dict, tied tensors once for each name, as safetensors."""
-    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in weights(model)}
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(plain, str(temporary), metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk comes as one of these
-            raise OSError(str(error)) from error
-
-    write_atomically(path, write)
+    write_tensors(path, dict(weights(model)), {"format": "pt"})
 
 
 def restore_weights(model: nn.Module, path: Path) -> None:
@@ -37,10 +29,11 @@ def restore_weights(model: nn.Module, path: Path) -> None:
     Raises:
         WeightsError: missing, damaged, or of another network; says what differs.
     """
-    try:
-        state = load_file(str(path))
-    except Exception as error:
-        raise WeightsError(f"cannot read '{path}': {error}", "Run the command that made the folder again.") from error
+    state, metadata = read_tensors(
+        path, WeightsError, f"cannot read '{path}'", "Run the command that made the folder again."
+    )
+    if set(metadata) - {"format"}:  # a digest whose name was altered would go unnoticed
+        raise WeightsError(f"'{path}' is damaged: its header is", "Run the command that made the folder again.")
     own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     wrong = [f"'{name}' is missing" for name in own if name not in state]
     wrong += [f"'{name}' is not expected" for name in state if name not in own]

@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, with the permissions that the user's umask gives new files."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from shoal.errors import FolderError
@@ -16,29 +17,52 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         FolderError: the disk is full or the folder is not writable; what stood at `path` is still there.
     """
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL}")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
-        temporary = Path(name)
-        os.close(handle)
+        mode = _created(temporary)
         write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)  # a writer may have put a file of its own in the place of ours
+        _flush(temporary)
         temporary.replace(path)
+        with suppress(OSError):  # not every file system can flush a folder
+            _flush(path.parent)
     except OSError as error:
+        if isinstance(error, FolderError):
+            raise
         raise FolderError(
             f"cannot write '{path}': {error.strerror or error}", "Free some space, or choose another --out."
         ) from error
     finally:
-        if temporary is not None:
+        with suppress(OSError):  # the folder itself may have been removed: that must not hide why
             temporary.unlink(missing_ok=True)
+
+
+def _created(path: Path) -> int:
+    """Make an empty file and return its permissions: those of the umask, which cannot be asked for otherwise."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        return os.fstat(handle).st_mode & 0o777
+    finally:
+        os.close(handle)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
+    write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    write_atomically(path, lambda temporary: _write_bytes(temporary, content))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

@@ -1,0 +1,55 @@
+"""Read tensors from safetensors files: nothing but a file of them, and where it says so with their digest."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from shoal.errors import ShoalError
+from shoal.reading import open_file, refusing
+
+DIGEST = "shoal-sha256"
+
+
+def read_tensors(
+    path: Path, kind: type[ShoalError], message: str, hint: str, *, sealed: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file by name, on the CPU, and the text in its header.
+
+    They are copies: where a file is mapped into memory its tensors lie at any address, and some kernels round
+    otherwise there.
+
+    Args:
+        path: of the file.
+        kind: of the error.
+        message: what it says, before the reason.
+        hint: what it advises.
+        sealed: refuse a file without a digest.
+
+    Raises:
+        ShoalError: of that kind: no regular file, no safetensors, or other tensors than the digest in it is of.
+    """
+    from safetensors import safe_open
+
+    with refusing(kind, message, hint):
+        open_file(path).close()
+        with safe_open(str(path), framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+        digest = metadata.pop(DIGEST, None)
+        if (sealed or digest is not None) and digest != digest_of_tensors(tensors, metadata):
+            raise ValueError("it was altered or damaged after it was written: the digest in it is of something else")
+    return tensors, metadata
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes of tensors, and of the text beside them, in hexadecimal."""
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu").contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
