@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -225,10 +226,50 @@ def check_logits(logits: Tensor, who: str = "the model") -> None:
 
 
 def digest_of(batches_: Iterable[Batch]) -> str:
-    """The same for the same samples in the same mini-batches, to the bit."""
-    found = hashlib.sha256()
+    """The same for the same samples and labels in the same mini-batches, to the bit.
+
+    Names of arguments, their order, dtypes, and values that are no tensors count too.
+    """
+    digest = hashlib.sha256()
     for batch in batches_:
-        for tensor in batch.tensors:
-            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        _add(digest, ("batch", batch.args, batch.kwargs, batch.target))
+    return digest.hexdigest()[:16]
+
+
+def _add(digest: "hashlib._Hash", value: Any, depth: int = 0) -> None:
+    """A value, with its kind and length, so that no two values run together."""
+    kind = type(value).__qualname__
+    if isinstance(value, Tensor):
+        plain = value.detach().to("cpu").to_dense().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        digest.update(f"{value.layout} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(plain.view(torch.uint8).numpy().tobytes())
+        return
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        digest.update(f"array {value.dtype} {value.shape};".encode() + value.tobytes())
+        return
+    parts = _parts_of(value) if depth < _DEEPEST else None
+    if parts is not None:
+        digest.update(f"{kind} {len(parts)};".encode())
+        for part in parts:
+            _add(digest, part, depth + 1)
+        return
+    text = repr(value)
+    if " at 0x" in text:  # an address tells nothing in another process
+        text = getattr(value, "__qualname__", "")
+    digest.update(f"{kind} {len(text)};{text}".encode())
+
+
+_DEEPEST = 8  # levels of containers, since one may hold itself
+
+
+def _parts_of(value: Any) -> list[Any] | None:
+    """What a container or a plain object holds, in an order that is the same in every process; None for a value."""
+    if isinstance(value, Mapping):
+        return [part for pair in value.items() for part in pair]
+    if isinstance(value, (tuple, list)):
+        return list(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    if type(value).__repr__ == object.__repr__:
+        return list(getattr(value, "__dict__", {}).items())
+    return None
