@@ -270,6 +270,6 @@ def _parts_of(value: Any) -> list[Any] | None:
         return list(value)
     if isinstance(value, (set, frozenset)):
         return sorted(map(repr, value))
-    if type(value).__repr__ == object.__repr__:
+    if type(value).__repr__ is object.__dict__["__repr__"]:
         return list(getattr(value, "__dict__", {}).items())
     return None
