@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test lint types layers tests test-slow test-browser format clean
+.PHONY: demo test check lint types layers tests test-slow test-browser faults format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal compress
 
 test: lint types layers tests
+
+# For daily work: all but the tests of whole compressions and trainings.
+check: lint types layers
+	$(PYTEST) -m 'not heavy and not slow and not browser'
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check .
@@ -22,13 +27,17 @@ layers: $(VENV)/.developing
 	$(BIN)/lint-imports --no-cache
 
 tests: $(VENV)/.developing
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+	$(PYTEST)
 
 test-slow: $(VENV)/.developing
 	$(BIN)/pytest -m slow
 
 test-browser: $(VENV)/.developing
 	$(BIN)/pytest -m browser
+
+# Kills, full disks, two owners: docs/reliability.md from what was measured. Takes about a quarter of an hour.
+faults: $(VENV)/.developing
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/faults --mount --page docs/reliability.md
 
 format: $(VENV)/.developing
 	$(BIN)/ruff check --fix .

@@ -13,6 +13,8 @@ import shoal
 import stopwatch
 from shoal.pipeline import Settings
 
+pytestmark = pytest.mark.heavy
+
 PAGE = Path(__file__).parents[1] / "docs" / "cookbook-training.md"
 QUICK = Settings(images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
 

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--writes", type=int, default=120, help="kills at file operations, over all commands")
     parser.add_argument("--inside", type=int, default=40, help="kills inside writes, over all commands")
     parser.add_argument("--disks", type=int, default=8, help="full disks for each command")
+    parser.add_argument("--mount", action="store_true", help="as root: full disks are small file systems, not limits")
     parser.add_argument("--commands", default="", help="names, separated by commas; all by default")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -61,7 +62,7 @@ def _campaign(options: argparse.Namespace) -> dict[str, Any]:
             found["random"].append(kill_at_random(run, home, share["random"], chance))
             found["writes"].append(kill_at_writes(run, home, share["writes"]))
             found["inside"].append(kill_inside_writes(run, home, share["inside"]))
-            found["disks"].append(full_disk(run, home, options.disks))
+            found["disks"].append(full_disk(run, home, options.disks, mount=options.mount))
             found["owners"].append(two_owners(run, home))
             _tell(found)
     return found

@@ -18,9 +18,11 @@ _DOCUMENTED = "folder"  # the kind of error of docs/errors.md
 
 
 @contextmanager
-def _own_disk(folder: Path) -> Iterator[bool]:
-    """A small file system at `folder`, if this user may mount one."""
-    mounted = os.geteuid() == 0 and _quietly("mount", "-t", "tmpfs", "-o", f"size={_ROOM}", "tmpfs", str(folder))
+def _own_disk(folder: Path, asked: bool) -> Iterator[bool]:
+    """A small file system at `folder`, if asked for, and if this user may mount one."""
+    mounted = (
+        asked and os.geteuid() == 0 and _quietly("mount", "-t", "tmpfs", "-o", f"size={_ROOM}", "tmpfs", str(folder))
+    )
     try:
         yield mounted
     finally:
@@ -34,10 +36,10 @@ def _quietly(*command: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def full_disk(run: Undisturbed, home: Path, count: int) -> dict[str, Any]:
+def full_disk(run: Undisturbed, home: Path, count: int, *, mount: bool) -> dict[str, Any]:
     """Run the command with `count` amounts of room, none of them enough; then make room and repeat it."""
     folder, total, lost, refused = empty(home / "full"), sum(run.sizes), [], 0
-    with _own_disk(folder) as mounted:
+    with _own_disk(folder, mount) as mounted:
         for number in range(count):
             share = (number + 0.5) / count
             said = _on_own_disk(run, folder, round(share * total)) if mounted else _limited(run, folder, share)

@@ -14,6 +14,8 @@ from shoal.errors import UsageError
 from shoal.pipeline.building import Builder
 from shoal.pipeline.shelf import Shelf
 
+pytestmark = pytest.mark.heavy
+
 HERE = Path(__file__).parent.parent
 NETWORK, DATA, PLAIN = (f"{HERE}/tiny.py:{name}" for name in ("network", "data", "plain"))
 FEW = ("--images", 40, "--batch-size", 16, "--recover", "none")

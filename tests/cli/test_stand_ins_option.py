@@ -11,6 +11,8 @@ from shoal.errors import UsageError
 from shoal.pipeline import Settings
 from shoal.pipeline.table_maker import DEFAULT_KINDS
 
+pytestmark = pytest.mark.heavy
+
 HERE = Path(__file__).parent.parent
 NETWORK, DATA = f"{HERE}/tiny.py:network", f"{HERE}/tiny.py:data"
 

@@ -16,6 +16,8 @@ from shoal.sources import load_data
 from shoal.sources.digits_resnet import DigitsResNet
 from shoal.store import checkpoint as checkpoint_file
 
+pytestmark = pytest.mark.heavy
+
 PLAN = replace(
     recipe("digits"),
     epochs=4,

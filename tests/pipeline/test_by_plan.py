@@ -19,6 +19,8 @@ from shoal.record import Record, summary_of
 from shoal.store import load
 from shoal.surgery import apply
 
+pytestmark = pytest.mark.heavy
+
 QUICK = Settings(images=36, validation_images=60, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
 
 

@@ -17,6 +17,8 @@ from shoal.replace import line_of
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def tables():

@@ -18,6 +18,8 @@ from shoal.pipeline.recovering import as_recover, check_recover, skip_or_raise
 from shoal.recover import DistilSettings
 from shoal.recover.distil import _Run
 
+pytestmark = pytest.mark.heavy
+
 QUICK = Settings(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
 LEARN = DistilSettings(rate=0.1, looks=3)
 

@@ -11,6 +11,8 @@ from shoal.errors import FolderError
 from shoal.pipeline import Settings, by_plan, compress, table_maker
 from shoal.pipeline.table_maker import TableMaker
 
+pytestmark = pytest.mark.heavy
+
 QUICK = Settings(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
 
 

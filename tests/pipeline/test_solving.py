@@ -10,6 +10,8 @@ from shoal.pipeline import Goal, Settings, Target, compress, solve
 from shoal.pipeline.building import Builder
 from shoal.pipeline.shelf import Shelf
 
+pytestmark = pytest.mark.heavy
+
 QUICK = Settings(images=36, latency_seconds=0.001, stand_ins=("linear",), longest=2)
 
 

@@ -22,6 +22,8 @@ from shoal.store import load
 from shoal.surgery import apply
 from shoal.surgery.replace import replace_spans_
 
+pytestmark = pytest.mark.heavy
+
 QUICK = Settings(
     images=36, validation_images=60, latency_seconds=0.001, stand_ins=("block", "narrow"), longest=3, student_budget=8
 )

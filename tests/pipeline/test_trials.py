@@ -12,6 +12,8 @@ from shoal.pipeline.trials import Trial, sentence
 from shoal.plan import Remove, Replace, StandIn
 from shoal.recover import DistilSettings
 
+pytestmark = pytest.mark.heavy
+
 CONV = StandIn(kind="conv", layout="channels_first", in_channels=4, out_channels=4, kernel=3)
 
 

@@ -27,6 +27,8 @@ from shoal.recover.rates import FoundRate
 from shoal.recover.stepping import Stepping
 from shoal.store import checkpoint as checkpoint_file
 
+pytestmark = pytest.mark.heavy
+
 HERE = Path(__file__).parent
 QUICK = DistilSettings(rate=0.1, looks=4, clip=0.05)
 

@@ -17,6 +17,8 @@ from shoal.preserve import patched
 from shoal.replace import WantedStudent, learning, line_of, spans_of, students_of, train_students, two_blocks
 from shoal.replace.students import student_of
 
+pytestmark = pytest.mark.heavy
+
 
 def images(count=4, size=8, seed=0):
     return [Batch((randn(size, 3, 8, 8, seed=seed + number),)) for number in range(count)]

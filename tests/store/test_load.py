@@ -22,6 +22,8 @@ from shoal.sources import load_model
 from shoal.store import RunFolder, load, open_model, read_folder_plan, read_record
 from shoal.store.folder import PLAN, PROGRAM, RECORD, WEIGHTS
 
+pytestmark = pytest.mark.heavy
+
 QUICK = Settings(images=32, validation_images=32, latency_seconds=0.001)
 NETWORKS = networks.__file__
 
