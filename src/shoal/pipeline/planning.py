@@ -178,6 +178,7 @@ class Planner:
         original = predictions(self.anatomy.model, validation)
         points = [path for path in self.front if self.builder.actions(path)]  # fastest first
         found: Planned | None = None
+        chosen: _Tried | None = None
         low, high, nearest = 0, len(points), math.inf
         tried: list[_Tried] = []
         while low < high:
@@ -188,15 +189,18 @@ class Planner:
             comparison = compare(original, predictions(now.model, validation), "validation")
             nearest = min(nearest, 100 * drop_of(comparison))
             if 100 * drop_of(comparison) <= max_drop + 1e-9:
-                found, high = replace(now, validation=comparison), middle
+                found, chosen, high = replace(now, validation=comparison), tried[-1], middle
             else:
                 low = middle + 1
-        if found is None:
+        if found is None or chosen is None:
             raise NotReachedError(
                 f"no plan of the front is within {max_drop:g} points on validation; the nearest loses {nearest:.2f}",
                 "Ask for less, or give more calibration images.",
             )
-        return replace(found, message=f"{found.message}, within {max_drop:g} points on validation")
+        # Plans that were tried after it lost too much; the record holds them too.
+        planning = found.planning.model_copy(update={"rounds": self._rounds(tried, chosen)})
+        message = f"{found.message}, within {max_drop:g} points on validation"
+        return replace(found, planning=planning, message=message)
 
     def _numbered(self, number: int) -> Path:
         if not 1 <= number <= len(self.front):
@@ -360,24 +364,13 @@ class Planner:
 
     def _finished(self, chosen: _Tried, tried: Sequence[_Tried], *, reached: bool, asked: str = "") -> Planned:
         """The chosen plan refitted, with what is known about how it was found."""
-        actions, whole = self.builder.actions(chosen.path), self.tables.whole.latency_ms
+        actions = self.builder.actions(chosen.path)
         made = self.builder.best_of(chosen.path)
-        rounds = [
-            PlanRound(
-                latency_guessed_ms=one.guessed_share * whole,
-                latency_measured_ms=one.share * whole,
-                damage_guessed=one.path.damage,
-                damage_measured=one.damage,
-                damage_refitted=one.mended if math.isfinite(one.mended) else None,
-                chosen=one is chosen,
-            )
-            for one in tried
-        ]
         planning = Planning(
-            original_ms=whole,
+            original_ms=self.tables.whole.latency_ms,
             latency_source=self.clock.source,
             candidates=sum(edge.action != "keep" for edge in self.tables.edges),
-            rounds=rounds,
+            rounds=self._rounds(tried, chosen),
             damage_refitted=made.refitted,
             damage_final=made.damage,
             front=self.points(),
@@ -391,6 +384,21 @@ class Planner:
             worths={one.path: one for one in self.tables.worths},
             notes=[*self.tables.notes, made.said],
         )
+
+    def _rounds(self, tried: Sequence[_Tried], chosen: _Tried) -> list[PlanRound]:
+        """Every plan that was built and measured, in order."""
+        whole = self.tables.whole.latency_ms
+        return [
+            PlanRound(
+                latency_guessed_ms=plan.guessed_share * whole,
+                latency_measured_ms=plan.share * whole,
+                damage_guessed=plan.path.damage,
+                damage_measured=plan.damage,
+                damage_refitted=plan.mended if math.isfinite(plan.mended) else None,
+                chosen=plan is chosen,
+            )
+            for plan in tried
+        ]
 
     def _point(self, path: Path) -> FrontPoint:
         actions, fixed = self.builder.actions(path), self.tables.fixed
