@@ -4,7 +4,7 @@ Any loader that yields `(inputs, target)`, `inputs`, or a dict of tensors works.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from shoal.errors import DataError, ModelRaisedError, ShoalError, check_memory
 from shoal.offloaded import where_it_runs
@@ -160,6 +161,65 @@ def batches(loader: Iterable[Any], device: torch.device | str | None = None) -> 
         if not batch.tensors or batch.size == 0:
             raise DataError("a loader yielded a mini-batch without samples", "Check the data set and its filter.")
         yield batch.to(device) if device is not None else batch
+
+
+def is_read_once(loader: Iterable[Any]) -> bool:
+    """Whether a loader gives its mini-batches a single time: an iterator, or what hands out the same one each time."""
+    dataset = loader.dataset if isinstance(loader, DataLoader) else loader
+    if isinstance(dataset, Iterator):
+        return True
+    # Only plain iterables are asked: a DataLoader would start workers and draw a seed, a data set may be large.
+    if isinstance(dataset, (DataLoader, Sequence)) or not isinstance(dataset, Iterable):
+        return False
+    return iter(dataset) is iter(dataset)
+
+
+def check_one_purpose(**loaders: Any) -> None:
+    """Refuse an iterator that is to serve twice: whoever reads it first leaves nothing to the other.
+
+    Args:
+        loaders: by the name of their purpose; None for none.
+
+    Raises:
+        DataError: names both purposes.
+    """
+    seen: dict[int, str] = {}
+    for name, loader in loaders.items():
+        if loader is None:
+            continue
+        if id(loader) in seen and is_read_once(loader):
+            raise DataError(
+                f"the {seen[id(loader)]} data and the {name} data are the same iterator, which can be read only once",
+                "Give each its own, or a list of mini-batches or a DataLoader for both.",
+            )
+        seen[id(loader)] = name
+
+
+class Repeatable:
+    """A loader that is read several times: one that can be read only once is kept, one that runs dry is refused.
+
+    Args:
+        loader: any.
+        name: what the data is, for errors.
+    """
+
+    def __init__(self, loader: Iterable[Any], name: str = "data") -> None:
+        self.loader = list(loader) if is_read_once(loader) else loader
+        self.name, self._gave = name, False
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]  # a TypeError where it has none, as of any iterable
+
+    def __iter__(self) -> Iterator[Any]:
+        gives = False
+        for item in self.loader:
+            self._gave = gives = True
+            yield item
+        if self._gave and not gives:
+            raise DataError(
+                f"the loader of the {self.name} gave mini-batches at first, and none when it was read again",
+                "Give a list of mini-batches, a DataLoader, or an iterable that begins anew each time.",
+            )
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from shoal.batches import Batch, batches, device_of
+from shoal.batches import Batch, Repeatable, batches, check_one_purpose, device_of, is_read_once
 from shoal.blocks import Anatomy, Chain
-from shoal.errors import naming_memory_shortage
+from shoal.errors import DataError, naming_memory_shortage
 from shoal.intake import is_compiled, plain
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.pipeline.by_plan import parts_of, planner_of
@@ -137,6 +137,8 @@ def compress(
     settings, provenance = settings or Settings(), provenance or Provenance()
     warnings = [*provenance.warnings, *_missing(eval, validation, goal), *_uncompiled(model)]
     model = plain(model)
+    check_one_purpose(calibration=calibration, validation=validation, evaluation=eval)
+    test = _First(eval) if eval is not None else None
     chosen_on, judged_on = samples(calibration, validation, settings, device_of(model))
     winning, said = _winning(as_recover(recover), model, calibration, validation, chosen_on[0], exact=goal.exact)
     told = tell(model, chosen_on, judged_on, goal, settings, damage, progress)
@@ -144,7 +146,7 @@ def compress(
     change, winning, more = _kept(told, winning, latency_from)
     warnings += [*said, *more]
     if change is None and goal.by_plan:
-        again = chosen_on if isinstance(calibration, Iterator) else calibration
+        again = chosen_on if is_read_once(calibration) else calibration
         trial = trial_of(winning, anatomy.model, again, judged_on or [], chosen_on, progress)
         change = _planned(told, latency_from, Path(tables) if tables is not None else None, trial)
     elif change is None:
@@ -156,7 +158,7 @@ def compress(
         progress("folding", 0, 1)
         change = _folded(change, chosen_on[0])
     progress("measuring on test", 0, 1)
-    record = _measure(anatomy, change, chosen_on if eval is None else eval, settings)
+    record = _measure(anatomy, change, test or _First(chosen_on), settings)
     known = {
         "command": provenance.command,
         "model": provenance.model or type(model).__name__,
@@ -253,7 +255,7 @@ def _recovered(
     """The cut network after it learned from the original; the cut is kept first, so that a resumed run finds it."""
     if not change.actions:
         return change
-    again = told.chosen_on if isinstance(calibration, Iterator) else calibration
+    again = told.chosen_on if is_read_once(calibration) else calibration
     teacher, judged_on = told.anatomy.model, told.judged_on or []
     try:
         if recover.path is not None:
@@ -302,14 +304,13 @@ def _plan(anatomy: Anatomy, change: _Change, example: Batch, provenance: Provena
     )
 
 
-def _measure(anatomy: Anatomy, change: _Change, loader: Iterable[Any], settings: Settings) -> Record:
+def _measure(anatomy: Anatomy, change: _Change, first: "_First", settings: Settings) -> Record:
     """The record of original against compressed, but for what only the caller knows."""
     cut, choice, folded = change.model, change.choice, change.folded
     original = anatomy.model
     whole = [one.path for one in choice.removals if one.unit is None]
     gone = [*whole, *_constant_blocks(folded)]
     had, has = _depths(anatomy, change.actions, gone)
-    first = _First(loader)
     before, after = paired_predictions([original, cut], first)
     split = "test"
     batch = first.batch().to(device_of(original))
@@ -432,7 +433,9 @@ class _First:
     """A loader that can be read again and remembers its first mini-batch, so that the same one can be timed."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = list(loader) if isinstance(loader, Iterator) else loader
+        self.loader = Repeatable(loader, "evaluation data")
+        if isinstance(self.loader.loader, list) and not self.loader.loader:
+            raise DataError("the evaluation data is empty", "Give at least one mini-batch, or leave it out.")
         self.first: Batch | None = None
 
     def __iter__(self) -> Iterator[Batch]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from shoal.batches import Batch, as_batch, batches
+from shoal.batches import Batch, Repeatable, as_batch, batches
 from shoal.errors import DataError
 
 EpochOf = Callable[[int], Iterable[Any]]
@@ -16,7 +16,7 @@ def by_epoch(given: Iterable[Any] | EpochOf) -> EpochOf:
     """A function that gives the loader of an epoch, from 1, whatever was given: that, or a loader to read anew."""
     if callable(given):
         return given
-    again = list(given) if isinstance(given, Iterator) else given
+    again = Repeatable(given)
     return lambda epoch: again
 
 

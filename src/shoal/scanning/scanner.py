@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from shoal.batches import Batch, batches, device_of
+from shoal.batches import Batch, Repeatable, batches, check_one_purpose, device_of
 from shoal.blocks import Anatomy, dissect
 from shoal.errors import DataError, UsageError, naming_memory_shortage
 from shoal.measure import Answers, Tally, answers, machine, wilson
@@ -92,7 +92,8 @@ def scan(
 
     Args:
         model: any network; it is left as it was.
-        loader: mini-batches to measure on; it is read three times (means, scores, ablations).
+        loader: mini-batches to measure on; it is read three times (means, scores, ablations), so an
+            iterator is kept in memory.
         also: a second data set for the same ablations.
         also_name: its name for the record.
         settings: how to scan.
@@ -106,6 +107,9 @@ def scan(
     """
     started = time.perf_counter()
     settings, origin = settings or ScanSettings(), origin or ScanOrigin()
+    check_one_purpose(first=loader, second=also)
+    loader = Repeatable(loader)
+    also = Repeatable(also, "second data") if also is not None else None
     example = next(batches(loader, device_of(model)), None)
     if example is None:
         raise DataError("there is no data to scan on", "Give a loader with at least one mini-batch.")

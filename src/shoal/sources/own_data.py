@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from shoal.batches import as_batch, batches
+from shoal.batches import as_batch, batches, is_read_once
 from shoal.errors import DataError
 from shoal.sources.parts import Part
 from shoal.sources.split import fair_sample, hold_out
@@ -176,7 +176,7 @@ def _labels_of(dataset: Any) -> Tensor | None:
 
 
 def _check_iterable(data: Any, name: str, at_least: int = 1) -> None:
-    if isinstance(data, Iterator):
+    if isinstance(data, Iterable) and is_read_once(data):
         raise DataError(f"{name} can be read only once: it is {_described(data)}", "Return a list or a DataLoader.")
     if not isinstance(data, Iterable) or isinstance(data, (str, bytes, dict)):
         raise DataError(f"{name} is {_described(data)}", "Return a data set, a DataLoader, or a list of mini-batches.")
