@@ -29,25 +29,24 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="also write this page from the results, and those of `make fuzz`")
     parser.add_argument("--fuzz", type=Path, default=Path("benchmarks/results/fuzz.json"))
     parser.add_argument("--only-page", action="store_true", help="disturb nothing, write the page again")
-    parser.add_argument("--random", type=int, default=120, help="random kills, over all commands")
-    parser.add_argument("--writes", type=int, default=120, help="kills at file operations, over all commands")
-    parser.add_argument("--inside", type=int, default=40, help="kills inside writes, over all commands")
-    parser.add_argument("--disks", type=int, default=8, help="full disks for each command")
+    parser.add_argument("--random", type=int, default=100, help="random kills, over all commands")
+    parser.add_argument("--writes", type=int, default=100, help="kills at file operations, over all commands")
+    parser.add_argument("--inside", type=int, default=20, help="kills inside writes, over all commands")
+    parser.add_argument("--disks", type=int, default=4, help="full disks for each command")
     parser.add_argument("--mount", action="store_true", help="as root: full disks are small file systems, not limits")
     parser.add_argument("--commands", default="", help="names, separated by commas; all by default")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if not options.only_page:
-        results = _campaign(options)
-        options.results.parent.mkdir(parents=True, exist_ok=True)
-        options.results.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        _campaign(options)
     results = json.loads(options.results.read_text(encoding="utf-8"))
     if options.page:
         write_page(options.page, results, options.fuzz)
     sys.exit(any(item["lost"] for kind in ("random", "writes", "inside", "disks", "owners") for item in results[kind]))
 
 
-def _campaign(options: argparse.Namespace) -> dict[str, Any]:
+def _campaign(options: argparse.Namespace) -> None:
+    """Disturb one command after another; the results are written after each."""
     names = options.commands.split(",") if options.commands else [command.name for command in COMMANDS]
     chosen = [command for command in COMMANDS if command.name in names]
     found: dict[str, Any] = {"seed": options.seed, "python": platform.python_version(), "system": platform.system()}
@@ -64,11 +63,12 @@ def _campaign(options: argparse.Namespace) -> dict[str, Any]:
             found["inside"].append(kill_inside_writes(run, home, share["inside"]))
             found["disks"].append(full_disk(run, home, options.disks, mount=options.mount))
             found["owners"].append(two_owners(run, home))
-            _tell(found)
-    return found
+            _keep(found, options.results)
 
 
-def _tell(found: dict[str, Any]) -> None:
+def _keep(found: dict[str, Any], results: Path) -> None:
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     for kind, items in found.items():
         if isinstance(items, list):
             print(kind, json.dumps(items[-1]), file=sys.stderr, flush=True)
