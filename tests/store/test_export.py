@@ -204,6 +204,7 @@ def test_a_run_whose_network_cannot_be_exported_keeps_the_rest(tmp_path):
     assert len(said) == 1
     assert record.warnings[: len(result.record.warnings)] == result.record.warnings
     assert {one.name for one in (tmp_path / "out").iterdir()} == {
+        "extras.safetensors",
         "model.safetensors",
         "plan.json",
         "record.json",

@@ -20,7 +20,7 @@ from shoal.pipeline import Provenance, Settings, compress
 from shoal.plan import read_plan
 from shoal.sources import load_model
 from shoal.store import RunFolder, load, open_model, read_folder_plan, read_record
-from shoal.store.folder import PLAN, PROGRAM, RECORD, WEIGHTS
+from shoal.store.folder import EXTRAS, PLAN, PROGRAM, RECORD, WEIGHTS
 
 pytestmark = pytest.mark.heavy
 
@@ -107,7 +107,7 @@ def test_the_shallow_network_comes_back_not_the_original(cifar):
 @pytest.mark.parametrize("which", ["digits", "cifar", "nameless"])
 def test_no_pickle_in_the_folder(which, request):
     _, folder = request.getfixturevalue(which)
-    assert {one.name for one in folder.iterdir()} == {WEIGHTS, PLAN, RECORD, PROGRAM, "report.html"}
+    assert {one.name for one in folder.iterdir()} == {WEIGHTS, EXTRAS, PLAN, RECORD, PROGRAM, "report.html"}
     for path in folder.iterdir():
         assert zipfile.is_zipfile(path) == (path.name == PROGRAM)
         assert not path.read_bytes().startswith(b"\x80"), f"{path.name} starts like a pickle"

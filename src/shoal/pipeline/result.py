@@ -1,6 +1,8 @@
 """What compress() gives back: the network, the plan, the record, and how to keep them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -10,7 +12,7 @@ from shoal.errors import ExportError, FolderError
 from shoal.plan import Plan
 from shoal.record import Record
 from shoal.report import render
-from shoal.store import export_program, save, write_text
+from shoal.store import check_reload, check_savable, export_program, save, write_text
 from shoal.store.folder import PROGRAM, REPORT
 
 
@@ -30,11 +32,15 @@ class Result:
     record: Record
     example: Batch
 
-    def save(self, folder: str | Path, *, claimed: bool = False) -> Record:
+    def save(
+        self, folder: str | Path, *, factory: Callable[[], nn.Module] | None = None, claimed: bool = False
+    ) -> Record:
         """Write model, plan, program, report and record into a folder, the record last.
 
         Args:
             folder: created if missing.
+            factory: of the original network, a function without arguments. With it the folder is loaded again
+                before it counts as written; without it only a run of the command line is.
             claimed: the folder is that of the run which made this result; else it must be empty.
 
         Returns:
@@ -42,7 +48,9 @@ class Result:
 
         Raises:
             FolderError: not empty, not writable, or the disk is full.
+            WeightsError: a folder cannot hold the network, or what is loaded again answers otherwise.
         """
+        check_savable(self.model)
         path = Path(folder)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -53,7 +61,9 @@ class Result:
             raise FolderError(f"the folder '{path}' is not empty", "Choose a new folder.")
         record = self._with_program(path)
         write_text(path / REPORT, render(record))
-        save(path, self.model, self.plan, record)
+        known = factory is not None or self.plan.model is not None
+        check = partial(check_reload, factory=factory) if known else None
+        save(path, self.model, self.plan, record, example=self.example, check=check)
         return record
 
     def _with_program(self, path: Path) -> Record:

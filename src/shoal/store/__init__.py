@@ -3,9 +3,9 @@
 from shoal.store.export import Exported, export_onnx, export_program
 from shoal.store.folder import RunFolder
 from shoal.store.lines import JsonlFile
-from shoal.store.load import Opened, load, open_model, read_folder_plan, read_record
+from shoal.store.load import Opened, check_reload, load, open_model, read_folder_plan, read_record
 from shoal.store.lock import FolderLock, lock_folder
-from shoal.store.save import restore_weights, save, save_weights
+from shoal.store.save import check_savable, restore_weights, save, save_weights
 from shoal.store.writing import write_atomically, write_text
 
 __all__ = [
@@ -14,6 +14,8 @@ __all__ = [
     "JsonlFile",
     "Opened",
     "RunFolder",
+    "check_reload",
+    "check_savable",
     "export_onnx",
     "export_program",
     "load",

@@ -18,7 +18,8 @@ from shoal.store.lock import LOCK, OWNER, lock_folder
 from shoal.store.writing import PARTIAL, write_text
 
 RUN, PROGRESS, RECORD, PLAN = "run.json", "progress.jsonl", "record.json", "plan.json"
-WEIGHTS, REPORT, PROGRAM, ONNX = "model.safetensors", "report.html", "model.pt2", "model.onnx"
+WEIGHTS, EXTRAS = "model.safetensors", "extras.safetensors"
+REPORT, PROGRAM, ONNX = "report.html", "model.pt2", "model.onnx"
 
 
 def _is_partial(path: Path) -> bool:

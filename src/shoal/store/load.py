@@ -12,7 +12,8 @@ from shoal.errors import FolderError, ModelRaisedError, SpecError, check_memory,
 from shoal.plan import Plan, read_plan
 from shoal.record import Record
 from shoal.sources import load_model
-from shoal.store.folder import PLAN, RECORD, RUN, WEIGHTS
+from shoal.store.extras import Extras, check_answers, read_extras, restore_extras_, states_of
+from shoal.store.folder import EXTRAS, PLAN, RECORD, RUN, WEIGHTS
 from shoal.store.save import restore_weights
 from shoal.surgery import apply
 
@@ -27,24 +28,51 @@ class Opened:
 
 
 @naming_memory_shortage()
-def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
+def load(
+    folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None, *, verify: bool = True
+) -> nn.Module:
     """The network in an output folder of Shoal, in eval mode. Nothing is unpickled.
 
     Args:
         folder: written by `shoal compress` or `Result.save`.
         model: the original network or its factory, where the folder does not know it (a network made in Python) or it
             has moved. Its weights do not matter. Without it, a plan that names `FILE.py:FUNCTION` runs that file.
+        verify: refuse a network that answers otherwise on a seeded input than the one that was saved did.
 
     Raises:
         FolderError: no output folder, or the run is unfinished.
         PlanError: the network is another one than the plan was made for; says what differs.
-        WeightsError: the weights do not fit.
+        WeightsError: the weights do not fit, or the network answers otherwise than the one that was saved.
     """
     path = Path(folder)
     plan = read_folder_plan(path)
+    loaded, extras = _loaded(path, plan, model)
+    if verify:
+        check_answers(loaded, plan.inputs, extras)
+    return loaded
+
+
+def check_reload(folder: Path, factory: Callable[[], nn.Module] | None = None) -> None:
+    """Load a folder again that was written just now, and refuse it where it does not come back as it was saved.
+
+    Args:
+        folder: whole but for its record.
+        factory: of the original network, where the plan does not name it.
+
+    Raises:
+        ShoalError: the network cannot be built again, or answers otherwise; says why.
+    """
+    plan = read_folder_plan(folder)
+    loaded, extras = _loaded(folder, plan, factory)
+    check_answers(loaded, plan.inputs, extras, by_rounding=True)
+
+
+def _loaded(path: Path, plan: Plan, model: nn.Module | Callable[[], nn.Module] | None) -> tuple[nn.Module, Extras]:
+    extras, tensors = read_extras(path / EXTRAS)
     cut = apply(_original(path, plan, model), plan, weights_follow=True).to("cpu")
-    restore_weights(cut, path / WEIGHTS)
-    return align_(cut).eval()
+    restore_weights(cut, path / WEIGHTS, states_of(extras, tensors, path / EXTRAS))
+    restore_extras_(cut, extras, tensors)
+    return align_(cut).eval(), extras
 
 
 def _original(path: Path, plan: Plan, given: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:

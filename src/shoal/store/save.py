@@ -1,17 +1,22 @@
 """Write a network with its recipe and record into a folder: safetensors and JSON, never a pickle."""
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from shoal.batches import Batch
 from shoal.errors import WeightsError
 from shoal.offloaded import weights
 from shoal.plan import Plan
 from shoal.preserve import copied
 from shoal.record import Record
-from shoal.store.folder import PLAN, RECORD, WEIGHTS
+from shoal.store.entries import encode, is_plain_tensor, special_entries
+from shoal.store.extras import save_extras
+from shoal.store.folder import EXTRAS, PLAN, RECORD, WEIGHTS
 from shoal.store.hugging_face import write_hugging_face
 from shoal.store.tensors import write_tensors
 from shoal.store.writing import write_text
@@ -19,12 +24,38 @@ from shoal.tensor_files import read_tensors
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """The whole state dict, tied tensors once for each name, as safetensors."""
-    write_tensors(path, dict(weights(model)), {"format": "pt"})
+    """The tensors of the state dict, tied ones once for each name, as safetensors."""
+    tensors = {name: tensor for name, tensor in weights(model) if is_plain_tensor(tensor)}
+    write_tensors(path, tensors, {"format": "pt"})
 
 
-def restore_weights(model: nn.Module, path: Path) -> None:
+def check_savable(model: nn.Module) -> None:
+    """Refuse a network that a folder could not give back.
+
+    Raises:
+        WeightsError: an entry of its state dict is neither a tensor nor plain data; names it.
+    """
+    wrong = []
+    for name, value in special_entries(model).items():
+        try:
+            encode(value, lambda tensor: "")
+        except TypeError as error:
+            wrong.append(f"'{name}' of its state dict holds {error}")
+    if wrong:
+        raise WeightsError(
+            f"a folder cannot hold this network: {'; '.join(wrong[:3])}{'; ...' if len(wrong) > 3 else ''}",
+            "Folders hold tensors and plain data, never a pickle: let get_extra_state return these, or compress before "
+            "quantising. In this process result.model can be used as it is.",
+        )
+
+
+def restore_weights(model: nn.Module, path: Path, states: Mapping[str, Any] | None = None) -> None:
     """Load what `save_weights` wrote; names, shapes and dtypes must be the same.
+
+    Args:
+        model: the network to load into.
+        path: of the file.
+        states: entries of the state dict that no weights file holds; by default what the network has there.
 
     Raises:
         WeightsError: missing, damaged, or of another network; says what differs.
@@ -34,7 +65,7 @@ def restore_weights(model: nn.Module, path: Path) -> None:
     )
     if set(metadata) - {"format"}:  # a digest whose name was altered would go unnoticed
         raise WeightsError(f"'{path}' is damaged: its header is", "Run the command that made the folder again.")
-    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    own = {name: tensor for name, tensor in model.state_dict().items() if is_plain_tensor(tensor)}
     wrong = [f"'{name}' is missing" for name in own if name not in state]
     wrong += [f"'{name}' is not expected" for name in state if name not in own]
     wrong += [
@@ -52,10 +83,13 @@ def restore_weights(model: nn.Module, path: Path) -> None:
             if tensor.dtype != state[name].dtype:
                 _retype(model, name, state[name].dtype)
     # Some modules ask for the version their state was written at; these are of this very version.
-    model.load_state_dict(_with_versions(state, model))
+    try:
+        model.load_state_dict(_with_versions({**special_entries(model), **(states or {}), **state}, model))
+    except Exception as error:
+        raise WeightsError(f"the network does not take its own state from '{path}': {error}") from error
 
 
-def _with_versions(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _with_versions(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     versioned = OrderedDict(state)
     versioned._metadata = getattr(model.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
     return versioned
@@ -67,11 +101,36 @@ def _retype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
     tensor.data = tensor.data.to(dtype)  # the tensor stays the same object, so that tied weights stay tied
 
 
-def save(folder: Path, model: nn.Module, plan: Plan, record: Record | None = None) -> None:
-    """Write weights, plan, `hf/` where transformers has a class for it, and (last) record into an existing folder."""
+def save(
+    folder: Path,
+    model: nn.Module,
+    plan: Plan,
+    record: Record | None = None,
+    *,
+    example: Batch | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Write weights, plan, `hf/` where transformers has a class for it, and (last) record into an existing folder.
+
+    Args:
+        folder: exists.
+        model: the network that came out.
+        plan: rebuilds it.
+        record: of the run, where there is one.
+        example: a mini-batch, for how large integer inputs are.
+        check: called before the record is written; raises where the folder cannot be loaded again.
+
+    Raises:
+        WeightsError: a folder cannot hold the network, see `check_savable`; nothing was written.
+        FolderError: the folder cannot be written.
+    """
+    check_savable(model)
     save_weights(model, folder / WEIGHTS)
+    save_extras(model, plan.inputs, folder / EXTRAS, example)
     write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
     write_hugging_face(folder, model, plan, record)
+    if check is not None:
+        check(folder)
     if record is not None:
         write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")
 

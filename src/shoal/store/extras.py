@@ -1,0 +1,336 @@
+"""What a network computes with beside its state dict, and what it answers: so that loading is whole, and proved.
+
+Buffers that are not persistent, numbers and tensors in attributes, and what get_extra_state returns are in no weights
+file, and a factory need not build them as they were when the network was saved. They are kept here and put back. What
+cannot be kept (a table in an object, a mode in a string) shows in the outputs: those on a seeded input are remembered,
+and a loaded network that answers otherwise is refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from shoal.batches import Batch, call
+from shoal.errors import ShoalError, WeightsError
+from shoal.offloaded import is_offloaded
+from shoal.outputs import read_outputs
+from shoal.plan import InputSpec
+from shoal.preserve import copied, evaluating
+from shoal.reading import refusing
+from shoal.record import Value
+from shoal.store.entries import decode, encode, is_plain_tensor, special_entries
+from shoal.store.tensors import write_tensors
+from shoal.surgery import example_of
+from shoal.tensor_files import read_tensors
+
+_KEY = "shoal-extras"
+_AGAIN = "Run the command that made the folder again."
+_SAMPLES = 64  # values of an output that are kept, so that another machine's rounding can be told from another function
+# How far an output may be off, relative to its largest value: by rounding alone, and on any machine.
+_ROUNDING = 16
+_ELSEWHERE = {torch.float64: 1e-9, torch.float32: 1e-3}
+_MODULE_OWN = frozenset(vars(nn.Module()))
+
+Number = None | bool | int | float | list[Any]
+
+
+class OutputPrint(Value):
+    """One output tensor: its digest, its largest value, and some of its values, evenly spaced."""
+
+    shape: list[int]
+    dtype: str
+    sha256: str
+    largest: float
+    values: list[float]
+
+
+class Extras(Value):
+    """What is kept of a network beside its state dict.
+
+    Args:
+        numbers: attributes of modules by `path.name`; tuples as lists.
+        tensors: the digests of buffers that are not persistent, and of tensors in attributes.
+        states: entries of the state dict that are no plain tensors, as `encode` wrote them.
+        highest: the largest value of each integer input, by its place, to draw inputs like it.
+        inputs: what the outputs were computed from: 'random', 'zeros'; None where there are no outputs.
+        outputs: by name.
+        unchecked: why there are no outputs.
+    """
+
+    numbers: dict[str, Number] = Field(default_factory=dict)
+    tensors: dict[str, str] = Field(default_factory=dict)
+    states: dict[str, Any] = Field(default_factory=dict)
+    highest: dict[int, int] = Field(default_factory=dict)
+    inputs: str | None = None
+    outputs: dict[str, OutputPrint] = Field(default_factory=dict)
+    unchecked: str | None = None
+
+
+def save_extras(model: nn.Module, specs: list[InputSpec], path: Path, example: Batch | None = None) -> None:
+    """Write what `model` computes with beside its state dict, and what it answers.
+
+    Args:
+        model: any network; what is kept is what a copy of it on the CPU computes with.
+        specs: its inputs, as its plan remembers them.
+        path: of the file.
+        example: a mini-batch, for how large its integers are.
+    """
+    if is_offloaded(model):  # a copy of it would not fit into memory
+        return
+    twin = _laid_out_(copied(model).to("cpu"))
+    extras, tensors = _extras_of(twin, specs, example)
+    write_tensors(path, tensors, {_KEY: json.dumps(extras.model_dump())})
+
+
+def read_extras(path: Path) -> tuple[Extras, dict[str, Tensor]]:
+    """What `save_extras` wrote, and the tensors it refers to; nothing where there is no such file.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    if not path.exists():
+        return Extras(), {}
+    tensors, metadata = read_tensors(path, WeightsError, f"'{path}' is damaged", _AGAIN, sealed=True)
+    with refusing(WeightsError, f"'{path}' is damaged", _AGAIN):
+        return Extras.model_validate(json.loads(metadata[_KEY])), tensors
+
+
+def states_of(extras: Extras, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """The entries of the state dict that no weights file holds.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    with refusing(WeightsError, f"'{path}' is damaged", _AGAIN):
+        return {name: decode(data, tensors) for name, data in extras.states.items()}
+
+
+def restore_extras_(model: nn.Module, extras: Extras, tensors: Mapping[str, Tensor]) -> None:
+    """Put numbers, tensors and buffers back where `save_extras` found them."""
+    modules = dict(model.named_modules())
+    for key, number in extras.numbers.items():
+        owner, _, name = key.rpartition(".")
+        if owner in modules:
+            _put_number(modules[owner], name, number)
+    for key, digest in extras.tensors.items():
+        owner, _, name = key.rpartition(".")
+        if owner in modules and digest in tensors:
+            _put_tensor(modules[owner], name, tensors[digest], digest)
+
+
+def _put_number(module: nn.Module, name: str, number: Number) -> None:
+    before = module.__dict__.get(name)
+    if _is_number(before):
+        module.__dict__[name] = tuple(number) if isinstance(before, tuple) and isinstance(number, list) else number
+
+
+def _put_tensor(module: nn.Module, name: str, tensor: Tensor, digest: str) -> None:
+    holder: dict[str, Any] = module._buffers if name in module._buffers else module.__dict__
+    before = holder.get(name)
+    if not (before is None or isinstance(before, Tensor)) or (before is not None and _digest(before) == digest):
+        return
+    if before is None and holder is module.__dict__ and not hasattr(module, name):
+        module.register_buffer(name, tensor, persistent=False)  # registered while it ran
+        return
+    if isinstance(before, nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=before.requires_grad)
+    holder[name] = tensor
+
+
+def check_answers(model: nn.Module, specs: list[InputSpec], extras: Extras, *, by_rounding: bool = False) -> None:
+    """Refuse a network that answers otherwise than the one that was saved.
+
+    Args:
+        model: on the CPU.
+        specs: its inputs.
+        extras: as they were saved.
+        by_rounding: it was saved on this machine, so that only rounding may tell them apart.
+
+    Raises:
+        WeightsError: says which output differs, and by how much.
+    """
+    if extras.inputs is None:
+        return
+    try:
+        found = _answers(model, _trial(specs, extras.highest, extras.inputs))
+    except ShoalError as error:
+        raise WeightsError(f"the network does not run as it did when it was saved: {error.message}", _HINT) from error
+    reason = _difference(extras.outputs, found, by_rounding=by_rounding)
+    if reason is not None:
+        raise WeightsError(f"the network computes something else than the one that was saved: {reason}", _HINT)
+
+
+_HINT = (
+    "Something it computes with is neither in its state dict nor a number, tensor or buffer of its modules: let its "
+    "factory build it as it was. load(folder, verify=False) takes it as it is."
+)
+
+
+def _extras_of(model: nn.Module, specs: list[InputSpec], example: Batch | None) -> tuple[Extras, dict[str, Tensor]]:
+    highest = _highest(example)
+    inputs, outputs, unchecked = _observed(model, specs, highest)
+    numbers, tensors = _held(model)
+    if inputs is not None:  # what another run changes is no state: counters, features that are kept
+        _answers(model, _trial(specs, highest, inputs, seed=1))
+        later, made = _held(model)
+        numbers = {key: one for key, one in numbers.items() if key in later and _same_number(later[key], one)}
+        tensors = {key: one for key, one in tensors.items() if made.get(key) is one}
+    kept: dict[str, Tensor] = {}
+
+    def keep(tensor: Tensor) -> str:
+        digest = _digest(tensor)
+        kept[digest] = tensor.detach().to("cpu").contiguous().clone()
+        return digest
+
+    extras = Extras(
+        numbers=numbers,
+        tensors={key: keep(tensor) for key, tensor in tensors.items()},
+        states={name: encode(value, keep) for name, value in special_entries(model).items()},
+        highest=highest,
+        inputs=inputs,
+        outputs=outputs,
+        unchecked=unchecked,
+    )
+    return extras, kept
+
+
+def _observed(
+    model: nn.Module, specs: list[InputSpec], highest: Mapping[int, int]
+) -> tuple[str | None, dict[str, OutputPrint], str | None]:
+    """What was put in, what came out, and why nothing did."""
+    reason = "it does not run"
+    for inputs in ("random", "zeros"):
+        try:
+            first, second = (_answers(model, _trial(specs, highest, inputs)) for _ in range(2))
+        except ShoalError as error:
+            reason = error.message
+            continue
+        if first != second:
+            return None, {}, "its outputs differ from run to run"
+        return inputs, first, None
+    return None, {}, reason
+
+
+def _answers(model: nn.Module, batch: Batch) -> dict[str, OutputPrint]:
+    with evaluating(model):
+        torch.default_generator.manual_seed(0)  # of the CPU alone, which is put back
+        return {name: _print(tensor) for name, tensor in read_outputs(call(model, batch)).tensors.items()}
+
+
+def _print(tensor: Tensor) -> OutputPrint:
+    numbers = tensor.detach().flatten().double()
+    places = torch.linspace(0, max(numbers.numel() - 1, 0), min(_SAMPLES, numbers.numel())).long()
+    finite = numbers[torch.isfinite(numbers)]
+    return OutputPrint(
+        shape=list(tensor.shape),
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        sha256=_digest(tensor),
+        largest=float(finite.abs().max()) if finite.numel() else 0.0,
+        values=numbers[places].tolist(),
+    )
+
+
+def _difference(saved: Mapping[str, OutputPrint], found: Mapping[str, OutputPrint], *, by_rounding: bool) -> str | None:
+    if set(saved) != set(found):
+        return f"it returns {', '.join(map(repr, found)) or 'no tensor'}, not {', '.join(map(repr, saved))}"
+    for name, one in saved.items():
+        other, which = found[name], f"its output '{name}'" if name else "its output"
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            return f"{which} is {other.dtype}{other.shape}, expected {one.dtype}{one.shape}"
+        if one.sha256 == other.sha256:
+            continue
+        dtype = getattr(torch, one.dtype)
+        if not dtype.is_floating_point:
+            return f"{which} holds other numbers"
+        share = _ROUNDING * torch.finfo(dtype).eps if by_rounding else _ELSEWHERE.get(dtype, 0.1)
+        off = (torch.tensor(one.values) - torch.tensor(other.values)).abs()
+        alike = torch.tensor(one.values).eq(torch.tensor(other.values)) | _both_nan(one.values, other.values)
+        largest = float(off.masked_fill(alike, 0.0).nan_to_num(nan=torch.inf).max())
+        if max(largest, abs(one.largest - other.largest)) > share * one.largest:
+            return f"{which} is up to {largest:.3g} away (largest value {one.largest:.3g})"
+    return None
+
+
+def _both_nan(one: list[float], other: list[float]) -> Tensor:
+    return torch.tensor(one).isnan() & torch.tensor(other).isnan()
+
+
+def _highest(example: Batch | None) -> dict[int, int]:
+    tensors = example.tensors if example is not None else []
+    whole = {place: one for place, one in enumerate(tensors) if not (one.is_floating_point() or one.is_complex())}
+    return {place: int(one.max()) for place, one in whole.items() if one.numel()}
+
+
+def _trial(specs: list[InputSpec], highest: Mapping[int, int], inputs: str, seed: int = 0) -> Batch:
+    """An input as the network takes it: seeded random numbers, masks that hide nothing, or zeros."""
+    generator, batch = torch.Generator().manual_seed(seed), example_of(specs)
+    ordered = [*[one for one in specs if one.keyword is None], *[one for one in specs if one.keyword is not None]]
+    for place, (tensor, spec) in enumerate(zip(batch.tensors, ordered, strict=True)):
+        if inputs == "zeros":
+            continue
+        if tensor.is_floating_point():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        elif "attention_mask" in (spec.keyword or ""):
+            tensor.fill_(1)
+        elif tensor.dtype is not torch.bool and highest.get(place, 0) > 0:
+            tensor.copy_(torch.randint(highest[place] + 1, tensor.shape, generator=generator))
+    return batch
+
+
+def _held(model: nn.Module) -> tuple[dict[str, Number], dict[str, Tensor]]:
+    """Numbers and tensors that modules hold beside parameters and persistent buffers, by `path.name`."""
+    numbers: dict[str, Number] = {}
+    tensors: dict[str, Tensor] = {}
+    saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}  # an attribute may be another name
+    for path, name, value in _attributes(model):
+        key = f"{path}.{name}" if path else name
+        if _is_number(value):
+            numbers[key] = list(value) if isinstance(value, tuple) else value
+        elif isinstance(value, Tensor) and id(value) not in saved and _is_kept(value):
+            tensors[key] = value
+    return numbers, tensors
+
+
+def _attributes(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith("shoal."):  # what surgery put there is rebuilt by the plan
+            continue
+        for name, value in vars(module).items():
+            if name not in _MODULE_OWN:
+                yield path, name, value
+        for name in sorted(module._non_persistent_buffers_set):
+            yield path, name, module._buffers.get(name)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+        return all(map(_is_number, value)) and not any(isinstance(part, (tuple, list)) for part in value)
+    return value is None or type(value) in (bool, int, float)
+
+
+def _same_number(one: Number, other: Number) -> bool:
+    return one == other or (one != one and other != other)
+
+
+def _is_kept(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and is_plain_tensor(tensor)
+
+
+def _digest(tensor: Tensor) -> str:
+    plain = tensor.detach().to("cpu").contiguous()
+    content = plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+    return hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode() + content).hexdigest()
+
+
+def _laid_out_(model: nn.Module) -> nn.Module:
+    """The tensors as loading will lay them out: one number behind the other."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.layout == torch.strided and not tensor.is_contiguous():
+            tensor.data = tensor.data.contiguous()
+    return model.eval()
