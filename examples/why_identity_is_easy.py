@@ -7,18 +7,19 @@ The page that goes with it is docs/why-identity-is-easy.md.
 """
 
 import argparse
+import io
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import matplotlib
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from shoal.report import svg
 from shoal.sources import load_data
 
 WIDTH = 16
@@ -242,51 +243,27 @@ def added_layers(epochs: int) -> dict[str, list[float]]:
 # The picture
 
 
-def panel(x: float, title: str, series: dict[str, dict[int, float]], logarithmic: bool = True) -> list[str]:
-    """One plot of values by depth, 240 by 190 pixels."""
-    left, top, width, height = x + 46, 40, 180, 130
-    values = [value for line in series.values() for value in line.values() if value > 0]
-    low, high = (
-        (math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))) if logarithmic else (0, max(values))
-    )
-    depths = sorted({depth for line in series.values() for depth in line})
-
-    def place(depth: int, value: float) -> tuple[float, float]:
-        across = math.log2(depth / depths[0]) / max(math.log2(depths[-1] / depths[0]), 1)
-        scaled = math.log10(max(value, 10.0**low)) if logarithmic else value
-        return left + width * across, top + height * (1 - (scaled - low) / max(high - low, 1e-9))
-
-    drawn = [svg.label(x + 10, 22, title, "", font_size=13, font_weight="bold")]
-    for exponent in range(low, high + 1, max(1, (high - low) // 4)) if logarithmic else ():
-        _, y = place(depths[0], 10.0**exponent)
-        drawn.append(svg.tag("line", x1=left, y1=y, x2=left + width, y2=y, stroke="#ccc"))
-        drawn.append(svg.label(left - 6, y + 4, f"1e{exponent}", "", text_anchor="end", font_size=10))
-    for depth in depths:
-        across, _ = place(depth, 10.0**low)
-        drawn.append(svg.label(across, top + height + 15, str(depth), "", text_anchor="middle", font_size=10))
-    for (name, line), colour in zip(series.items(), ("#b0471f", "#0b6b78"), strict=True):
-        points = [place(depth, value) for depth, value in line.items()]
-        corners = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
-        drawn.append(svg.tag("polyline", points=corners, fill="none", stroke=colour, stroke_width=2))
-        drawn.append(
-            svg.label(points[-1][0] - 4, points[-1][1] - 7, name, "", fill=colour, text_anchor="end", font_size=11)
-        )
-    drawn.append(svg.label(left + width / 2, top + height + 32, "layers", "", text_anchor="middle", font_size=11))
-    return drawn
-
-
 def picture(found: dict[str, dict[str, dict[int, float]]]) -> str:
-    """Three plots beside each other, on white, so that they can be read on any page."""
-    drawn: list[str] = [svg.rect(0, 0, 740, 215, "", fill="#ffffff")]
+    """Three plots of values by depth next to each other, on white, so that they can be read on any page."""
     titles = {
         "identity": "Taught f(x) = x: error left",
         "degradation": "Digits: training error",
         "gradients": "First over last gradient",
     }
-    for number, (key, title) in enumerate(titles.items()):
-        drawn += panel(245 * number, title, found[key])
-    shown = svg.picture("why", 740, 215, "Plain and residual stacks by depth", "Figures in the page", *drawn)
-    return shown.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "why", "font.size": 8}):
+        figure = Figure(figsize=(10.3, 3.0), layout="constrained")
+        for axes, (key, title) in zip(figure.subplots(1, len(titles)), titles.items(), strict=True):
+            for (name, line), colour in zip(found[key].items(), ("#b0471f", "#0b6b78"), strict=True):
+                axes.plot(list(line), list(line.values()), label=name, color=colour)
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set_xticks(list(line), [str(depth) for depth in line])
+            axes.set(title=title, xlabel="layers")
+            axes.grid(axis="y", color="#ddd")
+            axes.legend(frameon=False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Title": "Plain and residual stacks by depth"})
+    return buffer.getvalue()
 
 
 def main() -> None:

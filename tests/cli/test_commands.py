@@ -240,7 +240,7 @@ def test_grain_is_said_in_words(run, tmp_path):
     said = " ".join((out + err).split())
     assert "1 single unit removed from 3 blocks" in said
     assert "single units were removed, the rest of their blocks stays: blocks." in said
-    assert "in part ◧" in said
+    assert "partly kept ◧" in said
     code, _, err = run("compress", f"{HALVES}:Halves", f"{HALVES}:data", "--grain", "half")
     assert code == 2
     assert "--grain is 'half', expected block or unit" in err

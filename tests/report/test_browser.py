@@ -1,4 +1,4 @@
-"""The page in a real browser: no console errors, no sideways scrolling, sorting and filtering that work."""
+"""The pages in a real browser: no console errors, no sideways scrolling, tables, plots and axes that work."""
 
 import html
 import json
@@ -10,9 +10,10 @@ from browsing import CONTRAST, DARK, browse, probed
 from handmade import bare_record, make_blocks, make_record
 from planned import planned_record
 from recovered import recovered_record
+from scanned import ODD, evil_scan, make_scan, with_second
 
 from shoal.record import Record
-from shoal.report.html import render
+from shoal.report import render, render_scan
 
 pytestmark = pytest.mark.browser
 
@@ -53,7 +54,7 @@ def test_the_table_sorts_and_filters(chromium: str, tmp_path: Path, record: Reco
     const heads = [...table.tHead.rows[0].cells];
     const first = () => table.tBodies[0].rows[0].cells[0].textContent;
     const last = () => [...table.tBodies[0].rows].at(-1).cells[0].textContent;
-    const worth = heads.find((one) => one.textContent.includes("Worth"));
+    const worth = heads.find((one) => one.textContent.includes("Damage"));
     worth.querySelector("button").click();
     const up = [first(), last(), worth.getAttribute("aria-sort")];
     worth.querySelector("button").click();
@@ -97,15 +98,15 @@ def test_the_page_itself_opens_without_complaint(
     assert 'aria-sort="none"' in dom
 
 
-# Which plans can be seen, whether the pictures inside have their cells, and which point says it is open.
+# Which plans can be seen, whether the chains inside have their cells, and which point says it is open.
 SEEN = """
     const seen = () => {
       const open = [...document.querySelectorAll(".plan")].filter((one) => one.getClientRects().length);
-      const cells = open.map((one) => [...one.querySelectorAll("svg")].filter((svg) => svg.getClientRects().length)
-        .map((svg) => [...svg.querySelectorAll("use")].filter((use) => use.getBoundingClientRect().width > 20).length));
+      const cells = open.map((one) => [...one.querySelectorAll(".block .box")]
+        .filter((box) => box.getBoundingClientRect().width > 20).length);
       const marked = [...document.querySelectorAll("svg a[aria-current]")]
         .filter((one) => one.getClientRects().length && one.tabIndex === 0).map((one) => one.getAttribute("href"));
-      return [open.map((one) => one.id), cells.flat(), marked];
+      return [open.map((one) => one.id), cells, marked];
     };
     """
 
@@ -134,18 +135,18 @@ def test_a_point_opens_the_picture_of_its_plan(chromium: str, tmp_path: Path, wi
       point(7).dispatchEvent(new MouseEvent("click", {{ bubbles: true, cancelable: true }}));
       await tick();
       steps.push(seen());
-      document.querySelector("#plan-7 .leaf a[href='#plan-6']").click();
+      document.querySelector("#plan-7 .pager a[href='#plan-6']").click();
       await tick();
       steps.push(seen());
-      document.querySelector("#plan-6 .leaf a[href='#plan']").click();
+      document.querySelector("#plan-6 .pager a[href='#plan']").click();
       await tick();
       steps.push(seen());
       const stops = [...document.querySelectorAll("svg a")].filter((one) => one.getClientRects().length
         && one.tabIndex === 0).length;
       document.getElementById("found").textContent = JSON.stringify([steps, stops]);"""
     steps, stops = acted(chromium, tmp_path, render(planned_record()), script, f"--window-size={width},900")
-    closed = [["plan-8"], [28], []]
-    assert steps == [closed, [["plan-7"], [28], ["#plan-7"]], [["plan-6"], [28], ["#plan-6"]], closed]
+    closed = [["plan-8"], [27], []]
+    assert steps == [closed, [["plan-7"], [27], ["#plan-7"]], [["plan-6"], [27], ["#plan-6"]], closed]
     assert stops == 24
 
 
@@ -157,7 +158,7 @@ def test_without_its_script_the_page_opens_plans_too(chromium: str, tmp_path: Pa
         new MouseEvent("click", {{ bubbles: true, cancelable: true }}));
       await tick();
       document.getElementById("found").textContent = JSON.stringify(seen());"""
-    assert acted(chromium, tmp_path, text, script) == [["plan-7"], [28], []]
+    assert acted(chromium, tmp_path, text, script) == [["plan-7"], [27], []]
 
 
 def test_a_page_of_markup_runs_nothing(chromium: str, tmp_path: Path) -> None:
@@ -173,3 +174,79 @@ def test_a_page_of_markup_runs_nothing(chromium: str, tmp_path: Path) -> None:
     )
     assert title.startswith("14 of 27 blocks removed")
     assert (images, scripts) == (0, 2)
+
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.mark.parametrize("make", [make_scan, *ODD])
+@pytest.mark.parametrize("width", [1280, 390, 320])
+def test_a_scan_does_not_scroll_sideways(chromium: str, tmp_path: Path, make, width: int) -> None:
+    probe = "const root = page.documentElement; return [root.scrollWidth, root.clientWidth];"
+    needed, there = probed(chromium, render_scan(make()), width, probe, tmp_path)
+    assert needed <= there
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_box_that_scrolls_can_be_reached_by_keyboard(chromium: str, tmp_path: Path, width: int) -> None:
+    probe = """
+    const boxes = [...page.querySelectorAll("body *")].filter((one) =>
+      (one.scrollWidth > one.clientWidth + 1 || one.scrollHeight > one.clientHeight + 1)
+      && ["auto", "scroll"].includes(page.defaultView.getComputedStyle(one).overflowX));
+    return [boxes.length, boxes.filter((one) => one.tabIndex < 0).length];
+    """
+    scrolling, unreachable = probed(chromium, render_scan(with_second()), width, probe, tmp_path)
+    assert scrolling > 3
+    assert unreachable == 0
+
+
+def test_the_axis_stays_in_sight_while_rows_scroll(chromium: str, tmp_path: Path) -> None:
+    probe = """
+    const box = page.querySelector(".forest");
+    box.scrollTop = 300;
+    const gap = box.querySelector(".head").getBoundingClientRect().top - box.getBoundingClientRect().top;
+    return [box.scrollTop, gap, box.scrollHeight > box.clientHeight];
+    """
+    scrolled, gap, longer = probed(chromium, render_scan(make_scan()), 1280, probe, tmp_path)
+    assert longer
+    assert scrolled == 300
+    assert 0 <= gap <= 2
+
+
+def test_tables_of_a_scan_sort_and_filter_each_by_itself(chromium: str, tmp_path: Path) -> None:
+    probe = """
+    const table = page.getElementById("layers-table");
+    const heads = [...table.tHead.rows[0].cells];
+    const lost = heads.find((one) => one.textContent.includes("Top-1 lost"));
+    lost.querySelector("button").click();
+    lost.querySelector("button").click();
+    const input = page.getElementById("layers-table-filter");
+    input.value = "changes non-trivial";
+    input.dispatchEvent(new page.defaultView.Event("input"));
+    const shown = (name) => [...page.getElementById(name).tBodies[0].rows].filter((row) => !row.hidden).length;
+    return [table.tBodies[0].rows[0].cells[0].textContent, lost.getAttribute("aria-sort"), shown("layers-table"),
+      shown("blocks-table"), new Set([...page.querySelectorAll("[id]")].map((one) => one.id)).size
+      === page.querySelectorAll("[id]").length];
+    """
+    found = probed(chromium, render_scan(make_scan()), 1280, probe, tmp_path)
+    assert found == ["stem", "descending", 4, 27, True]
+
+
+@pytest.mark.parametrize("flags", [(), (DARK,)], ids=["light", "dark"])
+def test_text_of_a_scan_has_enough_contrast(chromium: str, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    background, low = probed(chromium, render_scan(with_second()), 1280, CONTRAST, tmp_path, *flags)
+    assert background == ("rgb(18, 25, 28)" if flags else "rgb(251, 250, 247)")
+    assert low == []
+
+
+def test_a_scan_opens_without_complaint_and_makes_no_request(chromium: str, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(render_scan(with_second()), encoding="utf-8")
+    dom, console = browse(chromium, page, tmp_path, "--dump-dom")
+    assert console == []
+    assert 'aria-sort="none"' in dom
+
+
+def test_a_scan_full_of_markup_runs_nothing(chromium: str, tmp_path: Path) -> None:
+    probe = 'return [page.querySelectorAll("img").length, page.querySelectorAll("script").length];'
+    assert probed(chromium, render_scan(evil_scan()), 1280, probe, tmp_path) == [0, 2]

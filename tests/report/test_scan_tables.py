@@ -35,7 +35,7 @@ def test_without_labels_the_divergence_stands_there_once() -> None:
 
 def test_what_was_not_measured_sorts_to_the_end_and_says_why() -> None:
     found = row(unmeasured(), "stages.0.0")
-    assert (found["Verdict"].text, found["Verdict"].detail) == ("not measured", "must stay: shared")
+    assert (found["Verdict"].text, found["Verdict"].detail) == ("not measured", "not removable: shared")
     assert found["KL, nats"].sort is None
     assert row(unmeasured(), "stages.0.1")["KL, nats"].sort is None
 
@@ -47,7 +47,7 @@ def test_scores_stand_beside_the_damage_in_the_order_of_the_record() -> None:
 
 
 def test_a_layer_says_whether_it_changes_the_number_of_channels() -> None:
-    assert row(make_scan(), "stem", "layers")["Changes them"].text == "changes"
+    assert row(make_scan(), "stem", "layers")["Changes channels"].text == "changes"
     assert row(make_scan(), "stages.0.0.conv1", "layers")["Block"].text == "stages.0.0"
 
 
@@ -60,14 +60,14 @@ def test_tables_without_rows_are_left_out() -> None:
 
 
 def test_verdicts_that_differ_stand_side_by_side() -> None:
-    parted = scan_tables.parted(with_second())
+    parted = scan_tables.differing(with_second())
     assert parted
     assert all(here.verdict != there.verdict for _, _, here, there in parted)
     # the same verdict on its own, another one among all comparisons: that is no difference
     here = make_scan().blocks[0]
     strict = {name: one.model_copy(update={"familywise": "undecided"}) for name, one in here.ablations.items()}
     also = with_second().also.model_copy(update={"blocks": [here.model_copy(update={"ablations": strict})]})
-    assert scan_tables.parted(make_scan(also=also)) == []
+    assert scan_tables.differing(make_scan(also=also)) == []
     found = row(with_second(), "stages.0.0", "second")
     assert (found["On digits"].text, found["On digits as JPEG"].text) == ("non-trivial", "undecided")
 

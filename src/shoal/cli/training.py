@@ -25,7 +25,7 @@ from shoal.epsilon.recipes import recipe, recipe_for
 from shoal.epsilon.trainer import Run, Settings, with_overrides
 from shoal.errors import UsageError
 from shoal.measure import compare
-from shoal.report.train_terminal import show_training
+from shoal.report import show_training
 from shoal.sources import Data
 from shoal.sources.digits_resnet import digits_resnet
 from shoal.store import RunFolder

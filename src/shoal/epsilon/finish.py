@@ -20,7 +20,7 @@ from shoal.measure.quality import Predictions
 from shoal.plan import Plan, Remove, Signature
 from shoal.preserve import evaluating
 from shoal.record import BlockRecord, Latency, Network
-from shoal.report.train_html import render_training
+from shoal.report import render_training
 from shoal.store import export_program, save, write_text
 from shoal.store.folder import PROGRAM, RECORD, REPORT
 from shoal.surgery import certify, input_specs

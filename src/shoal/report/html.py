@@ -1,127 +1,190 @@
-"""The page of a compression."""
+"""A record as one HTML page: it loads nothing, works offline, and runs only its own few lines of script."""
 
-from shoal.record import Record
-from shoal.report import fates, page, plot, tables, words
-from shoal.report.fate_table import fate_table
-from shoal.report.figures import figures
-from shoal.report.page import Part
-from shoal.report.plan_part import plan_part
-from shoal.report.recovery_part import recovery_part
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
 
-# A wide drawing for a desk and for paper, a narrow one for a phone; the style sheet shows one of them.
-_CHAIN_WIDTHS = {"wide": 1000.0, "narrow": 340.0}
-_PLOT_WIDTHS = {"wide": 480.0, "narrow": 340.0}
-_STATISTICS = (
-    ("Top-1", "share of right answers, with Wilson's 95 % score interval"),
-    (
-        "Change in top-1",
-        "paired, sample by sample, with Tango's 95 % score interval; McNemar's exact test on the samples that changed "
-        "sides",
-    ),
-    (
-        "Perplexity",
-        "e to the power of the mean cross-entropy of a token; its 95 % interval takes the sequences as independent, "
-        "and the ratio is paired by sequence",
-    ),
-    ("Divergence", "mean KL(original ‖ compressed) in nats, with a 95 % t interval over samples"),
-    (
-        "Latency",
-        "median and quartiles of one forward; “no difference beyond noise” where the quartiles overlap",
-    ),
-    (
-        "Damage",
-        "mean KL(original ‖ network) in nats, on calibration samples held back from fitting; on the front the sum "
-        "over the changes of the plan, each made alone",
-    ),
-    ("MACs", "multiply-adds for one sample; FLOPs are twice that"),
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from pydantic import BaseModel
+
+from shoal.report import numbers
+
+_FILTERS = (
+    "amount",
+    "count",
+    "duration",
+    "milliseconds",
+    "percent",
+    "points",
+    "significant",
+    "significant_interval",
+    "signed",
+    "signed_interval",
 )
 
 
-def render(record: Record) -> str:
-    """The whole page for one record, as text to be written in UTF-8."""
-    splits = tables.comparisons(record)
-    return page.write(
-        record,
-        verb="compressed",
-        headline=words.headline(record),
-        lead=[record.message] if record.reached and record.message else [],
-        parts=_parts(record),
-        splits=[(one.split, one.n) for one in splits],
-        statistics=_statistics(record),
-        goal=words.goal(record.goal),
-        figures=figures(record),
-        rows=tables.before_after(record),
-        compared=splits,
-        paired=tables.paired(record),
-        verdict=words.VERDICTS[record.certificate.verdict],
-        evidence=words.evidence(record.certificate),
-        plan=plan_part(record),
-        recovery=recovery_part(record.recovery),
-        chains={size: fates.chain(record.blocks, w, f"chain-{size}") for size, w in _CHAIN_WIDTHS.items()},
-        legend=fates.legend(),
-        blocks_table=fate_table(record.blocks),
-        plots={size: _plots(record, size) for size in _PLOT_WIDTHS},
+@dataclass(frozen=True)
+class Section:
+    """One section of a page: the template block that writes it, and its entry in the contents.
+
+    The name is the section's id; a section without a title is not in the contents.
+    """
+
+    name: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """A name, a large number, and a detail such as the value before."""
+
+    name: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; columns of numbers are sorted as numbers and aligned right."""
+
+    name: str
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One table cell.
+
+    Args:
+        text: of the cell.
+        detail: a second line in smaller type.
+        sort: the sort key where that is not the text; None means unknown, and stays at the end.
+        chip: the style of a label around the text, if any.
+        code: whether the text is an identifier.
+    """
+
+    text: str
+    detail: str = ""
+    sort: float | None = None
+    chip: str = ""
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One table row: its heading, the other cells, and its style."""
+
+    head: str
+    entries: Sequence[Entry]
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that the reader can sort and filter.
+
+    Args:
+        ident: unique on the page.
+        caption: what the table shows.
+        filter: label of the filter.
+        hint: examples of what to filter by.
+        columns: the first is the heading of the rows.
+        lines: each with an entry for every column but the first.
+    """
+
+    ident: str
+    caption: str
+    filter: str
+    hint: str
+    columns: Sequence[Column]
+    lines: Sequence[Line]
+
+
+def write_page(
+    template: str,
+    record: BaseModel,
+    *,
+    verb: str,
+    headline: str,
+    lead: Sequence[str],
+    sections: Sequence[Section],
+    splits: Sequence[tuple[str, int]],
+    facts: Sequence[tuple[str, str]] = (),
+    statistics: Sequence[tuple[str, str]],
+    **content: Any,
+) -> str:
+    """The whole page, as text to be written in UTF-8.
+
+    Args:
+        template: whose blocks write the sections.
+        record: read by the template and embedded in the page.
+        verb: what was done to the model.
+        headline: clauses, separated by "; ".
+        lead: sentences below the headline.
+        sections: of the page, in order.
+        splits: (name, n) of the data that was measured on.
+        facts: (name, value) of other conditions of the measurement.
+        statistics: (figure, how it was computed).
+        content: the variables of the template.
+    """
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            record=record,
+            verb=verb,
+            headline=headline,
+            lead=lead,
+            sections=sections,
+            splits=splits,
+            facts=facts,
+            statistics=statistics,
+            embedded=embed(record),
+            style=_asset("report.css"),
+            script=_asset("report.js"),
+            **content,
+        )
     )
 
 
-def _statistics(record: Record) -> list[tuple[str, str]]:
-    """What was measured and how; accuracy, or perplexity where the network answers token by token."""
-    tokens = record.original.quality.tokens is not None
-    unsaid = {"Top-1", "Change in top-1"} if tokens else {"Perplexity"}
-    unsaid |= set() if record.planning else {"Damage"}
-    return [one for one in _STATISTICS if one[0] not in unsaid]
+def embed(record: BaseModel) -> str:
+    """The record as JSON that is inert inside a `script` element, whatever its strings hold."""
+    text = record.model_dump_json()
+    # Inside a JSON string these escapes stand for the same characters, and they occur nowhere else.
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _parts(record: Record) -> list[Part]:
-    found = [
-        Part("notices.html.j2"),
-        Part("figures.html.j2"),
-        Part("compared.html.j2", "compared", "Before and after"),
-        Part("certificate.html.j2", "certificate", "Certificate"),
-    ]
-    if record.planning:
-        found.append(Part("plan.html.j2", "plan", "The plan"))
-    if record.recovery:
-        found.append(Part("recovery.html.j2", "recovery", "What recovery won back"))
-    if record.blocks:
-        found.append(Part("chain.html.j2", "chain", "The chain"))
-    if record.steps:
-        found.append(Part("steps.html.j2", "steps", "Step by step"))
-    if record.blocks:
-        found.append(Part("blocks.html.j2", "blocks", "All blocks"))
-    return [
-        *found,
-        Part("asked.html.j2", "asked", "Asked and done"),
-        Part("load.html.j2", "load", "How to load it"),
-        Part("measured.html.j2", "measured", "How it was measured"),
-    ]
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("shoal.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update({name: getattr(numbers, name) for name in _FILTERS})
+    environment.filters["nowrap"] = nowrap
+    environment.filters["code"] = code
+    return environment
 
 
-def _stays(step: str, record: Record) -> bool:
-    """Whether what a step removed is gone in the end: a unit may have gone with its whole block."""
-    return step in record.removed_units or step.partition("#")[0].removesuffix("+norms") in record.removed
+def nowrap(text: str) -> str:
+    """Text in which a number stays on one line with its per cent sign."""
+    return text.replace(" %", "\u00a0%")
 
 
-def _plots(record: Record, size: str) -> list[str]:
-    width = _PLOT_WIDTHS[size]
-    asked = record.goal.get("max_drop")
-    kept = [step.removed for step in record.steps if _stays(step.removed, record)]
-    limit = float(asked) if isinstance(asked, int | float) and not isinstance(asked, bool) else None
-    drawn = [
-        plot.plot(
-            plot.divergences(record.steps, kept),
-            "Divergence from the original",
-            "nats",
-            width,
-            f"kl-{size}",
-        ),
-        plot.plot(
-            plot.drops(record.steps, kept),
-            "Drop on validation",
-            "points lost",
-            width,
-            f"drop-{size}",
-            limit=limit,
-        ),
-    ]
-    return [one for one in drawn if one]
+def code(text: str) -> Markup:
+    """Text in which whatever stands between backticks is code; an odd backtick is a backtick."""
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:
+        return escape(text)
+    wrapped = [Markup("<code>{}</code>").format(piece) if i % 2 else escape(piece) for i, piece in enumerate(pieces)]
+    return Markup("").join(wrapped)
+
+
+def _asset(name: str) -> str:
+    return files("shoal.report").joinpath("templates", name).read_text(encoding="utf-8")

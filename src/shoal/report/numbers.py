@@ -1,6 +1,6 @@
-"""Every number the reports show is written here, and per cent exists only here.
+"""Formats every number of the reports; percentages exist only here.
 
-What is missing or not finite becomes a dash, so that no `None` and no `nan` ever reaches a reader.
+A missing or non-finite number becomes a dash, so that no `None` and no `nan` ever reaches a reader.
 """
 
 import math
@@ -19,7 +19,7 @@ def known(value: float | None) -> bool:
 
 
 def percent(fraction: float | None) -> str:
-    """`0.9875` as `98.8 %`; what is not quite 0 or 100 is never rounded to it."""
+    """`0.9875` as `98.8 %`; a value that is not quite 0 or 100 is never rounded to it."""
     if fraction is None or not math.isfinite(fraction):
         return MISSING
     return f"{_percent_digits(fraction)} %"
@@ -45,11 +45,11 @@ def share_tick(fraction: float) -> str:
     return f"{tick(100 * fraction)} %"
 
 
-def deviation(expected: float | None, found: float | None) -> str:
-    """How far off an expectation was, in parts of it: `+1.7 %`, `−0.4 %`."""
-    if expected is None or found is None or not (known(expected) and known(found)) or expected <= 0:
+def deviation(predicted: float | None, measured: float | None) -> str:
+    """The relative error of a prediction: `+1.7 %`, `−0.4 %`."""
+    if predicted is None or measured is None or not (known(predicted) and known(measured)) or predicted <= 0:
         return MISSING
-    off = (found - expected) / expected
+    off = (measured - predicted) / predicted
     return f"{'+' if off > 0 else '−' if off < 0 else ''}{percent(abs(off))}"
 
 
@@ -82,14 +82,14 @@ def _point_digits(drop: float) -> str:
 
 
 def lost(drop: float | None) -> str:
-    """A drop as a bare number of points for a column that says so; a gain is negative: `0.25`, `−1.00`."""
+    """A drop as a bare number for a column in points; a gain is negative: `0.25`, `−1.00`."""
     if drop is None or not math.isfinite(drop):
         return MISSING
     return "0" if drop == 0 else _minus(f"{100 * drop:.2f}")
 
 
 def lost_interval(interval: Interval | None) -> str:
-    """The ends of an interval of drops in points: `−0.88 to 1.40`."""
+    """An interval of drops as bare numbers in points: `−0.88 to 1.40`."""
     if interval is None or not all(map(math.isfinite, interval)):
         return MISSING
     return f"{lost(interval[0])} to {lost(interval[1])}"
@@ -101,14 +101,14 @@ def signed(number: float | None, digits: int = 2) -> str:
 
 
 def signed_interval(interval: Interval | None) -> str:
-    """The ends of an interval of correlations: `0.92 to 0.99`."""
+    """An interval of correlations: `0.92 to 0.99`."""
     if interval is None or not all(map(math.isfinite, interval)):
         return MISSING
     return f"{signed(interval[0])} to {signed(interval[1])}"
 
 
 def count(number: int | None) -> str:
-    """A whole number with its thousands marked."""
+    """An integer with thousands separators."""
     return MISSING if number is None else f"{number:,}"
 
 
@@ -165,7 +165,7 @@ def more(increase: float | None) -> str:
 
 
 def exp(value: float) -> float:
-    """E to this power; infinite where it is too large for a number."""
+    """The exponential function; infinite instead of an overflow."""
     return math.exp(value) if value < 700 else math.inf
 
 
@@ -174,6 +174,15 @@ def tick(value: float) -> str:
     if value == 0 or 1e-4 <= abs(value) < 1e6:
         return _minus(f"{value:,.6g}")
     return significant(value, 2)
+
+
+def log_tick(value: float) -> str:
+    """A round number on a logarithmic axis, short even where it is tiny: `0.02`, `2×10⁻⁵`."""
+    if value == 0 or 1e-4 <= abs(value) < 1e6:
+        return tick(value)
+    power = math.floor(math.log10(abs(value)) + 1e-9)
+    digits = f"{value / 10.0**power:.2g}"
+    return power_of_ten(power) if digits == "1" else f"{_minus(digits)}×{power_of_ten(power)}"
 
 
 def power_of_ten(exponent: int) -> str:
@@ -191,7 +200,7 @@ def milliseconds(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person would say them: `48.2 s`, `3 min 12 s`, `2 h 5 min`."""
+    """Seconds in readable units: `48.2 s`, `3 min 12 s`, `2 h 5 min`."""
     if seconds is None or not math.isfinite(seconds):
         return MISSING
     if seconds < 59.5:
@@ -215,7 +224,7 @@ def shape(sizes: Sequence[int]) -> str:
 
 
 def less(before: float, after: float) -> str:
-    """How much smaller a cost became: `51.9 % less`, `unchanged`."""
+    """The relative reduction of a cost: `51.9 % less`, `unchanged`."""
     if before == after:
         return "unchanged"
     if not before or not all(map(math.isfinite, (before, after))):

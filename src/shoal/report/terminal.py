@@ -1,137 +1,319 @@
-"""The record in short, for the terminal: plain text when piped, and every path whole."""
+"""Records in short, for the terminal: plain text when piped, and every path in full."""
 
 from pathlib import Path
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
 
-from shoal.record import BlockRecord, Certificate, Record
-from shoal.report import numbers, picture, plan_words, tables, words
-from shoal.report.grid import Grid, say
-from shoal.report.plans import plans
+from shoal.record import BlockRecord, Certificate, Record, ScannedBlock, ScanRecord, Verdict
+from shoal.report import comparison, numbers, plan, scan_metrics, scan_text, text, train
+from shoal.report.chain import by_stage
+from shoal.report.scan_tables import shape_change
+from shoal.training import TrainRecord
 
-_FATE = {"kept": "■", "removed": "·", "replaced": "○"}
-_VERDICT_STYLE = {"identical": "green", "equal": "green", "different": "yellow"}
+_ACTIONS = {"kept": "■", "removed": "·", "replaced": "○"}
+_CERTIFICATE_STYLES = {"identical": "green", "equal": "green", "different": "yellow"}
+_VERDICT_STYLES: dict[Verdict | None, str] = {"non-trivial": "", "undecided": "yellow", "trivial": "dim", None: "dim"}
+# A scan of more blocks than this shows only so many at either end.
+_MAX_BLOCKS, _ENDS = 40, 15
+_UNLIMITED = 1_000_000
+# What a terminal without Unicode shows instead.
+_ASCII = str.maketrans(
+    {
+        "–": "-",
+        "→": "->",
+        "−": "-",
+        "×": "x",
+        "·": ".",
+        "■": "#",
+        "○": "o",
+        "‖": "||",
+        "±": "+/-",
+        "⁻": "-",
+        "“": '"',
+        "”": '"',
+        "’": "'",
+        "…": "...",
+        "≠": "!=",
+        "≈": "~",
+        **{sign: str(digit) for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    }
+)
+
+
+def print_line(console: Console, line: str, style: str = "") -> None:
+    """Print one line as it is: markup in it is not interpreted, and it is neither wrapped nor cut."""
+    console.print(Text(printable(line, console), style=style), soft_wrap=True)
+
+
+def printable(line: str, console: Console) -> str:
+    """A line that this console can show: control characters escaped, and ASCII if it has nothing else."""
+    escaped = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    if not console.options.ascii_only:
+        return escaped
+    return escaped.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")
+
+
+class TextTable:
+    """A rich table without lines whose cells are neither cut nor wrapped, however narrow the terminal."""
+
+    def __init__(self, console: Console, *heading: str, right: tuple[int, ...] = ()) -> None:
+        self._console = console
+        self._rows: list[tuple[list[str], str]] = []
+        self._right = right
+        self.add(*heading, style="dim")
+
+    def add(self, *cells: str, style: str = "") -> None:
+        """Add one row."""
+        self._rows.append(([printable(cell, self._console) for cell in cells], style))
+
+    def print(self) -> None:
+        """Print the table, and an empty line."""
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for i in range(len(self._rows[0][0])):
+            table.add_column(justify="right" if i in self._right else "left", no_wrap=True)
+        for cells, style in self._rows:
+            table.add_row(*map(Text, cells), style=style)
+        # As wide as its cells, which may be wider than the terminal.
+        options = self._console.options.update(max_width=_UNLIMITED)
+        table.width = Measurement.get(self._console, options, table).maximum
+        self._console.print(table, soft_wrap=True)
+        print_line(self._console, "")
 
 
 def show(record: Record, out: str, console: Console) -> None:
-    """Print what was done, in a screenful.
+    """Print a compression in a screenful.
 
     Args:
         record: of the run.
-        out: the folder the run was written to.
+        out: the output folder of the run.
         console: to print on.
     """
-    say(console, words.headline(record), "bold")
+    print_line(console, text.headline(record), "bold")
     if not record.reached:
-        say(console, f"The goal was not reached. {record.message}".rstrip(), "bold yellow")
-    say(console, "")
-    _show_table(record, console)
-    _show_stages(record.blocks, console)
+        print_line(console, f"The goal was not reached. {record.message}".rstrip(), "bold yellow")
+    print_line(console, "")
+    _show_comparison(record, console)
+    _show_actions(record.blocks, console)
     _show_plan(record, console)
     show_certificate(record.certificate, console)
     for note in record.notes:
-        say(console, f"Note: {note}")
-    show_warnings(record.warnings, console)
-    say(console, "")
-    say(console, f"Report: {Path(out) / 'report.html'}")
+        print_line(console, f"Note: {note}")
+    _show_end(record.warnings, out, console)
 
 
-def _show_table(record: Record, console: Console) -> None:
-    grid = Grid(("", "original", "compressed", "change"), frozenset({1, 2}))
-    for row in tables.before_after(record):
-        grid.add(row.label, _cell(row.original), _cell(row.compressed), row.change)
-    grid.show(console)
-    say(console, "")
-    seen = record.comparison
-    agreement = f"same answer on {numbers.percent(seen.agreement)} of {numbers.count(seen.n)} {seen.split} samples"
-    say(console, f"Sample by sample: {agreement}; KL {numbers.significant(seen.kl)} nats", "dim")
-    if seen.top1_drop_interval is not None:
-        text = f"Points of top-1, 95 % interval: {numbers.points_interval(seen.top1_drop_interval)}"
-        say(console, text, "dim")
-    if seen.loss_increase is not None:
-        say(console, tables.perplexity_change(seen), "dim")
+def _show_end(warnings: list[str], out: str, console: Console) -> None:
+    for warning in warnings:
+        print_line(console, f"Warning: {warning}", "yellow")
+    print_line(console, "")
+    print_line(console, f"Report: {Path(out) / 'report.html'}")
+
+
+def _show_comparison(record: Record, console: Console) -> None:
+    table = TextTable(console, "", "original", "compressed", "change", right=(1, 2))
+    for row in comparison.before_after(record):
+        table.add(row.label, str(row.original), str(row.compressed), row.change)
+    table.print()
+    split = record.comparison
+    agreement = f"same answer on {numbers.percent(split.agreement)} of {numbers.count(split.n)} {split.split} samples"
+    print_line(console, f"Sample by sample: {agreement}; KL {numbers.significant(split.kl)} nats", "dim")
+    if split.top1_drop_interval is not None:
+        interval = numbers.points_interval(split.top1_drop_interval)
+        print_line(console, f"Points of top-1, 95 % interval: {interval}", "dim")
+    if split.loss_increase is not None:
+        ratio = comparison.perplexity_ratio(split)
+        interval = f", 95 % interval {ratio.detail}" if ratio.detail else ""
+        line = f"Perplexity, paired by sequence: {ratio.value} times the original's{interval}"
+        print_line(console, line, "dim")
     if record.validation is not None and record.validation.top1_drop is not None:
         drop = numbers.points(record.validation.top1_drop)
-        say(console, f"On {record.validation.split}, where blocks were chosen: {drop}", "dim")
-    say(console, "")
+        print_line(console, f"On {record.validation.split}, where blocks were chosen: {drop}", "dim")
+    print_line(console, "")
 
 
-def _cell(cell: tables.Cell) -> str:
-    return f"{cell.value} ({cell.detail})" if cell.detail else cell.value
-
-
-def _show_stages(blocks: list[BlockRecord], console: Console) -> None:
+def _show_actions(blocks: list[BlockRecord], console: Console) -> None:
     if not blocks:
         return
     replaced = " replaced ○" if any(block.fate == "replaced" for block in blocks) else ""
-    partly = " in part ◧" if any(block.without for block in blocks) else ""
-    grid = Grid(("", f"kept ■{partly} removed ·{replaced}", "", ""))
-    for number, members in picture.by_stage(blocks):
+    partly = " partly kept ◧" if any(block.without for block in blocks) else ""
+    table = TextTable(console, "", f"kept ■{partly} removed ·{replaced}", "", "")
+    for number, members in by_stage(blocks):
         kept = sum(block.fate == "kept" for block in members)
-        signs = "".join("◧" if block.without else _FATE[block.fate] for block in members)
+        signs = "".join("◧" if block.without else _ACTIONS[block.fate] for block in members)
         shape = numbers.shape(members[-1].out_shape)
-        grid.add(f"stage {number}", signs, f"{kept} of {len(members)} kept", shape)
-    grid.show(console)
-    say(console, "")
+        table.add(f"stage {number}", signs, f"{kept} of {len(members)} kept", shape)
+    table.print()
 
 
 def _show_plan(record: Record, console: Console) -> None:
     if record.planning is None:
         return
-    found = plans(record)
-    if found:
-        another = "; --pick N takes another" if len(found) > 1 else ""
-        say(console, f"Front: {plan_words.front(found)}{another}")
-    for sentence in (plan_words.surprise(record.planning), plan_words.source(record.planning)):
+    plans = plan.plans_of(record)
+    if plans:
+        another = "; --pick N takes another" if len(plans) > 1 else ""
+        print_line(console, f"Front: {plan.front_range(plans)}{another}")
+    for sentence in (plan.prediction_error(record.planning), plan.latency_source(record.planning)):
         if sentence:
-            say(console, sentence[0].upper() + sentence[1:])
-    say(console, "")
-
-
-def show_warnings(warnings: list[str], console: Console) -> None:
-    """Print warnings, one a line."""
-    for warning in warnings:
-        say(console, f"Warning: {warning}", "yellow")
+            print_line(console, sentence)
+    print_line(console, "")
 
 
 def show_chain(blocks: list[BlockRecord], console: Console) -> None:
     """Print the blocks of a network: what each is, and whether it can be removed or why not."""
     if not blocks:
-        say(console, "No residual block found.")
+        print_line(console, "No residual block detected.")
         return
-    grid = Grid(
-        ("block", "stage", "kind", "shortcut", "activation", "shape", "params", "removable"),
-        frozenset({1, 6}),
-    )
+    heading = ("block", "stage", "kind", "shortcut", "activation", "shape", "params", "removable")
+    table = TextTable(console, *heading, right=(1, 6))
     for block in blocks:
-        grid.add(
+        table.add(
             block.path,
             str(block.stage),
             block.kind,
             block.shortcut,
             block.activation or numbers.MISSING,
-            _shapes(block),
+            shape_change(block),
             numbers.amount(block.params),
             "yes" if block.removable else f"no: {block.reason}" if block.reason else "no",
             style="" if block.removable else "dim",
         )
-    grid.show(console)
+    table.print()
     removable = sum(block.removable for block in blocks)
-    say(console, "")
-    say(console, f"{removable} of {len(blocks)} blocks can be removed.")
-
-
-def _shapes(block: BlockRecord) -> str:
-    after = numbers.shape(block.out_shape)
-    return after if block.in_shape == block.out_shape else f"{numbers.shape(block.in_shape)} → {after}"
+    print_line(console, f"{removable} of {len(blocks)} blocks can be removed.")
 
 
 def show_certificate(certificate: Certificate, console: Console) -> None:
-    """Print the verdict in one line, then what it rests on."""
-    verdict = words.VERDICTS[certificate.verdict]
-    style = _VERDICT_STYLE[certificate.verdict]
-    say(console, f"Certificate: {verdict}. {words.evidence(certificate)}", style)
+    """Print the verdict in one line, then its assumptions."""
+    line = f"Certificate: {text.VERDICTS[certificate.verdict]}. {text.evidence(certificate)}"
+    print_line(console, line, _CERTIFICATE_STYLES[certificate.verdict])
     if certificate.why_not_identical:
-        say(console, f"  Why not identical: {certificate.why_not_identical}")
-    for premise in certificate.premises:
-        say(console, f"  Premise: {premise}")
+        print_line(console, f"  Why not identical: {certificate.why_not_identical}")
+    for assumption in certificate.premises:
+        print_line(console, f"  Assumption: {assumption}")
+
+
+def show_scan(record: ScanRecord, out: str, console: Console) -> None:
+    """Print a scan in short.
+
+    Args:
+        record: of the scan.
+        out: the output folder of the scan.
+        console: to print on.
+    """
+    print_line(console, scan_text.headline(record), "bold")
+    for sentence in scan_text.importance(record):
+        print_line(console, sentence.replace("`", ""))
+    print_line(console, f"Full network: {scan_text.baseline(record)}")
+    print_line(console, scan_text.margin(record), "dim")
+    print_line(console, "")
+    _show_verdicts(record, console)
+    _show_blocks(record, console)
+    _show_layers(record, console)
+    _show_scores(record, console)
+    if record.also:
+        print_line(console, scan_text.second(record))
+        print_line(console, "")
+    _show_notes(record, console)
+    print_line(console, f"Report: {Path(out) / 'report.html'}")
+
+
+def _show_verdicts(record: ScanRecord, console: Console) -> None:
+    if not record.blocks:
+        return
+    table = TextTable(console, "", "non-trivial ■ undecided ? trivial ·", "", "")
+    for number, members in by_stage(record.blocks):
+        verdicts = [scan_metrics.verdict(block) for block in members]
+        signs = "".join(scan_metrics.LETTERS[verdict] for verdict in verdicts)
+        trivial = f"{verdicts.count('trivial')} of {len(members)} trivial"
+        table.add(f"stage {number}", signs, trivial, numbers.shape(members[-1].out_shape))
+    table.print()
+
+
+def _show_blocks(record: ScanRecord, console: Console) -> None:
+    if not record.blocks:
+        return
+    measure = scan_metrics.MEASURES[record.metric]
+    # Without labels the verdict is about the divergence, so it is not shown twice.
+    with_kl = record.metric != "kl"
+    heading = ["block", "verdict", f"{measure.name.lower()}, {measure.unit}", "95 % interval"]
+    table = TextTable(console, *heading, *(["KL, nats"] if with_kl else []), right=(2, 3, 4))
+    shown = _most_and_least(record)
+    for block in shown:
+        table.add(*_block_cells(block, record, with_kl), style=_VERDICT_STYLES[scan_metrics.verdict(block)])
+    omitted = len(record.blocks) - len(shown)
+    table.print()
+    if omitted:
+        line = f"The {_ENDS} most and the {_ENDS} least important; the report has the other {omitted}."
+        print_line(console, line, "dim")
+        print_line(console, "")
+
+
+def _most_and_least(record: ScanRecord) -> list[ScannedBlock]:
+    if len(record.blocks) <= _MAX_BLOCKS:
+        return record.blocks
+    ranked = scan_metrics.ranked(record.blocks)
+    return ranked if len(ranked) <= 2 * _ENDS else [*ranked[:_ENDS], *ranked[-_ENDS:]]
+
+
+def _block_cells(block: ScannedBlock, record: ScanRecord, with_kl: bool) -> list[str]:
+    ablation = scan_metrics.main(block)
+    if ablation is None:
+        return [block.path, "not measured", *[numbers.MISSING] * (3 if with_kl else 2)]
+    kl = [numbers.significant(ablation.kl)] if with_kl else []
+    return [block.path, ablation.verdict, *scan_metrics.amount(ablation, record.metric), *kl]
+
+
+def _show_layers(record: ScanRecord, console: Console) -> None:
+    if not record.layers:
+        return
+    tally = scan_text.tally(scan_metrics.counts(record.layers))
+    print_line(console, f"{len(record.layers)} layers, each with its kernel zeroed: {tally}")
+    hypothesis = scan_text.channel_hypothesis(record)
+    if hypothesis:
+        print_line(console, hypothesis)
+    print_line(console, "")
+
+
+def _show_scores(record: ScanRecord, console: Console) -> None:
+    if not record.scores:
+        return
+    table = TextTable(console, "score", "rank correlation", "95 % interval", "blocks", "source", right=(1, 2, 3))
+    for score in scan_text.by_correlation(record.scores):
+        table.add(
+            score.name,
+            numbers.signed(score.correlation),
+            numbers.signed_interval(score.correlation_interval),
+            numbers.count(score.blocks),
+            score.source,
+        )
+    table.print()
+
+
+def _show_notes(record: ScanRecord, console: Console) -> None:
+    for note in record.notes:
+        print_line(console, f"Note: {note.replace('`', '')}", "dim")
+    if record.partly_measured:
+        print_line(console, f"Not measured on all samples: {len(record.partly_measured)}, named in the report", "dim")
+    if record.notes or record.partly_measured:
+        print_line(console, "")
+
+
+def show_training(record: TrainRecord, out: str, console: Console) -> None:
+    """Print a training run in a screenful.
+
+    Args:
+        record: of the run.
+        out: the output folder of the run.
+        console: to print on.
+    """
+    print_line(console, train.headline(record), "bold")
+    print_line(console, "")
+    table = TextTable(console, "", "full, frozen gates", "pruned", "change", right=(1, 2))
+    for row in train.comparison_rows(record):
+        table.add(row.label, str(row.original), str(row.compressed), row.change)
+    table.print()
+    for sentence in (*train.lead(record), *train.baselines(record)):
+        print_line(console, sentence)
+    _show_end(record.warnings, out, console)

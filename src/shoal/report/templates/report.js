@@ -1,5 +1,5 @@
 "use strict";
-// Without this script every table is a plain table; with it, tables marked sortable sort and filter.
+// Adds sorting and filtering to the tables; without it they are plain tables.
 (function () {
   function valueOf(row, index, numeric) {
     const cell = row.cells[index];
@@ -18,13 +18,13 @@
     const body = table.tBodies[0];
     const rows = Array.from(body.rows, (row, at) => ({ row, at, value: valueOf(row, index, numeric) }));
     rows.sort((a, b) => {
-      // What was not measured stays at the end, whichever way the rest goes.
+      // Missing values stay at the end in both directions.
       if (a.value === null || b.value === null) return (a.value === null) - (b.value === null) || a.at - b.at;
       return (down ? -1 : 1) * compare(a.value, b.value) || a.at - b.at;
     });
     for (const other of table.tHead.rows[0].cells) other.setAttribute("aria-sort", "none");
     header.setAttribute("aria-sort", down ? "descending" : "ascending");
-    body.append(...rows.map((one) => one.row));
+    body.append(...rows.map((entry) => entry.row));
   }
 
   function makeSortable(table) {
@@ -70,7 +70,7 @@
     makeFilter(table);
   }
 
-  // Which point of a plot is open: the page shows its picture without this, but cannot say so at the point.
+  // Marks the point of the plan that is shown: the page shows plans without a script, but cannot mark their points.
   function markOpen() {
     for (const link of document.querySelectorAll("svg a")) {
       if (link.getAttribute("href") === window.location.hash) link.setAttribute("aria-current", "true");
@@ -80,8 +80,8 @@
   window.addEventListener("hashchange", markOpen);
   markOpen();
 
-  // Folded numbers belong on paper too.
+  // Print what is folded, too.
   window.addEventListener("beforeprint", () => {
-    for (const one of document.querySelectorAll("details")) one.open = true;
+    for (const details of document.querySelectorAll("details")) details.open = true;
   });
 })();

@@ -1,0 +1,110 @@
+import math
+
+from handmade import language_record, latencies, make_record
+
+from shoal.record import Record
+from shoal.report import comparison
+
+
+def test_every_measure_has_its_row(record: Record) -> None:
+    rows = {row.label: row for row in comparison.before_after(record)}
+    assert list(rows) == [
+        "Top-1 accuracy",
+        "Loss",
+        "Latency, batch 1",
+        "Latency, batch 128",
+        "Residual blocks",
+        "Parameters",
+        "MACs",
+        "Weights on disk",
+    ]
+    assert rows["Top-1 accuracy"].original == comparison.Cell("98.8 %", "97.1 – 99.5 %")
+    assert rows["Top-1 accuracy"].change == "lost 0.25 points"
+    assert rows["Residual blocks"].change == "14 fewer"
+    assert rows["Latency, batch 128"].compressed == comparison.Cell("110 ms", "109 – 113 ms")
+
+
+def test_rows_about_labels_vanish_with_the_labels(bare: Record) -> None:
+    labels = [row.label for row in comparison.before_after(bare)]
+    assert labels == ["Residual blocks", "Parameters", "MACs", "Weights on disk"]
+    assert [row.label for row in comparison.paired(bare)] == ["Agreement", "Divergence"]
+
+
+def test_validation_stands_beside_test(record: Record) -> None:
+    assert [one.split for one in comparison.comparisons(record)] == ["test", "validation"]
+    (drop, sides, p, *_) = comparison.paired(record)
+    assert [cell.value for cell in drop.cells] == ["lost 0.25 points", "lost 0.35 points"]
+    assert drop.cells[0].detail == "0.88 gained to 1.40 lost"
+    assert sides.cells[0].value == "2 lost, 1 gained"
+    assert p.cells[0].value == "p = 1.00"
+
+
+def test_a_language_model_has_perplexity_instead_of_accuracy() -> None:
+    rows = {row.label: row for row in comparison.before_after(language_record())}
+    assert list(rows)[:2] == ["Perplexity", "Loss"]
+    perplexity = rows["Perplexity"]
+    assert perplexity.note == "test, n = 8, 4,088 tokens, 95 % interval"
+    assert perplexity.original == comparison.Cell("22.5", "20.3 – 25.0")
+    assert perplexity.compressed == comparison.Cell("24.7", "22.0 – 27.9")
+    assert perplexity.change == "9.9 % more"
+    assert rows["Loss"].compressed == comparison.Cell("3.21", "3.09 – 3.33")
+    assert rows["Loss"].change == "0.0942 more"
+
+
+def test_perplexities_are_compared_on_the_same_tokens() -> None:
+    rows = {row.label: row for row in comparison.paired(language_record())}
+    assert list(rows) == ["Perplexity ratio", "Loss increase", "Agreement", "Divergence"]
+    assert rows["Perplexity ratio"].cells == [comparison.Cell("1.10", "1.07 – 1.12")]
+    assert rows["Loss increase"].cells == [comparison.Cell("0.0942", "0.0721 – 0.116")]
+
+
+def test_a_single_sequence_has_no_interval() -> None:
+    record = language_record()
+    alone = record.comparison.model_copy(update={"loss_increase_interval": (-math.inf, math.inf)})
+    assert comparison.perplexity_ratio(alone) == comparison.Cell("1.10", "")
+    assert comparison.perplexity_ratio(record.comparison) == comparison.Cell("1.10", "1.07 – 1.12")
+    quality = record.original.quality.model_copy(update={"perplexity_interval": (0.0, math.inf)})
+    one = record.model_copy(update={"original": record.original.model_copy(update={"quality": quality})})
+    assert comparison.before_after(one)[0].original == comparison.Cell("22.5", "")
+
+
+def with_latency(record: Record, before: list, after: list) -> Record:
+    original = record.original.model_copy(update={"latency": before})
+    compressed = record.compressed.model_copy(update={"latency": after})
+    return record.model_copy(update={"original": original, "compressed": compressed})
+
+
+def test_pairs_match_by_batch_whatever_the_order(record: Record) -> None:
+    swapped = with_latency(record, latencies(1.0), latencies(0.5)[::-1])
+    found = comparison.latency_pairs(swapped)
+    assert [pair.batch for pair in found] == [1, 128]
+    assert [comparison.speed_change(pair) for pair in found] == ["2.00 times faster"] * 2
+
+
+def test_timings_taken_under_other_conditions_are_not_compared(record: Record) -> None:
+    other = [one.model_copy(update={"threads": 1}) for one in latencies(0.5)]
+    found = comparison.latency_pairs(with_latency(record, latencies(1.0), other))
+    assert len(found) == 4
+    assert all(pair.speedup is None and comparison.speed_change(pair) == "–" for pair in found)
+
+
+def test_overlapping_quartiles_are_not_called_faster(record: Record) -> None:
+    (pair, _) = comparison.latency_pairs(with_latency(record, latencies(1.0), latencies(0.99)))
+    assert comparison.speed_change(pair) == "no difference beyond noise"
+
+
+def test_slower_is_said(record: Record) -> None:
+    (pair, _) = comparison.latency_pairs(with_latency(record, latencies(1.0), latencies(1.25)))
+    assert comparison.speed_change(pair) == "1.25 times slower"
+
+
+def test_a_median_that_is_no_number_gives_no_speedup() -> None:
+    one = latencies(1.0)[0]
+    for median in (0.0, math.nan):
+        broken = one.model_copy(update={"median_ms": median})
+        assert comparison.LatencyPair(one, broken).speedup is None
+
+
+def test_conditions_are_named() -> None:
+    (pair, _) = comparison.latency_pairs(make_record())
+    assert comparison.conditions(pair) == "cpu, float32, 2 threads, 40 runs"
