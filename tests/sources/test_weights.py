@@ -147,3 +147,44 @@ def test_no_state_dict_inside(tmp_path):
     torch.save([1, 2], tmp_path / "w.pt")
     with pytest.raises(WeightsError, match="no state dict but list"):
         load_weights(network(), tmp_path / "w.pt")
+
+
+def _named(prefix, model=None):
+    return {f"{prefix}{name}": value for name, value in (model or network()).state_dict().items()}
+
+
+WRAPPED = {
+    "DataParallel": lambda: _named("module."),
+    "twice": lambda: _named("module._orig_mod."),
+    "compiled parts": lambda: {
+        name.replace("0.", "0._orig_mod.", 1): one for name, one in network().state_dict().items()
+    },
+    "Lightning": lambda: {"state_dict": {**_named("model."), "loss.weight": torch.ones(4)}, "epoch": 3},
+    "a prefix of one's own": lambda: {"epoch": 3, "state_dict": _named("net.backbone.")},
+    "an average": lambda: {"n_averaged": torch.tensor(4), **_named("module.")},
+    "an average alone": lambda: {"state_dict_ema": _named("")},
+    "an average beside it": lambda: {"model": _named(""), "model_ema": _named("", torch.nn.Linear(3, 3))},
+    "FSDP": lambda: _named("_fsdp_wrapped_module."),
+}
+
+
+@pytest.mark.parametrize("what", WRAPPED)
+def test_prefixes_of_wrappers(what, tmp_path):
+    torch.save(WRAPPED[what](), tmp_path / "w.pt")
+    model = network(1)
+    load_weights(model, tmp_path / "w.pt")
+    assert torch.equal(model[0].weight, network()[0].weight)
+
+
+def test_two_networks_in_one_file_are_not_guessed_between(tmp_path):
+    torch.save({**_named("model."), **_named("teacher.")}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"under the prefixes 'model.', 'teacher.'"):
+        load_weights(network(), tmp_path / "w.pt")
+
+
+def test_a_prefix_that_does_not_fit_whole_is_taken_off_for_the_message(tmp_path):
+    state = _named("model.")
+    del state["model.0.bias"]
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"1 missing \(0.bias"):
+        load_weights(network(), tmp_path / "w.pt")

@@ -13,8 +13,9 @@ from shoal.errors import WeightsError, did_you_mean
 from shoal.preserve import check_finite
 
 State = dict[str, Tensor]
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "state_dict_ema", "ema_state_dict", "model_ema")
+# What torch.compile, FSDP and activation checkpointing put in the middle of names, wherever they wrap a module.
+_INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _SHOWN = 3
 
 
@@ -22,15 +23,16 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a checkpoint into `model`, in place, or leave the model as it was and say why.
 
     Read are `.safetensors`, a sharded `.safetensors.index.json`, and `.pt`, `.pth`, `.bin` with tensors only.
-    A state dict may be wrapped as `state_dict`, `model` or `model_state_dict`, and its names may carry the
-    prefixes that DataParallel and torch.compile add.
+    A state dict may be wrapped as `state_dict`, `model` or the like; where there are averaged weights beside plain ones
+    the plain ones are read. Its names may carry a prefix (of DataParallel, Lightning, an average of weights), and what
+    stands beside that prefix belongs to other modules; where two prefixes fit, neither is guessed.
 
     Raises:
         WeightsError: the file is missing, unreadable, needs unpickling, or does not fit the network.
         NonFiniteError: the weights hold NaN or Inf.
     """
     path = Path(path)
-    state = _without_prefixes(read_state(path), model)
+    state = _without_prefix(read_state(path), model, path.name)
     _check_fit(model, state, path.name)
     check_finite(_Checkpoint(state))
     model.load_state_dict(state, strict=False)
@@ -129,14 +131,38 @@ def _unwrapped(content: Any, file: str) -> State:
     return state
 
 
-def _without_prefixes(state: State, model: nn.Module) -> State:
-    own = list(model.state_dict())
-    while state:
-        prefix = next((one for one in _PREFIXES if all(name.startswith(one) for name in state)), None)
-        if prefix is None or any(name.startswith(prefix) for name in own):
-            break
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+def _without_prefix(state: State, model: nn.Module, file: str) -> State:
+    """The state dict under the names of the network, where just one prefix in front of all its names fits."""
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    if not any(infix in name for name in own for infix in _INFIXES):
+        state = {_without_infixes(name): value for name, value in state.items()}
+    needed = next((name for name in own if not name.endswith("num_batches_tracked")), "")
+    prefixes = sorted({name[: -len(needed)] for name in state if needed and name.endswith(f".{needed}")})
+    whole = [one for one in ("", *prefixes) if _has_all(own, _below(state, one))]
+    if "" in whole or not prefixes:
+        return state
+    if len(whole) > 1:
+        raise WeightsError(
+            f"'{file}' holds several networks that fit, under the prefixes {', '.join(map(repr, whole))}",
+            "Save the one to load in a file of its own, without its prefix.",
+        )
+    # Where none fits whole, the one that fits best makes the message of what is missing readable.
+    best = max(prefixes, key=lambda one: len(own.keys() & _below(state, one).keys()))
+    return _below(state, (whole or [best])[0])
+
+
+def _without_infixes(name: str) -> str:
+    for infix in _INFIXES:
+        name = name.replace(infix, "")
+    return name
+
+
+def _below(state: State, prefix: str) -> State:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _has_all(own: State, state: State) -> bool:
+    return all(name in state or _may_be_absent(name, own, state) for name in own)
 
 
 def _check_fit(model: nn.Module, state: State, file: str) -> None:
