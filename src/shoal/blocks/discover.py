@@ -9,39 +9,21 @@ from torch import nn
 from shoal.batches import Batch, as_batch, call
 from shoal.blocks.adapters import adapter_of, left_of
 from shoal.blocks.additions import Addition, add_operands, residual_additions
+from shoal.blocks.anatomy import Anatomy, note_of, without_removable
 from shoal.blocks.chain import Block, Chain, Unit
 from shoal.blocks.decisions import Draws, unsteady
+from shoal.blocks.hooks import hook_reason
 from shoal.blocks.norms import norms_behind
 from shoal.blocks.operations import STRUCTURE, plain_name
 from shoal.blocks.remainder import main_output, remainder_of
-from shoal.blocks.sights import seen_instead
 from shoal.blocks.signs import non_negative_values
 from shoal.blocks.trace import Call, Trace, trace_run
-from shoal.errors import ModelRaisedError, SurgeryError
+from shoal.blocks.verification import verified
+from shoal.errors import SurgeryError
 from shoal.intake import plain
-from shoal.preserve import check_finite, evaluating, swapped
+from shoal.preserve import check_finite, evaluating
 
 _SHORTCUT_ORDER = ("identity", "reshape", "projection")
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """A traced network: its chain, and for every removable block the module that is left without its branches.
-
-    The remainders share parameters with `model`; surgery copies them. `bare` are those without the norms behind the
-    additions too, where there are any; `cuts` what stands where when single units go, as far as anybody asked (see
-    `units`), each checked by a run on `example`, one sample.
-    """
-
-    model: nn.Module
-    trace: Trace
-    chain: Chain
-    remainders: dict[str, nn.Module]
-    additions: dict[str, tuple[Addition, ...]]
-    calls: dict[str, Call] = field(default_factory=dict)
-    bare: dict[str, nn.Module] = field(default_factory=dict)
-    example: Batch | None = None
-    cuts: dict[tuple[str, frozenset[int]], dict[str, nn.Module]] = field(default_factory=dict)
 
 
 def trace(model: nn.Module, example: object) -> Chain:
@@ -71,55 +53,8 @@ def dissect(model: nn.Module, example: Batch) -> Anatomy:
     draws = Draws()
     run = trace_run(model, example)
     anatomy = anatomy_of(model, run)
-    steady = _without(anatomy, unsteady(model, example, run, anatomy.chain.paths, drew=draws.moved))
-    return _verified(steady, example)
-
-
-def _verified(anatomy: Anatomy, example: Batch) -> Anatomy:
-    """The anatomy with the blocks marked whose absence the network's own code does not bear.
-
-    A container may ask a block for more than its result (torch's TransformerEncoder looks into its first layer), and a
-    shortcut may have the batch size written into it; so the network is run without the blocks, on one sample. One run
-    for all of them mostly says it; only if that fails is each tried alone.
-    """
-    one = example.take(1)
-    failures = _failures(anatomy, anatomy.remainders, one)
-    bare_failures = _failures(anatomy, anatomy.bare, one)
-    reasons = {path: f"the network does not run without it: {failure}" for path, failure in failures.items()}
-    bare = {path: module for path, module in anatomy.bare.items() if path not in bare_failures}
-    return _without(replace(anatomy, bare=bare, example=one), reasons)
-
-
-def _without(anatomy: Anatomy, reasons: dict[str, str]) -> Anatomy:
-    """The anatomy with these blocks marked as not removable."""
-    if not reasons:
-        return anatomy
-    blocks = tuple(
-        replace(block, removable=False, reason=reasons[block.path]) if block.path in reasons else block
-        for block in anatomy.chain
-    )
-    remainders = {path: module for path, module in anatomy.remainders.items() if path not in reasons}
-    bare = {path: module for path, module in anatomy.bare.items() if path not in reasons}
-    chain = Chain(blocks, _note(list(blocks), anatomy.trace))
-    return replace(anatomy, chain=chain, remainders=remainders, bare=bare)
-
-
-def _failures(anatomy: Anatomy, remainders: dict[str, nn.Module], example: Batch) -> dict[str, str]:
-    """The blocks whose absence the network does not bear, with what it raised."""
-    if not remainders or _runs_with(anatomy, remainders, example) is None:
-        return {}
-    tried = ((path, _runs_with(anatomy, {path: remainder}, example)) for path, remainder in remainders.items())
-    return {path: failure for path, failure in tried if failure is not None}
-
-
-def _runs_with(anatomy: Anatomy, remainders: dict[str, nn.Module], example: Batch) -> str | None:
-    """None if the network runs with these remainders in place of their blocks, else what it raised."""
-    with evaluating(anatomy.model), swapped(anatomy.model, remainders):
-        try:
-            call(anatomy.model, example)
-        except ModelRaisedError as error:
-            return str(error.__cause__)
-    return None
+    steady = without_removable(anatomy, unsteady(model, example, run, anatomy.chain.paths, drew=draws.moved))
+    return verified(steady, example, drew=draws.moved)
 
 
 def anatomy_of(model: nn.Module, run: Trace) -> Anatomy:
@@ -144,7 +79,7 @@ def anatomy_of(model: nn.Module, run: Trace) -> Anatomy:
             _add_sibling(found, run, one)
     if -1 in groups:
         found.blocks.append(_outside_block())
-    chain = Chain(tuple(_staged(found.blocks)), _note(found.blocks, run))
+    chain = Chain(tuple(_staged(found.blocks)), note_of(found.blocks, run))
     return Anatomy(model, run, chain, found.remainders, found.additions, found.calls, found.bare)
 
 
@@ -172,7 +107,7 @@ def _add_declared(found: _Found, run: Trace, call: Call) -> None:
     """A block that an adapter knows, and what it says is left of it."""
     if call.path in found.calls or not call.inputs or not call.outputs:
         return
-    reason = _called_once(run, call)
+    reason = _called_once(run, call) or hook_reason(call.module, call.path)
     if reason is None:
         try:
             found.remainders[call.path] = left_of(call.module, call.path)
@@ -227,6 +162,7 @@ def _add_residual(
         reason = "its addition stands in the forward of the whole network, not in a block of its own"
     elif holds:
         reason = "it holds other blocks, which are removed one by one"
+    reason = reason or hook_reason(call.module, path)
     if reason is None:
         try:
             found.remainders[path], premise = remainder_of(run, call, additions, non_negative=signs)
@@ -344,12 +280,3 @@ def _staged(blocks: list[Block]) -> list[Block]:
             stage, shape = stage + 1, block.out_shape
         staged.append(replace(block, stage=stage))
     return staged
-
-
-def _note(blocks: list[Block], run: Trace) -> str | None:
-    if not any(block.units or block.shortcut == "declared" for block in blocks):
-        said = "no residual block: no addition of this network joins a branch and a shortcut"
-        return f"{said}; {seen_instead(run)}"
-    if not any(block.removable for block in blocks):
-        return "no removable block: see the reason of each"
-    return None

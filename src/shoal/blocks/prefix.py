@@ -2,22 +2,31 @@
 
 One forward keeps what every *tile* returned: the blocks, and the largest modules that hold no block. A further run in
 which block i does something else takes the outputs of all tiles that ran before it from memory; functional code
-between the tiles is executed as it stands. So the result is bitwise that of a whole forward. Memory: one mini-batch
-of tile outputs.
+between the tiles is executed as it stands. Where tiles hand on more than their outputs, the run starts earlier, in
+front of those that do (see `restarts`). So the result is bitwise that of a whole forward. Memory: one mini-batch of
+tile outputs.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch, call
-from shoal.blocks.discover import Anatomy
+from shoal.blocks.anatomy import Anatomy
+from shoal.blocks.restarts import reproduces, same_tensors, unread_beside
 from shoal.blocks.trace import Call
+from shoal.blocks.variants import other_values
+from shoal.errors import ModelRaisedError
+from shoal.outputs import read_outputs
 from shoal.preserve import patched
 
 Forward = Callable[..., Any]
+
+# Samples on which restarts are tried.
+_SAMPLES = 2
 
 
 class Prefix:
@@ -31,9 +40,18 @@ class Prefix:
         self.overwritten = _overwritten(anatomy, self.tiles)
         self.outputs: dict[str, Any] = {}
         self.batch: Batch | None = None
+        self.trace, self.restarts = anatomy.trace, anatomy.restarts
 
     def capture(self, batch: Batch) -> Any:
-        """Run the whole network once and keep what every tile returned; returns the network's output."""
+        """Run the whole network once and keep what every tile returned; returns the network's output.
+
+        The first time for a network, it is found out on a few samples from where it may be run again.
+        """
+        if not self.restarts:
+            self._find_restarts(batch)
+        return self._record(batch)
+
+    def _record(self, batch: Batch) -> Any:
         self.outputs, self.batch = {}, batch
         handles = [one.module.register_forward_hook(self._keeper(one.path)) for one in self.tiles]
         try:
@@ -43,16 +61,51 @@ class Prefix:
             for handle in handles:
                 handle.remove()
 
+    @property
+    def beside(self) -> int:
+        """How many tiles a run may not start from, since an earlier one hands something on beside its output."""
+        return sum(tile != start for tile, start in self.restarts.items())
+
     def run(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
         """The network's output with `forwards` in place, of which the first to run lies in the tile at `path`."""
         if self.batch is None:
             raise RuntimeError("capture() a mini-batch before run()")
+        return self._run_from(self.restarts[path], forwards)
+
+    def _run_from(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
+        """Everything before the tile at `path` from memory."""
         start = self.order[path]
         stubs: dict[nn.Module, Forward] = {
             one.module: self._stub(one.path) for one in self.tiles if one.index < start and one.path in self.outputs
         }
         with patched({**self.base, **stubs, **forwards}):
-            return call(self.model, self.batch)
+            return call(self.model, self.batch or Batch())
+
+    def _find_restarts(self, batch: Batch) -> None:
+        """Fill `restarts`: for each tile the last one, itself or in front of it, from which a run is as a whole one."""
+        sample = batch.take(_SAMPLES)
+        try:
+            whole = _tensors(self._record(sample))
+        except ModelRaisedError:  # not every network takes so few
+            sample = batch
+            whole = _tensors(self._record(sample))
+        with patched(self.base):
+            exact = same_tensors(_tensors(call(self.model, sample)), whole)
+            with suppress(ModelRaisedError):  # what modules keep is then that of another input
+                call(self.model, other_values(sample))
+        paths = [tile.path for tile in self.tiles]
+
+        def restart(number: int) -> list[Tensor] | None:
+            with suppress(ModelRaisedError):
+                return _tensors(self._run_from(paths[number], {}))
+            return None
+
+        agreeing = reproduces(restart, whole, len(paths), exact=exact)
+        last = paths[0] if paths else ""
+        for path, *sound in zip(paths, agreeing, unread_beside(self.trace, self.tiles), strict=True):
+            last = path if all(sound) else last
+            self.restarts[path] = last
+        self.outputs, self.batch = {}, None
 
     def without(self, path: str, remainder: nn.Module) -> Any:
         """The network's output with the block at `path` down to its remainder."""
@@ -74,6 +127,11 @@ class Prefix:
         if path in self.overwritten:
             return lambda *args, **kwargs: _cloned(kept)
         return lambda *args, **kwargs: kept
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """A copy of every tensor of an output: a module may keep the very one."""
+    return [tensor.clone() for tensor in read_outputs(output).tensors.values()]
 
 
 def _tiles(anatomy: Anatomy) -> list[Call]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from shoal.blocks.discover import Anatomy
+from shoal.blocks.anatomy import Anatomy
 from shoal.blocks.units import unit_swaps
 from shoal.plan import Remove
 

@@ -28,6 +28,28 @@ class Opaque:
     kind: str
 
 
+@dataclass(frozen=True)
+class Size:
+    """The place of a number that follows sizes: `(times * shape[axes] + plus) // over`, several axes multiplied."""
+
+    value: int
+    axes: tuple[int, ...]
+    times: int = 1
+    plus: int = 0
+    over: int = 1
+
+    def of(self, tensor: Tensor) -> int:
+        """The number, for a tensor that stands where `value` stood."""
+        product = 1
+        for axis in self.axes:
+            product *= tensor.shape[axis]
+        return self.of_product(product)
+
+    def of_product(self, product: int) -> int:
+        """The number, for this product of sizes."""
+        return (self.times * product + self.plus) // self.over
+
+
 def template(item: Any, refer: Callable[[Tensor], Ref]) -> Any:
     """The template of `item`, asking `refer` for the number of each tensor."""
     if isinstance(item, Tensor):
@@ -69,15 +91,26 @@ def refs(item: Any) -> list[int]:
 
 
 def fill(item: Any, values: Mapping[int, Any]) -> Any:
-    """The template with every reference replaced by what `values` holds for it."""
-    if isinstance(item, Ref):
-        return values[item.value]
+    """The template with every reference replaced by what `values` holds for it, and every size by its number."""
+
+    def change(leaf: Any) -> Any:
+        if isinstance(leaf, Ref):
+            return values[leaf.value]
+        if isinstance(leaf, Size) and isinstance(values.get(leaf.value), Tensor):
+            return leaf.of(values[leaf.value])
+        return leaf
+
+    return rebuilt(item, change)
+
+
+def rebuilt(item: Any, change: Callable[[Any], Any]) -> Any:
+    """The same containers with every leaf changed, in the order of `leaves`."""
     if isinstance(item, Mapping):
-        return {key: fill(value, values) for key, value in item.items()}
+        return {key: rebuilt(value, change) for key, value in item.items()}
     if isinstance(item, tuple):
-        return tuple(fill(value, values) for value in item)
+        return tuple(rebuilt(value, change) for value in item)
     if isinstance(item, list):
-        return [fill(value, values) for value in item]
+        return [rebuilt(value, change) for value in item]
     if isinstance(item, slice):
-        return slice(fill(item.start, values), fill(item.stop, values), fill(item.step, values))
-    return item
+        return slice(rebuilt(item.start, change), rebuilt(item.stop, change), rebuilt(item.step, change))
+    return change(item)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, call
 from shoal.blocks.additions import Addition, add_operands
+from shoal.blocks.anatomy import Anatomy
 from shoal.blocks.chain import Block
-from shoal.blocks.discover import Anatomy
+from shoal.blocks.hooks import hook_reason
 from shoal.blocks.taps import tapped
 from shoal.blocks.template import refs
 from shoal.blocks.trace import Call, Trace
@@ -65,6 +66,9 @@ def _found(anatomy: Anatomy, block: Block, numbers: list[int]) -> dict[str, nn.M
         raise SurgeryError(
             f"{_named(block, numbers)} cannot be removed: the block's own code computes it, no module that could go"
         )
+    hooked = next(filter(None, (hook_reason(inner.module, inner.path) for inner in idle)), None)
+    if hooked is not None:
+        raise SurgeryError(f"{_named(block, numbers)} cannot be removed: {hooked}")
     writable = any(getattr(module, "inplace", False) for module in one.module.modules())
     failure = ""
     for calls in (idle, last):  # where the code between them asks for more than zeros, only the last ones go

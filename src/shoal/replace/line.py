@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from shoal.blocks import Anatomy
+from shoal.blocks.hooks import hook_reason
 from shoal.blocks.remainder import main_output
 from shoal.blocks.template import Ref, refs
 from shoal.blocks.trace import Call, Trace
@@ -139,7 +140,7 @@ def _layers(trace: Trace) -> list[list[Call]]:
     groups: list[list[Call]] = []
     for call in trace.calls:
         innermost = call.index not in parents and len(trace.calls_of(call.module)) == 1 and call.path
-        if not innermost or not _is_plain(call):
+        if not innermost or not _is_plain(call) or hook_reason(call.module, call.path) is not None:
             continue
         joins = groups and isinstance(call.module, _FOLLOWERS) and _feeds(trace, groups[-1][-1].output.value, call)
         if joins:

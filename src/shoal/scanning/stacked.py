@@ -2,19 +2,26 @@
 
 At block k the batch holds the whole network's samples and, behind them, those of every candidate before k; the block
 runs on all of them at once, and its own candidate joins behind. It pays where one mini-batch does not fill the device;
-results agree with single runs to rounding, since kernels may choose other algorithms for other batch sizes.
+results agree with single runs to rounding, since kernels may choose other algorithms for other batch sizes. A network
+whose samples are not computed alone (a mean over the batch, a value handed on beside the stream) cannot be run so: one
+try on a few samples tells.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import logits_of
+from shoal.batches import Batch, logits_of
 from shoal.blocks import Anatomy
 from shoal.blocks.prefix import Forward, Prefix
+from shoal.blocks.restarts import same_tensors
 from shoal.blocks.template import Ref, refs
+from shoal.errors import ModelRaisedError
+
+# Samples on which stacking is tried.
+_SAMPLES = 2
 
 
 def stackable(anatomy: Anatomy, path: str) -> bool:
@@ -22,6 +29,19 @@ def stackable(anatomy: Anatomy, path: str) -> bool:
     call = anatomy.calls[path]
     plain = len(call.args) == 1 and isinstance(call.args[0], Ref) and not refs(call.kwargs)
     return plain and isinstance(call.output, Ref)
+
+
+def stacking_agrees(anatomy: Anatomy, base: Mapping[str, Forward], batch: Batch, paths: list[str], most: int) -> bool:
+    """Whether candidates that share a forward come out as each does alone, on a few samples of a mini-batch."""
+    prefix = Prefix(anatomy, base)
+    prefix.capture(batch.take(_SAMPLES))
+    try:
+        return all(
+            same_tensors([output], [logits_of(prefix.without(path, anatomy.remainders[path]))], exact=False)
+            for path, output in run_stacked(anatomy, prefix, paths, most)
+        )
+    except ModelRaisedError:
+        return False
 
 
 def run_stacked(anatomy: Anatomy, prefix: Prefix, paths: list[str], most: int) -> Iterator[tuple[str, Any]]:

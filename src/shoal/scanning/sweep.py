@@ -21,7 +21,7 @@ from shoal.plan import Remove
 from shoal.preserve import evaluating
 from shoal.record import Interval
 from shoal.scanning.candidates import Candidate, removal_candidates
-from shoal.scanning.stacked import run_stacked
+from shoal.scanning.stacked import run_stacked, stacking_agrees
 
 # (log-probabilities of the original, outputs of the candidate, the batch) -> damage per sample, shape (samples,)
 Damage = Callable[[torch.Tensor, torch.Tensor, Batch], torch.Tensor]
@@ -65,8 +65,8 @@ def sweep(
         visitor: takes the outputs in.
         removed: what is gone in every run but the whole one: block paths, or names of `plan.Remove`.
         skip: mini-batches at the beginning that are read but not run (a resumed scan).
-        stack: how many removed-block candidates share a forward on the batch axis; 1 runs each alone, which is
-            bitwise what a whole forward gives.
+        stack: how many removed-block candidates share a forward on the batch axis, where the network bears it; 1 runs
+            each alone, which is bitwise what a whole forward gives.
         tick: called with (candidates done, candidates) in each mini-batch.
 
     Raises:
@@ -89,6 +89,9 @@ def sweep(
                 current.capture(batch)
             prefix = current if removed else whole
             wanted = [one for one in candidates if visitor.wants(one)]
+            if stack > 1 and index == skip:
+                paths = [one.path for one in wanted if one.ablation == "block"]
+                stack = stack if stacking_agrees(anatomy, base, batch, paths, stack) else 1
             for done, (candidate, output) in enumerate(_outputs(anatomy, prefix, wanted, stack), 1):
                 visitor.see(candidate, batch, _checked(output))
                 if tick is not None:

@@ -1,0 +1,301 @@
+"""Is what is left of a block right, and the network without it? Asked of the network itself, on other inputs.
+
+A trace shows one input. What is cut out of it may hold that input's sizes or values as plain numbers; and what a block
+hands on beside its output (an attribute, a list, through a hook) goes with it, whoever needs it. So the blocks run once
+more with zeros in the place of their branches, as their own code has it, on inputs of other values, numbers of samples
+and sizes: what is left of each must return the same, and the network without them must answer the same.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch, call, logits_of
+from shoal.blocks.anatomy import Anatomy, without_removable
+from shoal.blocks.decisions import seeded
+from shoal.blocks.norms import norms_behind
+from shoal.blocks.remainder import remainder_of
+from shoal.blocks.restarts import same_tensors
+from shoal.blocks.side_reads import side_reads
+from shoal.blocks.signs import non_negative_values
+from shoal.blocks.sizes import following_sizes
+from shoal.blocks.taps import tapped
+from shoal.blocks.trace import Trace, trace_run
+from shoal.blocks.variants import more_samples, other_values, resized, scaled
+from shoal.errors import ModelRaisedError, SurgeryError, TraceError
+from shoal.offloaded import is_offloaded
+from shoal.outputs import mismatch, read_outputs
+from shoal.preserve import evaluating, swapped
+
+_SAMPLES = 2
+
+_TAKEN = (
+    "what it returns is also taken by another way (an attribute, a list, a hook), which would be empty or stale "
+    "without it: take it from the module around the block instead"
+)
+
+
+def verified(anatomy: Anatomy, example: Batch, *, drew: bool) -> Anatomy:
+    """The anatomy with the blocks marked whose absence the network does not bear.
+
+    Args:
+        anatomy: of the network.
+        example: the traced input.
+        drew: whether the network draws random numbers as it runs: then no two runs can be compared.
+    """
+    one, inputs = example.take(1), example.take(_SAMPLES)
+    anatomy = replace(anatomy, example=one)
+    looks = [] if drew else _looks(anatomy, inputs)
+    before = anatomy
+    wrong = {path for look in looks for path in look.wrong}
+    if wrong:
+        anatomy = _mended(anatomy, sorted(wrong), [look.batch for look in looks])
+        anatomy = without_removable(anatomy, _reasons(_looks_again(anatomy, looks)))
+    anatomy = _runnable(anatomy, one)
+    taken = side_reads(anatomy.model, list(anatomy.remainders), one)
+    anatomy = without_removable(anatomy, dict.fromkeys(taken, _TAKEN))
+    return _answering(anatomy, looks if anatomy is before else _looks_again(anatomy, looks))
+
+
+def _runnable(anatomy: Anatomy, example: Batch) -> Anatomy:
+    failures = _failures(anatomy, anatomy.remainders, example)
+    bare_failures = _failures(anatomy, anatomy.bare, example)
+    reasons = {path: f"the network does not run without it: {failure}" for path, failure in failures.items()}
+    if bare_failures:
+        bare = {path: module for path, module in anatomy.bare.items() if path not in bare_failures}
+        anatomy = replace(anatomy, bare=bare)
+    return without_removable(anatomy, reasons)
+
+
+def _failures(anatomy: Anatomy, remainders: dict[str, nn.Module], example: Batch) -> dict[str, str]:
+    """The blocks whose absence the network does not bear, with what it raised.
+
+    A container may ask a block for more than its result (torch's TransformerEncoder looks into its first layer). One
+    run without all of them mostly says it; only if that fails is each tried alone.
+    """
+    if not remainders or _runs_with(anatomy, remainders, example) is None:
+        return {}
+    tried = ((path, _runs_with(anatomy, {path: remainder}, example)) for path, remainder in remainders.items())
+    return {path: failure for path, failure in tried if failure is not None}
+
+
+def _runs_with(anatomy: Anatomy, remainders: dict[str, nn.Module], example: Batch) -> str | None:
+    """None if the network runs with these remainders in place of their blocks, else what it raised."""
+    with evaluating(anatomy.model), swapped(anatomy.model, remainders):
+        try:
+            call(anatomy.model, example)
+        except ModelRaisedError as error:
+            return str(error.__cause__)
+    return None
+
+
+def _comparable(anatomy: Anatomy) -> list[str]:
+    """The removable blocks with additions of their own: those an adapter declares have no zeros to be compared with."""
+    return [path for path in anatomy.remainders if anatomy.additions[path]]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One input: the blocks whose remainders return something else, and whether the network is right without all."""
+
+    batch: Batch
+    wrong: list[str] = field(default_factory=list)
+    answered: bool = True
+
+
+def _looks(anatomy: Anatomy, example: Batch) -> list[_Look]:
+    """At other values, numbers of samples and sizes, as far as the network takes them."""
+    if not _comparable(anatomy):
+        return []
+    values = other_values(example)
+    groups = [[more_samples(values), values], [example.take(1)]]
+    if anatomy.trace.escapes:
+        groups += [[scaled(example, -1.0)], [scaled(example, 0.05)]]
+    # Each run of an offloaded network reads all weights from the disk.
+    sizes = () if is_offloaded(anatomy.model) else resized(example)
+    return [look for group in chain(groups, sizes) if (look := _first_look(anatomy, group)) is not None]
+
+
+def _looks_again(anatomy: Anatomy, looks: Sequence[_Look]) -> list[_Look]:
+    paths = _comparable(anatomy)
+    return [look for before in looks if paths and (look := _look(anatomy, paths, before.batch)) is not None]
+
+
+def _reasons(looks: Sequence[_Look]) -> dict[str, str]:
+    return {path: _frozen(look) for look in reversed(looks) for path in look.wrong}
+
+
+def _answering(anatomy: Anatomy, looks: Sequence[_Look]) -> Anatomy:
+    """The anatomy with the blocks marked without which the network answers wrong."""
+    for look in looks:
+        # A number that left the graph in a block may come back in a later one, which is gone too where all are.
+        asked = _comparable(anatomy) if not look.answered else _with_escapes(anatomy)
+        anatomy = without_removable(anatomy, _needed_elsewhere(anatomy, asked, look.batch))
+    return anatomy
+
+
+def _with_escapes(anatomy: Anatomy) -> list[str]:
+    where = [escape.partition(" in ")[2].strip("'") for escape in anatomy.trace.escapes]
+    return [path for path in _comparable(anatomy) if any(f"{one}.".startswith(f"{path}.") for one in where)]
+
+
+def _frozen(look: _Look) -> str:
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in look.batch.tensors)
+    return (
+        "its shortcut is computed with numbers that depend on the sizes or the values of the input: what is known of "
+        f"it is wrong for an input of shape {shapes}"
+    )
+
+
+def _first_look(anatomy: Anatomy, group: Sequence[Batch]) -> _Look | None:
+    """At the first input of a group that the network takes."""
+    return next((look for batch in group if (look := _look(anatomy, _comparable(anatomy), batch)) is not None), None)
+
+
+def _look(anatomy: Anatomy, paths: Sequence[str], batch: Batch) -> _Look | None:
+    """None where the network does not take the input, or draws random numbers."""
+    wrong: list[str] = []
+    cut = _answer_without(anatomy, paths, batch)  # first: what modules have kept is still that of another input
+    answer = _answer_with_zeros(anatomy, paths, batch, wrong)
+    if answer is None:
+        return None
+    return _Look(batch, wrong, answered=cut is not None and _same_answer(answer, cut))
+
+
+def _answer_with_zeros(anatomy: Anatomy, paths: Sequence[str], batch: Batch, wrong: list[str] | None = None) -> Any:
+    """The network's answer with zeros for the branches of these blocks; None where it has none, or draws numbers."""
+    blocks = [anatomy.chain[path] for path in paths]
+    with evaluating(anatomy.model), seeded(0), ExitStack() as stack:
+        seed = torch.get_rng_state()
+        zeros = _Zeros()
+        stack.enter_context(tapped(anatomy.model, blocks, zeros))
+        if wrong is not None:
+            stack.enter_context(_comparing(anatomy, paths, wrong))
+        try:
+            answer = call(anatomy.model, batch)
+        except ModelRaisedError:
+            return None
+        return answer if torch.equal(seed, torch.get_rng_state()) and not zeros.stretched else None
+
+
+class _Zeros:
+    """Puts zeros in the place of branches; `stretched` where a stream was as small as one and took a branch's shape.
+
+    Odd sizes may be rounded down on one side and up on the other; that such a sum is possible at all is an accident.
+    """
+
+    def __init__(self) -> None:
+        self.stretched = False
+
+    def __call__(self, path: str, unit: int, stream: Tensor, branch: Tensor) -> Tensor:
+        self.stretched |= torch.broadcast_shapes(stream.shape, branch.shape) != stream.shape
+        return torch.zeros_like(branch)
+
+
+def _answer_without(anatomy: Anatomy, paths: Iterable[str], batch: Batch) -> Any:
+    """The answer with what is left of these blocks in their places; None where it raises."""
+    remainders = {path: anatomy.remainders[path] for path in paths}
+    with evaluating(anatomy.model), swapped(anatomy.model, remainders), suppress(ModelRaisedError):
+        return call(anatomy.model, batch)
+    return None
+
+
+def _same_answer(whole: Any, cut: Any) -> bool:
+    first, second = read_outputs(whole), read_outputs(cut)
+    if mismatch(first, second) is not None:  # a network may list what each of its blocks returned
+        return same_tensors([logits_of(whole)], [logits_of(cut)], exact=False)
+    return same_tensors([*first.tensors.values()], [*second.tensors.values()], exact=False)
+
+
+def _needed_elsewhere(anatomy: Anatomy, paths: Sequence[str], batch: Batch) -> dict[str, str]:
+    """The blocks without which, alone, the network answers otherwise than with zeros for their branches."""
+    found = {}
+    for path in paths:
+        if anatomy.example is not None:
+            _answer_with_zeros(anatomy, [], anatomy.example)
+        cut, answer = _answer_without(anatomy, [path], batch), _answer_with_zeros(anatomy, [path], batch)
+        if answer is None or (cut is not None and _same_answer(answer, cut)):
+            continue
+        found[path] = "the network needs what it hands on beside its output (an attribute, a hook, a list): " + (
+            "without it, it does not run on other input" if cut is None else "without it, its answers are wrong"
+        )
+    return found
+
+
+@contextmanager
+def _comparing(anatomy: Anatomy, paths: Sequence[str], wrong: list[str]) -> Iterator[None]:
+    """While the context lasts, blocks whose remainders return something else than they do are noted in `wrong`."""
+    with ExitStack() as stack:
+        for path in paths:
+            entering, leaving = _comparison(anatomy.remainders[path], partial(wrong.append, path))
+            module = anatomy.model.get_submodule(path)
+            stack.callback(module.register_forward_pre_hook(entering, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(leaving, with_kwargs=True).remove)
+        yield
+
+
+def _comparison(remainder: nn.Module, note: Callable[[], object]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """A hook in front of a block and one behind it."""
+    entered: list[Any] = []
+
+    def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
+        entered[:] = [_copied(args), _copied(kwargs)]  # a block may write into what it is given
+
+    def leaving(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        try:
+            left = remainder(*entered[0], **entered[1])
+        except Exception:  # noqa: BLE001 - whatever it is, the block itself did not raise
+            note()
+        else:
+            if not _agrees(output, left):
+                note()
+
+    return entering, leaving
+
+
+def _agrees(output: Any, left: Any) -> bool:
+    """Whether what is left of a block returned the same, but for what nobody reads (None)."""
+    if left is None:
+        return True
+    if isinstance(left, Tensor):
+        return isinstance(output, Tensor) and same_tensors([left], [output], exact=False)
+    if isinstance(left, Mapping):
+        return isinstance(output, Mapping) and all(_agrees(output.get(key), part) for key, part in left.items())
+    if isinstance(left, (tuple, list)):
+        return isinstance(output, (tuple, list)) and all(map(_agrees, output, left))
+    return True
+
+
+def _copied(item: Any) -> Any:
+    if isinstance(item, Tensor):
+        return item.clone()
+    if type(item) in (tuple, list):
+        return type(item)(_copied(part) for part in item)
+    if type(item) is dict:
+        return {key: _copied(part) for key, part in item.items()}
+    return item
+
+
+def _mended(anatomy: Anatomy, paths: Sequence[str], inputs: Sequence[Batch]) -> Anatomy:
+    """The anatomy with numbers in the shortcuts of these blocks following the sizes of what enters them."""
+    runs: list[Trace] = []
+    for batch in inputs:
+        with suppress(ModelRaisedError, TraceError):
+            runs.append(trace_run(anatomy.model, batch))
+    run = following_sizes(anatomy.trace, [anatomy.calls[path] for path in paths], runs)
+    signs = non_negative_values(run)
+    remainders, bare = dict(anatomy.remainders), dict(anatomy.bare)
+    for path in paths:
+        one, additions = run.calls[anatomy.calls[path].index], list(anatomy.additions[path])
+        with suppress(SurgeryError):
+            remainders[path], _ = remainder_of(run, one, additions, non_negative=signs)
+            if bare.pop(path, None) is not None:
+                norms = norms_behind(run, one, additions)
+                bare[path], _ = remainder_of(run, one, additions, non_negative=signs, norms=norms)
+    return replace(anatomy, remainders=remainders, bare=bare)

@@ -1,0 +1,127 @@
+"""Worths equal whole forwards, however blocks hand values on beside their outputs."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import side_channels
+from shoal.batches import Batch, as_batch, call
+from shoal.blocks import dissect
+from shoal.blocks.prefix import Prefix
+from shoal.blocks.restarts import same_tensors, unread_beside
+from shoal.preserve import evaluating, patched
+from shoal.scanning.candidates import block_candidates, layer_candidates, layers_of
+from shoal.scanning.sweep import Visitor, sweep
+
+MINI_BATCHES = 2
+
+
+class Outputs(Visitor):
+    def __init__(self):
+        self.seen, self.number = {}, 0
+
+    def whole(self, index, batch, output):
+        self.number = index
+
+    def see(self, candidate, batch, output):
+        self.seen[candidate.key, self.number] = output.clone()
+
+
+class Whole(Prefix):
+    """Runs everything, each time."""
+
+    def capture(self, batch):
+        self.batch = batch
+
+    def run(self, path, forwards):
+        with patched({**self.base, **forwards}):
+            return call(self.model, self.batch)
+
+
+def compared(net, data, stack=1):
+    anatomy = dissect(net, as_batch(data[0][:2]))
+    tried = [*block_candidates(anatomy, {}), *layer_candidates(anatomy, layers_of(anatomy))]
+    outputs = Outputs()
+    sweep(anatomy, data, tried, outputs, stack=stack)
+    brute = Whole(anatomy)
+    with evaluating(net):
+        for number, x in enumerate(data):
+            brute.capture(Batch((x,)))
+            for candidate in tried:
+                yield candidate.key, outputs.seen[candidate.key, number], candidate.run(brute)
+
+
+def routes_of(count, channels=side_channels.CHANNELS):
+    pairs = [(writer, reader) for writer in range(count) for reader in range(writer + 1, count)]
+    return st.lists(st.tuples(st.sampled_from(channels), st.sampled_from(pairs)), max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(routes=routes_of(5), seed=st.integers(0, 1000))
+def test_worths_equal_whole_forwards(routes, seed):
+    net = side_channels.Net(5, [(channel, *pair) for channel, pair in routes], seed=seed).eval()
+    for key, output, whole in compared(net, [torch.randn(3, 4) for _ in range(MINI_BATCHES)]):
+        assert torch.equal(output, whole), key
+
+
+@settings(max_examples=20, deadline=None)
+@given(routes=routes_of(5, side_channels.CHANNELS[2:]), size=st.integers(1, 3))
+def test_stacked_worths_equal_whole_forwards(routes, size):
+    net = side_channels.Net(5, [(channel, *pair) for channel, pair in routes], alone=True).eval()
+    for key, output, whole in compared(net, [torch.randn(size, 4) for _ in range(MINI_BATCHES)], stack=3):
+        assert torch.allclose(output, whole, atol=1e-5), key
+
+
+class Batchwise(side_channels.Net):
+    """Its answers depend on who else is in the batch."""
+
+    def forward(self, x):
+        x = super().forward(x)
+        return x - x.mean(0) / 2 + len(x)
+
+
+def test_what_depends_on_the_batch_is_not_stacked():
+    net = Batchwise(4, [], alone=True).eval()
+    for key, output, whole in compared(net, [torch.randn(3, 4)], stack=3):
+        assert torch.allclose(output, whole, atol=1e-5), key
+
+
+@pytest.mark.parametrize("channel", side_channels.CHANNELS)
+def test_each_channel(channel):
+    net = side_channels.Net(5, [(channel, 1, 3)]).eval()
+    for key, output, whole in compared(net, [torch.randn(3, 4) for _ in range(MINI_BATCHES)]):
+        assert torch.equal(output, whole), key
+
+
+@pytest.mark.parametrize("channel", side_channels.CHANNELS)
+def test_runs_start_in_front_of_the_writer_and_no_earlier(channel):
+    net, x = side_channels.Net(6, [(channel, 1, 3)]).eval(), torch.randn(4, 4)
+    anatomy = dissect(net, as_batch(x[:2]))
+    prefix = Prefix(anatomy)
+    with evaluating(net):
+        prefix.capture(Batch((x,)))
+    moved = {path: start for path, start in prefix.restarts.items() if path != start}
+    assert moved == {"blocks.2": "blocks.1", "blocks.3": "blocks.1"}
+    assert prefix.beside == 2
+
+
+def test_without_side_channels_every_tile_is_a_start():
+    net, x = side_channels.Net(4, []).eval(), torch.randn(4, 4)
+    anatomy = dissect(net, as_batch(x[:2]))
+    prefix = Prefix(anatomy)
+    with evaluating(net):
+        prefix.capture(Batch((x,)))
+    assert prefix.beside == 0
+    assert len(prefix.restarts) == 6
+    assert all(unread_beside(anatomy.trace, prefix.tiles))
+
+
+def test_tensors_are_compared_one_by_one():
+    a = [torch.ones(2), torch.tensor(float("nan"))]
+    assert same_tensors(a, [torch.ones(2), torch.tensor(float("nan"))])
+    assert not same_tensors(a, [torch.ones(2)])
+    assert not same_tensors(a, [torch.ones(2, 1), torch.tensor(float("nan"))])
+    assert not same_tensors([torch.ones(2)], [torch.ones(2) + 1e-6])
+    assert same_tensors([torch.ones(2)], [torch.ones(2) + 1e-6], exact=False)
+    assert not same_tensors([torch.ones(2)], [torch.ones(2) + 1e-2], exact=False)
