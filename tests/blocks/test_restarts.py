@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import shoal
 import side_channels
 from shoal.batches import Batch, as_batch, call
 from shoal.blocks import dissect
-from shoal.blocks.prefix import Prefix
+from shoal.blocks.prefix import Prefix, restart_notes
 from shoal.blocks.restarts import same_tensors, unread_beside
 from shoal.preserve import evaluating, patched
 from shoal.scanning.candidates import block_candidates, layer_candidates, layers_of
@@ -103,7 +104,8 @@ def test_runs_start_in_front_of_the_writer_and_no_earlier(channel):
         prefix.capture(Batch((x,)))
     moved = {path: start for path, start in prefix.restarts.items() if path != start}
     assert moved == {"blocks.2": "blocks.1", "blocks.3": "blocks.1"}
-    assert prefix.beside == 2
+    (note,) = restart_notes(anatomy)
+    assert "any of 2 of its 8 parts" in note
 
 
 def test_without_side_channels_every_tile_is_a_start():
@@ -112,7 +114,7 @@ def test_without_side_channels_every_tile_is_a_start():
     prefix = Prefix(anatomy)
     with evaluating(net):
         prefix.capture(Batch((x,)))
-    assert prefix.beside == 0
+    assert restart_notes(anatomy) == []
     assert len(prefix.restarts) == 6
     assert all(unread_beside(anatomy.trace, prefix.tiles))
 
@@ -125,3 +127,11 @@ def test_tensors_are_compared_one_by_one():
     assert not same_tensors([torch.ones(2)], [torch.ones(2) + 1e-6])
     assert same_tensors([torch.ones(2)], [torch.ones(2) + 1e-6], exact=False)
     assert not same_tensors([torch.ones(2)], [torch.ones(2) + 1e-2], exact=False)
+
+
+def test_records_say_it():
+    net = side_channels.Net(4, [("outside", 0, 2)], alone=True).eval()
+    data = [(torch.randn(8, 4), torch.arange(8) % 3)]
+    assert any("hand values on beside" in note for note in shoal.scan(net, data).notes)
+    result = shoal.compress(net, data, remove=1, settings=shoal.Settings(latency_seconds=0.01)).record
+    assert any("hand values on beside" in said for said in result.warnings)

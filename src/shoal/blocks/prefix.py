@@ -61,11 +61,6 @@ class Prefix:
             for handle in handles:
                 handle.remove()
 
-    @property
-    def beside(self) -> int:
-        """How many tiles a run may not start from, since an earlier one hands something on beside its output."""
-        return sum(tile != start for tile, start in self.restarts.items())
-
     def run(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
         """The network's output with `forwards` in place, of which the first to run lies in the tile at `path`."""
         if self.batch is None:
@@ -127,6 +122,17 @@ class Prefix:
         if path in self.overwritten:
             return lambda *args, **kwargs: _cloned(kept)
         return lambda *args, **kwargs: kept
+
+
+def restart_notes(anatomy: Anatomy) -> list[str]:
+    """What a record says of runs that started earlier than at the module that was changed; nothing where none did."""
+    moved = sum(path != start for path, start in anatomy.restarts.items())
+    if not moved:
+        return []
+    return [
+        f"modules of this network hand values on beside their outputs: with a change in any of {moved} of its "
+        f"{len(anatomy.restarts)} parts it was run from in front of those that do, or whole (slower, the same figures)"
+    ]
 
 
 def _tensors(output: Any) -> list[Tensor]:

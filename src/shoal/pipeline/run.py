@@ -11,6 +11,7 @@ from torch import nn
 
 from shoal.batches import Batch, Repeatable, batches, check_one_purpose, device_of, is_read_once
 from shoal.blocks import Anatomy, Chain
+from shoal.blocks.prefix import restart_notes
 from shoal.errors import DataError, naming_memory_shortage
 from shoal.intake import is_compiled, plain
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
@@ -159,6 +160,7 @@ def compress(
         change = _folded(change, chosen_on[0])
     progress("measuring on test", 0, 1)
     record = _measure(anatomy, change, test or _First(chosen_on), settings)
+    warnings += restart_notes(anatomy)
     known = {
         "command": provenance.command,
         "model": provenance.model or type(model).__name__,

@@ -12,6 +12,7 @@ from torch import nn
 
 from shoal.batches import Batch, Repeatable, batches, check_one_purpose, device_of
 from shoal.blocks import Anatomy, dissect
+from shoal.blocks.prefix import restart_notes
 from shoal.errors import DataError, UsageError, naming_memory_shortage
 from shoal.measure import Answers, Tally, answers, machine, wilson
 from shoal.record import Ablation, Baseline, ScannedBlock, ScannedLayer, ScanRecord, ScoreQuality, SecondData
@@ -366,13 +367,16 @@ def _notes(anatomy: Anatomy, tallies: _Tallies, settings: ScanSettings) -> list[
     ]
     if anatomy.chain.note:
         notes.append(anatomy.chain.note)
+    notes += restart_notes(anatomy)
     if tallies.stopped:
         notes.append(
             f"{len(tallies.stopped)} ablations were clear early and were not measured on all {tallies.own.n} samples; "
             "their n is given"
         )
     if settings.stack > 1:
-        notes.append(f"up to {settings.stack} removals shared a forward; figures agree with single runs to rounding")
+        notes.append(
+            f"up to {settings.stack} removals shared a forward, where figures agree with single runs to rounding"
+        )
     return notes
 
 
