@@ -261,3 +261,41 @@ def test_a_block_with_its_norms_and_without_them():
         normed = layers[1].norm2(layers[1].norm1(start))
         torch.testing.assert_close(kept(x), net.head(layers[2](normed).mean(1)))
     assert not any(name.startswith("encoder.layers.1.") for name in bare.state_dict())
+
+
+class Encoder(nn.Module):
+    def __init__(self, norm_first=True):
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=norm_first)
+        self.embed = nn.Linear(8, 16)
+        self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=not norm_first)
+
+    def forward(self, x, padding=None):
+        return self.encoder(self.embed(x), src_key_padding_mask=padding)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("removed", [[0], [0, 1], [2, 3], [0, 1, 2, 3]])
+def test_the_first_layer_of_an_encoder_answers_for_its_weights(masked, removed):
+    model = Encoder().eval()
+    padding = torch.arange(7).expand(3, 7) > torch.tensor([[6], [3], [4]])
+    batch = Batch(kwargs={"x": torch.randn(3, 7, 8), **({"padding": padding} if masked else {})})
+    cut = remove_blocks(model, batch, [f"encoder.layers.{number}" for number in removed])
+    expected = copy.deepcopy(model)
+    if len(removed) == 4:
+        expected.encoder = nn.Identity()
+        assert torch.equal(cut(**batch.kwargs), expected.embed(batch.kwargs["x"]))
+    else:
+        kept = [layer for number, layer in enumerate(expected.encoder.layers) if number not in removed]
+        expected.encoder.layers = nn.ModuleList(kept)
+        with torch.no_grad():
+            assert torch.equal(cut(**batch.kwargs), expected(**batch.kwargs))
+    assert not any(name.startswith(f"encoder.layers.{removed[0]}.") for name in cut.state_dict())
+    assert sum(tensor.numel() for tensor in cut.parameters()) < sum(tensor.numel() for tensor in model.parameters())
+
+
+def test_what_a_container_asks_of_its_first_layer_is_the_reason():
+    batch = Batch((torch.randn(3, 7, 8),))
+    with pytest.raises(SurgeryError, match="has no attribute 'self_attn', which code outside"):
+        remove_blocks(Encoder(norm_first=False).eval(), batch, ["encoder.layers.0"])

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from shoal.blocks.additions import Addition
@@ -69,6 +70,14 @@ class Remainder(nn.Module):
             if not name.startswith("_") and name not in self.__dict__ and isinstance(value, (int, float, str)):
                 self.__dict__[name] = value
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # Where a network is tried without the block this is the reason that its user reads.
+            said = f"what is left of it has no attribute '{name}', which code outside of it asks for"
+            raise AttributeError(said) from None
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's own arguments in, the block's own kind of result out."""
         values: dict[int, Any] = {value: getattr(self, key) for value, key in self._held.items()}
@@ -109,8 +118,29 @@ def remainder_of(
     main = main_output(trace, call, additions)
     sliced = _Slicer(trace, call, additions, non_negative, norms or {}).run(main)
     output = _output_without(trace, call, main, sliced.result)
-    simple = _simple(sliced, call, output)
-    return (simple if simple is not None else Remainder(sliced, call, output)), sliced.premise
+    left = _simple(sliced, call, output) or Remainder(sliced, call, output)
+    _answer_for_first_layer_(left, trace, call)
+    return left, sliced.premise
+
+
+def _answer_for_first_layer_(left: nn.Module, trace: Trace, call: Call) -> None:
+    """Let what is left of an encoder's first layer say what torch's TransformerEncoder asks that layer.
+
+    The container reads the layout and the kinds of its first layer's weights, never their values, to choose its fast
+    path: parts without values say the same.
+    """
+    parent, layer = trace.calls[call.parent].module if call.parent >= 0 else None, call.module
+    asked = isinstance(parent, nn.TransformerEncoder) and type(parent).forward is nn.TransformerEncoder.forward
+    # A norm behind the addition would be left, and work on nested tensors that the fast path makes.
+    own = isinstance(left, (Remainder, nn.Identity))  # else it is a module of the network itself
+    if not (asked and own and isinstance(layer, nn.TransformerEncoderLayer) and layer.norm_first):
+        return
+    for name in ("self_attn", "norm1", "norm2", "linear1", "linear2"):
+        part = getattr(layer, name)
+        empty = {
+            id(one): nn.Parameter(torch.empty(0, dtype=one.dtype), requires_grad=False) for one in part.parameters()
+        }
+        left.__dict__[name] = copy.deepcopy(part, empty)  # no submodule: nothing of it is saved or trained
 
 
 def main_output(trace: Trace, call: Call, additions: list[Addition]) -> int:
