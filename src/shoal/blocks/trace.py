@@ -5,12 +5,14 @@ Hooks alone do not see a functional addition, and symbolic tracing fails on many
 forward and no more.
 """
 
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -46,6 +48,9 @@ _ESCAPES = frozenset(
         "__dlpack__",
     ]
 )
+
+# They give a tensor other memory, as `x.data = y` does, and leave its version as it was.
+_REPLACES = frozenset(["resize_", "resize_as_", "set_"])
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ class Trace:
 
     `escapes` says where a number left the graph, so that Python may decide by it; `constants` are tensors that are no
     parameter, buffer or result, and `unseen` those of them that no attribute of a module holds either. `written` are
-    parameters, buffers and constants that the forward itself changed; `drew` says whether torch drew random numbers.
+    parameters, buffers and constants that the forward itself changed; `drew` says whether random numbers were drawn.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -221,6 +226,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.trace = Trace()
         self.numbers = WeakTensorKeyDictionary()
+        self.versions = WeakTensorKeyDictionary()
         self.stack: list[int] = []
         self.model = model
         self.paths: dict[int, str] = {}
@@ -238,19 +244,26 @@ class _Recorder(TorchFunctionMode):
         value = Value(index, tuple(tensor.shape), tensor.dtype, origin, name, producer)
         self.trace.values.append(value)
         self.numbers[tensor] = index
+        self.versions[tensor] = _version(tensor)
         return Ref(index)
 
     def refer(self, tensor: Tensor) -> Ref:
         """The number of this tensor; one that no operation made is a parameter, a buffer or a constant."""
         known = self.numbers.get(tensor)
-        if known is not None:
+        if known is not None and self.versions[tensor] == _version(tensor):
             return Ref(known)
+        if known is not None:  # changed by something that torch does not announce
+            return self._constant(tensor, hidden=True)
         origin, name = self.names.get(id(tensor)) or self._read_just_now(tensor) or ("constant", "")
-        ref = self.born(tensor, origin, name)
         if origin == "constant":
-            self.trace.constants[ref.value] = tensor.detach().clone()
-            if id(tensor) not in self.attributes:
-                self.trace.unseen.append(ref.value)
+            return self._constant(tensor, hidden=id(tensor) not in self.attributes)
+        return self.born(tensor, origin, name)
+
+    def _constant(self, tensor: Tensor, *, hidden: bool) -> Ref:
+        ref = self.born(tensor, "constant")
+        self.trace.constants[ref.value] = tensor.detach().clone()
+        if hidden:
+            self.trace.unseen.append(ref.value)
         return ref
 
     def _read_just_now(self, tensor: Tensor) -> tuple[str, str] | None:
@@ -273,7 +286,7 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", type(func).__name__)
         if name == "__get__":  # an attribute of a tensor (shape, dtype, T, data): only the last two are data flow
             name = getattr(getattr(func, "__self__", None), "__name__", "__get__")
-        replaced = name == "__set__" and getattr(func.__self__, "__name__", "") == "data"  # x.data = y
+        replaced = name in _REPLACES or (name == "__set__" and getattr(func.__self__, "__name__", "") == "data")
         before = self.template((args, kwargs))
         read = list(_tensors((args, kwargs)))
         versions = [_version(tensor) for tensor in read]
@@ -391,10 +404,13 @@ def _place(tensor: Tensor) -> str:
         return ""
 
 
-def _random_states(model: nn.Module) -> list[bytes]:
+def _random_states(model: nn.Module) -> tuple[Any, ...]:
+    """Where the random numbers of torch, Python and numpy stand."""
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     states = [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(one) for one in sorted(devices, key=str))]
-    return [state.numpy().tobytes() for state in states]
+    drawn: Any = np.random.get_state(legacy=False)
+    numpy_ = drawn["state"]["key"].tobytes(), drawn["state"]["pos"], drawn.get("has_gauss")
+    return random.getstate(), numpy_, *(state.numpy().tobytes() for state in states)
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:

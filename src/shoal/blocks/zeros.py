@@ -26,8 +26,8 @@ _ELEMENTWISE = frozenset(
     hardshrink softshrink hardtanh clamp clamp_min clamp_max threshold sign asin atan sinh expm1 log1p erf pow
     """.split()
 )
-# Sums and means, which keep zero.
-_SUMS = frozenset(["sum", "mean", "cumsum"])
+# Sums and means, and what moves numbers but carries no shortcut.
+_REARRANGED = frozenset("sum mean cumsum stack flip repeat tile repeat_interleave index_select gather".split())
 _MAPS = frozenset("conv1d conv2d conv3d linear conv_transpose1d conv_transpose2d conv_transpose3d".split())
 _NORMS = frozenset(["layer_norm", "group_norm", "rms_norm", "batch_norm", "instance_norm"])
 # The two factors of a product, by parameter.
@@ -243,7 +243,7 @@ _RULES: list[tuple[Any, Callable[[_Proof, Signature, Op], str | None]]] = [
     (_TOGETHER, _Proof.of_parts),
     (_ZEROS, _Proof.of_zeros),
     (_ELEMENTWISE, _Proof.of_elements),
-    (STRUCTURE | _SUMS, _Proof.of_structure),
+    (STRUCTURE | _REARRANGED, _Proof.of_structure),
     (("einsum",), _Proof.of_einsum),
     (("embedding",), _Proof.of_embedding),
     (("multi_head_attention_forward",), _Proof.of_attention),

@@ -13,29 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from shoal.blocks import Anatomy
-from shoal.blocks.additions import add_operands
-from shoal.blocks.operations import DROPOUT, plain_name
+from shoal.blocks.operations import DROPOUT
+from shoal.blocks.signatures import Signature, known_name
 from shoal.blocks.signs import non_negative_values
-from shoal.blocks.template import Opaque, Ref
+from shoal.blocks.template import Opaque, Ref, leaves, refs
 from shoal.blocks.trace import Op, Trace
 from shoal.blocks.zeros import zero_values
 from shoal.offloaded import real, weights
 
-_COPIES = frozenset(["contiguous", "clone", "alias", "detach"])
-_RANDOM = frozenset(
-    [
-        "rand",
-        "randn",
-        "rand_like",
-        "randn_like",
-        "bernoulli",
-        "multinomial",
-        "normal",
-        "uniform",
-        "randint",
-        "randperm",
-    ]
-)
+_COPIES = frozenset(["contiguous", "clone", "alias", "detach", "data"])
+# They read memory by its layout, which no digest of numbers tells.
+_BY_LAYOUT = frozenset(["as_strided", "set_", "resize_", "as_strided_", "resize_as_", "empty_strided"])
+# How much they return depends on the numbers that come in.
+_BY_VALUE = frozenset("nonzero argwhere masked_select unique unique_consecutive bincount histc".split())
 
 
 class Canonical:
@@ -58,12 +48,32 @@ class Canonical:
 
     def obstacle(self) -> str | None:
         """Why nothing can be said by construction, or None."""
-        if self.trace.escapes:
-            return f"the network decides in Python by the values of tensors ({self.trace.escapes[0]})"
-        if self.trace.unseen:
+        trace = self.trace
+        if trace.escapes:
+            return f"the network decides in Python by the values of tensors ({trace.escapes[0]})"
+        if trace.unseen:
             return "a tensor appears in the run that no torch function made"
-        random = next((op.name for op in self.trace.ops if _draws(op)), None)
-        return f"the network draws random numbers ({random})" if random else None
+        if trace.drew:
+            return "the network draws random numbers"
+        if trace.written:
+            return f"the network changes {sorted(trace.written)[0]} as it runs"
+        kind = next((part.kind for part in leaves(trace.output) if isinstance(part, Opaque)), "Cache")
+        if not kind.endswith("Cache"):  # what is handed back to the network in its next call is no output
+            return f"the network returns a {kind}, which cannot be compared"
+        return next((reason for op in trace.ops if (reason := self._unreadable(op)) is not None), None)
+
+    def _unreadable(self, op: Op) -> str | None:
+        """Why two runs of an operation cannot be compared by what it was called with, or None."""
+        if known_name(op.func) is None:
+            return f"'{op.name}' is no function of torch, so what it computes is not known"
+        if op.name in _BY_LAYOUT:
+            return f"{op.name} reads memory by its layout"
+        index = op.args[1:] if op.name == "__getitem__" else ()
+        chosen = any(self.trace.values[value].dtype in (torch.bool, torch.uint8) for value in refs(index))
+        if chosen or op.name in _BY_VALUE or (op.name == "where" and len(op.args) + len(op.kwargs) == 1):
+            return f"the size of what {op.name} returns depends on the numbers, and Python may decide by it"
+        kind = next((item.kind for item in leaves((op.args, op.kwargs)) if isinstance(item, Opaque)), None)
+        return f"{op.name} is called with a {kind}, which cannot be compared" if kind is not None else None
 
     def of(self, value: int) -> str:
         """The digest of one value of the run."""
@@ -85,7 +95,7 @@ class Canonical:
             return []
         op = self.trace.ops[info.producer]
         same = self._same_as(op, value)
-        return [same] if same is not None else [*op.inputs, *_overwritten(op, value)]
+        return [same] if same is not None else [*op.inputs, *_overwritten(op, value)[0]]
 
     def _make(self, value: int) -> str:
         info = self.trace.values[value]
@@ -100,37 +110,58 @@ class Canonical:
         if same is not None:
             self._say(op, same)
             return self.digests[same]
-        name, args, kwargs = _normalised(op)
-        before = [self.digests[one] for one in _overwritten(op, value)]
-        return _digest(name, self._written((args, kwargs)), str(op.outputs.index(value)), *before)
+        before, places = _overwritten(op, value)
+        which = _which(op, value) if not before else f"{places}"
+        made = repr((info.shape, info.dtype))
+        return _digest(self._computed(op), which, made, *(self.digests[index] for index in before))
+
+    def _computed(self, op: Op) -> str:
+        """What an operation computes, in one form for all its spellings; else as it was called."""
+        signature = op.signature
+        if signature is None:
+            kwargs = {key: item for key, item in op.kwargs.items() if key != "inplace"}
+            return f"{op.name} {id(op.func)} {self._written((op.args, kwargs))}"
+        return f"{signature.name} {self._written(signature.arguments)}"
 
     def _same_as(self, op: Op, value: int) -> int | None:
         """The input that this operation hands through unchanged, if it does."""
-        name = plain_name(op.name)
-        if op.outputs[0] != value or len(set(op.outputs) - {value}) > 0:
+        signature = op.signature
+        if signature is None or op.value != value or len(set(op.outputs) - {value}) > 0:
             return None
-        operands = add_operands(op)
-        if operands is not None:
-            return self._unchanged_by_zero(operands, value)
-        if name == "relu" and op.inputs and op.inputs[0] in self.signs:
-            return op.inputs[0]
-        idle = name in _COPIES or (name in DROPOUT and not _training(op))
-        return op.inputs[0] if idle and op.inputs else None
+        stream = signature.tensor("input")
+        if signature.name in ("add", "sub"):
+            stream = self._beside_zero(signature)
+        elif signature.name == "relu":
+            stream = stream if stream in self.signs else None
+        elif signature.name in DROPOUT:
+            stream = stream if not signature.get("training", True) else None
+        elif signature.name not in _COPIES:
+            return None
+        before, after = (self.trace.values[index] if index is not None else None for index in (stream, value))
+        if before is None or after is None or stream in self.zeros:
+            return None
+        return stream if (before.shape, before.dtype) == (after.shape, after.dtype) else None
 
-    def _unchanged_by_zero(self, operands: tuple[int, int], value: int) -> int | None:
-        result = self.trace.values[value]
-        for stream, branch in (operands, operands[::-1]):
-            kept = self.trace.values[stream]
-            if branch in self.zeros and stream not in self.zeros:
-                return stream if (kept.shape, kept.dtype) == (result.shape, result.dtype) else None
-        return None
+    def _beside_zero(self, signature: Signature) -> int | None:
+        """The operand of a sum that is left when the other is zero."""
+        stream, other = signature.get("input"), signature.get("other")
+        if self._is_zero(other):
+            return signature.tensor("input")
+        plain = signature.name == "add" and signature.get("alpha") == 1
+        return signature.tensor("other") if plain and self._is_zero(stream) else None
+
+    def _is_zero(self, item: object) -> bool:
+        if isinstance(item, Ref):
+            return item.value in self.zeros
+        return isinstance(item, (int, float)) and item == 0
 
     def _say(self, op: Op, same: int) -> None:
         where = self.trace.calls[op.call].path if op.call >= 0 else ""
-        name = plain_name(op.name)
-        if name == "add":
-            branch = next(value for value in (*op.inputs, same) if value in self.zeros)
-            self.premises[f"the branch added in '{where}' is zero: {self.zeros[branch]}"] = None
+        name = op.signature.name if op.signature is not None else op.name
+        if name in ("add", "sub"):
+            branch = next((value for value in op.inputs if value in self.zeros), None)
+            if branch is not None:
+                self.premises[f"the branch added in '{where}' is zero: {self.zeros[branch]}"] = None
         elif name == "relu":
             self.premises[f"the ReLU in '{where}' does nothing: its input is never negative"] = None
 
@@ -149,21 +180,28 @@ class Canonical:
         if isinstance(item, Ref):
             return self.of(item.value)
         if isinstance(item, Mapping):
-            return "{" + ",".join(f"{key}:{self._written(part)}" for key, part in sorted(item.items(), key=str)) + "}"
+            return "{" + ",".join(sorted(f"{key!r}:{self._written(part)}" for key, part in item.items())) + "}"
         if isinstance(item, (tuple, list)):
             return "(" + ",".join(self._written(part) for part in item) + ")"
         if isinstance(item, slice):
             return "slice" + self._written((item.start, item.stop, item.step))
-        if isinstance(item, Opaque):
+        if isinstance(item, Opaque):  # among arguments an obstacle; of the output it is a cache, which is not compared
             return item.kind
-        return getattr(item, "__qualname__", None) or repr(item)
+        return f"{item!r} {id(item)}" if callable(item) else repr(item)
 
 
-def _overwritten(op: Op, value: int) -> list[int]:
-    """What stood in the memory of `value` before an operation on another tensor changed it, if one did."""
+def _which(op: Op, value: int) -> str:
+    """Which of the tensors that an operation returned or changed is meant."""
+    returned = refs(op.result)
+    return f"result {returned.index(value)}" if value in returned else f"changed {op.outputs.index(value)}"
+
+
+def _overwritten(op: Op, value: int) -> tuple[list[int], tuple[str, str] | None]:
+    """What stood in the memory of `value` before an operation on another tensor changed it, and where both lie."""
     position = op.outputs.index(value)
-    changed = op.changed[position : position + 1]
-    return [one for one in changed if one not in op.inputs]
+    if position >= len(op.changed) or value in refs(op.result):
+        return [], None
+    return [op.changed[position]], (op.places[0], op.places[position])
 
 
 def content_digest(tensor: Tensor) -> str:
@@ -184,27 +222,6 @@ def model_digest(model: nn.Module) -> str:
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
-def _normalised(op: Op) -> tuple[str, Any, Any]:
-    """Name and arguments without what only says whether memory is reused."""
-    name = plain_name(op.name)
-    module = getattr(op.func, "__module__", None) or "torch"
-    if not module.startswith("torch"):  # a stranger's function that happens to be called like one of torch's
-        name = f"{module}.{getattr(op.func, '__qualname__', name)}"
-    kwargs = {key: part for key, part in op.kwargs.items() if key not in ("inplace", "out")}
-    args = op.args[:1] if name == "relu" else op.args
-    return name, args, kwargs
-
-
-def _draws(op: Op) -> bool:
-    name = plain_name(op.name)
-    return name in _RANDOM or (name in DROPOUT and _training(op))
-
-
-def _training(op: Op) -> bool:
-    flag = op.kwargs.get("training", op.args[2] if len(op.args) > 2 else True)
-    return bool(flag)
 
 
 def _digest(*parts: str) -> str:
