@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from shoal.batches import Batch
+from shoal.blocks import dissect
 from shoal.blocks.additions import add_operands, opaque_kinds, residual_additions
 from shoal.blocks.trace import trace_run
 
@@ -184,3 +185,115 @@ def test_arguments_that_cannot_be_written_down_are_named():
 
     run = trace_run(Asks(), Batch((torch.randn(2),), {"cache": {1, 2}}))
     assert opaque_kinds(run.calls[0]) == ["set"]
+
+
+class Lora(nn.Module):
+    """A linear map with an adapter beside it, in several spellings."""
+
+    def __init__(self, width, out, form="lora"):
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(width, out), nn.Linear(width, 2), nn.Linear(2, out)
+        self.form = form
+
+    def forward(self, x):
+        base, inner = self.base(x), self.down(x)
+        if self.form == "adapter":
+            return base + self.up(inner.relu())
+        if self.form == "plain":
+            return self.up(inner) + base
+        if self.form == "keyword":
+            return torch.add(base, other=self.up(inner))
+        if self.form == "two":
+            return base + self.up(inner) * 2 + self.up(inner * 0.5)
+        base += self.up(inner) * 2.0
+        return base
+
+
+class Adapted(nn.Module):
+    def __init__(self, form, width=4):
+        super().__init__()
+        self.norm, self.a, self.b = nn.LayerNorm(width), Lora(width, 6, form), Lora(6, width, form)
+
+    def forward(self, x):
+        return x + self.b(self.a(self.norm(x)).relu())
+
+
+@pytest.mark.parametrize("form", ["lora", "adapter", "plain", "keyword", "two"])
+def test_layers_made_of_sums_do_not_hide_their_block(form):
+    net = nn.Sequential(nn.Linear(4, 4), Adapted(form), Adapted(form), nn.Linear(4, 4))
+    run = trace_run(net, Batch((torch.randn(2, 4),)))
+    assert [(run.calls[one.owner].path, one.shortcut) for one in residual_additions(run)] == [
+        ("1", "identity"),
+        ("2", "identity"),
+    ]
+
+
+class Rep(nn.Module):
+    """Two convolutions and an identity that a deployed network merges."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.wide = nn.Conv2d(width, width, 3, padding=1)
+        self.narrow, self.norm = nn.Conv2d(width, width, 1), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return F.relu(self.wide(x) + self.narrow(x) + self.norm(x))
+
+
+class Bottle(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = Rep(), Rep()
+
+    def forward(self, x):
+        return self.b(self.a(x)) + x
+
+
+def test_two_merged_convolutions_do_not_hide_their_block_and_are_blocks_where_nothing_is_around_them():
+    x = torch.randn(2, 4, 5, 5)
+    run = trace_run(nn.Sequential(nn.Conv2d(4, 4, 1), Bottle(), Bottle()), Batch((x,)))
+    assert [run.calls[one.owner].path for one in residual_additions(run)] == ["1", "2"]
+    run = trace_run(nn.Sequential(nn.Conv2d(4, 4, 1), Rep(), Rep()), Batch((x,)))
+    assert {run.calls[one.owner].path for one in residual_additions(run)} == {"1", "2"}
+
+
+def test_an_adapted_projection_is_a_shortcut():
+    def join(self, x):
+        return F.relu(self.adapted(x) + self.other(F.relu(self.fc(x))))
+
+    block = Block(join)
+    block.adapted = Lora(4, 4)
+    run = trace_run(nn.Sequential(nn.Linear(4, 4), block, nn.Linear(4, 4)), Batch((torch.randn(2, 4),)))
+    (one,) = residual_additions(run)
+    assert (run.calls[one.owner].path, one.shortcut) == ("1", "projection")
+
+
+@pytest.mark.parametrize(
+    "filled",
+    [
+        torch.zeros_like,
+        lambda x: x.mul(0),
+        lambda x: x * 0,
+        lambda x: torch.zeros(x.shape),
+        lambda x: torch.zeros(len(x), 4),
+        lambda x: x.new_zeros(size=(len(x), 4)),
+        lambda x: torch.full((len(x), 4), 0.0),
+    ],
+)
+@pytest.mark.parametrize("keyword", [False, True])
+def test_a_shortcut_may_be_widened_with_zeros_however_they_are_made(filled, keyword):
+    def join(self, x):
+        parts = [x, filled(x)]
+        wide = torch.cat(tensors=parts, dim=1) if keyword else torch.cat(parts, 1)
+        return wide + self.wide(self.fc(x).relu())
+
+    block = Block(join)
+    block.wide = nn.Linear(4, 8)
+    net = nn.Sequential(nn.Linear(4, 4), block, nn.Linear(8, 4)).eval()
+    batch = Batch((torch.randn(3, 4),))
+    found = dissect(net, batch).chain["1"]
+    assert (found.removable, found.shortcut) == (True, "reshape")
+    x = torch.randn(5, 4)
+    with torch.no_grad():
+        left = dissect(net, batch).remainders["1"](x)
+    assert torch.equal(left, torch.cat([x, torch.zeros(5, 4)], 1))

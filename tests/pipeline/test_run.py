@@ -198,6 +198,29 @@ def test_exact_without_an_identity():
         quick(preact(), [images()], exact=True)
 
 
+def test_exact_is_refused_where_the_certificate_does_not_say_identical():
+    class Deciding(nn.Module):
+        """The same numbers, but it looks at them: nothing can be shown by construction."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = preact()
+            nn.init.zeros_(self.net.blocks[1].conv2.weight)
+            nn.init.zeros_(self.net.blocks[1].conv2.bias)
+
+        def forward(self, x):
+            return self.net(x) + (1.0 if float(x.abs().max()) > 1e9 else 0.0)
+
+    model = Deciding().eval()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for fold in (False, True):
+        with pytest.raises(
+            NotReachedError, match=r"not proved to be the same: the certificate says equal \(nothing can"
+        ):
+            quick(model, [images()], exact=True, fold=fold)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
 def test_include_and_exclude():
     result = quick(preact(), [images()], remove=2, exclude=["blocks.0", "blocks.1"])
     assert result.record.removed == ["blocks.2", "blocks.3"]

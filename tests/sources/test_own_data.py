@@ -66,7 +66,6 @@ def test_a_list_of_batches_gives_every_fifth_to_validation():
         (dataset(), "returned TensorDataset, expected"),
         ((dataset(),), r"returned tuple of 1, expected \(train, test\)"),
         ((iter([]), dataset()), "train can be read only once"),
-        (([torch.zeros(2, 1)] * 4, dataset()), "train holds 4 mini-batches, and one in 5"),
         (([], dataset()), "train holds no mini-batch"),
         ((dataset(), 3), "test is int"),
         ((dataset(1), dataset()), "a data set of 1 samples"),
@@ -76,6 +75,20 @@ def test_a_list_of_batches_gives_every_fifth_to_validation():
 def test_refused(returned, message):
     with pytest.raises(DataError, match=message):
         parts(returned)
+
+
+def test_a_part_that_nobody_can_be_judged_on_is_refused_when_it_is_asked_for():
+    alone = TensorDataset(torch.arange(3.0), torch.arange(3))
+    alone.targets = [0, 1, 2]
+    for train, said in (
+        ([torch.zeros(2, 1)] * 4, "train holds 4 mini-batches, and one in 5"),
+        (alone, "each class of the 3 samples of train has only one"),
+    ):
+        calibration, validation, _ = parts((train, dataset()))
+        assert validation.size == 0
+        assert list(calibration.loader())
+        with pytest.raises(DataError, match=said):
+            validation.loader()
 
 
 def test_a_list_of_labelled_samples_is_a_data_set():

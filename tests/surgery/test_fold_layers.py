@@ -144,3 +144,58 @@ def test_numbers_are_computed_wide_and_written_in_the_own_dtype():
     assert layer.bias.dtype is torch.float16
     assert fits(layer, torch.tensor([6e4]))
     assert not fits(layer, torch.tensor([1.0]), torch.tensor([1e5]))
+
+
+class BySize(nn.Module):
+    """Chooses its batch norm by the size of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.small, self.large = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return (self.small if x.shape[-1] <= 8 else self.large)(self.conv(x))
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.d = (nn.Linear(8, 8, dtype=torch.cfloat) for _ in range(2))
+
+    def forward(self, x):
+        return self.d(self.c(x.to(torch.cfloat))).abs()
+
+
+class Keywords(nn.Module):
+    """A convolution whose weight is passed before its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.conv.forward = lambda x: nn.functional.conv2d(
+            weight=self.conv.weight, bias=self.conv.bias, input=x, padding=1
+        )
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "said"),
+    [
+        (BySize(), torch.randn(2, 3, 8, 8), "another way for inputs of another size"),
+        (Complex(), torch.randn(2, 8), ""),
+    ],
+)
+def test_what_is_chosen_by_size_and_complex_weights_are_left_alone(net, x, said):
+    result = fold(net.eval(), x)
+    assert result.folded == []
+    assert said in " ".join(result.refused.values())
+
+
+def test_arguments_are_read_by_name():
+    net = networks.randomised(Keywords()).eval()
+    x = torch.randn(2, 3, 8, 8)
+    result = fold(net, x)
+    with torch.no_grad():
+        assert torch.allclose(result.model(x), net(x), atol=1e-5)

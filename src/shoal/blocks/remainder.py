@@ -14,12 +14,22 @@ from torch import Tensor, nn
 
 from shoal.blocks.additions import Addition
 from shoal.blocks.operations import without_in_place
+from shoal.blocks.signatures import parts_of
 from shoal.blocks.signs import non_negative_results
 from shoal.blocks.template import Opaque, Ref, fill, leaves, refs
 from shoal.blocks.trace import Call, Op, Trace
 from shoal.errors import SurgeryError
 
 _RESHAPES = ("view", "reshape")
+# Functions that fill a tensor of sizes in numbers, and with what.
+_FILLED: dict[str, float | None] = {
+    "zeros": 0,
+    "new_zeros": 0,
+    "ones": 1,
+    "new_ones": 1,
+    "full": None,
+    "new_full": None,
+}
 
 
 @dataclass(frozen=True)
@@ -320,6 +330,7 @@ class _Slicer:
         restored = self._before_reshaping(value)
         if restored is not None:
             return self.resolve(restored)
+        self._fill_beside(op)
         args, kwargs = self._arguments(op.args, op.kwargs)
         entries = refs((args, kwargs))
         relu = op.signature is not None and op.signature.name == "relu"
@@ -335,12 +346,49 @@ class _Slicer:
         self._note_signs(op.index, op.index + 1)
         return value
 
+    def _fill_beside(self, op: Op) -> None:
+        """Constants that code concatenates to the stream, as large as what they stand beside: `cat([x, zeros(...)])`.
+
+        Their sizes were written down in the run; but for the axis that is joined they follow those of their neighbour.
+        """
+        if op.signature is None or op.signature.name != "cat":
+            return
+        axis = op.signature.get("dim")
+        parts = [part.value for part in parts_of(op.signature.get("tensors")) if isinstance(part, Ref)]
+        fills = {value: fill for value in parts if (fill := self._fill(value)) is not None}
+        streams = [value for value in parts if value not in fills]
+        if not fills or not streams or not isinstance(axis, int):
+            return
+        beside = Ref(self.resolve(streams[0]))
+        for value, fill in fills.items():
+            if value not in self.known:
+                length, dtype = self.trace.values[value].shape[axis], self.trace.values[value].dtype
+                self.sliced.steps.append(Step(_filled, (beside, axis, length, fill, dtype), {}, Ref(value)))
+                self.known[value] = value
+
+    def _fill(self, value: int) -> float | None:
+        """The number that a tensor made here is filled with, in sizes that were written down; else None."""
+        info = self.trace.values[value]
+        made = info.producer >= 0 and self.call.holds(info.producer)
+        signature = self.trace.ops[info.producer].signature if made else None
+        if signature is None or signature.name not in _FILLED:
+            return None
+        fill = signature.get("fill_value", _FILLED[signature.name])
+        return fill if isinstance(fill, (int, float)) else None
+
     def _arguments(self, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         for leaf in leaves((args, kwargs)):
             if isinstance(leaf, Opaque):
                 raise SurgeryError(f"its shortcut is computed with a {leaf.kind}, which cannot be written down")
         numbers: Mapping[int, Ref] = {value: Ref(self.resolve(value)) for value in refs((args, kwargs))}
         return fill(args, numbers), fill(kwargs, numbers)
+
+
+def _filled(x: Tensor, axis: int, length: int, fill: float, dtype: torch.dtype) -> Tensor:
+    """A constant of the shape of `x`, but for one axis."""
+    shape = list(x.shape)
+    shape[axis] = length
+    return x.new_full(shape, fill, dtype=dtype)
 
 
 def _reshaped_each(x: Tensor, sizes: tuple[int, ...]) -> Tensor:

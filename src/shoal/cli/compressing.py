@@ -78,6 +78,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
         return foretell(session, request, opened.model, data)
     if request.dry_run:
         return _tell(session, request, opened.model, data)
+    validation = None if request.goal.exact else data.validation(augment=True)  # a proof is judged on no sample
     path = output_folder(request.out, "compress")
     session.resume_hint = f"The same command with --out {path} goes on from here."
     with RunFolder(path, "compress", _arguments(request, opened.model, device)) as folder:
@@ -88,7 +89,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
                 opened.model,
                 data.calibration(augment=True),
                 eval=data.test(),
-                validation=data.validation(augment=True),
+                validation=validation,
                 **_goal_arguments(request.goal),
                 recover=_recover(budget, request, data, extra, path) if budget else None,
                 fold=request.fold,

@@ -12,7 +12,7 @@ from torch import nn
 from shoal.batches import Batch, Repeatable, batches, check_one_purpose, device_of, is_read_once
 from shoal.blocks import Anatomy, Chain
 from shoal.blocks.prefix import restart_notes
-from shoal.errors import DataError, naming_memory_shortage
+from shoal.errors import DataError, NotReachedError, naming_memory_shortage
 from shoal.intake import is_compiled, plain
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.pipeline.by_plan import parts_of, planner_of
@@ -34,7 +34,7 @@ from shoal.pipeline.target import Target
 from shoal.pipeline.told import Settings, Told, samples, tell
 from shoal.pipeline.trials import Trial
 from shoal.plan import Fold, Plan, Remove, Replace
-from shoal.record import BlockRecord, Comparison, Latency, Network, Record, Recovery
+from shoal.record import BlockRecord, Certificate, Comparison, Latency, Network, Record, Recovery
 from shoal.recover import Budget
 from shoal.replace import line_of
 from shoal.scanning import Damage, divergence
@@ -155,11 +155,16 @@ def compress(
         change = _removed(anatomy, model, chosen_on[0].take(2), chooser.choose())
     if winning is not None:
         change = _recovered(told, change, winning, calibration, latency_from)
+    if goal.exact and fold:  # folded, the numbers round otherwise: the proof is about the network before
+        progress("certifying", 0, 1)
+        _check_proved(certify(anatomy.model, change.model, chosen_on))
     if fold:
         progress("folding", 0, 1)
         change = _folded(change, chosen_on[0])
     progress("measuring on test", 0, 1)
     record = _measure(anatomy, change, test or _First(chosen_on), settings)
+    if goal.exact and not fold:
+        _check_proved(record.certificate)
     warnings += restart_notes(anatomy)
     known = {
         "command": provenance.command,
@@ -173,6 +178,20 @@ def compress(
     }
     plan = _plan(anatomy, change, chosen_on[0].take(2), provenance)
     return Result(change.model, plan, record.model_copy(update=known), chosen_on[0].take(2))
+
+
+def _check_proved(certificate: Certificate) -> None:
+    """Refuse an exact removal of which the certificate does not say that it is the same function.
+
+    Raises:
+        NotReachedError: says what the certificate says.
+    """
+    if certificate.verdict != "identical":
+        raise NotReachedError(
+            f"blocks look like strict identities, but the network without them is not proved to be the same: "
+            f"the certificate says {certificate.verdict} ({certificate.why_not_identical})",
+            "Use --remove or --max-drop to remove blocks without a proof; nothing was written.",
+        )
 
 
 @dataclass(frozen=True)

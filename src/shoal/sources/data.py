@@ -13,7 +13,7 @@ from shoal.sources.look import Look
 from shoal.sources.npz import npz
 from shoal.sources.own_data import own_parts
 from shoal.sources.packing import text_parts
-from shoal.sources.parts import ImagePart, Part
+from shoal.sources.parts import NEEDS_MORE, ImagePart, NoPart, Part, why_none_held
 from shoal.sources.source import Source
 from shoal.sources.split import fair_sample, hold_out
 from shoal.sources.text import documents
@@ -71,7 +71,11 @@ class Data:
         return self.parts[0].loader(augment=augment, limit=limit, epoch=epoch)
 
     def validation(self, augment: bool = False, limit: int | None = None) -> Iterable[Any]:
-        """One fifth of train, each class in proportion, in seeded random order."""
+        """One fifth of train, each class in proportion, in seeded random order.
+
+        Raises:
+            DataError: no sample could be kept for it.
+        """
         return self.parts[1].loader(augment=augment, limit=limit)
 
     def test(self) -> Iterable[Any]:
@@ -177,12 +181,15 @@ def _text(spec: str, reading: Reading | None, seed: int, batch_size: int, limit:
 def _parts(source: Source, look: Look, seed: int, batch_size: int, limit: int | None) -> tuple[Part, Part, Part]:
     split_seed = seed if source.split_seed is None else source.split_seed
     kept, held = hold_out(len(source.train), _VALIDATION, split_seed, source.train_labels)
+    if len(source.train) == 0:
+        raise DataError("train is empty", "Give data that is not empty.")
+    validation: Part = ImagePart(source.train, source.train_labels, held[:limit], look, batch_size, seed)
     if len(held) == 0:
-        raise DataError(f"train holds {len(source.train)} samples, too few to keep some for validation")
+        validation = NoPart(why_none_held(len(kept)), NEEDS_MORE)
     rows = fair_sample(len(source.test), limit, seed)
     return (
         ImagePart(source.train, source.train_labels, kept[:limit], look, batch_size, seed),
-        ImagePart(source.train, source.train_labels, held[:limit], look, batch_size, seed),
+        validation,
         ImagePart(source.test, source.test_labels, rows, look, batch_size, seed),
     )
 

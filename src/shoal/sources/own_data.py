@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from shoal.batches import as_batch, batches, is_read_once
 from shoal.errors import DataError
-from shoal.sources.parts import Part
+from shoal.sources.parts import NEEDS_MORE, NoPart, Part, why_none_held
 from shoal.sources.split import fair_sample, hold_out
 
 _EVERY = 5  # of a loader that cannot be indexed, every fifth mini-batch is validation
@@ -40,9 +40,14 @@ def own_parts(returned: Any, *, seed: int, batch_size: int, limit: int | None) -
         kept, held = hold_out(len(dataset), 0.2, seed, labels)
         calibration: Part = DatasetPart(dataset, kept[:limit], collate, size, seed)
         validation: Part = DatasetPart(dataset, held[:limit], collate, size, seed)
+        if len(held) == 0:
+            validation = NoPart(why_none_held(len(kept)), NEEDS_MORE)
     else:
-        _check_iterable(train, "train", at_least=_EVERY)
+        count = _check_iterable(train, "train", look_at=_EVERY)
         calibration, validation = BatchesPart(train, False, limit), BatchesPart(train, True, limit)
+        if count < _EVERY:
+            reason = f"train holds {count} mini-batches, and one in {_EVERY} is kept for validation"
+            validation = NoPart(reason, "Return smaller mini-batches, or a data set.")
     if _indexed(test) is not None:
         dataset, collate, size = _settings(test, batch_size)
         rows = fair_sample(len(dataset), limit, seed)
@@ -175,19 +180,16 @@ def _labels_of(dataset: Any) -> Tensor | None:
     return classes if classes.dim() == 1 and len(classes) == len(dataset) else None
 
 
-def _check_iterable(data: Any, name: str, at_least: int = 1) -> None:
+def _check_iterable(data: Any, name: str, look_at: int = 1) -> int:
+    """How many of the first mini-batches there are."""
     if isinstance(data, Iterable) and is_read_once(data):
         raise DataError(f"{name} can be read only once: it is {_described(data)}", "Return a list or a DataLoader.")
     if not isinstance(data, Iterable) or isinstance(data, (str, bytes, dict)):
         raise DataError(f"{name} is {_described(data)}", "Return a data set, a DataLoader, or a list of mini-batches.")
-    count = len(list(batches(islice(data, at_least))))
+    count = len(list(batches(islice(data, look_at))))
     if count == 0:
         raise DataError(f"{name} holds no mini-batch", "Return data that is not empty.")
-    if count < at_least:
-        raise DataError(
-            f"{name} holds {count} mini-batches, and one in {_EVERY} is kept for validation",
-            "Return smaller mini-batches, or a data set.",
-        )
+    return count
 
 
 def _described(value: Any) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shoal.batches import Batch, next_tokens
 from shoal.errors import DataError
+from shoal.sources.parts import NoPart, Part
 from shoal.sources.split import hold_out
 from shoal.sources.text import Documents
 from shoal.sources.tokens import Reading, Task, Tokens, length_of
@@ -78,7 +79,7 @@ def as_asked(sequences: Tensor, task: Task, start: int) -> Batch:
 
 def text_parts(
     found: Documents, tokens: Tokens, reading: Reading, *, seed: int, batch_size: int, limit: int | None
-) -> tuple[TokenPart, TokenPart, TokenPart]:
+) -> tuple[Part, Part, Part]:
     """Calibration, validation and test, split by document, each packed on its own.
 
     Args:
@@ -98,15 +99,15 @@ def text_parts(
     while reading.length is None and length > _SHORTEST and min(map(len, streams)) < least * length:
         length //= 2
     size = max(1, min(batch_size, _LOGITS // (length * reading.vocabulary)))
-    parts = []
+    parts: list[Part] = []
     for name, stream in zip(("calibration", "validation", "test"), streams, strict=True):
         sequences = _packed(stream, length, tokens, reading.task)[:limit]
-        if not len(sequences):
-            raise DataError(
-                f"the {name} part holds {len(stream)} tokens, which do not fill one sequence of {length}",
-                "Give more text, or shorter sequences with --sequence-length.",
-            )
-        parts.append(TokenPart(sequences, reading.task, reading.start, size, seed))
+        reason = f"the {name} part holds {len(stream)} tokens, which do not fill one sequence of {length}"
+        hint = "Give more text, or shorter sequences with --sequence-length."
+        if not len(sequences) and name != "validation":
+            raise DataError(reason, hint)
+        whole = TokenPart(sequences, reading.task, reading.start, size, seed)
+        parts.append(whole if len(sequences) else NoPart(reason, hint))
     return parts[0], parts[1], parts[2]
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from shoal.errors import DataError
 from shoal.sources.look import Draw, Look
 
 _EPOCH = 1_000_003  # a prime far above any seed a user types, so that seed and epoch do not collide
@@ -56,6 +57,35 @@ class Part(Protocol):
         """A re-iterable of mini-batches."""
 
 
+@dataclass(frozen=True)
+class NoPart:
+    """A part that there is no sample for: nothing is wrong with that until somebody asks for it.
+
+    Args:
+        reason: why there is none.
+        hint: what to do about it.
+    """
+
+    reason: str
+    hint: str
+
+    @property
+    def size(self) -> int:
+        """None at all."""
+        return 0
+
+    def loader(self, *, augment: bool = False, limit: int | None = None, epoch: int = 0) -> Iterable[Any]:
+        """Refused, with the reason.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(self.reason, self.hint)
+
+
+NEEDS_MORE = "Give more samples; `compress --exact` needs none to judge on."
+
+
 @dataclass(frozen=True, eq=False)
 class ImagePart:
     """Some rows of stored samples.
@@ -95,6 +125,13 @@ class ImagePart:
             rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
         draw = self.look.draw(len(rows), self.images.shape, seed) if augment else None
         return Loader(self, rows, draw)
+
+
+def why_none_held(count: int) -> str:
+    """Why a split held no sample of `count` back."""
+    if count < 2:
+        return f"train holds {count} sample{'' if count == 1 else 's'}, too few to keep some for validation"
+    return f"each class of the {count} samples of train has only one, so that none could be kept for validation"
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,13 +12,14 @@ from torch import nn
 
 from shoal.batches import as_batch, call
 from shoal.blocks import Anatomy, dissect
+from shoal.blocks.trace import Trace
 from shoal.errors import PlanError, ShoalError, SurgeryError, naming_memory_shortage
 from shoal.outputs import distance, mismatch, read_outputs
 from shoal.plan import FoldStep
 from shoal.preserve import copied, evaluating
 from shoal.surgery.fold_chains import carry_out_chain, find_chain_fold
 from shoal.surgery.fold_constants import ConstantFold, find_constant_folds, take_in
-from shoal.surgery.fold_layers import Graph, Layer
+from shoal.surgery.fold_layers import Graph, Layer, runs_of_other_sizes
 from shoal.surgery.fold_norms import carry_out_norm, find_norm_fold
 
 
@@ -79,7 +80,7 @@ def fold_(anatomy: Anatomy) -> FoldResult:
 
     For eval mode: see `fold` about training.
     """
-    run = _Run(anatomy)
+    run = _Run(anatomy, runs_of_other_sizes(anatomy))
     with torch.no_grad():
         run.everything()
     return FoldResult(anatomy.model, [described(step) for step in run.steps], run.refused, run.steps)
@@ -112,9 +113,9 @@ def described(step: FoldStep) -> str:
 class _Run:
     """One run of folding: the graph as it changes, what was done, what was refused."""
 
-    def __init__(self, anatomy: Anatomy, *, weights_follow: bool = False) -> None:
+    def __init__(self, anatomy: Anatomy, others: Sequence[Trace] = (), *, weights_follow: bool = False) -> None:
         self.anatomy, self.weights_follow = anatomy, weights_follow
-        self.graph = Graph(anatomy)
+        self.graph = Graph(anatomy, others)
         self.steps: list[FoldStep] = []
         norms = nn.modules.batchnorm._BatchNorm
         self.refused: dict[str, str] = {

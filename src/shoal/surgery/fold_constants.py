@@ -15,7 +15,7 @@ from torch import Tensor
 from shoal.blocks import Anatomy, Block
 from shoal.blocks.additions import Addition, add_operands
 from shoal.blocks.operations import plain_name
-from shoal.blocks.template import Ref, refs
+from shoal.blocks.template import refs
 from shoal.blocks.trace import Op
 from shoal.surgery.fold_layers import Graph, Layer, fits, wide, write
 from shoal.surgery.fold_norms import response, scale_and_shift
@@ -92,8 +92,10 @@ def constants(graph: Graph) -> dict[int, Constant]:
 def _constant(op: Op, layer: Layer | None, known: dict[int, Constant]) -> Constant | None:
     inputs = [known.get(value) for value in op.inputs]
     if layer is not None:
-        return _layer_constant(layer, inputs[0])
-    name = plain_name(op.name)
+        return _layer_constant(layer, known.get(layer.source))
+    if op.signature is None:
+        return None
+    name = op.signature.name
     if name == "add" and add_operands(op) is not None and len(inputs) == 2:
         one, other = inputs
         same = one is not None and other is not None and one.axis == other.axis
@@ -152,12 +154,12 @@ class _Spread:
     def _pass(self, op: Op) -> None:
         if len(op.outputs) > 1:
             raise _Stopped(f"{self._where(op)} changes the stream in place or in parts")
-        layer, name = self.graph.layers.get(op.index), plain_name(op.name)
+        layer, name = self.graph.layers.get(op.index), op.signature.name if op.signature is not None else ""
         found: Constant | None
         if name == "add":
             found = self._sum(op)
         elif layer is not None:
-            found = self._layer(op, layer, self.missing[op.inputs[0]])
+            found = self._layer(op, layer, self.missing[layer.source])
         elif self._keeps(op, name):
             found = self.missing[op.inputs[0]]
         else:
@@ -194,20 +196,21 @@ class _Spread:
     def _keeps(self, op: Op, name: str) -> bool:
         """Whether an operation hands a constant added to its input through to its output."""
         given = self.missing[op.inputs[0]]
-        if len(op.inputs) > 1:
+        values = self.graph.trace.values
+        if len(op.inputs) > 1 or values[op.inputs[0]].dtype != values[op.outputs[0]].dtype:
             return False
         if name in _UNCHANGED:
             return True
         if name in _ADAPTIVE_POOLS:
             return given.axis == 1
         if name in _POOLS:
-            padding = _argument(op, "padding", 3, 0)
+            padding = _argument(op, "padding", 0)
             plain = not any(padding if isinstance(padding, (tuple, list)) else (padding,))
-            ceiling = bool(_argument(op, "ceil_mode", 5 if name.startswith("max") else 4, False))
-            divisor = _argument(op, "divisor_override", 6, None) if name.startswith("avg") else None
+            ceiling = bool(_argument(op, "ceil_mode", False))
+            divisor = _argument(op, "divisor_override", None)
             return given.axis == 1 and plain and not ceiling and divisor is None
         if name == "mean":
-            dims = _argument(op, "dim", 1, None)
+            dims = _argument(op, "dim", None)
             size = len(self.graph.trace.values[op.inputs[0]].shape)
             listed = dims if isinstance(dims, (tuple, list)) else (dims,)
             return given.axis == 1 and None not in listed and all(int(one) % size > 1 for one in listed)
@@ -218,11 +221,8 @@ class _Spread:
         return f"{plain_name(op.name)} in '{path}'"
 
 
-def _argument(op: Op, name: str, position: int, default: Any) -> Any:
-    if name in op.kwargs:
-        return op.kwargs[name]
-    found = op.args[position] if position < len(op.args) else default
-    return default if isinstance(found, Ref) else found
+def _argument(op: Op, name: str, default: Any) -> Any:
+    return op.signature.get(name, default) if op.signature is not None else default
 
 
 def take_in(fold: ConstantFold) -> str | None:

@@ -4,6 +4,8 @@ A convolution, linear layer or batch norm is *plain* if the trace shows that its
 own parameters, once, with nobody else reading them. Nothing is asked of the modules around it.
 """
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoal.batches import Batch
 from shoal.blocks import Anatomy
 from shoal.blocks.operations import plain_name
 from shoal.blocks.template import Ref, refs
-from shoal.blocks.trace import Call, Op
+from shoal.blocks.trace import Call, Op, Trace, trace_run
+from shoal.errors import ModelRaisedError, TraceError
 
 # The dimensions of the window; 0 for a linear layer, which works on the last axis.
 LINEAR_MAPS = {
@@ -53,12 +57,13 @@ class Layer:
     @property
     def source(self) -> int:
         """The value its operation reads."""
-        return self.op.inputs[0]
+        read = self.op.signature.tensor("input") if self.op.signature is not None else None
+        return read if read is not None else self.op.inputs[0]
 
     @property
     def result(self) -> int:
         """The value it makes."""
-        return self.op.outputs[0]
+        return self.op.value if self.op.value is not None else self.op.outputs[0]
 
     @property
     def transposed(self) -> bool:
@@ -73,24 +78,22 @@ class Layer:
     @property
     def pads(self) -> bool:
         """Whether zeros, or anything else, stand around its input; a transposed one always has borders."""
-        padding = self.setting("padding", 4, 0)
+        padding = self.setting("padding", 0)
         if isinstance(padding, str):
             padding = 0 if padding == "valid" or prod(self.module.weight.shape[2:]) == 1 else 1
         size = padding if isinstance(padding, (tuple, list)) else (padding,)
         return self.transposed or not self.alone or (self.name != "linear" and any(size))
 
-    def setting(self, name: str, position: int, default: Any = None) -> Any:
-        """An argument of the operation, by keyword or position."""
-        if name in self.op.kwargs:
-            return self.op.kwargs[name]
-        return self.op.args[position] if position < len(self.op.args) else default
+    def setting(self, name: str, default: Any = None) -> Any:
+        """An argument of the operation, however it was passed."""
+        return self.op.signature.get(name, default) if self.op.signature is not None else default
 
 
 class Graph:
     """Plain layers and data flow of a traced network; folding keeps it up to date without another trace."""
 
-    def __init__(self, anatomy: Anatomy) -> None:
-        self.model, self.trace = anatomy.model, anatomy.trace
+    def __init__(self, anatomy: Anatomy, others: Sequence[Trace] = ()) -> None:
+        self.model, self.trace, self.others = anatomy.model, anatomy.trace, others
         self.refused: dict[str, str] = {}
         self.norms: list[Layer] = []
         self.maps: list[Layer] = []
@@ -119,6 +122,12 @@ class Graph:
 
     def _why_not_plain(self, one: Call, ops: list[Op]) -> str | None:
         module = one.module
+        if any(_course(other, module) != _course(self.trace, module) for other in self.others):
+            return "the network uses it in another way for inputs of another size"
+        if any(tensor.is_complex() for tensor in (*module.parameters(), *module.buffers())):
+            return "its weights are complex numbers"
+        if self.trace.written:
+            return f"the network changes {sorted(self.trace.written)[0]} as it runs"
         if self.trace.unseen:
             return "a tensor appears in the run that no torch function made: who reads what is not known"
         if self._called[id(module)] > 1:
@@ -134,20 +143,20 @@ class Graph:
         dimensions = LINEAR_MAPS[plain_name(ops[-1].name)]
         if dimensions and len(self.trace.values[ops[-1].outputs[0]].shape) != dimensions + 2:
             return "it ran on a sample without a batch axis"
-        return self._why_not_own(one, ops[-1], {"weight": 1, "bias": 2})
+        return self._why_not_own(one, ops[-1], ("weight", "bias"))
 
     def _why_no_norm(self, one: Call, ops: list[Op]) -> str | None:
         if len(ops) != 1 or plain_name(ops[0].name) != "batch_norm" or one.output != Ref(ops[0].outputs[0]):
             return "its call does more than a batch norm"
         if one.module.running_mean is None or one.module.running_var is None:
             return "it has no running statistics: it normalises by the mini-batch also in eval mode"
-        return self._why_not_own(one, ops[0], {"running_mean": 1, "running_var": 2, "weight": 3, "bias": 4})
+        return self._why_not_own(one, ops[0], ("running_mean", "running_var", "weight", "bias"))
 
-    def _why_not_own(self, one: Call, op: Op, places: dict[str, int]) -> str | None:
+    def _why_not_own(self, one: Call, op: Op, names: tuple[str, ...]) -> str | None:
         """Whether the operation reads the parameters of its module, and it alone does."""
-        for name, position in places.items():
+        for name in names:
             tensor = getattr(one.module, name)
-            given = op.kwargs.get(name, op.args[position] if position < len(op.args) else None)
+            given = op.signature.get(name) if op.signature is not None else "unknown"
             if tensor is None and given is None:
                 continue
             value = self.trace.values[given.value] if isinstance(given, Ref) else None
@@ -235,6 +244,40 @@ class Graph:
         self._paths = {id(module): path for path, module in self.model.named_modules()}
         self.norms = [one for one in self.norms if id(one.module) in self._paths]
         self.maps = [one for one in self.maps if id(one.module) in self._paths]
+
+
+def _course(trace: Trace, module: nn.Module) -> list[list[tuple[str, str]]]:
+    """Who reads what a layer makes, call by call."""
+
+    def reader(index: int) -> tuple[str, str]:
+        op = trace.ops[index]
+        return (trace.calls[op.call].path if op.call >= 0 else "", op.name)
+
+    calls = trace.calls_of(module)
+    return [sorted(reader(op) for value in call.outputs for op in trace.readers.get(value, [])) for call in calls]
+
+
+def runs_of_other_sizes(anatomy: Anatomy) -> list[Trace]:
+    """The network on inputs of other sizes, as far as it takes them: its code may choose a layer by the size."""
+    found = []
+    for factor in (0.5, 1.5, 2.0):
+        example = anatomy.example
+        if example is not None:
+            with suppress(ModelRaisedError, TraceError):
+                args = tuple(_resized(item, factor) for item in example.args)
+                kwargs = {key: _resized(item, factor) for key, item in example.kwargs.items()}
+                found.append(trace_run(anatomy.model, Batch(args, kwargs)))
+    return found
+
+
+def _resized(item: Any, factor: float) -> Any:
+    """A tensor with more or fewer positions: of an image, of a sequence of features or of tokens."""
+    if not isinstance(item, Tensor) or item.dim() not in (2, 3, 4) or (item.dim() == 2 and item.is_floating_point()):
+        return item
+    for axis in {2: (1,), 3: (1,), 4: (2, 3)}[item.dim()]:
+        length = max(1, int(item.shape[axis] * factor))
+        item = item.index_select(axis, torch.arange(length, device=item.device) % item.shape[axis])
+    return item
 
 
 def wide(tensor: Tensor | None, like: int) -> Tensor:

@@ -68,7 +68,7 @@ def carry_out_norm(fold: NormFold, *, unchecked: bool = False) -> str | None:
 
 def scale_and_shift(norm: Layer) -> tuple[Tensor, Tensor]:
     """What a batch norm multiplies with and adds, per channel, in float64."""
-    module, eps = norm.module, float(norm.setting("eps", 7, 1e-5))
+    module, eps = norm.module, float(norm.setting("eps", 1e-5))
     mean, variance = wide(module.running_mean, 0), wide(module.running_var, 0)
     gamma = wide(module.weight, 0) if module.weight is not None else torch.ones_like(mean)
     scale = gamma / torch.sqrt(variance + eps)
