@@ -164,6 +164,8 @@ def compress(
         from shoal.cli.opening import DataOptions, names
         from shoal.cli.returning import from_folder
         from shoal.pipeline import Goal, Target
+        from shoal.pipeline.options import check_options
+        from shoal.recover import read_budget
 
         target = Target(latency, macs, params, depth)
         named = max_drop is None and remove is None and blocks is None and pick is None
@@ -200,8 +202,12 @@ def compress(
             stand_ins=stand_ins,
             student_budget=student_budget,
         )
+        given = _given(context)
+        idle = {"recover"} if read_budget(recover) is None else set()
+        idle |= {"student_budget"} if from_ is not None else set()  # which is held against that run
+        check_options(goal, given - idle, asked.settings().stand_ins, lambda name: f"--{name.replace('_', '-')}")
         if from_ is not None:
-            return run_compress(session, from_folder(from_, asked, _given(context)))
+            return run_compress(session, from_folder(from_, asked, given))
         spec, source = check_pair(model, data)
         return run_compress(session, dataclasses.replace(asked, model=spec, data=source))
 

@@ -80,6 +80,8 @@ def _recovery(asked: CompressRequest, before: dict[str, Any], given: Collection[
     named = "recover" in given or "unlabelled" in given
     # A folder of an earlier version does not say whether somebody asked: then it is taken as asked for.
     tried = asked.try_plans if "try_plans" in given or read_budget(budget) is None else before.get("try_plans", 0)
+    if not asked.goal.target.to_dict() and "try_plans" not in given:
+        tried = 0  # only for a budget do several plans contend
     asked_for = named or before.get("recovery_asked", True)
     return {"recover": budget, "unlabelled": extra, "recovery_asked": asked_for, "try_plans": tried}
 

@@ -19,6 +19,7 @@ from shoal.pipeline.by_plan import parts_of, planner_of
 from shoal.pipeline.choose import Choice, Chooser, Goal, Grain, Journal, NoJournal, Progress, drop_of
 from shoal.pipeline.kept_cut import Cut, claim_of, keep_cut, kept_cut
 from shoal.pipeline.naming import removal_notes
+from shoal.pipeline.options import changed, check_options
 from shoal.pipeline.planning import planned_choice
 from shoal.pipeline.recovering import (
     REASONS_TO_SKIP,
@@ -136,6 +137,7 @@ def compress(
         remove, max_drop, blocks, exact, include, exclude, Target(latency, macs, params, depth), replace, pick, grain
     )
     settings, provenance = settings or Settings(), provenance or Provenance()
+    check_options(goal, _given(replace, latency_from, tables, recover, settings, include, exclude), settings.stand_ins)
     warnings = [*provenance.warnings, *_missing(eval, validation, goal), *_uncompiled(model)]
     model = plain(model)
     check_one_purpose(calibration=calibration, validation=validation, evaluation=eval)
@@ -224,6 +226,29 @@ def _goal(
         max_drop = 1.0
     names = tuple(blocks) if blocks is not None else None
     return Goal(remove, max_drop, names, exact, tuple(include), tuple(exclude), target, replace_, pick, grain)
+
+
+def _given(
+    replace_: bool,
+    latency_from: str | Path | None,
+    tables: str | Path | None,
+    recover: Recover | Budget | str | int | None,
+    settings: Settings,
+    include: Sequence[str],
+    exclude: Sequence[str],
+) -> set[str]:
+    """The names of the options that are not as they are by default."""
+    extra = recover if isinstance(recover, Recover) else None
+    given = {
+        "replace": replace_,
+        "latency_from": latency_from is not None,
+        "tables": tables is not None,
+        "recover": as_recover(recover) is not None and (extra is None or extra.asked),
+        "try_plans": extra is not None and extra.try_plans > 0,
+        "include": bool(include),
+        "exclude": bool(exclude),
+    }
+    return changed(settings) | {name for name, is_given in given.items() if is_given}
 
 
 def _removed(anatomy: Anatomy, model: nn.Module, example: Batch, choice: Choice) -> _Change:

@@ -1,0 +1,127 @@
+"""Every option with every goal: it is used, or refused with a sentence."""
+
+import itertools
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import networks
+from shoal.cli.main import app
+from shoal.errors import ShoalError, UsageError
+from shoal.pipeline import Goal, Recover, Settings, Target, compress
+from shoal.pipeline.options import USED_BY, changed, check_options, name_of
+
+GOALS = {
+    "remove": {"remove": 1},
+    "max_drop": {"max_drop": 1.0},
+    "blocks": {"blocks": ["layer1.0"]},
+    "exact": {"exact": True},
+    "budget": {"macs": 0.7},
+    "replace": {"max_drop": 1.0, "replace": True},
+    "pick": {"pick": 1},
+}
+OPTIONS = {
+    "include": {"include": ["layer1.*"]},
+    "exclude": {"exclude": ["layer1.0"]},
+    "latency_from": {"latency_from": "nosuch"},
+    "tables": {"tables": "nosuch"},
+    "stand_ins": {"settings": Settings(stand_ins=("identity",))},
+    "student_budget": {"settings": Settings(student_budget=7)},
+    "longest": {"settings": Settings(longest=2)},
+    "try_plans": {"recover": Recover(3, try_plans=2)},
+    "recover": {"recover": 3},
+    "unlabelled": {"recover": Recover(3, unlabelled=[torch.rand(2, 3, 8, 8)])},
+}
+FLAGS = {
+    "include": ["--include", "layer1.*"],
+    "exclude": ["--exclude", "layer1.0"],
+    "latency_from": ["--latency-from", "nosuch"],
+    "stand_ins": ["--stand-ins", "identity"],
+    "student_budget": ["--student-budget", "7"],
+    "try_plans": ["--try-plans", "2"],
+    "recover": ["--recover", "3"],
+    "unlabelled": ["--unlabelled", "digits"],
+}
+GOAL_FLAGS = {
+    "remove": ["--remove", "1"],
+    "max_drop": ["--max-drop", "1"],
+    "blocks": ["--blocks", "layer1.0"],
+    "exact": ["--exact"],
+    "budget": ["--macs", "0.7"],
+    "replace": ["--max-drop", "1", "--replace"],
+    "pick": ["--pick", "1"],
+}
+
+
+def is_used(option, goal):
+    return goal in USED_BY[option][0]
+
+
+def goal_of(values):
+    target = Target(**{key: values[key] for key in ("latency", "macs", "params", "depth") if key in values})
+    rest = {key: value for key, value in values.items() if key not in ("latency", "macs", "params", "depth")}
+    return Goal(**{**rest, "blocks": tuple(rest["blocks"]) if "blocks" in rest else None}, target=target)
+
+
+@pytest.mark.parametrize("name", GOALS)
+def test_every_goal_has_its_name(name):
+    assert name_of(goal_of(GOALS[name])) == name
+    for budget in ({"latency": 0.5}, {"params": 0.5}, {"depth": 2}):
+        assert name_of(goal_of(budget)) == "budget"
+
+
+def test_every_option_of_the_table_is_tried():
+    assert set(OPTIONS) | {"replace"} == set(USED_BY)
+
+
+class Looked(Exception):  # noqa: N818
+    """The data was read: nothing was refused before."""
+
+
+class Data:
+    def __iter__(self):
+        raise Looked
+
+
+@pytest.mark.parametrize(("option", "goal"), itertools.product(OPTIONS, GOALS))
+def test_from_python_what_does_nothing_is_refused_before_data_are_read(option, goal):
+    expected = UsageError if not is_used(option, goal) or option == "student_budget" else Looked
+    with pytest.raises(expected) as raised:
+        compress(networks.CifarResNet(), Data(), **GOALS[goal], **OPTIONS[option])
+    if expected is UsageError:
+        assert " does nothing" in raised.value.message
+        assert "Leave out" in raised.value.hint or "leave it out" in raised.value.hint
+
+
+@pytest.mark.parametrize(("option", "goal"), itertools.product(FLAGS, GOALS))
+def test_on_the_command_line_likewise(option, goal, monkeypatch):
+    monkeypatch.setattr("shoal.cli.compressing.run_compress", lambda session, request: 77)
+    refused = not is_used(option, goal) or option == "student_budget"
+    found = CliRunner().invoke(app, ["compress", *GOAL_FLAGS[goal], *FLAGS[option], "--json"], standalone_mode=False)
+    if refused:
+        assert found.exit_code == 2
+        assert f"{FLAGS[option][0]} does nothing" in found.output
+    else:
+        assert (found.return_value, found.exit_code) == (77, 0), found.output
+
+
+def test_students_that_are_tried_have_a_budget():
+    settings = Settings(student_budget=7, stand_ins=("identity", "block"))
+    assert changed(settings) == {"student_budget", "stand_ins"}
+    check_options(goal_of(GOALS["budget"]), changed(settings), settings.stand_ins)
+    with pytest.raises(UsageError, match=r"student_budget does nothing: no students.*\n.*block, narrow"):
+        check_options(goal_of(GOALS["budget"]), {"student_budget"}, ("identity",))
+
+
+@pytest.mark.parametrize("goal", ["budget", "pick"])
+def test_plans_replace_anyway(goal):
+    with pytest.raises(UsageError, match=r"replace does nothing with .*: plans for a budget"):
+        compress(networks.CifarResNet(), Data(), **GOALS[goal], replace=True)
+
+
+def test_a_default_of_the_command_line_is_no_wish():
+    with pytest.raises(Looked):
+        compress(networks.CifarResNet(), Data(), exact=True, recover=Recover(3, asked=False))
+    with pytest.raises(ShoalError, match="recover does nothing with exact"):
+        compress(networks.CifarResNet(), Data(), exact=True, recover=3)
