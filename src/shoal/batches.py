@@ -204,14 +204,16 @@ class Repeatable:
     """
 
     def __init__(self, loader: Iterable[Any], name: str = "data") -> None:
-        self.loader = list(loader) if is_read_once(loader) else loader
-        self.name, self._gave = name, False
+        self.loader = list(loader) if isinstance(loader, Iterator) else loader
+        self.name, self._read, self._gave = name, False, False
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]  # a TypeError where it has none, as of any iterable
 
     def __iter__(self) -> Iterator[Any]:
-        gives = False
+        if not self._read and is_read_once(self.loader):
+            self.loader = list(self.loader)
+        self._read, gives = True, False
         for item in self.loader:
             self._gave = gives = True
             yield item
