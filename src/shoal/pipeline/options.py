@@ -1,8 +1,7 @@
 """Which goal uses which option: one that would do nothing is refused, from the command line and from Python alike."""
 
-import dataclasses
 from collections.abc import Callable, Collection
-from typing import Any, Literal
+from typing import Literal
 
 from shoal.errors import UsageError
 from shoal.pipeline.choose import Goal
@@ -18,8 +17,8 @@ _FOR_PLANS = "it is for plans, which a budget (latency, macs, params, depth), pi
 _NAMED = "the blocks to remove are named one by one"
 _EXACT = "an exact removal loses nothing that could be won back"
 
-# Option: the goals that use it, and why the others do not. What is not here every goal uses, or is an amount of samples
-# or time in settings that serve many calls.
+# Option: the goals that use it, and why the others do not. What is not here is used by every goal. In Python stand-ins
+# and their budget stand in `Settings`, which serve many calls: there they are not held against the goal of one.
 USED_BY: dict[str, tuple[frozenset[GoalName], str]] = {
     "include": (_ALL - {"blocks"}, _NAMED),
     "exclude": (_ALL - {"blocks"}, _NAMED),
@@ -28,7 +27,6 @@ USED_BY: dict[str, tuple[frozenset[GoalName], str]] = {
     "tables": (PLANNED, _FOR_PLANS),
     "stand_ins": (PLANNED, _FOR_PLANS),
     "student_budget": (PLANNED, _FOR_PLANS),
-    "longest": (PLANNED, _FOR_PLANS),
     "try_plans": (frozenset({"budget"}), "only for a budget do several plans contend"),
     "recover": (_ALL - {"exact"}, _EXACT),
     "unlabelled": (_ALL - {"exact"}, _EXACT),
@@ -73,12 +71,3 @@ def check_options(
             f"{spelled('student_budget')} does nothing: no students are among the stand-ins",
             f"Name some in {spelled('stand_ins')}: {', '.join(STUDENTS)}; or leave it out.",
         )
-
-
-def changed(values: Any) -> set[str]:
-    """The fields of a dataclass that are not as they are by default."""
-    return {
-        one.name
-        for one in dataclasses.fields(values)
-        if one.default is not dataclasses.MISSING and getattr(values, one.name) != one.default
-    }

@@ -19,7 +19,7 @@ from shoal.pipeline.by_plan import parts_of, planner_of
 from shoal.pipeline.choose import Choice, Chooser, Goal, Grain, Journal, NoJournal, Progress, drop_of
 from shoal.pipeline.kept_cut import Cut, claim_of, keep_cut, kept_cut
 from shoal.pipeline.naming import removal_notes
-from shoal.pipeline.options import changed, check_options
+from shoal.pipeline.options import check_options
 from shoal.pipeline.planning import planned_choice
 from shoal.pipeline.recovering import (
     REASONS_TO_SKIP,
@@ -36,7 +36,7 @@ from shoal.pipeline.told import Settings, Told, samples, tell
 from shoal.pipeline.trials import Trial
 from shoal.plan import Fold, Plan, Remove, Replace
 from shoal.record import BlockRecord, Certificate, Comparison, Latency, Network, Record, Recovery
-from shoal.recover import Budget
+from shoal.recover import Budget, read_budget
 from shoal.replace import line_of
 from shoal.scanning import Damage, divergence
 from shoal.surgery import FoldResult, certify, input_specs, remove_blocks, signature_of
@@ -137,7 +137,7 @@ def compress(
         remove, max_drop, blocks, exact, include, exclude, Target(latency, macs, params, depth), replace, pick, grain
     )
     settings, provenance = settings or Settings(), provenance or Provenance()
-    check_options(goal, _given(replace, latency_from, tables, recover, settings, include, exclude), settings.stand_ins)
+    check_options(goal, _given(replace, latency_from, tables, recover, include, exclude))
     warnings = [*provenance.warnings, *_missing(eval, validation, goal), *_uncompiled(model)]
     model = plain(model)
     check_one_purpose(calibration=calibration, validation=validation, evaluation=eval)
@@ -233,22 +233,22 @@ def _given(
     latency_from: str | Path | None,
     tables: str | Path | None,
     recover: Recover | Budget | str | int | None,
-    settings: Settings,
     include: Sequence[str],
     exclude: Sequence[str],
 ) -> set[str]:
-    """The names of the options that are not as they are by default."""
+    """The names of the options that are not as they are by default; settings serve many calls and are no wishes."""
     extra = recover if isinstance(recover, Recover) else None
+    budget = recover.budget if isinstance(recover, Recover) else recover
     given = {
         "replace": replace_,
         "latency_from": latency_from is not None,
         "tables": tables is not None,
-        "recover": as_recover(recover) is not None and (extra is None or extra.asked),
+        "recover": budget is not None and read_budget(budget) is not None and (extra is None or extra.asked),
         "try_plans": extra is not None and extra.try_plans > 0,
         "include": bool(include),
         "exclude": bool(exclude),
     }
-    return changed(settings) | {name for name, is_given in given.items() if is_given}
+    return {name for name, is_given in given.items() if is_given}
 
 
 def _removed(anatomy: Anatomy, model: nn.Module, example: Batch, choice: Choice) -> _Change:
