@@ -393,7 +393,7 @@ def test_empty_data():
         quick(model, [], remove=1)
     with pytest.raises(DataError, match="the validation data is empty"):
         quick(model, [images()], validation=[], remove=1)
-    with pytest.raises(DataError, match="no mini-batch"):
+    with pytest.raises(DataError, match="the evaluation data is empty"):
         quick(model, [images()], eval=[], remove=1)
     with pytest.raises(DataError, match="mini-batch without samples"):
         quick(model, [images(0)], remove=1)
