@@ -36,10 +36,10 @@ def test_compress_prints_the_document_of_the_contract(run, tmp_path):
 
 def test_what_was_written_loads_and_can_be_used(run, tmp_path):
     run("compress", NETWORK, DATA, "--exact", "--out", "o", "--batch-size", 32)
-    model = shoal.load(tmp_path / "o")
+    model = shoal.load(tmp_path / "o", trust_code=True)
     x = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
-        assert torch.equal(model(x), shoal.load(tmp_path / "o")(x))
+        assert torch.equal(model(x), shoal.load(tmp_path / "o", trust_code=True)(x))
     code, out, _ = run("certify", NETWORK, "o", DATA, "--json")
     certificate = json.loads(out)
     assert (code, certificate["verdict"]) == (0, "identical")
@@ -47,12 +47,12 @@ def test_what_was_written_loads_and_can_be_used(run, tmp_path):
     assert any("blocks.1" in premise for premise in certificate["premises"])
     code, out, _ = run("apply", NETWORK, "o/plan.json", "--out", "again", "--json")
     assert code == 0
-    code, out, _ = run("certify", "o", "again", DATA, "--json")
+    code, out, _ = run("certify", "o", "again", DATA, "--trust-code", "--json")
     assert json.loads(out)["verdict"] == "identical"
-    code, out, _ = run("bench", "o", "--batch-size", 4, "--seconds", 0.1, "--json")
+    code, out, _ = run("bench", "o", "--trust-code", "--batch-size", 4, "--seconds", 0.1, "--json")
     assert code == 0
     assert [one["batch"] for one in json.loads(out)["compressed"]] == [1, 4]
-    code, out, _ = run("export", "o", "--torch-export", "--json")
+    code, out, _ = run("export", "o", "--trust-code", "--torch-export", "--json")
     assert code == 0
     assert json.loads(out)["torch_export"]["max_abs_diff"] < 1e-4
 
@@ -201,7 +201,7 @@ def test_fold_takes_batch_norms_into_their_layers_and_loads_again(run, tmp_path)
     assert len(document["folded"]) > 0
     assert document["fold_deviation"] < 1e-4
     assert document["certificate"]["verdict"] == "equal"
-    assert not any(name.startswith("blocks.0.bn2") for name in shoal.load(tmp_path / "o").state_dict())
+    assert not any(name.startswith("blocks.0.bn2") for name in shoal.load(tmp_path / "o", trust_code=True).state_dict())
 
 
 def test_dry_run_writes_nothing(run, tmp_path):
@@ -226,7 +226,7 @@ def test_grain_of_units_goes_the_whole_way(run, tmp_path):
     assert found["goal"] == {"remove": 2, "grain": "unit"}
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert [action["unit"] for action in plan["actions"]] == [int(one[-1]) for one in found["removed_units"]]
-    network, x = shoal.load(tmp_path / "out"), halves.samples()
+    network, x = shoal.load(tmp_path / "out", trust_code=True), halves.samples()
     missing = {one.partition("#")[0][-1]: ("mixer", "mlp")[int(one[-1])] for one in found["removed_units"]}
     expected = halves.by_hand(halves.Halves().eval(), tuple(missing.get(str(n), "") for n in range(3)))
     assert torch.equal(network(x), expected(x))

@@ -14,7 +14,21 @@ NETWORK, DATA = f"{HERE}/tiny.py:network", f"{HERE}/tiny.py:data"
 
 def test_a_cut_network_learns_from_the_original_and_loads(run, tmp_path):
     assert run("compress", NETWORK, DATA, "--remove", 6, "--out", "cut", "--batch-size", 16)[0] in (0, 1)
-    words = ("distill", "cut", DATA, "--teacher", NETWORK, "--budget", 30, "--batch-size", 16, "--out", "o", "--json")
+    words = (
+        "distill",
+        "cut",
+        DATA,
+        "--trust-code",
+        "--teacher",
+        NETWORK,
+        "--budget",
+        30,
+        "--batch-size",
+        16,
+        "--out",
+        "o",
+        "--json",
+    )
     code, out, err = run(*words)
     document = json.loads(out)
     assert code == 0
@@ -23,7 +37,7 @@ def test_a_cut_network_learns_from_the_original_and_loads(run, tmp_path):
     assert "recovering (steps)" in err
     names = {one.name for one in (tmp_path / "o").iterdir()}
     assert {"model.safetensors", "plan.json", "record.json", "recovery.jsonl", "run.json"} <= names
-    assert shoal.load(tmp_path / "o")(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+    assert shoal.load(tmp_path / "o", trust_code=True)(torch.randn(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_the_same_command_goes_on(run, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def test_another_goal_measures_nothing_again(run, tmp_path, counted):
     assert first["planning"]["latency_source"] == "measured"
     assert counted
     counted.clear()
-    code, out, _ = run("compress", "--from", "first", "--latency", "0.6", "--out", "second", "--json")
+    code, out, _ = run("compress", "--trust-code", "--from", "first", "--latency", "0.6", "--out", "second", "--json")
     second = json.loads(out)
     assert (code, counted) == (0, [])
     assert second["goal"] == {"latency": "0.6"}
@@ -56,13 +56,15 @@ def test_another_goal_measures_nothing_again(run, tmp_path, counted):
     assert len(second["removed"]) + len(second["replaced"]) > 0
     x = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
-        assert torch.equal(shoal.load(tmp_path / "second")(x), shoal.load(tmp_path / "second")(x))
+        assert torch.equal(
+            shoal.load(tmp_path / "second", trust_code=True)(x), shoal.load(tmp_path / "second", trust_code=True)(x)
+        )
     # The tables of the first are those of whoever starts from the second.
-    code, out, _ = run("compress", "--from", "second", "--pick", 2, "--out", "third", "--json")
+    code, out, _ = run("compress", "--trust-code", "--from", "second", "--pick", 2, "--out", "third", "--json")
     third = json.loads(out)
     assert (code, counted) == (0, [])
     assert (third["goal"], third["planning"]["picked"]) == ({"pick": 2}, 2)
-    code, _, err = run("compress", "--from", "first", "--pick", 999, "--out", "fourth")
+    code, _, err = run("compress", "--trust-code", "--from", "first", "--pick", 999, "--out", "fourth")
     assert code == 2
     assert "there is no plan 999 on the front" in err
     assert not (tmp_path / "fourth").exists()
@@ -91,7 +93,7 @@ def test_ctrl_c_leaves_a_folder_that_goes_on_and_can_be_started_from(run, tmp_pa
     assert "resuming the run in o" in out
     assert set(counted) == {"damage"}
     counted.clear()
-    code, out, _ = run("compress", "--from", "copy", "--macs", "0.8", "--out", "p", "--json")
+    code, out, _ = run("compress", "--trust-code", "--from", "copy", "--macs", "0.8", "--out", "p", "--json")
     assert code == 0
     assert set(counted) == {"damage"}
     whole, other = (json.loads((tmp_path / name / "record.json").read_text()) for name in ("o", "p"))
@@ -102,17 +104,17 @@ def test_a_dry_run_solves_by_the_tables_and_builds_nothing(run, tmp_path, counte
     assert run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "first")[0] == 0
     counted.clear()
     monkeypatch.setattr(Builder, "build", lambda *args: pytest.fail("a plan was built"))
-    code, out, _ = run("compress", "--from", "first", "--macs", "0.5", "--dry-run", "--json")
+    code, out, _ = run("compress", "--trust-code", "--from", "first", "--macs", "0.5", "--dry-run", "--json")
     document = json.loads(out)
     assert (code, counted) == (0, [])
     whole = json.loads((tmp_path / "first" / "record.json").read_text())["original"]["cost"]["macs"]
     assert document["plan"]["macs"] <= 0.5 * whole
     assert document["plan"]["replaced"] or document["plan"]["removed"]
-    code, out, _ = run("compress", "--from", "first", "--pick", 2, "--dry-run")
+    code, out, _ = run("compress", "--trust-code", "--from", "first", "--pick", 2, "--dry-run")
     assert code == 0
     assert "% of the original's latency" in out
     assert len(out.splitlines()) > len(document["front"])
-    code, out, _ = run("compress", "--from", "first", "--max-drop", 1, "--replace", "--dry-run")
+    code, out, _ = run("compress", "--trust-code", "--from", "first", "--max-drop", 1, "--replace", "--dry-run")
     assert code == 0
     assert "only measuring tells" in out
     assert [one.name for one in tmp_path.iterdir()] == ["first"]
@@ -121,7 +123,7 @@ def test_a_dry_run_solves_by_the_tables_and_builds_nothing(run, tmp_path, counte
 @pytest.mark.parametrize("words", [("--seed", 5), ("--batch-size", 8), ("--images", 20), ("--channels-last",)])
 def test_what_needs_other_tables_is_refused(run, words):
     run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "o")
-    code, _, err = run("compress", "--from", "o", "--macs", "0.7", *words, "--out", "p")
+    code, _, err = run("compress", "--trust-code", "--from", "o", "--macs", "0.7", *words, "--out", "p")
     assert code == 2
     assert f"{words[0]} is" in err
     assert "the tables were made with" in err
@@ -136,29 +138,31 @@ def test_weights_that_have_moved_are_given_again(run, tmp_path):
     code, _, _ = run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--weights", "w.pt", "--out", "o")
     assert code == 0
     (tmp_path / "w.pt").rename(tmp_path / "moved.pt")
-    code, _, err = run("compress", "--from", "o", "--macs", "0.7", "--out", "p")
+    code, _, err = run("compress", "--trust-code", "--from", "o", "--macs", "0.7", "--out", "p")
     assert code == 2
     assert "w.pt" in err
-    code, _, _ = run("compress", "--from", "o", "--macs", "0.7", "--weights", "moved.pt", "--out", "p")
+    code, _, _ = run("compress", "--trust-code", "--from", "o", "--macs", "0.7", "--weights", "moved.pt", "--out", "p")
     assert code == 0
     other = tiny.network()
     with torch.no_grad():
         other.head.bias.add_(1)
     torch.save(other.state_dict(), tmp_path / "other.pt")
-    code, _, err = run("compress", "--from", "o", "--macs", "0.6", "--weights", "other.pt", "--out", "q")
+    code, _, err = run(
+        "compress", "--trust-code", "--from", "o", "--macs", "0.6", "--weights", "other.pt", "--out", "q"
+    )
     assert code == 2
     assert "were made for something else: network was" in err
 
 
 def test_the_blocks_that_must_stay_are_those_of_the_tables(run):
     run("compress", NETWORK, DATA, "--depth", 3, "--exclude", "blocks.0,blocks.1", *FEW, "--out", "o")
-    code, out, _ = run("compress", "--from", "o", "--depth", 2, "--out", "p", "--json")
+    code, out, _ = run("compress", "--trust-code", "--from", "o", "--depth", 2, "--out", "p", "--json")
     document = json.loads(out)
     assert code == 0
     assert document["goal"] == {"depth": 2, "exclude": ["blocks.0", "blocks.1"]}
     touched = [path for span in document["replaced"] for path in span.split(" + ")] + document["removed"]
     assert set(touched) == {"blocks.2", "blocks.3", "blocks.4", "blocks.5"}
-    code, _, err = run("compress", "--from", "o", "--depth", 2, "--exclude", "blocks.5", "--out", "q")
+    code, _, err = run("compress", "--trust-code", "--from", "o", "--depth", 2, "--exclude", "blocks.5", "--out", "q")
     assert code == 2
     assert "--include and --exclude belong to the tables" in err
 
@@ -191,7 +195,7 @@ def _nothing(folder):
 def test_a_folder_without_tables_is_refused(run, tmp_path, make, message):
     (tmp_path / "o").mkdir()
     make(tmp_path / "o")
-    code, _, err = run("compress", "--from", "o", "--macs", "0.5", "--out", "p")
+    code, _, err = run("compress", "--trust-code", "--from", "o", "--macs", "0.5", "--out", "p")
     assert code == 2
     assert message in err
     assert not (tmp_path / "p").exists()
@@ -199,7 +203,7 @@ def test_a_folder_without_tables_is_refused(run, tmp_path, make, message):
 
 @pytest.mark.parametrize("goal", [("--remove", 1), ("--exact",), ("--blocks", "blocks.0"), ("--max-drop", 1), ()])
 def test_a_goal_that_needs_no_plan_is_refused(run, goal):
-    code, out, _ = run("compress", "--from", "o", *goal, "--json")
+    code, out, _ = run("compress", "--trust-code", "--from", "o", *goal, "--json")
     error = json.loads(out)["error"]
     assert code == 2
     assert "this goal needs none" in error["message"]
@@ -230,7 +234,7 @@ def test_another_goal_recovers_as_the_run_before(run, request):
     run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "o")
     asked = request.getfixturevalue("asked")
     for words in ((), ("--recover", 40)):
-        assert run("compress", "--from", "o", "--macs", "0.7", *words)[0] == 2
+        assert run("compress", "--trust-code", "--from", "o", "--macs", "0.7", *words)[0] == 2
     assert asked == [None, ("40 steps", True)]
 
 
@@ -250,7 +254,7 @@ def test_budget_extra_data_and_who_asked_are_inherited_each_for_itself(run, tmp_
         claim["arguments"].update(before)
         (tmp_path / "o" / "run.json").write_text(json.dumps(claim))
         found.clear()
-        code, _, err = run("compress", "--from", "o", "--macs", "0.7", *words)
+        code, _, err = run("compress", "--trust-code", "--from", "o", "--macs", "0.7", *words)
         assert code == 2
         return found[0] if found else err
 

@@ -30,7 +30,7 @@ def test_train_prints_one_document_and_leaves_a_folder_that_loads(run, tmp_path)
     names = {one.name for one in (tmp_path / "o").iterdir()}
     assert {"model.safetensors", "plan.json", "record.json", "report.html", "metrics.jsonl", "run.json"} <= names
     assert not [name for name in names if name.endswith((".pt", ".pkl"))]
-    model = shoal.load(tmp_path / "o")
+    model = shoal.load(tmp_path / "o", trust_code=True)
     assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
 
 

@@ -35,7 +35,8 @@ plans = st.builds(
     Plan,
     model=st.none() | words,
     inputs=st.lists(
-        st.builds(InputSpec, shape=st.lists(st.integers(0, 99)), dtype=words, keyword=st.none() | words), max_size=3
+        st.builds(InputSpec, shape=st.lists(st.integers(0, 99), max_size=4), dtype=words, keyword=st.none() | words),
+        max_size=3,
     ),
     network=st.builds(Signature, state=st.dictionaries(words, words, max_size=3), chain=st.lists(words, max_size=3)),
     actions=st.lists(removals, max_size=3),

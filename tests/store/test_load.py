@@ -15,10 +15,18 @@ from torch import nn
 import networks
 import shoal
 from shoal.batches import Batch
-from shoal.errors import FolderError, ModelRaisedError, PlanError, SpecError, UnknownBlockError, WeightsError
+from shoal.errors import (
+    ConsentError,
+    FolderError,
+    ModelRaisedError,
+    PlanError,
+    SpecError,
+    UnknownBlockError,
+    WeightsError,
+)
 from shoal.pipeline import Provenance, Settings, compress
 from shoal.plan import read_plan
-from shoal.sources import load_model
+from shoal.sources import Consent, load_model
 from shoal.store import RunFolder, load, open_model, read_folder_plan, read_record
 from shoal.store.folder import EXTRAS, PLAN, PROGRAM, RECORD, WEIGHTS
 
@@ -72,7 +80,7 @@ pickle.load = pickle.loads = pickle.Unpickler = torch.load = poisoned
 import shoal
 
 folder, inputs, outputs = sys.argv[1:]
-model = shoal.load(folder)
+model = shoal.load(folder, trust_code=True)
 assert not model.training
 from safetensors.torch import load_file, save_file
 with torch.no_grad():
@@ -99,7 +107,7 @@ def test_a_fresh_process_computes_bitwise_the_same_and_unpickles_nothing(which, 
 
 def test_the_shallow_network_comes_back_not_the_original(cifar):
     result, folder = cifar
-    model = load(folder)
+    model = load(folder, trust_code=True)
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in result.model.named_parameters()]
     assert len(model.state_dict()) < len(networks.resnet20().state_dict())
 
@@ -160,9 +168,11 @@ def test_a_factory_that_has_moved(cifar, tmp_path):
     for spec in ("/gone/networks.py:resnet20", f"{NETWORKS}:resnet21", "timm:no_such_network"):
         (moved / PLAN).write_text(plan.model_copy(update={"model": spec}).model_dump_json())
         with pytest.raises(SpecError, match=r"cannot be made again from '.*\n.*load\(folder, model=\.\.\.\)") as caught:
-            load(moved)
+            load(moved, trust_code=True)
         assert spec in str(caught.value)
-    assert torch.equal(load(moved, model=networks.resnet20)(images(3, 32)), load(folder)(images(3, 32)))
+    assert torch.equal(
+        load(moved, model=networks.resnet20)(images(3, 32)), load(folder, trust_code=True)(images(3, 32))
+    )
 
 
 def test_a_factory_that_fails(nameless):
@@ -285,7 +295,9 @@ def test_the_record_reads_back(digits, tmp_path):
 
 def test_open_model_knows_folders_and_specs(digits, cifar):
     assert open_model(str(digits[1])).runs_code is False
-    assert open_model(str(cifar[1])).runs_code is True
+    assert open_model(str(cifar[1]), consent=Consent(trust_code=True)).runs_code is True
+    with pytest.raises(ConsentError, match="would run that file"):
+        open_model(str(cifar[1]))
     assert open_model("digits-resnet").spec == "digits-resnet"
     with pytest.raises(SpecError, match="brings its own weights"):
         open_model(str(digits[1]), Path("w.safetensors"))

@@ -6,17 +6,17 @@ from typing import Any
 
 from shoal.cli.opening import open_network, output_folder, pick_device, random_like
 from shoal.cli.session import Session
-from shoal.errors import ExportError, SpecError
+from shoal.errors import ExportError
 from shoal.measure import latency, machine, within_noise
 from shoal.plan import read_plan
 from shoal.record import Latency
-from shoal.sources import load_model
 from shoal.store import (
     Exported,
     RunFolder,
     export_onnx,
     export_program,
-    load,
+    load_folder,
+    original_of,
     read_folder_plan,
     save,
 )
@@ -53,7 +53,7 @@ def run_export(session: Session, folder: Path, *, onnx: bool, torch_export: bool
     """Write the files asked for and say how far they are from the network."""
     session.check_alone("export")
     plan = read_folder_plan(folder)
-    network = load(folder)
+    network = load_folder(folder, session.consent)
     example = random_like(example_of(plan.inputs, batch=4))
     made: dict[str, Exported] = {}
     if torch_export:
@@ -87,9 +87,10 @@ def run_bench(
 ) -> int:
     """Time the original factory's network and the one in the folder, in turns."""
     plan, where = read_folder_plan(folder), pick_device(device)
-    if plan.model is None:
-        raise SpecError(f"'{folder}' does not know the factory of its original", "Only `shoal compress` writes it.")
-    networks = {"original": load_model(plan.model).model.to(where), "compressed": load(folder).to(where)}
+    networks = {
+        "original": original_of(folder, plan, session.consent).to(where),
+        "compressed": load_folder(folder, session.consent).to(where),
+    }
     times: dict[str, list[Latency]] = {"original": [], "compressed": []}
     for size in dict.fromkeys((1, batch_size)):
         batch = random_like(example_of(plan.inputs, batch=size)).to(where)

@@ -70,6 +70,8 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     opened = open_network(session, request.model, request.weights, device)
     data = open_data(session, request.data, request.data_options, opened)
     check_input(opened.model, data)
+    if request.latency_from is not None:
+        session.consent.check(request.latency_from, "a folder")
     budget, extra = _recovery(session, request, opened)
     settings = request.settings()
     if request.dry_run and request.tables is not None:

@@ -146,6 +146,7 @@ def compress(
     seed: opt.Seed = 0,
     batch_size: opt.BatchSize = 128,
     dry_run: opt.DryRun = False,
+    trust_code: opt.TrustCode = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> int:
@@ -158,7 +159,7 @@ def compress(
 
     Without MODEL and DATA it works on the embedded default. Exit code 1: the goal was not reached.
     """
-    session = Session(as_json=as_json, debug=debug)
+    session = Session(as_json=as_json, debug=debug, trust_code=trust_code)
     with session.guarded():
         from shoal.cli.compressing import RECOVERY, CompressRequest, as_grain, check_pair, run_compress
         from shoal.cli.opening import DataOptions, names
@@ -225,11 +226,12 @@ def latency(
     channels_last: opt.ChannelsLast = False,
     device: opt.Device = "auto",
     batch_size: opt.BatchSize = 128,
+    trust_code: opt.TrustCode = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> int:
     """Time every kind of block and stand-in of a network on this device, for `compress --latency-from` elsewhere."""
-    session = Session(as_json=as_json, debug=debug)
+    session = Session(as_json=as_json, debug=debug, trust_code=trust_code)
     with session.guarded():
         from shoal.cli.opening import DataOptions
         from shoal.cli.timing import LatencyRequest, run_latency
@@ -247,11 +249,12 @@ def trace(
     ] = None,
     weights: opt.Weights = None,
     size: opt.Size = None,
+    trust_code: opt.TrustCode = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> int:
     """Show the chain of residual blocks: what can be removed, and why not."""
-    session = Session(as_json=as_json, debug=debug)
+    session = Session(as_json=as_json, debug=debug, trust_code=trust_code)
     with session.guarded():
         from shoal.blocks import dissect
         from shoal.cli.opening import DataOptions, example_for, open_data, open_network
@@ -300,11 +303,12 @@ def scan(
     seed: opt.Seed = 0,
     batch_size: opt.BatchSize = 128,
     dry_run: opt.DryRun = False,
+    trust_code: opt.TrustCode = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> int:
     """What is every block, branch and kernel worth? Tables, plots, no change to the network."""
-    session = Session(as_json=as_json, debug=debug)
+    session = Session(as_json=as_json, debug=debug, trust_code=trust_code)
     with session.guarded():
         from shoal.cli.compressing import check_pair
         from shoal.cli.opening import DataOptions
@@ -345,11 +349,12 @@ def certify(
     device: opt.Device = "auto",
     seed: opt.Seed = 0,
     batch_size: opt.BatchSize = 128,
+    trust_code: opt.TrustCode = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> int:
     """Are two networks the same function, and on what evidence? Exit code 1: they are different."""
-    session = Session(as_json=as_json, debug=debug)
+    session = Session(as_json=as_json, debug=debug, trust_code=trust_code)
     with session.guarded():
         from shoal.cli.opening import DataOptions, open_data, open_network, pick_device
         from shoal.report import show_certificate
@@ -373,11 +378,12 @@ def apply(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")],
     weights: opt.Weights = None,
     out: opt.Out = None,
+    trust_code: opt.TrustCode = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> int:
     """Carry a plan out on a network and write the result."""
-    session = Session(as_json=as_json, debug=debug)
+    session = Session(as_json=as_json, debug=debug, trust_code=trust_code)
     with session.guarded():
         from shoal.cli.applying import run_apply
 
@@ -391,11 +397,12 @@ def export(
     torch_export: Annotated[
         bool, typer.Option("--torch-export", help="Write model.pt2, which torch loads without Shoal.")
     ] = False,
+    trust_code: opt.TrustCode = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> int:
     """Write the network of an output folder for others; each file is loaded again and compared."""
-    session = Session(as_json=as_json, debug=debug)
+    session = Session(as_json=as_json, debug=debug, trust_code=trust_code)
     with session.guarded():
         from shoal.cli.applying import run_export
 
@@ -409,11 +416,12 @@ def bench(
     channels_last: opt.ChannelsLast = False,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Timed seconds per network and batch.")] = 3.0,
     device: opt.Device = "auto",
+    trust_code: opt.TrustCode = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> int:
     """Time original and compressed side by side, at batch 1 and at --batch-size."""
-    session = Session(as_json=as_json, debug=debug)
+    session = Session(as_json=as_json, debug=debug, trust_code=trust_code)
     with session.guarded():
         from shoal.cli.applying import run_bench
 
@@ -458,6 +466,7 @@ def distill(
     seed: opt.Seed = 0,
     batch_size: opt.BatchSize = 128,
     dry_run: opt.DryRun = False,
+    trust_code: opt.TrustCode = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> int:
@@ -466,7 +475,7 @@ def distill(
     What comes out is nearest to the teacher on validation, never further than before; test is read once, for the
     record. The same command on an unfinished folder goes on. Exit code 1: nothing was won.
     """
-    session = Session(as_json=as_json, debug=debug)
+    session = Session(as_json=as_json, debug=debug, trust_code=trust_code)
     with session.guarded():
         from shoal.cli.distilling import DistilRequest, run_distill
         from shoal.cli.opening import DataOptions
@@ -535,6 +544,7 @@ def train(
     seed: opt.Seed = 0,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=2, help="Instead of the recipe's.")] = None,
     dry_run: opt.DryRun = False,
+    trust_code: opt.TrustCode = False,
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> int:
@@ -543,7 +553,7 @@ def train(
     Without MODEL and DATA it trains an over-deep network on the embedded digits. MODEL gives the structure; weights are
     random from --seed, or those of --weights. Exit code 1: no block was lost.
     """
-    session = Session(as_json=as_json, debug=debug)
+    session = Session(as_json=as_json, debug=debug, trust_code=trust_code)
     with session.guarded():
         from shoal.cli.opening import DataOptions
         from shoal.cli.training import TrainRequest, run_train

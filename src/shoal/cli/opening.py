@@ -1,6 +1,6 @@
 """From the words of a command line to things: device, numbers, data, model, example input, output folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from shoal.cli.session import Session
 from shoal.errors import ModelRaisedError, UsageError
 from shoal.plan import InputSpec
 from shoal.preserve import evaluating
+from shoal.reading import is_folder
 from shoal.sources import Data, Reading, load_data, reading_of
 from shoal.store import Opened, open_model, read_folder_plan
 from shoal.surgery import example_of, input_specs
@@ -36,6 +37,7 @@ class DataOptions:
 
 def open_data(session: Session, spec: str, options: DataOptions, network: Opened | None = None) -> Data:
     """The data; says so where a user's file is run for it. Text is read as the network reads it."""
+    session.consent.check(spec, "a folder")
     if ".py:" in spec:
         session.errors.print(f"running {spec} for the data", markup=False, soft_wrap=True)
     return load_data(
@@ -46,23 +48,28 @@ def open_data(session: Session, spec: str, options: DataOptions, network: Opened
         seed=options.seed,
         batch_size=options.batch_size,
         limit=options.limit,
-        reading=_reading(spec, options, network),
+        reading=_reading(session, spec, options, network),
     )
 
 
-def _reading(spec: str, options: DataOptions, network: Opened | None) -> Reading | None:
+def _reading(session: Session, spec: str, options: DataOptions, network: Opened | None) -> Reading | None:
     if not spec.strip().startswith("text:"):
         if options.tokenizer is not None or options.sequence_length is not None:
             raise UsageError("--tokenizer and --sequence-length are for text", "Leave them out, or give text:FILE.")
         return None
-    return reading_of(network.model, options.tokenizer, options.sequence_length) if network is not None else None
+    if network is None:
+        return None
+    reading = reading_of(network.model, options.tokenizer, options.sequence_length)
+    fetch = network.fetch if options.tokenizer is None else session.consent.covers(str(options.tokenizer))
+    return replace(reading, fetch=fetch)
 
 
 def open_network(session: Session, spec: str, weights: Path | None, device: str = "cpu") -> Opened:
     """The network on its device, in eval mode; says so where a user's file is run for it."""
+    session.consent.check(spec, "a folder")
     if ".py:" in spec:
         session.errors.print(f"running {spec} for the network", markup=False, soft_wrap=True)
-    opened = open_model(spec, weights)
+    opened = open_model(spec, weights, session.consent)
     opened.model.to(device).eval()
     return opened
 
@@ -114,7 +121,7 @@ def example_for(opened: Opened, data: Data | None, shape: str | None) -> Batch:
         return data.example(2)
     if shape is not None:
         return _zeros([int(part) for part in numbers(shape, "--shape") or []])
-    if Path(opened.spec).is_dir():
+    if is_folder(Path(opened.spec)):
         return example_of(read_folder_plan(Path(opened.spec)).inputs)
     if opened.spec == "digits-resnet":
         return load_data("digits").example(2)

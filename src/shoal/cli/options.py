@@ -42,6 +42,12 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps; a
 Seed = Annotated[int, typer.Option("--seed", help="Decides splits and augmentation.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples in a mini-batch; also the batch timed.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code", help="Run the files and fetch the networks that a folder or plan names, not only what is typed."
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and about how long it takes.")]
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Time images with the channels last in memory.")]

@@ -1,17 +1,58 @@
 """`shoal compress --from DIR`: another goal for the network of an earlier run, starting from its tables."""
 
 import dataclasses
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shoal.cli.compressing import TABLES, CompressRequest
 from shoal.cli.opening import DataOptions
 from shoal.errors import FolderError, UsageError
 from shoal.pipeline import Goal
+from shoal.pipeline.shelf import CLAIM
+from shoal.pipeline.table_maker import STUDENT_BUDGET
+from shoal.reading import is_file, read_json, refusing
 from shoal.recover import read_budget
 from shoal.store.folder import RUN
+
+
+class _Patterns(BaseModel):
+    """Of the goal of a run: which blocks it was about."""
+
+    include: list[str] = []
+    exclude: list[str] = []
+
+
+class _Before(BaseModel):
+    """What `run.json` says of an earlier run, as far as another goal needs it; any other key is passed over."""
+
+    model_config = ConfigDict(strict=True)
+
+    model: str
+    data: str
+    weights_file: str | None = None
+    goal: _Patterns = _Patterns()
+    mean: str | None = None
+    std: str | None = None
+    size: int | None = None
+    limit: int | None = None
+    seed: int = Field(ge=-(2**63), lt=2**64)
+    batch_size: int = Field(ge=1)
+    tokenizer: str | None = None
+    sequence_length: int | None = None
+    images: int = Field(ge=1)
+    device: str
+    channels_last: bool
+    latency_from: str | None = None
+    tables: str | None = None
+    recover: str | None = None
+    recovery_asked: bool = True
+    try_plans: int = Field(default=0, ge=0)
+    stand_ins: str | None = None
+    student_budget: str = STUDENT_BUDGET
+    unlabelled: str | None = None
 
 
 def from_folder(folder: Path, asked: CompressRequest, given: Collection[str]) -> CompressRequest:
@@ -39,7 +80,7 @@ def from_folder(folder: Path, asked: CompressRequest, given: Collection[str]) ->
     before = _arguments(folder)
     _check_asked(asked, before, given)
     tables = (Path(before["tables"]) if before.get("tables") else folder / TABLES).resolve()
-    if not tables.is_dir():
+    if not is_file(tables / CLAIM):  # nothing is begun in a folder that run.json merely names
         raise FolderError(f"'{folder}' holds no tables: its run made no plan", "Give the folder of one with a budget.")
     options = DataOptions(
         before["mean"],
@@ -108,14 +149,17 @@ def _check_asked(asked: CompressRequest, before: dict[str, Any], given: Collecti
 
 
 def _arguments(folder: Path) -> dict[str, Any]:
-    try:
-        claim = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FolderError(f"'{folder}' is no output folder of Shoal", "Give that of a run with a budget.") from error
+    with refusing(FolderError, f"'{folder}' is no output folder of Shoal", "Give that of a run with a budget."):
+        claim = read_json(folder / RUN)
     arguments = claim.get("arguments") if isinstance(claim, dict) else None
     if not isinstance(arguments, dict) or claim.get("command") != "compress":
         raise FolderError(f"'{folder}' is no run of `shoal compress`", "Give the folder of a run with a budget.")
-    return arguments
+    with refusing(FolderError, f"'{folder / RUN}' is damaged", "Give the folder of another run."):
+        try:
+            return _Before.model_validate(arguments).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def _names(arguments: dict[str, Any], key: str) -> tuple[str, ...]:

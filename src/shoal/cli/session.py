@@ -8,12 +8,16 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from typing import Any, NoReturn, TextIO
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shoal.errors import ShoalError, UsageError, check_memory
+
+if TYPE_CHECKING:
+    from shoal.sources.consent import Consent
 
 # As a shell reports them: 128 and the number of the signal.
 INTERRUPTED, CLOSED_PIPE = 130, 141
@@ -29,12 +33,20 @@ class Session:
     others say nothing but their errors, which nobody else might have seen.
     """
 
-    def __init__(self, *, as_json: bool = False, debug: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, debug: bool = False, trust_code: bool = False) -> None:
         self.as_json, self.debug, self.resume_hint = as_json, debug, ""
+        self.trust_code = trust_code
         self.rank = rank()
         self.console = Console(stderr=as_json, highlight=False, quiet=self.rank > 0)
         self.errors = Console(stderr=True, highlight=False)
         self._document: TextIO | None = None
+
+    @cached_property
+    def consent(self) -> "Consent":
+        """What may be run and fetched: what was typed."""
+        from shoal.sources.consent import Consent  # with torch behind it, which takes a while
+
+        return Consent.of_words(sys.argv[1:], trust_code=self.trust_code)
 
     def check_alone(self, command: str) -> None:
         """Refuse several processes where each would do, and write, the same.

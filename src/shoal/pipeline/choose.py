@@ -12,11 +12,12 @@ from shoal.batches import Batch
 from shoal.blocks import Anatomy
 from shoal.blocks.swaps import pieces_of, swaps_of
 from shoal.blocks.units import removable_units
-from shoal.errors import NotReachedError, SurgeryError, UsageError
+from shoal.errors import FolderError, NotReachedError, SurgeryError, UsageError
 from shoal.measure import Predictions, compare, predictions
 from shoal.pipeline.target import Target
 from shoal.plan import Remove
 from shoal.preserve import patched
+from shoal.reading import refusing
 from shoal.record import Comparison, Fate, Planning, Step
 from shoal.scanning import Damage, Worth, divergence, removal_sweep, responses
 from shoal.surgery import check_removable, strict_identities
@@ -248,9 +249,10 @@ class Chooser:
 
     def _first_worths(self, candidates: list[str]) -> dict[str, Worth]:
         """What every removable block is worth alone, from the journal if it stands there."""
-        for line in self.journal.measured():
-            if line["kind"] == "worths" and {one["path"] for one in line["worths"]} == set(candidates):
-                return {one["path"]: _worth(one) for one in line["worths"]}
+        with refusing(FolderError, "the journal of the run is damaged", "Choose a new --out."):
+            for line in self.journal.measured():
+                if line["kind"] == "worths" and {one["path"] for one in line["worths"]} == set(candidates):
+                    return {one["path"]: _worth(one) for one in line["worths"]}
         found = self._sweep(candidates, [], "what each block is worth")
         plain = [{"path": w.path, "damage": w.damage, "interval": w.interval, "n": w.n} for w in found]
         self.journal.append({"kind": "worths", "worths": plain})
@@ -271,7 +273,8 @@ class Chooser:
         every = dict.fromkeys([*(block.path for block in self.anatomy.chain.removable), *candidates])
         worths = self._first_worths(list(every))
         original = predictions(self.anatomy.model, self.validation)
-        steps = [Step.model_validate(line["step"]) for line in self.journal.measured() if line["kind"] == "step"]
+        with refusing(FolderError, "the journal of the run is damaged", "Choose a new --out."):
+            steps = [Step.model_validate(line["step"]) for line in self.journal.measured() if line["kind"] == "step"]
         while not self._finished(steps) and self._left(candidates, [step.removed for step in steps]):
             step = self._step(steps, candidates, worths, original)
             self.journal.append({"kind": "step", "step": step.model_dump(mode="json")})

@@ -3,7 +3,8 @@
 Whatever the source, it is asked for the time of one module on inputs of one shape, batch included.
 """
 
-import json
+import math
+import os
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from shoal.batches import Batch
 from shoal.errors import SpecError, UsageError, check_memory
 from shoal.measure import latency, turns
+from shoal.reading import read_json, refusing
 from shoal.sources import load_function
 
 Shape = tuple[int, ...]
@@ -85,17 +87,15 @@ class FromTable:
     measures = False
 
     def __init__(self, path: Path) -> None:
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+        if not os.path.lexists(path):
+            raise SpecError(f"cannot read the latencies '{path}': No such file or directory", _HOW)
+        with refusing(SpecError, f"'{path}' is no table of latencies", _HOW):
+            document = read_json(path)
             self.entries = {str(key): float(one["ms"]) for key, one in document["entries"].items()}
             self.whole = float(document["whole_ms"])
             self.batch = int(document["batch"])
-            if not (0 < self.whole < float("inf") and all(0 <= ms < float("inf") for ms in self.entries.values())):
+            if not (0 < self.whole < math.inf and all(0 <= ms < math.inf for ms in self.entries.values())):
                 raise ValueError("a time that is none")
-        except OSError as error:
-            raise SpecError(f"cannot read the latencies '{path}': {error.strerror}", _HOW) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SpecError(f"'{path}' is no table of latencies: {error!r}", _HOW) from error
         self.source = f"{path.name} ({document.get('device', 'device unknown')}, batch {self.batch})"
 
     def modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:

@@ -8,9 +8,11 @@ on and another goal starts from finished tables.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict  # pydantic reads the one of typing only from Python 3.12
 
 from shoal.errors import FolderError
 from shoal.plan import StandIn
@@ -22,7 +24,42 @@ from shoal.tensor_files import read_tensors
 
 Wish = Wanted | WantedStudent
 
-_CLAIM, _LINES = "tables.json", "tables.jsonl"
+CLAIM, _LINES = "tables.json", "tables.jsonl"
+
+
+class _Prices(TypedDict):
+    kind: Literal["prices"]
+    source: str
+    ms: dict[str, float]
+
+
+class _Damage(TypedDict):
+    kind: Literal["damage"]
+    batch: int
+    values: dict[str, list[float]]
+
+
+class _Students(TypedDict):
+    kind: Literal["students"]
+    names: list[str]
+    notes: list[str]
+
+
+class _Member(TypedDict):
+    name: str
+    stand_in: dict[str, Any]
+    ridge: float | None
+    r2_fit: float | None
+    r2_held_out: float | None
+
+
+class _FittedLine(TypedDict):
+    kind: Literal["fitted"]
+    file: Annotated[str, Field(pattern=r"^stand-ins-\d+\.safetensors$")]  # beside the tables, nowhere else
+    members: list[_Member]
+
+
+_LINE: TypeAdapter[Any] = TypeAdapter(_Prices | _Damage | _Students | _FittedLine)
 
 
 class Shelf:
@@ -44,16 +81,21 @@ class Shelf:
             self._claim(path, json.loads(json.dumps(dict(claim))))
             self.lines = JsonlFile(path / _LINES)
             self.entries = self.lines.read()
+            with refusing(
+                FolderError, f"'{path / _LINES}' is damaged", "Remove the folder; the tables are made again."
+            ):
+                for line in self.entries:
+                    _LINE.validate_python(line)
 
     def _claim(self, path: Path, claim: dict[str, Any]) -> None:
         with refusing(FolderError, f"cannot use '{path}' for the tables", "Choose another folder."):
             path.mkdir(parents=True, exist_ok=True)
             self.lock = lock_folder(path, shared=True)
-            if not (path / _CLAIM).exists():
-                write_text(path / _CLAIM, json.dumps(claim, indent=2) + "\n")
-            theirs = read_json(path / _CLAIM)
+            if not (path / CLAIM).exists():
+                write_text(path / CLAIM, json.dumps(claim, indent=2) + "\n")
+            theirs = read_json(path / CLAIM)
             if not isinstance(theirs, dict):
-                raise ValueError(f"{_CLAIM} was not written by Shoal")
+                raise ValueError(f"{CLAIM} was not written by Shoal")
         other = sorted(key for key in {*claim, *theirs} if claim.get(key) != theirs.get(key))
         if other:
             said = ", ".join(f"{key} was {theirs.get(key)!r}, now {claim.get(key)!r}" for key in other[:3])
@@ -69,7 +111,11 @@ class Shelf:
         self.entries.append(line)
 
     def prices(self, source: str) -> dict[str, float]:
-        """Milliseconds by key, of one clock."""
+        """Milliseconds by key, of one clock.
+
+        Raises:
+            FolderError: the tables are damaged.
+        """
         lines = (one for one in self.entries if one["kind"] == "prices" and one["source"] == source)
         return {key: ms for line in lines for key, ms in line["ms"].items()}
 

@@ -1,15 +1,20 @@
 """The plan: what to do to which network, as plain data that can be replayed on a fresh copy."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from shoal.errors import PlanError
+from shoal.reading import parse_json, read_text, refusing
 from shoal.record import Value
 
 # Version 2 added `unit` and `norms` to the removal of a block; plans of version 1 are read as they are.
 SCHEMA_VERSION: Literal[2] = 2
+
+# A plan may come from anywhere: what it describes must not take more memory than networks do.
+_LARGEST_INPUT, _LARGEST_MAP = 2**28, 2**31
 
 
 class InputSpec(Value):
@@ -18,6 +23,12 @@ class InputSpec(Value):
     shape: list[int]
     dtype: str
     keyword: str | None = None
+
+    @model_validator(mode="after")
+    def _of_a_bearable_size(self) -> "InputSpec":
+        if any(size < 0 for size in self.shape) or math.prod(self.shape) > _LARGEST_INPUT:
+            raise ValueError(f"an input of shape {self.shape[:8]}: at most {_LARGEST_INPUT} values, none below 0")
+        return self
 
 
 class Signature(Value):
@@ -117,6 +128,12 @@ class StandIn(Value):
     def depth(self) -> int:
         """How many blocks it counts as: an identity as none, a map as one."""
         return len(self.copies) or int(self.kind != "identity")
+
+    @model_validator(mode="after")
+    def _of_a_bearable_size(self) -> "StandIn":
+        if self.in_channels * self.out_channels * self.kernel**2 > _LARGEST_MAP:
+            raise ValueError(f"a map of {self.in_channels} to {self.out_channels} channels is too large")
+        return self
 
     @model_validator(mode="after")
     def _copies_fit(self) -> "StandIn":
@@ -231,10 +248,8 @@ def read_plan(path: Path) -> Plan:
     Raises:
         PlanError: no such file, no JSON, or not a plan this version knows.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise PlanError(f"cannot read the plan '{path}': {error.strerror}", "Give the path of a plan.json.") from error
+    with refusing(PlanError, f"cannot read the plan '{path}'", "Give the path of a plan.json."):
+        text = read_text(path)
     return parse_plan(text, str(path))
 
 
@@ -244,15 +259,16 @@ def parse_plan(text: str, origin: str) -> Plan:
     Raises:
         PlanError: not a plan this version knows; says which field.
     """
-    try:
-        return Plan.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise PlanError(
-            f"'{origin}' is no plan of version {SCHEMA_VERSION}: {where}: {first['msg']}",
-            "A plan.json is written by `shoal compress`; its schema is in docs/plan.md.",
-        ) from error
+    message = f"'{origin}' is no plan of version {SCHEMA_VERSION}"
+    with refusing(PlanError, message, "A plan.json is written by `shoal compress`; its schema is in docs/plan.md."):
+        try:
+            plan = Plan.model_validate_json(text)
+            parse_json(text)  # where two readers could understand it in two ways it is none
+            return plan
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the document"
+            raise ValueError(f"{where}: {first['msg']}") from error
 
 
 def differences(expected: Signature, found: Signature, most: int = 5) -> list[str]:

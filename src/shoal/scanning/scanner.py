@@ -13,8 +13,9 @@ from torch import nn
 from shoal.batches import Batch, Repeatable, batches, check_one_purpose, device_of
 from shoal.blocks import Anatomy, dissect
 from shoal.blocks.prefix import restart_notes
-from shoal.errors import DataError, UsageError, naming_memory_shortage
+from shoal.errors import DataError, FolderError, UsageError, naming_memory_shortage
 from shoal.measure import Answers, Tally, answers, machine, wilson
+from shoal.reading import refusing
 from shoal.record import Ablation, Baseline, ScannedBlock, ScannedLayer, ScanRecord, ScoreQuality, SecondData
 from shoal.scanning.candidates import Candidate, Layer, block_candidates, layer_candidates, layers_of
 from shoal.scanning.means import branch_means
@@ -269,15 +270,16 @@ class _Tallies(Visitor):
     def resume(self) -> int:
         """Take up what the journal holds; returns how many mini-batches are done."""
         lines = [] if self.journal is None else self.journal.measured()
-        last = next(
-            (line for line in reversed(lines) if line.get("kind") == "scan" and line["name"] == self.name), None
-        )
-        if last is None:
-            return 0
-        self.found = {key: Tally.from_dict(plain) for key, plain in last["tallies"].items()}
-        self.own = Tally.from_dict(last["own"])
-        self.stopped, self.looks = set(last["stopped"]), last["batches"]
-        return int(last["batches"])
+        with refusing(FolderError, "the journal of the scan is damaged", "Choose a new --out."):
+            last = next(
+                (line for line in reversed(lines) if line.get("kind") == "scan" and line["name"] == self.name), None
+            )
+            if last is None:
+                return 0
+            self.found = {key: Tally.from_dict(plain) for key, plain in last["tallies"].items()}
+            self.own = Tally.from_dict(last["own"])
+            self.stopped, self.looks = set(last["stopped"]), last["batches"]
+            return int(last["batches"])
 
     def wants(self, candidate: Candidate) -> bool:
         return candidate.key not in self.stopped

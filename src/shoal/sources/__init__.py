@@ -1,5 +1,6 @@
 """Where networks, weights and data come from: each named by a short specification."""
 
+from shoal.sources.consent import Consent
 from shoal.sources.data import Data, load_data
 from shoal.sources.digits_resnet import DigitsResNet, digits_resnet
 from shoal.sources.models import LoadedModel, load_model
@@ -8,6 +9,7 @@ from shoal.sources.user_file import load_function
 from shoal.sources.weights import load_weights
 
 __all__ = [
+    "Consent",
     "Data",
     "DigitsResNet",
     "LoadedModel",

@@ -10,12 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.errors import DataError
+from shoal.errors import DataError, check_memory
+from shoal.reading import is_folder, open_file, refusing
 from shoal.sources.look import Look
 from shoal.sources.parts import InMemory
 from shoal.sources.source import Source
 
 _IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
+
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF")  # none that another program would be started for
+_PIXELS = 2**26  # of one image, as it is stored and once it is scaled: 200 MB
 
 # Mean and standard deviation per channel of pixels in 0..1, as these data sets are usually normalised.
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -56,14 +60,15 @@ def image_folder(root: Path, size: int | None = None) -> Source:
         root: the folder.
         size: height and width in pixels: the shorter side is scaled to it, the centre cut out; 224 if None.
     """
-    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if not (root / "train").is_dir() or test is None:
+    test = next((root / name for name in ("test", "val") if is_folder(root / name)), None)
+    if not is_folder(root / "train") or test is None:
         raise DataError(
             f"'{root}' is not a folder of images",
             "Expected: ROOT/train/CLASS/*.jpg and ROOT/test/CLASS/*.jpg.",
         )
-    classes = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
-    strange = sorted(folder.name for folder in test.iterdir() if folder.is_dir() and folder.name not in classes)
+    with refusing(DataError, f"the folder of images '{root}' cannot be read", "Check its permissions."):
+        classes = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
+        strange = sorted(folder.name for folder in test.iterdir() if folder.is_dir() and folder.name not in classes)
     if strange:
         raise DataError(
             f"'{test}' has classes that train has not: {', '.join(strange[:5])}",
@@ -96,19 +101,27 @@ class ImageFiles:
 
 
 def _decoded(path: Path, size: int) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"'{path}' cannot be read as an image: {error}", "Remove the file or mend it.") from error
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    with (
+        refusing(DataError, f"'{path}' cannot be read as an image", "Remove the file or mend it."),
+        open_file(path) as content,
+        Image.open(content, formats=_FORMATS) as file,
+    ):
+        _check_size(file.size)
+        scale = size / max(1, min(file.size))
+        width, height = (max(size, round(side * scale)) for side in file.size)
+        _check_size((width, height))
+        image = file.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
     pixels = np.array(image.crop((left, top, left + size, top + size)))
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > _PIXELS:
+        raise ValueError(f"it would take {width} x {height} pixels, at most {_PIXELS} are read")
 
 
 def _files(folder: Path, classes: list[str], size: int) -> tuple[ImageFiles, Tensor]:
@@ -145,7 +158,8 @@ def _cifar(name: str, root: Path, folder: str, mean: tuple[float, ...], std: tup
 def _opened(build: Callable[[], Any], root: Path, expected: str) -> Any:
     try:
         return build()
-    except (RuntimeError, OSError) as error:
+    except Exception as error:
+        check_memory(error, f"while '{root}' was read")
         state = "is not complete" if root.is_dir() else "does not exist"
         raise DataError(f"the data folder '{root}' {state}", f"{expected}; Shoal does not download data.") from error
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from shoal.alignment import align_
-from shoal.errors import ShoalError, SpecError, UsageError, WeightsError, did_you_mean
+from shoal.errors import ConsentError, ShoalError, SpecError, UsageError, WeightsError, check_memory, did_you_mean
+from shoal.reading import is_file, is_folder
 from shoal.sources.cifar_preact_resnet import cifar_preact_resnet
 from shoal.sources.digits_resnet import digits_resnet
 from shoal.sources.user_file import call_function, is_file_spec
@@ -42,7 +44,7 @@ class LoadedModel:
     num_classes: int | None = None
 
 
-def load_model(spec: str, weights: Path | None = None) -> LoadedModel:
+def load_model(spec: str, weights: Path | None = None, *, fetch: bool = True) -> LoadedModel:
     """Load a network.
 
     Args:
@@ -55,8 +57,10 @@ def load_model(spec: str, weights: Path | None = None) -> LoadedModel:
             the repository is never run;
             `FILE.py:FUNCTION`: a function without arguments that returns an `nn.Module`.
         weights: a checkpoint to load into it, see `load_weights`.
+        fetch: a library may fetch weights from the network; else only what is on this machine is used.
 
     Raises:
+        ConsentError: it would have to be fetched, and may not.
         SpecError: unknown, a folder, or not a network; with near matches.
         UsageError: `@pretrained` and `weights` together.
         ModelRaisedError: the user's file or function raised.
@@ -66,28 +70,28 @@ def load_model(spec: str, weights: Path | None = None) -> LoadedModel:
     if weights is not None and spec.endswith(_PRETRAINED):
         raise UsageError(f"'{spec}' brings its own weights", f"Leave out {_PRETRAINED} or --weights.")
     runs_code = is_file_spec(spec)
-    model = _build(spec, from_config=weights is not None)
+    model = _build(spec, from_config=weights is not None, fetch=fetch)
     if weights is not None:
         load_weights(model, weights)
     align_(model)  # transformers maps its files, and a user's own function may do so too
     return LoadedModel(model.eval(), spec, runs_code, _classes(model))
 
 
-def _build(spec: str, from_config: bool) -> nn.Module:
+def _build(spec: str, from_config: bool, fetch: bool) -> nn.Module:
     source, _, name = spec.partition(":")
     if spec == "digits-resnet":
         return digits_resnet()
     if source == "cifar-preact-resnet":
         return cifar_preact_resnet(name)
     if source == "torchvision" and name:
-        return _torchvision(name)
+        return _torchvision(name, fetch)
     if source == "timm" and name:
-        return _timm(name)
+        return _timm(name, fetch)
     if source == "hf" and name:
-        return _hugging_face(name, from_config)
+        return _hugging_face(name, from_config, fetch)
     if is_file_spec(spec):
         return _from_file(spec)
-    if spec and Path(spec).is_dir():
+    if spec and is_folder(Path(spec)):
         raise SpecError(
             f"'{spec}' is a folder, but not an output folder of Shoal",
             "A Hugging Face folder is loaded with hf:PATH.",
@@ -109,7 +113,7 @@ def _from_file(spec: str) -> nn.Module:
     return model
 
 
-def _torchvision(name: str) -> nn.Module:
+def _torchvision(name: str, fetch: bool) -> nn.Module:
     torchvision = _library("torchvision", "vision")
     name, pretrained = name.removesuffix(_PRETRAINED), name.endswith(_PRETRAINED)
     known = torchvision.models.list_models()
@@ -120,8 +124,10 @@ def _torchvision(name: str) -> nn.Module:
     backbone = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
     if not pretrained:
         return builder(weights=None, **backbone)
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    if not (fetch or is_file(Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name)):
+        raise _unasked(f"torchvision:{name}{_PRETRAINED}")
     try:
-        weights = torchvision.models.get_model_weights(name).DEFAULT
         # Fetched here, so that a file with more than tensors in it is refused before the builder reads it.
         weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
         return builder(weights=weights, progress=False, **backbone)
@@ -129,30 +135,39 @@ def _torchvision(name: str) -> nn.Module:
         raise _not_fetched("torchvision", name, error) from error
 
 
-def _timm(name: str) -> nn.Module:
+def _timm(name: str, fetch: bool) -> nn.Module:
     timm = _library("timm", "vision")
     name, pretrained = name.removesuffix(_PRETRAINED), name.endswith(_PRETRAINED)
     if not timm.is_model(name.partition(".")[0]):
         raise SpecError(f"timm has no network '{name}'", did_you_mean(name, timm.list_models()))
+    if pretrained and not fetch:  # timm asks the hub even for what is here
+        raise _unasked(f"timm:{name}{_PRETRAINED}")
     try:
         return timm.create_model(name, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
         raise _not_fetched("timm", name, error) from error
 
 
-def _hugging_face(name: str, from_config: bool) -> nn.Module:
+def _hugging_face(name: str, from_config: bool, fetch: bool) -> nn.Module:
     transformers = _library("transformers", "text")
     _check_whole(name)
+    local_folder = is_folder(Path(name))
+    local = local_folder or not fetch
     try:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=local)
         kind = _architecture(transformers, config, name)
         if from_config:
             # The configuration knows its folder, which is where the tokenizer lies.
             return kind(config)
-        model, info = kind.from_pretrained(name, config=config, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, ShoalError):
-            raise
+        model, info = kind.from_pretrained(
+            name, config=config, use_safetensors=True, output_loading_info=True, local_files_only=local
+        )
+    except ShoalError:
+        raise
+    except Exception as error:  # a configuration from elsewhere makes transformers raise anything
+        check_memory(error, f"while 'hf:{name}' was loaded")
+        if isinstance(error, OSError) and not (fetch or local_folder):
+            raise _unasked(f"hf:{name}") from error
         if "custom code" in str(error) or "trust_remote_code" in str(error):
             raise SpecError(
                 f"'hf:{name}' brings its own code, which Shoal does not run",
@@ -171,7 +186,7 @@ def _hugging_face(name: str, from_config: bool) -> nn.Module:
 
 def _check_whole(name: str) -> None:
     """Refuse a folder that holds an adapter alone: what it adapts is elsewhere."""
-    if (Path(name) / "adapter_config.json").is_file():
+    if is_file(Path(name) / "adapter_config.json"):
         raise SpecError(
             f"'hf:{name}' holds an adapter (PEFT, LoRA), not a network",
             "Merge it into its network first: merge_and_unload(), then save_pretrained().",
@@ -200,6 +215,13 @@ def _library(name: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise SpecError(f"{name} is not installed", f"pip install 'shoal[{extra}]'") from error
+
+
+def _unasked(spec: str) -> ConsentError:
+    return ConsentError(
+        f"'{spec}' would have to be fetched from the network, and nobody asked for that",
+        "A folder names it. Repeat with --trust-code (in Python: trust_code=True), or name it yourself.",
+    )
 
 
 def _not_fetched(library: str, name: str, error: Exception) -> ShoalError:

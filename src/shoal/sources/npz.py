@@ -1,5 +1,6 @@
 """Data in one file of numpy arrays: `x_train`, `y_train`, `x_test`, `y_test`."""
 
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ import torch
 from torch import Tensor
 
 from shoal.errors import DataError, did_you_mean
+from shoal.reading import check_member, is_file, open_file, refusing
 from shoal.sources.look import Look
 from shoal.sources.parts import InMemory
 from shoal.sources.source import Source
 
+_MAGIC = b"\x93NUMPY"
+_LABELS = 10**6  # more classes than any data set has
 _KEYS = ["x_train", "y_train", "x_test", "y_test"]
 
 
@@ -26,10 +30,10 @@ def npz(path: Path) -> Source:
     Raises:
         DataError: the file cannot be read, or its arrays do not fit.
     """
-    arrays = _read(path)
+    arrays, names = _read(path)
     for key in ("x_train", "x_test"):
         if key not in arrays:
-            hint = did_you_mean(key, list(arrays))
+            hint = did_you_mean(key, names)
             raise DataError(f"'{path.name}' has no array '{key}'", f"Expected: {', '.join(_KEYS)}. {hint}".strip())
     if ("y_train" in arrays) != ("y_test" in arrays):
         raise DataError(f"'{path.name}' has labels for one part only", "Give y_train and y_test, or neither.")
@@ -44,24 +48,38 @@ def npz(path: Path) -> Source:
     return Source(InMemory(train), InMemory(test), train_labels, test_labels, look)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
+def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays that are needed, and the names of all there are: the others are not unpacked."""
+    if not is_file(path):
         raise DataError(f"there is no file '{path}'", "Give the path of a .npz file.")
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
+    with (
+        refusing(DataError, f"'{path.name}' cannot be read as .npz", "Save it with numpy.savez."),
+        open_file(path) as file,
+    ):
+        if file.read(len(_MAGIC)) == _MAGIC:
             raise DataError(f"'{path.name}' holds one array, not named ones", "Save it with numpy.savez.")
-        with file:
-            return {key: file[key] for key in file.files if key in _KEYS or key.startswith("x")}
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"'{path.name}' holds Python objects, not plain arrays: {error}",
-            "Save arrays of numbers; Shoal never unpickles.",
-        ) from error
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"'{path.name}' cannot be read as .npz: {error}", "Save it with numpy.savez.") from error
+        with zipfile.ZipFile(file) as archive:
+            members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
+            return {key: _array(archive, members[key], path) for key in _KEYS if key in members}, list(members)
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.ndarray:
+    """One array, not larger than its member says that it is."""
+    check_member(member)
+    with archive.open(member) as content:
+        version = np.lib.format.read_magic(content)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = header(content)
+        if dtype.hasobject or dtype.kind not in "uifb":
+            raise DataError(
+                f"'{path.name}' holds Python objects, not plain arrays: '{member.filename}' is of type {dtype}",
+                "Save arrays of numbers; Shoal never unpickles.",
+            )
+        size = math.prod(shape) * dtype.itemsize
+        if not 0 <= size <= member.file_size:
+            raise ValueError(f"'{member.filename}' of shape {shape} would take {size} bytes, it has {member.file_size}")
+        flat = np.frombuffer(bytearray(content.read(size)), dtype=dtype)
+        return flat.reshape(shape[::-1]).T if is_fortran else flat.reshape(shape)
 
 
 def _samples(array: Any, key: str) -> Tensor:
@@ -99,6 +117,8 @@ def _labels(array: Any, key: str, count: int) -> Tensor:
         raise DataError(f"{key} of shape {array.shape} does not fit {count} samples", f"Expected: shape ({count},).")
     if not np.issubdtype(array.dtype, np.integer):
         raise DataError(f"{key} is of type {array.dtype}", "Expected: class indices, whole numbers from 0.")
-    if array.min() < 0:
+    if array.max(initial=0) > _LABELS:
+        raise DataError(f"{key} holds a label of {array.max()}", f"Expected: class indices from 0, below {_LABELS}.")
+    if array.min(initial=0) < 0:
         raise DataError(f"{key} holds a negative label: {array.min()}", "Expected: class indices from 0.")
     return torch.from_numpy(array.astype(np.int64))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import DataError, did_you_mean
+from shoal.reading import TEXT, is_file, is_folder, read_text, reason_of, refusing
 
 _PLAIN, _LINES = (".txt", ".text", ".md"), (".jsonl", ".ndjson")
 _KINDS = (*_PLAIN, *_LINES)
@@ -31,9 +32,9 @@ def documents(path: Path) -> Documents:
     Raises:
         DataError: no such file, none of a known kind, nothing in them, or not UTF-8.
     """
-    if not path.exists():
+    if not (is_file(path) or is_folder(path)):
         raise DataError(f"there is no file or folder '{path}'", "Give a .txt or .jsonl file, or a folder of them.")
-    if path.is_file():
+    if is_file(path):
         return Documents(_enough(_of_file(path, divided=True), path))
     train, test = (
         _part(path, "train"),
@@ -46,7 +47,7 @@ def documents(path: Path) -> Documents:
 
 def _part(folder: Path, name: str) -> list[Path]:
     """The files of one part: those in a sub-folder of this name, or the file called so."""
-    if (folder / name).is_dir():
+    if is_folder(folder / name):
         return _files(folder / name)
     return [folder / f"{name}{suffix}" for suffix in _KINDS if (folder / f"{name}{suffix}").is_file()]
 
@@ -77,7 +78,7 @@ def _of_file(path: Path, *, divided: bool) -> list[str]:
 def _divided(text: str) -> list[str]:
     """The stretches between blank lines."""
     parts: list[list[str]] = [[]]
-    for line in text.splitlines():
+    for line in text.replace("\r\n", "\n").split("\n"):
         if line.strip():
             parts[-1].append(line)
         elif parts[-1]:
@@ -86,14 +87,14 @@ def _divided(text: str) -> list[str]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    for number, line in enumerate(_read(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
             entry: Any = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
-                f"'{path.name}', line {number} is no JSON: {error}", 'Expected: {"text": "..."}.'
+                f"'{path.name}', line {number} is no JSON: {reason_of(error)}", 'Expected: {"text": "..."}.'
             ) from error
         text = entry.get("text") if isinstance(entry, dict) else None
         if not isinstance(text, str):
@@ -102,16 +103,17 @@ def _lines(path: Path) -> Iterator[str]:
                 f"'{path.name}', line {number} has no text under \"text\"",
                 f'Expected: {{"text": "..."}}. {known}'.strip(),
             )
+        with refusing(DataError, f"'{path.name}', line {number} is no text", "Convert the file to UTF-8."):
+            text.encode("utf-8")  # half a surrogate pair is read by JSON, and by no tokenizer
         yield text
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path.name}' is not UTF-8 text: {error}", "Convert the file to UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read: {error.strerror}", "Check the file and its permissions.") from error
+    with refusing(DataError, f"'{path}' cannot be read", "Check the file and its permissions."):
+        try:
+            return read_text(path, TEXT)
+        except UnicodeDecodeError as error:
+            raise DataError(f"'{path.name}' is not UTF-8 text: {error}", "Convert the file to UTF-8.") from error
 
 
 def _enough(found: list[str], path: Path, least: int = _LEAST) -> list[str]:

@@ -28,6 +28,7 @@ class Reading:
         task: `next`: it says the next token at every position; `rest`: it reads the first half of a sequence and says
             the second; `none`: it reads both ways, and nothing is asked but that its outputs stay as they are.
         start: the token its decoder begins with, for `rest`.
+        fetch: the tokenizer may be fetched from the network where it is not on this machine.
     """
 
     tokenizer: str | None
@@ -36,6 +37,7 @@ class Reading:
     positions: int | None
     task: Task
     start: int = 0
+    fetch: bool = True
 
 
 def reading_of(model: nn.Module, tokenizer: str | Path | None = None, length: int | None = None) -> Reading:
@@ -100,7 +102,9 @@ def open_tokenizer(reading: Reading) -> Any:
     except ImportError as error:
         raise SpecError("transformers is not installed", "pip install 'shoal[text]'") from error
     try:
-        return AutoTokenizer.from_pretrained(reading.tokenizer, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            reading.tokenizer, trust_remote_code=False, local_files_only=not reading.fetch
+        )
     except Exception as error:
         reason = str(error).strip().splitlines()
         said = reason[0] if reason else type(error).__name__

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from shoal.errors import ModelRaisedError, ShoalError, SpecError, check_memory, did_you_mean
+from shoal.reading import is_file, read_text, refusing
 
 _SPEC = re.compile(r"^(?P<file>.+\.py)(?::(?P<function>[^:/\\]*))?$")
 
@@ -28,8 +29,8 @@ def call_function(spec: str) -> Any:
     Raises:
         SpecError, ModelRaisedError: as for `load_function`; the latter also where the function raised.
     """
-    function, path = load_function(spec), _parts(spec)[0]
-    with _folder_first(path.parent), _readable_errors(path, f"calling {_parts(spec)[1]}() of"):
+    function, path = load_function(spec), parts_of(spec)[0]
+    with _folder_first(path.parent), _readable_errors(path, f"calling {parts_of(spec)[1]}() of"):
         return function()
 
 
@@ -42,8 +43,8 @@ def load_function(spec: str) -> Callable[..., Any]:
         SpecError: no such file, no function named, or no such function in it.
         ModelRaisedError: the file raised; says what, and at which line of it.
     """
-    path, name = _parts(spec)
-    if not path.is_file():
+    path, name = parts_of(spec)
+    if not is_file(path):
         given = spec[: spec.rindex(".py") + 3]
         raise SpecError(f"there is no file '{given}'", "Give a path that exists, relative to this folder.")
     if not name:
@@ -54,11 +55,17 @@ def load_function(spec: str) -> Callable[..., Any]:
         return _function(module, name, path)
 
 
-def _parts(spec: str) -> tuple[Path, str]:
+def parts_of(spec: str) -> tuple[Path, str]:
+    """The file that a specification names, with links and dots resolved, and the function.
+
+    Raises:
+        SpecError: it names no file.
+    """
     match = _SPEC.match(spec)
     if match is None:
         raise SpecError(f"'{spec}' is not of the form FILE.py:FUNCTION")
-    return Path(match["file"]).expanduser().resolve(), match["function"] or ""
+    with refusing(SpecError, f"'{spec}' names no file"):  # a name with a NUL in it, or a home of nobody
+        return Path(match["file"]).expanduser().resolve(), match["function"] or ""
 
 
 def _import(path: Path) -> ModuleType:
@@ -90,8 +97,8 @@ def _function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
 
 def _defined_in(path: Path) -> str:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError):
+        tree = ast.parse(read_text(path))
+    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):
         return ""
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     return f"'{path.name}' defines: {', '.join(names)}." if names else ""

@@ -1,7 +1,8 @@
 """Load a state dict from a file into a network: everything is checked before the network is changed."""
 
-import json
+import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from shoal.errors import WeightsError, did_you_mean
 from shoal.preserve import check_finite
+from shoal.reading import check_member, is_file, is_folder, open_file, read_json, refusing
+from shoal.tensor_files import read_tensors
 
 State = dict[str, Tensor]
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "state_dict_ema", "ema_state_dict", "model_ema")
@@ -44,8 +47,8 @@ def read_state(path: Path) -> State:
     Raises:
         WeightsError: the file is missing, of an unknown kind, unreadable, or needs unpickling.
     """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+    if not is_file(path):
+        what = "is a folder" if is_folder(path) else "is no regular file" if os.path.lexists(path) else "does not exist"
         raise WeightsError(f"the weights file '{path}' {what}", "Name a .safetensors, .pt, .pth or .bin file.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -60,21 +63,14 @@ def read_state(path: Path) -> State:
 
 
 def _read_safetensors(path: Path) -> State:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"'{path.name}' cannot be read as safetensors: {error}", "Fetch the file again.") from error
+    message = f"'{path.name}' cannot be read as safetensors"
+    return read_tensors(path, WeightsError, message, "Fetch the file again.")[0]
 
 
 def _read_shards(path: Path) -> State:
-    try:
-        where = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"].items())
-        shards = sorted({str(name) for name in where.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"'{path.name}' is not an index of safetensors shards", "Fetch the file again.") from error
+    with refusing(WeightsError, f"'{path.name}' is not an index of safetensors shards", "Fetch the file again."):
+        where = {str(name): str(shard) for name, shard in read_json(path)["weight_map"].items()}
+        shards = sorted(set(where.values()))
     state: State = {}
     for name in shards:
         # An index is data from elsewhere: it may name files beside itself and nothing else.
@@ -93,7 +89,7 @@ def _read_shards(path: Path) -> State:
 
 
 def _check_shards(index: Path, shards: list[str]) -> None:
-    missing = [name for name in shards if not index.with_name(name).is_file()]
+    missing = [name for name in shards if not is_file(index.with_name(name))]
     if missing:
         raise WeightsError(
             f"{len(missing)} of the {len(shards)} shards that '{index.name}' names are not beside it: "
@@ -103,32 +99,56 @@ def _check_shards(index: Path, shards: list[str]) -> None:
 
 
 def _read_torch(path: Path) -> State:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"'{path.name}' holds more than tensors: reading it would run code from the file",
-            "Convert it: torch.load it in a process that you trust, save its state dict with safetensors.",
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"'{path.name}' cannot be read: {error}", "Fetch the file again.") from error
+    with refusing(WeightsError, f"'{path.name}' cannot be read", "Fetch the file again."):
+        try:
+            with open_file(path) as file:
+                if zipfile.is_zipfile(file):
+                    for member in zipfile.ZipFile(file).infolist():
+                        check_member(member)
+                file.seek(0)
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise WeightsError(
+                f"'{path.name}' holds more than tensors: reading it would run code from the file",
+                "Convert it: torch.load it in a process that you trust, save its state dict with safetensors.",
+            ) from error
     return _unwrapped(content, path.name)
 
 
-def _unwrapped(content: Any, file: str) -> State:
-    while isinstance(content, Mapping):
+def _unwrapped(found: Any, file: str) -> State:
+    content: Mapping[Any, Any] = found if isinstance(found, Mapping) else {}
+    for _ in _WRAPPERS:  # not for ever: a checkpoint may hold itself
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break
         content = inner
-    tensors = dict(content) if isinstance(content, Mapping) else {}
-    state = {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
+    state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not state:
         raise WeightsError(
-            f"'{file}' holds no state dict but {type(content).__name__}",
+            f"'{file}' holds no state dict but {type(found).__name__}",
             "Expected: names and tensors, alone or under 'state_dict', 'model' or 'model_state_dict'.",
         )
+    for name, value in state.items():
+        _check_dense(name, value, file)
     return state
+
+
+def _check_dense(name: str, value: Tensor, file: str) -> None:
+    """Refuse what is no plain tensor, or claims to be larger than what the file holds of it."""
+    with refusing(WeightsError, f"'{file}' holds '{name}', which is no plain tensor", "Save a plain state dict."):
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise ValueError(f"{value.layout}, {value.dtype}, on {value.device.type}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"of shape {tuple(value.shape)}, it holds {value.untyped_storage().nbytes()} bytes")
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """What numbers of a dtype are: a weight of another kind is another thing, whatever its precision."""
+    if dtype == torch.bool:
+        return "truth values"
+    if dtype.is_complex:
+        return "complex numbers"
+    return "floating-point numbers" if dtype.is_floating_point else "whole numbers"
 
 
 def _without_prefix(state: State, model: nn.Module, file: str) -> State:
@@ -170,7 +190,12 @@ def _check_fit(model: nn.Module, state: State, file: str) -> None:
     missing = [name for name in own if name not in state and not _may_be_absent(name, own, state)]
     unexpected = [name for name in state if name not in own]
     wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
-    if not (missing or unexpected or wrong):
+    kinds = [
+        f"{name} holds {kind_of(state[name].dtype)}, expected {kind_of(own[name].dtype)}"
+        for name in own
+        if name in state and kind_of(state[name].dtype) != kind_of(own[name].dtype)
+    ]
+    if not (missing or unexpected or wrong or kinds):
         return
     parts = [
         _listed("missing", [f"{name} {tuple(own[name].shape)}" for name in missing]),
@@ -179,6 +204,7 @@ def _check_fit(model: nn.Module, state: State, file: str) -> None:
             "of another shape",
             [f"{name} {tuple(state[name].shape)}, expected {tuple(own[name].shape)}" for name in wrong],
         ),
+        _listed("of another kind", kinds),
     ]
     hint = "Is this checkpoint for another depth, width or number of classes?"
     if unexpected and missing:

@@ -3,7 +3,16 @@
 from shoal.store.export import Exported, export_onnx, export_program
 from shoal.store.folder import RunFolder
 from shoal.store.lines import JsonlFile
-from shoal.store.load import Opened, check_reload, load, open_model, read_folder_plan, read_record
+from shoal.store.load import (
+    Opened,
+    check_reload,
+    load,
+    load_folder,
+    open_model,
+    original_of,
+    read_folder_plan,
+    read_record,
+)
 from shoal.store.lock import FolderLock, lock_folder
 from shoal.store.save import check_savable, restore_weights, save, save_weights
 from shoal.store.writing import write_atomically, write_text
@@ -19,8 +28,10 @@ __all__ = [
     "export_onnx",
     "export_program",
     "load",
+    "load_folder",
     "lock_folder",
     "open_model",
+    "original_of",
     "read_folder_plan",
     "read_record",
     "restore_weights",

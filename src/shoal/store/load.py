@@ -10,8 +10,10 @@ from torch import nn
 from shoal.alignment import align_
 from shoal.errors import FolderError, ModelRaisedError, SpecError, check_memory, naming_memory_shortage
 from shoal.plan import Plan, read_plan
+from shoal.reading import is_folder, parse_json, read_text, refusing
 from shoal.record import Record
-from shoal.sources import load_model
+from shoal.sources import Consent, load_model
+from shoal.sources.user_file import is_file_spec
 from shoal.store.extras import Extras, check_answers, read_extras, restore_extras_, states_of
 from shoal.store.folder import EXTRAS, PLAN, RECORD, RUN, WEIGHTS
 from shoal.store.save import restore_weights
@@ -25,28 +27,46 @@ class Opened:
     model: nn.Module
     spec: str
     runs_code: bool = False
+    fetch: bool = True  # whether what belongs to it, such as a tokenizer, may be fetched from the network
 
 
 @naming_memory_shortage()
 def load(
-    folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None, *, verify: bool = True
+    folder: str | Path,
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    *,
+    trust_code: bool = False,
+    verify: bool = True,
 ) -> nn.Module:
     """The network in an output folder of Shoal, in eval mode. Nothing is unpickled.
 
     Args:
         folder: written by `shoal compress` or `Result.save`.
         model: the original network or its factory, where the folder does not know it (a network made in Python) or it
-            has moved. Its weights do not matter. Without it, a plan that names `FILE.py:FUNCTION` runs that file.
+            has moved. Its weights do not matter.
+        trust_code: where the plan names `FILE.py:FUNCTION`, run that file; where it names a network that is not on this
+            machine, fetch it. For folders of your own, or of somebody you trust.
         verify: refuse a network that answers otherwise on a seeded input than the one that was saved did.
 
     Raises:
+        ConsentError: code would have to be run, or a network fetched, and `trust_code` is not set.
         FolderError: no output folder, or the run is unfinished.
         PlanError: the network is another one than the plan was made for; says what differs.
         WeightsError: the weights do not fit, or the network answers otherwise than the one that was saved.
     """
-    path = Path(folder)
+    return load_folder(Path(folder), Consent(trust_code=trust_code), model, verify=verify)
+
+
+def load_folder(
+    path: Path,
+    consent: Consent,
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    *,
+    verify: bool = True,
+) -> nn.Module:
+    """The network in an output folder of Shoal; its plan may name nothing but what `consent` covers, see `load`."""
     plan = read_folder_plan(path)
-    loaded, extras = _loaded(path, plan, model)
+    loaded, extras = _loaded(path, plan, consent, model)
     if verify:
         check_answers(loaded, plan.inputs, extras)
     return loaded
@@ -63,19 +83,21 @@ def check_reload(folder: Path, factory: Callable[[], nn.Module] | None = None) -
         ShoalError: the network cannot be built again, or answers otherwise; says why.
     """
     plan = read_folder_plan(folder)
-    loaded, extras = _loaded(folder, plan, factory)
+    loaded, extras = _loaded(folder, plan, Consent(trust_code=True), factory)  # it was open just now
     check_answers(loaded, plan.inputs, extras, by_rounding=True)
 
 
-def _loaded(path: Path, plan: Plan, model: nn.Module | Callable[[], nn.Module] | None) -> tuple[nn.Module, Extras]:
+def _loaded(
+    path: Path, plan: Plan, consent: Consent, model: nn.Module | Callable[[], nn.Module] | None
+) -> tuple[nn.Module, Extras]:
     extras, tensors = read_extras(path / EXTRAS)
-    cut = apply(_original(path, plan, model), plan, weights_follow=True).to("cpu")
+    cut = apply(_original(path, plan, consent, model), plan, weights_follow=True).to("cpu")
     restore_weights(cut, path / WEIGHTS, states_of(extras, tensors, path / EXTRAS))
     restore_extras_(cut, extras, tensors)
     return align_(cut).eval(), extras
 
 
-def _original(path: Path, plan: Plan, given: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+def _original(path: Path, plan: Plan, consent: Consent, given: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
     if isinstance(given, nn.Module):
         return given
     if given is not None:
@@ -84,11 +106,24 @@ def _original(path: Path, plan: Plan, given: nn.Module | Callable[[], nn.Module]
     if plan.model is None:
         raise SpecError(f"'{path}' does not know the factory of its network", hint)
     try:
-        return load_model(plan.model).model
+        return original_of(path, plan, consent)
     except SpecError as error:
         raise SpecError(
             f"the network of '{path}' cannot be made again from '{plan.model}': {error.message}", hint
         ) from error
+
+
+def original_of(path: Path, plan: Plan, consent: Consent) -> nn.Module:
+    """The network that the plan in a folder names.
+
+    Raises:
+        ConsentError: code would have to be run, or the network fetched, and `consent` does not cover that.
+        SpecError: it names none.
+    """
+    if plan.model is None:
+        raise SpecError(f"'{path}' does not know the factory of its original", "Only `shoal compress` writes it.")
+    consent.check(plan.model, f"'{path / PLAN}'")
+    return load_model(plan.model, fetch=consent.covers(plan.model)).model
 
 
 def _called(factory: Callable[[], nn.Module]) -> nn.Module:
@@ -114,7 +149,7 @@ def read_folder_plan(path: Path) -> Plan:
     Raises:
         FolderError: no such folder, no folder of Shoal, or unfinished.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         raise FolderError(f"there is no folder '{path}'", "Give the folder that `shoal compress` named.")
     if not (path / PLAN).exists():
         if (path / RUN).exists():
@@ -129,20 +164,32 @@ def read_record(path: Path) -> Record:
     Raises:
         FolderError: missing or damaged.
     """
-    try:
-        return Record.model_validate_json((path / RECORD).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FolderError(f"'{path}' holds no {RECORD}: the run is unfinished", "Repeat the same command.") from error
-    except ValidationError as error:
-        raise FolderError(f"'{path / RECORD}' is damaged: {error.errors()[0]['msg']}", "Run it again.") from error
+    if not (path / RECORD).exists():
+        raise FolderError(f"'{path}' holds no {RECORD}: the run is unfinished", "Repeat the same command.")
+    with refusing(FolderError, f"'{path / RECORD}' is damaged", "Run it again."):
+        text = read_text(path / RECORD)
+        parse_json(text)
+        try:
+            return Record.model_validate_json(text)
+        except ValidationError as error:
+            raise ValueError(str(error.errors()[0]["msg"])) from error
 
 
-def open_model(spec: str, weights: Path | None = None) -> Opened:
-    """The network that MODEL names: an output folder, or anything `sources.load_model` knows."""
-    if Path(spec).is_dir():
+def open_model(spec: str, weights: Path | None = None, consent: Consent | None = None) -> Opened:
+    """The network that MODEL names: an output folder, or anything `sources.load_model` knows.
+
+    Args:
+        spec: of the network.
+        weights: a checkpoint to load into it.
+        consent: what may be run and fetched; by default `spec` itself, and nothing that a folder names.
+    """
+    consent = consent or Consent.of_words([spec], trust_code=False)
+    if is_folder(Path(spec)):
         if weights is not None:
             raise SpecError("an output folder brings its own weights", "Leave out --weights.")
         plan = read_folder_plan(Path(spec))
-        return Opened(load(spec), spec, runs_code=".py:" in (plan.model or ""))
-    loaded = load_model(spec, weights)
-    return Opened(loaded.model, loaded.spec, loaded.runs_code)
+        model, source = load_folder(Path(spec), consent), plan.model or ""
+        return Opened(model, spec, runs_code=is_file_spec(source), fetch=consent.covers(source))
+    fetch = consent.covers(spec)
+    loaded = load_model(spec, weights, fetch=fetch)
+    return Opened(loaded.model, loaded.spec, loaded.runs_code, fetch)

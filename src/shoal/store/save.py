@@ -14,6 +14,7 @@ from shoal.offloaded import weights
 from shoal.plan import Plan
 from shoal.preserve import copied
 from shoal.record import Record
+from shoal.sources.weights import kind_of
 from shoal.store.entries import encode, is_plain_tensor, special_entries
 from shoal.store.extras import save_extras
 from shoal.store.folder import EXTRAS, PLAN, RECORD, WEIGHTS
@@ -68,6 +69,11 @@ def restore_weights(model: nn.Module, path: Path, states: Mapping[str, Any] | No
     own = {name: tensor for name, tensor in model.state_dict().items() if is_plain_tensor(tensor)}
     wrong = [f"'{name}' is missing" for name in own if name not in state]
     wrong += [f"'{name}' is not expected" for name in state if name not in own]
+    wrong += [
+        f"'{name}' holds {kind_of(state[name].dtype)}, expected {kind_of(own[name].dtype)}"
+        for name in own
+        if name in state and kind_of(state[name].dtype) != kind_of(own[name].dtype)
+    ]
     wrong += [
         f"'{name}' is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
         for name in own

@@ -48,7 +48,10 @@ def example_of(specs: list[InputSpec], batch: int = 2) -> Batch:
     """An input of zeros that the network can be traced with."""
     args, kwargs = [], {}
     for spec in specs:
-        tensor = torch.zeros((batch, *spec.shape), dtype=getattr(torch, spec.dtype))
+        dtype = getattr(torch, spec.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise PlanError(f"the plan has an input of dtype '{spec.dtype}', which torch does not know", "Mend it.")
+        tensor = torch.zeros((batch, *spec.shape), dtype=dtype)
         if spec.keyword is None:
             args.append(tensor)
         else:

@@ -1,0 +1,162 @@
+"""Every reader of files that may come from elsewhere, as functions of bytes: for the suite and for `make fuzz`.
+
+`SOUND` holds a file that each one reads; what is fed to a reader is altered from it. Only a `ShoalError` may leave.
+"""
+
+import io
+import json
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from shoal.epsilon.journal import METRICS, MetricsFile
+from shoal.errors import FolderError, ShoalError
+from shoal.pipeline.clocks import FromTable
+from shoal.pipeline.shelf import CLAIM, Shelf
+from shoal.plan import InputSpec, Plan, Remove, Signature, read_plan
+from shoal.reading import read_json, refusing
+from shoal.sources.folders import image_folder
+from shoal.sources.npz import npz
+from shoal.sources.text import documents
+from shoal.sources.weights import load_weights
+from shoal.store import JsonlFile, RunFolder, read_record
+from shoal.store.checkpoint import load_checkpoint, save_checkpoint
+from shoal.store.save import restore_weights, save_weights
+from shoal.surgery import example_of
+
+
+def _written(write: Callable[[Path], object]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        write(path)
+        return path.read_bytes()
+
+
+def _torch(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _npz() -> bytes:
+    buffer = io.BytesIO()
+    x, y = np.zeros((12, 1, 4, 4), np.uint8), np.arange(12) % 3
+    np.savez_compressed(buffer, x_train=x, y_train=y, x_test=x, y_test=y)
+    return buffer.getvalue()
+
+
+def _picture() -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _sealed(line: dict[str, object]) -> bytes:
+    return _written(lambda path: JsonlFile(path).append(line))
+
+
+NETWORK = nn.Linear(2, 2)
+STATE = {name: tensor.clone() for name, tensor in NETWORK.state_dict().items()}
+_PLAN = Plan(
+    model="digits-resnet",
+    inputs=[InputSpec(shape=[1, 8, 8], dtype="float32")],
+    network=Signature(state={"a": "float32[2]"}, chain=["a"]),
+    actions=[Remove(path="a")],
+)
+_TABLE = {"entries": {"a": {"ms": 1.0}}, "whole_ms": 2.0, "batch": 4, "device": "cpu"}
+_PRICES = {"kind": "prices", "source": "here", "ms": {"a": 1.5}}
+_CLAIM = {"command": "compress", "arguments": {"seed": 0}, "shoal": "0.1.0"}
+
+SOUND: dict[str, bytes] = {
+    "plan": _PLAN.model_dump_json().encode(),
+    "record": b'{"schema_version": 1, "command": "shoal compress"}',
+    "claim": json.dumps(_CLAIM).encode(),
+    "journal": _sealed({"n": 1}) * 2,
+    "tables": _sealed(_PRICES),
+    "metrics": _sealed({"epoch": 1, "rate": 0.1}),
+    "latencies": json.dumps(_TABLE).encode(),
+    "weights": _written(lambda path: save_weights(NETWORK, path)),
+    "checkpoint": _written(lambda path: save_checkpoint(path, STATE, {"epoch": 1})),
+    "safetensors": save(STATE),
+    "pt": _torch({"state_dict": STATE}),
+    "shards": b'{"weight_map": {"weight": "a.safetensors"}}',
+    "npz": _npz(),
+    "picture": _picture(),
+    "jsonl": b'{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n',
+    "text": b"one\n\ntwo\n\nthree\n",
+}
+
+
+def _sums(content: bytes) -> bytes:
+    """Lines with checksums that fit them, so that what stands in them is read too."""
+    lines = (line.rpartition(b'"crc32"')[0] for line in content.split(b"\n"))
+    return b"".join(line + b'"crc32": "%08x"}\n' % zlib.crc32(line) for line in lines if line)
+
+
+def _read(kind: str, content: bytes, folder: Path) -> None:
+    names = {"weights": "model.safetensors", "pt": "a.pt", "npz": "a.npz", "jsonl": "a.jsonl", "text": "a.txt"}
+    names |= {"shards": "a.safetensors.index.json", "safetensors": "b.safetensors", "record": "record.json"}
+    names |= {"claim": "run.json", "tables": "tables.jsonl", "metrics": METRICS}
+    path = folder / names.get(kind, "file")
+    path.write_bytes(_sums(content) if kind in ("tables", "metrics") else content)
+    _READERS[kind](path)
+
+
+def _tables(path: Path) -> None:
+    (path.parent / CLAIM).write_text("{}")
+    shelf = Shelf(path.parent, {})
+    shelf.prices("here")
+    shelf.damages()
+
+
+def _picture_of(content: bytes, folder: Path) -> None:
+    for part in ("train", "test"):
+        (folder / part / "a").mkdir(parents=True)
+        (folder / part / "a" / "0.png").write_bytes(content)
+    image_folder(folder, 8).train.take(torch.tensor([0]))
+
+
+_READERS: dict[str, Callable[[Path], object]] = {
+    "plan": lambda path: example_of(read_plan(path).inputs),
+    "record": lambda path: read_record(path.parent),
+    "claim": lambda path: RunFolder(path.parent, "compress", {"seed": 0}).release(),
+    "journal": lambda path: JsonlFile(path).read(),
+    "tables": _tables,
+    "metrics": lambda path: MetricsFile(path.parent).restart(1),
+    "latencies": FromTable,
+    "weights": lambda path: restore_weights(nn.Linear(2, 2), path),
+    "checkpoint": load_checkpoint,
+    "safetensors": lambda path: load_weights(nn.Linear(2, 2), path),
+    "pt": lambda path: load_weights(nn.Linear(2, 2), path),
+    "shards": lambda path: load_weights(nn.Linear(2, 2), path),
+    "npz": npz,
+    "picture": lambda path: _picture_of(path.read_bytes(), path.parent),
+    "jsonl": documents,
+    "text": documents,
+}
+
+
+def feed(kind: str, content: bytes) -> ShoalError | None:
+    """Give a reader a file of these bytes; returns why it refused them."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _read(kind, content, Path(folder))
+        except ShoalError as error:
+            return error
+    return None
+
+
+def anything_read_as_json(content: bytes) -> None:
+    """The layer below the readers."""
+    with tempfile.TemporaryDirectory() as folder, refusing(FolderError, "no document"):
+        path = Path(folder) / "a.json"
+        path.write_bytes(content)
+        json.dumps(read_json(path), allow_nan=False).encode()
