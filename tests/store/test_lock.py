@@ -1,0 +1,39 @@
+import os
+
+import pytest
+
+from shoal.errors import FolderError
+from shoal.store.lock import LOCK, OWNER, holding, lock_folder
+
+
+def test_one_at_a_time_by_name(tmp_path):
+    lock = lock_folder(tmp_path)
+    with pytest.raises(FolderError, match=f"in use by process {os.getpid()} on"):
+        lock_folder(tmp_path)
+    assert lock_folder(tmp_path, shared=True) is lock
+    with holding(tmp_path):
+        pass
+    with pytest.raises(FolderError, match="in use"):  # what was shared is not let go
+        lock_folder(tmp_path)
+    lock.release()
+    assert not (tmp_path / OWNER).exists()
+    with holding(tmp_path), pytest.raises(FolderError, match="in use"):
+        lock_folder(tmp_path)
+    lock_folder(tmp_path).release()
+    with holding(None):
+        pass
+
+
+@pytest.mark.parametrize("owner", ["", "{", "[]", '{"pid": 1}', "[" * 100_000])
+def test_an_owner_that_cannot_be_read_is_another_command(tmp_path, owner):
+    lock = lock_folder(tmp_path)
+    (tmp_path / OWNER).write_text(owner)
+    with pytest.raises(FolderError, match="in use by another command"):
+        lock_folder(tmp_path)
+    lock.release()
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path):
+    (tmp_path / LOCK).mkdir()
+    with pytest.raises(FolderError, match="cannot lock the folder"):
+        lock_folder(tmp_path)
