@@ -77,12 +77,15 @@ def test_stand_ins_made_trainable_and_plain_again():
 def test_timm_makes_it_by_name(tmp_path, monkeypatch):
     timm = pytest.importorskip("timm")
     text = snippets()["timm's training script"][0]
-    assert 'shoal.load("shoal-runs/compress-...")' in text
+    assert 'shoal.load("shoal-runs/compress-...", trust_code=True)' in text
     scope = prepared(remove=1)
     scope["result"].save("o")
     (tmp_path / "original.py").write_text("from test_cookbook import build\n")
     (tmp_path / "shallow.py").write_text(
-        text.replace('shoal.load("shoal-runs/compress-...")', 'shoal.load("o", model=__import__("original").build)')
+        text.replace(
+            'shoal.load("shoal-runs/compress-...", trust_code=True)',
+            'shoal.load("o", model=__import__("original").build)',
+        )
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.import_module("shallow")

@@ -222,7 +222,7 @@ def test_a_folded_network_comes_back_in_a_fresh_process(tmp_path):
     code = (
         "import sys, torch, shoal; seen = torch.load(sys.argv[2], weights_only=True);"
         f"torch.set_num_threads({torch.get_num_threads()});"
-        "sys.exit(0 if torch.equal(shoal.load(sys.argv[1])(seen['x']), seen['y']) else 1)"
+        "sys.exit(0 if torch.equal(shoal.load(sys.argv[1], trust_code=True)(seen['x']), seen['y']) else 1)"
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "seen.pt")]
     assert subprocess.run(command, check=False).returncode == 0
