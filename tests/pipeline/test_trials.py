@@ -42,9 +42,11 @@ def test_a_mere_default_that_fails_does_not_stop_the_plan(monkeypatch):
         recover = Recover(20, try_plans=2, asked=asked)
         return recovering.trial_of(recover, None, [], [], [], print).recovered(None, [])
 
-    assert failing(RuntimeError("out of memory"), asked=False) == math.inf
-    with pytest.raises(RuntimeError, match="out of memory"):
-        failing(RuntimeError("out of memory"), asked=True)
+    assert failing(OutOfMemoryError("out of memory"), asked=False) == math.inf
+    with pytest.raises(OutOfMemoryError, match="out of memory"):
+        failing(OutOfMemoryError("out of memory"), asked=True)
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        failing(RuntimeError("a fault of the program"), asked=False)
     with pytest.raises(FolderError):
         failing(FolderError("full"), asked=False)
 
