@@ -5,7 +5,7 @@ from footing import batches, planner
 
 import shoal
 import stopwatch
-from shoal.errors import FolderError, UsageError
+from shoal.errors import FolderError, OutOfMemoryError, UsageError
 from shoal.pipeline import Recover, Settings, recovering
 from shoal.pipeline.target import Target
 from shoal.pipeline.trials import Trial, sentence
