@@ -1,6 +1,7 @@
 """What two runs of one command must have in common, and what one run must never do twice."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ _VOLATILE = frozenset(
     "seconds created latency machine command resumed out rate_seconds samples_per_second crc32".split()
 )
 _NOISE = "latency is within the noise"  # a warning that hangs on the clock
+_SECONDS = re.compile(r"\bin \d+ s\b")  # in a note
+_OWNER = ".shoal.owner.json"  # names a process
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -28,7 +31,10 @@ def journal(folder: Path, name: str) -> list[bytes]:
 def differences(undisturbed: Path, folder: Path) -> list[str]:
     """How a finished run differs from one that nothing disturbed; empty where only clocks do."""
     found = []
-    ours, theirs = files_of(folder), files_of(undisturbed)
+    ours, theirs = (
+        {name: content for name, content in files_of(path).items() if Path(name).name != _OWNER}
+        for path in (folder, undisturbed)
+    )
     if set(ours) != set(theirs):
         found.append(f"other files: {sorted(set(ours) ^ set(theirs))}")
     for name in sorted(set(ours) & set(theirs)):
@@ -75,4 +81,6 @@ def _without_clocks(value: Any) -> Any:
         return {key: _without_clocks(item) for key, item in value.items() if key not in _VOLATILE and "_ms" not in key}
     if isinstance(value, list):
         return [_without_clocks(item) for item in value if _NOISE not in str(item)]
+    if isinstance(value, str):
+        return _SECONDS.sub("in some seconds", value)
     return value

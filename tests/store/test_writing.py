@@ -1,5 +1,9 @@
 import errno
 import os
+import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -7,7 +11,7 @@ import torch
 from shoal.errors import FolderError
 from shoal.store.lines import JsonlFile
 from shoal.store.tensors import write_tensors
-from shoal.store.writing import PARTIAL, write_atomically, write_text
+from shoal.store.writing import PARTIAL, remove_partial, write_atomically, write_text
 
 
 def full(*_args, **_kwargs):
@@ -65,7 +69,7 @@ def test_a_folder_that_is_not_there(tmp_path):
         write_text(tmp_path / "missing" / "plan.json", "text")
 
 
-def test_the_partial_file_is_hidden_beside_its_place(tmp_path):
+def test_the_partial_file_is_hidden_in_a_folder_beside_its_place(tmp_path):
     path, seen = tmp_path / "plan.json", []
 
     def writer(temporary):
@@ -73,9 +77,26 @@ def test_the_partial_file_is_hidden_beside_its_place(tmp_path):
         temporary.write_text("whole", encoding="utf-8")
 
     write_atomically(path, writer)
-    assert seen[0].parent == tmp_path
-    assert seen[0].name.startswith(".plan.json.")
-    assert seen[0].name.endswith(PARTIAL)
+    assert seen[0].parent.parent == tmp_path
+    assert seen[0].parent.name.startswith(".plan.json.")
+    assert seen[0].parent.name.endswith(PARTIAL)
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes there")
+def test_what_a_writer_leaves_beside_its_file_when_it_is_killed_is_removed_later(tmp_path):
+    (tmp_path / "mine.partial").touch()
+    code = (
+        "import resource, signal, sys, torch; from pathlib import Path; from shoal.store.tensors import write_tensors\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
+        "write_tensors(Path(sys.argv[1]), {'w': torch.ones(10_000)}, {})\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "model.safetensors")]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGXFSZ
+    assert len(list(tmp_path.iterdir())) == 2, "killed in the middle of the write"
+    remove_partial(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.partial"]
 
 
 def test_text_is_utf_8(tmp_path):
@@ -106,8 +127,7 @@ def test_a_folder_removed_meanwhile_does_not_hide_why(tmp_path):
     folder.mkdir()
 
     def writer(temporary):
-        temporary.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

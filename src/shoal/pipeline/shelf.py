@@ -18,7 +18,7 @@ from shoal.errors import FolderError
 from shoal.plan import StandIn
 from shoal.reading import read_json, refusing
 from shoal.replace import Fitted, Wanted, WantedStudent, build
-from shoal.store import JsonlFile, lock_folder, write_text
+from shoal.store import JsonlFile, lock_folder, remove_partial, write_text
 from shoal.store.tensors import write_tensors
 from shoal.tensor_files import read_tensors
 
@@ -103,6 +103,7 @@ class Shelf:
                 f"the tables in '{path}' were made for something else: {said}",
                 "Give the same network, data and settings, or choose a new folder.",
             )
+        remove_partial(path)
 
     def add(self, line: dict[str, Any]) -> None:
         """Keep one finished measurement."""

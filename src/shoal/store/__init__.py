@@ -15,7 +15,7 @@ from shoal.store.load import (
 )
 from shoal.store.lock import FolderLock, lock_folder
 from shoal.store.save import check_savable, restore_weights, save, save_weights
-from shoal.store.writing import write_atomically, write_text
+from shoal.store.writing import remove_partial, write_atomically, write_text
 
 __all__ = [
     "Exported",
@@ -34,6 +34,7 @@ __all__ = [
     "original_of",
     "read_folder_plan",
     "read_record",
+    "remove_partial",
     "restore_weights",
     "save",
     "save_weights",

@@ -5,7 +5,6 @@ whole or not at all; `record.json` comes last and says that the run is finished.
 """
 
 import json
-import shutil
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -15,16 +14,11 @@ from shoal.errors import FolderError
 from shoal.reading import read_json, refusing
 from shoal.store.lines import JsonlFile
 from shoal.store.lock import LOCK, OWNER, lock_folder
-from shoal.store.writing import PARTIAL, write_text
+from shoal.store.writing import is_partial, remove_partial, write_text
 
 RUN, PROGRESS, RECORD, PLAN = "run.json", "progress.jsonl", "record.json", "plan.json"
 WEIGHTS, EXTRAS = "model.safetensors", "extras.safetensors"
 REPORT, PROGRAM, ONNX = "report.html", "model.pt2", "model.onnx"
-
-
-def _is_partial(path: Path) -> bool:
-    """Whether this is a file that `write_atomically` was interrupted in."""
-    return path.name.startswith(".") and path.name.endswith(PARTIAL)
 
 
 class RunFolder:
@@ -85,18 +79,14 @@ class RunFolder:
         names = self._names()  # again: what was there before the lock may have changed
         if names:
             self._check_own(names)
-        for left in filter(_is_partial, list(self.path.iterdir())):
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        remove_partial(self.path)
         if not names:
             write_text(self.path / RUN, json.dumps(self.claim, indent=2) + "\n")
         return bool(names)
 
     def _names(self) -> set[str]:
         """What is there, but for files of the lock and for those that a crash cut short."""
-        return {file.name for file in self.path.iterdir() if not _is_partial(file)} - {LOCK, OWNER}
+        return {file.name for file in self.path.iterdir() if not is_partial(file)} - {LOCK, OWNER}
 
     def _check_own(self, names: set[str]) -> None:
         if RUN not in names:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,13 +13,18 @@ PARTIAL = ".partial"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+    """Let `write` fill a temporary file in a folder beside `path`, then put it in place in one step.
+
+    Some writers put files of their own beside the one they write. Where a crash leaves such behind, they lie in that
+    folder, which `remove_partial` knows.
 
     Raises:
         FolderError: the disk is full or the folder is not writable; what stood at `path` is still there.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL}")
+    place = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL}")
+    temporary = place / path.name
     try:
+        place.mkdir()
         mode = _created(temporary)
         write(temporary)
         temporary.chmod(mode)  # a writer may have put a file of its own in the place of ours
@@ -33,8 +39,22 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             f"cannot write '{path}': {error.strerror or error}", "Free some space, or choose another --out."
         ) from error
     finally:
-        with suppress(OSError):  # the folder itself may have been removed: that must not hide why
-            temporary.unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)  # it may have been removed with all else: that must not hide why
+
+
+def is_partial(path: Path) -> bool:
+    """Whether this is what `write_atomically` was interrupted in."""
+    return path.name.startswith(".") and path.name.endswith(PARTIAL)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a crash cut short in a folder that is ours alone."""
+    for left in filter(is_partial, list(folder.iterdir())):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
 
 
 def _created(path: Path) -> int:
