@@ -39,6 +39,10 @@ test-browser: $(VENV)/.developing
 faults: $(VENV)/.developing
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/faults --mount --page docs/reliability.md
 
+# FUZZ_SECONDS=600 for ten minutes; `pip install atheris` for a mutator that follows coverage.
+fuzz: $(VENV)/.developing
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz.py
+
 format: $(VENV)/.developing
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
