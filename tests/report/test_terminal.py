@@ -200,6 +200,17 @@ def test_long_cells_are_neither_cut_nor_wrapped() -> None:
     assert lines[2].endswith(" 22")
 
 
+def test_a_long_cell_does_not_leave_blanks_behind_the_others() -> None:
+    console, raw = printed()
+    table = TextTable(console, "block", "removable")
+    table.add("a", "no: " + "a long reason " * 9, style="dim")
+    table.add("b", "yes")
+    table.print()
+    lines = raw.getvalue().decode().splitlines()
+    assert lines[2:] == ["b      yes", ""]
+    assert all(line == line.rstrip() for line in lines)
+
+
 def test_markup_and_emoji_codes_are_printed_as_they_are() -> None:
     console, raw = printed()
     print_line(console, "[red]x[/red] :smile: [link=y]")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from shoal.record import BlockRecord, Record
 from shoal.report import chain, comparison, numbers, text
-from shoal.report.html import Column, Entry, KeyFigure, Line, Section, Table, write_page
+from shoal.report.html import Column, Entry, KeyFigure, Line, Page, Section, Table, write_page
 from shoal.report.plan import plan_section
 from shoal.report.plots import curves
 from shoal.report.recovery import recovery_section
@@ -50,14 +50,16 @@ def render(record: Record) -> str:
     """The page for one record, as text to be written in UTF-8."""
     splits = comparison.comparisons(record)
     return write_page(
-        "compress.html.j2",
         record,
-        verb="compressed",
-        headline=text.headline(record),
-        lead=[record.message] if record.reached and record.message else [],
-        sections=_sections(record),
-        splits=[(split.split, split.n) for split in splits],
-        statistics=_statistics(record),
+        Page(
+            "compress.html.j2",
+            verb="compressed",
+            headline=text.headline(record),
+            lead=[record.message] if record.reached and record.message else [],
+            sections=_sections(record),
+            splits=[(split.split, split.n) for split in splits],
+            statistics=_statistics(record),
+        ),
         goal=text.goal(record.goal),
         figures=key_figures(record),
         rows=comparison.before_after(record),

@@ -103,45 +103,45 @@ class Table:
     lines: Sequence[Line]
 
 
-def write_page(
-    template: str,
-    record: BaseModel,
-    *,
-    verb: str,
-    headline: str,
-    lead: Sequence[str],
-    sections: Sequence[Section],
-    splits: Sequence[tuple[str, int]],
-    facts: Sequence[tuple[str, str]] = (),
-    statistics: Sequence[tuple[str, str]],
-    **content: Any,
-) -> str:
-    """The whole page, as text to be written in UTF-8.
+@dataclass(frozen=True)
+class Page:
+    """What every page has.
 
     Args:
         template: whose blocks write the sections.
-        record: read by the template and embedded in the page.
         verb: what was done to the model.
         headline: clauses, separated by "; ".
         lead: sentences below the headline.
-        sections: of the page, in order.
+        sections: in order.
         splits: (name, n) of the data that was measured on.
-        facts: (name, value) of other conditions of the measurement.
         statistics: (figure, how it was computed).
-        content: the variables of the template.
+        facts: (name, value) of other conditions of the measurement.
+    """
+
+    template: str
+    verb: str
+    headline: str
+    lead: Sequence[str]
+    sections: Sequence[Section]
+    splits: Sequence[tuple[str, int]]
+    statistics: Sequence[tuple[str, str]]
+    facts: Sequence[tuple[str, str]] = ()
+
+
+def write_page(record: BaseModel, page: Page, **content: Any) -> str:
+    """The whole page, as text to be written in UTF-8.
+
+    Args:
+        record: read by the template and embedded in the page.
+        page: what the page has in common with others.
+        content: the variables of its sections.
     """
     return (
         _environment()
-        .get_template(template)
+        .get_template(page.template)
         .render(
             record=record,
-            verb=verb,
-            headline=headline,
-            lead=lead,
-            sections=sections,
-            splits=splits,
-            facts=facts,
-            statistics=statistics,
+            page=page,
             embedded=embed(record),
             style=_asset("report.css"),
             script=_asset("report.js"),

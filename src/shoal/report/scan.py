@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from shoal.record import ScanRecord, ScoreQuality
 from shoal.report import chain, numbers, scan_metrics, scan_tables, scan_text
-from shoal.report.html import KeyFigure, Section, write_page
+from shoal.report.html import KeyFigure, Page, Section, write_page
 from shoal.report.plots import intervals, scatter
 
 
@@ -24,15 +24,17 @@ def render_scan(record: ScanRecord) -> str:
     """The page for one scan, as text to be written in UTF-8."""
     also = record.also
     return write_page(
-        "scan.html.j2",
         record,
-        verb="scanned",
-        headline=scan_text.headline(record),
-        lead=scan_text.importance(record),
-        sections=_sections(record),
-        splits=_splits(record),
-        facts=[("Comparisons", numbers.count(record.comparisons)), ("Duration", numbers.duration(record.seconds))],
-        statistics=scan_text.methods(record),
+        Page(
+            "scan.html.j2",
+            verb="scanned",
+            headline=scan_text.headline(record),
+            lead=scan_text.importance(record),
+            sections=_sections(record),
+            splits=_splits(record),
+            facts=[("Comparisons", numbers.count(record.comparisons)), ("Duration", numbers.duration(record.seconds))],
+            statistics=scan_text.methods(record),
+        ),
         figures=key_figures(record),
         measure=scan_metrics.MEASURES[record.metric],
         margin=scan_text.margin(record),

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -76,10 +75,12 @@ class TextTable:
             table.add_column(justify="right" if i in self._right else "left", no_wrap=True)
         for cells, style in self._rows:
             table.add_row(*map(Text, cells), style=style)
-        # As wide as its cells, which may be wider than the terminal.
-        options = self._console.options.update(max_width=_UNLIMITED)
-        table.width = Measurement.get(self._console, options, table).maximum
-        self._console.print(table, soft_wrap=True)
+        # As wide as its cells, which may be wider than the terminal; blanks at the end would wrap there.
+        options = self._console.options.update(width=_UNLIMITED)
+        for segments in self._console.render_lines(table, options, pad=False):
+            line = Text.assemble(*((segment.text, segment.style or "") for segment in segments))
+            line.rstrip()
+            self._console.print(line, soft_wrap=True)
         print_line(self._console, "")
 
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from shoal.record import Quality
 from shoal.report import chain, numbers, text
 from shoal.report.comparison import Cell, ComparisonRow, LatencyPair, amount_row, speed_change, top1
-from shoal.report.html import Column, Entry, KeyFigure, Line, Section, Table, write_page
+from shoal.report.html import Column, Entry, KeyFigure, Line, Page, Section, Table, write_page
 from shoal.report.plots import curves
 from shoal.training import Beside, EpochRow, LostBlock, TrainRecord
 
@@ -49,15 +49,17 @@ def render_training(record: TrainRecord) -> str:
     """The page for one run, as text to be written in UTF-8."""
     certificate = record.settled.certificate
     return write_page(
-        "train.html.j2",
         record,
-        verb="trained",
-        headline=headline(record),
-        lead=lead(record),
-        sections=_sections(record),
-        splits=[("train", record.samples), ("test", record.settled.plain.quality.n)],
-        facts=_facts(record),
-        statistics=_STATISTICS,
+        Page(
+            "train.html.j2",
+            verb="trained",
+            headline=headline(record),
+            lead=lead(record),
+            sections=_sections(record),
+            splits=[("train", record.samples), ("test", record.settled.plain.quality.n)],
+            facts=_facts(record),
+            statistics=_STATISTICS,
+        ),
         figures=key_figures(record),
         rows=comparison_rows(record),
         certificate=certificate,

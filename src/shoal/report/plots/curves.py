@@ -97,23 +97,11 @@ def _describe_removal(points: Sequence[RemovalPoint], unit: str) -> str:
     return f"From {first} to {last}."
 
 
-def _count_axis(drawing: Plot, axes: "Axes", first: int, last: int, name: str, *, labels: bool = True) -> None:
-    """The x axis over a count, with its name below."""
-    nticks = 9 if drawing.width > 400 else 5
-    drawing.scale(
-        axes,
-        "x",
-        [first, last],
-        logarithmic=False,
-        integers=True,
-        nticks=nticks,
-        label=(lambda tick: numbers.count(round(tick))) if labels else (lambda _: ""),
-        margin=0.015,
-        grid=False,
-    )
-    if labels:
-        _, bottom = drawing.pixel(axes, first, axes.get_ylim()[0])
-        drawing.text((_LEFT + drawing.width - _RIGHT) / 2, bottom + 33, name, "tick", "center")
+def _count_axis(drawing: Plot, axes: "Axes", first: int, last: int, name: str) -> None:
+    """The x axis over a count, with its name below; an axis without a name has no labels."""
+    drawing.count_scale(axes, first, last, labels=bool(name))
+    _, bottom = drawing.pixel(axes, first, axes.get_ylim()[0])
+    drawing.text((_LEFT + drawing.width - _RIGHT) / 2, bottom + 33, name, "tick", "center")
 
 
 def recovery_plot(recovery: Recovery, size: str) -> str:
@@ -136,7 +124,7 @@ def recovery_plot(recovery: Recovery, size: str) -> str:
         drawing.text(0, 16, "Divergence on validation", "strong")
         drawing.text(0, 33, "mean KL, nats, logarithmic", "soft")
         drawing.scale(top, "y", [before, after, *(value for _, value in evaluations)], logarithmic=True)
-        _count_axis(drawing, top, 0, last, "steps", labels=not losses)
+        _count_axis(drawing, top, 0, last, "" if losses else "steps")
         drawing.frame(top, "bottom")
         drawing.add(drawing.line(top, [(0, before), (last, before)], "limit"))
         drawing.add(drawing.line(top, evaluations, "curve"))
@@ -220,17 +208,17 @@ def training_plot(rows: Sequence[EpochRow], size: str) -> str:
     height = sum(tall for _, tall, *_ in panels) + 40 + 44 * (len(panels) - 1) + _FOOT
     with Plot(WIDTHS[size], height) as drawing:
         top = 40.0
-        for index, (title, tall, line, others, logarithmic) in enumerate(panels):
+        for number, (title, tall, line, others, logarithmic) in enumerate(panels, 1):
             axes = drawing.axes(_LEFT, top, drawing.width - _RIGHT, top + tall)
             drawing.text(_LEFT, top - 10, title, "soft")
             values = [value for _, value in (*line, *others)]
             drawing.scale(axes, "y", values, logarithmic=logarithmic)
-            _count_axis(drawing, axes, 1, rows[-1].epoch, "epoch", labels=index == len(panels) - 1)
+            _count_axis(drawing, axes, 1, rows[-1].epoch, "epoch" if number == len(panels) else "")
             for row in rows:
                 if row.lost:
                     drawing.add(drawing.line(axes, [(row.epoch, end) for end in axes.get_ylim()], "limit"))
             drawing.add(drawing.line(axes, _finite(line), "curve"))
-            if index == 0:
+            if number == 1:
                 _test_errors(drawing, axes, rows)
             top += tall + 44
         return drawing.svg(f"curves-{size}", "Error, blocks and learning rate by epoch", describe_training(rows))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # A plot for a desk and for paper, and one for a phone; the style sheet shows one of them.
 WIDTHS = {"wide": 1000.0, "narrow": 340.0}
 _MAX_DECADES = 6
+# A plot wider than this has room for more ticks along a count.
+_ROOMY = 400.0
 # Below this ratio of the largest to the smallest value, a linear axis shows them all.
 _SPANS_DECADES = 30.0
 _RC: Any = {
@@ -136,51 +138,58 @@ class Plot:
         values: Iterable[float],
         *,
         logarithmic: bool | None = None,
-        integers: bool = False,
         label: Callable[[float], str] = numbers.log_tick,
         nticks: int = 4,
-        margin: float = 0.05,
-        grid: bool = True,
     ) -> list[float]:
-        """Scale an axis to values and draw its ticks.
+        """Scale an axis to values, and draw its ticks with a line through each.
 
         Args:
             axes: whose axis it is.
             which: of the two axes.
             values: that have a place on it; those that are not finite are left out.
             logarithmic: whether the axis is; by default it is where the values span decades.
-            integers: whether ticks stand at whole numbers only.
             label: writes a tick.
             nticks: about how many ticks there are.
-            margin: on both sides, as a fraction of the axis.
-            grid: whether lines go through the ticks.
 
         Returns:
             The ticks.
         """
         finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-        axis, zero = (axes.xaxis if which == "x" else axes.yaxis), False
-        if _is_logarithmic(finite) if logarithmic is None else logarithmic and max(finite) > 0:
+        axis, set_scale = (axes.xaxis, axes.set_xscale) if which == "x" else (axes.yaxis, axes.set_yscale)
+        if not (_spans_decades(finite) if logarithmic is None else logarithmic and max(finite) > 0):
+            limits = _with_margin(axis.get_transform(), finite)
+            ticks = linear_ticks(*limits, nticks)
+        else:
             high = max(finite)
             low = max(min(value for value in finite if value > 0), high / 10.0**_MAX_DECADES)
-            zero = min(finite) < low
-            # Zero, and what is too small for the axis, has a place of its own below the logarithmic part.
-            options = {"linthresh": low, "linscale": 0.4} if zero else {"nonpositive": "clip"}
-            (axes.set_xscale if which == "x" else axes.set_yscale)("symlog" if zero else "log", **options)
-            bounds = _with_margin(axis.get_transform(), [low, high], margin)
-            ticks = _log_ticks(low if zero else bounds[0], bounds[1], nticks)
-            finite = [max(value, 0.0) for value in finite] if zero else [low, high]
-        limits = _with_margin(axis.get_transform(), finite, margin)
-        if axis.get_scale() == "linear":
-            ticks = linear_ticks(*limits, nticks, integers=integers)
-        (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
-        ticks = [*([0.0] if zero else []), *(tick for tick in ticks if limits[0] <= tick <= limits[1])]
-        axis.set_ticks(ticks, labels=[label(tick) for tick in ticks])
-        axis.set_ticks([], minor=True)
-        axis.grid(visible=grid)
-        self.add(*((line, "grid") for line in axis.get_gridlines() if grid))
-        self.add(*((text, "tick") for text in axis.get_ticklabels()))
+            if min(finite) >= low:
+                set_scale("log", nonpositive="clip")
+                limits = _with_margin(axis.get_transform(), [low, high])
+                ticks = _log_ticks(*limits, nticks)
+            else:
+                # Zero, and what is too small for the axis, has a place of its own below the logarithmic part.
+                set_scale("symlog", linthresh=low, linscale=0.4)
+                limits = _with_margin(axis.get_transform(), [0.0, high])
+                ticks = [0.0, *_log_ticks(low, limits[1], nticks)]
+        self._draw_ticks(axes, which, limits, {tick: label(tick) for tick in ticks})
+        self.add(*((line, "grid") for line in axis.get_gridlines()))
         return ticks
+
+    def count_scale(self, axes: "Axes", first: int, last: int, *, labels: bool = True) -> None:
+        """Scale the x axis to a count, with ticks at whole numbers and no lines."""
+        ticks = linear_ticks(first, last, 9 if self.width > _ROOMY else 5, integers=True) or [first]
+        limits = _with_margin(axes.xaxis.get_transform(), [first, last], 0.015)
+        self._draw_ticks(axes, "x", limits, {tick: numbers.count(round(tick)) if labels else "" for tick in ticks})
+
+    def _draw_ticks(
+        self, axes: "Axes", which: Literal["x", "y"], limits: tuple[float, float], labels: dict[float, str]
+    ) -> None:
+        axis = axes.xaxis if which == "x" else axes.yaxis
+        (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
+        axis.set_ticks(list(labels), labels=list(labels.values()))
+        axis.set_ticks([], minor=True)
+        axis.grid(visible=True)
+        self.add(*((text, "tick") for text in axis.get_ticklabels()))
 
     def frame(self, axes: "Axes", *sides: str) -> None:
         """Draw the lines along these sides of the axes."""
@@ -260,12 +269,12 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else " " for char in text)
 
 
-def _is_logarithmic(values: Sequence[float]) -> bool:
+def _spans_decades(values: Sequence[float]) -> bool:
     positive = [value for value in values if value > 0]
     return min(values) >= 0 and bool(positive) and max(positive) / min(positive) >= _SPANS_DECADES
 
 
-def _with_margin(transform: "Transform", values: Sequence[float], margin: float) -> tuple[float, float]:
+def _with_margin(transform: "Transform", values: Sequence[float], margin: float = 0.05) -> tuple[float, float]:
     """The smallest and the largest value, moved apart by a margin on the scale of the axis."""
     low, high = transform.transform([min(values), max(values)])
     apart = margin * (high - low) if high > low else 0.5
