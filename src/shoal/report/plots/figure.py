@@ -10,6 +10,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 from xml.etree import ElementTree
@@ -56,27 +57,23 @@ class Plot:
     """One figure, measured in pixels from its upper left corner; to be used in a `with` statement."""
 
     def __init__(self, width: float, height: float) -> None:
-        import matplotlib
-        from matplotlib.figure import Figure
-
         self.width, self.height = width, height
         self._groups: list[_Group] = []
-        self._context = matplotlib.rc_context()
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            self._figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        self._settings = ExitStack()
 
     def __enter__(self) -> Self:
         import matplotlib
+        from matplotlib.figure import Figure
 
-        # A matplotlibrc of the user changes nothing here, and nothing here changes the settings of the user.
-        self._context.__enter__()
+        # The user's matplotlibrc changes nothing here, and nothing here changes the user's settings.
+        self._settings.enter_context(matplotlib.rc_context())
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC)
+        self._figure = Figure(figsize=(self.width / 72, self.height / 72), dpi=72)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._context.__exit__(None, None, None)
+        self._settings.close()
 
     def axes(self, left: float, top: float, right: float, bottom: float) -> "Axes":
         """Empty axes with these edges."""
