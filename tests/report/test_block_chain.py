@@ -7,21 +7,21 @@ from reading import Page
 from scanned import make_scan, scanned_blocks, unmeasured
 
 from shoal.report import chain, render, render_scan
-from shoal.report.chain import Cell, Chain, Decades, by_stage
+from shoal.report.chain import BlockCell, ChainGrid, Decades, by_stage
 from shoal.report.plan import plans_of, with_actions
 
 
-def cells(drawn: Chain) -> list[Cell]:
+def cells(drawn: ChainGrid) -> list[BlockCell]:
     return [cell for stage in drawn.stages for cell in stage.cells]
 
 
-def planned(number: int = 8, per_stage: int = 9, **changes: object) -> Chain:
+def planned(number: int = 8, per_stage: int = 9, **changes: object) -> ChainGrid:
     plan = plans_of(planned_record(per_stage, **changes))[number - 1]
     spans = [(span.paths, span.kind) for span in plan.spans]
     return chain.plan_chain(with_actions(make_blocks(per_stage), plan.point), spans, plan.number)
 
 
-def replaced(paths: list[str], kind: str) -> list[Cell]:
+def replaced(paths: list[str], kind: str) -> list[BlockCell]:
     """The cells under one replacement."""
     point = planned_record().planning.front[0].model_copy(update={"removed": [], "replaced": [paths], "kinds": [kind]})
     return [cell for cell in cells(planned(1, front=[point])) if "joined" in cell.style]

@@ -257,13 +257,13 @@ def test_a_language_model_shows_its_perplexity() -> None:
 
 def test_every_row_has_a_cell_for_every_column() -> None:
     table = block_table(make_blocks())
-    assert len(table.lines) == 27
-    assert all(len(line.entries) == len(table.columns) - 1 for line in table.lines)
+    assert len(table.rows) == 27
+    assert all(len(line.entries) == len(table.columns) - 1 for line in table.rows)
 
 
 def test_a_block_that_must_stay_says_why() -> None:
     table = block_table(make_blocks())
-    line = next(line for line in table.lines if line.head == "stages.1.0")
+    line = next(line for line in table.rows if line.head == "stages.1.0")
     assert (line.entries[1].text, line.entries[1].detail) == ("kept", "not removable: the shortcut is a projection")
     assert line.entries[2].sort is None
 

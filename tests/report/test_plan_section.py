@@ -7,7 +7,7 @@ from recovered import recovered_record
 
 from shoal.record import FrontPoint, Planning, PlanRound, Record
 from shoal.report import plan
-from shoal.report.plan import Span, chosen_round, plans_of, share_of, with_actions
+from shoal.report.plan import ReplacedSpan, chosen_round, plans_of, share_of, with_actions
 
 
 def chosen(record: Record) -> list[int]:
@@ -61,7 +61,7 @@ def test_a_span_without_a_kind_is_a_replacement() -> None:
         latency_ms=1.0, damage=0.1, macs=1, params=1, removed=[], replaced=[["a", "b"], ["c"]], kinds=["conv3"]
     )
     (plan,) = plans_of(planned_record(front=[point]))
-    assert plan.spans == [Span(["a", "b"], "conv3"), Span(["c"], "a replacement")]
+    assert plan.spans == [ReplacedSpan(["a", "b"], "conv3"), ReplacedSpan(["c"], "a replacement")]
 
 
 def test_the_chosen_round_is_the_one_that_says_so() -> None:
@@ -165,7 +165,7 @@ def test_facts_of_a_plan() -> None:
     ],
 )
 def test_a_span_is_named_by_its_ends(paths: list[str], expected: tuple[str, str, str]) -> None:
-    assert Span(paths, "conv3").ends == expected
+    assert ReplacedSpan(paths, "conv3").ends == expected
 
 
 def test_a_record_without_planning_has_no_such_part() -> None:

@@ -9,13 +9,13 @@ def test_every_row_has_a_cell_for_every_column(make) -> None:
     record = make()
     for table in (getattr(scan_tables, name)(record) for name in ("blocks", "ablations", "layers", "scores", "second")):
         if table is not None:
-            assert table.lines
-            assert all(len(line.entries) == len(table.columns) - 1 for line in table.lines)
+            assert table.rows
+            assert all(len(line.entries) == len(table.columns) - 1 for line in table.rows)
 
 
 def row(record, path: str, table: str = "blocks") -> dict:
     found = getattr(scan_tables, table)(record)
-    line = next(line for line in found.lines if line.head == path)
+    line = next(line for line in found.rows if line.head == path)
     return {column.name: entry for column, entry in zip(found.columns[1:], line.entries, strict=True)}
 
 

@@ -92,12 +92,12 @@ def test_other_runs_are_said_with_the_paired_interval():
 
 def test_every_lost_block_has_its_numbers():
     table = train.pruned_table(make_training())
-    assert [line.head for line in table.lines] == ["stages.1.2", "stages.0.1"]
-    stage, epoch, largest, weight, opens = table.lines[0].entries
+    assert [line.head for line in table.rows] == ["stages.1.2", "stages.0.1"]
+    stage, epoch, largest, weight, opens = table.rows[0].entries
     assert (stage.sort, epoch.sort, largest.detail) == (2, 2, "2.50 on test")
     assert (weight.sort, weight.detail) == (0.25, "25.0 % of the initial weight")
     assert opens.text == "25.0 %"
-    assert all(len(line.entries) == len(table.columns) - 1 for line in table.lines)
+    assert all(len(line.entries) == len(table.columns) - 1 for line in table.rows)
 
 
 def test_without_losses_there_is_no_table():
@@ -108,9 +108,9 @@ def test_other_runs_stand_beside_this_one_by_epsilon():
     table = train.baseline_table(
         make_training(beside=[make_beside("large-epsilon", 20.0, 6), make_beside("plain", 0.0, 0)])
     )
-    assert [line.head for line in table.lines] == ["this run", "plain", "large-epsilon"]
-    assert [line.entries[2].text for line in table.lines] == ["2 of 6", "0 of 6", "6 of 6"]
-    assert table.lines[1].entries[4].sort == 0.01
+    assert [line.head for line in table.rows] == ["this run", "plain", "large-epsilon"]
+    assert [line.entries[2].text for line in table.rows] == ["2 of 6", "0 of 6", "6 of 6"]
+    assert table.rows[1].entries[4].sort == 0.01
     assert train.baseline_table(make_training()) is None
 
 

@@ -23,7 +23,7 @@ Legend = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Cell:
+class BlockCell:
     """One block: its short name, its CSS classes, the height of its bar in per cent, and its hover text.
 
     The label names a replacement, in the first of the cells it covers.
@@ -37,22 +37,22 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Stage:
+class ChainStage:
     """One stage and the facts in its heading."""
 
     number: int
     facts: str
-    cells: Sequence[Cell]
+    cells: Sequence[BlockCell]
 
 
 @dataclass(frozen=True)
-class Chain:
+class ChainGrid:
     """A whole chain, with a text alternative and the labels of the bars' scale as (per cent, text)."""
 
     ident: str
     name: str
     desc: str
-    stages: Sequence[Stage]
+    stages: Sequence[ChainStage]
     ticks: Sequence[tuple[float, str]]
 
     @property
@@ -117,16 +117,16 @@ class Decades:
         ]
 
 
-def action_chain(blocks: Sequence[BlockRecord], ident: str) -> Chain | None:
+def action_chain(blocks: Sequence[BlockRecord], ident: str) -> ChainGrid | None:
     """The blocks with the action taken on each; None without blocks."""
     if not blocks:
         return None
     scale = Decades.of(block.worth_kl for block in blocks)
     stages = [
-        Stage(number, _kept_of(members), [_action_cell(block, scale) for block in members])
+        ChainStage(number, _kept_of(members), [_action_cell(block, scale) for block in members])
         for number, members in by_stage(blocks)
     ]
-    return Chain(ident, "The chain of residual blocks", describe_actions(blocks), stages, scale.ticks)
+    return ChainGrid(ident, "The chain of residual blocks", describe_actions(blocks), stages, scale.ticks)
 
 
 def _kept_of(members: Sequence[BlockRecord]) -> str:
@@ -134,9 +134,9 @@ def _kept_of(members: Sequence[BlockRecord]) -> str:
     return f"{numbers.shape(members[-1].out_shape)} · {kept} of {len(members)} kept"
 
 
-def _action_cell(block: BlockRecord, scale: Decades) -> Cell:
+def _action_cell(block: BlockRecord, scale: Decades) -> BlockCell:
     style = f"{block.fate}{' projection' if block.shortcut == 'projection' else ''}"
-    return Cell(_short(block.path), style, scale.at(block.worth_kl), action_title(block))
+    return BlockCell(_short(block.path), style, scale.at(block.worth_kl), action_title(block))
 
 
 def _short(path: str) -> str:
@@ -205,7 +205,7 @@ def action_legend() -> Legend:
 _SIGNS: Legend = [("block projection", "projection shortcut"), ("block unmeasured", "damage not measured")]
 
 
-def verdict_chain(blocks: Sequence[ScannedBlock], metric: str, ident: str) -> Chain | None:
+def verdict_chain(blocks: Sequence[ScannedBlock], metric: str, ident: str) -> ChainGrid | None:
     """The blocks of a scan with their verdicts; None without blocks."""
     if not blocks:
         return None
@@ -214,8 +214,8 @@ def verdict_chain(blocks: Sequence[ScannedBlock], metric: str, ident: str) -> Ch
     for number, members in by_stage(blocks):
         trivial = scan_metrics.counts(members)["trivial"]
         facts = f"{numbers.shape(members[-1].out_shape)} · {trivial} of {len(members)} trivial"
-        stages.append(Stage(number, facts, [_verdict_cell(block, metric, scale) for block in members]))
-    return Chain(ident, "The chain of residual blocks", describe_verdicts(blocks), stages, scale.ticks)
+        stages.append(ChainStage(number, facts, [_verdict_cell(block, metric, scale) for block in members]))
+    return ChainGrid(ident, "The chain of residual blocks", describe_verdicts(blocks), stages, scale.ticks)
 
 
 def _kl(block: ScannedBlock) -> float | None:
@@ -223,10 +223,10 @@ def _kl(block: ScannedBlock) -> float | None:
     return None if ablation is None or not numbers.known(ablation.kl) else ablation.kl
 
 
-def _verdict_cell(block: ScannedBlock, metric: str, scale: Decades) -> Cell:
+def _verdict_cell(block: ScannedBlock, metric: str, scale: Decades) -> BlockCell:
     verdict = scan_metrics.verdict(block) or "unmeasured"
     style = f"{verdict}{' projection' if block.shortcut == 'projection' else ''}"
-    return Cell(_short(block.path), style, scale.at(_kl(block)), verdict_title(block, metric))
+    return BlockCell(_short(block.path), style, scale.at(_kl(block)), verdict_title(block, metric))
 
 
 def verdict_title(block: ScannedBlock, metric: str) -> str:
@@ -259,7 +259,9 @@ def verdict_legend() -> Legend:
     return [*((f"block {verdict}", verdict) for verdict in scan_metrics.VERDICTS), *_SIGNS]
 
 
-def plan_chain(blocks: Sequence[BlockRecord], spans: Sequence[tuple[Sequence[str], str]], number: int) -> Chain | None:
+def plan_chain(
+    blocks: Sequence[BlockRecord], spans: Sequence[tuple[Sequence[str], str]], number: int
+) -> ChainGrid | None:
     """The chain under one plan; None without blocks.
 
     Args:
@@ -273,19 +275,21 @@ def plan_chain(blocks: Sequence[BlockRecord], spans: Sequence[tuple[Sequence[str
     covered = {path: i for i, (paths, _) in enumerate(spans) for path in paths}
     stages = []
     for stage, members in by_stage(blocks):
-        cells: list[Cell] = []
+        cells: list[BlockCell] = []
         for span, run in groupby(members, key=lambda block: covered.get(block.path)):
             drawn = [_plan_cell(block, scale) for block in run]
             cells += drawn if span is None else _joined(drawn, spans[span][1])
-        stages.append(Stage(stage, _kept_of(members), cells))
-    return Chain(f"plan-{number}-chain", f"The chain under plan {number}", count_actions(blocks), stages, scale.ticks)
+        stages.append(ChainStage(stage, _kept_of(members), cells))
+    return ChainGrid(
+        f"plan-{number}-chain", f"The chain under plan {number}", count_actions(blocks), stages, scale.ticks
+    )
 
 
-def _plan_cell(block: BlockRecord, scale: Decades) -> Cell:
+def _plan_cell(block: BlockRecord, scale: Decades) -> BlockCell:
     return replace(_action_cell(block, scale), title=f"{block.path}: {block.fate}")
 
 
-def _joined(cells: list[Cell], kind: str) -> list[Cell]:
+def _joined(cells: list[BlockCell], kind: str) -> list[BlockCell]:
     """Cells under one replacement: their borders form one box, and the first of them holds its kind if that fits."""
     long = _LETTER * len(kind)
     upright = long > _CELL * len(cells)

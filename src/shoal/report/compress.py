@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from shoal.record import BlockRecord, Record
 from shoal.report import chain, comparison, numbers, text
-from shoal.report.html import Column, Entry, KeyFigure, Line, Page, Section, Table, write_page
+from shoal.report.html import Column, KeyFigure, Page, Section, Table, TableCell, TableRow, write_page
 from shoal.report.plan import plan_section
 from shoal.report.plots import curves
 from shoal.report.recovery import recovery_section
@@ -177,22 +177,22 @@ def block_table(blocks: Sequence[BlockRecord]) -> Table | None:
     if not blocks:
         return None
     caption = f"The {text.plural(len(blocks), 'block')} of the original"
-    lines = [Line(block.path, _block_entries(block), block.fate) for block in blocks]
+    lines = [TableRow(block.path, _block_entries(block), block.fate) for block in blocks]
     return Table("all-blocks", caption, "Filter blocks", "name, stage, removed …", _BLOCK_COLUMNS, lines)
 
 
-def _block_entries(block: BlockRecord) -> list[Entry]:
+def _block_entries(block: BlockRecord) -> list[TableCell]:
     damage, interval = block.worth_kl, block.worth_kl_interval
     return [
-        Entry(str(block.stage), sort=block.stage),
-        Entry(chain.action(block), chain.why_fixed(block), chip=block.fate),
-        Entry(
+        TableCell(str(block.stage), sort=block.stage),
+        TableCell(chain.action(block), chain.why_fixed(block), chip=block.fate),
+        TableCell(
             numbers.significant(damage), "" if interval is None else numbers.significant_interval(interval), sort=damage
         ),
-        Entry(numbers.significant(block.residual_ratio), sort=block.residual_ratio),
-        Entry(numbers.amount(block.params), sort=block.params),
-        Entry(block.kind),
-        Entry(block.shortcut),
-        Entry(block.activation or numbers.MISSING),
-        Entry(numbers.shape(block.out_shape), sort=block.out_shape[0] if block.out_shape else None),
+        TableCell(numbers.significant(block.residual_ratio), sort=block.residual_ratio),
+        TableCell(numbers.amount(block.params), sort=block.params),
+        TableCell(block.kind),
+        TableCell(block.shortcut),
+        TableCell(block.activation or numbers.MISSING),
+        TableCell(numbers.shape(block.out_shape), sort=block.out_shape[0] if block.out_shape else None),
     ]

@@ -55,7 +55,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableCell:
     """One table cell.
 
     Args:
@@ -74,11 +74,11 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     """One table row: its heading, the other cells, and its style."""
 
     head: str
-    entries: Sequence[Entry]
+    entries: Sequence[TableCell]
     style: str = ""
 
 
@@ -92,7 +92,7 @@ class Table:
         filter: label of the filter.
         hint: examples of what to filter by.
         columns: the first is the heading of the rows.
-        lines: each with an entry for every column but the first.
+        rows: each with an entry for every column but the first.
     """
 
     ident: str
@@ -100,7 +100,7 @@ class Table:
     filter: str
     hint: str
     columns: Sequence[Column]
-    lines: Sequence[Line]
+    rows: Sequence[TableRow]
 
 
 @dataclass(frozen=True)

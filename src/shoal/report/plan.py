@@ -11,7 +11,7 @@ from shoal.report.text import plural
 
 
 @dataclass(frozen=True)
-class Span:
+class ReplacedSpan:
     """Consecutive layers, and the kind of their replacement."""
 
     paths: list[str]
@@ -26,7 +26,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FrontPlan:
     """One plan: its number, its share of the original's latency if there is one, and whether it was carried out."""
 
     number: int
@@ -35,10 +35,10 @@ class Plan:
     chosen: bool
 
     @property
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[ReplacedSpan]:
         """The replaced spans; an unrecorded kind is just a replacement."""
         named = zip_longest(self.point.replaced, self.point.kinds[: len(self.point.replaced)], fillvalue="")
-        return [Span(list(paths), str(kind) or "a replacement") for paths, kind in named]
+        return [ReplacedSpan(list(paths), str(kind) or "a replacement") for paths, kind in named]
 
     @property
     def drawable(self) -> bool:
@@ -72,8 +72,8 @@ class BuiltPlan:
 class PlanCard:
     """One plan with its chain and its neighbours on the front."""
 
-    plan: Plan
-    chain: chain.Chain | None
+    plan: FrontPlan
+    chain: chain.ChainGrid | None
     before: int | None
     after: int | None
 
@@ -114,7 +114,7 @@ def plan_section(record: Record) -> PlanSection | None:
     )
 
 
-def _card(index: int, plans: Sequence[Plan], blocks: Sequence[BlockRecord]) -> PlanCard:
+def _card(index: int, plans: Sequence[FrontPlan], blocks: Sequence[BlockRecord]) -> PlanCard:
     plan = plans[index]
     spans = [(span.paths, span.kind) for span in plan.spans]
     return PlanCard(
@@ -125,14 +125,14 @@ def _card(index: int, plans: Sequence[Plan], blocks: Sequence[BlockRecord]) -> P
     )
 
 
-def plans_of(record: Record) -> list[Plan]:
+def plans_of(record: Record) -> list[FrontPlan]:
     """Every plan of the front, numbered in its order as `--pick` counts them."""
     planning = record.planning
     if planning is None:
         return []
     chosen = _chosen_number(planning, record)
     return [
-        Plan(number, point, share_of(point.latency_ms, planning), number == chosen)
+        FrontPlan(number, point, share_of(point.latency_ms, planning), number == chosen)
         for number, point in enumerate(planning.front, 1)
     ]
 
@@ -230,7 +230,7 @@ def picked(planning: Planning) -> str:
     return f"Plan {planning.picked} was picked from the front with `--pick {planning.picked}`."
 
 
-def front_range(plans: Sequence[Plan]) -> str:
+def front_range(plans: Sequence[FrontPlan]) -> str:
     """How many plans there are and how far they reach: `24 plans, 31.0 % to 96.0 % of the latency`."""
     shares = [plan.share for plan in plans if plan.share is not None]
     count = plural(len(plans), "plan")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from shoal.record import Ablation, BlockRecord, ScannedBlock, ScannedLayer, ScanRecord
 from shoal.report import numbers, scan_metrics
 from shoal.report.chain import why_fixed
-from shoal.report.html import Column, Entry, Line, Table
+from shoal.report.html import Column, Table, TableCell, TableRow
 
 _HINT = "name, stage, trivial …"
 
@@ -24,7 +24,7 @@ def blocks(record: ScanRecord) -> Table | None:
         Column("Shortcut"),
     ]
     caption = f"The {len(record.blocks)} residual blocks, each removed alone"
-    lines = [Line(block.path, _block(block, record)) for block in record.blocks]
+    lines = [TableRow(block.path, _block(block, record)) for block in record.blocks]
     return Table("blocks-table", caption, "Filter blocks", _HINT, columns, lines)
 
 
@@ -35,17 +35,17 @@ def scores(record: ScanRecord) -> Table | None:
         return None
     columns = [Column("Block"), Column("Verdict"), Column("KL, nats", number=True)]
     columns += [Column(name.replace("_", " "), number=True) for name in names]
-    lines = [Line(block.path, _scores(block, names)) for block in record.blocks]
+    lines = [TableRow(block.path, _scores(block, names)) for block in record.blocks]
     return Table("scores-table", "Every score of every block", "Filter scores", _HINT, columns, lines)
 
 
-def _scores(block: ScannedBlock, names: Sequence[str]) -> list[Entry]:
+def _scores(block: ScannedBlock, names: Sequence[str]) -> list[TableCell]:
     ablation = scan_metrics.main(block)
     kl = None if ablation is None else ablation.kl
     verdict = scan_metrics.verdict(block)
     return [
-        Entry(verdict, chip=verdict) if verdict else Entry("not measured", chip="unmeasured"),
-        *(Entry(numbers.significant(value), sort=_finite(value)) for value in (kl, *map(block.scores.get, names))),
+        TableCell(verdict, chip=verdict) if verdict else TableCell("not measured", chip="unmeasured"),
+        *(TableCell(numbers.significant(value), sort=_finite(value)) for value in (kl, *map(block.scores.get, names))),
     ]
 
 
@@ -55,14 +55,14 @@ def score_names(record: ScanRecord) -> list[str]:
     return list(dict.fromkeys([*rated, *(name for block in record.blocks for name in block.scores)]))
 
 
-def _block(block: ScannedBlock, record: ScanRecord) -> list[Entry]:
+def _block(block: ScannedBlock, record: ScanRecord) -> list[TableCell]:
     return [
         *_figures(scan_metrics.main(block), record, why_fixed(block)),
-        Entry(numbers.amount(block.params), sort=block.params),
-        Entry(shape_change(block), sort=block.out_shape[0] if block.out_shape else None),
-        Entry(str(block.stage), sort=block.stage),
-        Entry(block.kind),
-        Entry(block.shortcut),
+        TableCell(numbers.amount(block.params), sort=block.params),
+        TableCell(shape_change(block), sort=block.out_shape[0] if block.out_shape else None),
+        TableCell(str(block.stage), sort=block.stage),
+        TableCell(block.kind),
+        TableCell(block.shortcut),
     ]
 
 
@@ -79,7 +79,7 @@ def ablations(record: ScanRecord) -> Table | None:
         return None
     first, *rest = _columns("Block", record)
     lines = [
-        Line(block.path, [Entry(name), *_figures(ablation, record)])
+        TableRow(block.path, [TableCell(name), *_figures(ablation, record)])
         for block, ablations in by_block
         for name, ablation in ablations.items()
     ]
@@ -102,18 +102,18 @@ def layers(record: ScanRecord) -> Table | None:
         Column("Block"),
     ]
     caption = f"The {len(record.layers)} layers, each with its kernel zeroed"
-    lines = [Line(layer.path, _layer(layer, record)) for layer in record.layers]
+    lines = [TableRow(layer.path, _layer(layer, record)) for layer in record.layers]
     return Table("layers-table", caption, "Filter layers", _HINT, columns, lines)
 
 
-def _layer(layer: ScannedLayer, record: ScanRecord) -> list[Entry]:
+def _layer(layer: ScannedLayer, record: ScanRecord) -> list[TableCell]:
     return [
         *_figures(scan_metrics.main(layer), record),
-        Entry(f"{numbers.count(layer.in_channels)} → {numbers.count(layer.out_channels)}", sort=layer.out_channels),
-        Entry("changes" if layer.changes_channels else "same"),
-        Entry(numbers.amount(layer.params), sort=layer.params),
-        Entry(layer.kind),
-        Entry(layer.block, code=True) if layer.block else Entry(numbers.MISSING),
+        TableCell(f"{numbers.count(layer.in_channels)} → {numbers.count(layer.out_channels)}", sort=layer.out_channels),
+        TableCell("changes" if layer.changes_channels else "same"),
+        TableCell(numbers.amount(layer.params), sort=layer.params),
+        TableCell(layer.kind),
+        TableCell(layer.block, code=True) if layer.block else TableCell(numbers.MISSING),
     ]
 
 
@@ -129,32 +129,32 @@ def _columns(first: str, record: ScanRecord) -> list[Column]:
     return [Column(first), Column("Verdict"), Column("Family-wise"), *figures]
 
 
-def _figures(ablation: Ablation | None, record: ScanRecord, note: str = "") -> list[Entry]:
+def _figures(ablation: Ablation | None, record: ScanRecord, note: str = "") -> list[TableCell]:
     if ablation is None:
-        empty = [Entry(numbers.MISSING) for _ in _columns("", record)[3:]]
-        return [Entry("not measured", note, chip="unmeasured"), Entry(numbers.MISSING), *empty]
-    kl = Entry(numbers.significant(ablation.kl), sort=_finite(ablation.kl))
+        empty = [TableCell(numbers.MISSING) for _ in _columns("", record)[3:]]
+        return [TableCell("not measured", note, chip="unmeasured"), TableCell(numbers.MISSING), *empty]
+    kl = TableCell(numbers.significant(ablation.kl), sort=_finite(ablation.kl))
     return [
-        Entry(ablation.verdict, note, chip=ablation.verdict),
-        Entry(ablation.familywise, chip=ablation.familywise),
+        TableCell(ablation.verdict, note, chip=ablation.verdict),
+        TableCell(ablation.familywise, chip=ablation.familywise),
         *([_drop(ablation)] if record.metric == "top1" else []),
         _loss(ablation),
         *([] if record.metric == "kl" else [kl]),
-        Entry(numbers.percent(ablation.changed), sort=_finite(ablation.changed)),
-        Entry(numbers.count(ablation.n), sort=ablation.n),
+        TableCell(numbers.percent(ablation.changed), sort=_finite(ablation.changed)),
+        TableCell(numbers.count(ablation.n), sort=ablation.n),
     ]
 
 
-def _drop(ablation: Ablation) -> Entry:
+def _drop(ablation: Ablation) -> TableCell:
     interval = ablation.top1_drop_interval
     detail = "" if interval is None else numbers.lost_interval(interval)
-    return Entry(numbers.lost(ablation.top1_drop), detail, sort=_finite(ablation.top1_drop))
+    return TableCell(numbers.lost(ablation.top1_drop), detail, sort=_finite(ablation.top1_drop))
 
 
-def _loss(ablation: Ablation) -> Entry:
+def _loss(ablation: Ablation) -> TableCell:
     interval = numbers.significant_interval(ablation.loss_increase_interval)
     detail = "no finite interval" if interval == numbers.MISSING else interval
-    return Entry(numbers.significant(ablation.loss_increase), detail, sort=_finite(ablation.loss_increase))
+    return TableCell(numbers.significant(ablation.loss_increase), detail, sort=_finite(ablation.loss_increase))
 
 
 def _finite(value: float | None) -> float | None:
@@ -197,11 +197,11 @@ def second(record: ScanRecord) -> Table | None:
     # A second data set may lack labels that the first has.
     amount = _drop if record.metric == "top1" else _loss
     lines = [
-        Line(
+        TableRow(
             path,
             [
-                Entry(name),
-                *(Entry(ablation.verdict, chip=ablation.verdict) for ablation in ablations),
+                TableCell(name),
+                *(TableCell(ablation.verdict, chip=ablation.verdict) for ablation in ablations),
                 *(amount(ablation) for ablation in ablations),
             ],
         )

@@ -7,7 +7,7 @@ from itertools import groupby
 from shoal.record import Quality
 from shoal.report import chain, numbers, text
 from shoal.report.comparison import Cell, ComparisonRow, LatencyPair, amount_row, speed_change, top1
-from shoal.report.html import Column, Entry, KeyFigure, Line, Page, Section, Table, write_page
+from shoal.report.html import Column, KeyFigure, Page, Section, Table, TableCell, TableRow, write_page
 from shoal.report.plots import curves
 from shoal.training import Beside, EpochRow, LostBlock, TrainRecord
 
@@ -28,7 +28,7 @@ _COMPARED = {"identical": "to", "equal": "to", "different": "from"}
 
 
 @dataclass(frozen=True)
-class Lane:
+class GateLane:
     """The responses of one block as (shade, number of columns), up to the epoch it was pruned in."""
 
     path: str
@@ -41,7 +41,7 @@ class GateMap:
     """The responses of all blocks against epsilon."""
 
     desc: str
-    lanes: Sequence[Lane]
+    lanes: Sequence[GateLane]
     legend: Sequence[tuple[str, str]]
 
 
@@ -209,13 +209,13 @@ def gate_map(record: TrainRecord) -> GateMap | None:
     )
 
 
-def _lane(path: str, record: TrainRecord, columns: Sequence[Sequence[EpochRow]], pruned: dict[str, int]) -> Lane:
+def _lane(path: str, record: TrainRecord, columns: Sequence[Sequence[EpochRow]], pruned: dict[str, int]) -> GateLane:
     epsilon = float(record.settings.get("epsilon", 0.0))
     shades = [_shade([row.largest[path] for row in rows if path in row.largest], epsilon) for rows in columns]
     last = next(row.largest[path] for row in reversed(record.rows) if path in row.largest)
     end = f"pruned after epoch {pruned[path]}" if path in pruned else "kept"
     title = f"{path}: {end}; largest response in its last epoch {numbers.significant(last)}"
-    return Lane(path, title, [(shade, len(list(run))) for shade, run in groupby(shades)])
+    return GateLane(path, title, [(shade, len(list(run))) for shade, run in groupby(shades)])
 
 
 def _shade(responses: Sequence[float], epsilon: float) -> str:
@@ -247,25 +247,25 @@ def pruned_table(record: TrainRecord) -> Table | None:
             Column("Remaining weight", number=True),
             Column("Would open on test", number=True),
         ],
-        lines=[Line(block.path, _pruned_entries(block), "removed") for block in record.lost],
+        rows=[TableRow(block.path, _pruned_entries(block), "removed") for block in record.lost],
         filter="Filter blocks",
         hint="name, stage …",
     )
 
 
-def _pruned_entries(block: LostBlock) -> list[Entry]:
+def _pruned_entries(block: LostBlock) -> list[TableCell]:
     remaining = block.weight_left / block.weight_before if block.weight_before else 0.0
     on_test = f"{numbers.significant(block.largest_on_test)} on test"
     return [
-        Entry(str(block.stage), sort=block.stage),
-        Entry(str(block.epoch), sort=block.epoch),
-        Entry(numbers.significant(block.largest), on_test, sort=block.largest),
-        Entry(
+        TableCell(str(block.stage), sort=block.stage),
+        TableCell(str(block.epoch), sort=block.epoch),
+        TableCell(numbers.significant(block.largest), on_test, sort=block.largest),
+        TableCell(
             numbers.significant(block.weight_left),
             f"{numbers.percent(remaining)} of the initial weight",
             sort=remaining,
         ),
-        Entry(numbers.percent(block.opens_on_test), "of test mini-batches", sort=block.opens_on_test),
+        TableCell(numbers.percent(block.opens_on_test), "of test mini-batches", sort=block.opens_on_test),
     ]
 
 
@@ -275,7 +275,7 @@ def baseline_table(record: TrainRecord) -> Table | None:
         return None
     total, epsilon = len(record.blocks), float(record.settings["epsilon"])
     quality = record.settled.plain.quality
-    this_run = [*_run_entries(epsilon, record.settings["side"], len(record.lost), total, quality), Entry("")]
+    this_run = [*_run_entries(epsilon, record.settings["side"], len(record.lost), total, quality), TableCell("")]
     others = sorted(record.beside, key=lambda run: run.epsilon)
     return Table(
         ident="baseline-table",
@@ -288,23 +288,23 @@ def baseline_table(record: TrainRecord) -> Table | None:
             Column("Top-1, test", number=True),
             Column("This run against it", number=True),
         ],
-        lines=[Line("this run", this_run), *(Line(run.name, _baseline_entries(run, total)) for run in others)],
+        rows=[TableRow("this run", this_run), *(TableRow(run.name, _baseline_entries(run, total)) for run in others)],
         filter="Filter runs",
         hint="name, epsilon …",
     )
 
 
-def _baseline_entries(run: Beside, total: int) -> list[Entry]:
+def _baseline_entries(run: Beside, total: int) -> list[TableCell]:
     drop = run.comparison.top1_drop
     interval = numbers.points_interval(run.comparison.top1_drop_interval)
     entries = _run_entries(run.epsilon, run.side, run.lost, total, run.quality)
-    return [*entries, Entry(numbers.points(drop), interval, sort=drop)]
+    return [*entries, TableCell(numbers.points(drop), interval, sort=drop)]
 
 
-def _run_entries(epsilon: float, side: bool, pruned: int, total: int, quality: Quality) -> list[Entry]:
+def _run_entries(epsilon: float, side: bool, pruned: int, total: int, quality: Quality) -> list[TableCell]:
     return [
-        Entry(numbers.significant(epsilon), sort=epsilon),
-        Entry("yes" if side else "no"),
-        Entry(f"{pruned} of {total}", sort=pruned),
-        Entry(numbers.percent(quality.top1), numbers.percent_interval(quality.top1_interval), sort=quality.top1),
+        TableCell(numbers.significant(epsilon), sort=epsilon),
+        TableCell("yes" if side else "no"),
+        TableCell(f"{pruned} of {total}", sort=pruned),
+        TableCell(numbers.percent(quality.top1), numbers.percent_interval(quality.top1_interval), sort=quality.top1),
     ]

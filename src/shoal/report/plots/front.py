@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.record import Planning, PlanRound
 from shoal.report import numbers
-from shoal.report.plan import Plan, chosen_round, front_range, share_of
+from shoal.report.plan import FrontPlan, chosen_round, front_range, share_of
 from shoal.report.plots.figure import WIDTHS, Plot
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class _Built:
     title: str
 
 
-def plot(plans: Sequence[Plan], planning: Planning, size: str, *, recovered: bool = False) -> str:
+def plot(plans: Sequence[FrontPlan], planning: Planning, size: str, *, recovered: bool = False) -> str:
     """The front as one SVG; empty if no plan has a place.
 
     Args:
@@ -85,7 +85,7 @@ def plot(plans: Sequence[Plan], planning: Planning, size: str, *, recovered: boo
         return drawing.svg(f"front-{size}", "Damage against latency", front_range(plans), role="group")
 
 
-def _place(plan: Plan) -> Place:
+def _place(plan: FrontPlan) -> Place:
     return plan.share or 0.0, plan.point.damage
 
 
@@ -136,7 +136,7 @@ def _link(number: int | None) -> dict[str, Any]:
     return {} if number is None else {"href": f"#plan-{number}", "focusable": False}
 
 
-def _point(drawing: Plot, axes: "Axes", plan: Plan) -> None:
+def _point(drawing: Plot, axes: "Axes", plan: FrontPlan) -> None:
     """A point that links to its plan; the invisible circle around it is for fingers."""
     reach = drawing.marker(axes, *_place(plan), 24, "reach")
     dot = drawing.marker(axes, *_place(plan), 9, "dot")
@@ -148,7 +148,7 @@ def _final_marker(drawing: Plot, axes: "Axes", place: Place, made: int | None, *
     drawing.add(*drawing.final_marker(axes, *place), title=title, **_link(made))
 
 
-def _numbers(drawing: Plot, axes: "Axes", plans: Sequence[Plan]) -> None:
+def _numbers(drawing: Plot, axes: "Axes", plans: Sequence[FrontPlan]) -> None:
     """The numbers of the points to their upper right, where a falling front leaves room; none over another."""
     taken: list[tuple[float, float, float]] = []
     ends = plans[0], plans[-1]

@@ -53,7 +53,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Lane:
+class IntervalLane:
     """One difference of a row, with the places of its ends and its centre."""
 
     name: str
@@ -67,21 +67,21 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Row:
+class IntervalRow:
     """A block or layer with its differences; `marked` puts a diamond before its name."""
 
     name: str
-    lanes: Sequence[Lane]
+    lanes: Sequence[IntervalLane]
     marked: bool
 
 
 @dataclass(frozen=True)
-class Group:
+class IntervalGroup:
     """Rows under one heading, with their text alternative."""
 
     title: str
     desc: str
-    rows: Sequence[Row]
+    rows: Sequence[IntervalRow]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class IntervalPlot:
     band: tuple[float, float]
     names: int
     named_lanes: bool
-    groups: Sequence[Group]
+    groups: Sequence[IntervalGroup]
 
 
 def block_plot(record: ScanRecord) -> IntervalPlot | None:
@@ -131,7 +131,7 @@ def _plot(
         max(len(item.path) for item in items),
         len(lanes) > 1,
         [
-            Group(title, describe(members, record), [_row(item, record, axis) for item in members])
+            IntervalGroup(title, describe(members, record), [_row(item, record, axis) for item in members])
             for title, members in parts
         ],
     )
@@ -162,9 +162,9 @@ def axis_for(items: Sequence[Item], record: ScanRecord) -> Axis:
     return Axis(1.15 * low, 1.15 * high, margin, linear=False)
 
 
-def _row(item: Item, record: ScanRecord, axis: Axis) -> Row:
+def _row(item: Item, record: ScanRecord, axis: Axis) -> IntervalRow:
     lanes = [
-        Lane(
+        IntervalLane(
             name.replace(":", " "),
             ablation.verdict,
             _title(f"{item.path}, {name}", ablation, change, scan_metrics.MEASURES[record.metric].unit),
@@ -176,7 +176,7 @@ def _row(item: Item, record: ScanRecord, axis: Axis) -> Row:
         )
         for name, ablation, change in _changes(item, record)
     ]
-    return Row(item.path, lanes, isinstance(item, ScannedLayer) and item.changes_channels)
+    return IntervalRow(item.path, lanes, isinstance(item, ScannedLayer) and item.changes_channels)
 
 
 def _title(name: str, ablation: Ablation, change: scan_metrics.Change, unit: str) -> str:
