@@ -39,6 +39,17 @@ def test_every_kill_was_one(results):
     assert [item["refused"] for item in results["disks"]] == [1, 1]
 
 
+def test_the_page_is_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from page import write_page
+
+    root = SCRIPTS.parent.parent
+    measured = json.loads((root / "benchmarks/results/faults.json").read_text())
+    write_page(tmp_path / "page.md", measured, root / "benchmarks/results/fuzz.json")
+    assert (tmp_path / "page.md").read_text() == (root / "docs/reliability.md").read_text()
+    assert "| nothing |" in (tmp_path / "page.md").read_text()
+
+
 def test_the_comparison_sees_what_was_lost(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     import compare

@@ -26,7 +26,7 @@ def main() -> None:
     """Carry out the campaign; exit code 1 where anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/faults.json"))
-    parser.add_argument("--page", type=Path, help="also write this page from the results, and those of `make fuzz`")
+    parser.add_argument("--page", type=Path, help="also write this page from the results")
     parser.add_argument("--fuzz", type=Path, default=Path("benchmarks/results/fuzz.json"))
     parser.add_argument("--only-page", action="store_true", help="disturb nothing, write the page again")
     parser.add_argument("--random", type=int, default=100, help="random kills, over all commands")

@@ -17,7 +17,7 @@ twice: no measurement is lost, none is made again.
 
 ## What was lost
 
-{summary}
+{summary}{note}
 
 ## Killed
 
@@ -54,6 +54,7 @@ def write_page(path: Path, results: dict[str, Any], fuzz: Path) -> None:
     text = _PAGE.format(
         **values,
         summary=_summary(results),
+        note=f"\n\n{results['note']}" if "note" in results else "",
         kills=_kills(results),
         disks=_table(("command", "how", "disks", "refused", "lost"), results["disks"]),
         owners=_table(("command", "lost"), results["owners"]),
@@ -110,5 +111,5 @@ def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
 
 def _fuzz(path: Path) -> str:
     if not path.exists():
-        return "Not measured yet: `make fuzz` writes the counts."
+        return "Not measured yet."
     return _table(("reader", "inputs", "refused", "accepted", "lost"), json.loads(path.read_text())["readers"])
