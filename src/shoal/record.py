@@ -35,7 +35,8 @@ class Quality(Value):
 
     `top1` is a fraction with a 95 % Wilson score interval; None where there are no labels. With a label at each of
     `tokens` positions `loss` is the mean over these, perplexity its exponential, and both 95 % intervals take the n
-    sequences as the independent samples.
+    sequences as the independent samples. Of a network with several outputs the figures are those of `output`, and
+    `outputs` holds them all; of an output that is no scores of classes there are none without the original.
     """
 
     split: str
@@ -47,22 +48,31 @@ class Quality(Value):
     loss_interval: Interval | None = None
     perplexity: float | None = None
     perplexity_interval: Interval | None = None
+    classes: int | None = None
+    output: str | None = None
+    outputs: list["Quality"] = Field(default_factory=list)
 
 
 class Comparison(Value):
     """One network against the original, sample by sample on the same data.
 
     `top1_drop_interval` is Tango's 95 % score interval of a paired difference; `p_value` is McNemar's exact test on
-    the discordant samples; `kl` is the mean divergence KL(original || this) in nats with a 95 % t interval.
+    the discordant samples; `kl` is the damage with a 95 % t interval: of scores of classes the mean divergence
+    KL(original || this) in nats, of values their `mse`, of several outputs the mean over them.
     `loss_increase` is per labelled position, with an interval paired by sequence; None with one label a sample.
+    An output that is no scores of classes has nothing but that and `mse`: the mean squared error relative to the
+    variance of the original's output, with a t interval. Of several outputs each stands in `outputs`; the others of the
+    figures are those of the `output` of classes that lost most, and the `mse` that of the values that are farthest off.
     """
 
     split: str
     n: int
-    agreement: float
-    agreement_interval: Interval
     kl: float
     kl_interval: Interval
+    agreement: float | None = None
+    agreement_interval: Interval | None = None
+    mse: float | None = None
+    mse_interval: Interval | None = None
     top1_drop: float | None = None
     top1_drop_interval: Interval | None = None
     p_value: float | None = None
@@ -70,6 +80,39 @@ class Comparison(Value):
     won: int | None = None
     loss_increase: float | None = None
     loss_increase_interval: Interval | None = None
+    output: str | None = None
+    outputs: list["Comparison"] = Field(default_factory=list)
+
+
+def drop_of(comparison: Comparison) -> float:
+    """The drop of the metric as a fraction: of several outputs that of the one that lost most.
+
+    It is the drop of top-1 where there are labels, else disagreement with the original; of values the squared error as
+    a share of the variance of the original's output, which is the share of it that is no longer explained.
+    """
+    if comparison.outputs:
+        return max(map(drop_of, comparison.outputs))
+    if comparison.top1_drop is not None:
+        return comparison.top1_drop
+    if comparison.agreement is not None:
+        return 1 - comparison.agreement
+    return comparison.mse if comparison.mse is not None else float("nan")
+
+
+class OutputRead(Value):
+    """How one tensor of the output was read, and why; `scale` is what squared errors of values are divided by."""
+
+    name: str
+    task: Literal["classes", "values"]
+    why: str
+    scale: float | None = None
+
+
+class OutputsRead(Value):
+    """How the network's outputs were read, and what damage means: `worth_kl`, `kl` of a step and of an ablation."""
+
+    outputs: list[OutputRead]
+    damage: str
 
 
 class Latency(Value):
@@ -322,6 +365,7 @@ class Record(Value):
     steps: list[Step] = Field(default_factory=list)
     planning: Planning | None = None
     recovery: Recovery | None = None
+    outputs: OutputsRead | None = None
     machine: Machine
     notes: list[str] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
@@ -335,8 +379,9 @@ Verdict = Literal["trivial", "non-trivial", "undecided"]
 class Ablation(Value):
     """What one ablation does, against the whole network on the same samples; differences positive = worse.
 
-    `changed` is the fraction of samples whose answer changed; `n` is less than the baseline's where the ablation was
-    clear early (`--fast`). `loss` is the cross-entropy in nats, or the divergence from the network where there are no
+    `changed` is the fraction of samples whose answer changed, None where outputs are no scores of classes or there are
+    several; `n` is less than the baseline's where the ablation was clear early (`--fast`). `kl` is the damage, in the
+    unit that `outputs` of the record names; `loss` is the cross-entropy in nats, or the damage where there are no
     labels. Intervals are 95 %, paired, one comparison each; `familywise` is the verdict that still stands when all
     comparisons of the scan are to hold together (Bonferroni).
     """
@@ -345,7 +390,7 @@ class Ablation(Value):
     loss: float
     top1: float | None = None
     kl: float
-    changed: float
+    changed: float | None = None
     top1_drop: float | None = None
     top1_drop_interval: Interval | None = None
     loss_increase: float
@@ -436,7 +481,8 @@ class ScanRecord(Value):
     data: str
     seed: int
     tolerance: float
-    metric: Literal["top1", "loss", "kl"]
+    metric: Literal["top1", "loss", "kl", "mse", "damage"]
+    outputs: OutputsRead | None = None
     comparisons: int
     baseline: Baseline
     blocks: list[ScannedBlock]
@@ -468,6 +514,7 @@ def summary_of(record: Record, out: str) -> dict[str, Any]:
         "recovery": record.recovery.model_dump(mode="json", exclude={"curve"}) if record.recovery else None,
         "comparison": record.comparison.model_dump(mode="json"),
         "certificate": record.certificate.model_dump(mode="json"),
+        "outputs": record.outputs.model_dump(mode="json") if record.outputs else None,
         "notes": record.notes,
         "warnings": record.warnings,
         "out": out,

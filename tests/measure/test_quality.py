@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError, UsageError
+from shoal.measure.classes import kl_per_sample, log_probabilities
 from shoal.measure.intervals import mcnemar, paired_drop, wilson
 from shoal.measure.quality import (
     Predictions,
     compare,
-    kl_per_sample,
-    log_probabilities,
     paired_predictions,
     predictions,
     quality,
@@ -150,12 +149,15 @@ def test_non_finite_outputs_are_refused():
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 6, 1)])
 def test_a_single_output_is_no_classification(shape):
-    with pytest.raises(DataError):
-        predictions(Lookup(torch.randn(shape)), [torch.arange(4)])
+    said = predictions(Lookup(torch.randn(shape)), [torch.arange(4)])
+    assert not said.are_classes
+    found = compare(said, said, "test")
+    assert (found.agreement, found.top1_drop, found.mse) == (None, None, 0.0)
+    assert quality(said, "test").top1 is None
 
 
 def test_outputs_without_a_row_per_sample_are_refused():
-    with pytest.raises(DataError, match="one row of logits per sample"):
+    with pytest.raises(DataError, match="one row per sample"):
         predictions(nn.Flatten(0), [torch.randn(4, 3)])
 
 

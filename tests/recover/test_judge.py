@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from lessons import TokenNet, engine, images, student, teacher, tokens, validation
+from lessons import CLASSES, TokenNet, engine, images, student, teacher, tokens, validation
 
 from shoal.batches import as_batch
 from shoal.errors import DataError
@@ -13,9 +13,9 @@ from shoal.recover.judge import Judge, validation_samples
 
 def test_the_mean_over_samples_and_as_many_blends():
     model, cut, given = teacher(), student(), validation_samples(validation(), 1000)
-    found = Judge(model, given, engine())
+    found = Judge(model, given, engine(), CLASSES)
     blends = [(x + x.roll(1, 0)) / 2 for x in validation()]
-    before, after = paired_predictions([model, cut], [*validation(), *blends])
+    before, after = paired_predictions([model, cut], [*validation(), *blends], reading=CLASSES)
     assert found.of(cut) == pytest.approx(compare(before, after, "x").kl, rel=1e-5)
     assert (found.n, len(found.asked)) == (32, 4)
     assert found.of(model) == 0

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from lessons import engine, images, same, student, teacher
+from lessons import CLASSES, engine, images, same, student, teacher
 
 from shoal.batches import Batch
 from shoal.errors import DataError
@@ -14,7 +14,9 @@ PATHS = ["blocks.0", "blocks.3"]
 
 
 def lesson(features=1.0, **more):
-    return Lesson(teacher(), more.pop("paths", PATHS), DistilSettings(**more), engine(), features=features)
+    return Lesson(
+        teacher(), more.pop("paths", PATHS), DistilSettings(**more), engine(), features=features, reading=CLASSES
+    )
 
 
 def test_lessons_bring_the_student_nearer_and_leave_the_teacher_alone():
@@ -49,7 +51,9 @@ def test_features_and_labels_are_parts_of_the_loss():
 def test_missing_labels_are_an_error_but_for_extra_data():
     with pytest.raises(DataError, match="no labels"):
         lesson(labels=1.0).gradients(student(), Batch((images(16),)), 0)
-    lenient = Lesson(teacher(), PATHS, DistilSettings(labels=1.0), engine(), features=1.0, unlabelled=True)
+    lenient = Lesson(
+        teacher(), PATHS, DistilSettings(labels=1.0), engine(), features=1.0, reading=CLASSES, unlabelled=True
+    )
     lenient.gradients(student(), Batch((images(16),)), 0)
 
 

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from lessons import engine, images, same, student, teacher
+from lessons import CLASSES, engine, images, same, student, teacher
 from torch import nn
 
 from shoal.batches import Batch
@@ -21,7 +21,7 @@ def stepping(model):
 def test_nothing_remains_of_the_test():
     own = student()
     before, draws = copy.deepcopy(own), torch.get_rng_state()
-    lesson = Lesson(teacher(), [], DistilSettings(), engine(), features=0.0)
+    lesson = Lesson(teacher(), [], DistilSettings(), engine(), features=0.0, reading=CLASSES)
     with torch.random.fork_rng():
         found = find_rate(own, lesson, GIVEN, "sgd", stepping)
         try_step(copy.deepcopy(own), lesson, GIVEN[0], stepping(own))
@@ -39,7 +39,9 @@ def test_a_rate_that_destroys_is_not_taken():
     with torch.no_grad():
         wide[1].weight.mul_(30)
         wild[1].weight.mul_(30).add_(0.3 * torch.randn(64, 64))
-    found = find_rate(wild, Lesson(wide, [], DistilSettings(), engine(), features=0.0), GIVEN, "sgd", stepping)
+    found = find_rate(
+        wild, Lesson(wide, [], DistilSettings(), engine(), features=0.0, reading=CLASSES), GIVEN, "sgd", stepping
+    )
     worst = found.tried["0.3"]
     assert worst is None or worst > 2 * min(loss for loss in found.tried.values() if loss is not None)
     assert found.rate < 0.3

@@ -11,6 +11,7 @@ from shoal.batches import as_batch
 from shoal.blocks import dissect
 from shoal.blocks.taps import tapped
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError, UsageError
+from shoal.measure.reading import OutputReading, Reading
 from shoal.preserve import evaluating
 from shoal.scanning import responses
 from shoal.scanning.scores import SCORES
@@ -241,9 +242,10 @@ def test_without_labels_the_own_answers_stand_in():
     anatomy = dissect(net, as_batch(x))
     with torch.no_grad():
         answers = net(x).argmax(dim=1)
-    unlabelled, labelled = block_scores(anatomy, [x]), block_scores(anatomy, [(x, answers)])
+    classes = Reading((OutputReading("", "classes", "as the test says"),))
+    unlabelled, labelled = block_scores(anatomy, [x], reading=classes), block_scores(anatomy, [(x, answers)])
     assert unlabelled == labelled
-    assert block_scores(anatomy, [(x, torch.randn(10, 3))]) == labelled
+    assert block_scores(anatomy, [(x, torch.randn(10, 3))], reading=classes) == labelled
     assert block_scores(anatomy, [(x, (answers + 1) % 10)]) != labelled
     assert block_scores(anatomy, [(x, answers.unsqueeze(1))]) == labelled
 
@@ -385,3 +387,14 @@ def test_the_cosine_of_a_real_network_orders_its_blocks():
     rho, (low, _) = rank_correlation(values, damage, score.high_means)
     assert rho > 0.8
     assert low > 0.5
+
+
+def test_values_need_targets_of_their_shape_for_a_loss():
+    net, (x, _) = cifar(), images()
+    anatomy = dissect(net, as_batch(x))
+    with pytest.warns(UserWarning, match="targets of their shape"):
+        without = block_scores(anatomy, [x])
+    assert not any("taylor" in scores for scores in without.values())
+    with torch.no_grad():
+        targets = net(x) + 1.0
+    assert all("taylor" in scores for scores in block_scores(anatomy, [(x, targets)]).values())

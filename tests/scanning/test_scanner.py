@@ -7,6 +7,7 @@ import language
 import tiny
 from networks import PlainNet
 from shoal.errors import DataError, UsageError
+from shoal.measure.reading import OutputReading, Reading
 from shoal.record import ScanRecord
 from shoal.scanning import ScanSettings, scan
 from shoal.scanning.scanner import _Tallies
@@ -78,11 +79,13 @@ def test_the_record_survives_json_and_says_how_many_comparisons_there_were():
     assert f"{record.comparisons} ablations were compared" in record.notes[0]
 
 
-def test_without_labels_verdicts_are_about_the_divergence():
+def test_without_labels_verdicts_are_about_the_squared_error():
     record = scan(tiny.network(), loader(labels=False))
-    assert (record.metric, record.tolerance) == ("kl", 0.01)
+    assert (record.metric, record.tolerance) == ("mse", 0.01)
+    assert record.outputs.outputs[0].task == "values"
+    assert any("read as values" in note for note in record.notes)
     one = record.blocks[0].ablations["block"]
-    assert one.top1 is None
+    assert (one.top1, one.changed) == (None, None)
     assert one.loss_increase == pytest.approx(one.kl)
 
 
@@ -156,7 +159,8 @@ def test_the_tolerance_is_in_points_with_labels_and_in_nats_without():
     for labels, expected in ((True, 0.02), (False, 2.0)):
         record = scan(tiny.network(), loader(1, labels=labels), settings=ScanSettings(tolerance=2.0, scores=False))
         assert record.tolerance == pytest.approx(expected)
-    assert _Tallies("first", ScanSettings(), 1, None).tolerance == 0.01
+    reading = Reading((OutputReading("", "classes", "as the test says"),))
+    assert _Tallies("first", ScanSettings(), reading, 1, None).tolerance == 0.01
 
 
 def test_what_stands_at_padding_changes_no_figure():

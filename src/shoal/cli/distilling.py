@@ -225,10 +225,14 @@ def _show(session: Session, record: DistilRecord, path: Path) -> None:
             f"top-1 {100 * record.quality_before.top1:.1f} % → {100 * record.quality_after.top1:.1f} % on "
             f"{record.quality_after.n} test samples (teacher {100 * (record.teacher_quality.top1 or 0.0):.1f} %)"
         )
-    session.say(
-        f"divergence from the teacher on test {record.before.kl:.4f} → {record.after.kl:.4f} nats, agreement "
-        f"{100 * record.before.agreement:.1f} % → {100 * record.after.agreement:.1f} %"
-    )
+    before, after = record.before, record.after
+    if before.agreement is None or after.agreement is None:
+        session.say(f"squared error on test, of the output's variance: {before.kl:.4g} → {after.kl:.4g}")
+    else:
+        session.say(
+            f"divergence from the teacher on test {before.kl:.4f} → {after.kl:.4f} nats, agreement "
+            f"{100 * before.agreement:.1f} % → {100 * after.agreement:.1f} %"
+        )
     session.say(record.recovery.sentence)
     session.say(f"written to {path}")
 

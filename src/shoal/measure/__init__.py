@@ -1,29 +1,30 @@
 """Measuring: quality with intervals, cost, latency, and the machine. Nothing here changes a network."""
 
+from shoal.measure.classes import check_samples, kl_per_sample, log_probabilities
 from shoal.measure.cost import cost, macs_by_module
 from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, wilson
 from shoal.measure.latency import latency, turns, within_noise
 from shoal.measure.machine import machine
 from shoal.measure.quality import (
     Predictions,
-    check_samples,
     compare,
-    kl_per_sample,
-    log_probabilities,
     paired_predictions,
     predictions,
     quality,
 )
+from shoal.measure.reading import Reading, inferred, reading_of
 from shoal.measure.tally import Answers, Tally, answers
 
 __all__ = [
     "Answers",
     "Predictions",
+    "Reading",
     "Tally",
     "answers",
     "check_samples",
     "compare",
     "cost",
+    "inferred",
     "kl_per_sample",
     "latency",
     "log_probabilities",
@@ -35,6 +36,7 @@ __all__ = [
     "paired_predictions",
     "predictions",
     "quality",
+    "reading_of",
     "turns",
     "wilson",
     "within_noise",

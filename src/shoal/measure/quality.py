@@ -9,75 +9,105 @@ import math
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shoal import record
-from shoal.batches import IGNORED, Batch, batches, call, check_logits, device_of, logits_of
+from shoal.batches import IGNORED, Batch, batches, call, device_of
 from shoal.errors import DataError, UsageError
+from shoal.measure.classes import check_labels, checked_labels, log_probabilities, mean_kl, mean_over
 from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, ratio_interval, wilson
+from shoal.measure.reading import OutputReading, Reading, Spread, inferred, padding_of, squared_error
 from shoal.measure.sequences import Sequences, at, joined, sequences_of, some_positions
 from shoal.preserve import evaluating
-
-_CHUNK = 2**24  # values handled at once in float64, so that a large vocabulary does not need gigabytes
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a network says about every sample of a loader, on the CPU.
+    """What a network says about every sample of a loader, on the CPU: one output, and the `others` where there are any.
 
     Args:
-        log_probs: float32, (samples, classes) or (samples, positions..., classes).
-        target: int64 class indices, shape of `log_probs` without its classes; None where there are no labels,
+        answers: float32; log-probabilities, (samples, classes) or (samples, positions..., classes), or the values of an
+            output that is no scores of classes, (samples, ...).
+        target: int64 class indices, shape of `answers` without its classes; None where there are no labels,
             or where they are no class indices of this shape (multi-label, soft labels, numbers to be
             predicted).
         inputs: checksum of the samples in their order, to tell whether two passes saw the same ones; None if
             unknown.
-        counted: which answers of `log_probs` are no padding, of the shape of `target`; None where all are.
-        sequences: the answers at every position, where `log_probs` and `target` keep only some of them (see
+        counted: which answers are no padding, of the shape of `target`, or (samples, positions) of values; None where
+            all are.
+        sequences: the answers at every position, where `answers` and `target` keep only some of them (see
             `measure.sequences`); None with a single answer a sample.
+        output: how the output was read; None for scores of classes.
+        others: the same of every other output that counts.
     """
 
-    log_probs: Tensor
+    answers: Tensor
     target: Tensor | None = None
     inputs: int | None = None
     counted: Tensor | None = None
     sequences: Sequences | None = None
+    output: OutputReading | None = None
+    others: tuple["Predictions", ...] = ()
 
     @property
     def n(self) -> int:
         """How many samples."""
-        return int(self.log_probs.shape[0])
+        return int(self.answers.shape[0])
+
+    @property
+    def are_classes(self) -> bool:
+        """Whether the answers are log-probabilities."""
+        return self.output is None or self.output.task == "classes"
+
+    @property
+    def log_probs(self) -> Tensor:
+        """The answers of an output that is scores of classes."""
+        return self.answers
 
     @property
     def classes(self) -> int:
         """How many classes."""
-        return int(self.log_probs.shape[-1])
+        return int(self.answers.shape[-1])
+
+    @property
+    def outputs(self) -> tuple["Predictions", ...]:
+        """Every output that counts, each by itself."""
+        return (replace(self, others=()), *self.others)
 
 
-def predictions(model: nn.Module, loader: Iterable[Any], device: torch.device | str | None = None) -> Predictions:
+def predictions(
+    model: nn.Module,
+    loader: Iterable[Any],
+    device: torch.device | str | None = None,
+    reading: Reading | None = None,
+) -> Predictions:
     """Run a network in eval mode over a loader, once; the network comes back as it was.
 
-    Memory: 4 bytes per sample, position and class, and no more than about 1 MB for each sequence of tokens.
+    Memory: 4 bytes per sample, position and class (or value), and no more than about 1 MB for each sequence of tokens.
 
     Args:
-        model: returns logits, see `log_probabilities` for the shapes.
+        model: returns logits, see `log_probabilities` for the shapes, or values.
         loader: yields `(inputs, target)`, `inputs`, or a dict of tensors.
         device: where the mini-batches go; by default where the model is. The model itself is not moved.
+        reading: how outputs are read; by default as the first mini-batch and its labels tell.
 
     Raises:
-        DataError: no samples, labels out of range, outputs that are no logits of at least two classes.
+        DataError: no samples, labels out of range, outputs that have no row for each sample.
         NonFiniteError: NaN or Inf in the outputs.
         ModelRaisedError: the model raised.
     """
-    return paired_predictions([model], loader, device)[0]
+    return paired_predictions([model], loader, device, reading)[0]
 
 
 def paired_predictions(
-    models: Sequence[nn.Module], loader: Iterable[Any], device: torch.device | str | None = None
+    models: Sequence[nn.Module],
+    loader: Iterable[Any],
+    device: torch.device | str | None = None,
+    reading: Reading | None = None,
 ) -> list[Predictions]:
     """Run several networks over the very same mini-batches, in one pass.
 
@@ -87,6 +117,7 @@ def paired_predictions(
         models: the networks, each on its own device unless `device` is given.
         loader: as for `predictions`.
         device: where the mini-batches go; by default where each model is.
+        reading: how outputs are read; by default as the first network, the first mini-batch and its labels tell.
 
     Returns:
         One `Predictions` per network, in order.
@@ -108,37 +139,64 @@ def paired_predictions(
             batch = next(batches([item]))
             checksum = _checksum(batch, checksum)
             for model, parts in zip(models, gathered, strict=True):
-                parts.add(model, batch.to(device if device is not None else device_of(model)))
+                here = batch.to(device if device is not None else device_of(model))
+                output = call(model, here)
+                if reading is None:
+                    reading = inferred(model, output, here)
+                reading = reading.informed_by(model, output, here)
+                parts.add(reading, output, here)
     return [parts.joined(checksum) for parts in gathered]
 
 
 class _Gathered:
-    """The parts of one `Predictions`, mini-batch by mini-batch."""
+    """The parts of one network's predictions, output by output and mini-batch by mini-batch."""
 
     def __init__(self) -> None:
-        self.parts: list[Predictions] = []
-        self.shapes: set[tuple[int, ...]] = set()
+        self.outputs: dict[str, _GatheredOutput] = {}
 
-    def add(self, model: nn.Module, batch: Batch) -> None:
-        logits = logits_of(call(model, batch))
-        check_logits(logits)
-        check_samples(logits, batch)
-        log_probs = log_probabilities(logits, batch.target).cpu()
-        self.shapes.add(tuple(log_probs.shape[1:]))
-        self.parts.append(_reduced(log_probs, checked_labels(batch.target, log_probs), batch))
+    def add(self, reading: Reading, output: Any, batch: Batch) -> None:
+        tensors = reading.tensors(output, batch)
+        for one in reading.outputs:
+            self.outputs.setdefault(one.name, _GatheredOutput(one)).add(tensors[one.name], batch)
 
     def joined(self, checksum: int) -> Predictions:
-        if not self.parts:
+        if not self.outputs:
             raise DataError(
                 "the loader yielded no mini-batch",
                 "Check the data set and its filter; a generator can be read only once.",
             )
+        first, *others = [one.joined(checksum) for one in self.outputs.values()]
+        return replace(first, others=tuple(others))
+
+
+class _GatheredOutput:
+    """The parts of one output, mini-batch by mini-batch."""
+
+    def __init__(self, output: OutputReading) -> None:
+        self.output = output
+        self.parts: list[Predictions] = []
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def add(self, tensor: Tensor, batch: Batch) -> None:
+        if self.output.task == "values":
+            part = _values(self.output, tensor, batch)
+            self.shapes.add(tuple(part.answers.shape[1:]))
+        else:
+            log_probs = log_probabilities(tensor, axis=self.output.axis).cpu()
+            self.shapes.add(tuple(log_probs.shape[1:]))
+            part = _reduced(log_probs, checked_labels(batch.target, log_probs), batch)
+        self.parts.append(part)
+
+    def joined(self, checksum: int) -> Predictions:
         shapes = sorted(self.shapes)
         if len(shapes) > 1:
             raise DataError(
                 f"the output's shape changes between mini-batches: {shapes[0]} and {shapes[1]} per sample",
                 "Bring all samples to one size (pad or cut the texts, resize the images).",
             )
+        answers = torch.cat([part.answers for part in self.parts])
+        if self.output.task == "values":
+            return Predictions(answers, None, checksum, _joined_masks(self.parts), None, self.output)
         labelled = [part.target for part in self.parts if part.target is not None]
         if labelled and len(labelled) < len(self.parts):
             missing = len(self.parts) - len(labelled)
@@ -146,17 +204,32 @@ class _Gathered:
                 f"{missing} of {len(self.parts)} mini-batches have no usable labels, the others do",
                 "Give labels for all samples, or for none.",
             )
-        log_probs = torch.cat([part.log_probs for part in self.parts])
         sequences = [part.sequences for part in self.parts if part.sequences is not None]
         whole = joined(sequences) if sequences else None
-        masked = whole is not None and whole.counted is not None and whole.counted.shape == log_probs.shape[:-1]
+        masked = whole is not None and whole.counted is not None and whole.counted.shape == answers.shape[:-1]
         return Predictions(
-            log_probs,
+            answers,
             torch.cat(labelled) if labelled else None,
             checksum,
             whole.counted if masked and whole is not None else None,
             whole,
+            self.output,
         )
+
+
+def _joined_masks(parts: Sequence[Predictions]) -> Tensor | None:
+    """Which positions count of all mini-batches; None where all do."""
+    if all(part.counted is None for part in parts):
+        return None
+    whole = [torch.ones(part.answers.shape[:2], dtype=torch.bool) for part in parts]
+    return torch.cat([all_ if part.counted is None else part.counted for part, all_ in zip(parts, whole, strict=True)])
+
+
+def _values(output: OutputReading, tensor: Tensor, batch: Batch) -> Predictions:
+    """The values of one mini-batch; a tensor without rows stands behind each sample."""
+    values = tensor.detach().float().cpu()
+    values = values if output.rows else values.expand(batch.size, *values.shape)
+    return Predictions(values, counted=padding_of(values, batch), output=output)
 
 
 def _reduced(log_probs: Tensor, target: Tensor | None, batch: Batch) -> Predictions:
@@ -180,94 +253,7 @@ def _checksum(batch: Batch, before: int) -> int:
     return zlib.crc32(values.view(torch.uint8).numpy().tobytes(), before)
 
 
-def check_samples(logits: Tensor, batch: Batch) -> None:
-    """Refuse answers that have no row for each sample, as those of a detector.
-
-    Raises:
-        DataError: with the shape.
-    """
-    if logits.dim() < 2 or logits.shape[0] != batch.size:
-        raise DataError(
-            f"the model returned shape {tuple(logits.shape)} for {batch.size} samples,"
-            " expected (samples, classes) or (samples, positions, classes)",
-            "Wrap the model so that it returns one row of logits per sample.",
-        )
-
-
-def log_probabilities(logits: Tensor, target: Tensor | None = None) -> Tensor:
-    """Log-softmax over the classes, with the classes moved to the end.
-
-    The classes are axis 1 of (samples, classes). With more axes the target's shape decides, if there is one:
-    (B, T, V) goes with (B, T), (B, C, H, W) with (B, H, W). Where it cannot, three axes are read as (samples,
-    positions, classes), as language models have it, and four or more as (samples, classes, height, width).
-
-    Args:
-        logits: floating-point, two or more axes.
-        target: class indices, used for their shape only.
-
-    Returns:
-        float32, (samples, classes) or (samples, positions..., classes).
-
-    Raises:
-        DataError: fewer than two axes, or a single class: softmax of one value is 1 whatever it is.
-    """
-    if logits.dim() < 2:
-        raise DataError(f"logits of shape {tuple(logits.shape)}", "Expected (samples, classes).")
-    last = _classes_last(logits, target)
-    if last.shape[-1] < 2:
-        raise DataError(
-            f"the model returned shape {tuple(logits.shape)}, a single value per sample or position",
-            "Probabilities need two classes: wrap a binary classifier so that it returns two logits, (0, x).",
-        )
-    return torch.log_softmax(last.float(), dim=-1)
-
-
-def _classes_last(logits: Tensor, target: Tensor | None) -> Tensor:
-    if logits.dim() == 2:
-        return logits
-    second = logits.movedim(1, -1)
-    fits_last = target is not None and target.shape == logits.shape[:-1]
-    fits_second = target is not None and target.shape == second.shape[:-1]
-    if fits_last != fits_second:
-        return logits if fits_last else second
-    return logits if logits.dim() == 3 else second
-
-
-def checked_labels(target: Tensor | None, log_probs: Tensor) -> Tensor | None:
-    """The target as int64 of the answers' shape on the CPU; None where it is no class index per answer."""
-    if target is None:
-        return None
-    if target.dim() == 0 or target.shape[0] != log_probs.shape[0]:
-        raise DataError(
-            f"labels of shape {tuple(target.shape)} for {log_probs.shape[0]} samples",
-            "A loader must yield as many labels as samples.",
-        )
-    shape = log_probs.shape[:-1]
-    # A column of labels, (samples, 1), is a common way to write (samples,).
-    if target.shape == (*shape, 1):
-        target = target.reshape(shape)
-    target = target.detach().cpu()
-    if target.shape != shape or (target.is_floating_point() and not torch.equal(target, target.round())):
-        return None
-    labels = target.long()
-    _check_labels(labels, log_probs.shape[-1])
-    return labels
-
-
-def _check_labels(labels: Tensor, classes: int) -> None:
-    wrong = (labels < 0) | (labels >= classes)
-    if labels.dim() > 1:
-        wrong &= labels != IGNORED
-    if wrong.any():
-        label = int(labels[wrong][0])
-        raise DataError(
-            f"label {label} does not fit a model with {classes} classes (0 to {classes - 1});"
-            f" {int(wrong.sum())} of {labels.numel()} labels are out of range",
-            "Check that data and model belong together, and that the labels start at 0.",
-        )
-
-
-def quality(predictions: Predictions, split: str) -> record.Quality:
+def quality(predictions: Predictions, split: str, output: str | None = None) -> record.Quality:
     """How good: `top1` with its Wilson interval, and the mean cross-entropy in nats.
 
     With one label per position there is no `top1`, since positions of one sample are not independent; the
@@ -278,21 +264,40 @@ def quality(predictions: Predictions, split: str) -> record.Quality:
     Args:
         predictions: of one network.
         split: which part of the data it was: train, validation, test.
+        output: the one that is told of where there are several; by default the first that is scores of classes. The
+            others stand in `outputs`. Of values there are no figures without the original to compare with.
 
     Raises:
         DataError: no samples, or labels that do not fit.
     """
-    _check_predictions(predictions)
-    hits = _hits(predictions)
+    parts = [_quality(one, split) for one in predictions.outputs]
+    if len(parts) == 1:
+        return parts[0]
+    main = next((one for one in parts if output is not None and one.output == output), None)
+    main = main or next(
+        (one for one, part in zip(parts, predictions.outputs, strict=True) if part.are_classes), parts[0]
+    )
+    return main.model_copy(update={"outputs": parts})
+
+
+def _quality(part: Predictions, split: str) -> record.Quality:
+    """Of one output."""
+    name = part.output.name if part.output is not None else None
+    if not part.are_classes:
+        return record.Quality(split=split, n=part.n, output=name or None)
+    _check_predictions(part)
+    hits = _hits(part)
     if hits is None:
-        return record.Quality(split=split, n=predictions.n, **_per_token(predictions))
+        return record.Quality(split=split, n=part.n, output=name or None, **_per_token(part))
     right = int(hits.sum())
     return record.Quality(
         split=split,
-        n=predictions.n,
-        top1=right / predictions.n,
-        top1_interval=wilson(right, predictions.n),
-        loss=_loss(predictions),
+        n=part.n,
+        top1=right / part.n,
+        top1_interval=wilson(right, part.n),
+        loss=_loss(part),
+        classes=part.classes,
+        output=name or None,
     )
 
 
@@ -325,7 +330,7 @@ def _sequences(given: Predictions) -> Sequences | None:
 
 
 def _check_predictions(given: Predictions) -> None:
-    if given.log_probs.dim() < 2 or given.n == 0:
+    if given.n == 0 or (given.are_classes and given.log_probs.dim() < 2):
         raise DataError(
             f"predictions of shape {tuple(given.log_probs.shape)}",
             "Expected (samples, classes), at least one sample.",
@@ -337,7 +342,7 @@ def _check_predictions(given: Predictions) -> None:
             f"predictions of shape {tuple(given.log_probs.shape)} with labels of {tuple(given.target.shape)}",
             "Expected one label for each answer.",
         )
-    _check_labels(given.target, given.classes)
+    check_labels(given.target, given.classes)
 
 
 def _hits(given: Predictions) -> Tensor | None:
@@ -364,6 +369,9 @@ def compare(original: Predictions, other: Predictions, split: str) -> record.Com
     `lost` and `won`. With a label per position there is the increase of the loss instead, its interval paired by
     sample. Padding does not count.
 
+    An output of values has the mean squared error instead, relative to the variance of the original's output, with a t
+    interval. Of several outputs each stands in `outputs`, and the whole is that of the one that lost most.
+
     Args:
         original: what the original says.
         other: what the other network says about the same samples in the same order.
@@ -372,21 +380,63 @@ def compare(original: Predictions, other: Predictions, split: str) -> record.Com
     Raises:
         DataError: different samples, shapes or labels.
     """
+    pairs = list(zip(original.outputs, other.outputs, strict=True))
+    damages = [_damage(before, after) for before, after in pairs]
+    parts = [_compared(*pair, damage, split) for pair, damage in zip(pairs, damages, strict=True)]
+    if len(parts) == 1:
+        return parts[0]
+    by_classes = [part for part, (before, _) in zip(parts, pairs, strict=True) if before.are_classes]
+    by_values = [part for part in parts if part.mse is not None]
+    worst = max(by_classes, key=record.drop_of) if by_classes else max(by_values, key=record.drop_of)
+    error = max(by_values, key=record.drop_of) if by_values else worst
+    damage = torch.stack(damages).sort(dim=0).values.mean(dim=0)
+    whole = {"kl": float(damage.mean()), "kl_interval": _interval(damage), "outputs": parts}
+    return worst.model_copy(update={**whole, "mse": error.mse, "mse_interval": error.mse_interval})
+
+
+def _damage(original: Predictions, other: Predictions) -> Tensor:
+    """Of one output, for each sample."""
     _check_pair(original, other)
-    n = original.n
+    if original.are_classes:
+        return mean_kl(original.answers, other.answers, original.counted).double()
+    return _relative_error(original, other)
+
+
+def _interval(damage: Tensor) -> record.Interval:
+    low, high = mean_interval(damage)
+    return max(0.0, low), high
+
+
+def _compared(original: Predictions, other: Predictions, damage: Tensor, split: str) -> record.Comparison:
+    """One output."""
+    n, mean, interval = original.n, float(damage.mean()), _interval(damage)
+    name = (original.output.name if original.output is not None else "") or None
+    if not original.are_classes:
+        return record.Comparison(
+            split=split, n=n, output=name, kl=mean, kl_interval=interval, mse=mean, mse_interval=interval
+        )
     agreeing = float(_agreement(original, other).sum())
-    divergence = _kl(original.log_probs, other.log_probs, original.counted)
-    low, high = mean_interval(divergence)
     return record.Comparison(
         split=split,
         n=n,
+        output=name,
         agreement=agreeing / n,
         agreement_interval=wilson(min(agreeing, n), n),
-        kl=float(divergence.mean()),
-        kl_interval=(max(0.0, low), high),
+        kl=mean,
+        kl_interval=interval,
         **_drop(original, other),
         **_increase(original, other),
     )
+
+
+def _relative_error(original: Predictions, other: Predictions) -> Tensor:
+    """The squared error of each sample as a share of the original's variance: as it was read, else of these samples."""
+    scale = original.output.scale if original.output is not None else None
+    if scale is None:
+        spread = Spread()
+        spread.take_in(original.answers, original.counted)
+        scale = spread.scale
+    return squared_error(original.answers, other.answers, original.counted) / scale
 
 
 def _agreement(original: Predictions, other: Predictions) -> Tensor:
@@ -404,15 +454,6 @@ def _increase(original: Predictions, other: Predictions) -> dict[str, Any]:
     risen = after.loss - before.loss
     interval = ratio_interval(risen, before.labelled)
     return {"loss_increase": float(risen.sum()) / before.tokens, "loss_increase_interval": interval}
-
-
-def mean_over(values: Tensor, counted: Tensor | None) -> Tensor:
-    """The mean over the positions of each sample that count; 0 for a sample of padding alone."""
-    flat = values.reshape(len(values), -1)
-    if counted is None:
-        return flat.mean(dim=1)
-    weights = counted.to(flat).reshape(len(flat), -1)
-    return (flat * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 def _drop(original: Predictions, other: Predictions) -> dict[str, Any]:
@@ -445,62 +486,3 @@ def _check_pair(original: Predictions, other: Predictions) -> None:
             "the two networks were not shown the same samples in the same order",
             "Use a loader that neither shuffles nor augments, or `paired_predictions` for both at once.",
         )
-
-
-def kl_per_sample(original_logprobs: Tensor, other_logits: Tensor, counted: Tensor | None = None) -> Tensor:
-    """KL(original || other) of every sample, in nats; the mean over the positions where there are any.
-
-    Never negative, and exactly 0 for the logits that `original_logprobs` was made of, on the same device.
-    Computed on the device of `other_logits`, in float64 where it has it.
-
-    Args:
-        original_logprobs: (samples, classes) or (samples, positions..., classes), as from
-            `log_probabilities`.
-        other_logits: logits or log-probabilities of the same shape, or as the model returned them (classes
-            second).
-        counted: (samples, positions...), which positions the mean is over; all where None.
-
-    Returns:
-        (samples,), float64 (float32 on devices without it).
-
-    Raises:
-        DataError: the shapes do not fit.
-    """
-    last = _like(original_logprobs, other_logits)
-    # Rounded as log_probabilities rounds, so that a network has no distance from itself.
-    narrow = last if last.dtype == torch.float64 else last.float()
-    counted = counted.to(last.device) if counted is not None else None
-    return _kl(original_logprobs.to(last.device), torch.log_softmax(narrow, dim=-1), counted)
-
-
-def _like(original: Tensor, other: Tensor) -> Tensor:
-    """`other` with its classes where `original` has them."""
-    readings = [other] if other.dim() < 3 else [other, other.movedim(1, -1)]
-    # Where all axes are equally long both readings fit; then the rule for logits without a target holds.
-    if other.dim() > 3:
-        readings.reverse()
-    for reading in readings:
-        if original.dim() >= 2 and reading.shape == original.shape:
-            return reading
-    raise DataError(
-        f"log-probabilities of shape {tuple(original.shape)} against logits of shape {tuple(other.shape)}",
-        "Both networks must answer about the same samples with the same classes.",
-    )
-
-
-def _kl(original: Tensor, other: Tensor, counted: Tensor | None) -> Tensor:
-    rows = max(1, _CHUNK // max(1, original[0].numel())) if len(original) else 1
-    masks = counted.split(rows) if counted is not None else [None] * len(original.split(rows))
-    parts = zip(original.split(rows), other.split(rows), masks, strict=True)
-    return torch.cat([_kl_rows(one, two, mask) for one, two, mask in parts])
-
-
-def _kl_rows(original: Tensor, other: Tensor, counted: Tensor | None) -> Tensor:
-    wide = torch.float32 if original.device.type == "mps" else torch.float64
-    log_p = torch.log_softmax(original.to(wide), dim=-1)
-    log_q = torch.log_softmax(other.to(wide), dim=-1)
-    p = log_p.exp()
-    # p log(p/q) - p + q sums to the same and is never negative term by term: rounding cannot make it less
-    # than zero.
-    terms = (p * (log_p - log_q) - p + log_q.exp()).clamp(min=0)
-    return mean_over(terms.sum(dim=-1), counted)

@@ -12,8 +12,8 @@ from scipy import stats
 from torch import Tensor
 
 from shoal.batches import IGNORED, Batch
+from shoal.measure.classes import checked_labels, kl_per_sample, log_probabilities, mean_over
 from shoal.measure.intervals import paired_drop
-from shoal.measure.quality import checked_labels, kl_per_sample, log_probabilities, mean_over
 from shoal.record import Interval
 
 
@@ -33,18 +33,19 @@ class Answers:
     counted: Tensor | None = None
 
 
-def answers(logits: Tensor, target: Tensor | None, batch: Batch | None = None) -> Answers:
+def answers(logits: Tensor, target: Tensor | None, batch: Batch | None = None, axis: int | None = None) -> Answers:
     """Read logits of a mini-batch; labels that fit are used.
 
     Args:
         logits: as the network returned them.
         target: the labels.
         batch: tells which positions are padding and do not count.
+        axis: of the classes, where it is known.
 
     Raises:
         DataError: labels out of range, logits of no classes.
     """
-    log_probs = log_probabilities(logits, target)
+    log_probs = log_probabilities(logits, target, axis)
     labels = checked_labels(target, log_probs)
     answer = log_probs.argmax(dim=-1)
     counted = batch.counted(answer.shape) if batch is not None else None
@@ -62,7 +63,8 @@ def answers(logits: Tensor, target: Tensor | None, batch: Batch | None = None) -
 class Tally:
     """Sums over samples of one changed network against the whole one.
 
-    `increase` is the increase of the loss, or the KL divergence where there are no labels.
+    `kl` is the damage, the KL divergence of scores of classes; `increase` is the increase of the loss, or the damage
+    where there are no labels.
     """
 
     n: int = 0
@@ -77,11 +79,25 @@ class Tally:
     increase: float = 0.0
     increase_squared: float = 0.0
 
-    def add(self, whole: Answers, logits: Tensor, target: Tensor | None, batch: Batch | None = None) -> None:
-        """Take in one mini-batch."""
-        after = answers(logits, target, batch)
+    def add_damage(self, damage: Tensor) -> None:
+        """Take in the damage of each sample of one mini-batch, where there are no answers to count."""
+        self.n += len(damage)
+        self.kl += float(damage.sum())
+        self.increase += float(damage.sum())
+        self.increase_squared += float((damage * damage).sum())
+
+    def add(
+        self,
+        whole: Answers,
+        logits: Tensor,
+        target: Tensor | None,
+        batch: Batch | None = None,
+        axis: int | None = None,
+    ) -> None:
+        """Take in one mini-batch of scores of classes."""
+        after = answers(logits, target, batch, axis)
         size = len(after.answer)
-        kl = kl_per_sample(whole.log_probs, logits, whole.counted)
+        kl = kl_per_sample(whole.log_probs, logits if axis is None else logits.movedim(axis, -1), whole.counted)
         self.n += size
         self.changed += float(mean_over((whole.answer != after.answer).double(), whole.counted).sum())
         self.kl += float(kl.sum())

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from shoal.batches import Batch, call, logits_of
+from shoal.batches import Batch, call
 from shoal.blocks import Anatomy, dissect
-from shoal.measure import log_probabilities
+from shoal.measure import Reading
 from shoal.pipeline.parting import split
 from shoal.pipeline.table_maker import Tables
 from shoal.plan import Path, Remove, Replace
 from shoal.preserve import copied, evaluating
 from shoal.replace import Fitted, recalibrate_, refit_
-from shoal.scanning import Damage, divergence
+from shoal.scanning import Damage, OutputDamage, divergence
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
 
@@ -63,6 +63,11 @@ class Builder:
     damage: Damage = divergence
     progress: Progress = lambda stage, done, total: None
 
+    @property
+    def reading(self) -> Reading | None:
+        """How outputs are read, where the damage knows."""
+        return self.damage.reading if isinstance(self.damage, OutputDamage) else None
+
     def build(self, path: Path) -> nn.Module:
         """A copy of the original with the path's changes."""
         anatomy = dissect(copied(self.model).eval(), self.fit_on[0].take(2))
@@ -96,8 +101,8 @@ class Builder:
         total, count = 0.0, 0
         with evaluating(self.anatomy.model), evaluating(network):
             for batch in self.judge_on:
-                original = log_probabilities(logits_of(call(self.anatomy.model, batch)), batch.target)
-                total += float(self.damage(original, logits_of(call(network, batch)), batch).sum())
+                original = call(self.anatomy.model, batch)
+                total += float(self.damage(original, call(network, batch), batch).sum())
                 count += batch.size
         return total / count
 

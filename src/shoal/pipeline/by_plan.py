@@ -21,7 +21,7 @@ from shoal.pipeline.table_maker import TableMaker
 from shoal.pipeline.told import Told
 from shoal.recover import Budget, read_budget
 from shoal.replace import STUDENTS, line_of
-from shoal.scanning import divergence
+from shoal.scanning import OutputDamage
 from shoal.surgery import model_digest
 
 
@@ -43,7 +43,7 @@ def planner_of(told: Told, latency_from: str | Path | None, tables: Path | None)
     measured = Measured(like_of(anatomy.model), timed, channels_last=settings.channels_last)
     clock = clock_from(str(latency_from), timed) if latency_from is not None else measured
     # A metric of the user's may need the labels, which a blend does not have.
-    fit_on, judge_on = parts.fit_on, with_blends(parts.judge_on) if told.damage is divergence else parts.judge_on
+    fit_on, judge_on = parts.fit_on, with_blends(parts.judge_on) if told.damage.function is None else parts.judge_on
     allowed = frozenset(block.path for block in anatomy.chain.select(goal.include, goal.exclude))
     line = line_of(anatomy)
     if not line.steps:  # before a folder is made for its tables
@@ -91,6 +91,8 @@ def _claim(told: Told, fit_on: Sequence[Batch], judge_on: Sequence[Batch]) -> di
 
 def identity_of(function: Callable[..., Any]) -> str:
     """The same in another process for the same function, another for any other: all lambdas have one name."""
+    if isinstance(function, OutputDamage):
+        return identity_of(function.function) if function.function is not None else function.reading.identity
     code, name = getattr(function, "__code__", None), getattr(function, "__qualname__", "")
     if code is None or "<" not in name:
         return f"{getattr(function, '__module__', '')}.{name}" if name else repr(function)

@@ -13,13 +13,13 @@ from shoal.blocks import Anatomy
 from shoal.blocks.swaps import pieces_of, swaps_of
 from shoal.blocks.units import removable_units
 from shoal.errors import FolderError, NotReachedError, SurgeryError, UsageError
-from shoal.measure import Predictions, compare, predictions
+from shoal.measure import Predictions, Reading, compare, predictions
 from shoal.pipeline.target import Target
 from shoal.plan import Remove
 from shoal.preserve import patched
 from shoal.reading import refusing
-from shoal.record import Comparison, Fate, Planning, Step
-from shoal.scanning import Damage, Worth, divergence, removal_sweep, responses
+from shoal.record import Comparison, Fate, Planning, Step, drop_of
+from shoal.scanning import Damage, OutputDamage, Worth, removal_sweep, responses
 from shoal.surgery import check_removable, strict_identities
 
 Progress = Callable[[str, int, int], None]
@@ -155,9 +155,14 @@ class Chooser:
     goal: Goal
     calibration: Sequence[Batch]
     validation: Sequence[Batch]
-    damage: Damage = divergence
+    damage: Damage | None = None
     journal: Journal = field(default_factory=NoJournal)
     progress: Progress = lambda stage, done, total: None
+
+    @property
+    def reading(self) -> Reading | None:
+        """How outputs are read, where the damage knows."""
+        return self.damage.reading if isinstance(self.damage, OutputDamage) else None
 
     def choose(self) -> Choice:
         """The choice; nothing of the network is changed.
@@ -272,7 +277,7 @@ class Chooser:
     def _greedy(self, candidates: list[str]) -> Choice:
         every = dict.fromkeys([*(block.path for block in self.anatomy.chain.removable), *candidates])
         worths = self._first_worths(list(every))
-        original = predictions(self.anatomy.model, self.validation)
+        original = predictions(self.anatomy.model, self.validation, reading=self.reading)
         with refusing(FolderError, "the journal of the run is damaged", "Choose a new --out."):
             steps = [Step.model_validate(line["step"]) for line in self.journal.measured() if line["kind"] == "step"]
         while not self._finished(steps) and self._left(candidates, [step.removed for step in steps]):
@@ -294,7 +299,7 @@ class Chooser:
         tried = self._sweep(left, removed, stage) if steps else [worths[name] for name in left]
         best = min(tried, key=lambda one: one.damage)
         with without(self.anatomy, [*removed, best.path]) as model:
-            validation = compare(original, predictions(model, self.validation), "validation")
+            validation = compare(original, predictions(model, self.validation, reading=self.reading), "validation")
         return Step(
             removed=best.path,
             kl=best.damage,
@@ -330,11 +335,6 @@ class Chooser:
             return True, f"{said} removed within {self.goal.max_drop:g} points on validation"
         first = 100 * drop_of(steps[0].validation) if steps and steps[0].validation else float("nan")
         return False, f"no block can go within {self.goal.max_drop:g} points: the first already costs {first:.2f}"
-
-
-def drop_of(comparison: Comparison) -> float:
-    """The drop of the metric as a fraction: top-1 where there are labels, else disagreement with the original."""
-    return comparison.top1_drop if comparison.top1_drop is not None else 1 - comparison.agreement
 
 
 @contextmanager

@@ -15,13 +15,13 @@ from shoal.errors import NotReachedError, UsageError
 from shoal.measure import compare, predictions
 from shoal.pipeline.bending import FACTORS, POWERS, bent, favouring_removal
 from shoal.pipeline.building import Builder
-from shoal.pipeline.choose import Choice, drop_of
+from shoal.pipeline.choose import Choice
 from shoal.pipeline.clocks import Clock
 from shoal.pipeline.target import Price, Target
 from shoal.pipeline.trials import Trial, sentence
 from shoal.plan import Budget, Edge, Path, Remove, Replace, best, front, solve
 from shoal.plan.solver import Objective
-from shoal.record import Comparison, FrontPoint, Planning, PlanRound
+from shoal.record import Comparison, FrontPoint, Planning, PlanRound, drop_of
 from shoal.replace import Line
 from shoal.scanning import Worth
 
@@ -175,7 +175,8 @@ class Planner:
         Raises:
             NotReachedError: not even the slowest plan with any change is within it.
         """
-        original = predictions(self.anatomy.model, validation)
+        reading = self.builder.reading
+        original = predictions(self.anatomy.model, validation, reading=reading)
         points = [path for path in self.front if self.builder.actions(path)]  # fastest first
         found: Planned | None = None
         chosen: _Tried | None = None
@@ -186,7 +187,7 @@ class Planner:
             self.progress(f"trying plan {middle + 1} of the front", len(tried), max(1, len(points).bit_length()))
             tried += self._try([points[middle]])
             now = self._finished(tried[-1], tried, reached=True)
-            comparison = compare(original, predictions(now.model, validation), "validation")
+            comparison = compare(original, predictions(now.model, validation, reading=reading), "validation")
             nearest = min(nearest, 100 * drop_of(comparison))
             if 100 * drop_of(comparison) <= max_drop + 1e-9:
                 found, chosen, high = replace(now, validation=comparison), tried[-1], middle

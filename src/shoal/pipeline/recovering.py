@@ -18,6 +18,7 @@ from shoal.errors import (
     SurgeryError,
     UsageError,
 )
+from shoal.measure import Reading
 from shoal.pipeline.choose import Progress
 from shoal.pipeline.trials import Trial
 from shoal.plan import Fold, Remove, Replace
@@ -146,6 +147,7 @@ def recovered(
     validation: Iterable[Any],
     known: Sequence[Batch],
     progress: Progress,
+    reading: Reading | None = None,
 ) -> Distilled:
     """Distil a copy of a cut network from the original; it comes back in the form of the plan.
 
@@ -158,6 +160,7 @@ def recovered(
         validation: to choose on.
         known: calibration mini-batches on the device, that batch norms of stand-ins are set from.
         progress: called with (stage, done, total).
+        reading: how outputs are read; None: as the data tells.
     """
     return distil(
         cut,
@@ -171,6 +174,7 @@ def recovered(
         device=str(device_of(cut)),
         replaced=[one for one in actions if isinstance(one, Replace)],
         known=known,
+        reading=reading,
         progress=progress,
     )
 
@@ -182,6 +186,7 @@ def trial_of(
     validation: Iterable[Any],
     known: Sequence[Batch],
     progress: Progress,
+    reading: Reading | None = None,
 ) -> Trial | None:
     """How plans are told apart by a short recovery; None where it was not asked for. Arguments as in `recovered`.
 
@@ -195,7 +200,7 @@ def trial_of(
 
     def after(cut: nn.Module, actions: Sequence[Remove | Replace]) -> float:
         try:
-            found = recovered(cut, original, actions, short, calibration, validation, known, progress)
+            found = recovered(cut, original, actions, short, calibration, validation, known, progress, reading)
         except REASONS_TO_SKIP as error:
             skip_or_raise(recover, error)
             return math.inf

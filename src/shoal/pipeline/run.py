@@ -14,9 +14,21 @@ from shoal.blocks import Anatomy, Chain
 from shoal.blocks.prefix import restart_notes
 from shoal.errors import DataError, NotReachedError, naming_memory_shortage
 from shoal.intake import is_compiled, plain
-from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
+from shoal.measure import (
+    Predictions,
+    Reading,
+    compare,
+    cost,
+    latency,
+    machine,
+    paired_predictions,
+    quality,
+    within_noise,
+)
+from shoal.measure.classes import no_better_than_chance
+from shoal.measure.reading import OutputReading
 from shoal.pipeline.by_plan import parts_of, planner_of
-from shoal.pipeline.choose import Choice, Chooser, Goal, Grain, Journal, NoJournal, Progress, drop_of
+from shoal.pipeline.choose import Choice, Chooser, Goal, Grain, Journal, NoJournal, Progress
 from shoal.pipeline.kept_cut import Cut, claim_of, keep_cut, kept_cut
 from shoal.pipeline.naming import removal_notes
 from shoal.pipeline.options import check_options
@@ -35,10 +47,10 @@ from shoal.pipeline.target import Target
 from shoal.pipeline.told import Settings, Told, samples, tell
 from shoal.pipeline.trials import Trial
 from shoal.plan import Fold, Plan, Remove, Replace
-from shoal.record import BlockRecord, Certificate, Comparison, Latency, Network, Record, Recovery
+from shoal.record import BlockRecord, Certificate, Comparison, Latency, Network, Record, Recovery, drop_of
 from shoal.recover import Budget, read_budget
 from shoal.replace import line_of
-from shoal.scanning import Damage, divergence
+from shoal.scanning import Damage
 from shoal.surgery import FoldResult, certify, input_specs, remove_blocks, signature_of
 from shoal.surgery import fold as folded_copy
 
@@ -78,7 +90,8 @@ def compress(
     fold: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    damage: Damage = divergence,
+    damage: Damage | None = None,
+    output: str | Sequence[str] | None = None,
     settings: Settings | None = None,
     provenance: Provenance | None = None,
     journal: Journal | None = None,
@@ -96,7 +109,10 @@ def compress(
         eval: mini-batches for the record, read once; by default the calibration data, which is said.
         validation: mini-batches to judge `max_drop` on; by default the calibration data, which is said.
         remove: how many blocks to remove.
-        max_drop: as many as go within this drop of the metric, in points; the goal by default, 1.0.
+        max_drop: as many as go within this drop of the metric, in points; the goal by default, 1.0. A point is one of
+            top-1 where there are labels, else one per cent of samples with another answer; where outputs are no scores
+            of classes, one per cent of the variance of the original's output that is lost (100 times the mean squared
+            error relative to it). Of several outputs the one that lost most counts.
         blocks: the paths of the blocks to remove.
         exact: only blocks that are proved to do nothing.
         latency: at most this fraction of the original's latency, or an amount like '12ms', measured here.
@@ -117,7 +133,12 @@ def compress(
             outputs up to rounding, so the certificate is *equal* at best. Not for a network that is to be trained on.
         include: patterns of blocks to consider (all by default).
         exclude: patterns of blocks to keep.
-        damage: what the greedy choice minimises, per sample; by default KL(original || candidate).
+        damage: what the choice minimises, `damage(original, candidate, batch)`: both are what the networks returned,
+            unchanged (the tensor itself where there is one or `output` names one); it returns one number a sample. By
+            default KL(original || candidate) of scores of classes, else the squared error relative to the variance of
+            the original's output, and the mean over several outputs: `record.outputs` says which and why.
+        output: names of the outputs that count (`logits`, `[1]`, `aux`); all that are floating-point by default. The
+            certificate looks at all of them in any case.
         settings: how to measure.
         provenance: where model and data came from, for the record.
         journal: keeps finished measurements, so that a later call goes on from them.
@@ -144,16 +165,18 @@ def compress(
     test = _First(eval) if eval is not None else None
     chosen_on, judged_on = samples(calibration, validation, settings, device_of(model))
     winning, said = _winning(as_recover(recover), model, calibration, validation, chosen_on[0], exact=goal.exact)
-    told = tell(model, chosen_on, judged_on, goal, settings, damage, progress)
+    told = tell(model, chosen_on, judged_on, goal, settings, damage, progress, output)
     anatomy = told.anatomy
     change, winning, more = _kept(told, winning, latency_from)
     warnings += [*said, *more]
     if change is None and goal.by_plan:
         again = chosen_on if is_read_once(calibration) else calibration
-        trial = trial_of(winning, anatomy.model, again, judged_on or [], chosen_on, progress)
+        trial = trial_of(winning, anatomy.model, again, judged_on or [], chosen_on, progress, told.damage.reading)
         change = _planned(told, latency_from, Path(tables) if tables is not None else None, trial)
     elif change is None:
-        chooser = Chooser(anatomy, goal, chosen_on, judged_on or chosen_on, damage, journal or NoJournal(), progress)
+        chooser = Chooser(
+            anatomy, goal, chosen_on, judged_on or chosen_on, told.damage, journal or NoJournal(), progress
+        )
         change = _removed(anatomy, model, chosen_on[0].take(2), chooser.choose())
     if winning is not None:
         change = _recovered(told, change, winning, calibration, latency_from)
@@ -164,7 +187,7 @@ def compress(
         progress("folding", 0, 1)
         change = _folded(change, chosen_on[0])
     progress("measuring on test", 0, 1)
-    record = _measure(anatomy, change, test or _First(chosen_on), settings)
+    record = _measure(told, change, test or _First(chosen_on))
     if goal.exact and not fold:
         _check_proved(record.certificate)
     warnings += restart_notes(anatomy)
@@ -308,7 +331,15 @@ def _recovered(
             cut = Cut(change.model, change.choice, change.actions, change.notes)
             keep_cut(recover.path, cut, claim_of(told, latency_from, recover.try_plans))
         found = recovered(
-            change.model, teacher, change.actions, recover, again, judged_on, told.chosen_on, told.progress
+            change.model,
+            teacher,
+            change.actions,
+            recover,
+            again,
+            judged_on,
+            told.chosen_on,
+            told.progress,
+            told.damage.reading,
         )
         choice = _judged_again(told, change.choice, found.model)
     except REASONS_TO_SKIP as error:
@@ -322,7 +353,7 @@ def _judged_again(told: Told, choice: Choice, model: nn.Module) -> Choice:
     if choice.validation is None:
         return choice
     part = parts_of(told).drop_on if told.goal.by_plan else told.judged_on or told.chosen_on
-    before, after = paired_predictions([told.anatomy.model, model], part)
+    before, after = paired_predictions([told.anatomy.model, model], part, reading=told.damage.reading)
     seen = compare(before, after, choice.validation.split)
     if told.goal.max_drop is None:
         return replace(choice, validation=seen)
@@ -350,20 +381,22 @@ def _plan(anatomy: Anatomy, change: _Change, example: Batch, provenance: Provena
     )
 
 
-def _measure(anatomy: Anatomy, change: _Change, first: "_First", settings: Settings) -> Record:
+def _measure(told: Told, change: _Change, first: "_First") -> Record:
     """The record of original against compressed, but for what only the caller knows."""
+    anatomy, settings, reading = told.anatomy, told.settings, told.damage.reading
     cut, choice, folded = change.model, change.choice, change.folded
     original = anatomy.model
     whole = [one.path for one in choice.removals if one.unit is None]
     gone = [*whole, *_constant_blocks(folded)]
     had, has = _depths(anatomy, change.actions, gone)
-    before, after = paired_predictions([original, cut], first)
+    before, after = paired_predictions([original, cut], first, reading=reading)
     split = "test"
+    comparison = compare(before, after, split)
     batch = first.batch().to(device_of(original))
     times = _latencies(original, cut, batch, settings)
     networks = [
         Network(
-            quality=quality(one, split),
+            quality=quality(one, split, comparison.output),
             latency=times[name],
             cost=cost(network, batch.take(1)),
             blocks=blocks,
@@ -374,7 +407,6 @@ def _measure(anatomy: Anatomy, change: _Change, first: "_First", settings: Setti
         )
     ]
     certificate = certify(original, cut, first)
-    comparison = compare(before, after, split)
     return Record(
         command="",
         model="",
@@ -398,7 +430,13 @@ def _measure(anatomy: Anatomy, change: _Change, first: "_First", settings: Setti
         blocks=block_records(anatomy.chain, choice, gone),
         steps=choice.steps,
         machine=machine(device_of(original)),
-        warnings=_remarks(choice, times, comparison),
+        outputs=reading.to_record(told.damage.in_words),
+        warnings=[
+            *_doubts(before),
+            *reading.warnings(),
+            *_read_anew(reading, before),
+            *_remarks(choice, times, comparison),
+        ],
         seconds=0.0,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -457,6 +495,31 @@ def _remarks(choice: Choice, times: dict[str, list[Latency]], comparison: Compar
         said.append(f"the change in latency is within the noise at batch {', '.join(noisy)}")
     if comparison.n < 400:
         said.append(f"only {comparison.n} samples were evaluated: intervals are wide")
+    return said
+
+
+def _read_anew(reading: Reading, original: Predictions) -> list[str]:
+    """That the test data had labels where the calibration data had none, so that it was measured otherwise."""
+    had, has = ([one.task for one in outputs] for outputs in (reading.outputs, _outputs_of(original)))
+    if had == has:
+        return []
+    return [
+        "the calibration data has no labels, those of the test data are class indices: blocks were chosen by the"
+        " squared error of the outputs, and measured as scores of classes"
+    ]
+
+
+def _outputs_of(predictions: Predictions) -> list[OutputReading]:
+    return [part.output for part in predictions.outputs if part.output is not None]
+
+
+def _doubts(original: Predictions) -> list[str]:
+    """What makes the original's figures doubtful, of every output that has labels."""
+    said = []
+    for part in original.outputs:
+        top1 = quality(part, "test").top1 if part.are_classes else None
+        if top1 is not None:
+            said += no_better_than_chance(round(top1 * part.n), part.n, part.classes)
     return said
 
 

@@ -1,6 +1,6 @@
 """Solve for a goal by the tables alone, without building or measuring what comes out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from shoal.pipeline.by_plan import planner_of
 from shoal.pipeline.choose import Goal, Progress
 from shoal.pipeline.told import Settings, samples, tell
 from shoal.record import FrontPoint
-from shoal.scanning import Damage, divergence
+from shoal.scanning import Damage
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def solve(
     validation: Iterable[Any] | None = None,
     tables: str | Path | None = None,
     latency_from: str | Path | None = None,
-    damage: Damage = divergence,
+    damage: Damage | None = None,
+    output: str | Sequence[str] | None = None,
     settings: Settings | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Solved:
@@ -54,7 +55,7 @@ def solve(
     """
     settings = settings or Settings()
     chosen_on, judged_on = samples(calibration, validation, settings, device_of(model))
-    told = tell(model, chosen_on, judged_on, goal, settings, damage, progress)
+    told = tell(model, chosen_on, judged_on, goal, settings, damage, progress, output)
     planner = planner_of(told, latency_from, Path(tables) if tables is not None else None)
     plan = None if goal.max_drop is not None else planner.guessed(goal.target, goal.pick)
     return Solved(plan, planner.points(), planner.tables.whole.latency_ms, planner.clock.source)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.batches import Batch, check_logits, like_of, logits_of
+from shoal.batches import Batch, like_of
 from shoal.blocks import Anatomy
 from shoal.blocks.prefix import Forward, Prefix
 from shoal.errors import UsageError
-from shoal.measure import log_probabilities, mean_interval
+from shoal.measure import mean_interval
 from shoal.pipeline.in_place import Placed
 from shoal.pipeline.prices import Prices
 from shoal.pipeline.shelf import Shelf
@@ -253,11 +253,10 @@ class TableMaker:
         """The damage of changes on one mini-batch."""
         if not changes:
             return
-        original = log_probabilities(logits_of(prefix.capture(batch)), batch.target)
+        original = prefix.capture(batch)
         found = {}
         for done, (name, (start, forwards)) in enumerate(changes.items()):
-            output = logits_of(prefix.run(prefix.tile_of(start), forwards))
-            check_logits(output)
+            output = prefix.run(prefix.tile_of(start), forwards)
             found[name] = self.damage(original, output, batch).detach().cpu().tolist()
             stage = f"damage of {len(changes)} changes"
             self.progress(stage, number * len(changes) + done + 1, len(self.judge_on) * len(changes))

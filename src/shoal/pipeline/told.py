@@ -1,6 +1,6 @@
 """What a choice is made from: a copy of the network, dissected, the samples, what is asked, and how to measure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,13 @@ from torch import nn
 from shoal.batches import Batch, batches
 from shoal.blocks import Anatomy, dissect
 from shoal.errors import DataError, UsageError
+from shoal.measure import reading_of
+from shoal.outputs import as_names
 from shoal.pipeline.choose import Goal, Progress
 from shoal.pipeline.table_maker import DEFAULT_KINDS, LONGEST, STUDENT_BUDGET, check_kinds
 from shoal.preserve import copied
 from shoal.recover import read_budget
-from shoal.scanning import Damage
+from shoal.scanning import Damage, OutputDamage
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Told:
         chosen_on: calibration mini-batches.
         judged_on: validation mini-batches, or None.
         settings: how to measure.
-        damage: what a change does to the output, for each sample.
+        damage: what a change does to the output, for each sample, and how outputs are read.
         progress: called with (stage, done, total).
     """
 
@@ -66,7 +68,7 @@ class Told:
     chosen_on: list[Batch]
     judged_on: list[Batch] | None
     settings: Settings
-    damage: Damage
+    damage: OutputDamage
     progress: Progress
 
 
@@ -90,8 +92,9 @@ def tell(
     judged_on: list[Batch] | None,
     goal: Goal,
     settings: Settings,
-    damage: Damage,
+    damage: Damage | None,
     progress: Progress,
+    output: str | Sequence[str] | None = None,
 ) -> Told:
     """Dissect a copy of the network, and put everything together.
 
@@ -101,7 +104,9 @@ def tell(
     """
     progress("tracing", 0, 1)
     anatomy = dissect(copied(model).eval(), chosen_on[0].take(2))
-    return Told(anatomy, model, goal, chosen_on, judged_on, settings, damage, progress)
+    reading = reading_of(anatomy.model, chosen_on, as_names(output), judged_on or [])
+    reading.check_labels([*chosen_on, *(judged_on or [])])
+    return Told(anatomy, model, goal, chosen_on, judged_on, settings, OutputDamage(reading, damage), progress)
 
 
 def _gathered(loader: Iterable[Any], limit: int, device: Any, name: str) -> list[Batch]:

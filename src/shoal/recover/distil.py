@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch
 from shoal.engine import Engine
 from shoal.errors import UsageError, naming_memory_shortage
+from shoal.measure import Reading, reading_of
 from shoal.plan import Replace
 from shoal.preserve import copied
 from shoal.record import Recovery
@@ -86,6 +87,7 @@ def distil(
     device: str | None = None,
     replaced: Sequence[Replace] = (),
     known: Sequence[Batch] = (),
+    reading: Reading | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Distilled:
     """Teach a copy of `student` to answer as `teacher` does.
@@ -106,6 +108,7 @@ def distil(
         replaced: of the student's plan: its stand-ins learn as shortcut and rest with a batch norm, see
             `make_trainable_`, and come out as the plan says.
         known: mini-batches that these batch norms are set from.
+        reading: how outputs are read, and which count; by default all, as the labels or the teacher's class tell.
         progress: called with (stage, done, total).
 
     Returns:
@@ -137,7 +140,7 @@ def distil(
     ):
         torch.manual_seed(settings.seed)  # for loaders that shuffle validation: a run that goes on sees the same
         extra = by_epoch(unlabelled) if unlabelled is not None else None
-        given = _Given(student, teacher, by_epoch(training), validation, extra, replaced, known)
+        given = _Given(student, teacher, by_epoch(training), validation, extra, replaced, known, reading)
         return _Run(given, read, settings, where, path, progress).whole()
 
 
@@ -160,6 +163,7 @@ class _Given:
     unlabelled: EpochOf | None
     replaced: Sequence[Replace]
     known: Sequence[Batch]
+    reading: Reading | None
 
 
 @dataclass
@@ -214,11 +218,20 @@ class _Run:
         self.material = Material(stream, extra, settings.unlabelled_share)
         self.epochs = stream.epochs
         samples = validation_samples(given.validation, settings.validation_images)
-        self.judge = Judge(self.teacher, samples, self.engine)
+        self.judge = Judge(self.teacher, samples, self.engine, self._reading(given.reading, samples))
         self.claim = given_of(given.student, given.teacher, samples) if folder is not None else {}
         self.extra = extra
         self.state = _State()
         self.resumed = False
+
+    def _reading(self, reading: Reading | None, samples: Sequence[Batch]) -> Reading:
+        """How outputs are read: as it was given, or as the labels of validation or training tell."""
+        if reading is not None and reading.scaled:
+            return reading
+        moved = [suited(self.teacher, self.engine.moved(one)) for one in samples]
+        known = any(one.target is not None for one in samples)
+        first = [] if known else [Stream(self.epochs, self.settings.seed).take()]
+        return reading_of(self.teacher, moved, labelled=[suited(self.teacher, self.engine.moved(one)) for one in first])
 
     def _take(self, given: _Given) -> None:
         """The student in the form in which it learns, and beside it as it was given, where that is another form."""
@@ -240,6 +253,7 @@ class _Run:
             self.settings,
             self.engine,
             features=self.weight,
+            reading=self.judge.reading,
             unlabelled=self.extra is not None,
         )
         self.network = state_of(self.student)

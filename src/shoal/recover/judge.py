@@ -1,17 +1,20 @@
 """How far a student is from its teacher on samples that neither training nor test sees."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch, batches, logits_of
+from shoal.batches import Batch, batches
 from shoal.engine import Engine
 from shoal.errors import DataError
-from shoal.measure import kl_per_sample, log_probabilities
+from shoal.measure import Reading, reading_of
+from shoal.outputs import read_outputs
 from shoal.preserve import evaluating
 from shoal.recover.blending import neighbours_blended
-from shoal.recover.form import ask
+from shoal.recover.form import ask, suited
 
 _KEPT = 2**26  # values of the teacher's answers that are kept; beyond, it is asked again each time
 
@@ -35,7 +38,9 @@ def validation_samples(loader: Iterable[Any], limit: int) -> list[Batch]:
 
 
 class Judge:
-    """Mean KL(teacher || student) in nats over validation samples, and over as many blends of two of them.
+    """Mean damage to the teacher's outputs over validation samples, and over as many blends of two of them.
+
+    Of scores of classes it is KL(teacher || student) in nats, of values the squared error relative to their variance.
 
     The teacher may know the samples by heart, and then they tell little; about blends both have to think. Tokens cannot
     be blended.
@@ -44,13 +49,17 @@ class Judge:
         teacher: in eval mode, on the engine's device.
         samples: mini-batches, at least one.
         engine: moves them.
+        reading: how outputs are read, with their scales; by default as the samples tell.
     """
 
-    def __init__(self, teacher: nn.Module, samples: Sequence[Batch], engine: Engine) -> None:
+    def __init__(
+        self, teacher: nn.Module, samples: Sequence[Batch], engine: Engine, reading: Reading | None = None
+    ) -> None:
         self.teacher, self.engine = teacher, engine
+        self.reading = reading or reading_of(teacher, [suited(teacher, engine.moved(one)) for one in samples])
         self.asked = [part for one in samples for part in (one, neighbours_blended(one)) if part is not None]
         self.n = sum(one.size for one in samples)
-        self._said: list[Tensor | None] = [None] * len(self.asked)
+        self._said: list[dict[str, Tensor] | None] = [None] * len(self.asked)
         self._free = _KEPT
 
     def of(self, student: nn.Module) -> float:
@@ -61,18 +70,27 @@ class Judge:
                 batch = self.engine.moved(given)
                 said = self._said_to(number, batch)
                 with self.engine.autocast():
-                    own = logits_of(ask(student, batch))
-                total += float(kl_per_sample(said, own.float(), batch.counted(said.shape[:-1])).sum())
+                    own = read_outputs(ask(student, batch)).tensors
+                if not all(_finite(own[one.name]) for one in self.reading.outputs):
+                    return math.nan
+                wide = {name: tensor.float() for name, tensor in own.items() if tensor.is_floating_point()}
+                total += float(self.reading.damage_between(said, wide, batch).sum())
                 count += batch.size
         return total / count
 
-    def _said_to(self, number: int, batch: Batch) -> Tensor:
+    def _said_to(self, number: int, batch: Batch) -> dict[str, Tensor]:
         kept = self._said[number]
         if kept is not None:
             return kept
         with self.engine.autocast():
-            said = log_probabilities(logits_of(ask(self.teacher, batch)), batch.target)
-        if said.numel() <= self._free:
-            self._free -= said.numel()
+            every = read_outputs(ask(self.teacher, batch)).tensors
+        said = {one.name: every[one.name].float() for one in self.reading.outputs}
+        size = sum(tensor.numel() for tensor in said.values())
+        if size <= self._free:
+            self._free -= size
             self._said[number] = said
         return said
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not bool((torch.isnan(tensor) | torch.isposinf(tensor)).any())

@@ -1,16 +1,19 @@
 """One lesson: the teacher answers a mini-batch, the student answers it too, and learns from the difference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch, logits_of
+from shoal.batches import Batch
 from shoal.engine import Engine
-from shoal.recover.blending import blended
+from shoal.errors import DataError
+from shoal.measure import Reading
+from shoal.outputs import read_outputs
+from shoal.recover.blending import Blend, blended
 from shoal.recover.features import listening
 from shoal.recover.form import ask
-from shoal.recover.losses import divergence_loss, feature_loss, label_loss
+from shoal.recover.losses import feature_loss, label_loss, output_loss
 from shoal.recover.norm_modes import learn_
 from shoal.recover.settings import DistilSettings
 from shoal.recover.stepping import Stepping
@@ -27,6 +30,7 @@ class Lesson:
         settings: weights of the other parts of the loss.
         engine: device and precision.
         features: weight of the features' error; 0 for answers alone.
+        reading: how outputs are read.
         unlabelled: some mini-batches are meant to have no labels: those of extra data.
     """
 
@@ -38,10 +42,11 @@ class Lesson:
         engine: Engine,
         *,
         features: float,
+        reading: Reading,
         unlabelled: bool = False,
     ) -> None:
         self.teacher, self.settings, self.engine = teacher, settings, engine
-        self.features, self.unlabelled = features, unlabelled
+        self.features, self.reading, self.unlabelled = features, reading, unlabelled
         self.paths = list(paths) if features else []
 
     def gradients(self, student: nn.Module, given: Batch, step: int) -> Tensor:
@@ -51,19 +56,28 @@ class Lesson:
         torch.manual_seed(settings.seed + _PRIME * (step + 1))  # for what the network itself draws
         batch, blend = blended(self.engine.moved(given), settings.blends, generator)
         with torch.no_grad(), listening(self.teacher, self.paths) as wanted, self.engine.autocast():
-            said = logits_of(ask(self.teacher, batch))
+            said = read_outputs(ask(self.teacher, batch)).tensors
         learn_(student, batch.size, settings.norm_batch)
         with torch.enable_grad():  # whoever calls may have switched gradients off
             with listening(student, self.paths) as own, self.engine.autocast():
-                answered = logits_of(ask(student, batch))
-            loss = divergence_loss(said, answered, batch, settings.temperature)
+                answered = read_outputs(ask(student, batch)).tensors
+            loss = output_loss(self.reading, said, answered, batch, settings.temperature)
             if own:
                 loss = loss + self.features * feature_loss(wanted, own, batch)
             if settings.labels and (given.target is not None or not self.unlabelled):
                 # Labels as they were given: on the CPU they are checked without waiting for the device.
-                loss = loss + settings.labels * label_loss(answered, given, blend)
+                loss = loss + settings.labels * self._label_loss(answered, given, blend)
             self.engine.backward(loss)
         return loss.detach()
+
+    def _label_loss(self, answered: Mapping[str, Tensor], given: Batch, blend: Blend | None) -> Tensor:
+        scores = [label_loss(answered[one.name], given, blend) for one in self.reading.outputs if one.task == "classes"]
+        if not scores:
+            raise DataError(
+                "the outputs are no scores of classes, and the loss was asked to use labels",
+                "Set `labels` to 0: distillation needs none.",
+            )
+        return torch.stack(scores).mean()
 
     def teach(self, student: nn.Module, stepping: Stepping, batch: Batch, step: int, rate: float) -> Tensor:
         """One whole step; returns the loss before it."""

@@ -8,15 +8,18 @@ from torch import Tensor
 
 from shoal.batches import IGNORED, Batch
 from shoal.errors import DataError
-from shoal.measure import log_probabilities
-from shoal.measure.quality import checked_labels, mean_over
+from shoal.measure import Reading, log_probabilities
+from shoal.measure.classes import checked_labels, mean_over
+from shoal.measure.reading import padding_of, squared_error
 from shoal.recover.blending import Blend
 
 _MASKS = ("attention_mask", "decoder_attention_mask")
 _LEAST = 1e-6  # of a feature's variance, so that a dead feature does not divide by zero
 
 
-def divergence_loss(teacher: Tensor, student: Tensor, batch: Batch, temperature: float = 1.0) -> Tensor:
+def divergence_loss(
+    teacher: Tensor, student: Tensor, batch: Batch, temperature: float = 1.0, axis: int | None = None
+) -> Tensor:
     """KL(teacher || student) in nats, the mean over samples; positions of padding do not count.
 
     Source: Hinton et al. 2015, arXiv:1503.02531; times the square of the temperature, as there.
@@ -26,11 +29,43 @@ def divergence_loss(teacher: Tensor, student: Tensor, batch: Batch, temperature:
         student: logits of the same shape.
         batch: what both were asked.
         temperature: both logits are divided by it.
+        axis: of the classes, where it is known.
     """
-    said = log_probabilities(teacher.float() / temperature, batch.target)
-    answered = log_probabilities(student.float() / temperature, batch.target)
-    by_answer = F.kl_div(answered, said, reduction="none", log_target=True).sum(dim=-1)
+    said = log_probabilities(teacher.float() / temperature, batch.target, axis)
+    answered = log_probabilities(student.float() / temperature, batch.target, axis)
+    # A masked class, of probability 0, adds nothing.
+    by_class = F.kl_div(answered, said, reduction="none", log_target=True).masked_fill(said == -torch.inf, 0.0)
+    by_answer = by_class.sum(dim=-1)
     return mean_over(by_answer, batch.counted(by_answer.shape)).mean() * temperature**2
+
+
+def output_loss(
+    reading: Reading,
+    teacher: Mapping[str, Tensor],
+    student: Mapping[str, Tensor],
+    batch: Batch,
+    temperature: float = 1.0,
+) -> Tensor:
+    """How far a student's outputs are from the teacher's, the mean over samples and over the outputs.
+
+    Of scores of classes it is the divergence, of values the squared error relative to their variance.
+
+    Args:
+        reading: how outputs are read, with their scales.
+        teacher: outputs by name.
+        student: likewise.
+        batch: what both were asked.
+        temperature: of the divergence.
+    """
+    losses = []
+    for one in reading.outputs:
+        before, after = teacher[one.name], student[one.name]
+        if one.task == "classes":
+            losses.append(divergence_loss(before, after, batch, temperature, one.axis))
+        else:
+            padding = padding_of(before, batch) if one.rows else None
+            losses.append(squared_error(before.float(), after.float(), padding).mean().float() / (one.scale or 1.0))
+    return torch.stack(losses).mean()
 
 
 def feature_loss(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], batch: Batch | None = None) -> Tensor:

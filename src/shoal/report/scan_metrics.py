@@ -25,7 +25,11 @@ MEASURES = {
     "top1": Measure("Top-1 lost", "points", 100.0),
     "loss": Measure("Loss increase", "nats", 1.0),
     "kl": Measure("Divergence", "nats", 1.0),
+    "mse": Measure("Squared error", "of the output's variance", 1.0),
+    "damage": Measure("Damage", "mean over the outputs", 1.0),
 }
+# Where the damage is what verdicts are about: it stands in for the loss, and once is enough.
+ALONE = frozenset({"kl", "mse", "damage"})
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ from shoal.batches import Batch, Repeatable, batches, check_one_purpose, device_
 from shoal.blocks import Anatomy, dissect
 from shoal.blocks.prefix import restart_notes
 from shoal.errors import DataError, FolderError, UsageError, naming_memory_shortage
-from shoal.measure import Answers, Tally, answers, machine, wilson
+from shoal.measure import Answers, Reading, Tally, answers, machine, reading_of, wilson
+from shoal.measure.classes import no_better_than_chance
+from shoal.measure.reading import check_pairing
+from shoal.outputs import as_names
 from shoal.reading import refusing
 from shoal.record import Ablation, Baseline, ScannedBlock, ScannedLayer, ScanRecord, ScoreQuality, SecondData
 from shoal.scanning.candidates import Candidate, Layer, block_candidates, layer_candidates, layers_of
@@ -46,12 +49,14 @@ class ScanSettings:
     """How to scan.
 
     Args:
-        tolerance: what still counts as nothing: points of top-1; None means 1.0, or 0.01 nat of loss without labels.
+        tolerance: what still counts as nothing: points of top-1; None means 1.0, or 0.01 nat of loss without labels, or
+            0.01 of the variance of outputs that are no scores of classes.
         fast: stop trying a candidate once its verdict is clear.
         stack: how many candidates share a forward (see `stacked`); 1 is exact to the bit.
         include: patterns of blocks and layers; all by default.
         layers: whether to try every kernel.
         scores: whether to compute scores.
+        output: names of the outputs that count (`logits`, `[1]`, `aux`); all that are floating-point by default.
     """
 
     tolerance: float | None = None
@@ -59,6 +64,7 @@ class ScanSettings:
     stack: int = 1
     layers: bool = True
     scores: bool = True
+    output: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and not 0 < self.tolerance <= 100:
@@ -117,7 +123,9 @@ def scan(
         raise DataError("there is no data to scan on", "Give a loader with at least one mini-batch.")
     progress("tracing", 0, 1)
     anatomy = dissect(model, example.take(2))
-    scanner = _Scanner(anatomy, settings, journal, progress)
+    reading = reading_of(model, loader, as_names(settings.output))
+    reading.check_labels(batches(loader))
+    scanner = _Scanner(anatomy, settings, reading, journal, progress)
     first = scanner.run(loader, "first")
     second = None
     if also is not None:
@@ -130,7 +138,7 @@ def scan(
             differing=_differing(first, other),
         )
     progress("scores", 0, 1)
-    scores, said = _scores(anatomy, loader) if settings.scores else ({}, [])
+    scores, said = _scores(anatomy, loader, reading) if settings.scores else ({}, [])
     blocks, layers = scanner.blocks(first, scores), scanner.layers(first)
     return ScanRecord(
         command=origin.command,
@@ -147,25 +155,34 @@ def scan(
         claim=channel_claim(layers),
         also=second,
         partly_measured=sorted(first.stopped),
-        notes=[*_notes(anatomy, first, settings), *said],
+        outputs=reading.to_record(),
+        notes=[*_notes(anatomy, first, settings), *reading.warnings(), *first.remarks(), *said],
         machine=machine(device_of(model)),
         seconds=time.perf_counter() - started,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def _scores(anatomy: Anatomy, loader: Iterable[Any]) -> tuple[dict[str, dict[str, float]], list[str]]:
+def _scores(anatomy: Anatomy, loader: Iterable[Any], reading: Reading) -> tuple[dict[str, dict[str, float]], list[str]]:
     """The scores of every block, and as notes what could not be scored."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        found = block_scores(anatomy, loader)
+        found = block_scores(anatomy, loader, reading=reading)
     return found, [str(one.message).splitlines()[0] for one in caught if issubclass(one.category, UserWarning)]
 
 
 class _Scanner:
     """The candidates of one network and how they are run on one data set after another."""
 
-    def __init__(self, anatomy: Anatomy, settings: ScanSettings, journal: Journal | None, progress: Progress) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        settings: ScanSettings,
+        reading: Reading,
+        journal: Journal | None,
+        progress: Progress,
+    ) -> None:
+        self.reading = reading
         self.anatomy, self.settings, self.journal, self.progress = anatomy, settings, journal, progress
         self.found_layers: list[Layer] = layers_of(anatomy) if settings.layers else []
         self.candidates: list[Candidate] = []
@@ -180,7 +197,7 @@ class _Scanner:
         ]
         if not self.candidates:
             raise DataError("the network has nothing to ablate: no residual block, no convolution or linear layer", "")
-        tallies = _Tallies(name, self.settings, len(self.candidates), self.journal)
+        tallies = _Tallies(name, self.settings, self.reading, len(self.candidates), self.journal)
         skip = tallies.resume()
         total = _length(loader) * len(self.candidates)
         seen = skip * len(self.candidates)
@@ -245,24 +262,29 @@ class _Tallies(Visitor):
 
     name: str
     settings: ScanSettings
+    reading: Reading
     comparisons: int
     journal: Journal | None
     found: dict[str, Tally] = field(default_factory=dict)
     own: Tally = field(default_factory=Tally)
     stopped: set[str] = field(default_factory=set)
     answers: Answers | None = None
+    original: dict[str, torch.Tensor] = field(default_factory=dict)
+    classes: int | None = None
     looks: int = 0
 
     @property
-    def metric(self) -> Literal["top1", "loss", "kl"]:
+    def metric(self) -> Literal["top1", "loss", "kl", "mse", "damage"]:
         """What verdicts are about."""
+        if self.reading.classes is None:
+            return "mse" if all(one.task == "values" for one in self.reading.outputs) else "damage"
         if self.own.top1 is not None:
             return "top1"
         return "loss" if self.own.labelled == self.own.n else "kl"
 
     @property
     def tolerance(self) -> float:
-        """As a fraction of top-1, or in nats."""
+        """As a fraction of top-1, in nats, or as a share of the variance."""
         if self.settings.tolerance is not None:
             return self.settings.tolerance / 100 if self.metric == "top1" else self.settings.tolerance
         return 0.01
@@ -284,13 +306,28 @@ class _Tallies(Visitor):
     def wants(self, candidate: Candidate) -> bool:
         return candidate.key not in self.stopped
 
-    def whole(self, index: int, batch: Batch, output: torch.Tensor) -> None:
-        self.answers = answers(output, batch.target, batch)
-        self.own.add(self.answers, output, batch.target, batch)
+    def whole(self, index: int, batch: Batch, output: Any) -> None:
+        self.original = self.reading.tensors(output, batch)
+        read = self.reading.classes
+        if read is not None:
+            self.answers = answers(self.original[read.name], batch.target, batch, read.axis)
+            self.classes = int(self.answers.log_probs.shape[-1])
+        self._add(self.own, self.original, batch)
 
-    def see(self, candidate: Candidate, batch: Batch, output: torch.Tensor) -> None:
-        if self.answers is not None:
-            self.found.setdefault(candidate.key, Tally()).add(self.answers, output, batch.target, batch)
+    def see(self, candidate: Candidate, batch: Batch, output: Any) -> None:
+        self._add(self.found.setdefault(candidate.key, Tally()), self.reading.tensors(output, batch), batch)
+
+    def _add(self, tally: Tally, tensors: dict[str, torch.Tensor], batch: Batch) -> None:
+        read = self.reading.classes
+        if read is None or self.answers is None:
+            tally.add_damage(self.reading.damage_between(self.original, tensors, batch))
+        else:
+            check_pairing(read, self.original[read.name], tensors[read.name])
+            tally.add(self.answers, tensors[read.name], batch.target, batch, read.axis)
+
+    def remarks(self) -> list[str]:
+        """What makes the figures doubtful."""
+        return no_better_than_chance(self.own.right, self.own.n, self.classes) if self.own.top1 is not None else []
 
     def done(self, index: int) -> None:
         self.looks = index + 1
@@ -319,7 +356,8 @@ class _Tallies(Visitor):
 
     def ablation(self, key: str) -> Ablation:
         """The figures of one candidate."""
-        return ablation_of(self.found[key], tolerance=self.tolerance, comparisons=self.comparisons)
+        counted = self.reading.classes is not None
+        return ablation_of(self.found[key], tolerance=self.tolerance, comparisons=self.comparisons, counted=counted)
 
     def baseline(self, split: str) -> Baseline:
         """The whole network."""

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch, logits_of
+from shoal.batches import Batch
 from shoal.blocks import Anatomy
 from shoal.blocks.prefix import Forward, Prefix
 from shoal.blocks.restarts import same_tensors
 from shoal.blocks.template import Ref, refs
-from shoal.errors import ModelRaisedError
+from shoal.errors import ModelRaisedError, UsageError
+from shoal.outputs import read_outputs, rebuilt, shown
 
 # Samples on which stacking is tried.
 _SAMPLES = 2
@@ -37,11 +38,15 @@ def stacking_agrees(anatomy: Anatomy, base: Mapping[str, Forward], batch: Batch,
     prefix.capture(batch.take(_SAMPLES))
     try:
         return all(
-            same_tensors([output], [logits_of(prefix.without(path, anatomy.remainders[path]))], exact=False)
+            same_tensors(_listed(output), _listed(prefix.without(path, anatomy.remainders[path])), exact=False)
             for path, output in run_stacked(anatomy, prefix, paths, most)
         )
-    except ModelRaisedError:
+    except (ModelRaisedError, UsageError):
         return False
+
+
+def _listed(output: Any) -> list[Tensor]:
+    return list(read_outputs(output).tensors.values())
 
 
 def run_stacked(anatomy: Anatomy, prefix: Prefix, paths: list[str], most: int) -> Iterator[tuple[str, Any]]:
@@ -57,15 +62,25 @@ def run_stacked(anatomy: Anatomy, prefix: Prefix, paths: list[str], most: int) -
         yield from zip(group, _run_group(anatomy, prefix, group), strict=True)
 
 
-def _run_group(anatomy: Anatomy, prefix: Prefix, group: list[str]) -> list[Tensor]:
+def _run_group(anatomy: Anatomy, prefix: Prefix, group: list[str]) -> list[Any]:
     size = prefix.batch.size if prefix.batch is not None else 0
     forwards: dict[nn.Module, Forward] = {}
     for path in group:
         module = prefix.model.get_submodule(path)
         forwards[module] = _forking(module.forward, anatomy.remainders[path], size)
     output = prefix.run(group[0], forwards)
-    parts = logits_of(output).split(size)
-    return list(parts[1:])
+    rows = size * (len(group) + 1)
+    for name, tensor in read_outputs(output).tensors.items():
+        if tensor.dim() == 0 or len(tensor) != rows:
+            raise UsageError(
+                f"{shown(name)} of the network has no row for each sample, so that removals cannot share a forward",
+                "Leave out --stack (ScanSettings.stack).",
+            )
+    return [_rows(output, size * number, size) for number in range(1, len(group) + 1)]
+
+
+def _rows(output: Any, start: int, size: int) -> Any:
+    return rebuilt(output, lambda tensor: tensor[start : start + size])
 
 
 def _forking(forward: Forward, remainder: nn.Module, size: int) -> Forward:

@@ -4,27 +4,26 @@ No approximation but the sample: each mini-batch runs once whole, then once for 
 (see `blocks.prefix`), which halves the work. Candidates may also ride together on the batch axis (see `stacked`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from shoal.batches import Batch, batches, check_logits, device_of, logits_of
+from shoal.batches import Batch, batches, device_of
 from shoal.blocks import Anatomy
 from shoal.blocks.prefix import Prefix
 from shoal.blocks.swaps import swaps_of
 from shoal.errors import DataError
-from shoal.measure import check_samples, kl_per_sample, log_probabilities, mean_interval
+from shoal.measure import mean_interval, reading_of
 from shoal.plan import Remove
 from shoal.preserve import evaluating
 from shoal.record import Interval
 from shoal.scanning.candidates import Candidate, removal_candidates
+from shoal.scanning.damage import Damage, OutputDamage
 from shoal.scanning.stacked import run_stacked, stacking_agrees
 
-# (log-probabilities of the original, outputs of the candidate, the batch) -> damage per sample, shape (samples,)
-Damage = Callable[[torch.Tensor, torch.Tensor, Batch], torch.Tensor]
 Ticker = Callable[[int, int], None]
 
 
@@ -35,11 +34,11 @@ class Visitor:
         """Whether the candidate is still of interest; asked before each mini-batch."""
         return True
 
-    def whole(self, index: int, batch: Batch, output: torch.Tensor) -> None:
-        """Mini-batch number `index`: the outputs of the whole original network."""
+    def whole(self, index: int, batch: Batch, output: Any) -> None:
+        """Mini-batch number `index`: what the whole original network returned."""
 
-    def see(self, candidate: Candidate, batch: Batch, output: torch.Tensor) -> None:
-        """The outputs under a candidate, on the mini-batch of the last `whole`."""
+    def see(self, candidate: Candidate, batch: Batch, output: Any) -> None:
+        """What was returned under a candidate, on the mini-batch of the last `whole`."""
 
     def done(self, index: int) -> None:
         """Every candidate has been seen on mini-batch number `index`."""
@@ -82,8 +81,7 @@ def sweep(
             count += 1
             if index < skip:
                 continue
-            output = _checked(whole.capture(batch))
-            check_samples(output, batch)
+            output = whole.capture(batch)
             visitor.whole(index, batch, output)
             if removed:
                 current.capture(batch)
@@ -93,7 +91,7 @@ def sweep(
                 paths = [one.path for one in wanted if one.ablation == "block"]
                 stack = stack if stacking_agrees(anatomy, base, batch, paths, stack) else 1
             for done, (candidate, output) in enumerate(_outputs(anatomy, prefix, wanted, stack), 1):
-                visitor.see(candidate, batch, _checked(output))
+                visitor.see(candidate, batch, output)
                 if tick is not None:
                     tick(done, len(wanted))
             visitor.done(index)
@@ -115,25 +113,14 @@ def _outputs(
         yield candidate, candidate.run(prefix)
 
 
-def _checked(output: Any) -> torch.Tensor:
-    logits = logits_of(output)
-    check_logits(logits)
-    return logits
-
-
 @dataclass(frozen=True)
 class Worth:
-    """What taking one block or unit out does to the outputs: mean damage a sample (KL by default), 95 % interval."""
+    """What taking one block or unit out does to the outputs: mean damage a sample, 95 % interval."""
 
     path: str
     damage: float
     interval: Interval
     n: int
-
-
-def divergence(original: torch.Tensor, other: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """KL(original || other) in nats for each sample: the default damage. Labels are not needed."""
-    return kl_per_sample(original, other, batch.counted(original.shape[:-1]))
 
 
 def removal_sweep(
@@ -142,7 +129,7 @@ def removal_sweep(
     candidates: Sequence[str],
     *,
     removed: Sequence[str] = (),
-    damage: Damage = divergence,
+    damage: Damage | None = None,
     tick: Ticker | None = None,
 ) -> list[Worth]:
     """The worth of every candidate, given that what is in `removed` is gone already.
@@ -154,7 +141,8 @@ def removal_sweep(
         loader: mini-batches, read once.
         candidates: block paths, or names of `plan.Remove`: single units, blocks with their norms.
         removed: what is gone in every run, likewise.
-        damage: what to measure.
+        damage: what to measure; by default how far the outputs are, read as the first mini-batch and its labels tell.
+            `loader` is then read more than once.
         tick: called with (runs done, runs in this mini-batch).
 
     Returns:
@@ -164,6 +152,9 @@ def removal_sweep(
         DataError: the loader is empty.
         NonFiniteError, ModelRaisedError: as the network behaves.
     """
+    if damage is None:
+        loader = list(loader) if isinstance(loader, Iterator) else loader
+        damage = OutputDamage(reading_of(anatomy.model, loader))
     tried = removal_candidates(anatomy, candidates, removed)
     collector = _Damages(damage)
     sweep(anatomy, loader, tried, collector, removed=removed, tick=tick)
@@ -174,12 +165,12 @@ class _Damages(Visitor):
     def __init__(self, damage: Damage) -> None:
         self.damage = damage
         self.found: dict[str, list[torch.Tensor]] = {}
-        self.original = torch.empty(0)
+        self.original: Any = None
 
-    def whole(self, index: int, batch: Batch, output: torch.Tensor) -> None:
-        self.original = log_probabilities(output, batch.target)
+    def whole(self, index: int, batch: Batch, output: Any) -> None:
+        self.original = output
 
-    def see(self, candidate: Candidate, batch: Batch, output: torch.Tensor) -> None:
+    def see(self, candidate: Candidate, batch: Batch, output: Any) -> None:
         self.found.setdefault(candidate.path, []).append(self.damage(self.original, output, batch).cpu())
 
 

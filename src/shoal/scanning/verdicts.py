@@ -27,13 +27,14 @@ def verdict_of(interval: Interval, centre: float, tolerance: float) -> Verdict:
     return "undecided"
 
 
-def ablation_of(tally: Tally, *, tolerance: float, comparisons: int) -> Ablation:
+def ablation_of(tally: Tally, *, tolerance: float, comparisons: int, counted: bool = True) -> Ablation:
     """The figures of one ablation, with its verdict alone and its verdict among all comparisons of the scan.
 
     Args:
         tally: paired sums.
         tolerance: a fraction of top-1, or nats of the loss where there is no top-1.
         comparisons: how many ablations the scan makes; `familywise` uses intervals of 1 - 0.05 / comparisons.
+        counted: whether there are answers, so that it could be counted how many changed.
     """
     strict = 1 - (1 - _CONFIDENCE) / max(comparisons, 1)
     increase = tally.increase / tally.n
@@ -49,7 +50,7 @@ def ablation_of(tally: Tally, *, tolerance: float, comparisons: int) -> Ablation
         loss=tally.loss / tally.n if tally.labelled == tally.n else tally.kl / tally.n,
         top1=tally.top1,
         kl=tally.kl / tally.n,
-        changed=tally.changed / tally.n,
+        changed=tally.changed / tally.n if counted else None,
         top1_drop=drop,
         top1_drop_interval=interval,
         loss_increase=increase,

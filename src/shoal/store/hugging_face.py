@@ -306,8 +306,12 @@ def _measured(record: Record) -> list[str]:
             f"Perplexity over {after.tokens} tokens, intervals by sequence: {_perplexity(before)} before, "
             f"{_perplexity(after)} after."
         )
-    low, high = record.comparison.kl_interval
-    said.append(f"KL(original || this): {record.comparison.kl:.4g} nats, 95 % interval {low:.4g} to {high:.4g}.")
+    seen = record.comparison
+    if seen.agreement is None:
+        said.append(f"Mean squared error relative to the variance of the original's output: {seen.mse or 0.0:.4g}.")
+        return ["\n".join(f"- {one}" for one in said)]
+    low, high = seen.kl_interval
+    said.append(f"KL(original || this): {seen.kl:.4g} nats, 95 % interval {low:.4g} to {high:.4g}.")
     return ["\n".join(f"- {one}" for one in said)]
 
 

@@ -14,23 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch, batches, call, check_logits, device_of, logits_of
+from shoal.batches import Batch, batches, call, device_of
 from shoal.blocks import Anatomy, Block
 from shoal.blocks.remainder import main_output
 from shoal.blocks.taps import tapped
 from shoal.blocks.template import Ref, template
 from shoal.errors import DataError, NonFiniteError, SurgeryError, UsageError
-from shoal.measure import log_probabilities
+from shoal.measure import Reading, inferred, log_probabilities
+from shoal.measure.reading import OutputReading, padding_of, squared_error
 from shoal.offloaded import is_offloaded
 from shoal.preserve import evaluating
 from shoal.scanning.scores import SCORES
 from shoal.scanning.scores.rows import channel_axis, channels_last, narrowed, some_positions
 from shoal.scanning.scores.statistics import Statistics
 
+_CUT_OFF = "its gradients are cut off"
+_NO_TARGETS = "outputs that are no scores of classes need targets of their shape"
 _IGNORED = -100  # the label that torch's cross-entropy skips
 
 
-def block_scores(anatomy: Anatomy, loader: Iterable[Any], *, limit: int | None = None) -> dict[str, dict[str, float]]:
+def block_scores(
+    anatomy: Anatomy, loader: Iterable[Any], *, limit: int | None = None, reading: Reading | None = None
+) -> dict[str, dict[str, float]]:
     """Every score of `SCORES` for every block with a residual addition; one that is not defined for a block is absent.
 
     The network is left as it was: modes, random state, hooks, `requires_grad`, and no parameter receives a gradient.
@@ -41,6 +46,8 @@ def block_scores(anatomy: Anatomy, loader: Iterable[Any], *, limit: int | None =
         loader: mini-batches; read once. Where there are labels the loss of `taylor` is the cross-entropy to them,
             without them (or with such as are no class indices) to the network's own most likely answer.
         limit: look at this many samples at most.
+        reading: how outputs are read; by default as the first sample tells. Of values the loss is the
+            squared error to targets of their shape; without such there is no `taylor`.
 
     Raises:
         DataError: no samples, labels out of range, outputs that are no logits.
@@ -51,7 +58,8 @@ def block_scores(anatomy: Anatomy, loader: Iterable[Any], *, limit: int | None =
     if limit is not None and limit < 1:
         raise UsageError(f"limit = {limit} samples", "Expected at least one.")
     blocks = [block for block in anatomy.chain if block.units and block.path]
-    collector = _Collector({block.path: _Watched.of(anatomy, block) for block in blocks}, device_of(anatomy.model))
+    watched = {block.path: _Watched.of(anatomy, block) for block in blocks}
+    collector = _Collector(watched, device_of(anatomy.model), reading)
     with (
         evaluating(anatomy.model),
         _without_gradients(anatomy.model),
@@ -118,13 +126,14 @@ class _Watched:
 
 
 class _Collector:
-    def __init__(self, watched: dict[str, _Watched], device: torch.device) -> None:
-        self.watched = watched
+    def __init__(self, watched: dict[str, _Watched], device: torch.device, reading: Reading | None) -> None:
+        self.watched, self.reading = watched, reading
         self.device = device
         self.samples = 0  # before the mini-batch at hand
         self.turn = 0
         self.root: Tensor | None = None
         self.differentiable = True
+        self.reason = _CUT_OFF
 
     def try_backward(self, model: nn.Module, sample: Batch) -> None:
         """Find out on one sample whether gradients come through; without them the other scores are taken all the same.
@@ -135,7 +144,7 @@ class _Collector:
             self.differentiable = False
             warnings.warn("no Taylor scores, the weights of the network are not in memory", stacklevel=3)
             return
-        reason = "its gradients are cut off"
+        reason = None
         try:
             self.run(model, sample)
         except torch.OutOfMemoryError:
@@ -145,7 +154,9 @@ class _Collector:
         if not any(watched.seen.product_count for watched in self.watched.values()):
             self.differentiable = False
         if not self.differentiable and self.watched:
-            warnings.warn(f"no Taylor scores, the network cannot be differentiated: {reason}", stacklevel=3)
+            warnings.warn(
+                f"no Taylor scores, the network cannot be differentiated: {reason or self.reason}", stacklevel=3
+            )
         for watched in self.watched.values():
             watched.seen = Statistics()
         self.samples = self.turn = 0
@@ -155,10 +166,17 @@ class _Collector:
         try:
             with torch.set_grad_enabled(self.differentiable):
                 self.root = torch.zeros((), device=self.device, requires_grad=True) if self.differentiable else None
-                logits = logits_of(call(model, batch))
-                check_logits(logits)
-                loss = _loss(logits, batch.target)
-                if self.root is not None and loss.requires_grad:
+                output = call(model, batch)
+                self.reading = self.reading or inferred(model, output, batch).scaled_by(output, batch)
+                tensors = self.reading.tensors(output, batch)
+                losses = [
+                    _loss(one, tensors[one.name], batch)
+                    for one in self.reading.outputs
+                    if _has_loss(one, tensors[one.name], batch.target)
+                ]
+                self.reason = _CUT_OFF if losses else _NO_TARGETS
+                loss = torch.stack(losses).sum() if losses else None
+                if self.root is not None and loss is not None and loss.requires_grad:
                     torch.autograd.grad(loss, self.root, allow_unused=True)
             for watched in self.watched.values():
                 watched.seen.product_count += batch.size if watched.reached else 0
@@ -261,9 +279,21 @@ def _tensor_at(item: Any, place: int) -> Tensor | None:
     return tensors[place] if 0 <= place < len(tensors) else None
 
 
-def _loss(logits: Tensor, target: Tensor | None) -> Tensor:
-    """Sum over samples of the cross-entropy, averaged over the positions of each; a sum keeps half precision awake."""
-    log_probs = log_probabilities(logits, target)
+def _has_loss(one: OutputReading, output: Tensor, target: Tensor | None) -> bool:
+    """Whether something is known that the output should be; of classes the most likely one stands in for the label."""
+    return one.task == "classes" or (one.rows and target is not None and target.numel() == output.numel())
+
+
+def _loss(one: OutputReading, output: Tensor, batch: Batch) -> Tensor:
+    """Sum over samples of the cross-entropy, averaged over the positions of each; a sum keeps half precision awake.
+
+    Of values the squared error to the target.
+    """
+    target = batch.target
+    if one.task == "values" and target is not None:
+        numbers = target.reshape(output.shape).to(output)
+        return squared_error(numbers, output, padding_of(output, batch)).sum() / (one.scale or 1.0)
+    log_probs = log_probabilities(output, axis=one.axis)
     labels = _labels(target, log_probs)
     counted = labels != _IGNORED
     picked = log_probs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1) * counted

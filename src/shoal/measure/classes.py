@@ -1,0 +1,198 @@
+"""Scores of classes: their probabilities, their labels, and the divergence of two networks' answers."""
+
+import torch
+from torch import Tensor
+
+from shoal.batches import IGNORED, Batch
+from shoal.errors import DataError, NonFiniteError
+from shoal.measure.intervals import wilson
+from shoal.outputs import shown
+
+_CHUNK = 2**24  # values handled at once in float64, so that a large vocabulary does not need gigabytes
+
+
+def check_samples(logits: Tensor, batch: Batch, name: str = "") -> None:
+    """Refuse answers that have no row for each sample, as those of a detector.
+
+    Raises:
+        DataError: with the shape.
+    """
+    if logits.dim() == 0 or logits.shape[0] != batch.size:
+        raise DataError(
+            f"the model returned shape {tuple(logits.shape)} for {batch.size} samples"
+            f"{f' in {shown(name)}' if name else ''}, expected a row for each sample, such as (samples, classes)",
+            "Wrap the model so that it returns one row per sample, or name the outputs that have one (output=).",
+        )
+
+
+def log_probabilities(logits: Tensor, target: Tensor | None = None, axis: int | None = None) -> Tensor:
+    """Log-softmax over the classes, with the classes moved to the end.
+
+    The classes are axis 1 of (samples, classes). With more axes the target's shape decides, if there is one:
+    (B, T, V) goes with (B, T), (B, C, H, W) with (B, H, W). Where it cannot, three axes are read as (samples,
+    positions, classes), as language models have it, and four or more as (samples, classes, height, width).
+
+    Args:
+        logits: floating-point, two or more axes.
+        target: class indices, used for their shape only.
+        axis: of the classes, where it is known.
+
+    Returns:
+        float32, (samples, classes) or (samples, positions..., classes).
+
+    Raises:
+        DataError: fewer than two axes, or a single class: softmax of one value is 1 whatever it is.
+        NonFiniteError: every class of an answer is -Inf.
+    """
+    if logits.dim() < 2:
+        raise DataError(f"logits of shape {tuple(logits.shape)}", "Expected (samples, classes).")
+    last = _classes_last(logits, target) if axis is None else logits.movedim(axis, -1)
+    if last.shape[-1] < 2:
+        raise DataError(
+            f"the model returned shape {tuple(logits.shape)}, a single value per sample or position",
+            "Probabilities need two classes: wrap a binary classifier so that it returns two logits, (0, x).",
+        )
+    found = torch.log_softmax(last.float(), dim=-1)
+    if torch.isnan(found).any() and not torch.isnan(last).any():
+        raise NonFiniteError("every class of an answer is -Inf", "A mask must leave at least one class.")
+    return found
+
+
+def _classes_last(logits: Tensor, target: Tensor | None) -> Tensor:
+    if logits.dim() == 2:
+        return logits
+    second = logits.movedim(1, -1)
+    fits_last = target is not None and target.shape == logits.shape[:-1]
+    fits_second = target is not None and target.shape == second.shape[:-1]
+    if fits_last != fits_second:
+        return logits if fits_last else second
+    return logits if logits.dim() == 3 else second
+
+
+def checked_labels(target: Tensor | None, log_probs: Tensor) -> Tensor | None:
+    """The target as int64 of the answers' shape on the CPU; None where it is no class index per answer."""
+    if target is None:
+        return None
+    if target.dim() == 0 or target.shape[0] != log_probs.shape[0]:
+        raise DataError(
+            f"labels of shape {tuple(target.shape)} for {log_probs.shape[0]} samples",
+            "A loader must yield as many labels as samples.",
+        )
+    shape = log_probs.shape[:-1]
+    # A column of labels, (samples, 1), is a common way to write (samples,).
+    if target.shape == (*shape, 1):
+        target = target.reshape(shape)
+    target = target.detach().cpu()
+    if target.shape != shape or (target.is_floating_point() and not torch.equal(target, target.round())):
+        return None
+    labels = target.long()
+    check_labels(labels, log_probs.shape[-1])
+    return labels
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Refuse class indices that a network of so many classes does not have; -100 may stand at positions.
+
+    Raises:
+        DataError: with the first of them.
+    """
+    wrong = (labels < 0) | (labels >= classes)
+    if labels.dim() > 1:
+        wrong &= labels != IGNORED
+    if wrong.any():
+        label = int(labels[wrong][0])
+        raise DataError(
+            f"label {label} does not fit a model with {classes} classes (0 to {classes - 1});"
+            f" {int(wrong.sum())} of {labels.numel()} labels are out of range",
+            _starts_at(labels, classes),
+        )
+
+
+def _starts_at(labels: Tensor, classes: int) -> str:
+    kept = labels[labels != IGNORED]
+    if int(kept.max()) == classes and int(kept.min()) >= 1:
+        return "The labels seem to start at 1: subtract 1."
+    return (
+        "Check that data and model belong together, and that the labels start at 0; or name another output (output=)."
+    )
+
+
+def no_better_than_chance(right: int, n: int, classes: int | None) -> list[str]:
+    """A warning where a network's answers cannot be told from guessing; nothing where they can."""
+    if not classes or not n or wilson(right, n)[0] > 1 / classes:
+        return []
+    return [
+        f"the original is no better than chance: {right} of {n} answers are right, among {classes} classes; figures of"
+        " such a network mean little. Are the labels those it was trained with (from 0), its weights loaded, and its"
+        " inputs scaled as it expects (--mean, --std)?"
+    ]
+
+
+def mean_over(values: Tensor, counted: Tensor | None) -> Tensor:
+    """The mean over the positions of each sample that count; 0 for a sample of padding alone."""
+    flat = values.reshape(len(values), -1)
+    if counted is None:
+        return flat.mean(dim=1)
+    weights = counted.to(flat).reshape(len(flat), -1)
+    return (flat * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def kl_per_sample(original_logprobs: Tensor, other_logits: Tensor, counted: Tensor | None = None) -> Tensor:
+    """KL(original || other) of every sample, in nats; the mean over the positions where there are any.
+
+    Never negative, and exactly 0 for the logits that `original_logprobs` was made of, on the same device.
+    Computed on the device of `other_logits`, in float64 where it has it.
+
+    Args:
+        original_logprobs: (samples, classes) or (samples, positions..., classes), as from
+            `log_probabilities`.
+        other_logits: logits or log-probabilities of the same shape, or as the model returned them (classes
+            second).
+        counted: (samples, positions...), which positions the mean is over; all where None.
+
+    Returns:
+        (samples,), float64 (float32 on devices without it).
+
+    Raises:
+        DataError: the shapes do not fit.
+    """
+    last = _like(original_logprobs, other_logits)
+    # Rounded as log_probabilities rounds, so that a network has no distance from itself.
+    narrow = last if last.dtype == torch.float64 else last.float()
+    counted = counted.to(last.device) if counted is not None else None
+    return mean_kl(original_logprobs.to(last.device), torch.log_softmax(narrow, dim=-1), counted)
+
+
+def _like(original: Tensor, other: Tensor) -> Tensor:
+    """`other` with its classes where `original` has them."""
+    readings = [other] if other.dim() < 3 else [other, other.movedim(1, -1)]
+    # Where all axes are equally long both readings fit; then the rule for logits without a target holds.
+    if other.dim() > 3:
+        readings.reverse()
+    for reading in readings:
+        if original.dim() >= 2 and reading.shape == original.shape:
+            return reading
+    raise DataError(
+        f"log-probabilities of shape {tuple(original.shape)} against logits of shape {tuple(other.shape)}",
+        "Both networks must answer about the same samples with the same classes.",
+    )
+
+
+def mean_kl(original: Tensor, other: Tensor, counted: Tensor | None) -> Tensor:
+    """KL(original || other) of every sample, the mean over the positions that count; classes last in both."""
+    rows = max(1, _CHUNK // max(1, original[0].numel())) if len(original) else 1
+    masks = counted.split(rows) if counted is not None else [None] * len(original.split(rows))
+    parts = zip(original.split(rows), other.split(rows), masks, strict=True)
+    return torch.cat([_kl_rows(one, two, mask) for one, two, mask in parts])
+
+
+def _kl_rows(original: Tensor, other: Tensor, counted: Tensor | None) -> Tensor:
+    wide = torch.float32 if original.device.type == "mps" else torch.float64
+    log_p = torch.log_softmax(original.to(wide), dim=-1)
+    log_q = torch.log_softmax(other.to(wide), dim=-1)
+    p = log_p.exp()
+    # p log(p/q) - p + q sums to the same and is never negative term by term: rounding cannot make it less
+    # than zero.
+    # A masked class has no probability: 0 log 0 is 0.
+    terms = (torch.where(p > 0, p * (log_p - log_q), 0.0) - p + log_q.exp()).clamp(min=0)
+    return mean_over(terms.sum(dim=-1), counted)

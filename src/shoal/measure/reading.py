@@ -1,0 +1,461 @@
+"""How a network's outputs are read: as scores of classes, or as values; and how far two networks' outputs are apart.
+
+Nothing is inferred silently. An output is scores of classes where the labels are class indices that fit it, or where
+the network's own class says so; then its damage is the divergence of the probabilities. Any other output is values:
+images, regression, embeddings, features. Their damage is the squared error, relative to the variance of the original's
+output: a softmax would be blind to a shift of all values. A `Reading` says which was taken and why.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from shoal import record
+from shoal.batches import Batch, batches, call, device_of
+from shoal.errors import DataError, NonFiniteError
+from shoal.measure.classes import check_labels, check_samples, kl_per_sample, log_probabilities, mean_over
+from shoal.outputs import Outputs, check_numbers, chosen_outputs, read_outputs, shown
+from shoal.preserve import evaluating
+
+_HEADS = re.compile(
+    r"For\w*(Classification|LM|Generation|QuestionAnswering|MultipleChoice|NextSentencePrediction|Segmentation"
+    r"|ObjectDetection|CTC)$|LMHeadModel$|DoubleHeadsModel$"
+)
+_SCORES = ("logits", "start_logits", "end_logits")
+_CLASSIFIERS = re.compile(r"torchvision\.models\.(?!detection|segmentation|optical_flow)")
+
+
+@dataclass(frozen=True)
+class OutputReading:
+    """How one tensor of the output is read.
+
+    Args:
+        name: see `shoal.outputs`; empty for a network that returns one tensor.
+        task: `classes` or `values`.
+        why: in words, for the record.
+        axis: of the classes.
+        rows: whether it has a row for each sample; what has none counts as a whole, the same for each sample.
+        scale: what squared errors of values are divided by; None until it was measured.
+        classes: how many; None of values.
+    """
+
+    name: str
+    task: Literal["classes", "values"]
+    why: str
+    axis: int = -1
+    rows: bool = True
+    scale: float | None = None
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The tensors of an output that count, and how each is read.
+
+    Args:
+        outputs: in the order they are returned.
+        names: those that the user named; empty for all.
+        labelled: whether there were labels to tell.
+    """
+
+    outputs: tuple[OutputReading, ...]
+    names: tuple[str, ...] = ()
+    labelled: bool = True
+
+    @property
+    def classes(self) -> OutputReading | None:
+        """The only output that counts, where it is scores of classes."""
+        return self.outputs[0] if len(self.outputs) == 1 and self.outputs[0].task == "classes" else None
+
+    @property
+    def identity(self) -> str:
+        """The same in another process for outputs that are read alike."""
+        return "; ".join(f"{one.name} {one.task} {one.axis}" for one in self.outputs)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether all scales are known."""
+        return all(one.task == "classes" or one.scale is not None for one in self.outputs)
+
+    def informed_by(self, model: nn.Module, output: Any, batch: Batch) -> "Reading":
+        """The reading as the labels of this mini-batch tell, where there were none before; scales stay."""
+        if self.labelled or batch.target is None:
+            return self
+        scales = {one.name: one.scale for one in self.outputs if one.scale is not None}
+        told = inferred(model, output, batch, self.names)
+        return with_scales(told, scales) if all(one.name in scales for one in told.outputs) else told
+
+    def check_labels(self, known: Iterable[Batch]) -> None:
+        """Refuse labels out of range before anything is measured on them.
+
+        Raises:
+            DataError: with the label and the number of classes.
+        """
+        one = self.classes
+        if one is None or one.classes is None:
+            return
+        for batch in known:
+            target = batch.target
+            if target is not None and not target.is_floating_point() and target.numel() and target.dim() > 0:
+                check_labels(target.detach().cpu().long(), one.classes)
+
+    def tensors(self, output: Any, batch: Batch) -> dict[str, Tensor]:
+        """What counts of an output, by name; checked for numbers, and for a row for each sample.
+
+        Raises:
+            NonFiniteError: NaN or +Inf, with the name.
+            DataError: an output is missing, or has no row for each sample though it had before.
+        """
+        every = read_outputs(output).tensors
+        found = {}
+        for one in self.outputs:
+            tensor = every.get(one.name)
+            if tensor is None:
+                raise DataError(f"the network does not return {shown(one.name)} any more", _PAIRING)
+            found[one.name] = tensor
+        check_numbers(found)
+        for one in self.outputs:
+            if one.rows and (found[one.name].dim() == 0 or len(found[one.name]) != batch.size):
+                check_samples(found[one.name], batch, one.name)
+        return found
+
+    def view(self, output: Any) -> Any:
+        """An output as a user's own function gets it.
+
+        The tensor where only one is returned or was named; several named ones by name; else what the network returned.
+        """
+        tensors = chosen_outputs(read_outputs(output), self.names)
+        if len(tensors) == 1:
+            return next(iter(tensors.values()))
+        return tensors if self.names else output
+
+    def damage(self, original: Any, other: Any, batch: Batch) -> Tensor:
+        """The damage of each sample, (samples,): the mean over the outputs, in whichever order they are returned.
+
+        Args:
+            original: what the original returned, raw.
+            other: what the other network returned.
+            batch: what both were called with.
+        """
+        before, after = self.tensors(original, batch), self.tensors(other, batch)
+        return self.damage_between(before, after, batch)
+
+    def damage_between(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """As `damage`, of what `tensors` gave."""
+        parts = [damage_of(one, before[one.name], after[one.name], batch) for one in self.outputs]
+        # Sorted, so that the sum is the same to the bit in whichever order the outputs come.
+        return torch.stack(parts).sort(dim=0).values.mean(dim=0) if len(parts) > 1 else parts[0]
+
+    def scaled_by(self, output: Any, batch: Batch) -> "Reading":
+        """The reading with scales measured on this one output, where they are not known."""
+        if self.scaled:
+            return self
+        spreads = {name: Spread() for name in self.tensors(output, batch)}
+        for name, tensor in self.tensors(output, batch).items():
+            spreads[name].take_in(tensor, padding_of(tensor, batch))
+        return with_scales(self, {name: spread.scale for name, spread in spreads.items()})
+
+    def to_record(self, own_damage: str | None = None) -> record.OutputsRead:
+        """As plain data, with the damage in words."""
+        return record.OutputsRead(
+            outputs=[
+                record.OutputRead(name=one.name, task=one.task, why=one.why, scale=one.scale) for one in self.outputs
+            ],
+            damage=own_damage or _damage_in_words(self),
+        )
+
+    def warnings(self) -> list[str]:
+        """What a reader of figures must know where not all outputs are classes, or there are several."""
+        said = []
+        values = [one for one in self.outputs if one.task == "values"]
+        if values:
+            said.append(
+                f"{_listed(values)} read as values, not as scores of classes ({values[0].why}): damage is the mean"
+                " squared error relative to the variance of the original's output, and a point of drop is one per cent"
+                " of it"
+            )
+        if len(self.outputs) > 1:
+            said.append(
+                f"the network returns {len(self.outputs)} outputs that count ({', '.join(map(_label, self.outputs))}):"
+                " damage is the mean over them, a drop that of the worst; name those that matter with output="
+            )
+        return said
+
+
+_PAIRING = "Outputs that come and go cannot be paired: name the outputs to look at (output=, --output)."
+
+
+def _label(one: OutputReading) -> str:
+    return one.name or "the output"
+
+
+def _listed(outputs: Sequence[OutputReading]) -> str:
+    return f"{', '.join(map(_label, outputs))} {'is' if len(outputs) == 1 else 'are'}"
+
+
+def _damage_in_words(reading: Reading) -> str:
+    tasks = {one.task for one in reading.outputs}
+    words = {
+        "classes": "KL(original || network) in nats",
+        "values": "mean squared error relative to the variance of the original's output",
+    }
+    text = " and ".join(words[task] for task in ("classes", "values") if task in tasks)
+    return text if len(reading.outputs) == 1 else f"{text}, the mean over {len(reading.outputs)} outputs"
+
+
+def damage_of(one: OutputReading, original: Tensor, other: Tensor, batch: Batch) -> Tensor:
+    """The damage to one output, (samples,), in float64.
+
+    Raises:
+        DataError: the shapes are others, as those of a detector's boxes may be.
+        NonFiniteError: one is -Inf where the other is not.
+    """
+    other = other.to(original.device)
+    check_pairing(one, original, other)
+    if one.task == "classes":
+        log_probs = log_probabilities(original, axis=one.axis)
+        return kl_per_sample(log_probs, other.movedim(one.axis, -1), batch.counted(log_probs.shape[:-1]))
+    if not one.rows:
+        return squared_error(original[None], other[None]).expand(batch.size) / (one.scale or 1.0)
+    return squared_error(original, other, padding_of(original, batch)) / (one.scale or 1.0)
+
+
+def check_pairing(one: OutputReading, original: Tensor, other: Tensor) -> None:
+    """Refuse to compare an output that is of another shape, or masked elsewhere, with a change than without.
+
+    Raises:
+        DataError, NonFiniteError: see `damage_of`.
+    """
+    if original.shape != other.shape:
+        raise DataError(
+            f"{shown(one.name)} is of shape {tuple(original.shape)} and, with the change, {tuple(other.shape)}:"
+            " the two cannot be paired",
+            "Name the outputs to look at (output=, --output), or give your own damage.",
+        )
+    if not torch.equal(torch.isneginf(original), torch.isneginf(other.to(original.device))):
+        raise NonFiniteError(
+            f"{shown(one.name)} is -Inf at other places with the change than without",
+            "Scores may be masked, but the mask must not depend on what is removed.",
+        )
+
+
+def padding_of(values: Tensor, batch: Batch) -> Tensor | None:
+    """Which positions of (samples, positions, ...) count; None where all do."""
+    counted = batch.counted(values.shape[:2]) if values.dim() > 2 else None
+    return counted.to(values.device) if counted is not None else None
+
+
+def squared_error(original: Tensor, other: Tensor, counted: Tensor | None = None) -> Tensor:
+    """The mean squared error of each row, (samples,); -Inf is no distance from itself, and padding does not count."""
+    wide = torch.float32 if original.device.type == "mps" else torch.float64
+    off = torch.where(original == other, 0.0, original.to(wide) - other.to(wide)).square()
+    if not off.numel():
+        return off.new_zeros(len(off))
+    if counted is not None:
+        return mean_over(off.flatten(2).mean(dim=2), counted)
+    return off.flatten(1).mean(dim=1) if off.dim() > 1 else off
+
+
+def reading_of(
+    model: nn.Module, known: Iterable[Any], names: tuple[str, ...] = (), labelled: Iterable[Batch] = ()
+) -> Reading:
+    """How the outputs of a network are read, with the scale of each output of values over these mini-batches.
+
+    Args:
+        model: the original; it is left as it was.
+        known: mini-batches; at least one. They are read more than once.
+        names: of the outputs that count; all that are floating-point by default.
+        labelled: other mini-batches of the same kind, whose labels tell where those of `known` do not.
+
+    Raises:
+        UsageError: there is no such output.
+        DataError: there is no floating-point tensor in the output, or labels are out of range.
+    """
+    device = device_of(model)
+    first = next(batches(known, device), None)
+    if first is None:
+        raise DataError("there is no data to measure on", "Give a loader with at least one mini-batch.")
+    if first.target is None:
+        first = next((one for one in batches(labelled, device) if one.target is not None), first)
+    with evaluating(model), torch.no_grad():
+        found = inferred(model, call(model, first), first, names)
+        if found.scaled:
+            return found
+        spreads = {one.name: Spread() for one in found.outputs if one.task == "values"}
+        for batch in batches(known, device):
+            tensors = found.tensors(call(model, batch), batch)
+            for name, spread in spreads.items():
+                spread.take_in(tensors[name], padding_of(tensors[name], batch))
+    return with_scales(found, {name: spread.scale for name, spread in spreads.items()})
+
+
+def with_scales(reading: Reading, scales: Mapping[str, float]) -> Reading:
+    """The reading with the scale of each output of values."""
+    outputs = [
+        replace(one, scale=scales[one.name]) if one.task == "values" and one.scale is None else one
+        for one in reading.outputs
+    ]
+    return replace(reading, outputs=tuple(outputs))
+
+
+@dataclass
+class Spread:
+    """The variance of a stream of values about their mean, and what stands in for it where it is zero."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def take_in(self, values: Tensor, counted: Tensor | None = None) -> None:
+        """One mini-batch; padding and -Inf do not count."""
+        flat = (values if counted is None else values[counted]).detach().cpu().double().flatten()
+        flat = flat[torch.isfinite(flat)]
+        if not len(flat):
+            return
+        mean, count = float(flat.mean()), self.count + len(flat)
+        apart = mean - self.mean
+        self.squares += float((flat - mean).square().sum()) + apart * apart * self.count * len(flat) / count
+        self.mean += apart * len(flat) / count
+        self.count = count
+
+    @property
+    def scale(self) -> float:
+        """The variance; of a constant output its square, of one that is zero 1."""
+        variance = self.squares / max(self.count, 1)
+        # What rounding leaves of a constant is no variance.
+        if variance > 1e-12 * self.mean * self.mean:
+            return variance
+        return self.mean * self.mean or 1.0
+
+
+def inferred(model: nn.Module | None, output: Any, batch: Batch, names: tuple[str, ...] = ()) -> Reading:
+    """How an output is read, from what a few samples came to; scales of values are not known yet.
+
+    Args:
+        model: whose class may say what its outputs are.
+        output: raw.
+        batch: what the model was called with, with its labels.
+        names: of the outputs that count.
+
+    Raises:
+        UsageError, DataError: see `reading_of`.
+    """
+    outputs = read_outputs(output)
+    floating = {name: one for name, one in chosen_outputs(outputs, names).items() if one.is_floating_point()}
+    if not floating:
+        raise DataError(
+            f"the model returned {_what(output, outputs)} without a floating-point tensor",
+            "Wrap the model so that it returns its logits.",
+        )
+    if not any(one.dim() > 0 and len(one) == batch.size for one in floating.values()):
+        name, tensor = next(iter(floating.items()))
+        check_samples(tensor, batch, name)
+    check_rows(batch)
+    fitting = _labels_fit(floating, batch.target)
+    read = []
+    for name, tensor in floating.items():
+        rows = tensor.dim() > 0 and len(tensor) == batch.size
+        axis, why = _classes(model, name, tensor, batch.target, fitting) if rows else (None, "no row for each sample")
+        task: Literal["classes", "values"] = "values" if axis is None else "classes"
+        classes = int(tensor.shape[axis]) if axis is not None else None
+        read.append(OutputReading(name, task, why, axis if axis is not None else -1, rows, classes=classes))
+    return Reading(tuple(read), names, batch.target is not None)
+
+
+def check_rows(batch: Batch) -> None:
+    """Refuse labels or targets that are not as many as the samples.
+
+    Raises:
+        DataError: with the shape.
+    """
+    if batch.target is not None and (batch.target.dim() == 0 or len(batch.target) != batch.size):
+        raise DataError(
+            f"labels of shape {tuple(batch.target.shape)} for {batch.size} samples",
+            "A loader must yield as many labels as samples.",
+        )
+
+
+def _what(output: Any, outputs: Outputs) -> str:
+    return type(output).__name__ if not outputs.tensors else "an output"
+
+
+def _labels_fit(floating: Mapping[str, Tensor], target: Tensor | None) -> dict[str, int | None]:
+    """The axis of the classes of every output that the labels fit; None for all where they fit several widths."""
+    axes = {name: axis for name, one in floating.items() if (axis := _axis(one, target)) is not None}
+    widths = {int(floating[name].shape[axis]) for name, axis in axes.items()}
+    if len(widths) < 2:
+        return dict(axes)
+    logits = [name for name in axes if name.split(".")[-1] == "logits"]
+    return {name: axis if name in logits else None for name, axis in axes.items()}
+
+
+def _axis(tensor: Tensor, target: Tensor | None) -> int | None:
+    """The axis of the classes that the labels index; None where they index none."""
+    if target is None or tensor.dim() < 2:
+        return None
+    whole = not target.is_floating_point() or (tensor.dim() == 2 and torch.equal(target, target.round()))
+    if not whole or target.is_complex():
+        return None
+    if tensor.dim() == 2:
+        return -1 if tensor.shape[1] > 1 and tuple(target.shape) in (tensor.shape[:1], (len(tensor), 1)) else None
+    last = tensor.shape[-1] > 1 and target.shape == tensor.shape[:-1]
+    second = tensor.shape[1] > 1 and target.shape == tensor.movedim(1, -1).shape[:-1]
+    if last and second:
+        return -1 if tensor.dim() == 3 else 1
+    return (-1 if last else 1) if last or second else None
+
+
+def _classes(
+    model: nn.Module | None, name: str, tensor: Tensor, target: Tensor | None, fitting: Mapping[str, int | None]
+) -> tuple[int | None, str]:
+    """The axis of the classes, None for values, and why."""
+    if fitting.get(name) is not None:
+        return fitting[name], "the labels are class indices that fit it"
+    if target is not None and target.is_floating_point() and target.shape == tensor.shape:
+        if tensor.dim() > 1 and tensor.shape[-1] > 1 and _are_probabilities(target):
+            return -1, "the labels are probabilities of its classes"
+        return None, "the targets are numbers of its shape"
+    head = _head(model, name, tensor)
+    if head is not None:
+        return head, f"{type(model).__name__} returns scores of classes"
+    if name in fitting:
+        return None, "the labels fit several outputs of different width; name the one of classes with output="
+    if target is None:
+        return None, "there are no labels, and nothing says that they are classes"
+    return None, f"the labels of shape {tuple(target.shape)} index no axis of it"
+
+
+def _are_probabilities(target: Tensor) -> bool:
+    return bool((target >= 0).all()) and bool(torch.isclose(target.sum(dim=-1), target.new_ones(())).all())
+
+
+def _head(model: nn.Module | None, name: str, tensor: Tensor) -> int | None:
+    """The axis of the classes where the network's own class says that this output has some."""
+    if model is None or tensor.dim() < 2:
+        return None
+    base = getattr(model, "get_base_model", None)
+    model = base() if callable(base) else getattr(model, "_orig_mod", model)
+    homes = [f"{one.__module__}." for one in type(model).__mro__]
+    if any(home.startswith("transformers.") for home in homes):
+        return _transformers_head(model, name, tensor)
+    if tensor.dim() != 2 or tensor.shape[1] < 2 or name:
+        return None
+    if any(home.startswith("timm.models.") for home in homes):
+        return -1 if getattr(model, "num_classes", None) == tensor.shape[1] else None
+    if any(_CLASSIFIERS.match(home) for home in homes):
+        last = [one for one in model.modules() if not any(True for _ in one.children())][-1]
+        return -1 if isinstance(last, nn.Linear) and last.out_features == tensor.shape[1] else None
+    return None
+
+
+def _transformers_head(model: Any, name: str, tensor: Tensor) -> int | None:
+    problem = getattr(getattr(model, "config", None), "problem_type", None)
+    named = any(_HEADS.search(one.__name__) for one in type(model).__mro__)
+    if not named or name not in _SCORES or problem in ("regression", "multi_label_classification"):
+        return None
+    axis = 1 if tensor.dim() > 3 else -1
+    return axis if tensor.shape[axis] > 1 else None
