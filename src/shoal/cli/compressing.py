@@ -52,6 +52,7 @@ class CompressRequest:
     try_plans: int = 0
     stand_ins: str | None = None
     student_budget: str = STUDENT_BUDGET
+    output: list[str] | None = None
 
     def settings(self) -> Settings:
         """How to measure."""
@@ -97,6 +98,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
                 fold=request.fold,
                 latency_from=request.latency_from,
                 tables=(request.tables or path / TABLES) if request.goal.by_plan else None,
+                output=request.output,
                 settings=settings,
                 provenance=_provenance(request, opened.spec, data),
                 journal=folder,
@@ -206,6 +208,7 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         "try_plans": request.try_plans,
         "stand_ins": request.stand_ins,
         "student_budget": request.student_budget,
+        **({"output": request.output} if request.output else {}),
         "unlabelled": request.unlabelled,
         "device": device,
     }

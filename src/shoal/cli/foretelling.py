@@ -21,6 +21,7 @@ def foretell(session: Session, request: CompressRequest, model: nn.Module, data:
             validation=data.validation(augment=True),
             tables=request.tables,
             latency_from=request.latency_from,
+            output=request.output,
             settings=request.settings(),
             progress=progress,
         )

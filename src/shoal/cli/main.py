@@ -130,6 +130,7 @@ def compress(
     ] = 0,
     stand_ins: opt.StandIns = None,
     student_budget: opt.StudentBudget = "5m",
+    output: opt.Output = None,
     include: opt.Include = None,
     exclude: opt.Exclude = None,
     weights: opt.Weights = None,
@@ -202,6 +203,7 @@ def compress(
             try_plans=try_plans,
             stand_ins=stand_ins,
             student_budget=student_budget,
+            output=output,
         )
         given = _given(context)
         idle = {"recover"} if read_budget(recover) is None else set()
@@ -286,6 +288,7 @@ def scan(
         typer.Option("--tolerance", help="What counts as nothing: points of top-1 (1.0); without labels nats (0.01)."),
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Stop trying what is clear early, and say so.")] = False,
+    output: opt.Output = None,
     stack: Annotated[
         int, typer.Option("--stack", min=1, help="Removals that share a forward; 1 is exact to the bit.")
     ] = 1,
@@ -322,7 +325,7 @@ def scan(
             also=also,
             weights=weights,
             split=split,
-            settings=ScanSettings(tolerance, fast, stack, layers, scores),
+            settings=ScanSettings(tolerance, fast, stack, layers, scores, output),
             data_options=DataOptions(mean, std, size, limit, seed, batch_size, tokenizer, sequence_length),
             out=out,
             device=device,
@@ -342,6 +345,7 @@ def certify(
     tolerance: Annotated[
         float | None, typer.Option("--tolerance", help="Absolute; 1e-5 of the largest output by default.")
     ] = None,
+    output: opt.Output = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
     size: opt.Size = None,
@@ -364,7 +368,7 @@ def certify(
         left = open_network(session, a, weights, where)
         right = open_network(session, b, weights_b, where)
         source = open_data(session, data, DataOptions(mean, std, size, limit, seed, batch_size), left)
-        certificate = certified(left.model, right.model, source.test(), tolerance=tolerance)
+        certificate = certified(left.model, right.model, source.test(), tolerance=tolerance, output=output)
         if session.as_json:
             session.print_json(certificate.model_dump(mode="json"))
         else:

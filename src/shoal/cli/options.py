@@ -77,6 +77,10 @@ StudentBudget = Annotated[
     str,
     typer.Option("--student-budget", metavar="5m|2000", help="How long all students together train: a time, or steps."),
 ]
+Output = Annotated[
+    list[str] | None,
+    typer.Option("--output", metavar="NAME", help="An output that counts: logits, '[1]', aux. Repeat it for several."),
+]
 Unlabelled = Annotated[
     str | None,
     typer.Option("--unlabelled", metavar="DATA", help="Extra data to recover on; its labels are not looked at."),

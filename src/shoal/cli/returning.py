@@ -106,6 +106,7 @@ def from_folder(folder: Path, asked: CompressRequest, given: Collection[str]) ->
         channels_last=before["channels_last"],
         stand_ins=before.get("stand_ins"),
         student_budget=before.get("student_budget", asked.student_budget),
+        output=before.get("output"),
         latency_from=asked.latency_from or before.get("latency_from"),
         tables=tables,
         **_recovery(asked, before, given),
@@ -138,6 +139,7 @@ def _check_asked(asked: CompressRequest, before: dict[str, Any], given: Collecti
         "channels_last": asked.channels_last,
         "stand_ins": asked.stand_ins,
         "student_budget": asked.student_budget,
+        "output": asked.output,
     }
     for name, value in now.items():
         if name in given and value != before.get(name):

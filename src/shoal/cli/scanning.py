@@ -100,6 +100,7 @@ def _arguments(request: ScanRequest, digest: str, device: str) -> dict[str, Any]
         "stack": request.settings.stack,
         "layers": request.settings.layers,
         "scores": request.settings.scores,
+        **({"output": request.settings.output} if request.settings.output else {}),
         "mean": options.mean,
         "std": options.std,
         "size": options.size,
