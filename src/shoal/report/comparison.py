@@ -215,6 +215,10 @@ def paired(record: Record) -> list[PairedRow]:
             row("Perplexity ratio", ratio, perplexity_ratio),
             row("Loss increase", "per token, nats, 95 % interval", _increase),
         ]
+    if any(split.mse is not None for split in splits):
+        rows.append(row("Squared error", "mean, relative to the output's variance, 95 % interval", _mse))
+    if all(split.agreement is None for split in splits):
+        return rows
     return [
         *rows,
         row("Agreement", "same answer as the original, 95 % interval", _agreement),
@@ -252,6 +256,10 @@ def _increase(split: Comparison) -> Cell:
 
 def _agreement(split: Comparison) -> Cell:
     return Cell(numbers.percent(split.agreement), numbers.percent_interval(split.agreement_interval))
+
+
+def _mse(split: Comparison) -> Cell:
+    return Cell(numbers.significant(split.mse), numbers.significant_interval(split.mse_interval))
 
 
 def _kl(split: Comparison) -> Cell:

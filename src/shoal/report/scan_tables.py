@@ -124,7 +124,7 @@ def _columns(first: str, record: ScanRecord) -> list[Column]:
         "loss": ["Loss increase, nats", "KL, nats"],
         # Without labels the divergence serves as the loss, so one column is enough.
         "kl": ["Divergence, nats"],
-    }[record.metric]
+    }.get(record.metric, [f"{measure.name}, {measure.unit}"])
     figures = [Column(name, number=True) for name in (*differences, "Changed", "n")]
     return [Column(first), Column("Verdict"), Column("Family-wise"), *figures]
 
@@ -139,7 +139,7 @@ def _figures(ablation: Ablation | None, record: ScanRecord, note: str = "") -> l
         TableCell(ablation.familywise, chip=ablation.familywise),
         *([_drop(ablation)] if record.metric == "top1" else []),
         _loss(ablation),
-        *([] if record.metric == "kl" else [kl]),
+        *([] if record.metric in scan_metrics.ALONE else [kl]),
         TableCell(numbers.percent(ablation.changed), sort=_finite(ablation.changed)),
         TableCell(numbers.count(ablation.n), sort=ablation.n),
     ]

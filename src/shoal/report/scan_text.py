@@ -21,7 +21,12 @@ _STRENGTHS = (
     (0.4, "A rough indication of the ranking by true damage"),
     (0.0, "Better than chance, but not a guide"),
 )
-_LOSS = {"loss": "loss", "kl": "divergence from the full network"}
+_LOSS = {
+    "loss": "nats of the loss",
+    "kl": "nats of the divergence from the full network",
+    "mse": "of the variance of the full network's output",
+    "damage": "of the damage to the outputs",
+}
 _ABLATIONS = {
     "block": "the block is removed: its branch adds zero, the shortcut and the activation after the addition stay",
     "branch": "the branch adds zero and everything else stays; the same as removing the block, where it is removable",
@@ -78,6 +83,8 @@ def importance(record: ScanRecord) -> list[str]:
 
 def _effect(ablation: Ablation, record: ScanRecord) -> str:
     kl = f"KL {numbers.significant(ablation.kl)} nats"
+    if record.metric in ("mse", "damage"):
+        return f"the outputs move by {numbers.significant(ablation.kl)} {scan_metrics.MEASURES[record.metric].unit}"
     if record.metric == "kl":
         return f"the answers diverge by {numbers.significant(ablation.kl)} nats (KL)"
     if record.metric == "top1" and ablation.top1_drop is not None:
@@ -93,7 +100,7 @@ def _effect(ablation: Ablation, record: ScanRecord) -> str:
 def margin(record: ScanRecord) -> str:
     """What the verdicts mean, with the equivalence margin."""
     value = numbers.significant(scan_metrics.margin(record))
-    amount = f"{value} points of top-1" if record.metric == "top1" else f"{value} nats of the {_LOSS[record.metric]}"
+    amount = f"{value} points of top-1" if record.metric == "top1" else f"{value} {_LOSS[record.metric]}"
     return (
         f"Equivalence margin: ±{amount}. Trivial: the whole 95 % interval of the difference lies within the margin. "
         "Non-trivial: the interval excludes zero, and its centre lies outside the margin. "
@@ -169,6 +176,18 @@ def tally(counts: dict[Verdict | None, int]) -> str:
     return ", ".join(f"{numbers.count(counts.get(verdict, 0))} {verdict}" for verdict in scan_metrics.VERDICTS)
 
 
+def _unit(record: ScanRecord) -> str:
+    if record.metric in ("mse", "damage"):
+        return record.outputs.damage if record.outputs else scan_metrics.MEASURES[record.metric].unit
+    return "in nats"
+
+
+_BY_CLASSES = (
+    ("KL", "mean KL(full network ‖ with the ablation) in nats"),
+    ("Changed", "share of samples whose answer changes"),
+)
+
+
 def methods(record: ScanRecord) -> list[tuple[str, str]]:
     """How every figure of this record was computed."""
     names = [name for block in record.blocks for name in block.ablations]
@@ -179,11 +198,10 @@ def methods(record: ScanRecord) -> list[tuple[str, str]]:
         *(_TOP1 if record.metric == "top1" else ()),
         *((name, how) for name, how in _ABLATIONS.items() if name in used),
         (
-            scan_metrics.MEASURES["kl" if record.metric == "kl" else "loss"].name,
-            "paired by sample, in nats, with a 95 % t interval over samples",
+            scan_metrics.MEASURES[record.metric if record.metric in scan_metrics.ALONE else "loss"].name,
+            f"paired by sample, {_unit(record)}, with a 95 % t interval over samples",
         ),
-        ("KL", "mean KL(full network ‖ with the ablation) in nats"),
-        ("Changed", "share of samples whose answer changes"),
+        *(_BY_CLASSES if record.metric not in ("mse", "damage") else ()),
         ("Family-wise", f"the verdict with Bonferroni's correction: all {count} comparisons hold jointly at 95 %"),
         *(_CORRELATION if record.scores else ()),
     ]

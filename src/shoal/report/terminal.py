@@ -119,7 +119,10 @@ def _show_comparison(record: Record, console: Console) -> None:
     table.print()
     split = record.comparison
     agreement = f"same answer on {numbers.percent(split.agreement)} of {numbers.count(split.n)} {split.split} samples"
-    print_line(console, f"Sample by sample: {agreement}; KL {numbers.significant(split.kl)} nats", "dim")
+    distance = f"{agreement}; KL {numbers.significant(split.kl)} nats"
+    if split.agreement is None:  # outputs that are no scores of classes
+        distance = f"squared error {numbers.significant(split.mse)} of the variance of the original's output"
+    print_line(console, f"Sample by sample: {distance}", "dim")
     if split.top1_drop_interval is not None:
         interval = numbers.points_interval(split.top1_drop_interval)
         print_line(console, f"Points of top-1, 95 % interval: {interval}", "dim")
@@ -237,7 +240,7 @@ def _show_blocks(record: ScanRecord, console: Console) -> None:
         return
     measure = scan_metrics.MEASURES[record.metric]
     # Without labels the verdict is about the divergence, so it is not shown twice.
-    with_kl = record.metric != "kl"
+    with_kl = record.metric not in scan_metrics.ALONE
     heading = ["block", "verdict", f"{measure.name.lower()}, {measure.unit}", "95 % interval"]
     table = TextTable(console, *heading, *(["KL, nats"] if with_kl else []), right=(2, 3, 4))
     shown = _most_and_least(record)

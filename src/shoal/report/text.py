@@ -76,6 +76,8 @@ def _quality(record: Record) -> str:
         return f"perplexity {ends[0]} → {ends[1]} on {numbers.count(after.tokens)} tokens of {sequences}"
     if numbers.known(record.comparison.agreement):
         return f"same answer as the original on {numbers.percent(record.comparison.agreement)} of {samples}"
+    if numbers.known(record.comparison.mse):
+        return f"off by {numbers.significant(record.comparison.mse)} of the output's variance on {samples}"
     return ""
 
 
