@@ -18,7 +18,7 @@ import torch
 
 from shoal.epsilon.recipes import recipe
 from shoal.epsilon.schedule import DecayPlan
-from shoal.epsilon.trainer import Run, Settings
+from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer
 from shoal.measure import compare, machine, mean_interval, predictions
 from shoal.measure.quality import Predictions
 from shoal.sources import Data, load_data
@@ -101,8 +101,8 @@ def trained(setting: Setting, seed: int, data: Data, args: argparse.Namespace, w
         torch.manual_seed(seed)
         model = digits_resnet(pretrained=False)
     started = time.perf_counter()
-    settings = Settings(plan, setting.epsilon, side=setting.epsilon > 0, freeze_after=plan.freeze_after, seed=seed)
-    run = Run(model, data, settings)
+    settings = EpsilonConfig(plan, setting.epsilon, side=setting.epsilon > 0, freeze_after=plan.freeze_after, seed=seed)
+    run = EpsilonTrainer(model, data, settings)
     run.train()
     said = predictions(run.shrinking.plain().eval(), data.test())
     blocks = len(run.shrinking.anatomy.chain.removable)

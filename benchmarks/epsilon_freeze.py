@@ -16,7 +16,7 @@ import torch
 
 from shoal.epsilon.recipes import recipe
 from shoal.epsilon.schedule import DecayPlan
-from shoal.epsilon.trainer import Run, Settings
+from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer
 from shoal.measure import machine, wilson
 from shoal.sources import load_data
 from shoal.sources.digits_resnet import digits_resnet
@@ -62,10 +62,10 @@ def closed_by_epoch(seed: int, args: argparse.Namespace) -> list[list[bool]]:
     rate = replace(plan.rate, settle=0)
     plan = replace(plan, epochs=args.epochs, rate=rate, decay=DecayPlan(args.decay), evaluate_every=10_000)
     torch.manual_seed(seed)
-    run = Run(
+    run = EpsilonTrainer(
         digits_resnet(pretrained=False),
         load_data("digits", batch_size=450),
-        Settings(plan, args.epsilon, freeze_after=None, seed=seed),
+        EpsilonConfig(plan, args.epsilon, freeze_after=None, seed=seed),
     )
     run.train()
     paths = [block.path for block in run.shrinking.anatomy.chain.removable]

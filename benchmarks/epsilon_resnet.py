@@ -26,10 +26,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shoal.epsilon.augment import Augmentation
-from shoal.epsilon.finish import Origin, finish
+from shoal.epsilon.finish import TrainRunInfo, finish
 from shoal.epsilon.recipes import recipe
 from shoal.epsilon.schedule import DecayPlan, Falls, RatePlan
-from shoal.epsilon.trainer import Run, Settings, with_overrides
+from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer, with_overrides
 from shoal.measure import compare, machine, mean_interval
 from shoal.measure.quality import Predictions
 from shoal.sources import load_data, load_model
@@ -120,7 +120,7 @@ def run_in_processes(tasks: list[Task], args: argparse.Namespace) -> None:
         running = [process for process in running if process.poll() is None]
 
 
-def settings_of(task: Task, args: argparse.Namespace) -> Settings:
+def settings_of(task: Task, args: argparse.Namespace) -> EpsilonConfig:
     """The paper's recipe, or the same compressed into minutes: a larger decay, a rate that falls at the end."""
     plan = recipe("cifar10")
     if args.preset == "short":
@@ -131,7 +131,7 @@ def settings_of(task: Task, args: argparse.Namespace) -> Settings:
         plan = replace(plan, rate=scaled(plan.rate, args.epochs / 200, settle), decay=DecayPlan(args.decay))
         plan = replace(plan, augmentation=Augmentation(pad=args.size // 8, flip=True), freeze_after=args.freeze_after)
     plan = with_overrides(plan, epochs=args.epochs, evaluate_every=args.evaluate_every, batch_size=args.batch_size)
-    return Settings(
+    return EpsilonConfig(
         plan,
         task.epsilon,
         side=task.kind != "plain",
@@ -172,9 +172,11 @@ def run(task: Task, args: argparse.Namespace, source: Path, deadline: float) -> 
 
     if time.monotonic() > deadline:
         raise OutOfTimeError
-    one = Run(model, data, settings_of(task, args), folder=folder, device=args.device, progress=progress)
+    one = EpsilonTrainer(model, data, settings_of(task, args), folder=folder, device=args.device, progress=progress)
     one.train()
-    trained = finish(one, Origin(f"cifar-preact-resnet:{task.depth}", "cifar10-jpeg", "benchmarks/epsilon_resnet.py"))
+    trained = finish(
+        one, TrainRunInfo(f"cifar-preact-resnet:{task.depth}", "cifar10-jpeg", "benchmarks/epsilon_resnet.py")
+    )
     target = trained.predictions.target
     kept_tensors = {"log_probs": trained.predictions.log_probs} | ({"target": target} if target is not None else {})
     save_file(kept_tensors, str(folder / "predictions.safetensors"))

@@ -21,17 +21,26 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from shoal.batches import Batch, batches, call, logits_of
-from shoal.blocks import Anatomy, dissect
+from shoal.blocks import BlockGraph, analyze
 from shoal.measure import kl_per_sample, log_probabilities, machine
-from shoal.pipeline.mixing import with_blends
-from shoal.pipeline.table_maker import span_forwards
+from shoal.pipeline.candidate_table import span_forwards
+from shoal.pipeline.mixed_calibration import with_mixup
 from shoal.preserve import evaluating, patched
 from shoal.regress import Moments, fits
-from shoal.replace import Span, Wanted, fit_all, line_of, recording, spans_of, students_of, train_students
-from shoal.replace.fitting import Fitted, SpanSums
-from shoal.replace.kinds import Sums
+from shoal.replace import (
+    ReplacementSpec,
+    Span,
+    build_segments,
+    fit_all,
+    recording,
+    spans_of,
+    students_of,
+    train_students,
+)
+from shoal.replace.fitting import FittedReplacement, SpanMoments
+from shoal.replace.kinds import MomentsView
+from shoal.replace.modules import build_replacement, load_solution_
 from shoal.replace.neighbourhoods import patches, picked, positions_of
-from shoal.replace.stand_ins import build, fill_
 from shoal.sources import load_data, load_model
 from shoal.store import Lines, write_text
 
@@ -44,7 +53,7 @@ CURVE = (10, 30, 100, 300, 1000, 3000, 10**9)
 class Ground:
     """What every cell works on."""
 
-    anatomy: Anatomy
+    anatomy: BlockGraph
     spans: list[Span]
     images: list[Batch]
     tests: dict[str, list[Batch]]
@@ -95,39 +104,39 @@ def _cells(ground: Ground, curve_only: bool) -> Iterator[tuple[str, Any]]:
         yield f"curve {sum(one.size for one in part)} images", lambda part=part: _fit(ground, "conv3", part)
 
 
-def _fit(ground: Ground, kind: str, images: Sequence[Batch], rows: float = 40) -> list[Fitted]:
-    wanted = [Wanted(span, kind) for span in ground.spans if _suits(span, kind)]
+def _fit(ground: Ground, kind: str, images: Sequence[Batch], rows: float = 40) -> list[FittedReplacement]:
+    wanted = [ReplacementSpec(span, kind) for span in ground.spans if _suits(span, kind)]
     return fit_all(ground.anatomy, images, wanted, rows_per_unknown=rows)
 
 
-def _students(ground: Ground, kind: str) -> list[Fitted]:
+def _students(ground: Ground, kind: str) -> list[FittedReplacement]:
     """Trained side by side on all images; where a student does not suit or is as large as its span, there is none."""
-    wanted = students_of(ground.anatomy, line_of(ground.anatomy), ground.spans, [kind])
+    wanted = students_of(ground.anatomy, build_segments(ground.anatomy), ground.spans, [kind])
     return train_students(ground.anatomy, ground.images, wanted, steps=STEPS).fitted
 
 
 def _suits(span: Span, kind: str) -> bool:
     try:
-        Wanted(span, kind)
+        ReplacementSpec(span, kind)
     except Exception:  # noqa: BLE001 - a kind that does not suit says so by an error
         return False
     return True
 
 
-def _towards_zero(ground: Ground, images: Sequence[Batch]) -> list[Fitted]:
+def _towards_zero(ground: Ground, images: Sequence[Batch]) -> list[FittedReplacement]:
     """The same fit with a ridge that shrinks towards 0, not towards the shortcut."""
 
-    class Zeroed(SpanSums):
+    class Zeroed(SpanMoments):
         def _shortcuts(self) -> Tensor:
             return torch.zeros(self.train.outputs, self.unknowns, dtype=torch.float64)
 
     return _by_sums(ground, images, Zeroed)
 
 
-def _by_sums(ground: Ground, images: Sequence[Batch], kind: type[SpanSums]) -> list[Fitted]:
+def _by_sums(ground: Ground, images: Sequence[Batch], kind: type[SpanMoments]) -> list[FittedReplacement]:
     found = []
     samples = sum(batch.size for batch in images)
-    sums = [kind(one.key, [one], samples) for one in (Wanted(span, "conv3") for span in ground.spans)]
+    sums = [kind(one.key, [one], samples) for one in (ReplacementSpec(span, "conv3") for span in ground.spans)]
     paths = sorted({path for span in ground.spans for path in (span.paths[0], span.end)})
     with evaluating(ground.anatomy.model), recording(ground.anatomy, paths) as seen:
         for batch in images:
@@ -140,14 +149,14 @@ def _by_sums(ground: Ground, images: Sequence[Batch], kind: type[SpanSums]) -> l
     return found
 
 
-def _weighted(ground: Ground, images: Sequence[Batch], share: float) -> list[Fitted]:
+def _weighted(ground: Ground, images: Sequence[Batch], share: float) -> list[FittedReplacement]:
     """Rows weighted by how much the loss feels an error there: |d CE / d sum|^2 for the original's own answer."""
     return [_one_weighted(ground, span, images, share) for span in ground.spans]
 
 
-def _one_weighted(ground: Ground, span: Span, images: Sequence[Batch], share: float) -> Fitted:
-    wanted, model = Wanted(span, "conv3"), ground.anatomy.model
-    sums = SpanSums(wanted.key, [wanted], sum(batch.size for batch in images))
+def _one_weighted(ground: Ground, span: Span, images: Sequence[Batch], share: float) -> FittedReplacement:
+    wanted, model = ReplacementSpec(span, "conv3"), ground.anatomy.model
+    sums = SpanMoments(wanted.key, [wanted], sum(batch.size for batch in images))
     for batch in images:
         felt = _felt(ground.anatomy, span, batch)
         with evaluating(model), recording(ground.anatomy, [span.paths[0], span.end]) as seen:
@@ -164,10 +173,10 @@ def _one_weighted(ground: Ground, span: Span, images: Sequence[Batch], share: fl
     target = sums._shortcuts()
     fit = fits(sums.train, sums.held_out, [slice(0, sums.train.outputs)], target=target)[0]
     stand_in = wanted.stand_in
-    solution = wanted.rule.solve(Sums(sums.train, sums.held_out, slice(0, len(target)), target), fit, stand_in)
-    module = build(stand_in, next(model.parameters()))
-    fill_(module, solution)
-    return Fitted(span, "conv3", stand_in, module, fit.ridge, fit.r2_fit, fit.r2_held_out)
+    solution = wanted.rule.solve(MomentsView(sums.train, sums.held_out, slice(0, len(target)), target), fit, stand_in)
+    module = build_replacement(stand_in, next(model.parameters()))
+    load_solution_(module, solution)
+    return FittedReplacement(span, "conv3", stand_in, module, fit.ridge, fit.r2_fit, fit.r2_held_out)
 
 
 def _weighted_moments(x: Tensor, y: Tensor, weights: Tensor) -> Moments:
@@ -182,7 +191,7 @@ def _weighted_moments(x: Tensor, y: Tensor, weights: Tensor) -> Moments:
     return found
 
 
-def _felt(anatomy: Anatomy, span: Span, batch: Batch) -> Tensor:
+def _felt(anatomy: BlockGraph, span: Span, batch: Batch) -> Tensor:
     """Squared gradient of the loss of the original's own answer by the sum at the end of the span, (n, H, W)."""
     caught: list[Tensor] = []
 
@@ -204,7 +213,7 @@ def _felt(anatomy: Anatomy, span: Span, batch: Batch) -> Tensor:
     return caught[0].grad.square().sum(dim=1)
 
 
-def _measured(ground: Ground, fitted: Sequence[Fitted]) -> dict[str, Any]:
+def _measured(ground: Ground, fitted: Sequence[FittedReplacement]) -> dict[str, Any]:
     found: dict[str, Any] = {"r2_held_out": {one.span.name: one.r2_held_out for one in fitted}}
     model = ground.anatomy.model
     for name, part in ground.tests.items():
@@ -257,12 +266,12 @@ def _ground(args: argparse.Namespace) -> Ground:
     data = load_data(args.data, **options)
     images = [Batch(one.args) for one in itertools.chain(batches(data.calibration(augment=True)))]
     held_back = _first([Batch(one.args) for one in batches(data.validation(augment=True))], 300)
-    tests = {"held back, blended": with_blends(held_back), "test": [Batch(one.args) for one in batches(data.test())]}
+    tests = {"held back, blended": with_mixup(held_back), "test": [Batch(one.args) for one in batches(data.test())]}
     if args.also:
         other = load_data(args.also, **options)
         tests["second set"] = _first([Batch(one.args) for one in batches(other.test())], args.second)
-    anatomy = dissect(model.eval(), images[0].take(2))
-    line = line_of(anatomy)
+    anatomy = analyze(model.eval(), images[0].take(2))
+    line = build_segments(anatomy)
     every = [one for one in spans_of(anatomy, line, max(LENGTHS)) if one.stop - one.start in LENGTHS]
     spans = [one for one in every if _suits(one, "conv3")][:: args.every]
     return Ground(anatomy, spans, images, tests)

@@ -34,11 +34,11 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from shoal.batches import Batch, call
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.measure import machine
 from shoal.plan import Remove, Replace
 from shoal.preserve import evaluating
-from shoal.replace import Wanted, fit_all, line_of, spans_of
+from shoal.replace import ReplacementSpec, build_segments, fit_all, spans_of
 from shoal.scanning import removal_sweep
 from shoal.scanning.scores.collect import block_scores
 from shoal.surgery import remove_blocks_
@@ -154,13 +154,17 @@ def _work(folder: Path, limit: int, tokens: str, found: Any) -> None:
 
     model = step("dispatch", lambda: _dispatched(folder))
     found["blocks"] = model.config.n_layer
-    anatomy = step("trace", lambda: dissect(model, given[0].take(2)))
+    anatomy = step("trace", lambda: analyze(model, given[0].take(2)))
     paths = [block.path for block in anatomy.chain.removable]
     worths = step("scan", lambda: removal_sweep(anatomy, given[:1], paths))
     found["damages"] = {one.path: one.damage for one in worths}
     step("scores", lambda: block_scores(anatomy, given[:1]))
-    spans = [one for one in spans_of(anatomy, line_of(anatomy), 2) if one.stop - one.start == 2]
-    wanted = [Wanted(spans[0], "linear"), Wanted(spans[len(spans) // 2], "linear"), Wanted(spans[-1], "scale")]
+    spans = [one for one in spans_of(anatomy, build_segments(anatomy), 2) if one.stop - one.start == 2]
+    wanted = [
+        ReplacementSpec(spans[0], "linear"),
+        ReplacementSpec(spans[len(spans) // 2], "linear"),
+        ReplacementSpec(spans[-1], "scale"),
+    ]
     fitted = step("fit", lambda: fit_all(anatomy, given, wanted))
     found["r2_held_out"] = {f"{one.kind} {one.span.name}": one.r2_held_out for one in fitted}
 
@@ -181,9 +185,9 @@ def _warm_up() -> None:
     """What a library takes at its first use is no part of the network."""
     model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_head=2, n_layer=2, n_positions=8)).eval()
     batch = Batch(kwargs={"input_ids": torch.zeros(4, 4, dtype=torch.long)})
-    anatomy = dissect(model, batch)
+    anatomy = analyze(model, batch)
     removal_sweep(anatomy, [batch], anatomy.chain.paths[:1])
-    fit_all(anatomy, [batch, batch], [Wanted(spans_of(anatomy, line_of(anatomy), 1)[0], "linear")])
+    fit_all(anatomy, [batch, batch], [ReplacementSpec(spans_of(anatomy, build_segments(anatomy), 1)[0], "linear")])
 
 
 def _limited(limit: int) -> int:

@@ -8,7 +8,7 @@
 
 Points are shares of the original's latency. The cut networks are made as in frontier.py, on the calibration part of
 DATA without labels; then each learns from the original on that part, augmented anew in each epoch, for the same budget:
-with `shoal.recover.distil`, PRACTISE with its own tuning on features too (`practise`; `practise-distil`: the same cut,
+with `shoal.recover.distill`, PRACTISE with its own tuning on features too (`practise`; `practise-distil`: the same cut,
 our distillation). Of Shoal's plans the best few recover for a tenth of the budget each before one is chosen: part of
 making the cut, as PRACTISE's scores are (100 steps for each block). `scratch` is the network of Shoal's plan with fresh
 weights. Distillation chooses what comes out on the validation part of DATA; `practise` takes its last step, as
@@ -35,10 +35,10 @@ from rivals.together import side_by_side
 from shoal.batches import Batch
 from shoal.measure import machine
 from shoal.pipeline import Progress, Recover
-from shoal.pipeline.recovering import trial_of
-from shoal.pipeline.trials import Trial
-from shoal.recover import DistilSettings, read_budget
-from shoal.recover.stream import EpochOf
+from shoal.pipeline.recovery import make_probe
+from shoal.pipeline.recovery_probe import RecoveryProbe
+from shoal.recover import DistillConfig, read_budget
+from shoal.recover.loaders import EpochOf
 from shoal.sources import Data, load_model
 from shoal.store import RunFolder
 from shoal.surgery import model_digest
@@ -92,16 +92,16 @@ def _lessons(args: argparse.Namespace, data: Data, extra: Data | None) -> Lesson
         budget=budget,
         unlabelled=_epochs(extra, None) if extra is not None else None,
         seed=args.seed,
-        settings=DistilSettings(seed=args.seed, channels_last=args.channels_last),
+        settings=DistillConfig(seed=args.seed, channels_last=args.channels_last),
     )
 
 
 def _trial(
     model: torch.nn.Module, lessons: Lessons, plans: int, calibration: Sequence[Batch], progress: Progress
-) -> Trial | None:
+) -> RecoveryProbe | None:
     """How Shoal's plans that contend are told apart."""
     asked = Recover(lessons.budget, lessons.settings, lessons.training, lessons.unlabelled, try_plans=plans)
-    return trial_of(asked, model, [], lessons.validation, calibration, progress)
+    return make_probe(asked, model, [], lessons.validation, calibration, progress)
 
 
 def _epochs(data: Data, limit: int | None) -> EpochOf:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality
-from shoal.pipeline import Provenance, compress
+from shoal.pipeline import RunInfo, compress
 from shoal.preserve import evaluating
 from shoal.sources import load_data, load_model
 from shoal.store import load, write_text
@@ -25,7 +25,7 @@ def main() -> None:
     args = _arguments()
     loaded = load_model(args.model, args.weights)
     data = load_data(args.data, mean=_numbers(args.mean), std=_numbers(args.std), batch_size=args.batch_size)
-    origin = Provenance(model=loaded.spec, data=data.spec, command="benchmarks/removal.py")
+    origin = RunInfo(model=loaded.spec, data=data.spec, command="benchmarks/removal.py")
     greedy = compress(
         loaded.model,
         data.calibration(),
@@ -54,7 +54,7 @@ def main() -> None:
         )
 
 
-def _row(model: torch.nn.Module, data: object, paths: list[str], origin: Provenance) -> dict[str, object]:
+def _row(model: torch.nn.Module, data: object, paths: list[str], origin: RunInfo) -> dict[str, object]:
     result = compress(
         model,
         data.calibration(limit=64),

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch, batches, logits_of
-from shoal.blocks import Anatomy, dissect
+from shoal.blocks import BlockGraph, analyze
 from shoal.measure import answers, machine
 from shoal.preserve import evaluating, swapped
 from shoal.scanning.candidates import Candidate, block_candidates
-from shoal.scanning.sweep import Visitor, sweep
+from shoal.scanning.sweep import SweepObserver, sweep
 from shoal.sources import load_data, load_model
 from shoal.store import write_text
 
 
-class Losses(Visitor):
+class Losses(SweepObserver):
     """The loss of every sample under every candidate."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ def loss_of(output: Tensor, batch: Batch) -> Tensor:
     return said.loss if said.loss is not None else -said.log_probs[:, 0].double()
 
 
-def plain(anatomy: Anatomy, data: list[Batch]) -> dict[str, Tensor]:
+def plain(anatomy: BlockGraph, data: list[Batch]) -> dict[str, Tensor]:
     """One whole forward per candidate and mini-batch, with the block physically gone."""
     found = {}
     for path, remainder in anatomy.remainders.items():
@@ -57,7 +57,7 @@ def plain(anatomy: Anatomy, data: list[Batch]) -> dict[str, Tensor]:
     return found
 
 
-def cached(anatomy: Anatomy, data: list[Batch], stack: int) -> dict[str, Tensor]:
+def cached(anatomy: BlockGraph, data: list[Batch], stack: int) -> dict[str, Tensor]:
     """The sweep."""
     losses = Losses()
     candidates = [one for one in block_candidates(anatomy, {}) if one.ablation == "block"]
@@ -67,7 +67,7 @@ def cached(anatomy: Anatomy, data: list[Batch], stack: int) -> dict[str, Tensor]
 
 def compare(model: nn.Module, data: list[Batch], rounds: int, stack: int) -> dict[str, object]:
     """Times and largest differences of the ways, in turns."""
-    anatomy = dissect(model, data[0].take(2))
+    anatomy = analyze(model, data[0].take(2))
     paths = list(anatomy.remainders)
     ways: dict[str, Callable[[], dict[str, Tensor]]] = {
         "plain": lambda: plain(anatomy, data),

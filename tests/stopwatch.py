@@ -25,7 +25,7 @@ def turns(models, batch, **_):
 
 
 def shares_in_place(model, line, others, batch, *, channels_last=False):
-    """In the place of `shoal.pipeline.in_place.shares_in_place`: nothing takes longer where it stands."""
+    """In the place of `shoal.pipeline.profiling.shares_in_place`: nothing takes longer where it stands."""
     whole = milliseconds(model, batch)
     steps = {step.path: on_zeros(line.module(model, step.path), step.in_shape) / whole for step in line.steps}
     return steps, {key: on_zeros(one.module, one.shape) / whole for key, one in others.items()}
@@ -54,10 +54,10 @@ def taking(ms, batch=1):
 
 def install(monkeypatch):
     """Time everything of a compression by the fake clock."""
-    for place in ("clocks", "run"):
+    for place in ("latency_backends", "api"):
         monkeypatch.setattr(f"shoal.pipeline.{place}.latency", latency)
-    monkeypatch.setattr("shoal.pipeline.clocks.turns", turns)
-    monkeypatch.setattr("shoal.pipeline.prices.shares_in_place", shares_in_place)
+    monkeypatch.setattr("shoal.pipeline.latency_backends.interleaved_latency", turns)
+    monkeypatch.setattr("shoal.pipeline.costs.latency_shares", shares_in_place)
 
 
 class FakeClock:

@@ -11,7 +11,7 @@ from networks import CifarResNet
 from shoal.alignment import align_, aligned, in_aligned_memory, is_aligned
 from shoal.batches import Batch
 from shoal.engine import Engine
-from shoal.measure.latency import turns
+from shoal.measure.latency import interleaved_latency
 from shoal.preserve import copied
 from shoal.sources import load_model
 from shoal.store.checkpoint import load_checkpoint, save_checkpoint
@@ -189,7 +189,7 @@ def test_networks_are_compared_and_timed_where_they_lie_well_and_come_back_as_th
     seen = []
     twin.register_forward_hook(lambda module, inputs, output: seen.append(all(map(is_aligned, tensors(module)))))
     batch = Batch((torch.rand(2, 3, 32, 32),))
-    turns({"a": twin}, batch, min_seconds=0.01, rounds=1)
+    interleaved_latency({"a": twin}, batch, min_seconds=0.01, rounds=1)
     assert all(seen)
     seen.clear()
     assert certify(model, twin, [batch]).bitwise

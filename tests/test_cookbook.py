@@ -11,12 +11,12 @@ import torch
 import networks
 import shoal
 import stopwatch
-from shoal.pipeline import Settings
+from shoal.pipeline import MeasureConfig
 
 pytestmark = pytest.mark.heavy
 
 PAGE = Path(__file__).parents[1] / "docs" / "cookbook-training.md"
-QUICK = Settings(images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
+QUICK = MeasureConfig(images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
 
 
 def snippets():
@@ -110,7 +110,7 @@ def test_hugging_faces_trainer():
     tokenised = [{"input_ids": one, "attention_mask": torch.ones(6, dtype=torch.long), "labels": int(one[0]) % 3}
                  for one in ids]  # fmt: skip
     loader = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
-    result = shoal.compress(model, loader, remove=1, settings=Settings(images=16, latency_seconds=0.001))
+    result = shoal.compress(model, loader, remove=1, settings=MeasureConfig(images=16, latency_seconds=0.001))
     scope = {"result": result, "tokenised": tokenised, "teacher": model}
     for text in snippets()["Hugging Face's Trainer"]:
         before = {name: one.clone() for name, one in result.model.state_dict().items()}

@@ -88,11 +88,11 @@ class Pair(nn.Module):
 
 
 def learn():
-    from shoal.recover import DistilSettings, distil
+    from shoal.recover import DistillConfig, distill
 
     batch = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
-    settings = DistilSettings(rate=0.01, precision="fp32")
-    return distil(Pair(), Pair(), [batch], validation=[batch + 1], budget=2, settings=settings)
+    settings = DistillConfig(rate=0.01, precision="fp32")
+    return distill(Pair(), Pair(), [batch], validation=[batch + 1], budget=2, settings=settings)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from shoal.errors import NotReachedError, ShoalError, SurgeryError, UsageError, 
 from shoal.intake import is_compiled, packed, plain
 from shoal.preserve import copied, evaluating
 
-QUICK = shoal.Settings(latency_seconds=0.001)
+QUICK = shoal.MeasureConfig(latency_seconds=0.001)
 
 
 class Residual(nn.Module):
@@ -205,7 +205,7 @@ def test_what_weights_are_computed_from_goes_on_learning(name, x):
     for block in model.blocks:
         block.a = WRAPS[name](block.a)
     model(x).sum().backward()
-    settings = shoal.Settings(latency_seconds=0.001)
+    settings = shoal.MeasureConfig(latency_seconds=0.001)
     result = shoal.compress(model.eval(), [x], blocks=["blocks.1"], validation=[x + 0.1], recover=4, settings=settings)
     assert result.record.recovery is not None
 

@@ -12,16 +12,16 @@ from torch import nn
 import language
 import networks
 from shoal.batches import Batch, device_of, like_of
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.errors import NonFiniteError, WeightsError
 from shoal.offloaded import is_offloaded, loading_unwatched, weights, where_it_runs, with_tensor
-from shoal.pipeline import Settings, compress
+from shoal.pipeline import MeasureConfig, compress
 from shoal.preserve import check_finite
-from shoal.replace import Wanted, fit_all, line_of, spans_of
+from shoal.replace import ReplacementSpec, build_segments, fit_all, spans_of
 from shoal.scanning import ScanSettings, removal_sweep, scan
 from shoal.store.save import save_weights
 from shoal.surgery import remove_blocks
-from shoal.surgery.canonical import model_digest
+from shoal.surgery.canonical_form import model_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:no Taylor scores", "ignore:.*non-writable:UserWarning")
 
@@ -60,7 +60,7 @@ def test_where_it_is_computed(pair):
 
 
 def test_the_trace_is_that_of_the_network_in_memory(pair):
-    one, other = (dissect(model, batch(2)) for model in pair)
+    one, other = (analyze(model, batch(2)) for model in pair)
     assert other.chain == one.chain
     named = [(value.origin, value.name) for value in one.trace.values if value.name]
     assert [(value.origin, value.name) for value in other.trace.values if value.name] == named
@@ -69,7 +69,7 @@ def test_the_trace_is_that_of_the_network_in_memory(pair):
 
 
 def test_removals_are_worth_the_same(pair):
-    found = [removal_sweep(dissect(model, batch(2)), [batch()], ["model.layers.1", "model.layers.2"]) for model in pair]
+    found = [removal_sweep(analyze(model, batch(2)), [batch()], ["model.layers.1", "model.layers.2"]) for model in pair]
     assert found[0] == found[1]
 
 
@@ -88,9 +88,9 @@ def test_a_scan_finds_the_same(pair):
 def test_fits_are_the_same(pair):
     found = []
     for model in pair:
-        anatomy = dissect(model, batch(2))
-        span = next(one for one in spans_of(anatomy, line_of(anatomy), 2) if one.stop - one.start == 2)
-        [fitted] = fit_all(anatomy, [batch(8), batch(8, seed=1)], [Wanted(span, "linear")])
+        anatomy = analyze(model, batch(2))
+        span = next(one for one in spans_of(anatomy, build_segments(anatomy), 2) if one.stop - one.start == 2)
+        [fitted] = fit_all(anatomy, [batch(8), batch(8, seed=1)], [ReplacementSpec(span, "linear")])
         found.append(fitted.module.state_dict())
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
@@ -111,7 +111,7 @@ def test_a_removal_and_its_weights_on_the_disk(pair, tmp_path):
 
 
 def test_a_plan_with_stand_ins(pair):
-    settings = Settings(images=32, latency_seconds=0.01)
+    settings = MeasureConfig(images=32, latency_seconds=0.01)
     records = [compress(model, [batch(8), batch(8, seed=1)], macs=0.7, settings=settings).record for model in pair]
     assert all(one.reached and one.replaced for one in records)
     assert records[1].compressed.cost.macs <= 0.7 * records[0].original.cost.macs
@@ -144,7 +144,7 @@ def test_hooks_are_as_before_when_a_trace_has_raised(pair):
 def test_a_weight_that_is_nowhere_is_named():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3, device="meta"))
     with pytest.raises(WeightsError, match=r"'1\.weight' has no values"):
-        dissect(model, Batch((torch.ones(2, 2),)))
+        analyze(model, Batch((torch.ones(2, 2),)))
 
 
 def test_nan_on_the_disk_is_found(tmp_path):

@@ -7,24 +7,24 @@ from torch import nn
 
 import networks
 from shoal.batches import Batch, as_batch
-from shoal.blocks import dissect, trace
-from shoal.blocks.taps import tapped
+from shoal.blocks import analyze, trace
+from shoal.blocks.interception import intercept_additions
 from shoal.epsilon import attach_gates_, epsilonize_, remove_gates_
 from shoal.epsilon.recipes import recipe
-from shoal.epsilon.trainer import Run as EpsilonRun
-from shoal.epsilon.trainer import Settings as EpsilonSettings
+from shoal.epsilon.trainer import EpsilonConfig as EpsilonSettings
+from shoal.epsilon.trainer import EpsilonTrainer as EpsilonRun
 from shoal.errors import ModelRaisedError, NonFiniteError
 from shoal.measure import latency, predictions
 from shoal.measure.cost import cost
 from shoal.plan import Plan, Remove
 from shoal.preserve import check_finite, evaluating, patched, swapped
-from shoal.recover import DistilSettings, distil
-from shoal.replace import Wanted, fit_all, line_of, recording, refit_, spans_of
+from shoal.recover import DistillConfig, distill
+from shoal.replace import ReplacementSpec, build_segments, fit_all, recording, refit_, spans_of
 from shoal.scanning import ScanSettings, removal_sweep, responses, scan
 from shoal.scanning.means import branch_means
 from shoal.scanning.scores.collect import block_scores
 from shoal.sources import Data
-from shoal.sources.own_data import BatchesPart
+from shoal.sources.user_data import BatchSubset
 from shoal.surgery import apply, certify, fold, input_specs, remove_blocks, signature_of, strict_identities
 
 
@@ -75,7 +75,7 @@ def dissected(net):
     """An anatomy of `net` that was taken before it began to raise."""
     calls, raises_at = net.calls, net.raises_at
     net.raises_at = None
-    anatomy = dissect(net, example())
+    anatomy = analyze(net, example())
     net.calls, net.raises_at = calls, raises_at
     return anatomy
 
@@ -93,7 +93,7 @@ def sweep_further(net):
 
 def tap(net):
     anatomy = dissected(net)
-    with tapped(net, list(anatomy.chain), lambda path, unit, stream, branch: 0 * branch):
+    with intercept_additions(net, list(anatomy.chain), lambda path, unit, stream, branch: 0 * branch):
         call_all(net)
 
 
@@ -105,8 +105,8 @@ def call_all(net):
 
 def fit_stand_ins(net):
     anatomy = dissected(net)
-    spans = spans_of(anatomy, line_of(anatomy), 1)
-    return fit_all(anatomy, [as_batch(item) for item in loader()], [Wanted(span, "linear") for span in spans])
+    spans = spans_of(anatomy, build_segments(anatomy), 1)
+    return fit_all(anatomy, [as_batch(item) for item in loader()], [ReplacementSpec(span, "linear") for span in spans])
 
 
 def refitted(net, removed):
@@ -123,7 +123,7 @@ def distilled(student, teacher):
     twin = copy.deepcopy(student if student is not None else teacher)
     twin.raises_at = None
     given = (student if student is not None else twin, teacher if teacher is not None else twin)
-    distil(*given, loader(), validation=loader(), budget=2, settings=DistilSettings(rate=0.01))
+    distill(*given, loader(), validation=loader(), budget=2, settings=DistillConfig(rate=0.01))
 
 
 def record(net):
@@ -148,7 +148,7 @@ def epsilonized(net):
 
 def trained_with_gates(net):
     """Two epochs of two steps on a copy, which loses its blocks."""
-    part = BatchesPart(loader(), None, None)
+    part = BatchSubset(loader(), None, None)
     plan = replace(recipe("digits"), epochs=2, freeze_after=1)
     run = EpsilonRun(net, Data("own", 4, False, (part, part, part)), EpsilonSettings(plan, 1e6))
     run.train()
@@ -158,8 +158,8 @@ def trained_with_gates(net):
 # what is done with a network, and at how many calls of the network it can be made to raise
 VERBS = {
     "trace": (lambda net: trace(net, example()), 2),
-    "dissect": (lambda net: dissect(net, example()), 2),
-    "strict_identities": (lambda net: strict_identities(dissect(net, example())), 2),
+    "dissect": (lambda net: analyze(net, example()), 2),
+    "strict_identities": (lambda net: strict_identities(analyze(net, example())), 2),
     "removal_sweep": (sweep, 8),
     "removal_sweep, some gone": (sweep_further, 8),
     "responses": (lambda net: responses(dissected(net), loader()), 2),

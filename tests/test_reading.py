@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from shoal.errors import DataError, FolderError, PlanError, ShoalError, SpecError, WeightsError
-from shoal.pipeline.clocks import FromTable
+from shoal.pipeline.latency_backends import LatencyTableFile
 from shoal.plan import read_plan
 from shoal.reading import parse_json, read_bytes, read_text, refusing
 from shoal.sources.folders import image_folder
@@ -35,7 +35,7 @@ READERS = {
     "a.safetensors.index.json": lambda path: load_weights(nn.Linear(2, 2), path),
     "model.safetensors": lambda path: restore_weights(nn.Linear(2, 2), path),
     "checkpoint.safetensors": load_checkpoint,
-    "table.json": FromTable,
+    "table.json": LatencyTableFile,
     "progress.jsonl": lambda path: JsonlFile(path).read(),
 }
 STRANGE = {
@@ -293,4 +293,4 @@ def test_plans_that_would_take_all_memory(tmp_path, inputs):
 def test_times_that_are_none(tmp_path, ms):
     (tmp_path / "t.json").write_text(f'{{"entries": {{"a": {{"ms": {ms}}}}}, "whole_ms": 1, "batch": 1}}')
     with pytest.raises(SpecError, match="is no table of latencies"):
-        FromTable(tmp_path / "t.json")
+        LatencyTableFile(tmp_path / "t.json")

@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import networks
 from shoal.batches import Repeatable, check_one_purpose, is_read_once
 from shoal.errors import DataError
-from shoal.pipeline import Settings, compress
-from shoal.recover import DistilSettings, distil
+from shoal.pipeline import MeasureConfig, compress
+from shoal.recover import DistillConfig, distill
 from shoal.scanning import ScanSettings, scan
 from shoal.surgery import certify
 
@@ -91,13 +91,13 @@ def scanned(loader):
 
 
 def compressed(loader):
-    settings = Settings(latency_seconds=0.01)
+    settings = MeasureConfig(latency_seconds=0.01)
     record = compress(network(), loader, eval=items(), remove=1, settings=settings).record
     return record.removed, [block.worth_kl for block in record.blocks]
 
 
 def evaluated(loader):
-    settings = Settings(latency_seconds=0.01)
+    settings = MeasureConfig(latency_seconds=0.01)
     return compress(network(), items(), eval=loader, blocks=["layer1.1"], settings=settings).record.comparison
 
 
@@ -108,8 +108,8 @@ def certified(loader):
 def distilled(loader):
     torch.manual_seed(1)
     student = networks.randomised(networks.CifarResNet(2, widths=(4, 8, 8))).eval()
-    found = distil(
-        student, network(), loader, validation=[X[:8] + 1], budget=7, settings=DistilSettings(rate=0.01, looks=1)
+    found = distill(
+        student, network(), loader, validation=[X[:8] + 1], budget=7, settings=DistillConfig(rate=0.01, looks=1)
     )
     return found.recovery.divergence_after
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from covering.made import Row, Way, batch_of, made, way_of
 from covering.spans import chosen_span, why_none
 from shoal.batches import Batch, call
-from shoal.blocks import Anatomy, Block, dissect
-from shoal.blocks.units import removable_units, unit_swaps
+from shoal.blocks import Block, BlockGraph, analyze
+from shoal.blocks.units import removable_units, unit_replacements
 from shoal.errors import ShoalError
 from shoal.pipeline import compress
 from shoal.plan import Plan, Remove, Replace
 from shoal.preserve import evaluating
-from shoal.replace import Wanted, fit_all
+from shoal.replace import ReplacementSpec, fit_all
 from shoal.scanning import removal_sweep
 from shoal.store import export_onnx, load, save
 from shoal.surgery import input_specs, remove_blocks, remove_blocks_, signature_of
@@ -81,7 +81,7 @@ def travel(row: Row, folder: Path, onnx: bool) -> None:
     def begin() -> str:
         one.way = way_of(row)
         held["model"], held["batch"] = made(row, one.way, 0), batch_of(row, one.way)
-        held["anatomy"] = dissect(held["model"], held["batch"])
+        held["anatomy"] = analyze(held["model"], held["batch"])
         return _traced(held["anatomy"], row)
 
     going = one.step("trace", begin)
@@ -125,7 +125,7 @@ def arrive(row: Row, folder: Path) -> None:
     one.write()
 
 
-def _traced(anatomy: Anatomy, row: Row) -> str:
+def _traced(anatomy: BlockGraph, row: Row) -> str:
     own = _own(anatomy, row)
     removable = [block for block in own if block.removable]
     if not removable:
@@ -135,29 +135,29 @@ def _traced(anatomy: Anatomy, row: Row) -> str:
     return f"{len(own)} blocks, {len(removable)} removable" + (f", up to {units} units" if units > 1 else "")
 
 
-def _own(anatomy: Anatomy, row: Row) -> list[Block]:
+def _own(anatomy: BlockGraph, row: Row) -> list[Block]:
     return [block for block in anatomy.chain if block.path.startswith(row.inside)]
 
 
-def _middle(anatomy: Anatomy, row: Row, without: set[str]) -> list[str]:
+def _middle(anatomy: BlockGraph, row: Row, without: set[str]) -> list[str]:
     """The removable blocks that are not taken, from the middle outwards."""
     paths = [block.path for block in _own(anatomy, row) if block.removable and block.path not in without]
     return sorted(paths, key=lambda path: abs(paths.index(path) - len(paths) // 2))
 
 
-def _scanned(anatomy: Anatomy, batch: Batch, row: Row) -> str:
+def _scanned(anatomy: BlockGraph, batch: Batch, row: Row) -> str:
     paths = _middle(anatomy, row, set())[:2]
     worths = removal_sweep(anatomy, [batch], paths)
     return ", ".join(f"{one.path} {one.damage:.2g}" for one in worths)
 
 
-def _removed(anatomy: Anatomy, batch: Batch, row: Row) -> str:
+def _removed(anatomy: BlockGraph, batch: Batch, row: Row) -> str:
     path = _middle(anatomy, row, set())[0]
     remove_blocks(anatomy.model, batch, [path])
     return path
 
 
-def _try_unit(one: Travel, anatomy: Anatomy, batch: Batch) -> None:
+def _try_unit(one: Travel, anatomy: BlockGraph, batch: Batch) -> None:
     several = [block.path for block in _own(anatomy, one.row) if len(block.units) > 1]
     if not several:
         one.cells["unit"] = Cell(None, "one unit a block")
@@ -167,14 +167,14 @@ def _try_unit(one: Travel, anatomy: Anatomy, batch: Batch) -> None:
     def cut() -> str:
         found = _unit(anatomy, middle)
         if not found:
-            unit_swaps(anatomy, middle[0], [0])  # says why
+            unit_replacements(anatomy, middle[0], [0])  # says why
         remove_blocks(anatomy.model, batch, found[:1])
         return found[0].name
 
     one.step("unit", cut)
 
 
-def _unit(anatomy: Anatomy, paths: list[str]) -> list[Remove]:
+def _unit(anatomy: BlockGraph, paths: list[str]) -> list[Remove]:
     """The units of the first of these blocks that has any to be taken out alone, the last of them first."""
     for path in paths:
         units = removable_units(anatomy, anatomy.chain[path])
@@ -193,15 +193,15 @@ def _refused(model: nn.Module, batch: Batch) -> str:
 
 
 def _replaced(
-    anatomy: Anatomy, batch: Batch, row: Row, actions: list[Remove | Replace], modules: dict[str, nn.Module]
+    anatomy: BlockGraph, batch: Batch, row: Row, actions: list[Remove | Replace], modules: dict[str, nn.Module]
 ) -> str:
     span = chosen_span(anatomy, row.inside)
     if span is None:
         raise NotPossibleError(why_none(anatomy, row.inside))
-    fitted = fit_all(anatomy, [batch], [Wanted(span, "linear")], rows_per_unknown=_ROWS_PER_UNKNOWN)[0]
+    fitted = fit_all(anatomy, [batch], [ReplacementSpec(span, "linear")], rows_per_unknown=_ROWS_PER_UNKNOWN)[0]
     action = Replace(paths=list(span.paths), stand_in=fitted.stand_in)
     changed = replace_spans_(
-        dissect(copy.deepcopy(anatomy.model), batch), [action], {span.paths[0]: copy.deepcopy(fitted.module)}
+        analyze(copy.deepcopy(anatomy.model), batch), [action], {span.paths[0]: copy.deepcopy(fitted.module)}
     )
     with evaluating(changed):
         call(changed, batch)
@@ -212,13 +212,13 @@ def _replaced(
 
 def _saved(
     one: Travel,
-    anatomy: Anatomy,
+    anatomy: BlockGraph,
     batch: Batch,
     actions: list[Remove | Replace],
     modules: dict[str, nn.Module],
 ) -> str:
     plan = Plan(inputs=input_specs(batch), network=signature_of(anatomy.model, anatomy.chain), actions=list(actions))
-    own = dissect(copy.deepcopy(anatomy.model), batch)
+    own = analyze(copy.deepcopy(anatomy.model), batch)
     replace_spans_(own, plan.replaced, modules)
     cut = remove_blocks_(own, plan.removals).eval()
     save(one.folder, cut, plan)
@@ -255,7 +255,7 @@ def _tensors(item: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _exported(anatomy: Anatomy, batch: Batch, row: Row, folder: Path) -> Cell:
+def _exported(anatomy: BlockGraph, batch: Batch, row: Row, folder: Path) -> Cell:
     """ONNX counts only where the untouched original exports."""
     cut = remove_blocks(anatomy.model, batch, _middle(anatomy, row, set())[:1])
     said = [_onnx(model, batch, folder / "model.onnx") for model in (anatomy.model, cut)]

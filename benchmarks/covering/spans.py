@@ -1,23 +1,23 @@
 """Which span of a row is replaced, and why there is none where there is none."""
 
-from shoal.blocks import Anatomy
-from shoal.blocks.template import Ref
-from shoal.replace import MOST_UNKNOWNS, Span, line_of, spans_of
+from shoal.blocks import BlockGraph
+from shoal.blocks.template import TensorRef
+from shoal.replace import MOST_UNKNOWNS, Span, build_segments, spans_of
 
 _LONGEST = 3
 
 
-def chosen_span(anatomy: Anatomy, inside: str) -> Span | None:
+def chosen_span(anatomy: BlockGraph, inside: str) -> Span | None:
     """A span across a change of stage where there is one, of two blocks where there are; the first of these."""
     found = [
         span
-        for span in spans_of(anatomy, line_of(anatomy), _LONGEST)
+        for span in spans_of(anatomy, build_segments(anatomy), _LONGEST)
         if span.paths[0].startswith(inside) and span.in_channels <= MOST_UNKNOWNS and span.residual
     ]
     return min(found, key=lambda span: (span.keeps_shape, abs(len(span.paths) - 2), span.start), default=None)
 
 
-def why_none(anatomy: Anatomy, inside: str) -> str:
+def why_none(anatomy: BlockGraph, inside: str) -> str:
     """What the blocks of a network without a span have that a stand-in cannot take or give back."""
     reasons: dict[str, int] = {}
     for path in anatomy.remainders:
@@ -28,11 +28,11 @@ def why_none(anatomy: Anatomy, inside: str) -> str:
     return "no span: " + "; ".join(said or ["no removable block"])
 
 
-def _obstacle(anatomy: Anatomy, path: str) -> str:
+def _obstacle(anatomy: BlockGraph, path: str) -> str:
     call, block = anatomy.calls[path], anatomy.chain[path]
-    if not call.args or not isinstance(call.args[0], Ref):
+    if not call.args or not isinstance(call.args[0], TensorRef):
         return "the first argument of a block is no tensor"
-    if path not in line_of(anatomy).paths:
+    if path not in build_segments(anatomy).paths:
         return f"the stream is not the first argument, or comes back in a {type(call.output).__name__} with more"
     if block.in_shape and max(block.in_shape[0], block.in_shape[-1]) > MOST_UNKNOWNS:
         return f"more than {MOST_UNKNOWNS} channels"

@@ -7,14 +7,14 @@ from rivals.ground import Ground
 from rivals.made import Made
 from rivals.prefixes import shortest_prefix
 from shoal.pipeline import Goal
-from shoal.pipeline.choose import Chooser
+from shoal.pipeline.greedy import GreedyRemoval
 from shoal.store import RunFolder
 
 
 def greedy(ground: Ground, target: float) -> Made:
     """The shortest beginning of one greedy run that meets `target`; the run is kept and goes on where it stopped."""
     journal = RunFolder(ground.folder / "greedy", "frontier greedy", {})
-    chooser = Chooser(
+    chooser = GreedyRemoval(
         ground.anatomy,
         Goal(remove=len(ground.anatomy.chain.removable)),
         ground.judge_on,

@@ -14,13 +14,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from shoal.batches import Batch, batches, call, logits_of
-from shoal.blocks import Anatomy, dissect
+from shoal.blocks import BlockGraph, analyze
 from shoal.errors import UsageError
 from shoal.measure import kl_per_sample, latency, log_probabilities
-from shoal.pipeline import Settings
-from shoal.pipeline.mixing import with_blends
-from shoal.pipeline.parting import Parts, parted
-from shoal.pipeline.trials import Trial
+from shoal.pipeline import MeasureConfig
+from shoal.pipeline.data_splits import DataSplits, split_samples_for_plan
+from shoal.pipeline.mixed_calibration import with_mixup
+from shoal.pipeline.recovery_probe import RecoveryProbe
 from shoal.preserve import evaluating
 from shoal.record import Latency
 
@@ -52,7 +52,7 @@ class Ground:
     channels_last: bool = False
     progress: Callable[[str, int, int], None] = say_nothing
     adaptor_steps: int = 100
-    trial: Trial | None = None
+    trial: RecoveryProbe | None = None
 
     def __post_init__(self) -> None:
         if len(self.calibration) < 2:
@@ -64,9 +64,9 @@ class Ground:
         return self.calibration[0]
 
     @cached_property
-    def _parts(self) -> Parts:
-        settings = Settings()
-        return parted(self.calibration, None, settings.judge_images, settings.judged_share)
+    def _parts(self) -> DataSplits:
+        settings = MeasureConfig()
+        return split_samples_for_plan(self.calibration, None, settings.judge_images, settings.judged_share)
 
     @property
     def fit_on(self) -> list[Batch]:
@@ -76,12 +76,12 @@ class Ground:
     @cached_property
     def judge_on(self) -> list[Batch]:
         """What networks are chosen by, as the planner does: samples held back, and behind them their blends."""
-        return with_blends(self._parts.judge_on)
+        return with_mixup(self._parts.judge_on)
 
     @cached_property
-    def anatomy(self) -> Anatomy:
+    def anatomy(self) -> BlockGraph:
         """A copy of the original, dissected."""
-        return dissect(copy.deepcopy(self.model).eval(), self.timed.take(2))
+        return analyze(copy.deepcopy(self.model).eval(), self.timed.take(2))
 
     @cached_property
     def _said(self) -> list[Tensor]:

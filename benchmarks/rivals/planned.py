@@ -3,9 +3,9 @@
 from rivals.ground import Ground
 from rivals.made import Made, Unreached
 from shoal.errors import NotReachedError
-from shoal.pipeline import Goal, Settings, Target
-from shoal.pipeline.by_plan import planner_of
-from shoal.pipeline.told import tell
+from shoal.pipeline import BudgetTarget, Goal, MeasureConfig
+from shoal.pipeline.context import build_context
+from shoal.pipeline.planner import build_planner
 from shoal.plan import Plan, Remove, Replace
 from shoal.scanning import divergence
 from shoal.surgery import input_specs, signature_of
@@ -17,10 +17,13 @@ def planned(ground: Ground, target: float) -> Made:
     Where the ground has a trial, the best few plans recover for a while before one is chosen, as with `try_plans`.
     """
     images = sum(batch.size for batch in ground.calibration)
-    goal, settings = Goal(target=Target(latency=target)), Settings(images=images, channels_last=ground.channels_last)
-    told = tell(ground.model, ground.calibration, None, goal, settings, divergence, ground.progress)
+    goal, settings = (
+        Goal(target=BudgetTarget(latency=target)),
+        MeasureConfig(images=images, channels_last=ground.channels_last),
+    )
+    told = build_context(ground.model, ground.calibration, None, goal, settings, divergence, ground.progress)
     try:
-        found = planner_of(told, None, ground.folder / "tables").within(goal.target, ground.trial)
+        found = build_planner(told, None, ground.folder / "tables").within(goal.target, ground.trial)
     except NotReachedError as error:
         raise Unreached(None, error.message) from error
     done = {

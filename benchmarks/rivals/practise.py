@@ -21,7 +21,7 @@ from rivals.made import Made, Unreached
 from rivals.prefixes import shortest_prefix
 from shoal.batches import Batch, call
 from shoal.preserve import evaluating
-from shoal.recover.features import listening
+from shoal.recover.features import capture_outputs
 from shoal.store import write_text
 from shoal.surgery import remove_blocks
 
@@ -101,7 +101,7 @@ def _lessons(ground: Ground) -> list[tuple[Batch, Tensor]]:
     given = islice((one for _ in range(1 + ground.adaptor_steps // len(many)) for one in many), ground.adaptor_steps)
     with evaluating(ground.model):
         for batch in given:
-            with listening(ground.model, [last]) as heard:
+            with capture_outputs(ground.model, [last]) as heard:
                 call(ground.model, batch)
             found.append((batch, heard[last]))
     return found
@@ -117,7 +117,7 @@ def _left(ground: Ground, cut: nn.Module, removed: str, lessons: Sequence[tuple[
     errors = []
     try:
         for step, (batch, wanted) in enumerate(lessons):
-            with listening(cut, [last]) as heard:
+            with capture_outputs(cut, [last]) as heard:
                 call(cut, batch)
             loss = (heard[last] - wanted).square().mean()
             errors.append(float(loss.detach()))

@@ -20,10 +20,10 @@ from rivals.practise import last_block
 from rivals.tuning import tuned
 from shoal.errors import UsageError
 from shoal.pipeline import Recover
-from shoal.pipeline.recovering import recovered
+from shoal.pipeline.recovery import run_recovery
 from shoal.plan import Plan, read_plan
-from shoal.recover import Budget, DistilSettings
-from shoal.recover.stream import EpochOf
+from shoal.recover import DistillConfig, TrainingBudget
+from shoal.recover.loaders import EpochOf
 from shoal.replace.kinds.scale import ChannelScale
 from shoal.store import write_text
 from shoal.store.folder import PLAN
@@ -65,10 +65,10 @@ class Lessons:
 
     training: EpochOf
     validation: Iterable[Any]
-    budget: Budget
+    budget: TrainingBudget
     unlabelled: EpochOf | None = None
     seed: int = 0
-    settings: DistilSettings = field(default_factory=DistilSettings)
+    settings: DistillConfig = field(default_factory=DistillConfig)
 
 
 def place_of(place: Place) -> Place:
@@ -127,7 +127,7 @@ def _taught(
         )
     asked = Recover(lessons.budget, lessons.settings, lessons.training, lessons.unlabelled, place.folder)
     actions = plan.actions if plan is not None else []
-    found = recovered(
+    found = run_recovery(
         network,
         ground.model,
         actions,

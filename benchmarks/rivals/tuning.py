@@ -16,10 +16,10 @@ from torch import nn
 from rivals.practise import BATCH, halves, rate_at
 from shoal.batches import Batch, call
 from shoal.preserve import evaluating
-from shoal.recover import Budget
-from shoal.recover.features import listening
-from shoal.recover.norm_modes import learn_
-from shoal.recover.stream import EpochOf, Material, Stream
+from shoal.recover import TrainingBudget
+from shoal.recover.features import capture_outputs
+from shoal.recover.loaders import EpochOf, MixedLoader, ResumableLoader
+from shoal.recover.norm_modes import set_train_mode_
 
 _FEWEST = 2
 
@@ -30,7 +30,7 @@ def tuned(
     last: str,
     training: EpochOf,
     *,
-    budget: Budget,
+    budget: TrainingBudget,
     unlabelled: EpochOf | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None],
@@ -49,8 +49,8 @@ def tuned(
     """
     started = time.perf_counter()
     student = copy.deepcopy(cut).requires_grad_(requires_grad=True)
-    extra = Stream(unlabelled, seed + 1, "unlabelled") if unlabelled is not None else None
-    material = Material(Stream(training, seed), extra, 0.5)
+    extra = ResumableLoader(unlabelled, seed + 1, "unlabelled") if unlabelled is not None else None
+    material = MixedLoader(ResumableLoader(training, seed), extra, 0.5)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
     step = samples = taken = 0
     losses: list[float] = []
@@ -61,10 +61,10 @@ def tuned(
             portions = list(halves([material.take(taken)], BATCH))
             taken += 1
         batch = portions.pop(0)
-        with evaluating(original), listening(original, [last]) as wanted:
+        with evaluating(original), capture_outputs(original, [last]) as wanted:
             call(original, batch)
-        learn_(student, batch.size, _FEWEST)
-        with listening(student, [last]) as own:
+        set_train_mode_(student, batch.size, _FEWEST)
+        with capture_outputs(student, [last]) as own:
             call(student, batch)
         loss = (own[last] - wanted[last]).square().mean()
         losses.append(float(loss.detach()))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from shoal.blocks import Block, Chain, Shortcut, adapter, trace
     from shoal.epsilon import epsilonize_
     from shoal.errors import ShoalError
-    from shoal.pipeline import Result, Settings, compress
+    from shoal.pipeline import MeasureConfig, Result, compress
     from shoal.plan import Plan, read_plan
     from shoal.record import Certificate, Record, ScanRecord
     from shoal.scanning import ScanSettings, scan
@@ -48,12 +48,12 @@ __all__ = [
     "Block",
     "Certificate",
     "Chain",
+    "MeasureConfig",
     "Plan",
     "Record",
     "Result",
     "ScanRecord",
     "ScanSettings",
-    "Settings",
     "ShoalError",
     "Shortcut",
     "adapter",

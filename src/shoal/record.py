@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 Interval = tuple[float, float]
 
 
-class Value(BaseModel):
+class NumberWithUnit(BaseModel):
     """A frozen, serialisable value that refuses fields it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
-class Machine(Value):
+class Machine(NumberWithUnit):
     """Where and with what something was measured."""
 
     device: str
@@ -30,7 +30,7 @@ class Machine(Value):
     libraries: dict[str, str] = Field(default_factory=dict)
 
 
-class Quality(Value):
+class Quality(NumberWithUnit):
     """How good one network is on one split of one data set.
 
     `top1` is a fraction with a 95 % Wilson score interval; None where there are no labels. With a label at each of
@@ -53,7 +53,7 @@ class Quality(Value):
     outputs: list["Quality"] = Field(default_factory=list)
 
 
-class Comparison(Value):
+class Comparison(NumberWithUnit):
     """One network against the original, sample by sample on the same data.
 
     `top1_drop_interval` is Tango's 95 % score interval of a paired difference; `p_value` is McNemar's exact test on
@@ -84,14 +84,14 @@ class Comparison(Value):
     outputs: list["Comparison"] = Field(default_factory=list)
 
 
-def drop_of(comparison: Comparison) -> float:
+def metric_drop(comparison: Comparison) -> float:
     """The drop of the metric as a fraction: of several outputs that of the one that lost most.
 
     It is the drop of top-1 where there are labels, else disagreement with the original; of values the squared error as
     a share of the variance of the original's output, which is the share of it that is no longer explained.
     """
     if comparison.outputs:
-        return max(map(drop_of, comparison.outputs))
+        return max(map(metric_drop, comparison.outputs))
     if comparison.top1_drop is not None:
         return comparison.top1_drop
     if comparison.agreement is not None:
@@ -99,7 +99,7 @@ def drop_of(comparison: Comparison) -> float:
     return comparison.mse if comparison.mse is not None else float("nan")
 
 
-class OutputRead(Value):
+class OutputRead(NumberWithUnit):
     """How one tensor of the output was read, and why; `scale` is what squared errors of values are divided by."""
 
     name: str
@@ -108,14 +108,14 @@ class OutputRead(Value):
     scale: float | None = None
 
 
-class OutputsRead(Value):
+class OutputsRead(NumberWithUnit):
     """How the network's outputs were read, and what damage means: `worth_kl`, `kl` of a step and of an ablation."""
 
     outputs: list[OutputRead]
     damage: str
 
 
-class Latency(Value):
+class Latency(NumberWithUnit):
     """Time of one forward, in milliseconds: median and quartiles of `runs` timed blocks."""
 
     batch: int
@@ -129,7 +129,7 @@ class Latency(Value):
     channels_last: bool
 
 
-class Cost(Value):
+class Cost(NumberWithUnit):
     """What a network takes. 1 MAC = one multiply-add (FLOPs = 2 MACs), for one sample of shape `input_shape`."""
 
     params: int
@@ -139,7 +139,7 @@ class Cost(Value):
     input_shape: list[int]
 
 
-class Network(Value):
+class Network(NumberWithUnit):
     """One network: quality, latency per batch size, cost, and its residual blocks (its layers where it has none)."""
 
     quality: Quality
@@ -151,7 +151,7 @@ class Network(Value):
 Fate = Literal["kept", "removed", "replaced"]
 
 
-class BlockRecord(Value):
+class BlockRecord(NumberWithUnit):
     """One block of the original chain: what it is, what it is worth alone, and what became of it.
 
     A block that is kept may be `without` some of its units (attention or MLP), by their numbers from 0.
@@ -174,7 +174,7 @@ class BlockRecord(Value):
     without: list[int] = []
 
 
-class Step(Value):
+class LearningStep(NumberWithUnit):
     """One step of the greedy removal: what was removed, and what the network was like after it."""
 
     removed: str
@@ -186,7 +186,7 @@ class Step(Value):
     seconds: float
 
 
-class FrontPoint(Value):
+class FrontPoint(NumberWithUnit):
     """One plan on the front of damage against latency, by the tables (additive; not measured end to end).
 
     `kinds` names the stand-in of each span of `replaced`; `depth` counts blocks and stand-ins that are left.
@@ -202,7 +202,7 @@ class FrontPoint(Value):
     depth: int = 0
 
 
-class PlanRound(Value):
+class PlanRound(NumberWithUnit):
     """One plan that was built and measured: what the tables promised, and what it was.
 
     `damage_refitted` is what a refit on a part of the samples left, where that was tried; plans are chosen by it.
@@ -216,7 +216,7 @@ class PlanRound(Value):
     chosen: bool = False
 
 
-class Planning(Value):
+class Planning(NumberWithUnit):
     """How a plan was found: the tables' promises against the built networks, and what refitting won.
 
     Damage is mean KL(original || network) on held-back calibration samples, in nats. `latency_source` is 'measured'
@@ -233,7 +233,7 @@ class Planning(Value):
     picked: int | None = None
 
 
-class Certificate(Value):
+class Certificate(NumberWithUnit):
     """Are two networks the same function, and on what evidence?
 
     identical: by construction, under the premises listed, and bitwise on the data. equal: within `tolerance` (absolute,
@@ -252,7 +252,7 @@ class Certificate(Value):
     outputs: list[str] = Field(default_factory=list)
 
 
-class RecoveryLook(Value):
+class RecoveryLook(NumberWithUnit):
     """One look at a student on its way, as in `recovery.jsonl`.
 
     `loss` is the mean since the look before, None at the start; `divergence` is that of the weights averaged over the
@@ -266,7 +266,7 @@ class RecoveryLook(Value):
     divergence: float | None = None
 
 
-class Recovery(Value):
+class Recovery(NumberWithUnit):
     """What distillation won back.
 
     Divergences are mean KL(original || student) in nats on `n` validation samples and, where they can be blended, as
@@ -315,7 +315,7 @@ class Recovery(Value):
         )
 
 
-class DistilRecord(Value):
+class DistilRecord(NumberWithUnit):
     """One run of `distill`: a student against its teacher on test, before and after.
 
     `before` and `after` compare the student with the teacher (positive = the student is worse).
@@ -340,7 +340,7 @@ class DistilRecord(Value):
     created: str
 
 
-class Record(Value):
+class Record(NumberWithUnit):
     """One run of `compress`: what was asked, done and measured."""
 
     schema_version: int = 1
@@ -362,7 +362,7 @@ class Record(Value):
     folded: list[str] = Field(default_factory=list)
     fold_deviation: float | None = None
     blocks: list[BlockRecord]
-    steps: list[Step] = Field(default_factory=list)
+    steps: list[LearningStep] = Field(default_factory=list)
     planning: Planning | None = None
     recovery: Recovery | None = None
     outputs: OutputsRead | None = None
@@ -376,7 +376,7 @@ class Record(Value):
 Verdict = Literal["trivial", "non-trivial", "undecided"]
 
 
-class Ablation(Value):
+class Ablation(NumberWithUnit):
     """What one ablation does, against the whole network on the same samples; differences positive = worse.
 
     `changed` is the fraction of samples whose answer changed, None where outputs are no scores of classes or there are
@@ -399,7 +399,7 @@ class Ablation(Value):
     familywise: Verdict
 
 
-class ScannedBlock(Value):
+class ScannedBlock(NumberWithUnit):
     """One residual block: its ablations by name (`block`, `branch`, `mean`, `unit:0`, ...) and its scores by name."""
 
     path: str
@@ -415,7 +415,7 @@ class ScannedBlock(Value):
     scores: dict[str, float] = Field(default_factory=dict)
 
 
-class ScannedLayer(Value):
+class ScannedLayer(NumberWithUnit):
     """One convolution or linear layer with its kernel set to zero; `changes_channels` where in and out differ."""
 
     path: str
@@ -428,7 +428,7 @@ class ScannedLayer(Value):
     ablations: dict[str, Ablation]
 
 
-class ScoreQuality(Value):
+class ScoreQuality(NumberWithUnit):
     """How well a score orders the blocks: Spearman's rank correlation with the damage of the true ablation."""
 
     name: str
@@ -439,7 +439,7 @@ class ScoreQuality(Value):
     blocks: int
 
 
-class ChannelClaim(Value):
+class ChannelClaim(NumberWithUnit):
     """Do the layers that matter concentrate where the number of channels changes (arXiv:2009.09938)?
 
     Counts of layers by verdict among those that change the number of channels and the others; `p_value` is Fisher's
@@ -452,7 +452,7 @@ class ChannelClaim(Value):
     sentence: str
 
 
-class Baseline(Value):
+class Baseline(NumberWithUnit):
     """The whole network on the data of the scan."""
 
     top1: float | None
@@ -462,7 +462,7 @@ class Baseline(Value):
     split: str
 
 
-class SecondData(Value):
+class SecondData(NumberWithUnit):
     """The same ablations on a second data set: where the verdicts part."""
 
     data: str
@@ -472,7 +472,7 @@ class SecondData(Value):
     differing: list[str]
 
 
-class ScanRecord(Value):
+class ScanRecord(NumberWithUnit):
     """One run of `scan`: what every block, branch and layer is worth."""
 
     schema_version: int = 1

@@ -4,10 +4,10 @@ from typing import Any
 
 from pydantic import Field
 
-from shoal.record import BlockRecord, Certificate, Comparison, Machine, Network, Quality, Value
+from shoal.record import BlockRecord, Certificate, Comparison, Machine, Network, NumberWithUnit, Quality
 
 
-class EpochRow(Value):
+class EpochRow(NumberWithUnit):
     """One epoch, counted from 1.
 
     `shares` holds for every block still there the share of steps in which its gate was open (of two gates the one that
@@ -32,7 +32,7 @@ class EpochRow(Value):
     seconds: float
 
 
-class LostBlock(Value):
+class LostBlock(NumberWithUnit):
     """One block that was lost.
 
     `epoch` is the one at whose end it was frozen; `largest` the largest response of its branch in that epoch;
@@ -51,7 +51,7 @@ class LostBlock(Value):
     largest_on_test: float
 
 
-class LiveGates(Value):
+class LiveGates(NumberWithUnit):
     """The whole network with live gates on test, against the network that came out: what freezing changed."""
 
     quality: Quality
@@ -61,7 +61,7 @@ class LiveGates(Value):
     batches_with_an_opening: int
 
 
-class Settled(Value):
+class Settled(NumberWithUnit):
     """What came out of a run: the whole network with frozen gates, and the plain one without the lost blocks."""
 
     whole: Network
@@ -71,7 +71,7 @@ class Settled(Value):
     live: LiveGates | None = None
 
 
-class Beside(Value):
+class Beside(NumberWithUnit):
     """Another run of the same epochs: how it ended, and this run against it (positive = this is worse)."""
 
     name: str
@@ -82,7 +82,7 @@ class Beside(Value):
     comparison: Comparison
 
 
-class TrainRecord(Value):
+class TrainRecord(NumberWithUnit):
     """One training run: what was asked, what happened, what came out.
 
     `blocks` is the chain as it began; `gated` how many of them had gates. The errors in `rows` were looked at on the

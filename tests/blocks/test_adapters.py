@@ -7,8 +7,8 @@ from torch import nn
 
 import shoal
 from shoal.batches import Batch
-from shoal.blocks import Shortcut, adapter, dissect, trace
-from shoal.blocks.adapters import adapter_of, adapters_kept, left_of
+from shoal.blocks import Shortcut, adapter, analyze, trace
+from shoal.blocks.adapters import adapter_of, adapters_kept, shortcut_of
 from shoal.errors import SurgeryError, UsageError
 from shoal.surgery import apply, input_specs, remove_blocks, signature_of
 
@@ -71,7 +71,7 @@ def test_a_declared_block_is_removed_and_its_plan_replayed():
     cut = remove_blocks(model, batch, ["layers.1"]).eval()
     assert torch.equal(cut(X), expected(X))
     assert not any(name.startswith("layers.1.") for name in cut.state_dict())
-    chain = dissect(model, batch).chain
+    chain = analyze(model, batch).chain
     plan = shoal.Plan(
         inputs=input_specs(batch),
         network=signature_of(model, chain),
@@ -87,7 +87,7 @@ def test_scan_and_compress_know_declared_blocks():
     assert {block.path: sorted(block.ablations) for block in record.blocks} == {
         f"layers.{number}": ["block"] for number in range(3)
     }
-    result = shoal.compress(Net().eval(), data, remove=2, settings=shoal.Settings(latency_seconds=0.01))
+    result = shoal.compress(Net().eval(), data, remove=2, settings=shoal.MeasureConfig(latency_seconds=0.01))
     assert len(result.record.removed) == 2
     assert (result.record.original.blocks, result.record.compressed.blocks) == (3, 1)
 
@@ -98,10 +98,10 @@ def test_the_nearest_class_counts_and_the_last_adapter():
 
     first, second = Shortcut(), nn.Identity()
     adapter(Highway)(lambda block: first)
-    assert left_of(Special(), "a") is first
+    assert shortcut_of(Special(), "a") is first
     adapter(Special)(lambda block: second)
-    assert left_of(Special(), "a") is second
-    assert left_of(Highway(), "a") is first
+    assert shortcut_of(Special(), "a") is second
+    assert shortcut_of(Highway(), "a") is first
     assert adapter_of(nn.Linear(2, 2)) is None
 
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.blocks.additions import add_operands, opaque_kinds, residual_additions
 from shoal.blocks.trace import trace_run
 
@@ -291,9 +291,9 @@ def test_a_shortcut_may_be_widened_with_zeros_however_they_are_made(filled, keyw
     block.wide = nn.Linear(4, 8)
     net = nn.Sequential(nn.Linear(4, 4), block, nn.Linear(8, 4)).eval()
     batch = Batch((torch.randn(3, 4),))
-    found = dissect(net, batch).chain["1"]
+    found = analyze(net, batch).chain["1"]
     assert (found.removable, found.shortcut) == (True, "reshape")
     x = torch.randn(5, 4)
     with torch.no_grad():
-        left = dissect(net, batch).remainders["1"](x)
+        left = analyze(net, batch).remainders["1"](x)
     assert torch.equal(left, torch.cat([x, torch.zeros(5, 4)], 1))

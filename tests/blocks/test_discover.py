@@ -7,7 +7,7 @@ from torch import nn
 
 import networks
 from shoal.batches import Batch, as_batch
-from shoal.blocks import dissect, trace
+from shoal.blocks import analyze, trace
 from shoal.errors import ModelRaisedError, NonFiniteError, TraceError
 
 IMAGES = (2, 3, 64, 64)
@@ -374,7 +374,7 @@ def test_a_batch_size_written_into_a_shortcut_is_followed():
         def forward(self, x):
             return x.unflatten(0, (x.shape[0], 1)).flatten(0, 1) + self.fc(x)
 
-    remainders = dissect(nn.Sequential(Fixed(), Fixed()), Batch((torch.randn(2, 4),))).remainders
+    remainders = analyze(nn.Sequential(Fixed(), Fixed()), Batch((torch.randn(2, 4),))).remainders
     for samples in (1, 2, 5):
         x = torch.randn(samples, 4)
         assert torch.equal(remainders["1"](x), x)
@@ -405,7 +405,7 @@ def test_two_branches_beside_one_stream_are_two_units():
     net = nn.Sequential(nn.Linear(4, 4), Parallel(), Parallel())
     chain = trace(net, torch.randn(2, 4))
     assert [len(block.units) for block in chain] == [2, 2]
-    assert isinstance(dissect(net, as_batch(torch.randn(2, 4))).remainders["1"], nn.Identity)
+    assert isinstance(analyze(net, as_batch(torch.randn(2, 4))).remainders["1"], nn.Identity)
 
 
 def test_the_network_itself_may_be_in_training_and_branch_on_its_input():
@@ -533,13 +533,13 @@ class Positions(nn.Module):
 
 def test_numbered_parts_of_alike_blocks_are_no_chain():
     model = nn.Sequential(*(WithParts(4) for _ in range(3)))
-    chain = dissect(model, Batch((torch.randn(2, 4),))).chain
+    chain = analyze(model, Batch((torch.randn(2, 4),))).chain
     assert chain.paths == ["0", "1", "2"]
     assert [len(block.units) for block in chain] == [4, 4, 4]
 
 
 def test_a_module_alone_of_its_class_with_numbered_parts_is_no_block():
-    chain = dissect(nn.Sequential(WithParts(4)), Batch((torch.randn(2, 4),))).chain
+    chain = analyze(nn.Sequential(WithParts(4)), Batch((torch.randn(2, 4),))).chain
     assert [path for path in chain.paths if "pos" in path] == ["0.pos1", "0.pos2"]
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from shoal.batches import as_batch
-from shoal.blocks import dissect, trace
+from shoal.blocks import analyze, trace
 from shoal.blocks.hooks import hook_reason
-from shoal.blocks.units import unit_swaps
+from shoal.blocks.units import unit_replacements
 from shoal.errors import SurgeryError
-from shoal.replace.line import line_of
+from shoal.replace.segments import build_segments
 from shoal.surgery import remove_blocks
 
 
@@ -120,15 +120,15 @@ def test_a_unit_with_a_hook_stays():
 
     net, x = nn.Sequential(Layer(), Layer(), nn.Linear(8, 2)), torch.randn(3, 8)
     net[0].mlp.register_forward_hook(lambda *_: None)
-    anatomy = dissect(net, as_batch(x))
+    anatomy = analyze(net, as_batch(x))
     with pytest.raises(SurgeryError, match=r"unit 1 of '0' cannot be removed: '0\.mlp' carries a forward hook"):
-        unit_swaps(anatomy, "0", [1])
-    assert unit_swaps(anatomy, "0", [0])
+        unit_replacements(anatomy, "0", [1])
+    assert unit_replacements(anatomy, "0", [0])
 
 
 def test_a_layer_with_a_hook_bounds_the_spans_of_a_plain_network():
     net, x = nn.Sequential(*(nn.Linear(8, 8) for _ in range(5))), torch.randn(3, 8)
     net[2].register_forward_hook(lambda module, args, output: output * 2)
-    line = line_of(dissect(net, as_batch(x)))
+    line = build_segments(analyze(net, as_batch(x)))
     assert line.paths == ("0", "1", "3", "4")
     assert line.follows == (False, True, False, True)

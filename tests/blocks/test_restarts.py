@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 import shoal
 import side_channels
 from shoal.batches import Batch, as_batch, call
-from shoal.blocks import dissect
-from shoal.blocks.prefix import Prefix, restart_notes
+from shoal.blocks import analyze
+from shoal.blocks.prefix_cache import PrefixCache, restart_notes
 from shoal.blocks.restarts import same_tensors, unread_beside
 from shoal.preserve import evaluating, patched
 from shoal.scanning.candidates import block_candidates, layer_candidates, layers_of
-from shoal.scanning.sweep import Visitor, sweep
+from shoal.scanning.sweep import SweepObserver, sweep
 
 MINI_BATCHES = 2
 
 
-class Outputs(Visitor):
+class Outputs(SweepObserver):
     def __init__(self):
         self.seen, self.number = {}, 0
 
@@ -29,7 +29,7 @@ class Outputs(Visitor):
         self.seen[candidate.key, self.number] = output.clone()
 
 
-class Whole(Prefix):
+class Whole(PrefixCache):
     """Runs everything, each time."""
 
     def capture(self, batch):
@@ -41,7 +41,7 @@ class Whole(Prefix):
 
 
 def compared(net, data, stack=1):
-    anatomy = dissect(net, as_batch(data[0][:2]))
+    anatomy = analyze(net, as_batch(data[0][:2]))
     tried = [*block_candidates(anatomy, {}), *layer_candidates(anatomy, layers_of(anatomy))]
     outputs = Outputs()
     sweep(anatomy, data, tried, outputs, stack=stack)
@@ -98,8 +98,8 @@ def test_each_channel(channel):
 @pytest.mark.parametrize("channel", side_channels.CHANNELS)
 def test_runs_start_in_front_of_the_writer_and_no_earlier(channel):
     net, x = side_channels.Net(6, [(channel, 1, 3)]).eval(), torch.randn(4, 4)
-    anatomy = dissect(net, as_batch(x[:2]))
-    prefix = Prefix(anatomy)
+    anatomy = analyze(net, as_batch(x[:2]))
+    prefix = PrefixCache(anatomy)
     with evaluating(net):
         prefix.capture(Batch((x,)))
     moved = {path: start for path, start in prefix.restarts.items() if path != start}
@@ -110,8 +110,8 @@ def test_runs_start_in_front_of_the_writer_and_no_earlier(channel):
 
 def test_without_side_channels_every_tile_is_a_start():
     net, x = side_channels.Net(4, []).eval(), torch.randn(4, 4)
-    anatomy = dissect(net, as_batch(x[:2]))
-    prefix = Prefix(anatomy)
+    anatomy = analyze(net, as_batch(x[:2]))
+    prefix = PrefixCache(anatomy)
     with evaluating(net):
         prefix.capture(Batch((x,)))
     assert restart_notes(anatomy) == []
@@ -133,5 +133,5 @@ def test_records_say_it():
     net = side_channels.Net(4, [("outside", 0, 2)], alone=True).eval()
     data = [(torch.randn(8, 4), torch.arange(8) % 3)]
     assert any("hand values on beside" in note for note in shoal.scan(net, data).notes)
-    result = shoal.compress(net, data, remove=1, settings=shoal.Settings(latency_seconds=0.01)).record
+    result = shoal.compress(net, data, remove=1, settings=shoal.MeasureConfig(latency_seconds=0.01)).record
     assert any("hand values on beside" in said for said in result.warnings)

@@ -9,23 +9,23 @@ import halves
 import networks
 from families import family
 from shoal.batches import Batch
-from shoal.blocks import dissect
-from shoal.blocks.units import removable_units, unit_swaps
+from shoal.blocks import analyze
+from shoal.blocks.units import removable_units, unit_replacements
 from shoal.errors import SurgeryError, UnknownBlockError
 from shoal.preserve import swapped
 
 
 def anatomy_of(model, *inputs, **named):
-    return dissect(model.eval(), Batch(inputs, named))
+    return analyze(model.eval(), Batch(inputs, named))
 
 
 def test_a_unit_goes_with_the_modules_that_are_its_own():
     anatomy = anatomy_of(halves.Halves(), halves.samples())
-    assert set(unit_swaps(anatomy, "blocks.1", [0])) == {"blocks.1.norm1", "blocks.1.mixer"}
+    assert set(unit_replacements(anatomy, "blocks.1", [0])) == {"blocks.1.norm1", "blocks.1.mixer"}
     mlp = {f"blocks.1.{name}" for name in ("norm2", "fc1", "act", "fc2")}
-    assert set(unit_swaps(anatomy, "blocks.1", [1])) == mlp
-    assert set(unit_swaps(anatomy, "blocks.1", [1, 0])) == mlp | {"blocks.1.norm1", "blocks.1.mixer"}
-    assert unit_swaps(anatomy, "blocks.1", [1]) is unit_swaps(anatomy, "blocks.1", [1])
+    assert set(unit_replacements(anatomy, "blocks.1", [1])) == mlp
+    assert set(unit_replacements(anatomy, "blocks.1", [1, 0])) == mlp | {"blocks.1.norm1", "blocks.1.mixer"}
+    assert unit_replacements(anatomy, "blocks.1", [1]) is unit_replacements(anatomy, "blocks.1", [1])
 
 
 @pytest.mark.parametrize(("unit", "name"), [(0, "mixer"), (1, "mlp")])
@@ -33,7 +33,7 @@ def test_the_outputs_are_those_of_a_network_written_without_the_unit(unit, name)
     model = halves.Halves().eval()
     anatomy = anatomy_of(model, halves.samples(2))
     expected = halves.by_hand(model, ("", name, ""))
-    with torch.no_grad(), swapped(model, unit_swaps(anatomy, "blocks.1", [unit])):
+    with torch.no_grad(), swapped(model, unit_replacements(anatomy, "blocks.1", [unit])):
         for count in (1, 3, 6):
             x = halves.samples(count, seed=count)
             assert torch.equal(model(x), expected(x))
@@ -83,7 +83,7 @@ def plain(block, x):
 
 def paths_of(first, second, unit, path="blocks.0"):
     anatomy = anatomy_of(Line(first, second), torch.randn(3, 4))
-    return sorted(one.removeprefix(f"{path}.") for one in unit_swaps(anatomy, path, [unit]))
+    return sorted(one.removeprefix(f"{path}.") for one in unit_replacements(anatomy, path, [unit]))
 
 
 def test_what_feeds_something_else_stays():
@@ -92,8 +92,8 @@ def test_what_feeds_something_else_stays():
         return x + block.one(seen) + block.two(seen)
 
     anatomy = anatomy_of(Line(shared, lambda block, x: x), torch.randn(3, 4))
-    assert set(unit_swaps(anatomy, "blocks.0", [0])) == {"blocks.0.one"}
-    assert set(unit_swaps(anatomy, "blocks.0", [0, 1])) == {"blocks.0.norm", "blocks.0.one", "blocks.0.two"}
+    assert set(unit_replacements(anatomy, "blocks.0", [0])) == {"blocks.0.one"}
+    assert set(unit_replacements(anatomy, "blocks.0", [0, 1])) == {"blocks.0.norm", "blocks.0.one", "blocks.0.two"}
 
 
 def test_a_branch_may_end_in_a_product_and_change_things_in_place():
@@ -126,7 +126,7 @@ def test_a_branch_of_code_alone_is_refused():
 
     anatomy = anatomy_of(Line(first, plain), torch.randn(3, 4))
     with pytest.raises(SurgeryError, match=r"unit 0 of 'blocks\.0' cannot be removed: the block's own code"):
-        unit_swaps(anatomy, "blocks.0", [0])
+        unit_replacements(anatomy, "blocks.0", [0])
     assert removable_units(anatomy, anatomy.chain["blocks.0"]) == [1]
 
 
@@ -136,19 +136,19 @@ def test_a_branch_that_zeros_do_not_silence_is_refused():
 
     anatomy = anatomy_of(Line(first, plain), torch.randn(3, 4))
     with pytest.raises(SurgeryError, match="something else than its modules feeds the branch"):
-        unit_swaps(anatomy, "blocks.0", [0])
+        unit_replacements(anatomy, "blocks.0", [0])
 
 
 def test_units_are_named_within_the_block():
     anatomy = anatomy_of(halves.Halves(), halves.samples())
     with pytest.raises(UnknownBlockError, match="has no unit 2"):
-        unit_swaps(anatomy, "blocks.0", [2])
+        unit_replacements(anatomy, "blocks.0", [2])
     with pytest.raises(UnknownBlockError, match=r"no residual block called 'blocks\.9'"):
-        unit_swaps(anatomy, "blocks.9", [0])
+        unit_replacements(anatomy, "blocks.9", [0])
     torch.manual_seed(0)
     single = anatomy_of(networks.PreactNet(4, 2), torch.randn(2, 1, 8, 8))
     with pytest.raises(SurgeryError, match=r"the block 'blocks\.0' has 1 unit, not several"):
-        unit_swaps(single, "blocks.0", [0])
+        unit_replacements(single, "blocks.0", [0])
     assert removable_units(single, single.chain["blocks.0"]) == []
 
 
@@ -159,7 +159,7 @@ def test_layers_of_torch_that_take_weights_past_their_modules():
     anatomy = anatomy_of(model, x)
     layer = model.encoder.layers[0]
     for unit in (0, 1):
-        with torch.no_grad(), swapped(model, unit_swaps(anatomy, "encoder.layers.0", [unit])):
+        with torch.no_grad(), swapped(model, unit_replacements(anatomy, "encoder.layers.0", [unit])):
             found = layer(x)
         with torch.no_grad():
             left = layer.norm1(x) if unit == 0 else layer.norm1(x + layer._sa_block(x, None, None))
@@ -173,6 +173,6 @@ def test_attention_and_mlp_of_known_families(name):
     anatomy = anatomy_of(model, **inputs)
     block = anatomy.chain[removed[0]]
     assert removable_units(anatomy, block) == list(range(len(block.units)))
-    attention, mlp = (unit_swaps(anatomy, block.path, [number]) for number in (0, len(block.units) - 1))
+    attention, mlp = (unit_replacements(anatomy, block.path, [number]) for number in (0, len(block.units) - 1))
     assert any("attn" in path or "attention" in path for path in attention)
     assert not any("attn" in path or "attention." in path for path in mlp)

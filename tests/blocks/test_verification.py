@@ -9,7 +9,7 @@ from torch import nn
 
 from shoal.batches import as_batch
 from shoal.blocks import trace
-from shoal.blocks.taps import tapped
+from shoal.blocks.interception import intercept_additions
 from shoal.preserve import evaluating
 from shoal.surgery import remove_blocks
 
@@ -127,7 +127,10 @@ VALUES = {
 def shortcut_alone(net, path, x):
     """The network with zeros for the branches of a block, by its own code."""
     chain = trace(net, x)
-    with evaluating(net), tapped(net, [chain[path]], lambda path, unit, stream, branch: torch.zeros_like(branch)):
+    with (
+        evaluating(net),
+        intercept_additions(net, [chain[path]], lambda path, unit, stream, branch: torch.zeros_like(branch)),
+    ):
         return net(x)
 
 

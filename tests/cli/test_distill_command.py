@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import shoal
-from shoal.recover.distil import _Run
+from shoal.recover.distill import _Run
 
 HERE = Path(__file__).parent.parent
 NETWORK, DATA = f"{HERE}/tiny.py:network", f"{HERE}/tiny.py:data"

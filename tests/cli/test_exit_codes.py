@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from shoal.cli import main
-from shoal.cli.session import Session
+from shoal.cli.console import Session
 from shoal.errors import DataError, NotReachedError
 
 SHOAL = [sys.executable, "-m", "shoal"]

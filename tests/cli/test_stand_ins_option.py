@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import stopwatch
-from shoal.cli.compressing import _kinds
+from shoal.cli.compress import _kinds
 from shoal.errors import UsageError
-from shoal.pipeline import Settings
-from shoal.pipeline.table_maker import DEFAULT_KINDS
+from shoal.pipeline import MeasureConfig
+from shoal.pipeline.candidate_table import DEFAULT_KINDS
 
 pytestmark = pytest.mark.heavy
 
@@ -36,7 +36,7 @@ def test_students_are_trained_and_another_goal_needs_no_training(run, tmp_path, 
     plan = json.loads((tmp_path / "o" / "plan.json").read_text())
     kinds = {one["stand_in"]["kind"] for one in plan["actions"] if one["kind"] == "replace"}
     assert kinds <= {"block", "narrow"}
-    monkeypatch.setattr("shoal.pipeline.table_maker.train_students", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("shoal.pipeline.candidate_table.train_students", lambda *_, **__: pytest.fail("trained again"))
     assert run("compress", "--from", "o", "--macs", 0.8, "--json")[0] == 0
     code, _, err = run("compress", "--from", "o", "--macs", 0.8, "--stand-ins", "conv3")
     assert (code, "--stand-ins is conv3, the tables were made with block,narrow" in err) == (2, True), err
@@ -47,4 +47,4 @@ def test_what_there_is_not_is_refused_before_a_folder_is_made(run, tmp_path):
     assert (code, "no stand-in is called 'magic'" in err) == (2, True)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UsageError, match="There are identity"):
-        Settings(stand_ins=("magic",))
+        MeasureConfig(stand_ins=("magic",))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import shoal
-from shoal.cli.training import with_classes
+from shoal.cli.train import with_classes
 from shoal.sources import load_data
 
 HERE = Path(__file__).parent.parent
@@ -35,21 +35,21 @@ def test_train_prints_one_document_and_leaves_a_folder_that_loads(run, tmp_path)
 
 
 def test_the_same_command_resumes_and_a_finished_folder_is_refused(run, tmp_path, monkeypatch):
-    from shoal.epsilon.trainer import Run
+    from shoal.epsilon.trainer import EpsilonTrainer
 
     words = ("train", NETWORK, "digits", "--epsilon", 1000, *QUICK, "--out", "o")
-    whole = Run._epoch
+    whole = EpsilonTrainer._epoch
 
     def interrupted(self):
         if self.state.epoch == 2:
             raise KeyboardInterrupt
         return whole(self)
 
-    monkeypatch.setattr(Run, "_epoch", interrupted)
+    monkeypatch.setattr(EpsilonTrainer, "_epoch", interrupted)
     code, _, err = run(*words)
     assert code == 130
     assert "goes on from the last checkpoint" in err
-    monkeypatch.setattr(Run, "_epoch", whole)
+    monkeypatch.setattr(EpsilonTrainer, "_epoch", whole)
     code, out, _ = run(*words)
     assert code == 0
     assert "resuming the run in o" in out
@@ -128,7 +128,7 @@ def test_two_processes_train_together_and_the_first_one_speaks_and_saves(tmp_pat
 
 
 def test_a_process_that_is_not_the_first_says_and_writes_nothing(run, monkeypatch, tmp_path):
-    import shoal.cli.training as command
+    import shoal.cli.train as command
     from shoal.engine import Engine
 
     class Second(Engine):
@@ -179,9 +179,9 @@ def test_a_data_set_that_is_incomplete_is_said_with_what_belongs_there(run, tmp_
 
 
 def test_a_loss_that_is_nan_ends_in_exit_code_2_and_keeps_the_checkpoint(run, tmp_path, monkeypatch):
-    from shoal.epsilon.trainer import Run
+    from shoal.epsilon.trainer import EpsilonTrainer
 
-    whole = Run._epoch
+    whole = EpsilonTrainer._epoch
 
     def poisoned(self):
         if self.state.epoch == 2:
@@ -189,7 +189,7 @@ def test_a_loss_that_is_nan_ends_in_exit_code_2_and_keeps_the_checkpoint(run, tm
                 next(self.shrinking.model.parameters()).fill_(float("nan"))
         return whole(self)
 
-    monkeypatch.setattr(Run, "_epoch", poisoned)
+    monkeypatch.setattr(EpsilonTrainer, "_epoch", poisoned)
     code, out, _ = run("train", NETWORK, "digits", *QUICK, "--out", "o", "--json")
     error = json.loads(out)["error"]
     assert (code, error["kind"]) == (2, "non_finite")

@@ -8,7 +8,7 @@ from torch import nn
 import networks
 import shoal
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.epsilon.attach import drop_gates_, epsilonize_, gates_of, remove_gates_
 from shoal.errors import SurgeryError, UsageError
 from shoal.surgery import certify, remove_blocks
@@ -141,7 +141,7 @@ def test_what_is_refused():
 
 def test_the_gated_network_is_still_traced_alike():
     model = preact()
-    chain = dissect(model, Batch((IMAGES,))).chain
+    chain = analyze(model, Batch((IMAGES,))).chain
     epsilonize_(model, IMAGES, 1e-9)
     assert shoal.trace(model, IMAGES).paths == chain.paths
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.epsilon.attach import attach_gates_, gates_of
 from shoal.epsilon.decay import decayed_parameters, ending_parameters, largest_ending_weight
 
@@ -15,7 +15,7 @@ COLOURS = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def names(model, example):
-    anatomy = dissect(model.eval(), Batch((example,)))
+    anatomy = analyze(model.eval(), Batch((example,)))
     reached = {id(parameter) for parameter in decayed_parameters(anatomy)}
     return {name for name, parameter in model.named_parameters() if id(parameter) in reached}
 
@@ -54,7 +54,7 @@ def starve(reached, steps=55):
     """A post-activation network behind closed gates: its largest last response after decay on `reached` alone."""
     torch.manual_seed(0)
     model = networks.CifarResNet(1, widths=(4, 8, 8))
-    anatomy = dissect(model.eval(), Batch((COLOURS,)))
+    anatomy = analyze(model.eval(), Batch((COLOURS,)))
     chosen = reached(anatomy)
     attach_gates_(anatomy, 1e6)
     others = [parameter for parameter in model.parameters() if parameter not in chosen]
@@ -79,5 +79,5 @@ def test_a_branch_that_ends_in_batch_norm_dies_only_if_decay_reaches_scale_and_s
 def test_the_model_is_left_as_it_was():
     model = networks.PreactNet(width=4, depth=2).eval()
     before = copy.deepcopy(model.state_dict())
-    decayed_parameters(dissect(model, Batch((IMAGES,))))
+    decayed_parameters(analyze(model, Batch((IMAGES,))))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

@@ -4,8 +4,8 @@ from test_trainer import network, settings
 
 import shoal
 from shoal.epsilon.attach import gates_of
-from shoal.epsilon.finish import Origin, finish
-from shoal.epsilon.trainer import Run
+from shoal.epsilon.finish import TrainRunInfo, finish
+from shoal.epsilon.trainer import EpsilonTrainer
 from shoal.sources import load_data
 from shoal.training import TrainRecord
 
@@ -17,14 +17,14 @@ def data():
 
 @pytest.fixture(scope="module")
 def run(data):
-    one = Run(network(), data, settings())
+    one = EpsilonTrainer(network(), data, settings())
     one.train()
     return one
 
 
 @pytest.fixture(scope="module")
 def trained(run):
-    return finish(run, Origin(data="digits"), seconds=0.01)
+    return finish(run, TrainRunInfo(data="digits"), seconds=0.01)
 
 
 def test_a_plain_network_comes_out_identical_by_construction(trained):
@@ -70,17 +70,17 @@ def test_saved_it_loads_bitwise_and_its_record_reads(trained, data, tmp_path):
 
 
 def test_without_gates_there_is_nothing_to_lose(data):
-    one = Run(network(), data, settings(epsilon=0.0))
+    one = EpsilonTrainer(network(), data, settings(epsilon=0.0))
     one.train()
-    found = finish(one, Origin(), seconds=0.01)
+    found = finish(one, TrainRunInfo(), seconds=0.01)
     assert (found.record.lost, found.record.settled.live, found.record.gated) == ([], None, 0)
     assert found.record.settled.certificate.verdict == "identical"
 
 
 def test_a_run_that_lost_nothing_says_what_to_change(data):
-    one = Run(network(), data, settings(epsilon=1e-9))
+    one = EpsilonTrainer(network(), data, settings(epsilon=1e-9))
     one.train()
-    found = finish(one, Origin(), seconds=0.01)
+    found = finish(one, TrainRunInfo(), seconds=0.01)
     assert any("larger epsilon" in warning for warning in found.record.warnings)
 
 
@@ -89,7 +89,7 @@ def test_gates_that_would_open_are_counted(run):
         with torch.no_grad():
             block.conv2.weight.mul_(1e4)
     try:
-        live = finish(run, Origin(), seconds=0.01).record.settled.live
+        live = finish(run, TrainRunInfo(), seconds=0.01).record.settled.live
         assert live.batches_with_an_opening == live.batches
         assert live.comparison.kl > 0
     finally:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from shoal.epsilon.optimizer import Descent
+from shoal.epsilon.optimizer import PrunableSGD
 
 
 class Pair(nn.Module):
@@ -16,7 +16,7 @@ class Pair(nn.Module):
 
 
 def descent(pair, nesterov=False):
-    return Descent(pair, {pair.network[0].weight, pair.network[1].weight}, 0.9, nesterov=nesterov)
+    return PrunableSGD(pair, {pair.network[0].weight, pair.network[1].weight}, 0.9, nesterov=nesterov)
 
 
 def gradients(pair, value=0.0):
@@ -36,7 +36,7 @@ def test_decay_reaches_what_it_should_and_the_matrices_of_the_side_head():
 
 def test_two_steps_are_those_of_torch():
     ours, theirs = Pair(), Pair()
-    one = Descent(ours, set(), 0.9, nesterov=True)
+    one = PrunableSGD(ours, set(), 0.9, nesterov=True)
     sgd = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     for value in (1.0, -0.5):
         gradients(ours, value)

@@ -4,7 +4,7 @@ from torch import nn
 
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.epsilon.sites import sites_of
 
 IMAGES = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -39,7 +39,7 @@ def net(*blocks):
 
 
 def sites(model, example=IMAGES):
-    return sites_of(dissect(model.eval(), Batch((example,))))
+    return sites_of(analyze(model.eval(), Batch((example,))))
 
 
 def test_the_last_convolution_ends_a_preactivation_branch():

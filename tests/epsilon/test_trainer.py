@@ -10,7 +10,7 @@ from torch import nn
 
 from shoal.epsilon.recipes import recipe
 from shoal.epsilon.schedule import DecayPlan, RatePlan
-from shoal.epsilon.trainer import Run, Settings, with_overrides
+from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer, with_overrides
 from shoal.errors import FolderError, ModelRaisedError, NonFiniteError, SurgeryError, UsageError, WeightsError
 from shoal.sources import load_data
 from shoal.sources.digits_resnet import DigitsResNet
@@ -43,11 +43,11 @@ def network(depth=3, seed=0, dropout=False):
 
 
 def settings(epsilon=1.6, plan=PLAN, **changes):
-    return Settings(plan, epsilon, **{"freeze_after": plan.freeze_after, **changes})
+    return EpsilonConfig(plan, epsilon, **{"freeze_after": plan.freeze_after, **changes})
 
 
 def trained(data, *, model=None, folder=None, **changes):
-    run = Run(model or network(), data, settings(**changes), folder=folder)
+    run = EpsilonTrainer(model or network(), data, settings(**changes), folder=folder)
     run.train()
     return run
 
@@ -135,8 +135,8 @@ def test_resumed_it_is_bitwise_as_without_interruption(data, tmp_path, stop_afte
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Run(model, data, settings(), folder=tmp_path, progress=stop).train()
-    resumed = Run(model, data, settings(), folder=tmp_path)
+        EpsilonTrainer(model, data, settings(), folder=tmp_path, progress=stop).train()
+    resumed = EpsilonTrainer(model, data, settings(), folder=tmp_path)
     assert (resumed.resumed, resumed.state.epoch) == (True, stop_after)
     resumed.train()
     assert same(state(whole), state(resumed))
@@ -154,8 +154,8 @@ def test_interrupted_between_two_checkpoints_it_goes_back_to_the_last(data, tmp_
 
     plan = settings(checkpoint_every=2)
     with pytest.raises(KeyboardInterrupt):
-        Run(network(), data, plan, folder=tmp_path, progress=stop).train()
-    run = Run(network(), data, plan, folder=tmp_path)
+        EpsilonTrainer(network(), data, plan, folder=tmp_path, progress=stop).train()
+    run = EpsilonTrainer(network(), data, plan, folder=tmp_path)
     assert run.state.epoch == 2
     run.train()
     assert same(state(run), state(trained(data, checkpoint_every=2)))
@@ -164,13 +164,13 @@ def test_interrupted_between_two_checkpoints_it_goes_back_to_the_last(data, tmp_
 def test_a_checkpoint_of_another_network_or_of_other_settings_is_refused(data, tmp_path):
     trained(data, folder=tmp_path)
     with pytest.raises(WeightsError, match="another network"):
-        Run(network(depth=2), data, settings(), folder=tmp_path)
+        EpsilonTrainer(network(depth=2), data, settings(), folder=tmp_path)
     with pytest.raises(UsageError, match=r"other settings: epsilon was 1\.6"):
-        Run(network(), data, settings(epsilon=2.0), folder=tmp_path)
+        EpsilonTrainer(network(), data, settings(epsilon=2.0), folder=tmp_path)
 
 
 def test_nan_stops_the_run_and_the_last_good_checkpoint_is_kept(data, tmp_path):
-    run = Run(network(), data, settings(), folder=tmp_path)
+    run = EpsilonTrainer(network(), data, settings(), folder=tmp_path)
 
     def poison(stage, done, total):
         if done == 2:
@@ -180,7 +180,7 @@ def test_nan_stops_the_run_and_the_last_good_checkpoint_is_kept(data, tmp_path):
     run.progress = poison
     with pytest.raises(NonFiniteError, match=r"NaN or Inf in epoch 3; the checkpoint of epoch 2 is kept"):
         run.train()
-    assert Run(network(), data, settings(), folder=tmp_path).state.epoch == 2
+    assert EpsilonTrainer(network(), data, settings(), folder=tmp_path).state.epoch == 2
 
 
 class Tired(DigitsResNet):
@@ -199,7 +199,7 @@ def test_a_network_that_raises_in_training_is_named_and_the_users_own_is_as_befo
     model = Tired(1, widths=(4, 6, 8)).train()
     drawn = torch.get_rng_state()
     with pytest.raises(ModelRaisedError, match="raised ZeroDivisionError on an input of shape"):
-        Run(model, data, settings(), folder=tmp_path).train()
+        EpsilonTrainer(model, data, settings(), folder=tmp_path).train()
     assert (model.calls, model.training) == (0, True)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert torch.equal(torch.get_rng_state(), drawn)
@@ -207,7 +207,7 @@ def test_a_network_that_raises_in_training_is_named_and_the_users_own_is_as_befo
 
 
 def test_all_processes_stop_where_the_loss_of_one_is_nan(data, monkeypatch):
-    run = Run(network(), data, settings())
+    run = EpsilonTrainer(network(), data, settings())
     monkeypatch.setattr(run.engine, "summed", lambda values: values * float("nan"))
     with pytest.raises(NonFiniteError, match="epoch 1; there is no checkpoint yet"):
         run.train()
@@ -233,8 +233,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint_file, "save_file", fills_up)
     with pytest.raises(FolderError, match="No space left"):
-        Run(network(), data, settings(), folder=tmp_path).train()
-    run = Run(network(), data, settings(), folder=tmp_path)
+        EpsilonTrainer(network(), data, settings(), folder=tmp_path).train()
+    run = EpsilonTrainer(network(), data, settings(), folder=tmp_path)
     assert run.state.epoch == 2
     run.train()
     assert same(state(run), state(trained(data)))
@@ -287,9 +287,9 @@ def test_what_is_refused(data):
     with pytest.raises(UsageError, match="0 epochs"):
         settings(plan=replace(PLAN, epochs=0))
     with pytest.raises(UsageError, match="Train without --compile"):
-        Run(net(Scaled(), Scaled()), data, settings(compile=True))
+        EpsilonTrainer(net(Scaled(), Scaled()), data, settings(compile=True))
     with pytest.raises(SurgeryError, match="no block of this network can be gated"):
-        Run(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, settings())
+        EpsilonTrainer(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, settings())
 
 
 def test_overrides_leave_what_was_not_given():

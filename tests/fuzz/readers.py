@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from shoal.epsilon.journal import METRICS, MetricsFile
+from shoal.epsilon.metrics import METRICS, MetricsFile
 from shoal.errors import FolderError, ShoalError
-from shoal.pipeline.clocks import FromTable
-from shoal.pipeline.shelf import CLAIM, Shelf
-from shoal.plan import InputSpec, Plan, Remove, Signature, read_plan
+from shoal.pipeline.cache import CLAIM, MeasurementCache
+from shoal.pipeline.latency_backends import LatencyTableFile
+from shoal.plan import InputSpec, NetworkSignature, Plan, Remove, read_plan
 from shoal.reading import read_json, refusing
 from shoal.sources.folders import image_folder
 from shoal.sources.npz import npz
@@ -68,7 +68,7 @@ STATE = {name: tensor.clone() for name, tensor in NETWORK.state_dict().items()}
 _PLAN = Plan(
     model="digits-resnet",
     inputs=[InputSpec(shape=[1, 8, 8], dtype="float32")],
-    network=Signature(state={"a": "float32[2]"}, chain=["a"]),
+    network=NetworkSignature(state={"a": "float32[2]"}, chain=["a"]),
     actions=[Remove(path="a")],
 )
 _TABLE = {"entries": {"a": {"ms": 1.0}}, "whole_ms": 2.0, "batch": 4, "device": "cpu"}
@@ -112,7 +112,7 @@ def _read(kind: str, content: bytes, folder: Path) -> None:
 
 def _tables(path: Path) -> None:
     (path.parent / CLAIM).write_text("{}")
-    shelf = Shelf(path.parent, {})
+    shelf = MeasurementCache(path.parent, {})
     shelf.prices("here")
     shelf.damages()
 
@@ -131,7 +131,7 @@ _READERS: dict[str, Callable[[Path], object]] = {
     "journal": lambda path: JsonlFile(path).read(),
     "tables": _tables,
     "metrics": lambda path: MetricsFile(path.parent).restart(1),
-    "latencies": FromTable,
+    "latencies": LatencyTableFile,
     "weights": lambda path: restore_weights(nn.Linear(2, 2), path),
     "checkpoint": load_checkpoint,
     "safetensors": lambda path: load_weights(nn.Linear(2, 2), path),

@@ -7,7 +7,7 @@ from torch import nn
 
 from shoal.measure import sequences
 from shoal.measure.quality import compare, paired_predictions, predictions, quality
-from shoal.measure.sequences import at, joined, sequences_of, some_positions
+from shoal.measure.sequences import gather_positions, joined, sample_positions, sequences_of
 
 
 class Words(nn.Module):
@@ -126,12 +126,12 @@ def test_a_large_vocabulary_is_thinned(monkeypatch):
 def test_positions_are_spread_and_none_is_padding(monkeypatch):
     monkeypatch.setattr(sequences, "_KEPT", 4 * 7)
     log_p = log_probs(6, 10, 7)
-    assert some_positions(log_p, None)[0].tolist() == [1, 3, 6, 8]
-    chosen = some_positions(log_p, MASK == 1)
+    assert sample_positions(log_p, None)[0].tolist() == [1, 3, 6, 8]
+    chosen = sample_positions(log_p, MASK == 1)
     assert (chosen < torch.tensor(LENGTHS).unsqueeze(1)).all()
     left = MASK.flip(1) == 1  # padding on the left
-    assert at(left, some_positions(log_p, left)).all()
+    assert gather_positions(left, sample_positions(log_p, left)).all()
     monkeypatch.setattr(sequences, "_KEPT", 1)
-    assert some_positions(log_p, None).shape == (6, 4)
+    assert sample_positions(log_p, None).shape == (6, 4)
     monkeypatch.setattr(sequences, "_KEPT", 70)
-    assert some_positions(log_p, None) is None
+    assert sample_positions(log_p, None) is None

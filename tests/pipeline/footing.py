@@ -8,14 +8,14 @@ from torch import nn
 import networks
 import stopwatch
 from shoal.batches import Batch
-from shoal.blocks import dissect
-from shoal.measure.reading import OutputReading, Reading
-from shoal.pipeline.building import Builder
-from shoal.pipeline.planning import Planner
-from shoal.pipeline.prices import Prices
-from shoal.pipeline.shelf import Shelf
-from shoal.pipeline.table_maker import TableMaker
-from shoal.replace import line_of
+from shoal.blocks import analyze
+from shoal.measure.output_reading import OutputReading, Reading
+from shoal.pipeline.cache import MeasurementCache
+from shoal.pipeline.candidate_table import CandidateBuilder
+from shoal.pipeline.costs import CostModel
+from shoal.pipeline.plan_builder import PlanBuilder
+from shoal.pipeline.plan_search import PlanSearch
+from shoal.replace import build_segments
 from shoal.scanning import OutputDamage
 
 CLASSES = OutputDamage(Reading((OutputReading("", "classes", "as the tests say"),)))
@@ -61,18 +61,20 @@ def plain():
 def maker(model=None, shape=(12, 3, 8, 8), shelf=None, clock=None, judged=None, **more):
     """A TableMaker by the fake clock."""
     data = batches(*shape)
-    anatomy = dissect(copy.deepcopy(model) if model is not None else network(), data[0].take(2))
+    anatomy = analyze(copy.deepcopy(model) if model is not None else network(), data[0].take(2))
     clock = clock or stopwatch.FakeClock(data[0])
-    shelf = shelf or Shelf(None, {})
-    prices = Prices(anatomy, line_of(anatomy), data[0], clock, shelf)
-    return TableMaker(anatomy, data, judged or batches(*shape, first=9), prices, shelf, **{"damage": CLASSES, **more})
+    shelf = shelf or MeasurementCache(None, {})
+    prices = CostModel(anatomy, build_segments(anatomy), data[0], clock, shelf)
+    return CandidateBuilder(
+        anatomy, data, judged or batches(*shape, first=9), prices, shelf, **{"damage": CLASSES, **more}
+    )
 
 
 def planner(tables=None, model=None, shape=(12, 3, 8, 8), clock=None, data=None, **more):
     """A Planner by the fake clock."""
     model = model if model is not None else network()
     data = data or batches(*shape)
-    anatomy = dissect(copy.deepcopy(model), data[0].take(2))
+    anatomy = analyze(copy.deepcopy(model), data[0].take(2))
     tables = tables or maker(model, shape, **more).make()
-    builder = Builder(anatomy, model, tables, data, batches(*shape, first=9), CLASSES)
-    return Planner(builder, clock or stopwatch.FakeClock(data[0]))
+    builder = PlanBuilder(anatomy, model, tables, data, batches(*shape, first=9), CLASSES)
+    return PlanSearch(builder, clock or stopwatch.FakeClock(data[0]))

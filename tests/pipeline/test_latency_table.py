@@ -5,14 +5,14 @@ import torch
 from footing import batches, network, plain
 
 import stopwatch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.errors import UsageError
-from shoal.pipeline.clocks import FromTable
+from shoal.pipeline.cache import MeasurementCache
+from shoal.pipeline.candidate_table import timed_modules
+from shoal.pipeline.costs import CostModel
+from shoal.pipeline.latency_backends import LatencyTableFile
 from shoal.pipeline.latency_table import latency_table
-from shoal.pipeline.prices import Prices
-from shoal.pipeline.shelf import Shelf
-from shoal.pipeline.table_maker import timed_modules
-from shoal.replace import KINDS, line_of
+from shoal.replace import KINDS, build_segments
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +29,11 @@ def written(tmp_path, model, **more):
 
 def prices(model, clock):
     [data] = batches(4, 3, 8, 8, count=1)
-    anatomy = dissect(model, data.take(2))
-    line = line_of(anatomy)
-    return Prices(anatomy, line, data, clock, Shelf(None, {})), timed_modules(anatomy, line, tuple(KINDS), 5)
+    anatomy = analyze(model, data.take(2))
+    line = build_segments(anatomy)
+    return CostModel(anatomy, line, data, clock, MeasurementCache(None, {})), timed_modules(
+        anatomy, line, tuple(KINDS), 5
+    )
 
 
 @pytest.mark.parametrize("make", [network, plain])
@@ -39,7 +41,7 @@ def test_what_is_written_on_one_device_prices_plans_on_another(tmp_path, make):
     _, path = written(tmp_path, make())
     here, others = prices(make(), stopwatch.FakeClock(batches(4, 3, 8, 8)[0]))
     here.measure(others)
-    there, others = prices(make(), FromTable(path))
+    there, others = prices(make(), LatencyTableFile(path))
     there.measure(others)
     assert there.whole == here.whole
     for name, price in here.steps.items():
@@ -67,9 +69,9 @@ def test_other_weights_have_the_same_latencies_and_another_network_has_not(tmp_p
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1)
-    same, others = prices(other, FromTable(path))
+    same, others = prices(other, LatencyTableFile(path))
     same.measure(others)
-    wider, others = prices(plain(), FromTable(path))
+    wider, others = prices(plain(), LatencyTableFile(path))
     with pytest.raises(UsageError, match=r"knows nothing of \d+ modules.*[\s\S]*another network or other spans"):
         wider.measure(others)
 

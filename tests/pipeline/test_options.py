@@ -7,9 +7,9 @@ import torch
 from typer.testing import CliRunner
 
 import networks
-from shoal.cli.main import app
+from shoal.cli.app import app
 from shoal.errors import ShoalError, UsageError
-from shoal.pipeline import Goal, Recover, Target, compress
+from shoal.pipeline import BudgetTarget, Goal, Recover, compress
 from shoal.pipeline.options import USED_BY, check_options, name_of
 
 GOALS = {
@@ -56,7 +56,7 @@ def is_used(option, goal):
 
 
 def goal_of(values):
-    target = Target(**{key: values[key] for key in ("latency", "macs", "params", "depth") if key in values})
+    target = BudgetTarget(**{key: values[key] for key in ("latency", "macs", "params", "depth") if key in values})
     rest = {key: value for key, value in values.items() if key not in ("latency", "macs", "params", "depth")}
     return Goal(**{**rest, "blocks": tuple(rest["blocks"]) if "blocks" in rest else None}, target=target)
 
@@ -93,7 +93,7 @@ def test_from_python_what_does_nothing_is_refused_before_data_are_read(option, g
 
 @pytest.mark.parametrize(("option", "goal"), itertools.product(FLAGS, GOALS))
 def test_on_the_command_line_likewise(option, goal, monkeypatch):
-    monkeypatch.setattr("shoal.cli.compressing.run_compress", lambda session, request: 77)
+    monkeypatch.setattr("shoal.cli.compress.run_compress", lambda session, request: 77)
     refused = not is_used(option, goal) or option == "student_budget"
     found = CliRunner().invoke(app, ["compress", *GOAL_FLAGS[goal], *FLAGS[option], "--json"], standalone_mode=False)
     if refused:

@@ -7,11 +7,11 @@ from torch import nn
 
 import networks
 from shoal.errors import FolderError
-from shoal.pipeline import Settings, compress, result
+from shoal.pipeline import MeasureConfig, compress, result
 from shoal.record import Record
 from shoal.store import RunFolder, load
 
-QUICK = Settings(images=16, validation_images=16, latency_seconds=0.001)
+QUICK = MeasureConfig(images=16, validation_images=16, latency_seconds=0.001)
 FILES = {"model.safetensors", "extras.safetensors", "plan.json", "record.json", "report.html", "model.pt2"}
 
 

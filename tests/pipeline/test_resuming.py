@@ -6,14 +6,14 @@ import torch
 from footing import batches, network
 
 import stopwatch
-from shoal.blocks.prefix import Prefix
+from shoal.blocks.prefix_cache import PrefixCache
 from shoal.errors import FolderError
-from shoal.pipeline import Settings, by_plan, compress, table_maker
-from shoal.pipeline.table_maker import TableMaker
+from shoal.pipeline import MeasureConfig, candidate_table, compress, planner
+from shoal.pipeline.candidate_table import CandidateBuilder
 
 pytestmark = pytest.mark.heavy
 
-QUICK = Settings(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
+QUICK = MeasureConfig(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ class Watch:
 
     def __init__(self, monkeypatch):
         self.fitted, self.judged, self.timed, self.tables = [], [], 0, None
-        fit_all, run_from, make = table_maker.fit_all, Prefix.run, TableMaker.make
+        fit_all, run_from, make = candidate_table.fit_all, PrefixCache.run, CandidateBuilder.make
 
         def fitting(anatomy, given, wanted, **more):
             self.fitted += [one.name for one in wanted]
@@ -57,10 +57,10 @@ class Watch:
             self.tables = make(maker)
             return self.tables
 
-        monkeypatch.setattr(table_maker, "fit_all", fitting)
-        monkeypatch.setattr(Prefix, "run", running)
-        monkeypatch.setattr("shoal.pipeline.prices.shares_in_place", shares)
-        monkeypatch.setattr(TableMaker, "make", making)
+        monkeypatch.setattr(candidate_table, "fit_all", fitting)
+        monkeypatch.setattr(PrefixCache, "run", running)
+        monkeypatch.setattr("shoal.pipeline.costs.latency_shares", shares)
+        monkeypatch.setattr(CandidateBuilder, "make", making)
 
     def work(self):
         return len(self.fitted), len(self.judged), self.timed
@@ -165,7 +165,10 @@ def own_damage(original, output, batch):
         ({"model": other_weights()}, "network was '"),
         ({"model": footing.plain()}, "network was '"),
         ({"calibration": [one + 1 for one in data()]}, "fit_on was '.*judge_on was '"),
-        ({"settings": Settings(images=36, latency_seconds=0.001, longest=3)}, "longest was 2, now 3, stand_ins was"),
+        (
+            {"settings": MeasureConfig(images=36, latency_seconds=0.001, longest=3)},
+            "longest was 2, now 3, stand_ins was",
+        ),
         ({"exclude": ["layer1.0"]}, r"exclude was \[\], now \['layer1.0'\]"),
         ({"damage": own_damage}, "damage was '.*divergence', now '.*own_damage'"),
     ],
@@ -193,7 +196,7 @@ def test_two_lambdas_are_two_damages():
         return lambda a, b, c: scale * a
 
     one, other, again = scaled(1), scaled(2), scaled(1)
-    names = [by_plan.identity_of(function) for function in (one, other, again, lambda a, b, c: b)]
+    names = [planner.function_id(function) for function in (one, other, again, lambda a, b, c: b)]
     assert names[0] == names[2]
     assert len(set(names)) == 3
 
@@ -213,7 +216,7 @@ def _claimed():
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(by_plan, "Shelf", shelf)
+        patch.setattr(planner, "MeasurementCache", shelf)
         with pytest.raises(Stop):
             planned(None)
     return set(seen)

@@ -10,21 +10,21 @@ from footing import batches, maker, network
 
 import stopwatch
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.errors import UsageError
-from shoal.pipeline import Recover, Settings, compress, table_maker
-from shoal.pipeline.choose import Choice
-from shoal.pipeline.kept_cut import Cut, keep_cut, kept_cut
-from shoal.pipeline.shelf import Shelf
+from shoal.pipeline import MeasureConfig, Recover, candidate_table, compress
+from shoal.pipeline.cache import MeasurementCache
+from shoal.pipeline.greedy import RemovalChoice
+from shoal.pipeline.plan_checkpoint import CutCheckpoint, load_cut, save_cut
 from shoal.plan import Plan, Replace
-from shoal.recover import Budget, DistilSettings
+from shoal.recover import DistillConfig, TrainingBudget
 from shoal.store import load
 from shoal.surgery import apply
 from shoal.surgery.replace import replace_spans_
 
 pytestmark = pytest.mark.heavy
 
-QUICK = Settings(
+QUICK = MeasureConfig(
     images=36, validation_images=60, latency_seconds=0.001, stand_ins=("block", "narrow"), longest=3, student_budget=8
 )
 
@@ -39,7 +39,7 @@ def data(first=0, count=3, size=12):
 
 
 def taught(shelf=None, **more):
-    more = {"kinds": ("block", "narrow", "conv3"), "student_budget": Budget(steps=6), "longest": 3} | more
+    more = {"kinds": ("block", "narrow", "conv3"), "student_budget": TrainingBudget(steps=6), "longest": 3} | more
     return maker(shelf=shelf, **more)
 
 
@@ -65,7 +65,7 @@ def test_their_damage_is_that_of_the_network_with_them_in_place(tables):
     for index, fitted in tables.fitted.items():
         if not fitted.stand_in.student:
             continue
-        own = dissect(network(), one.fit_on[0].take(2))
+        own = analyze(network(), one.fit_on[0].take(2))
         replace_spans_(own, [Replace(paths=list(fitted.span.paths), stand_in=fitted.stand_in)],
                        {fitted.span.paths[0]: fitted.module})  # fmt: skip
         with torch.no_grad():
@@ -84,9 +84,9 @@ def test_none_are_made_unless_asked_for():
 
 def test_what_was_trained_is_not_trained_again(tmp_path, monkeypatch):
     claim = {"students": True}
-    first = taught(Shelf(tmp_path / "t", claim)).make()
-    monkeypatch.setattr("shoal.pipeline.table_maker.train_students", lambda *_, **__: pytest.fail("trained again"))
-    again = taught(Shelf(tmp_path / "t", claim)).make()
+    first = taught(MeasurementCache(tmp_path / "t", claim)).make()
+    monkeypatch.setattr("shoal.pipeline.candidate_table.train_students", lambda *_, **__: pytest.fail("trained again"))
+    again = taught(MeasurementCache(tmp_path / "t", claim)).make()
     assert again.edges == first.edges
     assert again.notes == first.notes
     for index, one in first.fitted.items():
@@ -95,7 +95,7 @@ def test_what_was_trained_is_not_trained_again(tmp_path, monkeypatch):
 
 def test_the_untrained_are_gone_before_others_learn(monkeypatch):
     made, alive, clock = weakref.WeakSet(), [], stopwatch.FakeClock(batches(12, 3, 8, 8)[0])
-    untrained, train = table_maker._untrained, table_maker.train_students
+    untrained, train = candidate_table._untrained, candidate_table.train_students
 
     def watched(*given):
         found = untrained(*given)
@@ -108,8 +108,8 @@ def test_the_untrained_are_gone_before_others_learn(monkeypatch):
         alive.append(len(made))
         return train(*given, **named)
 
-    monkeypatch.setattr(table_maker, "_untrained", watched)
-    monkeypatch.setattr(table_maker, "train_students", training)
+    monkeypatch.setattr(candidate_table, "_untrained", watched)
+    monkeypatch.setattr(candidate_table, "train_students", training)
     taught(kinds=("block",), clock=clock).make()
     assert alive == [0]
 
@@ -151,7 +151,7 @@ def test_so_many_steps_give_the_same_plan():
 
 
 def test_they_recover_and_an_interrupted_recovery_finds_its_cut(tmp_path):
-    steps = Recover(6, DistilSettings(rate=0.01, looks=2), folder=tmp_path)
+    steps = Recover(6, DistillConfig(rate=0.01, looks=2), folder=tmp_path)
     result = planned(macs=0.6, validation=data(first=40, count=2), recover=steps)
     assert result.record.recovery.divergence_after <= result.record.recovery.divergence_before
     again = apply(network(), result.plan, weights_follow=True)
@@ -161,8 +161,8 @@ def test_they_recover_and_an_interrupted_recovery_finds_its_cut(tmp_path):
 def test_a_kept_cut_comes_back_with_its_students(tmp_path):
     result = planned(macs=0.6)
     example = Batch((data()[0][:2],))
-    keep_cut(tmp_path, Cut(result.model, Choice([], {}, {}, True, "done"), replaced(result)), {"a": 1})
-    found = kept_cut(tmp_path, network(), example, {"a": 1})
+    save_cut(tmp_path, CutCheckpoint(result.model, RemovalChoice([], {}, {}, True, "done"), replaced(result)), {"a": 1})
+    found = load_cut(tmp_path, network(), example, {"a": 1})
     x = data()[0]
     with torch.no_grad():
         assert torch.equal(found.model(x), result.model(x))
@@ -175,7 +175,7 @@ def test_a_depth_counts_their_blocks():
 
 def test_tables_of_another_budget_are_refused(tmp_path):
     planned(macs=0.6, tables=tmp_path / "t")
-    other = Settings(**{**vars(QUICK), "student_budget": "90s"})
+    other = MeasureConfig(**{**vars(QUICK), "student_budget": "90s"})
     with pytest.raises(Exception, match="student_budget was '8 steps', now '90 seconds'"):
         planned(macs=0.6, tables=tmp_path / "t", settings=other)
 
@@ -190,4 +190,4 @@ def test_tables_of_another_budget_are_refused(tmp_path):
 )
 def test_what_makes_no_sense_is_refused(given, said):
     with pytest.raises(UsageError, match=said):
-        Settings(**given)
+        MeasureConfig(**given)

@@ -9,17 +9,19 @@ from hypothesis import strategies as st
 from shoal.errors import PlanError
 from shoal.plan import (
     InputSpec,
+    NetworkSignature,
     Plan,
     Remove,
-    Signature,
-    StandIn,
+    Replacement,
     check_signature,
     differences,
     parse_plan,
     read_plan,
 )
 
-NETWORK = Signature(state={"a.weight": "float32[3,4]", "a.bias": "float32[3]"}, chain=["a:Block:identity:[3]->[3]"])
+NETWORK = NetworkSignature(
+    state={"a.weight": "float32[3,4]", "a.bias": "float32[3]"}, chain=["a:Block:identity:[3]->[3]"]
+)
 PLAN = Plan(
     model="torchvision:resnet18",
     inputs=[InputSpec(shape=[3, 8, 8], dtype="float32")],
@@ -38,7 +40,9 @@ plans = st.builds(
         st.builds(InputSpec, shape=st.lists(st.integers(0, 99), max_size=4), dtype=words, keyword=st.none() | words),
         max_size=3,
     ),
-    network=st.builds(Signature, state=st.dictionaries(words, words, max_size=3), chain=st.lists(words, max_size=3)),
+    network=st.builds(
+        NetworkSignature, state=st.dictionaries(words, words, max_size=3), chain=st.lists(words, max_size=3)
+    ),
     actions=st.lists(removals, max_size=3),
 )
 
@@ -111,18 +115,18 @@ def test_what_is_no_plan_is_refused_with_the_field(text, said):
     ],
 )
 def test_what_tells_two_networks_apart_is_said(state, chain, said):
-    assert differences(NETWORK, Signature(state=state, chain=chain)) == said
+    assert differences(NETWORK, NetworkSignature(state=state, chain=chain)) == said
 
 
 def test_a_long_list_of_differences_is_cut():
-    many = Signature(state={f"w{i}": "float32[1]" for i in range(9)}, chain=[])
-    assert differences(many, Signature(state={}, chain=[]))[-1] == "and 4 more"
+    many = NetworkSignature(state={f"w{i}": "float32[1]" for i in range(9)}, chain=[])
+    assert differences(many, NetworkSignature(state={}, chain=[]))[-1] == "and 4 more"
 
 
 def test_a_plan_for_another_network_is_refused():
     check_signature(PLAN, NETWORK)
     with pytest.raises(PlanError, match=r"made for another network: 'a.weight' float32.* is missing"):
-        check_signature(PLAN, Signature(state={}, chain=[]))
+        check_signature(PLAN, NetworkSignature(state={}, chain=[]))
 
 
 def test_the_room_loads_without_torch():
@@ -162,12 +166,12 @@ def replacing(stand_in):
 def test_a_stand_in_survives_json(stand_in):
     [action] = parse_plan(replacing(stand_in), "plan.json").replaced
     assert {key: getattr(action.stand_in, key) for key in stand_in} == stand_in
-    assert StandIn.model_validate_json(action.stand_in.model_dump_json()) == action.stand_in
+    assert Replacement.model_validate_json(action.stand_in.model_dump_json()) == action.stand_in
 
 
 def test_a_narrow_student_survives_json():
-    given = StandIn.model_validate(STUDENT | {"kind": "narrow", "inner": [INNER]})
-    assert StandIn.model_validate_json(given.model_dump_json()) == given
+    given = Replacement.model_validate(STUDENT | {"kind": "narrow", "inner": [INNER]})
+    assert Replacement.model_validate_json(given.model_dump_json()) == given
     assert given.student
     assert hash(given) == hash(given.model_copy())
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import PlanError
-from shoal.plan import Budget, Edge, Path, best, drop_dominated, solve
+from shoal.plan import Edge, Path, ResourceLimits, best, drop_dominated, solve
 from shoal.plan.solver import QUANTITIES, TOLERANCE
 
 OBJECTIVES = st.sampled_from(QUANTITIES)
@@ -41,7 +41,7 @@ def total(edges: list[Edge], path: tuple[int, ...], name: str) -> float:
     return math.fsum(getattr(edges[index], name) for index in path)
 
 
-def ranked(edges: list[Edge], length: int, budget: Budget, objective: str) -> list[tuple[int, ...]]:
+def ranked(edges: list[Edge], length: int, budget: ResourceLimits, objective: str) -> list[tuple[int, ...]]:
     """All paths within the budget by brute force, best first."""
     within = [
         path
@@ -83,12 +83,12 @@ def chains(draw: st.DrawFn, *, whole: bool = True) -> tuple[list[Edge], int]:
 
 
 @st.composite
-def problems(draw: st.DrawFn, *, whole: bool = True) -> tuple[list[Edge], int, Budget]:
+def problems(draw: st.DrawFn, *, whole: bool = True) -> tuple[list[Edge], int, ResourceLimits]:
     edges, length = draw(chains(whole=whole))
     names = draw(st.sets(OBJECTIVES, max_size=4))
     # Between nothing and about what everything costs, and often exactly a total that some path has.
     limits = {name: draw(st.integers(0, 5 * length)) * UNITS.get(name, 1 / 3) for name in sorted(names)}
-    return edges, length, Budget(**limits)
+    return edges, length, ResourceLimits(**limits)
 
 
 @settings(max_examples=200, deadline=None)
@@ -176,30 +176,30 @@ def test_a_keep_edge_stays_and_may_be_the_reason_another_goes():
 
 def test_the_totals_belong_to_the_edges_in_order():
     edges = [edge(1, 3, damage=0.5, latency_ms=0.25, macs=3, params=4), *keeps(3, macs=2, params=5)]
-    path = solve(edges, 3, Budget(latency_ms=2))
+    path = solve(edges, 3, ResourceLimits(latency_ms=2))
     assert path == Path(edges=(1, 0), damage=0.5, latency_ms=1.25, macs=5, params=9, depth=2)
     assert Path.model_validate_json(path.model_dump_json()) == path
 
 
 def test_a_budget_that_is_met_exactly_is_met_and_one_a_little_smaller_is_not():
     edges = [*keeps(3, latency_ms=0.1), *(edge(at, at + 1, "remove", damage=1.0) for at in range(3))]
-    assert solve(edges, 3, Budget(latency_ms=0.3)).depth == 3  # 0.1 + 0.1 + 0.1 > 0.3 in floating point
-    assert solve(edges, 3, Budget(latency_ms=0.3 * (1 - 1e-8))).depth == 2
-    assert solve(edges, 3, Budget(latency_ms=0)).depth == 0
-    assert solve(keeps(3), 3, Budget(latency_ms=2.9)) is None
+    assert solve(edges, 3, ResourceLimits(latency_ms=0.3)).depth == 3  # 0.1 + 0.1 + 0.1 > 0.3 in floating point
+    assert solve(edges, 3, ResourceLimits(latency_ms=0.3 * (1 - 1e-8))).depth == 2
+    assert solve(edges, 3, ResourceLimits(latency_ms=0)).depth == 0
+    assert solve(keeps(3), 3, ResourceLimits(latency_ms=2.9)) is None
 
 
 def test_budgets_that_can_be_met_one_by_one_but_not_together():
     edges = [edge(0, 1, latency_ms=1, macs=3), edge(0, 1, latency_ms=3, macs=1), edge(1, 2)]
-    assert solve(edges, 2, Budget(latency_ms=1)).edges == (0, 2)
-    assert solve(edges, 2, Budget(macs=1)).edges == (1, 2)
+    assert solve(edges, 2, ResourceLimits(latency_ms=1)).edges == (0, 2)
+    assert solve(edges, 2, ResourceLimits(macs=1)).edges == (1, 2)
     # The relaxation takes half of each, so only the integer program knows.
-    assert solve(edges, 2, Budget(latency_ms=2, macs=2)) is None
+    assert solve(edges, 2, ResourceLimits(latency_ms=2, macs=2)) is None
 
 
 def test_the_fastest_within_a_damage():
     edges = [*keeps(4), *(edge(at, at + 1, "remove", damage=0.1 * (at + 1)) for at in range(4))]
-    path = solve(edges, 4, Budget(damage=0.3), objective="latency_ms")
+    path = solve(edges, 4, ResourceLimits(damage=0.3), objective="latency_ms")
     assert path.latency_ms == 2
     assert path.damage == pytest.approx(0.3)
 
@@ -212,8 +212,8 @@ def test_damages_that_differ_by_little_are_told_apart_at_every_scale(scale):
         *(edge(at, at + 1, damage=scale * (1 + 1e-7 * ((at * 5) % 6)), latency_ms=0.5) for at in range(6)),
         *(edge(at, at + 1, "remove", damage=1e6 * scale, latency_ms=0.45) for at in range(6)),
     ]
-    path = solve(edges, 6, Budget(latency_ms=4.5))
-    truth = ranked(edges, 6, Budget(latency_ms=4.5), "damage")[0]
+    path = solve(edges, 6, ResourceLimits(latency_ms=4.5))
+    truth = ranked(edges, 6, ResourceLimits(latency_ms=4.5), "damage")[0]
     assert path.edges == truth
 
 
@@ -221,7 +221,7 @@ def test_damages_that_differ_by_little_are_told_apart_at_every_scale(scale):
 def test_of_paths_equal_in_damage_and_latency_the_one_with_fewer_edges(flip):
     edges = [*keeps(4), edge(0, 2, latency_ms=2), edge(2, 4, latency_ms=2), edge(0, 3, latency_ms=3)]
     edges = edges[::-1] if flip else edges
-    path = solve(edges, 4, Budget())
+    path = solve(edges, 4, ResourceLimits())
     assert len(path.edges) == 2
     assert path.latency_ms == 4
 
@@ -255,13 +255,15 @@ def test_a_deep_chain_has_the_optimum_of_dynamic_programming(seed):
     length, edges = 30, deep_chain(seed)
     truth = least_damage_by_time(edges, length, 40 * length)
     for limit in range(100, 40 * length, 83):
-        assert solve(edges, length, Budget(latency_ms=limit)).damage == pytest.approx(truth[limit], rel=2e-9, abs=0)
+        assert solve(edges, length, ResourceLimits(latency_ms=limit)).damage == pytest.approx(
+            truth[limit], rel=2e-9, abs=0
+        )
 
 
 def test_the_same_edges_give_the_same_path():
     edges = [*keeps(5), *(edge(at, at + 1, "remove", damage=1.0) for at in range(5))]
-    first = best(edges, 5, Budget(depth=3), 6)
-    assert [best(edges, 5, Budget(depth=3), 6) for _ in range(3)] == [first] * 3
+    first = best(edges, 5, ResourceLimits(depth=3), 6)
+    assert [best(edges, 5, ResourceLimits(depth=3), 6) for _ in range(3)] == [first] * 3
 
 
 @pytest.mark.parametrize("name", ["damage", "latency_ms", "macs", "params"])
@@ -282,15 +284,15 @@ def test_an_edge_that_leads_nowhere_is_refused():
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_a_budget_that_is_none_is_refused(name, value):
     with pytest.raises(PlanError, match=rf"the budget .* {name} is {value}, expected a finite number >= 0"):
-        Budget(**{name: value})
+        ResourceLimits(**{name: value})
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 1), (1, 4)])
 def test_an_edge_outside_the_chain_is_refused(start, stop):
     edges = [*keeps(3), edge(start, stop)]
     for call in (
-        lambda: solve(edges, 3, Budget()),
-        lambda: best(edges, 3, Budget(), 2),
+        lambda: solve(edges, 3, ResourceLimits()),
+        lambda: best(edges, 3, ResourceLimits(), 2),
         lambda: drop_dominated(edges, 3),
     ):
         with pytest.raises(PlanError, match=rf"edge 3 covers the positions {start}\.\.{stop}, expected 0\.\.3\n.*Drop"):
@@ -299,35 +301,35 @@ def test_an_edge_outside_the_chain_is_refused(start, stop):
 
 def test_a_chain_that_no_path_covers_is_refused():
     with pytest.raises(PlanError, match=r"from 0 they lead to 1, expected 3\n.*position 1 on"):
-        solve([edge(0, 1), edge(2, 3)], 3, Budget())
+        solve([edge(0, 1), edge(2, 3)], 3, ResourceLimits())
     with pytest.raises(PlanError, match="from 0 they lead to 0, expected 2"):
-        solve([], 2, Budget())
+        solve([], 2, ResourceLimits())
     with pytest.raises(PlanError, match="0 blocks, expected at least 1"):
-        solve([], 0, Budget())
+        solve([], 0, ResourceLimits())
 
 
 def test_an_unknown_objective_is_refused_with_the_near_one():
     with pytest.raises(PlanError, match=r"the objective is 'latency', .*\n.*'latency_ms'"):
-        solve(keeps(1), 1, Budget(), objective="latency")
+        solve(keeps(1), 1, ResourceLimits(), objective="latency")
     with pytest.raises(PlanError, match="the objective is 'edges'"):
-        best(keeps(1), 1, Budget(), 1, "edges")
+        best(keeps(1), 1, ResourceLimits(), 1, "edges")
 
 
 @pytest.mark.parametrize("unwanted", [set(), {2}, {-1, 0}])
 def test_a_malformed_without_is_refused(unwanted):
     with pytest.raises(PlanError, match=r"`without` is .*, expected one or more indices in 0\.\.1"):
-        solve(keeps(2), 2, Budget(), without=[frozenset(unwanted)])
+        solve(keeps(2), 2, ResourceLimits(), without=[frozenset(unwanted)])
 
 
 def test_no_paths_at_all_cannot_be_asked_for():
     with pytest.raises(PlanError, match="0 paths were asked for"):
-        best(keeps(1), 1, Budget(), 0)
+        best(keeps(1), 1, ResourceLimits(), 0)
 
 
 def test_edges_and_budgets_are_plain_data():
     one = edge(0, 2, damage=0.5)
     assert Edge.model_validate(json.loads(one.model_dump_json())) == one
-    assert Budget(latency_ms=1, depth=2).limits() == {"latency_ms": 1, "depth": 2}
+    assert ResourceLimits(latency_ms=1, depth=2).limits() == {"latency_ms": 1, "depth": 2}
 
 
 def test_what_others_print_while_plans_are_sought_arrives(capfd):
@@ -342,7 +344,7 @@ def test_what_others_print_while_plans_are_sought_arrives(capfd):
 
     thread = threading.Thread(target=prints)
     thread.start()
-    best(edges, 30, Budget(latency_ms=349.0), 3)
+    best(edges, 30, ResourceLimits(latency_ms=349.0), 3)
     stop.set()
     thread.join()
     assert lines > 2
@@ -350,7 +352,7 @@ def test_what_others_print_while_plans_are_sought_arrives(capfd):
 
 
 def test_plans_can_be_sought_in_several_threads():
-    edges, budget = deep_chain(1), Budget(latency_ms=349.0)
+    edges, budget = deep_chain(1), ResourceLimits(latency_ms=349.0)
     alone = best(edges, 30, budget, 3)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda _: best(edges, 30, budget, 3), range(4))) == [alone] * 4

@@ -5,9 +5,9 @@ from torch import nn
 
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.engine import Engine
-from shoal.measure.reading import OutputReading, Reading
+from shoal.measure.output_reading import OutputReading, Reading
 from shoal.surgery import remove_blocks
 
 CLASSES = Reading((OutputReading("", "classes", "as the test says"),))
@@ -76,7 +76,7 @@ def tokens(seed=0, count=12):
 
 
 def dissected(model):
-    return dissect(model, Batch((images(2),)))
+    return analyze(model, Batch((images(2),)))
 
 
 def same(one, other):

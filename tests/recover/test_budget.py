@@ -1,7 +1,7 @@
 import pytest
 
 from shoal.errors import UsageError
-from shoal.recover import Budget, read_budget
+from shoal.recover import TrainingBudget, read_budget
 
 
 @pytest.mark.parametrize(
@@ -9,7 +9,7 @@ from shoal.recover import Budget, read_budget
     [("2000", 2000, None), (7, 7, None), ("90s", None, 90), ("10m", None, 600), ("1.5h", None, 5400)],
 )
 def test_steps_and_times(text, steps, seconds):
-    assert read_budget(text) == Budget(steps, seconds)
+    assert read_budget(text) == TrainingBudget(steps, seconds)
 
 
 def test_none_is_no_recovery():
@@ -30,14 +30,14 @@ def test_nothing_is_too_short_for_one_step(text):
 
 
 def test_what_is_spent():
-    assert Budget(steps=10).spent(5, 1e9) == 0.5
-    assert Budget(seconds=10.0).spent(10**9, 5.0) == 0.5
-    assert Budget(steps=10).done_of(5, 0.0) == ("steps", 5, 10)
-    assert Budget(seconds=10.0).done_of(5, 3.9) == ("seconds", 3, 10)
-    assert (str(Budget(steps=10)), str(Budget(seconds=90.0))) == ("10 steps", "90 seconds")
+    assert TrainingBudget(steps=10).spent(5, 1e9) == 0.5
+    assert TrainingBudget(seconds=10.0).spent(10**9, 5.0) == 0.5
+    assert TrainingBudget(steps=10).done_of(5, 0.0) == ("steps", 5, 10)
+    assert TrainingBudget(seconds=10.0).done_of(5, 3.9) == ("seconds", 3, 10)
+    assert (str(TrainingBudget(steps=10)), str(TrainingBudget(seconds=90.0))) == ("10 steps", "90 seconds")
 
 
 def test_a_part_of_a_budget_is_one_of_its_kind():
-    assert Budget(steps=300).part(0.1) == Budget(steps=30)
-    assert Budget(steps=3).part(0.1) == Budget(steps=1)
-    assert Budget(seconds=60.0).part(0.1) == Budget(seconds=6.0)
+    assert TrainingBudget(steps=300).part(0.1) == TrainingBudget(steps=30)
+    assert TrainingBudget(steps=3).part(0.1) == TrainingBudget(steps=1)
+    assert TrainingBudget(seconds=60.0).part(0.1) == TrainingBudget(seconds=6.0)

@@ -5,8 +5,8 @@ from lessons import tokens
 
 from shoal.batches import Batch, as_batch
 from shoal.errors import DataError
-from shoal.recover.blending import Blend
 from shoal.recover.losses import divergence_loss, feature_loss, label_loss
+from shoal.recover.mixup import Mixup
 
 X = Batch((torch.zeros(4, 1),), {}, torch.tensor([0, 1, 2, 1]))
 
@@ -62,7 +62,7 @@ def test_of_two_masks_the_one_that_fits_counts():
 def test_labels_of_blended_samples_count_by_their_weight():
     logits = torch.randn(4, 3)
     assert label_loss(logits, X, None) == pytest.approx(float(F.cross_entropy(logits, X.target)), rel=1e-5)
-    blend = Blend(torch.full((4,), 0.25), torch.tensor([1, 2, 3, 0]))
+    blend = Mixup(torch.full((4,), 0.25), torch.tensor([1, 2, 3, 0]))
     by_hand = 0.25 * F.cross_entropy(logits, X.target) + 0.75 * F.cross_entropy(logits, X.target[blend.partner])
     assert label_loss(logits, X, blend) == pytest.approx(float(by_hand), rel=1e-5)
 

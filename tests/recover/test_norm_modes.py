@@ -1,7 +1,7 @@
 from lessons import TokenNet, teacher
 from torch import nn
 
-from shoal.recover.norm_modes import has_batch_norms, learn_
+from shoal.recover.norm_modes import has_batch_norms, set_train_mode_
 
 
 def norms(model):
@@ -10,14 +10,14 @@ def norms(model):
 
 def test_batch_norms_learn_in_large_mini_batches_only():
     model = teacher().train()
-    assert norms(learn_(model, 16, 16)) == {True}
+    assert norms(set_train_mode_(model, 16, 16)) == {True}
     assert not model.training
-    assert norms(learn_(model, 15, 16)) == {False}
+    assert norms(set_train_mode_(model, 15, 16)) == {False}
 
 
 def test_dropout_stays_off():
     model = TokenNet().train()
-    assert not any(one.training for one in learn_(model, 64, 16).modules())
+    assert not any(one.training for one in set_train_mode_(model, 64, 16).modules())
 
 
 def test_who_has_batch_norms():

@@ -5,28 +5,28 @@ import torch
 from torch import nn
 
 from shoal.batches import Batch
-from shoal.plan import StandIn
+from shoal.plan import Replacement
 from shoal.recover import make_plain_, make_trainable_
-from shoal.recover.norm_modes import learn_
+from shoal.recover.norm_modes import set_train_mode_
 from shoal.recover.trainable import NormedStandIn
-from shoal.replace import build
+from shoal.replace import build_replacement
 
 CONV = {"layout": "channels_first", "in_channels": 4, "out_channels": 4, "kernel": 3}
 FORMS = {
-    "conv": StandIn(kind="conv", tail="relu", **CONV),
-    "conv with shortcut": StandIn(kind="conv", shortcut=True, tail="relu", **CONV),
-    "dilated": StandIn(kind="conv", dilation=2, **CONV),
-    "linear": StandIn(kind="linear", layout="channels_first", in_channels=4, out_channels=4, tail="silu"),
-    "strided": StandIn(kind="conv", layout="channels_first", in_channels=4, out_channels=6, kernel=3, stride=2),
-    "low rank": StandIn(kind="lowrank", rank=2, shortcut=True, **{**CONV, "kernel": 1}),
-    "low rank of neighbours": StandIn(kind="lowrank", rank=2, shortcut=True, **CONV),
-    "tokens": StandIn(kind="linear", layout="channels_last", in_channels=4, out_channels=4),
+    "conv": Replacement(kind="conv", tail="relu", **CONV),
+    "conv with shortcut": Replacement(kind="conv", shortcut=True, tail="relu", **CONV),
+    "dilated": Replacement(kind="conv", dilation=2, **CONV),
+    "linear": Replacement(kind="linear", layout="channels_first", in_channels=4, out_channels=4, tail="silu"),
+    "strided": Replacement(kind="conv", layout="channels_first", in_channels=4, out_channels=6, kernel=3, stride=2),
+    "low rank": Replacement(kind="lowrank", rank=2, shortcut=True, **{**CONV, "kernel": 1}),
+    "low rank of neighbours": Replacement(kind="lowrank", rank=2, shortcut=True, **CONV),
+    "tokens": Replacement(kind="linear", layout="channels_last", in_channels=4, out_channels=4),
 }
 
 
 def network(stand_in, seed=0):
     torch.manual_seed(seed)
-    module = build(stand_in, torch.zeros(1))
+    module = build_replacement(stand_in, torch.zeros(1))
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.4)
     first = nn.Conv2d(3, 4, 1) if stand_in.layout == "channels_first" else nn.Linear(3, 4)
@@ -49,7 +49,7 @@ def test_there_and_back_is_the_same_function_in_the_form_of_the_plan(name):
     make_plain_(model, {"1": stand_in})
     assert torch.allclose(model(x), wanted, atol=1e-5)
     assert list(model.state_dict()) == names
-    assert type(model[1]) is type(build(stand_in, torch.zeros(1)))
+    assert type(model[1]) is type(build_replacement(stand_in, torch.zeros(1)))
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -57,7 +57,7 @@ def test_what_was_learned_comes_back_exactly(name):
     stand_in = FORMS[name]
     model, x = network(stand_in), given(stand_in)
     make_trainable_(model, {"1": stand_in}, [Batch((x,))])
-    learn_(model, 16, 16)
+    set_train_mode_(model, 16, 16)
     sgd = torch.optim.SGD(model.parameters(), 0.05)
     for seed in range(5):
         model(given(stand_in, seed + 5)).square().mean().backward()
@@ -75,7 +75,7 @@ def test_the_norm_is_set_from_the_data():
     make_trainable_(model, {"1": stand_in}, [Batch((x,))])
     before = model[1].norm.running_mean.clone()
     learned, still = copy.deepcopy(model), model(x)
-    learn_(learned, 64, 16)
+    set_train_mode_(learned, 64, 16)
     assert torch.allclose(learned(x), still, atol=1e-2)  # the mini-batch has the very statistics
     assert float(before.abs().max()) > 0
     kept = [one for one in model.modules() if one._forward_pre_hooks]
@@ -83,7 +83,7 @@ def test_the_norm_is_set_from_the_data():
 
 
 def test_kinds_with_nothing_to_norm_are_left_alone():
-    stand_in = StandIn(kind="scale", layout="channels_first", in_channels=4, out_channels=4)
+    stand_in = Replacement(kind="scale", layout="channels_first", in_channels=4, out_channels=4)
     model = network(stand_in)
     assert make_trainable_(model, {"1": stand_in}, []) == []
     make_plain_(model, {"1": stand_in})

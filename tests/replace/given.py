@@ -5,10 +5,10 @@ from torch import nn
 
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.regress import Moments
-from shoal.replace import line_of, spans_of
-from shoal.replace.kinds import Sums
+from shoal.replace import build_segments, spans_of
+from shoal.replace.kinds import MomentsView
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -28,12 +28,12 @@ def made(build, seed=0):
 
 def spans(anatomy, longest=9):
     """Every span by its start and stop."""
-    return {(one.start, one.stop): one for one in spans_of(anatomy, line_of(anatomy), longest)}
+    return {(one.start, one.stop): one for one in spans_of(anatomy, build_segments(anatomy), longest)}
 
 
 def dissected(build, *shape):
     """The anatomy of a fresh network on inputs of this shape."""
-    return dissect(made(build), Batch((randn(2, *shape),)))
+    return analyze(made(build), Batch((randn(2, *shape),)))
 
 
 class VGG(nn.Module):
@@ -75,7 +75,7 @@ def sums_of(x, y, shortcut=None):
     train.add(x[:cut], y[:cut])
     held_out.add(x[cut:], y[cut:])
     target = torch.zeros(y.shape[1], x.shape[1], dtype=torch.float64) if shortcut is None else shortcut
-    return Sums(train, held_out, slice(0, y.shape[1]), target)
+    return MomentsView(train, held_out, slice(0, y.shape[1]), target)
 
 
 def least_squares(x, y):

@@ -4,11 +4,11 @@ from given import data, dissected, least_squares, mlp, randn, spans, sums_of
 from torch import nn
 
 from shoal.errors import UsageError
-from shoal.plan import StandIn
+from shoal.plan import Replacement
 from shoal.regress import fit
-from shoal.replace import KINDS, Wanted, build, fit_all, with_shortcut
+from shoal.replace import KINDS, ReplacementSpec, build_replacement, fit_all, with_shortcut
+from shoal.replace.modules import load_solution_
 from shoal.replace.neighbourhoods import patches, picked, positions_of
-from shoal.replace.stand_ins import fill_
 
 
 def chain(inputs, outputs, kernel=3, act=nn.ReLU, **settings):
@@ -42,7 +42,7 @@ def chain(inputs, outputs, kernel=3, act=nn.ReLU, **settings):
 def test_a_layer_that_is_a_convolution_is_recovered(inputs, outputs, settings):
     anatomy = dissected(chain(inputs, outputs, act=nn.Hardswish, **settings), 3, 9, 9)
     kind = f"conv{settings.get('kernel', 3)}"
-    [found] = fit_all(anatomy, data(10, 3, 9, 9), [Wanted(spans(anatomy)[1, 2], kind)])
+    [found] = fit_all(anatomy, data(10, 3, 9, 9), [ReplacementSpec(spans(anatomy)[1, 2], kind)])
     own = found.module[0]
     assert (own.groups, own.stride[0], own.dilation[0]) == (1, settings.get("stride", 1), settings.get("dilation", 1))
     x = anatomy.model[:2](randn(4, 3, 9, 9, seed=9))
@@ -52,7 +52,7 @@ def test_a_layer_that_is_a_convolution_is_recovered(inputs, outputs, settings):
 
 def test_what_a_grouped_convolution_does_not_look_at_gets_no_weight():
     anatomy = dissected(chain(4, 4, padding=1, groups=2), 3, 9, 9)
-    [found] = fit_all(anatomy, data(10, 3, 9, 9), [Wanted(spans(anatomy)[1, 2], "conv3")])
+    [found] = fit_all(anatomy, data(10, 3, 9, 9), [ReplacementSpec(spans(anatomy)[1, 2], "conv3")])
     weight = found.module[0].weight.detach()
     assert weight[:2, 2:].abs().max() < 1e-6
     assert weight[2:, :2].abs().max() < 1e-6
@@ -65,11 +65,11 @@ def test_it_is_least_squares_over_neighbourhoods(stride, dilation):
     grid = positions_of(y.shape[2:], 999, torch.Generator().manual_seed(0))
     rows, outputs = patches(x, grid, kernel=3, stride=stride, dilation=dilation), picked(y, grid)
     sums = sums_of(rows, outputs)
-    stand_in = StandIn(
+    stand_in = Replacement(
         kind="conv", layout="channels_first", in_channels=2, out_channels=3, kernel=3, stride=stride, dilation=dilation
     )
-    module = build(stand_in, x)
-    fill_(module, KINDS["conv3"].solve(sums, fit(sums.train, sums.held_out, ridges=[0.0]), stand_in))
+    module = build_replacement(stand_in, x)
+    load_solution_(module, KINDS["conv3"].solve(sums, fit(sums.train, sums.held_out, ridges=[0.0]), stand_in))
     weight, bias = least_squares(rows, outputs)
     torch.testing.assert_close(picked(module(x), grid), rows @ weight.T + bias, rtol=0, atol=1e-10)
 
@@ -78,7 +78,9 @@ def test_it_is_least_squares_over_neighbourhoods(stride, dilation):
 def test_the_shortcut_form_is_the_same_function(kind):
     anatomy = dissected(chain(4, 4, padding=1), 3, 9, 9)
     span = spans(anatomy)[1, 2]
-    plain, beside = fit_all(anatomy, data(10, 3, 9, 9), [Wanted(span, kind), Wanted(span, kind, shortcut=True)])
+    plain, beside = fit_all(
+        anatomy, data(10, 3, 9, 9), [ReplacementSpec(span, kind), ReplacementSpec(span, kind, shortcut=True)]
+    )
     assert beside.stand_in == with_shortcut(plain.stand_in)
     x = randn(4, 4, 9, 9, seed=9)
     torch.testing.assert_close(plain.module(x), beside.module(x), rtol=0, atol=1e-10)
@@ -94,4 +96,4 @@ def test_it_needs_neighbours():
     for span in (features, single):
         assert not KINDS["conv3"].suits(span)
         with pytest.raises(UsageError, match=r"'conv3' cannot stand in for .*\n.*needs a span of images"):
-            Wanted(span, "conv3")
+            ReplacementSpec(span, "conv3")

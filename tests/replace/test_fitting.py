@@ -8,11 +8,11 @@ from torch import nn
 
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.errors import DataError, NonFiniteError, UsageError
 from shoal.regress import fit
-from shoal.replace import Wanted, fit_all, in_portions
-from shoal.replace.fitting import SpanSums, SumsKey
+from shoal.replace import ReplacementSpec, fit_all, in_portions
+from shoal.replace.fitting import MomentsKey, SpanMoments
 from shoal.replace.neighbourhoods import patches, picked, positions_of
 from shoal.replace.recording import recording
 
@@ -85,8 +85,10 @@ def data(count=3, size=8, side=7, dtype=torch.float64):
 @pytest.mark.parametrize(("outputs", "kernel", "stride"), [(3, 3, 1), (3, 1, 1), (3, 5, 1), (6, 3, 2), (6, 1, 2)])
 def test_a_convolution_is_recovered(outputs, kernel, stride):
     model = made(lambda: Stack(Convolution(3, outputs, kernel, stride)))
-    anatomy = dissect(model, Batch((randn(2, 3, 7, 7),)))
-    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 1], f"conv{kernel}" if kernel > 1 else "linear")])
+    anatomy = analyze(model, Batch((randn(2, 3, 7, 7),)))
+    [found] = fit_all(
+        anatomy, data(), [ReplacementSpec(spans(anatomy)[0, 1], f"conv{kernel}" if kernel > 1 else "linear")]
+    )
     weight, bias = model.blocks[0].whole()
     torch.testing.assert_close(found.module[0].weight, weight, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.module[0].bias, bias, rtol=0, atol=1e-6)
@@ -99,8 +101,8 @@ def test_a_convolution_is_recovered(outputs, kernel, stride):
 def test_two_pointwise_convolutions_are_one():
     blocks = lambda: Stack(Convolution(3, 3, 1, tail=None), Convolution(3, 6, 1, 2, tail=None))
     model = made(blocks)
-    anatomy = dissect(model, Batch((randn(2, 3, 7, 7),)))
-    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 2], "linear")])
+    anatomy = analyze(model, Batch((randn(2, 3, 7, 7),)))
+    [found] = fit_all(anatomy, data(), [ReplacementSpec(spans(anatomy)[0, 2], "linear")])
     x = F.relu(model.stem(randn(4, 3, 7, 7, seed=9)))
     torch.testing.assert_close(found.module(x), model.blocks(x), rtol=0, atol=1e-6)
 
@@ -109,8 +111,8 @@ def test_two_pointwise_convolutions_are_one():
 def test_linear_maps_on_features_and_tokens_are_recovered(shape):
     model = made(Features)
     batches = [Batch((randn(*shape, seed=seed),)) for seed in range(3)]
-    anatomy = dissect(model, batches[0].take(2))
-    [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[0, 2], "linear")])
+    anatomy = analyze(model, batches[0].take(2))
+    [found] = fit_all(anatomy, batches, [ReplacementSpec(spans(anatomy)[0, 2], "linear")])
     assert isinstance(found.module[0], nn.Linear)
     first, second = (torch.eye(4, dtype=torch.float64) + block.fc.weight.detach() for block in model.blocks)
     bias = second @ model.blocks[0].fc.bias.detach() + model.blocks[1].fc.bias.detach()
@@ -129,9 +131,9 @@ def test_ridge_zero_is_least_squares():
     """The same rows by torch.linalg.lstsq: all positions of the samples that are not held out."""
     model = network()
     batches = data(side=8)
-    anatomy = dissect(model, batches[0].take(2))
+    anatomy = analyze(model, batches[0].take(2))
     span = spans(anatomy)[1, 3]
-    sums = SpanSums(SumsKey(span.paths[0], 2, 3), [Wanted(span, "conv3")], 24)
+    sums = SpanMoments(MomentsKey(span.paths[0], 2, 3), [ReplacementSpec(span, "conv3")], 24)
     rows, outputs = [], []
     grid = positions_of((4, 4), 99, torch.Generator())
     with torch.no_grad(), recording(anatomy, [span.paths[0], span.paths[-1]]) as seen:
@@ -153,13 +155,13 @@ def test_ridge_zero_is_least_squares():
 def test_many_ends_give_what_each_gives_alone():
     model = network()
     batches = data(side=8)
-    anatomy = dissect(model, batches[0].take(2))
-    wanted = [Wanted(span, kind) for span in spans(anatomy).values() for kind in ("conv3", "linear")]
+    anatomy = analyze(model, batches[0].take(2))
+    wanted = [ReplacementSpec(span, kind) for span in spans(anatomy).values() for kind in ("conv3", "linear")]
     together = fit_all(anatomy, batches, wanted)
     assert {(one.span, one.kind) for one in together} == {(one.span, one.kind) for one in wanted}
     assert len({one.span.paths[0] for one in together}) == 6
     for one in together[::3]:
-        [alone] = fit_all(anatomy, batches, [Wanted(one.span, one.kind)])
+        [alone] = fit_all(anatomy, batches, [ReplacementSpec(one.span, one.kind)])
         torch.testing.assert_close(alone.module.state_dict(), one.module.state_dict(), rtol=0, atol=1e-10)
         assert (alone.ridge, alone.r2_fit) == (one.ridge, pytest.approx(one.r2_fit, abs=1e-9))
 
@@ -167,8 +169,8 @@ def test_many_ends_give_what_each_gives_alone():
 def test_the_same_seed_gives_the_same_fit_and_another_seed_another():
     model = network()
     batches = data(count=40, side=8)  # so many that positions are drawn
-    anatomy = dissect(model, batches[0].take(2))
-    wanted = [Wanted(spans(anatomy)[0, 1], "linear")]
+    anatomy = analyze(model, batches[0].take(2))
+    wanted = [ReplacementSpec(spans(anatomy)[0, 1], "linear")]
     [one], [same], [other] = (fit_all(anatomy, batches, wanted, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(one.module[0].weight, same.module[0].weight)
     assert not torch.equal(one.module[0].weight, other.module[0].weight)
@@ -179,9 +181,9 @@ def test_the_teacher_is_left_as_it_was():
     before = copy.deepcopy(model.state_dict())
     batches = data(side=8)
     given = batches[0].args[0].clone()
-    anatomy = dissect(model, batches[0].take(2))
+    anatomy = analyze(model, batches[0].take(2))
     modules, random = list(model.modules()), torch.get_rng_state()
-    fit_all(anatomy, batches, [Wanted(span, "conv3") for span in spans(anatomy).values()])
+    fit_all(anatomy, batches, [ReplacementSpec(span, "conv3") for span in spans(anatomy).values()])
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert all(module.training for module in model.modules())
     assert list(model.modules()) == modules
@@ -192,18 +194,18 @@ def test_the_teacher_is_left_as_it_was():
 
 def test_nan_in_the_activations_is_named():
     model = network()
-    anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
+    anatomy = analyze(model, Batch((randn(2, 3, 8, 8),)))
     batches = data(side=8)
     batches[1].args[0][0, 0, 0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match=r"NaN or Inf in the activations at 'layer1\.1'"):
-        fit_all(anatomy, batches, [Wanted(spans(anatomy)[1, 2], "conv3")])
+        fit_all(anatomy, batches, [ReplacementSpec(spans(anatomy)[1, 2], "conv3")])
 
 
 def test_one_sample_cannot_be_split():
     model = network()
-    anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
+    anatomy = analyze(model, Batch((randn(2, 3, 8, 8),)))
     with pytest.raises(DataError, match="a mini-batch of one sample cannot be split"):
-        fit_all(anatomy, data(size=1, side=8), [Wanted(spans(anatomy)[1, 2], "conv3")])
+        fit_all(anatomy, data(size=1, side=8), [ReplacementSpec(spans(anatomy)[1, 2], "conv3")])
 
 
 def test_constant_channels_do_no_harm():
@@ -211,10 +213,10 @@ def test_constant_channels_do_no_harm():
     with torch.no_grad():
         model.stem.weight[1] = 0
         model.stem.bias[1] = 0.5
-    anatomy = dissect(model, Batch((randn(2, 3, 7, 7),)))
-    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 1], "linear")])
+    anatomy = analyze(model, Batch((randn(2, 3, 7, 7),)))
+    [found] = fit_all(anatomy, data(), [ReplacementSpec(spans(anatomy)[0, 1], "linear")])
     assert torch.isfinite(found.module[0].weight).all()
-    [found] = fit_all(anatomy, data(), [Wanted(spans(anatomy)[0, 1], "conv3")])
+    [found] = fit_all(anatomy, data(), [ReplacementSpec(spans(anatomy)[0, 1], "conv3")])
     x = F.relu(model.stem(randn(4, 3, 7, 7, seed=9)))
     torch.testing.assert_close(found.module(x), model.blocks[0](x), rtol=0, atol=1e-5)
 
@@ -222,8 +224,8 @@ def test_constant_channels_do_no_harm():
 def test_fewer_rows_than_unknowns_stay_near_the_shortcut():
     model = network(widths=(8, 8, 8))
     batches = data(count=1, size=2, side=8)
-    anatomy = dissect(model, batches[0].take(2))
-    [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[5, 6], "conv5")])  # 4 rows, 200 unknowns
+    anatomy = analyze(model, batches[0].take(2))
+    [found] = fit_all(anatomy, batches, [ReplacementSpec(spans(anatomy)[5, 6], "conv5")])  # 4 rows, 200 unknowns
     weight = found.module[0].weight.detach()
     assert torch.isfinite(weight).all()
     centre = weight[:, :, 2, 2]
@@ -234,26 +236,28 @@ def test_fewer_rows_than_unknowns_stay_near_the_shortcut():
 def test_half_precision_is_fitted_and_stays_half(dtype):
     model = network().to(dtype)
     batches = data(side=8, dtype=dtype)
-    anatomy = dissect(model, batches[0].take(2))
-    [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[1, 3], "conv3")])
+    anatomy = analyze(model, batches[0].take(2))
+    [found] = fit_all(anatomy, batches, [ReplacementSpec(spans(anatomy)[1, 3], "conv3")])
     assert {one.dtype for one in found.module.parameters()} == {dtype}
-    [exact] = fit_all(dissect(network(), data(side=8)[0].take(2)), data(side=8), [Wanted(found.span, "conv3")])
+    [exact] = fit_all(analyze(network(), data(side=8)[0].take(2)), data(side=8), [ReplacementSpec(found.span, "conv3")])
     assert found.r2_fit == pytest.approx(exact.r2_fit, abs=0.02)
     assert found.module(batches[0].args[0][:, :3]).dtype == dtype
 
 
 def test_ticks_count_the_batches():
     model = network()
-    anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
+    anatomy = analyze(model, Batch((randn(2, 3, 8, 8),)))
     seen = []
-    fit_all(anatomy, data(side=8), [Wanted(spans(anatomy)[1, 2], "linear")], tick=lambda *one: seen.append(one))
+    fit_all(
+        anatomy, data(side=8), [ReplacementSpec(spans(anatomy)[1, 2], "linear")], tick=lambda *one: seen.append(one)
+    )
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_name_that_is_no_kind_is_refused():
-    anatomy = dissect(network(), Batch((randn(2, 3, 8, 8),)))
+    anatomy = analyze(network(), Batch((randn(2, 3, 8, 8),)))
     with pytest.raises(UsageError, match=r"no stand-in is called 'conv9'\n.*There are identity, scale, linear"):
-        Wanted(spans(anatomy)[0, 1], "conv9")
+        ReplacementSpec(spans(anatomy)[0, 1], "conv9")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -266,8 +270,8 @@ def test_plain_chains_in_any_precision(dtype):
             layer.weight.copy_(torch.randint(-2, 3, (4, 4)))
             layer.bias.copy_(torch.randint(-2, 3, (4,)))
     batches = [Batch((torch.randint(-3, 4, (30, 4)).to(dtype),)) for _ in range(3)]
-    anatomy = dissect(chain.to(dtype).eval(), batches[0].take(2))
-    [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[1, 2], "linear")])
+    anatomy = analyze(chain.to(dtype).eval(), batches[0].take(2))
+    [found] = fit_all(anatomy, batches, [ReplacementSpec(spans(anatomy)[1, 2], "linear")])
     assert {one.dtype for one in found.module.parameters()} == {dtype}
     torch.testing.assert_close(found.module[0].weight, chain[2].weight, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.module[0].bias, chain[2].bias, rtol=0, atol=1e-6)
@@ -279,8 +283,8 @@ def test_a_singular_gram_matrix_does_no_harm():
     with torch.no_grad():
         model.embed.weight.copy_(randn(5, 2) @ randn(2, 4, seed=1))
     batches = [Batch((randn(40, 4, seed=seed),)) for seed in range(3)]
-    anatomy = dissect(model, batches[0].take(2))
-    [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[0, 1], "linear")])
+    anatomy = analyze(model, batches[0].take(2))
+    [found] = fit_all(anatomy, batches, [ReplacementSpec(spans(anatomy)[0, 1], "linear")])
     x = model.embed(randn(9, 4, seed=9))
     torch.testing.assert_close(found.module(x), model.blocks(x), rtol=0, atol=1e-6)
     seen = torch.linalg.svd(model.embed.weight.detach()).U[:, 2:]
@@ -292,20 +296,20 @@ def test_plain_networks_are_left_as_they_were(build):
     model = made(build).train()
     shape = (3, 8, 8) if isinstance(model, VGG) else (4,)
     batches = [Batch((randn(10, *shape, seed=seed),)) for seed in range(2)]
-    anatomy = dissect(model, batches[0].take(2))
+    anatomy = analyze(model, batches[0].take(2))
     before = copy.deepcopy(model.state_dict())
-    found = fit_all(anatomy, batches, [Wanted(span, "linear") for span in spans(anatomy).values()])
+    found = fit_all(anatomy, batches, [ReplacementSpec(span, "linear") for span in spans(anatomy).values()])
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    again = fit_all(anatomy, batches, [Wanted(span, "linear") for span in spans(anatomy).values()])
+    again = fit_all(anatomy, batches, [ReplacementSpec(span, "linear") for span in spans(anatomy).values()])
     for one, other in zip(found, again, strict=True):
         torch.testing.assert_close(one.module.state_dict(), other.module.state_dict(), rtol=0, atol=0)
 
 
 def test_portions_hold_whole_groups_and_everything_once():
-    anatomy = dissect(network(), Batch((randn(2, 3, 8, 8),)))
-    wanted = [Wanted(span, kind) for span in spans(anatomy).values() for kind in ("conv5", "linear", "conv3")]
+    anatomy = analyze(network(), Batch((randn(2, 3, 8, 8),)))
+    wanted = [ReplacementSpec(span, kind) for span in spans(anatomy).values() for kind in ("conv5", "linear", "conv3")]
     assert len(in_portions(wanted)) == 1
     portions = in_portions(wanted, 32 * 75**2 + 32 * 27**2)
     assert len(portions) > 3

@@ -4,16 +4,16 @@ from given import VGG, data, dissected, mlp, randn, spans
 from torch import nn
 
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.errors import UsageError
 from shoal.plan import Replace
-from shoal.replace import KINDS, Wanted, fit_all
+from shoal.replace import KINDS, ReplacementSpec, fit_all
 from shoal.surgery.replace import replace_spans_
 
 
 def test_only_the_activation_stays():
     anatomy = dissected(lambda: mlp(act=nn.SiLU, norm=True), 4)
-    [found] = fit_all(anatomy, data(20, 4), [Wanted(spans(anatomy)[1, 3], "identity")])
+    [found] = fit_all(anatomy, data(20, 4), [ReplacementSpec(spans(anatomy)[1, 3], "identity")])
     assert not list(found.module.parameters())
     x = randn(5, 6)
     assert torch.equal(found.module(x), nn.functional.silu(x))
@@ -21,12 +21,12 @@ def test_only_the_activation_stays():
 
 def test_the_chain_runs_on_without_the_layer():
     anatomy = dissected(lambda: VGG(norm=True), 3, 8, 8)
-    [found] = fit_all(anatomy, data(20, 3, 8, 8), [Wanted(spans(anatomy)[1, 2], "identity")])
+    [found] = fit_all(anatomy, data(20, 3, 8, 8), [ReplacementSpec(spans(anatomy)[1, 2], "identity")])
     x = randn(3, 3, 8, 8, seed=9)
     before = anatomy.model.features[:3](x)
     rest = anatomy.model.features[6:]
     classifier, avgpool = anatomy.model.classifier, anatomy.model.avgpool
-    twin = dissect(anatomy.model, Batch((x,)))
+    twin = analyze(anatomy.model, Batch((x,)))
     action = Replace(paths=list(found.span.paths), stand_in=found.stand_in)
     model = replace_spans_(twin, [action], {found.span.paths[0]: found.module})
     assert torch.equal(model(x), classifier(avgpool(rest(before)).flatten(1)))
@@ -41,7 +41,7 @@ def test_its_r2_is_that_of_the_input_itself():
         layer.weight.copy_(torch.eye(6) + 0.05 * layer.weight)
         layer.bias.zero_()
     batches = data(20, 4)
-    [found] = fit_all(anatomy, batches, [Wanted(spans(anatomy)[1, 2], "identity")])
+    [found] = fit_all(anatomy, batches, [ReplacementSpec(spans(anatomy)[1, 2], "identity")])
     x = torch.cat([anatomy.model[0](batch.args[0])[4:] for batch in batches]).detach()
     y = layer(x).detach()
     expected = 1 - float((y - x).square().sum() / (y - y.mean(0)).square().sum())
@@ -53,13 +53,13 @@ def test_its_r2_is_that_of_the_input_itself():
 def test_a_span_that_changes_the_shape_cannot_go(place):
     span = spans(dissected(VGG, 3, 8, 8))[place]
     with pytest.raises(UsageError, match="needs a span of plain layers that keeps its shape"):
-        Wanted(span, "identity")
+        ReplacementSpec(span, "identity")
 
 
 def test_it_has_no_shortcut_form():
     anatomy = dissected(mlp, 4)
     with pytest.raises(UsageError, match="would be the input twice"):
-        fit_all(anatomy, data(20, 4), [Wanted(spans(anatomy)[1, 2], "identity", shortcut=True)])
+        fit_all(anatomy, data(20, 4), [ReplacementSpec(spans(anatomy)[1, 2], "identity", shortcut=True)])
 
 
 def test_residual_blocks_are_removed_by_name_instead(residual):

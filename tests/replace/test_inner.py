@@ -4,7 +4,7 @@ from given import dissected
 from torch import nn
 
 import networks
-from shoal.replace.students.inner import groups_of, importance
+from shoal.replace.students.channel_groups import groups_of, importance
 
 
 def test_the_features_between_two_convolutions_and_their_norm():

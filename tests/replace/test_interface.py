@@ -3,8 +3,8 @@ import torch
 from given import VGG, data, dissected, mlp, randn, spans
 
 import networks
-from shoal.plan import StandIn
-from shoal.replace import KINDS, Wanted, build, fit_all, recording, with_shortcut
+from shoal.plan import Replacement
+from shoal.replace import KINDS, ReplacementSpec, build_replacement, fit_all, recording, with_shortcut
 from shoal.replace.kinds import kind_of
 
 SOURCES = {
@@ -24,7 +24,10 @@ def anatomy(request):
 
 def every(anatomy, longest=3):
     return [
-        Wanted(span, kind) for span in spans(anatomy, longest).values() for kind in KINDS if KINDS[kind].suits(span)
+        ReplacementSpec(span, kind)
+        for span in spans(anatomy, longest).values()
+        for kind in KINDS
+        if KINDS[kind].suits(span)
     ]
 
 
@@ -40,12 +43,12 @@ def test_every_kind_says_what_it_needs_costs_and_comes_from(kind):
 def test_what_suits_a_span_can_be_built_again_from_plain_data_and_returns_its_shape(anatomy):
     for wanted in every(anatomy):
         stand_in = wanted.stand_in
-        again = StandIn.model_validate_json(stand_in.model_dump_json())
+        again = Replacement.model_validate_json(stand_in.model_dump_json())
         assert again == stand_in
         assert (stand_in.in_channels, stand_in.out_channels) == (wanted.span.in_channels, wanted.span.out_channels)
         assert (stand_in.tail, stand_in.layout) == (wanted.span.tail, wanted.span.layout)
         assert type(kind_of(again)) is type(wanted.rule)
-        module = build(again, torch.zeros(1))
+        module = build_replacement(again, torch.zeros(1))
         assert module(torch.randn(2, *wanted.span.in_shape)).shape == (2, *wanted.span.out_shape)
 
 
@@ -70,7 +73,7 @@ def test_what_is_fitted_is_what_is_said_of_it(anatomy):
         explained = 1 - float((made - y).square().sum() / (y - y.mean(0)).square().sum())
         assert one.r2_fit == pytest.approx(explained, abs=1e-8), one.span.name + one.kind
         if one.span.keeps_shape and one.kind != "identity":
-            [beside] = fit_all(anatomy, batches, [Wanted(one.span, one.kind, True)], rows_per_unknown=1e9)
+            [beside] = fit_all(anatomy, batches, [ReplacementSpec(one.span, one.kind, True)], rows_per_unknown=1e9)
             assert beside.stand_in == with_shortcut(one.stand_in)
             given = randn(2, *one.span.in_shape)
             torch.testing.assert_close(beside.module(given), one.module(given), rtol=0, atol=1e-8)

@@ -6,7 +6,7 @@ from torch import nn
 import networks
 from shoal.errors import UsageError
 from shoal.regress import fit
-from shoal.replace import KINDS, Wanted, fit_all
+from shoal.replace import KINDS, ReplacementSpec, fit_all
 from shoal.replace.kinds.low_rank import reduced
 
 EYE = torch.eye(8, dtype=torch.float64)
@@ -37,7 +37,7 @@ class HalvedTokens(nn.Module):
 def test_a_residual_of_that_rank_is_met(kind, width):
     stem = lambda: nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.Sequential(Halved(width, KINDS[kind].kernel)))
     anatomy = dissected(stem, 3, 7, 7)
-    [found] = fit_all(anatomy, data(20, 3, 7, 7), [Wanted(spans(anatomy)[0, 1], kind)])
+    [found] = fit_all(anatomy, data(20, 3, 7, 7), [ReplacementSpec(spans(anatomy)[0, 1], kind)])
     assert (found.stand_in.rank, found.stand_in.tail) == (2, "hardswish")
     x = randn(4, width, 7, 7, seed=9)
     torch.testing.assert_close(found.module(x), anatomy.model[1](x), rtol=0, atol=1e-6)
@@ -49,7 +49,9 @@ def test_a_residual_of_that_rank_is_met(kind, width):
 def test_a_residual_of_that_rank_is_met_on_features_and_tokens(shape):
     build = lambda: nn.Sequential(nn.Linear(4, 8), nn.Sequential(HalvedTokens(8), HalvedTokens(8)))
     anatomy = dissected(build, *shape)
-    found = fit_all(anatomy, data(60, *shape), [Wanted(spans(anatomy)[at, at + 1], "lowrank1/4") for at in (0, 1)])
+    found = fit_all(
+        anatomy, data(60, *shape), [ReplacementSpec(spans(anatomy)[at, at + 1], "lowrank1/4") for at in (0, 1)]
+    )
     x = anatomy.model[0](randn(4, *shape, seed=9))  # in four of eight directions: the Gram matrix is singular
     for one, block in zip(found, anatomy.model[1], strict=True):
         assert one.stand_in.tail == "gelu_tanh"
@@ -59,7 +61,7 @@ def test_a_residual_of_that_rank_is_met_on_features_and_tokens(shape):
 
 def test_a_plain_layer_gets_it_beside_a_shortcut_of_its_own():
     anatomy = dissected(lambda: mlp(8, act=nn.SiLU), 4)
-    [found] = fit_all(anatomy, data(60, 4), [Wanted(spans(anatomy)[1, 2], "lowrank1/4")])
+    [found] = fit_all(anatomy, data(60, 4), [ReplacementSpec(spans(anatomy)[1, 2], "lowrank1/4")])
     x = randn(6, 8, seed=9)
     branch = found.module.branch
     assert [type(one) for one in branch] == [nn.Linear, nn.Linear]
@@ -111,6 +113,6 @@ def test_it_needs_a_shortcut_channels_and_neighbours():
         (tokens, "lowrank3/8"),
     ):
         with pytest.raises(UsageError, match=f"'{kind}' cannot stand in for"):
-            Wanted(span, kind)
+            ReplacementSpec(span, kind)
     assert KINDS["lowrank1/4"].suits(single)
     assert KINDS["lowrank1/4"].suits(tokens)

@@ -6,8 +6,8 @@ from given import dissected, randn
 
 import networks
 from shoal.errors import SurgeryError, UsageError
-from shoal.plan import Inner, StandIn
-from shoal.replace import build, line_of, spans_of, students_of
+from shoal.plan import Inner, Replacement
+from shoal.replace import build_replacement, build_segments, spans_of, students_of
 from shoal.replace.students import Student, student_of
 
 IMAGES = {"layout": "channels_first", "in_channels": 4, "out_channels": 4}
@@ -19,12 +19,12 @@ def anatomy():
 
 def narrow(width=2, path="layer1.0"):
     inner = Inner(writers=(f"{path}.conv1",), keepers=(f"{path}.bn1",), readers=(f"{path}.conv2",), width=width)
-    return StandIn(kind="narrow", copies=(path,), inner=(inner,), **IMAGES)
+    return Replacement(kind="narrow", copies=(path,), inner=(inner,), **IMAGES)
 
 
 def test_a_block_is_an_independent_copy_of_the_original():
     model = anatomy().model
-    made = student_of(StandIn(kind="block", copies=("layer1.1",), **IMAGES), model)
+    made = student_of(Replacement(kind="block", copies=("layer1.1",), **IMAGES), model)
     x = randn(2, 4, 8, 8)
     with torch.no_grad():
         assert torch.equal(made(x.clone()), model.layer1[1](x.clone()))
@@ -37,7 +37,7 @@ def test_a_block_is_an_independent_copy_of_the_original():
 
 def test_several_blocks_run_in_a_row():
     model = anatomy().model
-    stand_in = StandIn(kind="block", copies=("layer1.0", "layer2.0"), layout="channels_first", in_channels=4,
+    stand_in = Replacement(kind="block", copies=("layer1.0", "layer2.0"), layout="channels_first", in_channels=4,
                        out_channels=8, stride=2)  # fmt: skip
     x = randn(2, 4, 8, 8)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_a_narrow_block_without_features_that_say_nothing_is_the_same_function()
 def test_depthwise_convolutions_and_gates_follow():
     torchvision = pytest.importorskip("torchvision")
     found = dissected(lambda: torchvision.models.mobilenet_v2(weights=None), 3, 32, 32)
-    line = line_of(found)
+    line = build_segments(found)
     one = next(
         one
         for one in students_of(found, line, spans_of(found, line, 1), ["narrow"])
@@ -88,10 +88,10 @@ def test_what_else_a_block_is_given_goes_to_each():
 
 def test_build_makes_students_of_the_original_in_its_precision():
     model = anatomy().model
-    made = build(narrow(), torch.zeros(1, dtype=torch.bfloat16), model)
+    made = build_replacement(narrow(), torch.zeros(1, dtype=torch.bfloat16), model)
     assert {one.dtype for one in made.parameters()} == {torch.bfloat16}
     with pytest.raises(UsageError, match="a student is made of blocks of the original"):
-        build(narrow(), torch.zeros(1))
+        build_replacement(narrow(), torch.zeros(1))
 
 
 def test_an_original_without_these_blocks_is_refused():
@@ -100,4 +100,4 @@ def test_an_original_without_these_blocks_is_refused():
             student_of(wrong, anatomy().model)
     beside = Inner(writers=("layer2.0.conv1",), readers=("layer1.0.conv2",), width=2)
     with pytest.raises(SurgeryError, match=r"'layer2\.0\.conv1' is in none of the blocks"):
-        student_of(StandIn(kind="narrow", copies=("layer1.0",), inner=(beside,), **IMAGES), anatomy().model)
+        student_of(Replacement(kind="narrow", copies=("layer1.0",), inner=(beside,), **IMAGES), anatomy().model)

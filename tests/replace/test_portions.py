@@ -5,14 +5,14 @@ import torch
 from given import dissected
 
 import networks
-from shoal.replace import line_of, spans_of, students_of
-from shoal.replace.students.portions import bytes_to_learn, student_portions
+from shoal.replace import build_segments, spans_of, students_of
+from shoal.replace.students.memory_batches import bytes_to_learn, memory_batches
 
 
 @pytest.fixture(scope="module")
 def wanted():
     anatomy = dissected(lambda: networks.CifarResNet(2, widths=(4, 8, 16)), 3, 8, 8)
-    line = line_of(anatomy)
+    line = build_segments(anatomy)
     return students_of(anatomy, line, spans_of(anatomy, line, 2), ["block", "narrow"])
 
 
@@ -38,7 +38,7 @@ def test_half_precision_learns_in_single(wanted):
 def test_portions_keep_the_order_and_the_bound(wanted):
     sizes = [bytes_to_learn(one) for one in wanted]
     bound = max(sizes) + min(sizes)
-    portions = student_portions(wanted, bound)
+    portions = memory_batches(wanted, bound)
     assert [one for portion in portions for one in portion.members] == wanted
     assert all(portion.bytes == sum(map(bytes_to_learn, portion.members)) <= bound for portion in portions)
     assert 1 < len(portions) < len(wanted)
@@ -48,6 +48,6 @@ def test_portions_keep_the_order_and_the_bound(wanted):
 
 
 def test_what_is_larger_than_the_bound_learns_alone_and_what_fits_together(wanted):
-    assert [len(one.members) for one in student_portions(wanted, 1)] == [1] * len(wanted)
-    assert len(student_portions(wanted, 1e9)) == 1
-    assert student_portions([], 1e9) == []
+    assert [len(one.members) for one in memory_batches(wanted, 1)] == [1] * len(wanted)
+    assert len(memory_batches(wanted, 1e9)) == 1
+    assert memory_batches([], 1e9) == []

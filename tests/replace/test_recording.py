@@ -7,8 +7,8 @@ from torch import nn
 
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect
-from shoal.replace import line_of
+from shoal.blocks import analyze
+from shoal.replace import build_segments
 from shoal.replace.recording import recording
 
 
@@ -19,7 +19,7 @@ def randn(*shape, seed=0):
 def test_inputs_and_sums_of_every_block_in_front_of_the_tail():
     torch.manual_seed(0)
     model = networks.randomised(networks.CifarResNet(1, widths=(4, 8, 16)))
-    anatomy = dissect(model, Batch((randn(2, 3, 8, 8),)))
+    anatomy = analyze(model, Batch((randn(2, 3, 8, 8),)))
     paths = ["layer1.0", "layer2.0"]
     x = randn(3, 3, 8, 8, seed=1)
     with torch.no_grad(), recording(anatomy, paths) as seen:
@@ -37,7 +37,7 @@ def test_of_two_additions_the_last_counts():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
     model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(layer), nn.Linear(8, 3)).eval()
-    anatomy = dissect(model, Batch((randn(2, 5, 8),)))
+    anatomy = analyze(model, Batch((randn(2, 5, 8),)))
     assert [len(block.units) for block in anatomy.chain] == [2]
     x = randn(3, 5, 8, seed=1)
     with torch.no_grad(), recording(anatomy, anatomy.chain.paths) as seen:
@@ -61,7 +61,7 @@ class Overwriting(nn.Module):
 def test_an_input_that_is_overwritten_later_is_kept_as_it_came_in():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(Overwriting(4), Overwriting(4)), nn.Flatten()).eval()
-    anatomy = dissect(model, Batch((randn(2, 1, 6, 6),)))
+    anatomy = analyze(model, Batch((randn(2, 1, 6, 6),)))
     x = randn(3, 1, 6, 6, seed=1)
     with torch.no_grad(), recording(anatomy, ["1.0", "1.1"]) as seen:
         model(x)
@@ -78,7 +78,7 @@ def _run_and_fail(model):
 
 def test_nothing_stays_behind_also_after_an_error():
     model = networks.randomised(networks.PreactNet(4, 2))
-    anatomy = dissect(model, Batch((randn(2, 1, 8, 8),)))
+    anatomy = analyze(model, Batch((randn(2, 1, 8, 8),)))
     with pytest.raises(ValueError, match="channels"), recording(anatomy, ["blocks.0"]) as seen:
         _run_and_fail(model)
     kept = seen.sums["blocks.0"]
@@ -121,7 +121,7 @@ def test_layers_of_a_perceptron(act):
 
 def test_what_a_layer_returned_is_kept_where_the_next_step_works_in_place():
     chain = nn.Sequential(nn.Linear(4, 6), nn.ReLU6(inplace=True), nn.Linear(6, 2)).double().eval()
-    anatomy, x = dissect(chain, Batch((doubles(2, 4),))), doubles(5, 4, seed=1)
+    anatomy, x = analyze(chain, Batch((doubles(2, 4),))), doubles(5, 4, seed=1)
     with torch.no_grad(), recording(anatomy, ["0"]) as seen:
         chain(x)
         assert torch.equal(seen.sums["0"], chain[0](x))
@@ -131,8 +131,8 @@ def test_what_a_layer_returned_is_kept_where_the_next_step_works_in_place():
 def test_of_a_norm_behind_the_addition_both_the_sum_and_what_leaves_are_seen():
     torch.manual_seed(0)
     model = networks.PostNormNet().eval()
-    anatomy = dissect(model, Batch((randn(2, 5, 8),)))
-    path = line_of(anatomy).paths[-1]
+    anatomy = analyze(model, Batch((randn(2, 5, 8),)))
+    path = build_segments(anatomy).paths[-1]
     norm = model.get_submodule(path).norm2
     x = randn(3, 5, 8, seed=1)
     with torch.no_grad(), recording(anatomy, [path]) as seen:
@@ -140,6 +140,6 @@ def test_of_a_norm_behind_the_addition_both_the_sum_and_what_leaves_are_seen():
     torch.testing.assert_close(norm(seen.sums[path]), seen.leaving[path])
     assert seen.target(path) is seen.leaving[path]
     plain = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
-    with torch.no_grad(), recording(dissect(plain, Batch((randn(2, 8),))), ["0"]) as seen:
+    with torch.no_grad(), recording(analyze(plain, Batch((randn(2, 8),))), ["0"]) as seen:
         plain(randn(3, 8, seed=1))
     assert seen.target("0") is seen.sums["0"]

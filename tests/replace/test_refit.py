@@ -8,10 +8,10 @@ from torch import nn
 import language
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError
 from shoal.plan import Replace
-from shoal.replace import Wanted, fit_all, line_of, recording, refit_, students_of, train_students
+from shoal.replace import ReplacementSpec, build_segments, fit_all, recording, refit_, students_of, train_students
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
 
@@ -26,16 +26,16 @@ def data(*shape, count=3):
 
 def teacher(batches):
     torch.manual_seed(0)
-    return dissect(networks.randomised(networks.CifarResNet(2, widths=(4, 8, 16))), batches[0].take(2))
+    return analyze(networks.randomised(networks.CifarResNet(2, widths=(4, 8, 16))), batches[0].take(2))
 
 
 def fitted(anatomy, batches, start, stop, kind="conv3"):
-    return fit_all(anatomy, batches, [Wanted(spans(anatomy)[start, stop], kind)])[0]
+    return fit_all(anatomy, batches, [ReplacementSpec(spans(anatomy)[start, stop], kind)])[0]
 
 
 def student(anatomy, batches, one, removed=()):
     """The original with a stand-in in it, and some blocks gone."""
-    own = dissect(copy.deepcopy(anatomy.model), batches[0].take(2))
+    own = analyze(copy.deepcopy(anatomy.model), batches[0].take(2))
     actions = [Replace(paths=list(one.span.paths), stand_in=one.stand_in)]
     replace_spans_(own, actions, {one.span.paths[0]: copy.deepcopy(one.module)})
     return remove_blocks_(own, list(removed)).eval()
@@ -81,7 +81,7 @@ def test_where_nothing_was_changed_upstream_the_fit_stands():
 def test_tokens():
     torch.manual_seed(0)
     batches = data(16, 6, 4)
-    anatomy = dissect(networks.NumberedNet(8).eval(), batches[0].take(2))
+    anatomy = analyze(networks.NumberedNet(8).eval(), batches[0].take(2))
     one = fitted(anatomy, batches, 1, 3, "linear")
     model = student(anatomy, batches, one, ["block1"])
     before = error(anatomy, model, one, batches)
@@ -92,7 +92,7 @@ def test_tokens():
 def test_a_low_rank_stand_in_is_refitted_within_its_rank():
     batches = data(16, 3, 8, 8)
     torch.manual_seed(0)
-    anatomy = dissect(networks.randomised(networks.CifarResNet(2, widths=(16, 16, 16))), batches[0].take(2))
+    anatomy = analyze(networks.randomised(networks.CifarResNet(2, widths=(16, 16, 16))), batches[0].take(2))
     one = fitted(anatomy, batches, 1, 2, "lowrank3/8")
     model = student(anatomy, batches, one, ["layer1.0"])
     before = error(anatomy, model, one, batches)
@@ -126,7 +126,7 @@ def test_a_network_that_changes_its_input_in_place_does_not_change_the_data():
     torch.manual_seed(0)
     batches = data(8, 3, 8, 8)
     given = [batch.args[0].clone() for batch in batches]
-    anatomy = dissect(networks.randomised(Normalising(2, widths=(4, 8, 16))), batches[0].cloned())
+    anatomy = analyze(networks.randomised(Normalising(2, widths=(4, 8, 16))), batches[0].cloned())
     one = fitted(anatomy, batches, 1, 3)
     model = student(anatomy, [batches[0].cloned()], one)
     refit_(anatomy, model, [one], batches)
@@ -173,7 +173,7 @@ def doubles(size=40, *shape, count=3):
 
 def sums(anatomy, model, path, batches):
     """The sums of a step in the original, and in a cut network that still has it."""
-    twin = dissect(model, batches[0].take(2))
+    twin = analyze(model, batches[0].take(2))
     made = []
     for one in (anatomy, twin):
         with torch.no_grad(), recording(one, [path]) as seen:
@@ -191,14 +191,14 @@ def distance(anatomy, model, path, batches):
 
 
 def cut(anatomy, batches, *removed):
-    return remove_blocks_(dissect(copy.deepcopy(anatomy.model), batches[0].take(2)), list(removed)).eval()
+    return remove_blocks_(analyze(copy.deepcopy(anatomy.model), batches[0].take(2)), list(removed)).eval()
 
 
 @pytest.mark.parametrize(("gap", "bias"), [(False, True), (True, True), (False, False)])
 def test_kept_blocks_make_good_what_was_removed(gap, bias):
     """Behind the removal one linear block can do the work of two; also where the chain is interrupted."""
     batches = doubles()
-    anatomy = dissect(made(lambda: Mappings(gap=gap, bias=bias)), batches[0].take(2))
+    anatomy = analyze(made(lambda: Mappings(gap=gap, bias=bias)), batches[0].take(2))
     gone, *rest = ["blocks.2", "blocks.3"] if gap else ["blocks.1", "blocks.2", "blocks.3"]
     model = cut(anatomy, batches, gone)
     plain = refit_(anatomy, copy.deepcopy(model), [], batches, removed=[gone], kept=False)
@@ -217,7 +217,7 @@ def test_kept_blocks_make_good_what_was_removed(gap, bias):
 
 def test_blocks_behind_a_gap_are_refitted_from_what_enters_them():
     batches = doubles()
-    anatomy = dissect(made(lambda: Mappings(gap=True)), batches[0].take(2))
+    anatomy = analyze(made(lambda: Mappings(gap=True)), batches[0].take(2))
     model = cut(anatomy, batches, "blocks.1")
     before = {path: distance(anatomy, model, path, batches) for path in ("blocks.2", "blocks.3")}
     refit_(anatomy, model, [], batches, removed=["blocks.1"])
@@ -236,9 +236,9 @@ KEPT = {
 def test_no_refitted_sum_is_further_from_the_original_than_before(name):
     build, shape, removed = KEPT[name]
     batches = doubles(40, *shape)
-    anatomy = dissect(made(build), batches[0].take(2))
+    anatomy = analyze(made(build), batches[0].take(2))
     model = cut(anatomy, batches, *removed)
-    line = line_of(anatomy).paths
+    line = build_segments(anatomy).paths
     behind = line[line.index(removed[0]) + 1 :]
     before = {path: distance(anatomy, model, path, batches) for path in behind}
     state = copy.deepcopy(model.state_dict())
@@ -253,7 +253,7 @@ def test_no_refitted_sum_is_further_from_the_original_than_before(name):
 
 def test_channels_that_are_switched_off_stay_so():
     batches = doubles(40, 3, 8, 8)
-    anatomy = dissect(made(lambda: networks.CifarResNet(2, widths=(4, 6, 8))), batches[0].take(2))
+    anatomy = analyze(made(lambda: networks.CifarResNet(2, widths=(4, 6, 8))), batches[0].take(2))
     with torch.no_grad():
         anatomy.model.layer2[0].bn2.weight[:2] = 0
     model = cut(anatomy, batches, "layer1.1")
@@ -266,7 +266,7 @@ def test_channels_that_are_switched_off_stay_so():
 
 
 def plain_student(anatomy, batches, one):
-    own = dissect(copy.deepcopy(anatomy.model), batches[0].take(2))
+    own = analyze(copy.deepcopy(anatomy.model), batches[0].take(2))
     action = Replace(paths=list(one.span.paths), stand_in=one.stand_in)
     return replace_spans_(own, [action], {one.span.paths[0]: copy.deepcopy(one.module)}).eval()
 
@@ -282,10 +282,10 @@ def plain_student(anatomy, batches, one):
 )
 def test_plain_chains(build, shape, place, kind, later):
     batches = doubles(60, *shape)
-    anatomy = dissect(made(build), batches[0].take(2))
+    anatomy = analyze(made(build), batches[0].take(2))
     one = fitted(anatomy, batches, *place, kind)
     model = plain_student(anatomy, batches, one)
-    later = [path for path in later if path in line_of(anatomy).paths]
+    later = [path for path in later if path in build_segments(anatomy).paths]
     assert later
 
     def distances():
@@ -357,7 +357,7 @@ def test_half_stays_half(dtype):
     batches = [Batch((batch.args[0].to(dtype),)) for batch in data(16, 3, 8, 8)]
     torch.manual_seed(0)
     model = networks.randomised(networks.CifarResNet(2, widths=(4, 8, 16))).to(dtype)
-    anatomy = dissect(model, batches[0].take(2))
+    anatomy = analyze(model, batches[0].take(2))
     one = fitted(anatomy, batches, 3, 4)
     twin = student(anatomy, batches, one, ["layer1.0", "layer1.1"])
     before = error(anatomy, twin, one, batches)
@@ -368,7 +368,7 @@ def test_half_stays_half(dtype):
 
 def test_fewer_rows_than_unknowns_stay_finite_and_no_worse_where_they_were_fitted():
     batches = [Batch((one.args[0][:3],)) for one in doubles(8, 3, 8, 8, count=1)]
-    anatomy = dissect(made(lambda: networks.CifarResNet(2, widths=(8, 8, 8))), batches[0].take(2))
+    anatomy = analyze(made(lambda: networks.CifarResNet(2, widths=(8, 8, 8))), batches[0].take(2))
     model = cut(anatomy, batches, "layer2.1")
     before = distance(anatomy, model, "layer3.0", batches)
     refit_(anatomy, model, [], batches, removed=["layer2.1"])
@@ -407,7 +407,7 @@ def test_an_error_of_the_network_itself_is_readable():
 def test_a_refit_walks_past_a_student_and_fits_what_is_behind_it():
     batches = data(16, 3, 8, 8)
     anatomy = teacher(batches)
-    line = line_of(anatomy)
+    line = build_segments(anatomy)
     [asked] = students_of(anatomy, line, [spans(anatomy)[1, 3]], ["block"])
     one = train_students(anatomy, batches, [asked], steps=1).fitted[0]
     own = student(anatomy, batches, one)
@@ -426,7 +426,7 @@ def test_a_decoder_is_not_refitted_through_the_teachers_cache():
     batches = [Batch(kwargs={"input_ids": language.tokens(8, 12, seed=seed)}) for seed in range(3)]
     twins = []
     for cache in (True, False):
-        anatomy = dissect(language.llama(), batches[0].take(2))
+        anatomy = analyze(language.llama(), batches[0].take(2))
         anatomy.model.config.use_cache = cache
         one = fitted(anatomy, batches, 0, 1, "linear")
         own = student(anatomy, batches, one)

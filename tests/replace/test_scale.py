@@ -4,17 +4,17 @@ from given import data, dissected, randn, spans, sums_of
 from torch import nn
 
 from shoal.errors import UsageError
-from shoal.plan import StandIn
+from shoal.plan import Replacement
 from shoal.regress import RIDGES, fit
-from shoal.replace import KINDS, Wanted, build, fit_all, with_shortcut
-from shoal.replace.stand_ins import fill_
+from shoal.replace import KINDS, ReplacementSpec, build_replacement, fit_all, with_shortcut
+from shoal.replace.modules import load_solution_
 
 SCALE = KINDS["scale"]
 EYE = torch.eye(4, dtype=torch.float64)
 
 
 def described(layout="channels_last", channels=4):
-    return StandIn(kind="scale", layout=layout, in_channels=channels, out_channels=channels)
+    return Replacement(kind="scale", layout=layout, in_channels=channels, out_channels=channels)
 
 
 def solved(x, y, stand_in=None):
@@ -62,8 +62,8 @@ def test_the_module_and_its_shortcut_form_compute_it(layout):
     expected = given * torch.tensor([2.0, -1.0, 0.5, 0.0]).double().reshape(channel)
     expected = expected + torch.arange(4).double().reshape(channel)
     for stand_in in (described(layout), with_shortcut(described(layout))):
-        module = build(stand_in, x)
-        fill_(module, solved(x, y, stand_in))
+        module = build_replacement(stand_in, x)
+        load_solution_(module, solved(x, y, stand_in))
         torch.testing.assert_close(module(given), expected, rtol=0, atol=1e-6)
 
 
@@ -73,7 +73,7 @@ def test_a_layer_that_only_rescales_is_recovered():
         nn.Flatten(), nn.Linear(4, 2),
     )  # fmt: skip
     anatomy = dissected(chain, 3, 8, 8)
-    [found] = fit_all(anatomy, data(20, 3, 8, 8), [Wanted(spans(anatomy)[1, 2], "scale")])
+    [found] = fit_all(anatomy, data(20, 3, 8, 8), [ReplacementSpec(spans(anatomy)[1, 2], "scale")])
     torch.testing.assert_close(found.module[0].weight, anatomy.model[2].weight.flatten(), rtol=0, atol=1e-6)
     torch.testing.assert_close(found.module[0].bias, anatomy.model[2].bias, rtol=0, atol=1e-6)
     x = anatomy.model[:2](randn(4, 3, 8, 8, seed=9))
@@ -100,4 +100,4 @@ def test_it_needs_the_same_shape():
     chain = lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2))
     span = spans(dissected(chain, 3, 8, 8))[0, 1]
     with pytest.raises(UsageError, match=r"'scale' cannot stand in for 0\.\.0"):
-        Wanted(span, "scale")
+        ReplacementSpec(span, "scale")

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
-from shoal.blocks import dissect
-from shoal.pipeline import Settings, compress
+from shoal.blocks import analyze
+from shoal.pipeline import MeasureConfig, compress
 from shoal.plan import Replace
-from shoal.replace import Wanted, fit_all, line_of, refit_, spans_of
+from shoal.replace import ReplacementSpec, build_segments, fit_all, refit_, spans_of
 from shoal.surgery.replace import replace_spans_
 
 
@@ -51,8 +51,8 @@ def batches(count: int = 4, size: int = 16) -> list[Batch]:
 
 
 def test_such_blocks_are_steps_that_follow_each_other(network: MaskedNet) -> None:
-    anatomy = dissect(network, batches()[0].take(2))
-    line = line_of(anatomy)
+    anatomy = analyze(network, batches()[0].take(2))
+    line = build_segments(anatomy)
     assert line.paths == tuple(f"blocks.{number}" for number in range(5))
     assert line.follows == (False, True, True, True, True)
     assert len(spans_of(anatomy, line, 5)) == 15
@@ -60,10 +60,10 @@ def test_such_blocks_are_steps_that_follow_each_other(network: MaskedNet) -> Non
 
 def test_a_stand_in_takes_what_it_does_not_need(network: MaskedNet) -> None:
     given = batches()
-    anatomy = dissect(network, given[0].take(2))
-    spans = {(one.start, one.stop): one for one in spans_of(anatomy, line_of(anatomy), 2)}
-    fitted = fit_all(anatomy, given, [Wanted(spans[0, 2], "scale"), Wanted(spans[2, 4], "linear")])
-    student = dissect(copy.deepcopy(network), given[0].take(2))
+    anatomy = analyze(network, given[0].take(2))
+    spans = {(one.start, one.stop): one for one in spans_of(anatomy, build_segments(anatomy), 2)}
+    fitted = fit_all(anatomy, given, [ReplacementSpec(spans[0, 2], "scale"), ReplacementSpec(spans[2, 4], "linear")])
+    student = analyze(copy.deepcopy(network), given[0].take(2))
     actions = [Replace(paths=list(one.span.paths), stand_in=one.stand_in) for one in fitted]
     cut = replace_spans_(student, actions, {one.span.paths[0]: copy.deepcopy(one.module) for one in fitted})
     whole, changed = network(*given[0].args), cut(*given[0].args)
@@ -80,7 +80,7 @@ def error_at_end(network: nn.Module, cut: nn.Module, given: list[Batch]) -> floa
 
 
 def test_compress_by_macs(network: MaskedNet) -> None:
-    result = compress(network, batches(6), macs=0.6, settings=Settings(images=96, latency_seconds=0.01))
+    result = compress(network, batches(6), macs=0.6, settings=MeasureConfig(images=96, latency_seconds=0.01))
     assert result.record.reached
     assert result.plan.replaced or result.plan.removed
     assert result.record.compressed.cost.macs <= 0.6 * result.record.original.cost.macs

@@ -6,12 +6,12 @@ from torch import nn
 
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect
-from shoal.replace import line_of, spans_of
+from shoal.blocks import analyze
+from shoal.replace import build_segments, spans_of
 
 
 def anatomy_of(model, *shape, seed=0):
-    return dissect(model.eval(), Batch((torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed)),)))
+    return analyze(model.eval(), Batch((torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed)),)))
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +21,11 @@ def cifar():
 
 
 def found(anatomy, longest=9):
-    return {one.paths: one for one in spans_of(anatomy, line_of(anatomy), longest)}
+    return {one.paths: one for one in spans_of(anatomy, build_segments(anatomy), longest)}
 
 
 def test_every_span_of_a_network_of_three_stages(cifar):
-    line = line_of(cifar)
+    line = build_segments(cifar)
     assert line.paths == ("layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1")
     assert line.follows == (False, True, True, True, True, True)
     spans = spans_of(cifar, line, 6)
@@ -52,7 +52,7 @@ def test_strides_channels_and_shapes(cifar):
 
 @pytest.mark.parametrize(("longest", "count"), [(1, 6), (2, 11), (5, 20), (99, 21)])
 def test_none_is_longer_than_asked(cifar, longest, count):
-    spans = spans_of(cifar, line_of(cifar), longest)
+    spans = spans_of(cifar, build_segments(cifar), longest)
     assert len(spans) == count
     assert max(len(one.paths) for one in spans) == min(longest, 6)
 
@@ -84,7 +84,7 @@ class Tapped(networks.PreactNet):
 
 def test_no_span_crosses_a_tap():
     anatomy = anatomy_of(Tapped(4, 4), 1, 8, 8)
-    assert line_of(anatomy).follows == (False, True, False, True)
+    assert build_segments(anatomy).follows == (False, True, False, True)
     assert ("blocks.0", "blocks.1") in found(anatomy)
     assert ("blocks.2", "blocks.3") in found(anatomy)
     assert not any({"blocks.1", "blocks.2"} <= set(paths) for paths in found(anatomy))
@@ -101,7 +101,7 @@ class Returning(networks.PreactNet):
 
 
 def test_what_the_network_returns_is_a_tap():
-    assert line_of(anatomy_of(Returning(4, 3), 1, 8, 8)).follows == (False, False, True)
+    assert build_segments(anatomy_of(Returning(4, 3), 1, 8, 8)).follows == (False, False, True)
 
 
 class Gapped(networks.PreactNet):
@@ -115,7 +115,7 @@ class Gapped(networks.PreactNet):
 
 
 def test_no_span_crosses_a_gap():
-    assert line_of(anatomy_of(Gapped(4, 3), 1, 8, 8)).follows == (False, False, True)
+    assert build_segments(anatomy_of(Gapped(4, 3), 1, 8, 8)).follows == (False, False, True)
 
 
 class Conditioned(nn.Module):
@@ -154,7 +154,7 @@ class Mixed(nn.Module):
 def test_blocks_that_are_given_more_than_the_stream_are_in_the_line():
     """A second tensor or a number beside the stream: a stand-in does not need them."""
     anatomy = anatomy_of(Mixed(), 4)
-    assert line_of(anatomy).follows == (False, True, True, True)
+    assert build_segments(anatomy).follows == (False, True, True, True)
     assert len(found(anatomy)) == 10
 
 
@@ -162,22 +162,22 @@ def test_a_block_whose_stream_does_not_come_first_is_not_in_the_line():
     network = Mixed()
     network.blocks[1].forward = lambda condition, x: x + network.blocks[1].fc(x * condition)
     network.forward = lambda x: network.blocks[2](network.blocks[1](network.embed(x), network.blocks[0](x)))
-    assert line_of(anatomy_of(network, 4)).paths == ("blocks.0", "blocks.2")
+    assert build_segments(anatomy_of(network, 4)).paths == ("blocks.0", "blocks.2")
 
 
 def test_a_block_that_is_called_twice_is_not_in_the_line():
-    line = line_of(anatomy_of(networks.SharedNet(), 4, 8, 8))
+    line = build_segments(anatomy_of(networks.SharedNet(), 4, 8, 8))
     assert line.paths == ("first", "blocks.1", "blocks.3")
     assert not any(line.follows)
 
 
 def test_a_norm_behind_the_addition_is_no_tail_but_part_of_what_is_computed():
     anatomy = anatomy_of(networks.PostNormNet(), 5, 8)
-    assert line_of(anatomy).paths
-    assert {(step.tail, step.whole) for step in line_of(anatomy).steps} == {("identity", True)}
+    assert build_segments(anatomy).paths
+    assert {(step.tail, step.whole) for step in build_segments(anatomy).steps} == {("identity", True)}
     assert {one.tail for one in found(anatomy).values()} == {"identity"}
     assert not any(
-        step.whole for step in line_of(anatomy_of(networks.CifarResNet(1, widths=(4, 8, 16)), 3, 8, 8)).steps
+        step.whole for step in build_segments(anatomy_of(networks.CifarResNet(1, widths=(4, 8, 16)), 3, 8, 8)).steps
     )
 
 
@@ -206,7 +206,7 @@ def test_plain_features():
 
 
 def places(anatomy):
-    return [(one.start, one.stop) for one in spans_of(anatomy, line_of(anatomy), 9)]
+    return [(one.start, one.stop) for one in spans_of(anatomy, build_segments(anatomy), 9)]
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -254,7 +254,7 @@ def test_signals_and_volumes_get_no_spans(layer, side):
             return F.relu(x + self.conv(x))
 
     anatomy = anatomy_of(nn.Sequential(Block(), Block()), 6, *[side] * axes)
-    assert line_of(anatomy).paths == ("0", "1")
+    assert build_segments(anatomy).paths == ("0", "1")
     assert places(anatomy) == []
 
 

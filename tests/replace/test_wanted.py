@@ -4,7 +4,7 @@ from given import dissected, mlp
 from torch import nn
 
 import networks
-from shoal.replace import line_of, spans_of, students_of, two_blocks
+from shoal.replace import build_segments, spans_of, students_of, two_blocks
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def resnet():
 
 
 def asked(anatomy, *kinds, longest=9):
-    line = line_of(anatomy)
+    line = build_segments(anatomy)
     found = students_of(anatomy, line, spans_of(anatomy, line, longest), kinds)
     return {(one.kind, one.span.start, one.span.stop): one for one in found}
 
@@ -34,7 +34,7 @@ def test_where_the_shape_changes_twice_there_are_two(resnet):
 
 
 def test_two_blocks_for_longer_spans_only(resnet):
-    line, found = line_of(resnet), asked(resnet, "block")
+    line, found = build_segments(resnet), asked(resnet, "block")
     assert two_blocks(resnet, found["block", 0, 2].span, line) is None
     two = two_blocks(resnet, found["block", 0, 3].span, line)
     assert (two.kind, two.stand_in.copies) == ("block2", ("layer1.0", "layer1.1"))

@@ -6,11 +6,11 @@ from shoal.record import (
     Comparison,
     Cost,
     Latency,
+    LearningStep,
     Machine,
     Network,
     Quality,
     Record,
-    Step,
 )
 
 _WORTHS = (0.41, 0.0021, 0.013, 0.00034, 0.0008, 0.0, 0.00011, 0.052, 0.0043)
@@ -44,7 +44,7 @@ def make_blocks(per_stage: int = 9) -> list[BlockRecord]:
     return blocks
 
 
-def make_steps(removed: list[str], taken_back: str | None = None) -> list[Step]:
+def make_steps(removed: list[str], taken_back: str | None = None) -> list[LearningStep]:
     steps = []
     for i, path in enumerate([*removed, *([taken_back] if taken_back else [])]):
         kl = 0.0004 * (i + 1) ** 1.7
@@ -64,7 +64,7 @@ def make_steps(removed: list[str], taken_back: str | None = None) -> list[Step]:
         )
         interval = (0.8 * kl, 1.25 * kl)
         steps.append(
-            Step(
+            LearningStep(
                 removed=path,
                 kl=kl,
                 kl_interval=interval,

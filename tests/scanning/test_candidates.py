@@ -4,8 +4,8 @@ from torch import nn
 
 from networks import CifarResNet, PlainNet, PostNormNet, PreactNet, SharedNet, randomised
 from shoal.batches import Batch
-from shoal.blocks import dissect
-from shoal.blocks.prefix import Prefix
+from shoal.blocks import analyze
+from shoal.blocks.prefix_cache import PrefixCache
 from shoal.preserve import evaluating
 from shoal.scanning.candidates import block_candidates, layer_candidates, layers_of
 from shoal.scanning.means import branch_means
@@ -19,9 +19,9 @@ def small_cifar():
 
 
 def outputs(model, x, make):
-    anatomy = dissect(model, Batch((x[:2],)))
+    anatomy = analyze(model, Batch((x[:2],)))
     with evaluating(model):
-        prefix = Prefix(anatomy)
+        prefix = PrefixCache(anatomy)
         prefix.capture(Batch((x,)))
         return {one.key: one.run(prefix) for one in make(anatomy)}
 
@@ -60,7 +60,7 @@ def test_a_bias_stays_when_the_kernel_goes():
 
 
 def test_layers_know_their_block_and_their_channels():
-    anatomy = dissect(small_cifar(), Batch((IMAGES[:2],)))
+    anatomy = analyze(small_cifar(), Batch((IMAGES[:2],)))
     layers = {layer.path: layer for layer in layers_of(anatomy)}
     assert layers["conv1"].block is None
     assert layers["layer2.0.conv1"].block == "layer2.0"
@@ -69,7 +69,7 @@ def test_layers_know_their_block_and_their_channels():
 
 
 def test_a_plain_network_has_layers_and_no_blocks():
-    anatomy = dissect(PlainNet().eval(), Batch((torch.randn(2, 1, 8, 8),)))
+    anatomy = analyze(PlainNet().eval(), Batch((torch.randn(2, 1, 8, 8),)))
     assert [layer.path for layer in layers_of(anatomy)] == ["features.0", "features.2", "head"]
     assert block_candidates(anatomy, {}) == []
 
@@ -77,7 +77,7 @@ def test_a_plain_network_has_layers_and_no_blocks():
 def test_mean_ablation_adds_the_mean_of_the_branch_over_all_samples():
     model = randomised(PreactNet(width=4, depth=2))
     x = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    anatomy = dissect(model, Batch((x[:2],)))
+    anatomy = analyze(model, Batch((x[:2],)))
     means = branch_means(anatomy, [x[:4], x[4:]])
     found = outputs(model, x, lambda anatomy: block_candidates(anatomy, means))
     block, stream = model.blocks[0], model.stem(x)
@@ -104,7 +104,7 @@ def test_each_unit_of_a_transformer_block_is_tried_alone():
 
 
 def test_a_shared_block_is_no_candidate():
-    anatomy = dissect(SharedNet().eval(), Batch((torch.randn(2, 4, 8, 8),)))
+    anatomy = analyze(SharedNet().eval(), Batch((torch.randn(2, 4, 8, 8),)))
     assert {one.path for one in block_candidates(anatomy, {})} == {"first", "blocks.1", "blocks.3"}
 
 

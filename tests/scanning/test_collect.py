@@ -8,10 +8,10 @@ from torch import nn
 
 import networks
 from shoal.batches import as_batch
-from shoal.blocks import dissect
-from shoal.blocks.taps import tapped
+from shoal.blocks import analyze
+from shoal.blocks.interception import intercept_additions
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError, UsageError
-from shoal.measure.reading import OutputReading, Reading
+from shoal.measure.output_reading import OutputReading, Reading
 from shoal.preserve import evaluating
 from shoal.scanning import responses
 from shoal.scanning.scores import SCORES
@@ -52,7 +52,7 @@ def case(request):
     torch.manual_seed(3)
     net = make()
     data = data()
-    return net, data, dissect(net, as_batch((data[0][:2],)))
+    return net, data, analyze(net, as_batch((data[0][:2],)))
 
 
 def mean_loss(net, data):
@@ -69,7 +69,7 @@ def test_taylor_is_the_slope_of_the_loss_as_the_branch_fades(case):
         faded = []
         for share in (1e-4, -1e-4):
             fade = lambda path, unit, stream, branch, share=share: (1 - share) * branch
-            with evaluating(net), tapped(net, [block], fade):
+            with evaluating(net), intercept_additions(net, [block], fade):
                 faded.append(mean_loss(net, data))
         slope = (faded[0] - faded[1]) / 2e-4
         assert found[block.path]["taylor"] == pytest.approx(slope, rel=1e-4, abs=1e-7)
@@ -89,7 +89,7 @@ def test_the_other_scores_against_whole_tensors(case):
         hook = net.get_submodule(block.path).register_forward_hook(
             lambda m, args, out, e=ends: e.extend([args[0], out])
         )
-        with evaluating(net), tapped(net, [block], look):
+        with evaluating(net), intercept_additions(net, [block], look):
             net(data[0])
         hook.remove()
         scores, whole = found[block.path], sum(branches)
@@ -125,7 +125,7 @@ def test_a_dead_block_is_told_exactly():
         nn.init.zeros_(dead.bn2.weight)
         nn.init.zeros_(dead.bn2.bias)
     data = images()
-    found = block_scores(dissect(net, as_batch(data)), cut(data))
+    found = block_scores(analyze(net, as_batch(data)), cut(data))
     for path in ("layer1.1", "layer3.1"):
         scores = found[path]
         for name in ("largest_response", "mean_response", "relative_response", "block_influence", "taylor"):
@@ -137,7 +137,7 @@ def test_a_dead_block_is_told_exactly():
 
 def test_a_block_that_changes_the_positions_lacks_what_compares_them():
     data = images()
-    found = block_scores(dissect(cifar(), as_batch(data)), cut(data))
+    found = block_scores(analyze(cifar(), as_batch(data)), cut(data))
     assert set(found["layer1.0"]) == set(SCORES)
     assert set(found["layer2.0"]) == {"largest_response", "mean_response", "relative_response", "taylor"}
     # Stage 3 keeps the width here, but not the positions.
@@ -154,7 +154,7 @@ def test_a_change_of_channels_alone_leaves_what_compares_positions():
             return self.short(x) + self.fc(x).tanh()
 
     net, data = nn.Sequential(nn.Linear(4, 4), Widening(), nn.Linear(6, 3)), vectors(40)
-    scores = block_scores(dissect(net, as_batch(data)), [data])["1"]
+    scores = block_scores(analyze(net, as_batch(data)), [data])["1"]
     assert set(SCORES) - set(scores) == {"block_influence"}
 
 
@@ -190,7 +190,7 @@ def test_the_network_is_left_as_it_was(raises):
     net = cifar().train()
     net.layer1.eval()
     net.conv1.weight.requires_grad_(False)
-    anatomy = dissect(net, as_batch(images()))
+    anatomy = analyze(net, as_batch(images()))
     before = state_of(net)
     calls = []
 
@@ -216,7 +216,7 @@ def test_the_network_is_left_as_it_was(raises):
 
 def test_nothing_in_front_of_the_first_branch_is_kept_for_the_backward():
     net, seen = cifar(), []
-    anatomy = dissect(net, as_batch(images()))
+    anatomy = analyze(net, as_batch(images()))
     for module in (net.bn1, net.layer1[0].bn2, net.layer1[1].bn2):
         module.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
     block_scores(anatomy, [images()])
@@ -225,7 +225,7 @@ def test_nothing_in_front_of_the_first_branch_is_kept_for_the_backward():
 
 def test_memory_does_not_grow_with_the_data():
     net, sizes = cifar(), []
-    anatomy = dissect(net, as_batch(images()))
+    anatomy = analyze(net, as_batch(images()))
 
     def loader():
         for seed in range(6):
@@ -239,7 +239,7 @@ def test_memory_does_not_grow_with_the_data():
 
 def test_without_labels_the_own_answers_stand_in():
     net, (x, _) = cifar(), images()
-    anatomy = dissect(net, as_batch(x))
+    anatomy = analyze(net, as_batch(x))
     with torch.no_grad():
         answers = net(x).argmax(dim=1)
     classes = Reading((OutputReading("", "classes", "as the test says"),))
@@ -263,7 +263,7 @@ def test_labels_at_every_position_and_ignored_ones():
     torch.manual_seed(0)
     net, x, y = Tagger(), torch.randn(3, 6, 4), torch.randint(0, 5, (3, 6))
     y[0, 2:], y[2] = -100, -100
-    found = block_scores(dissect(net, as_batch(x)), [(x, y)])["block"]["taylor"]
+    found = block_scores(analyze(net, as_batch(x)), [(x, y)])["block"]["taylor"]
 
     def loss(share):
         with torch.no_grad():
@@ -275,7 +275,7 @@ def test_labels_at_every_position_and_ignored_ones():
 
 
 def test_the_limit_counts_samples():
-    anatomy, (x, y) = dissect(cifar(), as_batch(images())), images()
+    anatomy, (x, y) = analyze(cifar(), as_batch(images())), images()
     assert block_scores(anatomy, cut((x, y)), limit=6) == block_scores(anatomy, cut((x[:6], y[:6])))
     with pytest.raises(UsageError, match="limit = 0"):
         block_scores(anatomy, [x], limit=0)
@@ -283,7 +283,7 @@ def test_the_limit_counts_samples():
 
 def test_what_cannot_be_scored_is_refused():
     net = cifar()
-    anatomy = dissect(net, as_batch(images()))
+    anatomy = analyze(net, as_batch(images()))
     with pytest.raises(DataError, match="no data to score on"):
         block_scores(anatomy, [])
     with pytest.raises(DataError, match="label 17 does not fit a model with 10 classes"):
@@ -293,7 +293,7 @@ def test_what_cannot_be_scored_is_refused():
 
 
 def test_a_network_without_residual_blocks_has_none():
-    assert block_scores(dissect(networks.PlainNet(), as_batch(images(channels=1))), [images(channels=1)]) == {}
+    assert block_scores(analyze(networks.PlainNet(), as_batch(images(channels=1))), [images(channels=1)]) == {}
 
 
 @pytest.mark.parametrize("how", ["gradients off", "overwritten"])
@@ -309,7 +309,7 @@ def test_without_a_backward_the_other_scores_remain(how):
             return answer
 
     net, data = Closed(), vectors()
-    anatomy = dissect(net, as_batch(data))
+    anatomy = analyze(net, as_batch(data))
     with pytest.warns(UserWarning, match="no Taylor scores"):
         found = block_scores(anatomy, cut(data))
     assert set(found["block1"]) == set(SCORES) - {"taylor"}
@@ -334,7 +334,7 @@ def test_a_block_that_overwrites_its_input():
         )
         # Such code cannot be trained either: a convolution keeps its input for the backward.
         with pytest.warns(match="no Taylor scores") if kind is Overwriting else nullcontext():
-            found.append(block_scores(dissect(net, as_batch(data)), cut(data)))
+            found.append(block_scores(analyze(net, as_batch(data)), cut(data)))
     for path in ("1", "2"):
         found[1][path].pop("taylor")
         assert found[0][path]["block_influence"] > 0.01
@@ -343,17 +343,17 @@ def test_a_block_that_overwrites_its_input():
 
 def test_a_block_that_is_called_twice_counts_twice():
     net, data = networks.randomised(networks.SharedNet()), (images(channels=4)[0], images()[1] % 2)
-    found = block_scores(dissect(net, as_batch(data)), cut(data))
+    found = block_scores(analyze(net, as_batch(data)), cut(data))
     apart = copy.deepcopy(net)
     apart.blocks[2] = copy.deepcopy(apart.blocks[0])
-    single = block_scores(dissect(apart, as_batch(data)), cut(data))
+    single = block_scores(analyze(apart, as_batch(data)), cut(data))
     assert found["blocks.0"]["taylor"] == pytest.approx(single["blocks.0"]["taylor"] + single["blocks.2"]["taylor"])
 
 
 def test_bfloat16():
     net, data = cifar(), images()
-    exact = block_scores(dissect(net, as_batch(data)), cut(data))
-    rough = block_scores(dissect(net.bfloat16(), as_batch(data[0].bfloat16())), cut((data[0].bfloat16(), data[1])))
+    exact = block_scores(analyze(net, as_batch(data)), cut(data))
+    rough = block_scores(analyze(net.bfloat16(), as_batch(data[0].bfloat16())), cut((data[0].bfloat16(), data[1])))
     for path, scores in exact.items():
         assert scores["mean_response"] == pytest.approx(rough[path]["mean_response"], rel=0.05)
         assert scores["taylor"] == pytest.approx(rough[path]["taylor"], abs=0.2)
@@ -367,7 +367,7 @@ def test_a_language_model():
     )
     net, tokens = library.GPT2LMHeadModel(config).eval(), torch.randint(0, 50, (6, 8))
     data = [{"input_ids": part, "labels": part} for part in tokens.split(4)]
-    anatomy = dissect(net, as_batch(data[0]))
+    anatomy = analyze(net, as_batch(data[0]))
     found = block_scores(anatomy, data)
     assert list(found) == [f"transformer.h.{number}" for number in range(3)]
     assert all(set(scores) == set(SCORES) for scores in found.values())
@@ -378,7 +378,7 @@ def test_the_cosine_of_a_real_network_orders_its_blocks():
     from shoal.sources import load_data, load_model
 
     net, data = load_model("digits-resnet").model, load_data("digits")
-    anatomy = dissect(net, data.example())
+    anatomy = analyze(net, data.example())
     found = block_scores(anatomy, data.test(), limit=256)
     candidates = [block.path for block in anatomy.chain.removable]
     damage = {one.path: one.damage for one in removal_sweep(anatomy, data.test(), candidates)}
@@ -391,7 +391,7 @@ def test_the_cosine_of_a_real_network_orders_its_blocks():
 
 def test_values_need_targets_of_their_shape_for_a_loss():
     net, (x, _) = cifar(), images()
-    anatomy = dissect(net, as_batch(x))
+    anatomy = analyze(net, as_batch(x))
     with pytest.warns(UserWarning, match="targets of their shape"):
         without = block_scores(anatomy, [x])
     assert not any("taylor" in scores for scores in without.values())

@@ -3,14 +3,14 @@ from torch import nn
 
 from networks import PreactNet, randomised
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.scanning.means import branch_means
 
 
 def test_the_mean_is_over_all_samples_whatever_the_mini_batches():
     model = randomised(PreactNet(width=4, depth=2))
     x = torch.randn(7, 1, 8, 8)
-    anatomy = dissect(model, Batch((x[:2],)))
+    anatomy = analyze(model, Batch((x[:2],)))
     one, other = branch_means(anatomy, [x]), branch_means(anatomy, [x[:2], x[2:]])
     assert set(one) == {("blocks.0", 0), ("blocks.1", 0)}
     for key, mean in one.items():
@@ -23,7 +23,7 @@ def test_the_mean_is_over_all_samples_whatever_the_mini_batches():
 
 def test_a_branch_of_changing_shape_has_no_mean():
     model = randomised(PreactNet(width=4, depth=2))
-    anatomy = dissect(model, Batch((torch.randn(2, 1, 8, 8),)))
+    anatomy = analyze(model, Batch((torch.randn(2, 1, 8, 8),)))
     assert branch_means(anatomy, [torch.randn(2, 1, 8, 8), torch.randn(2, 1, 6, 6)]) == {}
 
 
@@ -57,7 +57,7 @@ def test_padding_is_in_no_mean():
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
     ids = torch.tensor([[1, 2, 3], [4, 5, 0], [6, 0, 0]])
     loader = [{"input_ids": ids[:2], "attention_mask": mask[:2]}, {"input_ids": ids[2:], "attention_mask": mask[2:]}]
-    anatomy = dissect(model, Batch(kwargs={"input_ids": ids, "attention_mask": mask}))
+    anatomy = analyze(model, Batch(kwargs={"input_ids": ids, "attention_mask": mask}))
     found = branch_means(anatomy, loader)["block.0", 0]
     with torch.no_grad():
         branch = model.block[0].up(model.block[0].norm(model.embed(ids))).double()

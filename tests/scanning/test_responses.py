@@ -6,13 +6,13 @@ from torch import nn
 
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.errors import ModelRaisedError
 from shoal.scanning import Response, responses
 
 
 def of(net, loader):
-    return responses(dissect(net.eval(), Batch((loader[0],))), loader)
+    return responses(analyze(net.eval(), Batch((loader[0],))), loader)
 
 
 class Twice(nn.Module):
@@ -63,6 +63,6 @@ def test_blocks_of_two_units_count_both_and_siblings_are_left_out():
 
 
 def test_what_the_model_raises_is_readable():
-    anatomy = dissect(nn.Sequential(Twice()), Batch((torch.ones(1, 3),)))
+    anatomy = analyze(nn.Sequential(Twice()), Batch((torch.ones(1, 3),)))
     with pytest.raises(ModelRaisedError, match=r"shape \(1, 4\)"):
         responses(anatomy, [torch.ones(1, 4)])

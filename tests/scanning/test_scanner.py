@@ -7,7 +7,7 @@ import language
 import tiny
 from networks import PlainNet
 from shoal.errors import DataError, UsageError
-from shoal.measure.reading import OutputReading, Reading
+from shoal.measure.output_reading import OutputReading, Reading
 from shoal.record import ScanRecord
 from shoal.scanning import ScanSettings, scan
 from shoal.scanning.scanner import _Tallies

@@ -6,7 +6,7 @@ import halves
 import language
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError
 from shoal.measure import kl_per_sample, log_probabilities, mean_interval
 from shoal.scanning import divergence, removal_sweep
@@ -17,7 +17,7 @@ def prepared():
     torch.manual_seed(0)
     net = networks.randomised(networks.CifarResNet(2, widths=(4, 8, 12)))
     loader = [(torch.randn(5, 3, 8, 8), torch.randint(0, 10, (5,))) for _ in range(3)]
-    return net, dissect(net, Batch((loader[0][0],))), loader
+    return net, analyze(net, Batch((loader[0][0],))), loader
 
 
 def damage_by_hand(net, loader, paths):
@@ -41,7 +41,7 @@ class Detector(nn.Module):
 
 
 def test_results_without_a_row_for_each_sample_are_refused():
-    anatomy = dissect(Detector().eval(), Batch((torch.randn(2, 1, 6, 6),)))
+    anatomy = analyze(Detector().eval(), Batch((torch.randn(2, 1, 6, 6),)))
     with pytest.raises(DataError, match=r"returned shape \(7, 4\) for 3 samples"):
         removal_sweep(anatomy, [torch.randn(3, 1, 6, 6)], anatomy.chain.paths)
 
@@ -71,7 +71,7 @@ def test_a_dead_block_is_worth_nothing_exactly():
     with torch.no_grad():
         net.layer2[1].bn2.weight.zero_()
         net.layer2[1].bn2.bias.zero_()
-    found = removal_sweep(dissect(net, Batch((loader[0][0],))), loader, ["layer2.1", "layer2.0"])
+    found = removal_sweep(analyze(net, Batch((loader[0][0],))), loader, ["layer2.1", "layer2.0"])
     assert found[0].damage == 0.0
     assert found[1].damage > 0
 
@@ -140,7 +140,7 @@ def test_tokens_are_averaged_over_their_positions():
     torch.manual_seed(0)
     net: nn.Module = library.GPT2LMHeadModel(config).eval()
     loader = [{"input_ids": torch.randint(0, 50, (3, 7))} for _ in range(2)]
-    anatomy = dissect(net, Batch((), loader[0]))
+    anatomy = analyze(net, Batch((), loader[0]))
     found = removal_sweep(anatomy, loader, anatomy.chain.paths)
     assert [one.n for one in found] == [6, 6]
     assert all(one.damage > 0 for one in found)
@@ -152,7 +152,7 @@ def test_padding_does_no_damage():
     found = []
     for padding in (4, 50):
         batch = {"input_ids": torch.where(mask == 1, ids, padding), "attention_mask": mask}
-        anatomy = dissect(net, Batch(kwargs=batch))
+        anatomy = analyze(net, Batch(kwargs=batch))
         found.append(removal_sweep(anatomy, [batch], ["model.layers.1"])[0].damage)
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
@@ -160,7 +160,7 @@ def test_padding_does_no_damage():
 def test_units_and_blocks_with_their_norms_are_worth_what_their_removal_does():
     model = halves.Halves().eval()
     loader = [(halves.samples(4, seed), torch.zeros(4, dtype=torch.long)) for seed in range(2)]
-    anatomy = dissect(model, Batch((loader[0][0],)))
+    anatomy = analyze(model, Batch((loader[0][0],)))
     gone = ["blocks.1#0", "blocks.2"]
     found = removal_sweep(anatomy, loader, ["blocks.0#0", "blocks.0#1", "blocks.1#1"], removed=gone)
     for one in found:
@@ -170,7 +170,7 @@ def test_units_and_blocks_with_their_norms_are_worth_what_their_removal_does():
     net = networks.PostNormNet().eval()
     tokens = [torch.randn(4, 5, 8)]
     names = ["encoder.layers.1", "encoder.layers.1+norms"]
-    damages = removal_sweep(dissect(net, Batch((tokens[0],))), tokens, names)
+    damages = removal_sweep(analyze(net, Batch((tokens[0],))), tokens, names)
     loader = [(tokens[0], None)]
     for one in damages:
         expected = damage_by_hand(net, loader, [one.path]).mean()

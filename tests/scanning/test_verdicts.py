@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.measure import Tally
+from shoal.measure import Accumulator
 from shoal.record import ScannedLayer
-from shoal.scanning.verdicts import ablation_of, channel_claim, verdict_of
+from shoal.scanning.verdicts import ablation_of, channel_change_hypothesis, verdict_of
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,9 @@ def test_verdicts_are_about_the_interval(interval, centre, verdict):
 
 
 def tally(n, lost, won):
-    return Tally(n=n, labelled=n, single=n, right=n - lost, lost=lost, won=won, increase=0.1 * n, increase_squared=n)
+    return Accumulator(
+        n=n, labelled=n, single=n, right=n - lost, lost=lost, won=won, increase=0.1 * n, increase_squared=n
+    )
 
 
 @given(st.integers(2, 2000), st.integers(0, 100), st.integers(0, 100), st.integers(1, 500))
@@ -79,7 +81,7 @@ def layer(path, changes, verdict):
 def test_the_channel_claim_is_tested_with_figures():
     layers = [layer(f"a{k}", True, "non-trivial") for k in range(6)]
     layers += [layer(f"b{k}", False, "trivial") for k in range(20)] + [layer("c", False, "undecided")]
-    claim = channel_claim(layers)
+    claim = channel_change_hypothesis(layers)
     assert claim.changing == {"trivial": 0, "undecided": 0, "non-trivial": 6}
     assert claim.others == {"trivial": 20, "undecided": 1, "non-trivial": 0}
     assert claim.p_value < 1e-3
@@ -90,8 +92,8 @@ def test_the_channel_claim_is_tested_with_figures():
 def test_the_opposite_and_nothing_are_said_as_they_are():
     layers = [layer(f"a{k}", True, "trivial") for k in range(10)]
     layers += [layer(f"b{k}", False, "non-trivial") for k in range(10)]
-    assert "the opposite" in channel_claim(layers).sentence
+    assert "the opposite" in channel_change_hypothesis(layers).sentence
     even = [layer("a", True, "trivial"), layer("b", False, "trivial")]
-    assert "no difference that these figures can show" in channel_claim(even).sentence
-    assert "nothing can be compared" in channel_claim(even[:1]).sentence
-    assert channel_claim([]) is None
+    assert "no difference that these figures can show" in channel_change_hypothesis(even).sentence
+    assert "nothing can be compared" in channel_change_hypothesis(even[:1]).sentence
+    assert channel_change_hypothesis([]) is None

@@ -6,11 +6,11 @@ import torch
 import language
 from shoal.errors import DataError
 from shoal.sources import packing
-from shoal.sources.packing import TokenPart, as_asked, text_parts
+from shoal.sources.packing import TokenPart, text_parts, to_batch
 from shoal.sources.text import Documents
-from shoal.sources.tokens import Reading, tokens_of
+from shoal.sources.tokens import TextFormat, tokens_of
 
-READING = Reading("somewhere", 16, vocabulary=128, positions=64, task="next", start=9)
+READING = TextFormat("somewhere", 16, vocabulary=128, positions=64, task="next", start=9)
 DOCUMENTS = Documents(language.text(2000).split("\n\n"))
 
 
@@ -86,7 +86,7 @@ def test_limit_and_order(tokenizer):
 
 
 def test_next_token():
-    batch = as_asked(torch.tensor([[5, 6, 7, 8]]), "next", 9)
+    batch = to_batch(torch.tensor([[5, 6, 7, 8]]), "next", 9)
     assert batch.kwargs.keys() == {"input_ids"}
     assert batch.target.tolist() == [[6, 7, 8, -100]]
 
@@ -101,7 +101,7 @@ def test_reading_both_ways(marking):
 
 
 def test_the_rest_of_a_text():
-    batch = as_asked(torch.tensor([[4, 5, 6, 7, 8, 10]]), "rest", 9)
+    batch = to_batch(torch.tensor([[4, 5, 6, 7, 8, 10]]), "rest", 9)
     assert batch.kwargs["input_ids"].tolist() == [[4, 5, 6]]
     assert batch.kwargs["decoder_input_ids"].tolist() == [[9, 7, 8]]
     assert batch.target.tolist() == [[7, 8, 10]]

@@ -1,6 +1,6 @@
 import torch
 
-from shoal.sources.look import Look
+from shoal.sources.image_transform import ImageTransform
 from shoal.sources.parts import ImagePart, InMemory
 
 
@@ -10,7 +10,7 @@ def part(batch_size=4, labels=True, seed=0):
         InMemory(values),
         torch.arange(10) if labels else None,
         torch.arange(9, -1, -1),
-        Look(shifts=True, flips=True),
+        ImageTransform(shifts=True, flips=True),
         batch_size,
         seed,
     )

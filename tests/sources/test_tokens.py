@@ -7,9 +7,9 @@ from torch import nn
 import language
 from families import family
 from shoal.errors import DataError
-from shoal.sources.tokens import Reading, length_of, open_tokenizer, reading_of, tokens_of
+from shoal.sources.tokens import TextFormat, infer_text_format, length_of, open_tokenizer, tokens_of
 
-READING = Reading("somewhere", None, vocabulary=128, positions=64, task="next")
+READING = TextFormat("somewhere", None, vocabulary=128, positions=64, task="next")
 
 
 @pytest.mark.parametrize(
@@ -24,27 +24,27 @@ READING = Reading("somewhere", None, vocabulary=128, positions=64, task="next")
     ],
 )
 def test_what_a_network_says_of_itself(name, task, positions):
-    found = reading_of(family(name)[0])
+    found = infer_text_format(family(name)[0])
     assert (found.task, found.positions, found.vocabulary, found.length) == (task, positions, 99, None)
 
 
 def test_where_the_tokenizer_lies(tmp_path):
-    assert reading_of(language.llama()).tokenizer is None
+    assert infer_text_format(language.llama()).tokenizer is None
     language.llama().save_pretrained(tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert reading_of(loaded).tokenizer == str(tmp_path)
-    assert reading_of(loaded, tmp_path / "other").tokenizer == str(tmp_path / "other")
+    assert infer_text_format(loaded).tokenizer == str(tmp_path)
+    assert infer_text_format(loaded, tmp_path / "other").tokenizer == str(tmp_path / "other")
 
 
 def test_the_decoder_begins_with_its_own_token():
-    assert reading_of(family("bart")[0]).start == 2
+    assert infer_text_format(family("bart")[0]).start == 2
 
 
 def test_networks_that_do_not_read():
     with pytest.raises(DataError, match=r"needs a network of transformers, and Linear is none\n.*FILE\.py:FUNCTION"):
-        reading_of(nn.Linear(2, 2))
+        infer_text_format(nn.Linear(2, 2))
     with pytest.raises(DataError, match="ViTForImageClassification does not read text"):
-        reading_of(family("vit")[0])
+        infer_text_format(family("vit")[0])
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from torch import nn
 import networks
 from shoal.batches import Batch
 from shoal.errors import ExportError, FolderError
-from shoal.pipeline import Settings, compress
+from shoal.pipeline import MeasureConfig, compress
 from shoal.store import export, export_onnx, export_program, load, read_record
 
 pytestmark = pytest.mark.heavy
 
-QUICK = Settings(images=32, validation_images=32, latency_seconds=0.001)
+QUICK = MeasureConfig(images=32, validation_images=32, latency_seconds=0.001)
 missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 

@@ -14,7 +14,7 @@ from shoal.errors import WeightsError
 from shoal.store import check_savable
 from shoal.store.folder import EXTRAS, WEIGHTS
 
-QUICK = shoal.Settings(latency_seconds=0.001)
+QUICK = shoal.MeasureConfig(latency_seconds=0.001)
 
 
 class Residual(nn.Module):

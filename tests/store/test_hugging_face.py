@@ -11,7 +11,7 @@ import language
 import networks
 from families import NAMES, POST_NORM, family
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.errors import FolderError
 from shoal.plan import Fold, FoldStep, Plan, Remove, Replace
 from shoal.store import hugging_face, load
@@ -23,7 +23,7 @@ from shoal.surgery import input_specs, remove_blocks, signature_of
 def changed(model, inputs, removed, more=()):
     """The network without these blocks, and the plan that says so."""
     batch = Batch(kwargs=inputs)
-    chain = dissect(model, batch).chain
+    chain = analyze(model, batch).chain
     actions = [*(Remove.named(name) for name in removed), *more]
     plan = Plan(inputs=input_specs(batch), network=signature_of(model, chain), actions=actions)
     return remove_blocks(model, batch, removed).eval(), plan
@@ -83,7 +83,7 @@ def test_other_networks_are_passed_over(tmp_path):
     batch = Batch((torch.randn(2, 1, 8, 8),))
     plan = Plan(
         inputs=input_specs(batch),
-        network=signature_of(model, dissect(model, batch).chain),
+        network=signature_of(model, analyze(model, batch).chain),
         actions=[Remove(path="blocks.1")],
     )
     assert write_hugging_face(tmp_path, remove_blocks(model, batch, ["blocks.1"]), plan) is None
@@ -98,28 +98,28 @@ def test_nothing_done_nothing_written(tmp_path):
 
 def test_what_computes_something_else_is_not_written(tmp_path, monkeypatch):
     cut, plan = tiny()
-    right = hugging_face.shorten
+    right = hugging_face.compact_hf_model
 
     def wrong(model, removed):
         short = right(model, removed)
         short.model.norm.weight = torch.nn.Parameter(short.model.norm.weight * 1.5)
         return short
 
-    monkeypatch.setattr(hugging_face, "shorten", wrong)
+    monkeypatch.setattr(hugging_face, "compact_hf_model", wrong)
     assert "loaded again it computes something else: 'logits' is up to" in write_hugging_face(tmp_path, cut, plan)
     assert [one.name for one in tmp_path.iterdir()] == ["hf-not-written.md"]
 
 
 def test_what_does_not_load_whole_is_not_written(tmp_path, monkeypatch):
     cut, plan = tiny()
-    right = hugging_face.shorten
+    right = hugging_face.compact_hf_model
 
     def wrong(model, removed):
         short = right(model, removed)
         short.config.num_hidden_layers = 3  # what happens when only the module is deleted
         return short
 
-    monkeypatch.setattr(hugging_face, "shorten", wrong)
+    monkeypatch.setattr(hugging_face, "compact_hf_model", wrong)
     assert "other tensors: model.layers.2." in write_hugging_face(tmp_path, cut, plan)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import networks
 from shoal.errors import WeightsError
-from shoal.plan import InputSpec, Plan, Signature, read_plan
+from shoal.plan import InputSpec, NetworkSignature, Plan, read_plan
 from shoal.store.folder import EXTRAS, PLAN, RECORD, WEIGHTS
 from shoal.store.save import independent_copy, restore_weights, save, save_weights
 
@@ -136,7 +136,9 @@ def test_saving_leaves_the_network_as_it_was(tmp_path):
 
 
 def test_save_writes_weights_and_plan(tmp_path):
-    plan = Plan(inputs=[InputSpec(shape=[2], dtype="float32")], network=Signature(state={}, chain=[]), actions=[])
+    plan = Plan(
+        inputs=[InputSpec(shape=[2], dtype="float32")], network=NetworkSignature(state={}, chain=[]), actions=[]
+    )
     save(tmp_path, nn.Linear(2, 2), plan)
     assert {one.name for one in tmp_path.iterdir()} == {WEIGHTS, EXTRAS, PLAN}
     assert read_plan(tmp_path / PLAN) == plan

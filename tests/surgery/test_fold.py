@@ -9,15 +9,15 @@ from torch import nn
 
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.errors import PlanError, SurgeryError
-from shoal.pipeline import Settings, compress
+from shoal.pipeline import MeasureConfig, compress
 from shoal.plan import Fold, FoldStep, Plan, Remove, parse_plan
 from shoal.sources import load_model
 from shoal.store import load, save
 from shoal.surgery import apply, certify, fold, fold_, input_specs, remove_blocks, signature_of
 
-QUICK = Settings(images=16, validation_images=16, latency_seconds=0.001)
+QUICK = MeasureConfig(images=16, validation_images=16, latency_seconds=0.001)
 
 
 def images(channels, side, n=4, seed=0):
@@ -37,7 +37,7 @@ def preact(seed=0, constant=True):
 
 
 def plan_for(net, x, steps, removed=()):
-    anatomy = dissect(net, Batch((x,)))
+    anatomy = analyze(net, Batch((x,)))
     return Plan(
         inputs=input_specs(Batch((x,))),
         network=signature_of(net, anatomy.chain),
@@ -78,7 +78,7 @@ def test_in_place_means_in_place():
     net, x = preact(), images(1, 6)
     with torch.no_grad():
         expected = net(x)
-        result = fold_(dissect(net, Batch((x,))))
+        result = fold_(analyze(net, Batch((x,))))
         assert result.model is net
         assert result.deviation is None
         assert torch.allclose(net(x), expected, atol=1e-5)

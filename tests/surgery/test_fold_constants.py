@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 from networks import CifarResNet, PreactNet, randomised
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.surgery import fold
 from shoal.surgery.fold_constants import constants
-from shoal.surgery.fold_layers import Graph
+from shoal.surgery.fold_layers import FoldGraph
 
 
 def relative(one, other, x):
@@ -222,7 +222,7 @@ def test_tokens_have_their_channels_last():
 def test_what_is_said_to_be_constant_is():
     net = made(ends_in_norm=True)
     constant_(net.blocks[1], True)
-    graph = Graph(dissect(net, Batch((X,))))
+    graph = FoldGraph(analyze(net, Batch((X,))))
     found = constants(graph)
     seen = {}
     hooks = [net.blocks[1].last.register_forward_hook(lambda module, args, out: seen.update(out=out))]

@@ -5,9 +5,9 @@ from torch.nn.utils import parametrizations
 
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.surgery import fold
-from shoal.surgery.fold_layers import Graph, fits, wide, write
+from shoal.surgery.fold_layers import FoldGraph, fits, wide, write
 
 
 def pair():
@@ -16,7 +16,7 @@ def pair():
 
 def refusal(net, path, shape=(2, 2, 4, 4)):
     x = torch.randn(shape)
-    graph = Graph(dissect(net, Batch((x,))))
+    graph = FoldGraph(analyze(net, Batch((x,))))
     result = fold(net, x)
     assert result.folded == []
     assert result.deviation == 0
@@ -105,7 +105,7 @@ def test_who_reads_behind_the_trace_is_not_known():
 
 def test_reading_goes_on_through_what_was_folded():
     net = pair()
-    graph = Graph(dissect(net, Batch((torch.randn(2, 2, 4, 4),))))
+    graph = FoldGraph(analyze(net, Batch((torch.randn(2, 2, 4, 4),))))
     convolution, norm = graph.maps[0], graph.norms[0]
     assert graph.maker(norm.source) is convolution
     assert graph.maker(norm.result) is None
@@ -132,7 +132,7 @@ def test_reading_goes_on_through_what_was_folded():
     ],
 )
 def test_who_pads_is_told(layer, pads):
-    graph = Graph(dissect(nn.Sequential(layer), Batch((torch.randn(2, 2, 4, 4),))))
+    graph = FoldGraph(analyze(nn.Sequential(layer), Batch((torch.randn(2, 2, 4, 4),))))
     assert graph.maps[0].pads is pads
 
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from networks import randomised
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.surgery import fold
-from shoal.surgery.fold_layers import Graph
+from shoal.surgery.fold_layers import FoldGraph
 from shoal.surgery.fold_norms import find_norm_fold, scale_and_shift
 
 CONVOLUTIONS = {
@@ -219,7 +219,7 @@ def test_the_dtype_stays():
 
 def test_structure_alone_decides():
     net = hard(nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1)))
-    graph = Graph(dissect(net, Batch((torch.randn(2, 2, 4, 4, dtype=torch.float64),))))
+    graph = FoldGraph(analyze(net, Batch((torch.randn(2, 2, 4, 4, dtype=torch.float64),))))
     found = find_norm_fold(graph, graph.norms[0])
     assert found.into.path == "1"
     assert not found.behind
@@ -229,5 +229,5 @@ def test_structure_alone_decides():
 def test_scale_and_shift_are_those_of_the_batch_norm():
     net = hard(nn.Sequential(nn.BatchNorm2d(3, eps=0.1)))
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    scale, shift = scale_and_shift(Graph(dissect(net, Batch((x,)))).norms[0])
+    scale, shift = scale_and_shift(FoldGraph(analyze(net, Batch((x,)))).norms[0])
     assert torch.allclose(x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1), net(x), rtol=1e-12)

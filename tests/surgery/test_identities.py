@@ -4,12 +4,12 @@ from torch import nn
 
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.surgery import certify, remove_blocks, strict_identities
 
 
 def identities(net, x):
-    return strict_identities(dissect(net.eval(), Batch((x,))))
+    return strict_identities(analyze(net.eval(), Batch((x,))))
 
 
 def zero(net, *names):

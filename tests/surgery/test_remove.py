@@ -7,7 +7,7 @@ from torch import nn
 import halves
 import networks
 from shoal.batches import Batch
-from shoal.blocks import dissect, trace
+from shoal.blocks import analyze, trace
 from shoal.errors import PlanError, SurgeryError, UnknownBlockError
 from shoal.plan import Plan, Remove, parse_plan
 from shoal.surgery import apply, check_removable, input_specs, remove_blocks, remove_blocks_, signature_of
@@ -59,7 +59,7 @@ def test_the_mode_of_the_network_stays(training):
 
 def test_in_place_means_in_place():
     net, x = net_and_input()
-    anatomy = dissect(net, Batch((x,)))
+    anatomy = analyze(net, Batch((x,)))
     assert remove_blocks_(anatomy, ["layer3.1"]) is net
     assert "layer3.1.conv1.weight" not in net.state_dict()
 
@@ -74,7 +74,7 @@ def test_in_place_means_in_place():
 )
 def test_a_wrong_name_is_refused_before_anything_changes(paths, error, said):
     net, x = net_and_input()
-    anatomy = dissect(net, Batch((x,)))
+    anatomy = analyze(net, Batch((x,)))
     before = list(net.state_dict())
     with pytest.raises(error, match=said):
         remove_blocks_(anatomy, ["layer1.0", *paths])
@@ -218,7 +218,7 @@ def test_a_plan_with_units_is_replayed():
     model, expected = cut_halves("blocks.0#0", "blocks.2#1", "blocks.1")
     actions = [Remove.named(name) for name in ("blocks.0#0", "blocks.2#1", "blocks.1")]
     batch = Batch((halves.samples(),))
-    plan = Plan(inputs=input_specs(batch), network=signature_of(model, dissect(model, batch).chain), actions=actions)
+    plan = Plan(inputs=input_specs(batch), network=signature_of(model, analyze(model, batch).chain), actions=actions)
     again = apply(model, parse_plan(plan.model_dump_json(), "plan"))
     assert torch.equal(again(halves.samples(3)), expected(halves.samples(3)))
     assert list(again.state_dict()) == list(expected.state_dict())

@@ -8,11 +8,11 @@ import networks
 import shoal
 import stopwatch
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.errors import PlanError, SurgeryError
-from shoal.pipeline import Settings, compress
+from shoal.pipeline import MeasureConfig, compress
 from shoal.plan import Plan, Replace
-from shoal.replace import KINDS, Through, build, line_of, spans_of
+from shoal.replace import KINDS, PassThrough, build_replacement, build_segments, spans_of
 from shoal.surgery import apply, input_specs, signature_of
 from shoal.surgery.replace import replace_spans_
 
@@ -27,23 +27,23 @@ def network():
 
 
 def dissected():
-    return dissect(network(), Batch((randn(2, 3, 8, 8),)))
+    return analyze(network(), Batch((randn(2, 3, 8, 8),)))
 
 
 def replacing(anatomy, *paths, kind="conv3"):
-    [span] = [one for one in spans_of(anatomy, line_of(anatomy), 9) if one.paths == paths]
+    [span] = [one for one in spans_of(anatomy, build_segments(anatomy), 9) if one.paths == paths]
     return Replace(paths=list(paths), stand_in=KINDS[kind].describe(span))
 
 
 def test_the_stand_in_is_at_the_first_path_and_identities_at_the_others():
     anatomy = dissected()
     action = replacing(anatomy, "layer1.1", "layer2.0", "layer2.1")
-    module = build(action.stand_in, torch.zeros(1))
+    module = build_replacement(action.stand_in, torch.zeros(1))
     kept = anatomy.model.layer1[0]
     model = replace_spans_(anatomy, [action], {"layer1.1": module})
     assert model is anatomy.model
     assert model.layer1[1] is module
-    assert [type(one) for one in model.layer2] == [Through, Through]
+    assert [type(one) for one in model.layer2] == [PassThrough, PassThrough]
     assert model.layer1[0] is kept
     x = randn(3, 3, 8, 8, seed=1)
     between = model.layer1[0](torch.relu(model.bn1(model.conv1(x))))
@@ -94,18 +94,18 @@ def plain():
 
 def test_a_span_of_layers():
     """The norm, the activation and the pooling of a span go with it."""
-    anatomy = dissect(plain(), Batch((randn(2, 3, 8, 8),)))
+    anatomy = analyze(plain(), Batch((randn(2, 3, 8, 8),)))
     action = replacing(anatomy, "3", "4", "5", "6", "7", "8")
     model = replace_spans_(anatomy, [action])
     assert model[3][0].stride == (2, 2)
-    assert [type(one) for one in model[4:9]] == [Through] * 5
+    assert [type(one) for one in model[4:9]] == [PassThrough] * 5
     x = randn(3, 3, 8, 8, seed=1)
     assert torch.equal(model(x), model[11](model[3](model[:3](x)).mean(dim=(2, 3))))
 
 
 @pytest.mark.parametrize("paths", [["3", "4", "5", "6"], ["3"], ["4", "5"], ["0", "1", "2", "6", "7", "8"], ["99"]])
 def test_part_of_a_layer_is_no_span(paths):
-    anatomy = dissect(plain(), Batch((randn(2, 3, 8, 8),)))
+    anatomy = analyze(plain(), Batch((randn(2, 3, 8, 8),)))
     modules = list(anatomy.model.modules())
     bad = Replace(paths=paths, stand_in=replacing(anatomy, "3", "4").stand_in)
     with pytest.raises(SurgeryError, match=f"{', '.join(paths)} are no span"):
@@ -122,7 +122,7 @@ class Gapped(networks.PreactNet):
 
 
 def test_neighbours_in_the_line_that_do_not_follow_each_other_are_no_span():
-    anatomy = dissect(Gapped(4, 3).eval(), Batch((randn(2, 1, 6, 6),)))
+    anatomy = analyze(Gapped(4, 3).eval(), Batch((randn(2, 1, 6, 6),)))
     good = replacing(anatomy, "blocks.1", "blocks.2")
     with pytest.raises(SurgeryError, match=r"blocks\.0, blocks\.1 are no span"):
         replace_spans_(anatomy, [Replace(paths=["blocks.0", "blocks.1"], stand_in=good.stand_in)])
@@ -145,7 +145,7 @@ def test_what_compress_made_is_loaded_back_bit_for_bit(tmp_path, monkeypatch):
     stopwatch.install(monkeypatch)
     model = network()
     before = copy.deepcopy(model.state_dict())
-    settings = Settings(images=48, validation_images=16, latency_seconds=0.001)
+    settings = MeasureConfig(images=48, validation_images=16, latency_seconds=0.001)
     batches = [randn(16, 3, 8, 8, seed=seed) for seed in range(3)]
     result = compress(model, batches, latency=0.6, settings=settings)
     assert result.plan.replaced

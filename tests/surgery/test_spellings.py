@@ -8,17 +8,17 @@ from torch import nn
 
 import shoal
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.blocks.additions import residual_additions
-from shoal.blocks.signs import non_negative_values
+from shoal.blocks.sign_analysis import non_negative_values
 from shoal.blocks.trace import trace_run
-from shoal.blocks.zeros import zero_values
+from shoal.blocks.zero_analysis import zero_values
 from shoal.errors import NonFiniteError, NotReachedError, TraceError
 from shoal.surgery import remove_blocks
-from shoal.surgery.canonical import Canonical
+from shoal.surgery.canonical_form import CanonicalForm
 from spellings import ELEMENTS, EXPRESSIONS, LAYERS, PRODUCTS, SUMS, WIDTH, Spelled, fresh
 
-FAST = shoal.Settings(latency_seconds=0.002, images=16)
+FAST = shoal.MeasureConfig(latency_seconds=0.002, images=16)
 
 
 def example(samples=2):
@@ -49,7 +49,7 @@ def digests():
     found = {}
     for name, expression in EXPRESSIONS.items():
         try:
-            canonical = Canonical(dissect(Spelled(expression).eval(), example()))
+            canonical = CanonicalForm(analyze(Spelled(expression).eval(), example()))
         except TraceError:
             continue
         if canonical.obstacle() is None:
@@ -137,7 +137,7 @@ def test_removing_a_block_leaves_its_shortcut_however_the_sum_is_spelled(join, s
     torch.manual_seed(0)
     net = Net([("x", join, seed), ("y + z", join, 1)]).eval()
     batch = example()
-    blocks = [block.path for block in dissect(net, batch).chain.removable]
+    blocks = [block.path for block in analyze(net, batch).chain.removable]
     for path in blocks:
         cut = remove_blocks(net, batch, [path])
         index = int(path.rpartition(".")[2])

@@ -1,8 +1,8 @@
 """A model as a chain of residual blocks: the traced run, the additions, the chain, what is left without a branch."""
 
 from shoal.blocks.adapters import Shortcut, adapter
-from shoal.blocks.anatomy import Anatomy
 from shoal.blocks.chain import Block, Chain, Unit
-from shoal.blocks.discover import anatomy_of, dissect, trace
+from shoal.blocks.discover import analyze, graph_from_trace, trace
+from shoal.blocks.graph import BlockGraph
 
-__all__ = ["Anatomy", "Block", "Chain", "Shortcut", "Unit", "adapter", "anatomy_of", "dissect", "trace"]
+__all__ = ["Block", "BlockGraph", "Chain", "Shortcut", "Unit", "adapter", "analyze", "graph_from_trace", "trace"]

@@ -54,7 +54,7 @@ def adapter_of(module: nn.Module) -> Adapter | None:
     return next((_ADAPTERS[kind] for kind in type(module).__mro__ if kind in _ADAPTERS), None)
 
 
-def left_of(module: nn.Module, path: str) -> nn.Module:
+def shortcut_of(module: nn.Module, path: str) -> nn.Module:
     """What is left of a block by its adapter.
 
     Raises:

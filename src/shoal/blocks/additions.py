@@ -13,10 +13,10 @@ from math import prod
 from typing import Literal
 
 from shoal.blocks.operations import LINEAR, STRUCTURE
-from shoal.blocks.signatures import Signature
+from shoal.blocks.signatures import OpSignature
 from shoal.blocks.template import Opaque, leaves
-from shoal.blocks.trace import Call, Op, Trace
-from shoal.blocks.zeros import zero_values
+from shoal.blocks.trace import ModuleCall, OpRecord, Trace
+from shoal.blocks.zero_analysis import zero_values
 
 _SUMS = frozenset(["add", "sub"])
 _LINEAR_TOO = _SUMS | {"mul", "div", "neg"}
@@ -62,12 +62,12 @@ def residual_additions(trace: Trace) -> list[Addition]:
     return _without_nested(list(search.additions.values()))
 
 
-def add_operands(op: Op) -> tuple[int, int] | None:
+def add_operands(op: OpRecord) -> tuple[int, int] | None:
     """The two tensor operands of a plain addition, or None where the operation is something else."""
     return sum_operands(op.signature) if op.value is not None else None
 
 
-def sum_operands(signature: Signature | None) -> tuple[int, int] | None:
+def sum_operands(signature: OpSignature | None) -> tuple[int, int] | None:
     """The two tensors that an operation adds as they are, however it is spelled; None where it does anything else."""
     if signature is None or signature.name != "add" or signature.get("alpha") != 1:
         return None
@@ -84,7 +84,7 @@ class _Search:
         # Made from the input, but for its shape alone: zeros that pad a shortcut are no second stream.
         self.zeros = zero_values(trace, None)
 
-    def residual(self, op: Op) -> Addition | None:
+    def residual(self, op: OpRecord) -> Addition | None:
         """The residual addition that an operation is, if it is one."""
         operands, result = add_operands(op), op.value
         if operands is None or result is None:
@@ -110,7 +110,7 @@ class _Search:
         )
         return Addition(op.index, result, stream, branch, walk.origin, walk.kind, branch_ops, owner, walk.ops, is_layer)
 
-    def _walk_back(self, addition: Op, stream: int, branch: int) -> _Walk | None:
+    def _walk_back(self, addition: OpRecord, stream: int, branch: int) -> _Walk | None:
         """From the shortcut operand back to a value that the branch depends on, through light operations only.
 
         Also along the stream through the residual additions of the same call, where branches run in parallel
@@ -142,7 +142,7 @@ class _Search:
             return None
         return _Walk(current, kind, params, tuple(ops))
 
-    def _light(self, op: Op) -> tuple[ShortcutKind, int] | None:
+    def _light(self, op: OpRecord) -> tuple[ShortcutKind, int] | None:
         """What a shortcut becomes that passes through an operation, and the value it comes from."""
         signature = op.signature
         if signature is None or signature.name not in STRUCTURE | LINEAR:
@@ -212,6 +212,6 @@ def _without_nested(additions: list[Addition]) -> list[Addition]:
     return [addition for addition in additions if addition.op not in dropped]
 
 
-def opaque_kinds(call: Call) -> list[str]:
+def opaque_kinds(call: ModuleCall) -> list[str]:
     """What was passed to a call that no template can hold (caches, configurations)."""
     return [leaf.kind for leaf in leaves((call.args, call.kwargs)) if isinstance(leaf, Opaque)]

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from shoal.batches import Batch, as_batch, call
-from shoal.blocks.adapters import adapter_of, left_of
+from shoal.blocks.adapters import adapter_of, shortcut_of
 from shoal.blocks.additions import Addition, add_operands, residual_additions
-from shoal.blocks.anatomy import Anatomy, note_of, without_removable
 from shoal.blocks.chain import Block, Chain, Unit
-from shoal.blocks.decisions import Draws, unsteady
+from shoal.blocks.control_flow import RngWatch, data_dependent_blocks
+from shoal.blocks.graph import BlockGraph, note_of, without_removable
 from shoal.blocks.hooks import hook_reason
-from shoal.blocks.norms import norms_behind
 from shoal.blocks.operations import STRUCTURE, plain_name
-from shoal.blocks.remainder import main_output, remainder_of
-from shoal.blocks.signs import non_negative_values
-from shoal.blocks.trace import Call, Trace, trace_run
+from shoal.blocks.post_addition_norms import post_addition_norms
+from shoal.blocks.shortcut_modules import extract_shortcut, main_output
+from shoal.blocks.sign_analysis import non_negative_values
+from shoal.blocks.trace import ModuleCall, Trace, trace_run
 from shoal.blocks.verification import verified
 from shoal.errors import SurgeryError
 from shoal.intake import plain
@@ -38,10 +38,10 @@ def trace(model: nn.Module, example: object) -> Chain:
         TraceError: no output depends on the input.
         NonFiniteError: the weights hold NaN or Inf.
     """
-    return dissect(model, as_batch(example)).chain
+    return analyze(model, as_batch(example)).chain
 
 
-def dissect(model: nn.Module, example: Batch) -> Anatomy:
+def analyze(model: nn.Module, example: Batch) -> BlockGraph:
     """Trace `model` and take its chain apart; see `trace` for what is raised.
 
     The anatomy is that of the plain network where torch.compile wraps it or parts of it.
@@ -50,14 +50,16 @@ def dissect(model: nn.Module, example: Batch) -> Anatomy:
     model = plain(model)
     with evaluating(model):
         call(model, example)  # what a network makes in its first run alone (a table of positions) is not in the others
-    draws = Draws()
+    draws = RngWatch()
     run = trace_run(model, example)
-    anatomy = anatomy_of(model, run)
-    steady = without_removable(anatomy, unsteady(model, example, run, anatomy.chain.paths, drew=draws.moved))
+    anatomy = graph_from_trace(model, run)
+    steady = without_removable(
+        anatomy, data_dependent_blocks(model, example, run, anatomy.chain.paths, drew=draws.moved)
+    )
     return verified(steady, example, drew=draws.moved)
 
 
-def anatomy_of(model: nn.Module, run: Trace) -> Anatomy:
+def graph_from_trace(model: nn.Module, run: Trace) -> BlockGraph:
     """The anatomy of a model from a trace of it."""
     declared = _declared(run)
     free = [one for one in residual_additions(run) if not any(call.holds(one.op) for call in declared.values())]
@@ -80,7 +82,7 @@ def anatomy_of(model: nn.Module, run: Trace) -> Anatomy:
     if -1 in groups:
         found.blocks.append(_outside_block())
     chain = Chain(tuple(_staged(found.blocks)), note_of(found.blocks, run))
-    return Anatomy(model, run, chain, found.remainders, found.additions, found.calls, found.bare)
+    return BlockGraph(model, run, chain, found.remainders, found.additions, found.calls, found.bare)
 
 
 @dataclass
@@ -88,13 +90,13 @@ class _Found:
     blocks: list[Block] = field(default_factory=list)
     remainders: dict[str, nn.Module] = field(default_factory=dict)
     additions: dict[str, tuple[Addition, ...]] = field(default_factory=dict)
-    calls: dict[str, Call] = field(default_factory=dict)
+    calls: dict[str, ModuleCall] = field(default_factory=dict)
     bare: dict[str, nn.Module] = field(default_factory=dict)
 
 
-def _declared(run: Trace) -> dict[int, Call]:
+def _declared(run: Trace) -> dict[int, ModuleCall]:
     """The calls of modules whose class has an adapter, the outermost ones, by their numbers."""
-    found: dict[int, Call] = {}
+    found: dict[int, ModuleCall] = {}
     for one in run.calls:
         if not one.path or adapter_of(one.module) is None:
             continue
@@ -103,14 +105,14 @@ def _declared(run: Trace) -> dict[int, Call]:
     return found
 
 
-def _add_declared(found: _Found, run: Trace, call: Call) -> None:
+def _add_declared(found: _Found, run: Trace, call: ModuleCall) -> None:
     """A block that an adapter knows, and what it says is left of it."""
     if call.path in found.calls or not call.inputs or not call.outputs:
         return
     reason = _called_once(run, call) or hook_reason(call.module, call.path)
     if reason is None:
         try:
-            found.remainders[call.path] = left_of(call.module, call.path)
+            found.remainders[call.path] = shortcut_of(call.module, call.path)
         except SurgeryError as error:
             reason = error.message
     found.additions[call.path] = ()
@@ -131,7 +133,7 @@ def _group(run: Trace, additions: list[Addition]) -> dict[int, list[Addition]]:
     return groups
 
 
-def _holds_chain(run: Trace, outer: Call, owners: set[int]) -> bool:
+def _holds_chain(run: Trace, outer: ModuleCall, owners: set[int]) -> bool:
     """Whether a module holds a row of blocks in a numbered container, and so is no block itself.
 
     Numbered names (`stage1`, `stage2`) count as a container in a module that is alone of its class: where several are
@@ -152,7 +154,7 @@ def _holds_chain(run: Trace, outer: Call, owners: set[int]) -> bool:
 
 
 def _add_residual(
-    found: _Found, run: Trace, call: Call, additions: list[Addition], signs: frozenset[int], *, holds: bool
+    found: _Found, run: Trace, call: ModuleCall, additions: list[Addition], signs: frozenset[int], *, holds: bool
 ) -> None:
     path = call.path
     if path in found.calls:  # a later call of the same module: the first entry says so already
@@ -165,7 +167,7 @@ def _add_residual(
     reason = reason or hook_reason(call.module, path)
     if reason is None:
         try:
-            found.remainders[path], premise = remainder_of(run, call, additions, non_negative=signs)
+            found.remainders[path], premise = extract_shortcut(run, call, additions, non_negative=signs)
         except SurgeryError as error:
             reason = error.message
         else:
@@ -175,21 +177,23 @@ def _add_residual(
     found.blocks.append(_describe(run, call, additions, reason, premise))
 
 
-def _add_bare(found: _Found, run: Trace, call: Call, additions: list[Addition], signs: frozenset[int]) -> None:
-    norms = norms_behind(run, call, additions)
+def _add_bare(found: _Found, run: Trace, call: ModuleCall, additions: list[Addition], signs: frozenset[int]) -> None:
+    norms = post_addition_norms(run, call, additions)
     if norms:
         with suppress(SurgeryError):
-            found.bare[call.path], _ = remainder_of(run, call, additions, non_negative=signs, norms=norms)
+            found.bare[call.path], _ = extract_shortcut(run, call, additions, non_negative=signs, norms=norms)
 
 
-def _called_once(run: Trace, call: Call) -> str | None:
+def _called_once(run: Trace, call: ModuleCall) -> str | None:
     times = len(run.calls_of(call.module))
     if times > 1:
         return f"it is called {times} times, so it cannot go in one place and stay in another"
     return None
 
 
-def _describe(run: Trace, call: Call, additions: list[Addition], reason: str | None, premise: str | None) -> Block:
+def _describe(
+    run: Trace, call: ModuleCall, additions: list[Addition], reason: str | None, premise: str | None
+) -> Block:
     units = tuple(_unit(run, call, one) for one in additions)
     entry = next((value for value in call.inputs if run.depends(additions[0].origin, value)), additions[0].origin)
     shortcut = max((one.shortcut for one in additions), key=_SHORTCUT_ORDER.index)
@@ -214,7 +218,7 @@ def _describe(run: Trace, call: Call, additions: list[Addition], reason: str | N
     )
 
 
-def _unit(run: Trace, call: Call, one: Addition) -> Unit:
+def _unit(run: Trace, call: ModuleCall, one: Addition) -> Unit:
     # The modules themselves, not their paths: one that blocks share is known by the path it has outside of them.
     leaves_of_branch: dict[str, nn.Module] = {}
     parents = {other.parent for other in run.calls}
@@ -233,7 +237,7 @@ def _unit(run: Trace, call: Call, one: Addition) -> Unit:
     return Unit(path, one.shortcut, tuple(with_parameters), number, stream_first)
 
 
-def _activation(run: Trace, call: Call, last: Addition, result: int) -> str | None:
+def _activation(run: Trace, call: ModuleCall, last: Addition, result: int) -> str | None:
     names = []
     for op in run.ops[last.op + 1 : call.stop]:
         on_the_way = any(run.depends(result, out) and run.depends(out, last.result) for out in op.outputs)
@@ -242,7 +246,7 @@ def _activation(run: Trace, call: Call, last: Addition, result: int) -> str | No
     return "+".join(names) or None
 
 
-def _add_sibling(found: _Found, run: Trace, call: Call) -> None:
+def _add_sibling(found: _Found, run: Trace, call: ModuleCall) -> None:
     """A module of the same class as a residual block that adds nothing: listed, with the reason."""
     if call.path in found.calls or not call.inputs or not call.outputs:
         return
@@ -250,7 +254,7 @@ def _add_sibling(found: _Found, run: Trace, call: Call) -> None:
     found.blocks.append(_plain_block(run, call))
 
 
-def _plain_block(run: Trace, call: Call) -> Block:
+def _plain_block(run: Trace, call: ModuleCall) -> Block:
     """A block without an addition."""
     return Block(
         path=call.path,

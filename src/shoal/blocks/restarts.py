@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from shoal.blocks.template import Opaque, leaves
-from shoal.blocks.trace import Call, Trace
+from shoal.blocks.trace import ModuleCall, Trace
 
 # Where two whole runs differ already (kernels that add in any order): deviation as a share of the largest value.
 _ROUNDING = 1e-4
 
 
-def unread_beside(trace: Trace, tiles: Sequence[Call]) -> list[bool]:
+def unread_beside(trace: Trace, tiles: Sequence[ModuleCall]) -> list[bool]:
     """For each tile, whether no operation from it on reads what an earlier tile made and did not return.
 
     Args:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from shoal.blocks.operations import plain_name
-from shoal.blocks.template import Opaque, Ref, refs
+from shoal.blocks.template import Opaque, TensorRef, tensor_refs
 
 _NUMBERS = (bool, int, float, complex)
 # What names memory to reuse, but not what is computed.
@@ -30,7 +30,7 @@ _CASTS = frozenset("to type type_as float half bfloat16 double cpu cuda T mT H m
 
 
 @dataclass(frozen=True)
-class Signature:
+class OpSignature:
     """What an operation computes: its plain name and its arguments by parameter, with the defaults."""
 
     name: str
@@ -43,15 +43,15 @@ class Signature:
     def tensor(self, parameter: str) -> int | None:
         """The value that is the argument of a parameter, None where it is no tensor."""
         item = self.arguments.get(parameter)
-        return item.value if isinstance(item, Ref) else None
+        return item.value if isinstance(item, TensorRef) else None
 
     @property
     def inputs(self) -> list[int]:
         """The values that decide what is computed; a tensor that is only written into is none of them."""
-        return refs(dict(self.arguments))
+        return tensor_refs(dict(self.arguments))
 
 
-def bind(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Signature | None:
+def bind(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> OpSignature | None:
     """An operation in its one form, or None where no signature of torch fits.
 
     Args:
@@ -68,7 +68,7 @@ def bind(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Signatu
     if bound is None:
         return None
     named = {_PARAMETERS.get(key, key): item for key, item in bound.items()}
-    return Signature(plain, {key: item for key, item in named.items() if key not in _MEMORY and key[:1] != "_"})
+    return OpSignature(plain, {key: item for key, item in named.items() if key not in _MEMORY and key[:1] != "_"})
 
 
 @lru_cache(maxsize=4096)
@@ -203,10 +203,10 @@ def _fits(kind: str, item: Any) -> bool:
             return all(_fits(kind[5:-1], part) for part in item)
         return "Tensor" not in kind and isinstance(item, _NUMBERS)  # one number for all axes
     if kind == "Tensor":
-        return isinstance(item, Ref)
+        return isinstance(item, TensorRef)
     if kind in ("number", "int", "float", "bool", "Scalar", "complex"):
         return isinstance(item, (*_NUMBERS, torch.dtype, torch.memory_format, torch.layout))
-    return not isinstance(item, Ref)
+    return not isinstance(item, TensorRef)
 
 
 def parts_of(item: Any) -> Iterator[Any]:

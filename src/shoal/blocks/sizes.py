@@ -11,13 +11,13 @@ from itertools import combinations
 from typing import Any
 
 from shoal.blocks.template import Size, leaves, rebuilt
-from shoal.blocks.trace import Call, Trace
+from shoal.blocks.trace import ModuleCall, Trace
 
 _IDLE_AT_TIMES = frozenset(["contiguous", "to", "type", "type_as", "float", "half", "double", "bfloat16"])
 _DIVISORS = (1, 2, 4, 8, 16, 32)
 
 
-def following_sizes(run: Trace, calls: Sequence[Call], others: Sequence[Trace]) -> Trace:
+def following_sizes(run: Trace, calls: Sequence[ModuleCall], others: Sequence[Trace]) -> Trace:
     """The same run, with numbers in these calls that follow the sizes of the call's inputs written as `Size`.
 
     A run in which a call ran other operations says nothing of it.
@@ -44,7 +44,7 @@ def following_sizes(run: Trace, calls: Sequence[Call], others: Sequence[Trace]) 
     return replace(run, ops=ops, calls=changed)
 
 
-def _same_call(run: Trace, call: Call, other: Trace) -> Call | None:
+def _same_call(run: Trace, call: ModuleCall, other: Trace) -> ModuleCall | None:
     """The call of the same module in another run, if it ran the same operations in the same modules."""
     calls = other.calls_of(call.module)
     if len(calls) != 1 or len(calls[0].inputs) != len(call.inputs):
@@ -53,17 +53,17 @@ def _same_call(run: Trace, call: Call, other: Trace) -> Call | None:
     return there if _course(run, call) == _course(other, there) else None
 
 
-def _course(run: Trace, call: Call) -> tuple[list[Any], list[str]]:
+def _course(run: Trace, call: ModuleCall) -> tuple[list[Any], list[str]]:
     ops = (run.ops[index] for index in _ops(run, call))
     return [(op.name, op.call - call.index) for op in ops], [inner.path for inner in _inner(run, call)]
 
 
-def _ops(run: Trace, call: Call) -> list[int]:
+def _ops(run: Trace, call: ModuleCall) -> list[int]:
     """The operations of a call, but those that hand their input through where there is nothing to do."""
     return [index for index in range(call.start, call.stop) if run.ops[index].name not in _IDLE_AT_TIMES]
 
 
-def _inner(run: Trace, call: Call) -> list[Call]:
+def _inner(run: Trace, call: ModuleCall) -> list[ModuleCall]:
     """The module calls inside a call."""
     return [one for one in run.calls if any(outer.index == call.index for outer in run.enclosing(one.parent))]
 
@@ -71,7 +71,7 @@ def _inner(run: Trace, call: Call) -> list[Call]:
 _Term = tuple[int, tuple[int, ...], list[int]]
 
 
-def _terms(runs: Sequence[tuple[Trace, Call]]) -> Iterator[_Term]:
+def _terms(runs: Sequence[tuple[Trace, ModuleCall]]) -> Iterator[_Term]:
     """Every size of an input of the block, and the products of two: (value, axes, what it was in each run)."""
     for place, value in enumerate(runs[0][1].inputs):
         shapes = [run.values[call.inputs[place]].shape for run, call in runs]

@@ -15,7 +15,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), tor
 
 
 @dataclass(frozen=True)
-class Ref:
+class TensorRef:
     """The place of a tensor: the number of its value in the trace."""
 
     value: int
@@ -50,7 +50,7 @@ class Size:
         return (self.times * product + self.plus) // self.over
 
 
-def template(item: Any, refer: Callable[[Tensor], Ref]) -> Any:
+def template(item: Any, refer: Callable[[Tensor], TensorRef]) -> Any:
     """The template of `item`, asking `refer` for the number of each tensor."""
     if isinstance(item, Tensor):
         return refer(item)
@@ -85,16 +85,16 @@ def leaves(item: Any) -> Iterator[Any]:
         yield item
 
 
-def refs(item: Any) -> list[int]:
+def tensor_refs(item: Any) -> list[int]:
     """The values a template refers to, in order, repeated where it repeats them."""
-    return [leaf.value for leaf in leaves(item) if isinstance(leaf, Ref)]
+    return [leaf.value for leaf in leaves(item) if isinstance(leaf, TensorRef)]
 
 
-def fill(item: Any, values: Mapping[int, Any]) -> Any:
+def substitute(item: Any, values: Mapping[int, Any]) -> Any:
     """The template with every reference replaced by what `values` holds for it, and every size by its number."""
 
     def change(leaf: Any) -> Any:
-        if isinstance(leaf, Ref):
+        if isinstance(leaf, TensorRef):
             return values[leaf.value]
         if isinstance(leaf, Size) and isinstance(values.get(leaf.value), Tensor):
             return leaf.of(values[leaf.value])

@@ -20,8 +20,8 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from shoal.batches import Batch, call
-from shoal.blocks.signatures import Signature, bind
-from shoal.blocks.template import Ref, refs, template
+from shoal.blocks.signatures import OpSignature, bind
+from shoal.blocks.template import TensorRef, template, tensor_refs
 from shoal.errors import TraceError
 from shoal.offloaded import loading_unwatched
 from shoal.preserve import evaluating
@@ -54,7 +54,7 @@ _REPLACES = frozenset(["resize_", "resize_as_", "set_"])
 
 
 @dataclass(frozen=True)
-class Value:
+class TensorRecord:
     """One tensor of the run. `origin` is 'op', 'input', 'parameter', 'buffer' or 'constant'."""
 
     index: int
@@ -66,7 +66,7 @@ class Value:
 
 
 @dataclass
-class Op:
+class OpRecord:
     """One torch function that made or changed a tensor; `call` is the innermost module call it ran in (-1: none).
 
     `result` is the template of what it returned, `changed` the values it overwrote in place, their views included, and
@@ -87,22 +87,22 @@ class Op:
     @cached_property
     def inputs(self) -> list[int]:
         """The values it read."""
-        return refs((self.args, self.kwargs))
+        return tensor_refs((self.args, self.kwargs))
 
     @cached_property
-    def signature(self) -> Signature | None:
+    def signature(self) -> OpSignature | None:
         """What it computes, however it was spelled; None where that is not known, and nothing may be claimed."""
         return bind(self.func, self.args, self.kwargs)
 
     @property
     def value(self) -> int | None:
         """The one tensor it returned and made or changed, if it was one."""
-        single = isinstance(self.result, Ref) and self.result.value in self.outputs
+        single = isinstance(self.result, TensorRef) and self.result.value in self.outputs
         return self.result.value if single else None
 
 
 @dataclass
-class Call:
+class ModuleCall:
     """One call of a module: what went in and out, and the range of operations `[start, stop)` that ran in it."""
 
     index: int
@@ -118,12 +118,12 @@ class Call:
     @property
     def inputs(self) -> list[int]:
         """The values passed in."""
-        return refs((self.args, self.kwargs))
+        return tensor_refs((self.args, self.kwargs))
 
     @property
     def outputs(self) -> list[int]:
         """The values returned."""
-        return refs(self.output)
+        return tensor_refs(self.output)
 
     def holds(self, op: int) -> bool:
         """Whether operation `op` ran in it."""
@@ -139,9 +139,9 @@ class Trace:
     parameters, buffers and constants that the forward itself changed; `drew` says whether random numbers were drawn.
     """
 
-    ops: list[Op] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
-    values: list[Value] = field(default_factory=list)
+    ops: list[OpRecord] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
+    values: list[TensorRecord] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     output: Any = None
     escapes: list[str] = field(default_factory=list)
@@ -151,13 +151,13 @@ class Trace:
     drew: bool = False
 
     @cached_property
-    def _by_module(self) -> dict[int, list[Call]]:
-        found: dict[int, list[Call]] = {}
+    def _by_module(self) -> dict[int, list[ModuleCall]]:
+        found: dict[int, list[ModuleCall]] = {}
         for one in self.calls:
             found.setdefault(id(one.module), []).append(one)
         return found
 
-    def calls_of(self, module: nn.Module) -> list[Call]:
+    def calls_of(self, module: nn.Module) -> list[ModuleCall]:
         """Every call of this very module."""
         return self._by_module.get(id(module), [])
 
@@ -186,7 +186,7 @@ class Trace:
         """Whether `value` is `on` or was computed from it."""
         return bool(self.ancestors[value] >> on & 1)
 
-    def enclosing(self, index: int) -> Iterator[Call]:
+    def enclosing(self, index: int) -> Iterator[ModuleCall]:
         """Call number `index` and the calls around it, innermost first."""
         while index >= 0:
             yield self.calls[index]
@@ -210,7 +210,7 @@ def trace_run(model: nn.Module, example: Batch) -> Trace:
             output = call(model, example, clone=False)  # the recorder knows tensors by identity
         recorder.trace.drew = before != _random_states(model)
         recorder.trace.output = recorder.template(output)
-    outputs = refs(recorder.trace.output)
+    outputs = tensor_refs(recorder.trace.output)
     if not any(recorder.trace.depends(value, one) for value in outputs for one in recorder.trace.inputs):
         raise TraceError(
             f"the model returned no tensor that depends on its input (it returned {type(output).__name__})",
@@ -238,20 +238,20 @@ class _Recorder(TorchFunctionMode):
         self.attributes = {id(tensor) for module in model.modules() for tensor in _tensors(vars(module))}
         self.names |= {id(tensor): ("buffer", name) for name, tensor in model.named_buffers()}
 
-    def born(self, tensor: Tensor, origin: str, name: str = "", producer: int = -1) -> Ref:
+    def born(self, tensor: Tensor, origin: str, name: str = "", producer: int = -1) -> TensorRef:
         """A new number for this tensor, as it is now."""
         index = len(self.trace.values)
-        value = Value(index, tuple(tensor.shape), tensor.dtype, origin, name, producer)
+        value = TensorRecord(index, tuple(tensor.shape), tensor.dtype, origin, name, producer)
         self.trace.values.append(value)
         self.numbers[tensor] = index
         self.versions[tensor] = _version(tensor)
-        return Ref(index)
+        return TensorRef(index)
 
-    def refer(self, tensor: Tensor) -> Ref:
+    def refer(self, tensor: Tensor) -> TensorRef:
         """The number of this tensor; one that no operation made is a parameter, a buffer or a constant."""
         known = self.numbers.get(tensor)
         if known is not None and self.versions[tensor] == _version(tensor):
-            return Ref(known)
+            return TensorRef(known)
         if known is not None:  # changed by something that torch does not announce
             return self._constant(tensor, hidden=True)
         origin, name = self.names.get(id(tensor)) or self._read_just_now(tensor) or ("constant", "")
@@ -259,7 +259,7 @@ class _Recorder(TorchFunctionMode):
             return self._constant(tensor, hidden=id(tensor) not in self.attributes)
         return self.born(tensor, origin, name)
 
-    def _constant(self, tensor: Tensor, *, hidden: bool) -> Ref:
+    def _constant(self, tensor: Tensor, *, hidden: bool) -> TensorRef:
         ref = self.born(tensor, "constant")
         self.trace.constants[ref.value] = tensor.detach().clone()
         if hidden:
@@ -296,7 +296,7 @@ class _Recorder(TorchFunctionMode):
             changed = read[:1] if replaced else [*changed, *_written_by_name(name, args, kwargs)]
         if changed or _has_tensor(result):
             self.record(func, name, before, changed, result)
-        elif name in _ESCAPES and refs(before):
+        elif name in _ESCAPES and tensor_refs(before):
             where = self.trace.calls[self.stack[-1]].path if self.stack else ""
             self.trace.escapes.append(f"{name} in '{where}'")
         return result
@@ -304,7 +304,7 @@ class _Recorder(TorchFunctionMode):
     def record(self, func: Any, name: str, before: Any, changed: list[Tensor], result: Any) -> None:
         """Write an operation down and number what it made or changed in place."""
         args, kwargs = before
-        op = Op(len(self.trace.ops), func, name, args, kwargs, [], self.stack[-1] if self.stack else -1)
+        op = OpRecord(len(self.trace.ops), func, name, args, kwargs, [], self.stack[-1] if self.stack else -1)
         with torch._C.DisableTorchFunction():
             for tensor in changed:
                 self._renumber(tensor, op)
@@ -316,7 +316,7 @@ class _Recorder(TorchFunctionMode):
         if op.outputs:  # else the very tensor was handed through: contiguous(), to(), dropout in eval mode
             self.trace.ops.append(op)
 
-    def _renumber_aliases(self, changed: Tensor, op: Op) -> None:
+    def _renumber_aliases(self, changed: Tensor, op: OpRecord) -> None:
         # Views of the same memory changed with it: whoever reads them later depends on this operation too. Weights
         # may lie side by side in one storage: they changed only where they overlap.
         storage = _storage(changed)
@@ -324,7 +324,7 @@ class _Recorder(TorchFunctionMode):
             if _storage(other) == storage and (id(other) not in self.names or _overlap(other, changed)):
                 self._renumber(other, op)
 
-    def _renumber(self, tensor: Tensor, op: Op) -> None:
+    def _renumber(self, tensor: Tensor, op: OpRecord) -> None:
         before = self.trace.values[self.numbers[tensor]]
         if before.producer == op.index:
             return
@@ -349,7 +349,7 @@ class _Recorder(TorchFunctionMode):
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         parent = self.stack[-1] if self.stack else -1
-        one = Call(len(self.trace.calls), self.paths.get(id(module), ""), module, parent, len(self.trace.ops))
+        one = ModuleCall(len(self.trace.calls), self.paths.get(id(module), ""), module, parent, len(self.trace.ops))
         one.args, one.kwargs = self.template((args, kwargs))
         self.trace.calls.append(one)
         self.stack.append(one.index)

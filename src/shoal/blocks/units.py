@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, call
 from shoal.blocks.additions import Addition, add_operands
-from shoal.blocks.anatomy import Anatomy
 from shoal.blocks.chain import Block
+from shoal.blocks.graph import BlockGraph
 from shoal.blocks.hooks import hook_reason
-from shoal.blocks.taps import tapped
-from shoal.blocks.template import refs
-from shoal.blocks.trace import Call, Trace
-from shoal.blocks.vacant import Vacant
+from shoal.blocks.interception import intercept_additions
+from shoal.blocks.template import tensor_refs
+from shoal.blocks.trace import ModuleCall, Trace
+from shoal.blocks.zero_stub import ZeroStub
 from shoal.errors import ModelRaisedError, SurgeryError, UnknownBlockError
 from shoal.preserve import evaluating, swapped
 
 
-def unit_swaps(anatomy: Anatomy, path: str, numbers: Iterable[int]) -> dict[str, nn.Module]:
+def unit_replacements(anatomy: BlockGraph, path: str, numbers: Iterable[int]) -> dict[str, nn.Module]:
     """What stands in the place of which module when these units of a block go; found once for each set of units.
 
     Args:
@@ -42,21 +42,21 @@ def unit_swaps(anatomy: Anatomy, path: str, numbers: Iterable[int]) -> dict[str,
     return anatomy.cuts[key]
 
 
-def removable_units(anatomy: Anatomy, block: Block) -> list[int]:
+def removable_units(anatomy: BlockGraph, block: Block) -> list[int]:
     """The units of a block of several that can be taken out alone."""
     if len(block.units) < 2:
         return []
     found = []
     for number in range(len(block.units)):
         try:
-            unit_swaps(anatomy, block.path, [number])
+            unit_replacements(anatomy, block.path, [number])
         except SurgeryError:
             continue
         found.append(number)
     return found
 
 
-def _found(anatomy: Anatomy, block: Block, numbers: list[int]) -> dict[str, nn.Module]:
+def _found(anatomy: BlockGraph, block: Block, numbers: list[int]) -> dict[str, nn.Module]:
     _check_named(anatomy, block, numbers)
     run, one = anatomy.trace, anatomy.calls[block.path]
     gone = [anatomy.additions[block.path][number] for number in numbers]
@@ -84,7 +84,7 @@ def _named(block: Block, numbers: list[int]) -> str:
     return f"unit {listed} of '{block.path}'" if len(numbers) == 1 else f"the units {listed} of '{block.path}'"
 
 
-def _check_named(anatomy: Anatomy, block: Block, numbers: list[int]) -> None:
+def _check_named(anatomy: BlockGraph, block: Block, numbers: list[int]) -> None:
     many = len(block.units)
     if many < 2:
         raise SurgeryError(
@@ -98,10 +98,10 @@ def _check_named(anatomy: Anatomy, block: Block, numbers: list[int]) -> None:
         raise SurgeryError(f"{_named(block, numbers)} cannot be removed: {block.reason}")
 
 
-def _idle_calls(run: Trace, block: Call, gone: list[Addition]) -> list[Call]:
+def _idle_calls(run: Trace, block: ModuleCall, gone: list[Addition]) -> list[ModuleCall]:
     """The largest module calls in a block that nobody needs once these additions have lost their branch."""
     before, after = _needed(run, block, []), _needed(run, block, gone)
-    found: list[Call] = []
+    found: list[ModuleCall] = []
     for one in run.calls[block.index + 1 :]:
         if one.start >= block.stop:
             break
@@ -113,16 +113,16 @@ def _idle_calls(run: Trace, block: Call, gone: list[Addition]) -> list[Call]:
     return found
 
 
-def _called_here_alone(run: Trace, one: Call) -> bool:
+def _called_here_alone(run: Trace, one: ModuleCall) -> bool:
     calls = [other for module in one.module.modules() for other in run.calls_of(module)]
     own = [other for other in calls if other.module is one.module]
     return len(own) == 1 and all(one.start <= other.start and other.stop <= one.stop for other in calls)
 
 
-def _needed(run: Trace, block: Call, gone: list[Addition]) -> set[int]:
+def _needed(run: Trace, block: ModuleCall, gone: list[Addition]) -> set[int]:
     """The operations of a block on which anything outside of it depends, the branches of `gone` cut off."""
     cut = {one.op: one.stream for one in gone}
-    outputs = set(refs(run.output))
+    outputs = set(tensor_refs(run.output))
     pending = [
         value.index
         for value in run.values
@@ -141,9 +141,9 @@ def _needed(run: Trace, block: Call, gone: list[Addition]) -> set[int]:
     return found
 
 
-def _last_calls(run: Trace, block: Call, gone: list[Addition], idle: list[Call]) -> list[Call]:
+def _last_calls(run: Trace, block: ModuleCall, gone: list[Addition], idle: list[ModuleCall]) -> list[ModuleCall]:
     """Those of the idle calls from which a removed branch comes without another one in between."""
-    found: dict[int, Call] = {}
+    found: dict[int, ModuleCall] = {}
     pending, seen = [one.branch for one in gone], set()
     while pending:
         value = pending.pop()
@@ -159,13 +159,13 @@ def _last_calls(run: Trace, block: Call, gone: list[Addition], idle: list[Call])
     return [one for one in idle if one.index in found]
 
 
-def _vacated(run: Trace, calls: list[Call], last: list[Call], *, writable: bool) -> dict[str, nn.Module]:
+def _vacated(run: Trace, calls: list[ModuleCall], last: list[ModuleCall], *, writable: bool) -> dict[str, nn.Module]:
     """A module of zeros for each call; one that is not the last may stay where its shape is its own affair."""
     found: dict[str, nn.Module] = {}
     for one in calls:
         changed = any(value in op.changed for op in run.ops[one.stop :] for value in one.outputs)
         try:
-            found[one.path] = Vacant(run, one, writable=writable or changed)
+            found[one.path] = ZeroStub(run, one, writable=writable or changed)
         except SurgeryError:
             if one in last:
                 raise
@@ -173,7 +173,7 @@ def _vacated(run: Trace, calls: list[Call], last: list[Call], *, writable: bool)
 
 
 def _failure(
-    anatomy: Anatomy, block: Block, numbers: list[int], swaps: dict[str, nn.Module], vacated: list[Call]
+    anatomy: BlockGraph, block: Block, numbers: list[int], swaps: dict[str, nn.Module], vacated: list[ModuleCall]
 ) -> str:
     """Why the network without these modules is not the network without these units; empty where it is."""
     if anatomy.example is None:
@@ -194,7 +194,7 @@ def _failure(
     with evaluating(model), swapped(model, swaps):
         try:
             call(model, example)  # as it will run, without hooks
-            with tapped(model, [replace(block, units=units)], look):
+            with intercept_additions(model, [replace(block, units=units)], look):
                 call(model, example)
         except ModelRaisedError as error:
             return f"the network does not run without it: {error.__cause__}"

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch, call, logits_of
-from shoal.blocks.anatomy import Anatomy, without_removable
-from shoal.blocks.decisions import seeded
-from shoal.blocks.norms import norms_behind
-from shoal.blocks.remainder import remainder_of
+from shoal.blocks.control_flow import seeded
+from shoal.blocks.graph import BlockGraph, without_removable
+from shoal.blocks.interception import intercept_additions
+from shoal.blocks.post_addition_norms import post_addition_norms
 from shoal.blocks.restarts import same_tensors
+from shoal.blocks.shortcut_modules import extract_shortcut
 from shoal.blocks.side_reads import side_reads
-from shoal.blocks.signs import non_negative_values
+from shoal.blocks.sign_analysis import non_negative_values
 from shoal.blocks.sizes import following_sizes
-from shoal.blocks.taps import tapped
 from shoal.blocks.trace import Trace, trace_run
 from shoal.blocks.variants import more_samples, other_values, resized, scaled
 from shoal.errors import ModelRaisedError, SurgeryError, TraceError
@@ -41,7 +41,7 @@ _TAKEN = (
 )
 
 
-def verified(anatomy: Anatomy, example: Batch, *, drew: bool) -> Anatomy:
+def verified(anatomy: BlockGraph, example: Batch, *, drew: bool) -> BlockGraph:
     """The anatomy with the blocks marked whose absence the network does not bear.
 
     Args:
@@ -63,7 +63,7 @@ def verified(anatomy: Anatomy, example: Batch, *, drew: bool) -> Anatomy:
     return _answering(anatomy, looks if anatomy is before else _looks_again(anatomy, looks))
 
 
-def _runnable(anatomy: Anatomy, example: Batch) -> Anatomy:
+def _runnable(anatomy: BlockGraph, example: Batch) -> BlockGraph:
     failures = _failures(anatomy, anatomy.remainders, example)
     bare_failures = _failures(anatomy, anatomy.bare, example)
     reasons = {path: f"the network does not run without it: {failure}" for path, failure in failures.items()}
@@ -73,7 +73,7 @@ def _runnable(anatomy: Anatomy, example: Batch) -> Anatomy:
     return without_removable(anatomy, reasons)
 
 
-def _failures(anatomy: Anatomy, remainders: dict[str, nn.Module], example: Batch) -> dict[str, str]:
+def _failures(anatomy: BlockGraph, remainders: dict[str, nn.Module], example: Batch) -> dict[str, str]:
     """The blocks whose absence the network does not bear, with what it raised.
 
     A container may ask a block for more than its result (torch's TransformerEncoder looks into its first layer). One
@@ -85,7 +85,7 @@ def _failures(anatomy: Anatomy, remainders: dict[str, nn.Module], example: Batch
     return {path: failure for path, failure in tried if failure is not None}
 
 
-def _runs_with(anatomy: Anatomy, remainders: dict[str, nn.Module], example: Batch) -> str | None:
+def _runs_with(anatomy: BlockGraph, remainders: dict[str, nn.Module], example: Batch) -> str | None:
     """None if the network runs with these remainders in place of their blocks, else what it raised."""
     with evaluating(anatomy.model), swapped(anatomy.model, remainders):
         try:
@@ -95,7 +95,7 @@ def _runs_with(anatomy: Anatomy, remainders: dict[str, nn.Module], example: Batc
     return None
 
 
-def _comparable(anatomy: Anatomy) -> list[str]:
+def _comparable(anatomy: BlockGraph) -> list[str]:
     """The removable blocks with additions of their own: those an adapter declares have no zeros to be compared with."""
     return [path for path in anatomy.remainders if anatomy.additions[path]]
 
@@ -109,7 +109,7 @@ class _Look:
     answered: bool = True
 
 
-def _looks(anatomy: Anatomy, example: Batch) -> list[_Look]:
+def _looks(anatomy: BlockGraph, example: Batch) -> list[_Look]:
     """At other values, numbers of samples and sizes, as far as the network takes them."""
     if not _comparable(anatomy):
         return []
@@ -122,7 +122,7 @@ def _looks(anatomy: Anatomy, example: Batch) -> list[_Look]:
     return [look for group in chain(groups, sizes) if (look := _first_look(anatomy, group)) is not None]
 
 
-def _looks_again(anatomy: Anatomy, looks: Sequence[_Look]) -> list[_Look]:
+def _looks_again(anatomy: BlockGraph, looks: Sequence[_Look]) -> list[_Look]:
     paths = _comparable(anatomy)
     return [look for before in looks if paths and (look := _look(anatomy, paths, before.batch)) is not None]
 
@@ -131,7 +131,7 @@ def _reasons(looks: Sequence[_Look]) -> dict[str, str]:
     return {path: _frozen(look) for look in reversed(looks) for path in look.wrong}
 
 
-def _answering(anatomy: Anatomy, looks: Sequence[_Look]) -> Anatomy:
+def _answering(anatomy: BlockGraph, looks: Sequence[_Look]) -> BlockGraph:
     """The anatomy with the blocks marked without which the network answers wrong."""
     for look in looks:
         # A number that left the graph in a block may come back in a later one, which is gone too where all are.
@@ -140,7 +140,7 @@ def _answering(anatomy: Anatomy, looks: Sequence[_Look]) -> Anatomy:
     return anatomy
 
 
-def _with_escapes(anatomy: Anatomy) -> list[str]:
+def _with_escapes(anatomy: BlockGraph) -> list[str]:
     where = [escape.partition(" in ")[2].strip("'") for escape in anatomy.trace.escapes]
     return [path for path in _comparable(anatomy) if any(f"{one}.".startswith(f"{path}.") for one in where)]
 
@@ -153,12 +153,12 @@ def _frozen(look: _Look) -> str:
     )
 
 
-def _first_look(anatomy: Anatomy, group: Sequence[Batch]) -> _Look | None:
+def _first_look(anatomy: BlockGraph, group: Sequence[Batch]) -> _Look | None:
     """At the first input of a group that the network takes."""
     return next((look for batch in group if (look := _look(anatomy, _comparable(anatomy), batch)) is not None), None)
 
 
-def _look(anatomy: Anatomy, paths: Sequence[str], batch: Batch) -> _Look | None:
+def _look(anatomy: BlockGraph, paths: Sequence[str], batch: Batch) -> _Look | None:
     """None where the network does not take the input, or draws random numbers."""
     wrong: list[str] = []
     cut = _answer_without(anatomy, paths, batch)  # first: what modules have kept is still that of another input
@@ -168,13 +168,13 @@ def _look(anatomy: Anatomy, paths: Sequence[str], batch: Batch) -> _Look | None:
     return _Look(batch, wrong, answered=cut is not None and _same_answer(answer, cut))
 
 
-def _answer_with_zeros(anatomy: Anatomy, paths: Sequence[str], batch: Batch, wrong: list[str] | None = None) -> Any:
+def _answer_with_zeros(anatomy: BlockGraph, paths: Sequence[str], batch: Batch, wrong: list[str] | None = None) -> Any:
     """The network's answer with zeros for the branches of these blocks; None where it has none, or draws numbers."""
     blocks = [anatomy.chain[path] for path in paths]
     with evaluating(anatomy.model), seeded(0), ExitStack() as stack:
         seed = torch.get_rng_state()
         zeros = _Zeros()
-        stack.enter_context(tapped(anatomy.model, blocks, zeros))
+        stack.enter_context(intercept_additions(anatomy.model, blocks, zeros))
         if wrong is not None:
             stack.enter_context(_comparing(anatomy, paths, wrong))
         try:
@@ -198,7 +198,7 @@ class _Zeros:
         return torch.zeros_like(branch)
 
 
-def _answer_without(anatomy: Anatomy, paths: Iterable[str], batch: Batch) -> Any:
+def _answer_without(anatomy: BlockGraph, paths: Iterable[str], batch: Batch) -> Any:
     """The answer with what is left of these blocks in their places; None where it raises."""
     remainders = {path: anatomy.remainders[path] for path in paths}
     with evaluating(anatomy.model), swapped(anatomy.model, remainders), suppress(ModelRaisedError):
@@ -213,7 +213,7 @@ def _same_answer(whole: Any, cut: Any) -> bool:
     return same_tensors([*first.tensors.values()], [*second.tensors.values()], exact=False)
 
 
-def _needed_elsewhere(anatomy: Anatomy, paths: Sequence[str], batch: Batch) -> dict[str, str]:
+def _needed_elsewhere(anatomy: BlockGraph, paths: Sequence[str], batch: Batch) -> dict[str, str]:
     """The blocks without which, alone, the network answers otherwise than with zeros for their branches."""
     found = {}
     for path in paths:
@@ -229,7 +229,7 @@ def _needed_elsewhere(anatomy: Anatomy, paths: Sequence[str], batch: Batch) -> d
 
 
 @contextmanager
-def _comparing(anatomy: Anatomy, paths: Sequence[str], wrong: list[str]) -> Iterator[None]:
+def _comparing(anatomy: BlockGraph, paths: Sequence[str], wrong: list[str]) -> Iterator[None]:
     """While the context lasts, blocks whose remainders return something else than they do are noted in `wrong`."""
     with ExitStack() as stack:
         for path in paths:
@@ -282,7 +282,7 @@ def _copied(item: Any) -> Any:
     return item
 
 
-def _mended(anatomy: Anatomy, paths: Sequence[str], inputs: Sequence[Batch]) -> Anatomy:
+def _mended(anatomy: BlockGraph, paths: Sequence[str], inputs: Sequence[Batch]) -> BlockGraph:
     """The anatomy with numbers in the shortcuts of these blocks following the sizes of what enters them."""
     runs: list[Trace] = []
     for batch in inputs:
@@ -294,8 +294,8 @@ def _mended(anatomy: Anatomy, paths: Sequence[str], inputs: Sequence[Batch]) -> 
     for path in paths:
         one, additions = run.calls[anatomy.calls[path].index], list(anatomy.additions[path])
         with suppress(SurgeryError):
-            remainders[path], _ = remainder_of(run, one, additions, non_negative=signs)
+            remainders[path], _ = extract_shortcut(run, one, additions, non_negative=signs)
             if bare.pop(path, None) is not None:
-                norms = norms_behind(run, one, additions)
-                bare[path], _ = remainder_of(run, one, additions, non_negative=signs, norms=norms)
+                norms = post_addition_norms(run, one, additions)
+                bare[path], _ = extract_shortcut(run, one, additions, non_negative=signs, norms=norms)
     return replace(anatomy, remainders=remainders, bare=bare)

@@ -1,5 +1,5 @@
 """The command line."""
 
-from shoal.cli.main import main
+from shoal.cli.app import main
 
 __all__ = ["main"]

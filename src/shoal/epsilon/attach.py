@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from shoal.batches import as_batch
-from shoal.blocks import Anatomy, dissect
+from shoal.blocks import BlockGraph, analyze
 from shoal.blocks.chain import Block
-from shoal.blocks.taps import tapped
+from shoal.blocks.interception import intercept_additions
 from shoal.epsilon.gate import Gate, checked_epsilon
 from shoal.epsilon.sites import sites_of
 from shoal.errors import SurgeryError, UsageError
@@ -43,7 +43,7 @@ class AdditionHooks:
         """Watch the additions of this forward."""
         present = [block for block in self.blocks if self._is_there(module, block)]
         stack = ExitStack()
-        stack.enter_context(tapped(module, present, self._gate))
+        stack.enter_context(intercept_additions(module, present, self._gate))
         self.running.append(stack)
 
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -89,7 +89,7 @@ def epsilonize_(model: nn.Module, example: object, epsilon: float) -> list[Gate]
     checked_epsilon(epsilon)
     if gates_of(model):
         raise UsageError("the network has gates already", "Take them off first: remove_gates_(model).")
-    anatomy = dissect(model, as_batch(example))
+    anatomy = analyze(model, as_batch(example))
     if anatomy.model not in set(model.modules()):
         raise UsageError(
             "modules of the network are compiled (torch.compile), and gates go into the modules themselves",
@@ -98,7 +98,7 @@ def epsilonize_(model: nn.Module, example: object, epsilon: float) -> list[Gate]
     return attach_gates_(anatomy, epsilon)
 
 
-def attach_gates_(anatomy: Anatomy, epsilon: float) -> list[Gate]:
+def attach_gates_(anatomy: BlockGraph, epsilon: float) -> list[Gate]:
     """`epsilonize_` for a network that was traced already."""
     sites = sites_of(anatomy)
     if not sites:

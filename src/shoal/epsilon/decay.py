@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from torch import nn
 
-from shoal.blocks import Anatomy
+from shoal.blocks import BlockGraph
 
 
-def decayed_parameters(anatomy: Anatomy) -> set[nn.Parameter]:
+def decayed_parameters(anatomy: BlockGraph) -> set[nn.Parameter]:
     """All kernels and matrices, and the scales, shifts and biases that end a residual branch.
 
     Args:

@@ -13,11 +13,11 @@ from shoal.batches import batches, call
 from shoal.blocks import Chain
 from shoal.epsilon.attach import gates_of
 from shoal.epsilon.gate import Gate
-from shoal.epsilon.trainer import Run
+from shoal.epsilon.trainer import EpsilonTrainer
 from shoal.errors import ExportError
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.measure.quality import Predictions
-from shoal.plan import Plan, Remove, Signature
+from shoal.plan import NetworkSignature, Plan, Remove
 from shoal.preserve import evaluating
 from shoal.record import BlockRecord, Latency, Network
 from shoal.report import render_training
@@ -28,7 +28,7 @@ from shoal.training import Beside, EpochRow, LiveGates, LostBlock, Settled, Trai
 
 
 @dataclass(frozen=True)
-class Origin:
+class TrainRunInfo:
     """Where a run came from, for the record."""
 
     model: str | None = None
@@ -39,7 +39,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """A finished run.
 
     Args:
@@ -56,7 +56,7 @@ class Trained:
     record: TrainRecord
     predictions: Predictions
 
-    def beside(self, others: Sequence[Beside]) -> "Trained":
+    def beside(self, others: Sequence[Beside]) -> "TrainResult":
         """The same run, held against other runs of as many epochs."""
         return replace(self, record=self.record.model_copy(update={"beside": list(others)}))
 
@@ -73,7 +73,7 @@ class Trained:
         return record
 
 
-def finish(run: Run, origin: Origin, *, seconds: float = 1.0) -> Trained:
+def finish(run: EpsilonTrainer, origin: TrainRunInfo, *, seconds: float = 1.0) -> TrainResult:
     """Turn a run that has trained to its end into a plain network with its record.
 
     Args:
@@ -117,14 +117,14 @@ def finish(run: Run, origin: Origin, *, seconds: float = 1.0) -> Trained:
     plan = Plan(
         model=origin.model,
         inputs=input_specs(run.example),
-        network=Signature(state=run.network_state, chain=run.chain_lines),
+        network=NetworkSignature(state=run.network_state, chain=run.chain_lines),
         actions=[Remove(path=path) for path in gone],
     )
-    return Trained(plain, whole, plan, record, after)
+    return TrainResult(plain, whole, plan, record, after)
 
 
 def _networks(
-    run: Run, models: dict[str, nn.Module], said: dict[str, Predictions], seconds: float
+    run: EpsilonTrainer, models: dict[str, nn.Module], said: dict[str, Predictions], seconds: float
 ) -> dict[str, Network]:
     first = next(batches(run.data.test(), run.engine.device))
     times: dict[str, list[Latency]] = {name: [] for name in models}
@@ -145,7 +145,7 @@ def _networks(
 
 
 def _lost(
-    run: Run, whole: nn.Module, test: Iterable[Any], after: Predictions
+    run: EpsilonTrainer, whole: nn.Module, test: Iterable[Any], after: Predictions
 ) -> tuple[list[LostBlock], LiveGates | None]:
     """Every lost block, with what its gate would do on test if it were live, and what that would change."""
     gates = gates_of(whole)
@@ -180,7 +180,9 @@ def _lost(
     return [_lost_block(run, path, opened, largest, count) for path in run.shrinking.gone], live
 
 
-def _lost_block(run: Run, path: str, opened: dict[str, int], largest: dict[str, float], count: int) -> LostBlock:
+def _lost_block(
+    run: EpsilonTrainer, path: str, opened: dict[str, int], largest: dict[str, float], count: int
+) -> LostBlock:
     row = next(row for row in run.rows if path in row.taken_out)
     return LostBlock(
         path=path,
@@ -204,7 +206,7 @@ def _chain_records(chain: Chain, gone: set[str]) -> list[BlockRecord]:
     return [block.record(fate="removed" if block.path in gone else "kept") for block in chain]
 
 
-def _remarks(run: Run, lost: list[LostBlock], settled: Settled) -> list[str]:
+def _remarks(run: EpsilonTrainer, lost: list[LostBlock], settled: Settled) -> list[str]:
     said = []
     alive = [one for one in lost if one.weight_left > 0.01 * one.weight_before]
     if alive:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 _MOMENTUM = "momentum_buffer"
 
 
-class Descent:
+class PrunableSGD:
     """SGD with momentum; decay reaches the matrices, and whatever ends a branch.
 
     Args:

@@ -13,7 +13,7 @@ from shoal.epsilon.augment import Augmentation
 from shoal.errors import DataError
 from shoal.sources import Data
 from shoal.sources.folders import ImageFiles
-from shoal.sources.look import Look
+from shoal.sources.image_transform import ImageTransform
 from shoal.sources.parts import ImagePart, Images, InMemory
 
 _EPOCH = 1_000_003  # as in sources.parts: a prime far above any seed, so that seed and epoch do not collide
@@ -131,7 +131,7 @@ class OwnSamples:
                 yield batch
 
 
-def normalised(pixels: Tensor, look: Look) -> Tensor:
+def normalised(pixels: Tensor, look: ImageTransform) -> Tensor:
     """Pixels as the look has them, on their own device; sizes are left alone."""
     for values, apply in ((look.mean, torch.sub), (look.std, torch.div)):
         if values is not None:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from shoal.blocks import Anatomy
+from shoal.blocks import BlockGraph
 from shoal.blocks.additions import Addition
-from shoal.blocks.template import Ref
-from shoal.blocks.trace import Call, Trace
+from shoal.blocks.template import TensorRef
+from shoal.blocks.trace import ModuleCall, Trace
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Site:
     module: str | None
 
 
-def sites_of(anatomy: Anatomy) -> list[Site]:
+def sites_of(anatomy: BlockGraph) -> list[Site]:
     """One site for every residual addition of every removable block, in the order they run."""
     return [
         Site(block.path, number, _last_module(anatomy.trace, anatomy.calls[block.path], addition))
@@ -33,7 +33,7 @@ def sites_of(anatomy: Anatomy) -> list[Site]:
     ]
 
 
-def _last_module(trace: Trace, block: Call, addition: Addition) -> str | None:
+def _last_module(trace: Trace, block: ModuleCall, addition: Addition) -> str | None:
     """The outermost module inside the block whose output is the branch and nothing else."""
     if trace.readers.get(addition.branch, []) != [addition.op]:
         return None  # somebody else reads the branch: a gate on the module would change that too
@@ -42,6 +42,6 @@ def _last_module(trace: Trace, block: Call, addition: Addition) -> str | None:
     for call in trace.enclosing(trace.ops[producer].call):
         if call.index == block.index or call.holds(addition.op):
             break
-        if call.output == Ref(addition.branch) and len(trace.calls_of(call.module)) == 1:
+        if call.output == TensorRef(addition.branch) and len(trace.calls_of(call.module)) == 1:
             found = call.path
     return found

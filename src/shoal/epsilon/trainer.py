@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shoal.batches import Batch, batches, call, logits_of
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.engine import Engine
 from shoal.epsilon.attach import attach_gates_, watches_additions
 from shoal.epsilon.decay import decayed_parameters, largest_ending_weight
-from shoal.epsilon.journal import MetricsFile
-from shoal.epsilon.optimizer import Descent
+from shoal.epsilon.metrics import MetricsFile
+from shoal.epsilon.monitor import GateMonitor
+from shoal.epsilon.optimizer import PrunableSGD
+from shoal.epsilon.prunable import PrunableNetwork
 from shoal.epsilon.recipes import Recipe
 from shoal.epsilon.samples import training_samples
 from shoal.epsilon.schedule import EpsilonPlan
-from shoal.epsilon.shrink import Shrinking
 from shoal.epsilon.side import supervised
-from shoal.epsilon.watch import GateWatch
 from shoal.errors import DataError, NonFiniteError, UsageError, naming_memory_shortage
 from shoal.preserve import evaluating
 from shoal.sources import Data
@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class EpsilonConfig:
     """How to train.
 
     Args:
@@ -99,7 +99,7 @@ class _State:
 _DEAD = 1e-3
 
 
-class Run:
+class EpsilonTrainer:
     """One training run.
 
     Args:
@@ -120,7 +120,7 @@ class Run:
         self,
         model: nn.Module,
         data: Data,
-        settings: Settings,
+        settings: EpsilonConfig,
         *,
         folder: Path | None = None,
         device: str = "cpu",
@@ -132,21 +132,21 @@ class Run:
         )
         network = self.engine.placed(model)
         self.example = self.engine.moved(data.example(2))
-        anatomy = dissect(network.eval(), self.example)
+        anatomy = analyze(network.eval(), self.example)
         signature = signature_of(network, anatomy.chain)
         self.network_state, self.chain_lines = signature.state, signature.chain
         decayed = decayed_parameters(anatomy)
         self.gates = attach_gates_(anatomy, settings.epsilon) if settings.epsilon > 0 else []
         self._check_compile(network)
         self.epsilon = EpsilonPlan(settings.epsilon, settings.hold, settings.rise)
-        self.shrinking = Shrinking(anatomy)
+        self.shrinking = PrunableNetwork(anatomy)
         self.weights_before = {block.path: self.last_weight(block.path) for block in anatomy.chain.removable}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             classes = int(logits_of(self._eval_output(network)).shape[1])
             self.pair = supervised(network, anatomy.chain, classes, side=settings.side).to(self.engine.device)
         self.pair.listen()
-        self.descent = Descent(self.pair, decayed, self.recipe.momentum, nesterov=self.recipe.nesterov)
+        self.descent = PrunableSGD(self.pair, decayed, self.recipe.momentum, nesterov=self.recipe.nesterov)
         self.samples = training_samples(
             data,
             self.recipe.augmentation,
@@ -156,7 +156,7 @@ class Run:
             (self.engine.rank, self.engine.processes),
         )
         self.state = _State()
-        self.watch = GateWatch(self.gates, self.engine)
+        self.watch = GateMonitor(self.gates, self.engine)
         self.rows: list[EpochRow] = []
         self.samples_seen = self.samples.size or 0
         self.folder = folder if self.engine.is_main else None

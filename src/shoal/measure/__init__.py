@@ -3,8 +3,9 @@
 from shoal.measure.classes import check_samples, kl_per_sample, log_probabilities
 from shoal.measure.cost import cost, macs_by_module
 from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, wilson
-from shoal.measure.latency import latency, turns, within_noise
+from shoal.measure.latency import interleaved_latency, latency, within_noise
 from shoal.measure.machine import machine
+from shoal.measure.output_reading import Reading, inferred, reading_of
 from shoal.measure.quality import (
     Predictions,
     compare,
@@ -12,19 +13,19 @@ from shoal.measure.quality import (
     predictions,
     quality,
 )
-from shoal.measure.reading import Reading, inferred, reading_of
-from shoal.measure.tally import Answers, Tally, answers
+from shoal.measure.tally import Accumulator, Answers, answers
 
 __all__ = [
+    "Accumulator",
     "Answers",
     "Predictions",
     "Reading",
-    "Tally",
     "answers",
     "check_samples",
     "compare",
     "cost",
     "inferred",
+    "interleaved_latency",
     "kl_per_sample",
     "latency",
     "log_probabilities",
@@ -37,7 +38,6 @@ __all__ = [
     "predictions",
     "quality",
     "reading_of",
-    "turns",
     "wilson",
     "within_noise",
 ]

@@ -48,13 +48,13 @@ def latency(
         ModelRaisedError: a network raised.
         SurgeryError: `channels_last`, and a network cannot be copied.
     """
-    blocks = turns(models, batch, channels_last=channels_last, min_seconds=min_seconds, rounds=rounds)
+    blocks = interleaved_latency(models, batch, channels_last=channels_last, min_seconds=min_seconds, rounds=rounds)
     return {
         name: _summary(model, batch.size, blocks[name], channels_last=channels_last) for name, model in models.items()
     }
 
 
-def turns(
+def interleaved_latency(
     models: Mapping[str, nn.Module],
     batch: Batch,
     *,

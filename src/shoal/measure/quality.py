@@ -20,8 +20,8 @@ from shoal.batches import IGNORED, Batch, batches, call, device_of
 from shoal.errors import DataError, UsageError
 from shoal.measure.classes import check_labels, checked_labels, log_probabilities, mean_kl, mean_over
 from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, ratio_interval, wilson
-from shoal.measure.reading import OutputReading, Reading, Spread, inferred, padding_of, squared_error
-from shoal.measure.sequences import Sequences, at, joined, sequences_of, some_positions
+from shoal.measure.output_reading import OutputReading, Reading, Spread, inferred, padding_of, squared_error
+from shoal.measure.sequences import Sequences, gather_positions, joined, sample_positions, sequences_of
 from shoal.preserve import evaluating
 
 
@@ -239,11 +239,15 @@ def _reduced(log_probs: Tensor, target: Tensor | None, batch: Batch) -> Predicti
     counted = batch.counted(log_probs.shape[:-1])
     counted = counted.cpu() if counted is not None else None
     sequences = sequences_of(log_probs, target, counted)
-    positions = some_positions(log_probs, counted)
+    positions = sample_positions(log_probs, counted)
     if positions is None:
         return Predictions(log_probs, target, sequences=sequences)
     return Predictions(
-        at(log_probs, positions), at(target, positions) if target is not None else None, None, None, sequences
+        gather_positions(log_probs, positions),
+        gather_positions(target, positions) if target is not None else None,
+        None,
+        None,
+        sequences,
     )
 
 
@@ -387,8 +391,8 @@ def compare(original: Predictions, other: Predictions, split: str) -> record.Com
         return parts[0]
     by_classes = [part for part, (before, _) in zip(parts, pairs, strict=True) if before.are_classes]
     by_values = [part for part in parts if part.mse is not None]
-    worst = max(by_classes, key=record.drop_of) if by_classes else max(by_values, key=record.drop_of)
-    error = max(by_values, key=record.drop_of) if by_values else worst
+    worst = max(by_classes, key=record.metric_drop) if by_classes else max(by_values, key=record.metric_drop)
+    error = max(by_values, key=record.metric_drop) if by_values else worst
     damage = torch.stack(damages).sort(dim=0).values.mean(dim=0)
     whole = {"kl": float(damage.mean()), "kl_interval": _interval(damage), "outputs": parts}
     return worst.model_copy(update={**whole, "mse": error.mse, "mse_interval": error.mse_interval})

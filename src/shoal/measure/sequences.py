@@ -62,7 +62,7 @@ def joined(parts: Sequence[Sequences]) -> Sequences:
     )
 
 
-def some_positions(log_probs: Tensor, counted: Tensor | None) -> Tensor | None:
+def sample_positions(log_probs: Tensor, counted: Tensor | None) -> Tensor | None:
     """Evenly spread positions of each sequence, padding left out, (samples, few); None where all can be kept.
 
     The same ones for every network, so that they can be compared.
@@ -78,6 +78,6 @@ def some_positions(log_probs: Tensor, counted: Tensor | None) -> Tensor | None:
     return real_first.gather(1, chosen)
 
 
-def at(values: Tensor, positions: Tensor) -> Tensor:
+def gather_positions(values: Tensor, positions: Tensor) -> Tensor:
     """The rows of (samples, positions, ...) at these positions of each sample."""
     return values[torch.arange(len(values)).unsqueeze(1), positions]

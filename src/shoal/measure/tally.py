@@ -60,7 +60,7 @@ def answers(logits: Tensor, target: Tensor | None, batch: Batch | None = None, a
 
 
 @dataclass
-class Tally:
+class Accumulator:
     """Sums over samples of one changed network against the whole one.
 
     `kl` is the damage, the KL divergence of scores of classes; `increase` is the increase of the loss, or the damage
@@ -142,6 +142,6 @@ class Tally:
         return asdict(self)
 
     @staticmethod
-    def from_dict(plain: Mapping[str, Any]) -> "Tally":
+    def from_dict(plain: Mapping[str, Any]) -> "Accumulator":
         """The tally that `to_dict` wrote."""
-        return Tally(**plain)
+        return Accumulator(**plain)

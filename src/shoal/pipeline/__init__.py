@@ -1,26 +1,26 @@
 """The whole way: choose, remove, prove, measure, keep."""
 
-from shoal.pipeline.choose import Goal, Grain, Journal, NoJournal, Progress
-from shoal.pipeline.recovering import Recover
+from shoal.pipeline.api import RunInfo, block_records, compress
+from shoal.pipeline.context import MeasureConfig
+from shoal.pipeline.goals import BudgetTarget
+from shoal.pipeline.greedy import Goal, Grain, Journal, NullJournal, Progress
+from shoal.pipeline.predict import PlanPrediction, predict_plan
+from shoal.pipeline.recovery import Recover
 from shoal.pipeline.result import Result
-from shoal.pipeline.run import Provenance, block_records, compress
-from shoal.pipeline.solving import Solved, solve
-from shoal.pipeline.target import Target
-from shoal.pipeline.told import Settings
 
 __all__ = [
+    "BudgetTarget",
     "Goal",
     "Grain",
     "Journal",
-    "NoJournal",
+    "MeasureConfig",
+    "NullJournal",
+    "PlanPrediction",
     "Progress",
-    "Provenance",
     "Recover",
     "Result",
-    "Settings",
-    "Solved",
-    "Target",
+    "RunInfo",
     "block_records",
     "compress",
-    "solve",
+    "predict_plan",
 ]

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from shoal.batches import Batch, device_of, like_of
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.measure import machine
-from shoal.pipeline.clocks import Measured
-from shoal.pipeline.prices import Prices
-from shoal.pipeline.shelf import Shelf
-from shoal.pipeline.table_maker import LONGEST, Progress, timed_modules
-from shoal.replace import KINDS, line_of
+from shoal.pipeline.cache import MeasurementCache
+from shoal.pipeline.candidate_table import LONGEST, Progress, timed_modules
+from shoal.pipeline.costs import CostModel
+from shoal.pipeline.latency_backends import MeasuredLatency
+from shoal.replace import KINDS, build_segments
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def latency_table(
     Raises:
         ModelRaisedError, TraceError: the network does not take the batch.
     """
-    anatomy = dissect(model, batch.take(2))
-    line, like = line_of(anatomy), like_of(model)
-    clock = Measured(like, batch, channels_last=channels_last)
-    prices = Prices(anatomy, line, batch, clock, Shelf(None, {}))
+    anatomy = analyze(model, batch.take(2))
+    line, like = build_segments(anatomy), like_of(model)
+    clock = MeasuredLatency(like, batch, channels_last=channels_last)
+    prices = CostModel(anatomy, line, batch, clock, MeasurementCache(None, {}))
     progress("timing every kind of block", 0, 1)
     others = timed_modules(anatomy, line, tuple(KINDS), longest)
     prices.measure(others)

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from shoal.blocks import Anatomy
-from shoal.blocks.units import unit_swaps
+from shoal.blocks import BlockGraph
+from shoal.blocks.units import unit_replacements
 from shoal.plan import Remove
 
 
-def removal_notes(anatomy: Anatomy, removals: Sequence[Remove]) -> list[str]:
+def removal_notes(anatomy: BlockGraph, removals: Sequence[Remove]) -> list[str]:
     """Which single units went, by the modules that were theirs, and which blocks lost their norms too."""
     units = [one for one in removals if one.unit is not None]
     bare = [one.path for one in removals if one.norms == "drop"]
@@ -22,6 +22,6 @@ def removal_notes(anatomy: Anatomy, removals: Sequence[Remove]) -> list[str]:
     return notes
 
 
-def _modules(anatomy: Anatomy, one: Remove) -> str:
-    swaps = unit_swaps(anatomy, one.path, [one.unit or 0])
+def _modules(anatomy: BlockGraph, one: Remove) -> str:
+    swaps = unit_replacements(anatomy, one.path, [one.unit or 0])
     return ", ".join(path.removeprefix(f"{one.path}.") for path in swaps)

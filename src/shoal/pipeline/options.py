@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Literal
 
 from shoal.errors import UsageError
-from shoal.pipeline.choose import Goal
+from shoal.pipeline.greedy import Goal
 from shoal.replace import STUDENTS
 
 GoalName = Literal["remove", "max_drop", "blocks", "exact", "budget", "replace", "pick"]

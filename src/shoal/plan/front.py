@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from shoal.errors import PlanError, did_you_mean
-from shoal.plan.solver import TOLERANCE, Chain, Edge, Objective, Path, chain_of, least_path
+from shoal.plan.solver import TOLERANCE, Edge, EdgeGraph, Objective, Path, build_edge_graph, least_path
 
 CostName: TypeAlias = Literal["latency_ms", "macs", "params", "depth"]
 COSTS: tuple[CostName, ...] = ("latency_ms", "macs", "params", "depth")
@@ -27,7 +27,7 @@ def front(edges: Sequence[Edge], length: int, *, cost: CostName = "latency_ms", 
         raise PlanError(f"{points} points were asked for, expected at least 2", "A front has two ends.")
     if cost not in COSTS:
         raise PlanError(f"the cost is {cost!r}, expected a quantity", did_you_mean(cost, [*COSTS]))
-    search = _Front(chain_of(edges, length), cost)
+    search = _Front(build_edge_graph(edges, length), cost)
     for budget in np.linspace(search.price(search.found[0]), search.price(search.found[-1]), points)[1:-1]:
         search.probe(float(budget))
     while len(search.found) < points and search.gaps:
@@ -38,7 +38,7 @@ def front(edges: Sequence[Edge], length: int, *, cost: CostName = "latency_ms", 
 class _Front:
     """The points found so far, and the gaps: ranges of cost between neighbours that nobody has searched."""
 
-    def __init__(self, chain: Chain, cost: CostName) -> None:
+    def __init__(self, chain: EdgeGraph, cost: CostName) -> None:
         self.chain = chain
         self.cost = cost
         cheapest = self._least([cost, "damage"], {})

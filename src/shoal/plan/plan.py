@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from shoal.errors import PlanError
 from shoal.reading import parse_json, read_text, refusing
-from shoal.record import Value
+from shoal.record import NumberWithUnit
 
 # Version 2 added `unit` and `norms` to the removal of a block; plans of version 1 are read as they are.
 SCHEMA_VERSION: Literal[2] = 2
@@ -17,7 +17,7 @@ SCHEMA_VERSION: Literal[2] = 2
 _LARGEST_INPUT, _LARGEST_MAP = 2**28, 2**31
 
 
-class InputSpec(Value):
+class InputSpec(NumberWithUnit):
     """One input tensor of the network: its shape without the batch axis, its dtype, its keyword (None: positional)."""
 
     shape: list[int]
@@ -31,7 +31,7 @@ class InputSpec(Value):
         return self
 
 
-class Signature(Value):
+class NetworkSignature(NumberWithUnit):
     """How a network is recognised: the names, dtypes and shapes of its state dict, and its traced chain.
 
     `state` maps a name to 'float32[64,3,7,7]'; `chain` holds one line a block.
@@ -45,7 +45,7 @@ Norms = Literal["keep", "drop"]
 _UNIT, _BARE = "#", "+norms"
 
 
-class Remove(Value):
+class Remove(NumberWithUnit):
     """Take the block at `path` out, down to its shortcut and the activation after the addition; or a part of it.
 
     Args:
@@ -84,7 +84,7 @@ class Remove(Value):
 Tail = Literal["identity", "relu", "silu", "gelu", "gelu_tanh", "hardswish"]
 
 
-class Inner(Value):
+class Inner(NumberWithUnit):
     """Features inside a block that are fewer than they were; paths are those of the original network.
 
     The layers at `writers` make them, those at `keepers` (batch norms, depthwise convolutions) work on each alone, and
@@ -97,7 +97,7 @@ class Inner(Value):
     width: int = Field(ge=1)
 
 
-class StandIn(Value):
+class Replacement(NumberWithUnit):
     """What stands in for a span: one map of the kind named, then the tail; or a student.
 
     `layout` tells where the channels are; `kernel`, `stride` and `dilation` are those of a convolution. With `shortcut`
@@ -130,13 +130,13 @@ class StandIn(Value):
         return len(self.copies) or int(self.kind != "identity")
 
     @model_validator(mode="after")
-    def _of_a_bearable_size(self) -> "StandIn":
+    def _of_a_bearable_size(self) -> "Replacement":
         if self.in_channels * self.out_channels * self.kernel**2 > _LARGEST_MAP:
             raise ValueError(f"a map of {self.in_channels} to {self.out_channels} channels is too large")
         return self
 
     @model_validator(mode="after")
-    def _copies_fit(self) -> "StandIn":
+    def _copies_fit(self) -> "Replacement":
         if self.student != (self.kind in ("block", "narrow")):
             raise ValueError("copies of blocks belong to 'block' and 'narrow', and to nothing else")
         if bool(self.inner) != (self.kind == "narrow"):
@@ -146,7 +146,7 @@ class StandIn(Value):
         return self
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "StandIn":
+    def _fits_together(self) -> "Replacement":
         same = self.in_channels == self.out_channels and self.stride == 1
         if not same and (self.shortcut or self.kind in ("identity", "scale", "lowrank")):
             raise ValueError(f"a stand-in '{self.kind}' keeps the shape, this one has other channels or a stride")
@@ -161,15 +161,15 @@ class StandIn(Value):
         return self
 
 
-class Replace(Value):
+class Replace(NumberWithUnit):
     """Put a stand-in in the place of consecutive blocks or layers; it stands at the first of `paths`."""
 
     kind: Literal["replace"] = "replace"
     paths: list[str]
-    stand_in: StandIn
+    stand_in: Replacement
 
 
-class FoldStep(Value):
+class FoldStep(NumberWithUnit):
     """One fold: what was at `path` is gone or idle, and the layers at `into` do its work.
 
     batch_norm: a batch norm into the layer before or behind it. linear: a layer into the one before it. constant: a
@@ -181,14 +181,14 @@ class FoldStep(Value):
     into: list[str]
 
 
-class Fold(Value):
+class Fold(NumberWithUnit):
     """Exact algebra, after everything else: exactly these folds, in order."""
 
     kind: Literal["fold"] = "fold"
     folds: list[FoldStep]
 
 
-class Plan(Value):
+class Plan(NumberWithUnit):
     """What to do, in order, to the network that `network` describes.
 
     `model` is the spec of the factory the network came from, or None for a module made by the caller.
@@ -197,7 +197,7 @@ class Plan(Value):
     schema_version: Literal[1, 2] = SCHEMA_VERSION
     model: str | None = None
     inputs: list[InputSpec]
-    network: Signature
+    network: NetworkSignature
     actions: list[Annotated[Remove | Replace | Fold, Field(discriminator="kind")]]
 
     @property
@@ -271,7 +271,7 @@ def parse_plan(text: str, origin: str) -> Plan:
             raise ValueError(f"{where}: {first['msg']}") from error
 
 
-def differences(expected: Signature, found: Signature, most: int = 5) -> list[str]:
+def differences(expected: NetworkSignature, found: NetworkSignature, most: int = 5) -> list[str]:
     """What tells two networks apart, as sentences; empty where they are the same to a plan."""
     said = []
     for name, kind in expected.state.items():
@@ -294,10 +294,10 @@ def check_state(plan: Plan, state: dict[str, str]) -> None:
     Raises:
         PlanError: says what differs.
     """
-    check_signature(plan, Signature(state=state, chain=plan.network.chain))
+    check_signature(plan, NetworkSignature(state=state, chain=plan.network.chain))
 
 
-def check_signature(plan: Plan, found: Signature) -> None:
+def check_signature(plan: Plan, found: NetworkSignature) -> None:
     """Refuse a network the plan was not made for.
 
     Raises:

@@ -20,7 +20,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_matrix, csr_matrix
 
 from shoal.errors import PlanError, did_you_mean
-from shoal.record import Value
+from shoal.record import NumberWithUnit
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Objective: TypeAlias = Literal["damage", "latency_ms", "macs", "params", "depth"]
@@ -38,7 +38,7 @@ SLACK = 2 * TOLERANCE
 CANDIDATES = 256
 
 
-class _Checked(Value):
+class _Checked(NumberWithUnit):
     """A value whose mistakes are a PlanError, also where it is made by hand."""
 
     if not TYPE_CHECKING:  # a type checker shall see the fields as arguments, not **data
@@ -89,7 +89,7 @@ class Edge(_Checked):
         return self
 
 
-class Budget(_Checked):
+class ResourceLimits(_Checked):
     """Upper bounds for the totals over the path; None is free.
 
     What stands outside the chain (stem, head) costs too: the caller takes it off first.
@@ -106,7 +106,7 @@ class Budget(_Checked):
         return {name: float(getattr(self, name)) for name in QUANTITIES if getattr(self, name) is not None}
 
 
-class Path(Value):
+class Path(NumberWithUnit):
     """A path through the chain: indices into the list of edges, in order, and the totals over them."""
 
     edges: tuple[int, ...]
@@ -118,7 +118,7 @@ class Path(Value):
 
 
 @dataclass(frozen=True, eq=False)
-class Chain:
+class EdgeGraph:
     """The edges as arrays: what all searches on one chain share."""
 
     length: int
@@ -177,7 +177,7 @@ class Chain:
         )
 
 
-def chain_of(edges: Sequence[Edge], length: int) -> Chain:
+def build_edge_graph(edges: Sequence[Edge], length: int) -> EdgeGraph:
     """The edges as arrays.
 
     Raises:
@@ -199,7 +199,7 @@ def chain_of(edges: Sequence[Edge], length: int) -> Chain:
     cost["edges"] = np.ones(len(edges))
     into = [np.flatnonzero(stop == position) for position in range(length + 1)]
     out_of = [np.flatnonzero(start == position) for position in range(length + 1)]
-    chain = Chain(length, start, stop, into, out_of, cost)
+    chain = EdgeGraph(length, start, stop, into, out_of, cost)
     reached = chain.forward(np.zeros(len(edges)))[0]
     if not isfinite(reached[length]):
         furthest = int(np.flatnonzero(np.isfinite(reached))[-1])
@@ -213,7 +213,7 @@ def chain_of(edges: Sequence[Edge], length: int) -> Chain:
 def solve(
     edges: Sequence[Edge],
     length: int,
-    budget: Budget,
+    budget: ResourceLimits,
     *,
     objective: Objective = "damage",
     without: Sequence[frozenset[int]] = (),
@@ -238,15 +238,17 @@ def solve(
     """
     order = _order(objective)
     _check_without(without, len(edges))
-    return least_path(chain_of(edges, length), budget.limits(), order, without)
+    return least_path(build_edge_graph(edges, length), budget.limits(), order, without)
 
 
-def best(edges: Sequence[Edge], length: int, budget: Budget, k: int, objective: Objective = "damage") -> list[Path]:
+def best(
+    edges: Sequence[Edge], length: int, budget: ResourceLimits, k: int, objective: Objective = "damage"
+) -> list[Path]:
     """The `k` best distinct paths within `budget`, best first; fewer where there are fewer. See `solve`."""
     if k < 1:
         raise PlanError(f"{k} paths were asked for, expected at least 1", "Give k >= 1.")
     order = _order(objective)
-    chain, limits = chain_of(edges, length), budget.limits()
+    chain, limits = build_edge_graph(edges, length), budget.limits()
     found: list[Path] = []
     while len(found) < k:
         path = least_path(chain, limits, order, [frozenset(known.edges) for known in found])
@@ -266,7 +268,7 @@ def drop_dominated(edges: Sequence[Edge], length: int) -> list[Edge]:
     Raises:
         PlanError: as `solve`.
     """
-    chain_of(edges, length)
+    build_edge_graph(edges, length)
     spans: dict[tuple[int, int], list[int]] = {}
     for index, edge in enumerate(edges):
         spans.setdefault((edge.start, edge.stop), []).append(index)
@@ -286,7 +288,7 @@ def drop_dominated(edges: Sequence[Edge], length: int) -> list[Edge]:
 
 
 def least_path(
-    chain: Chain, limits: Mapping[Objective, float], order: Sequence[str], without: Sequence[frozenset[int]] = ()
+    chain: EdgeGraph, limits: Mapping[Objective, float], order: Sequence[str], without: Sequence[frozenset[int]] = ()
 ) -> Path | None:
     """The path within `limits` that is least in the first quantity of `order`, of those in the second, and so on.
 
@@ -310,7 +312,7 @@ def least_path(
 class _Search:
     """One objective (`weights`) under `bounds`; `alive` masks the edges that may still be on an optimal path."""
 
-    chain: Chain
+    chain: EdgeGraph
     weights: Array
     bounds: Sequence[tuple[Array, float]]
     without: Sequence[frozenset[int]]

@@ -10,7 +10,7 @@ _HOW = "Give a time (90s, 10m, 2h), a number of steps (2000), or none."
 
 
 @dataclass(frozen=True)
-class Budget:
+class TrainingBudget:
     """Steps, or seconds; exactly one of them.
 
     A number of steps gives the same network on the same machine every time; a time does not.
@@ -33,11 +33,11 @@ class Budget:
             return steps / self.steps
         return seconds / (self.seconds or 1.0)
 
-    def part(self, share: float) -> "Budget":
+    def part(self, share: float) -> "TrainingBudget":
         """A share of it, at least one step."""
         if self.steps is not None:
-            return Budget(steps=max(1, round(share * self.steps)))
-        return Budget(seconds=share * (self.seconds or 1.0))
+            return TrainingBudget(steps=max(1, round(share * self.steps)))
+        return TrainingBudget(seconds=share * (self.seconds or 1.0))
 
     def done_of(self, steps: int, seconds: float) -> tuple[str, int, int]:
         """The unit, how many of them are done, and of how many, for a progress bar."""
@@ -52,13 +52,13 @@ class Budget:
         return f"{self.seconds:g} seconds"
 
 
-def read_budget(text: str | int | Budget | None) -> Budget | None:
+def read_budget(text: str | int | TrainingBudget | None) -> TrainingBudget | None:
     """`10m`, `90s`, `2h`, `2000` as a budget; `none` and None as no recovery.
 
     Raises:
         UsageError: something else, or nothing left of it.
     """
-    if text is None or isinstance(text, Budget):
+    if text is None or isinstance(text, TrainingBudget):
         return text
     plain = str(text).strip().lower()
     if plain == "none":
@@ -68,7 +68,7 @@ def read_budget(text: str | int | Budget | None) -> Budget | None:
         raise UsageError(f"the budget of recovery is '{text}', expected steps or a time", _HOW)
     number, unit = found.groups()
     if unit:
-        return Budget(seconds=float(number) * _UNITS[unit])
+        return TrainingBudget(seconds=float(number) * _UNITS[unit])
     if "." in number:
         raise UsageError(f"the budget of recovery is '{text}': there is no part of a step", _HOW)
-    return Budget(steps=int(number))
+    return TrainingBudget(steps=int(number))

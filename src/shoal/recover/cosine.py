@@ -6,7 +6,7 @@ Source: Loshchilov and Hutter 2017, arXiv:1608.03983, one period; the warm-up of
 import math
 
 
-def rate_at(spent: float, highest: float, warm_up: float) -> float:
+def cosine_lr(spent: float, highest: float, warm_up: float) -> float:
     """The rate where `spent` (0..1) of the budget is used up; `warm_up` is the share in which it rises."""
     spent = min(max(spent, 0.0), 1.0)
     if spent < warm_up:

@@ -6,15 +6,17 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from shoal.batches import Batch
-from shoal.blocks import dissect
+from shoal.blocks import analyze
 from shoal.errors import ShoalError
 from shoal.plan import Replace
 from shoal.preserve import copied, evaluating
-from shoal.recover.form import ask, suited
-from shoal.replace import line_of
+from shoal.recover.trainable_format import forward_in_format, match_dtype
+from shoal.replace import build_segments
 
 
-def shared_paths(teacher: nn.Module, student: nn.Module, example: Batch, replaced: Sequence[Replace] = ()) -> list[str]:
+def matching_blocks(
+    teacher: nn.Module, student: nn.Module, example: Batch, replaced: Sequence[Replace] = ()
+) -> list[str]:
     """The paths of the teacher's blocks (layers, where it has none) that the student has kept, in order.
 
     Kept means: the same class with parameters of the same names at the same path (fewer of them inside will do), and
@@ -30,14 +32,14 @@ def shared_paths(teacher: nn.Module, student: nn.Module, example: Batch, replace
     """
     spans = {path for one in replaced for path in one.paths}
     try:
-        line = line_of(dissect(copied(teacher).eval(), suited(teacher, example)))
+        line = build_segments(analyze(copied(teacher).eval(), match_dtype(teacher, example)))
         whole = [step.paths for step in line.steps if spans.isdisjoint(step.paths)]
         kept = [paths[-1] for paths in whole if all(_kept(teacher, student, path) for path in paths)]
         with evaluating(teacher), evaluating(student):
-            with listening(teacher, kept) as wanted:
-                ask(teacher, example)
-            with listening(student, kept) as own:
-                ask(student, example)
+            with capture_outputs(teacher, kept) as wanted:
+                forward_in_format(teacher, example)
+            with capture_outputs(student, kept) as own:
+                forward_in_format(student, example)
     except ShoalError:
         return []
     return [path for path in kept if path in wanted and path in own and wanted[path].shape == own[path].shape]
@@ -56,7 +58,7 @@ def _names(module: nn.Module) -> list[str]:
 
 
 @contextmanager
-def listening(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def capture_outputs(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """What the modules at these paths return, by path, as the network runs; no hook stays behind.
 
     Copies are kept: a layer behind may work in place.

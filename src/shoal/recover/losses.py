@@ -10,8 +10,8 @@ from shoal.batches import IGNORED, Batch
 from shoal.errors import DataError
 from shoal.measure import Reading, log_probabilities
 from shoal.measure.classes import checked_labels, mean_over
-from shoal.measure.reading import padding_of, squared_error
-from shoal.recover.blending import Blend
+from shoal.measure.output_reading import padding_of, squared_error
+from shoal.recover.mixup import Mixup
 
 _MASKS = ("attention_mask", "decoder_attention_mask")
 _LEAST = 1e-6  # of a feature's variance, so that a dead feature does not divide by zero
@@ -106,7 +106,7 @@ def _counted(features: Tensor, batch: Batch | None) -> Tensor | None:
     return counted if counted.any() and not counted.all() else None
 
 
-def label_loss(student: Tensor, batch: Batch, blend: Blend | None) -> Tensor:
+def label_loss(student: Tensor, batch: Batch, blend: Mixup | None) -> Tensor:
     """Cross-entropy with the labels; of blended samples with both labels, by their weights.
 
     Args:

@@ -14,7 +14,7 @@ def has_batch_norms(model: nn.Module) -> bool:
     return any(isinstance(one, _BatchNorm) and one.track_running_stats for one in model.modules())
 
 
-def learn_(model: nn.Module, samples: int, enough: int) -> nn.Module:
+def set_train_mode_(model: nn.Module, samples: int, enough: int) -> nn.Module:
     """Eval mode, but batch norms learn their statistics where a mini-batch has `enough` samples; in place.
 
     Statistics of a few samples are noise: there the running ones are kept, and gamma and beta still learn.

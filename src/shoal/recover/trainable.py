@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, call
 from shoal.errors import SurgeryError
-from shoal.plan import StandIn
+from shoal.plan import Replacement
 from shoal.preserve import evaluating
-from shoal.replace import build, hand_form_on_, with_shortcut
-from shoal.replace.stand_ins import ShortcutPlus
-from shoal.replace.tails import tail_module
+from shoal.replace import build_replacement, copy_format_, with_shortcut
+from shoal.replace.modules import ResidualReplacement
+from shoal.replace.post_activation import post_activation_module
 
 _KINDS = ("conv", "linear", "lowrank")
 
@@ -43,7 +43,7 @@ class NormedStandIn(nn.Module):
         return self.tail(x + rest if self.shortcut else rest)
 
 
-def make_trainable_(model: nn.Module, stand_ins: Mapping[str, StandIn], given: Sequence[Batch]) -> list[str]:
+def make_trainable_(model: nn.Module, stand_ins: Mapping[str, Replacement], given: Sequence[Batch]) -> list[str]:
     """Rewrite the stand-ins of a cut network, in place.
 
     Args:
@@ -57,15 +57,15 @@ def make_trainable_(model: nn.Module, stand_ins: Mapping[str, StandIn], given: S
     found = {}
     for path, stand_in in stand_ins.items():
         module = model.get_submodule(path)
-        if stand_in.kind in _KINDS and isinstance(module, (ShortcutPlus, nn.Sequential)):
+        if stand_in.kind in _KINDS and isinstance(module, (ResidualReplacement, nn.Sequential)):
             found[path] = _rewritten(module, stand_in)
-            hand_form_on_(module, found[path])
+            copy_format_(module, found[path])
             model.set_submodule(path, found[path], strict=True)
     _set_norms(model, list(found.values()), given)
     return list(found)
 
 
-def make_plain_(model: nn.Module, stand_ins: Mapping[str, StandIn]) -> nn.Module:
+def make_plain_(model: nn.Module, stand_ins: Mapping[str, Replacement]) -> nn.Module:
     """Merge norm and shortcut back, in place, so that each stand-in is what the plan says it is.
 
     Args:
@@ -77,14 +77,14 @@ def make_plain_(model: nn.Module, stand_ins: Mapping[str, StandIn]) -> nn.Module
         if isinstance(module, NormedStandIn):
             plain = _merged(module, stand_in)
             plain.training = module.training
-            hand_form_on_(module, plain)
+            copy_format_(module, plain)
             model.set_submodule(path, plain, strict=True)
     return model
 
 
-def _rewritten(module: nn.Module, stand_in: StandIn) -> NormedStandIn:
+def _rewritten(module: nn.Module, stand_in: Replacement) -> NormedStandIn:
     """The same function as a NormedStandIn, whose norm does nothing yet."""
-    branch = module.branch if isinstance(module, ShortcutPlus) else module[0]  # type: ignore[index]
+    branch = module.branch if isinstance(module, ResidualReplacement) else module[0]  # type: ignore[index]
     keeps = stand_in.stride == 1 and stand_in.in_channels == stand_in.out_channels
     if keeps and not stand_in.shortcut:
         with_shortcut(stand_in)  # refuses what has no rest
@@ -93,7 +93,7 @@ def _rewritten(module: nn.Module, stand_in: StandIn) -> NormedStandIn:
     norm: nn.Module = nn.Identity()
     if stand_in.layout == "channels_first":
         norm = nn.BatchNorm2d(stand_in.out_channels).to(last.weight.device, last.weight.dtype)
-    return NormedStandIn(branch, norm, tail_module(stand_in.tail), shortcut=keeps).eval()
+    return NormedStandIn(branch, norm, post_activation_module(stand_in.tail), shortcut=keeps).eval()
 
 
 def _set_norms(model: nn.Module, stand_ins: Sequence[NormedStandIn], given: Sequence[Batch]) -> None:
@@ -165,7 +165,7 @@ def _add_shortcut_(layer: Any, times: float) -> None:
             ).to(weight.dtype)
 
 
-def _merged(module: NormedStandIn, stand_in: StandIn) -> nn.Module:
+def _merged(module: NormedStandIn, stand_in: Replacement) -> nn.Module:
     """A plain stand-in of the plan's form that computes the same."""
     state = {name: tensor.detach().double() for name, tensor in module.branch.state_dict().items()}
     layer = _last(module.branch)
@@ -175,8 +175,8 @@ def _merged(module: NormedStandIn, stand_in: StandIn) -> nn.Module:
         weight = state[f"{prefix}weight"]
         state[f"{prefix}weight"] = weight * scale.view(-1, *(1 for _ in weight.shape[1:]))
         state[f"{prefix}bias"] = state[f"{prefix}bias"] * scale + shift
-    plain = build(stand_in, layer.weight)
-    branch = plain.branch if isinstance(plain, ShortcutPlus) else plain[0]  # type: ignore[index]
+    plain = build_replacement(stand_in, layer.weight)
+    branch = plain.branch if isinstance(plain, ResidualReplacement) else plain[0]  # type: ignore[index]
     if any(name not in state for name in branch.state_dict()):
         raise SurgeryError("the stand-in has other parts than its plan says", "Please report the plan.")
     wide = branch.double()

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch, call, like_of
-from shoal.blocks import Anatomy
+from shoal.blocks import BlockGraph
 from shoal.errors import DataError, NonFiniteError, UsageError
-from shoal.plan import StandIn
+from shoal.plan import Replacement
 from shoal.preserve import evaluating
 from shoal.regress import Fit, Moments, fits, r2
-from shoal.replace.kinds import KINDS, Kind, Sums
+from shoal.replace.kinds import KINDS, MomentsView, ReplacementType
+from shoal.replace.modules import build_replacement, load_solution_, with_shortcut
 from shoal.replace.neighbourhoods import patches, picked, positions_of
 from shoal.replace.recording import recording
 from shoal.replace.spans import Span
-from shoal.replace.stand_ins import build, fill_, with_shortcut
 
 # Rows for each unknown of the map: some tens are enough, more cost time and change little.
 ROWS_PER_UNKNOWN = 40
@@ -34,7 +34,7 @@ _HELD_OUT = 0.2
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
+class FittedReplacement:
     """A stand-in for a span, fitted.
 
     `r2_fit` and `r2_held_out` are of the sum before the tail; where they part, there were too few samples.
@@ -42,7 +42,7 @@ class Fitted:
 
     span: Span
     kind: str
-    stand_in: StandIn
+    stand_in: Replacement
     module: nn.Module
     ridge: float
     r2_fit: float
@@ -50,7 +50,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ReplacementSpec:
     """One stand-in that is asked for: a name of the table KINDS; `shortcut` writes it as the shortcut plus the rest."""
 
     span: Span
@@ -68,12 +68,12 @@ class Wanted:
         """A closed form is made of nothing but data."""
 
     @property
-    def rule(self) -> Kind:
+    def rule(self) -> ReplacementType:
         """The kind itself."""
         return KINDS[self.kind]
 
     @property
-    def stand_in(self) -> StandIn:
+    def stand_in(self) -> Replacement:
         """As plain data."""
         described = self.rule.describe(self.span)
         return with_shortcut(described) if self.shortcut else described
@@ -84,10 +84,10 @@ class Wanted:
         return f"{self.kind} {self.span.name}"
 
     @property
-    def key(self) -> "SumsKey":
+    def key(self) -> "MomentsKey":
         """What it shares its neighbourhoods with."""
         described = self.stand_in
-        return SumsKey(self.span.paths[0], self.span.stride, described.kernel, described.dilation)
+        return MomentsKey(self.span.paths[0], self.span.stride, described.kernel, described.dilation)
 
     @property
     def unknowns(self) -> int:
@@ -96,14 +96,14 @@ class Wanted:
 
 
 def fit_all(
-    anatomy: Anatomy,
+    anatomy: BlockGraph,
     batches: Sequence[Batch],
-    wanted: Sequence[Wanted],
+    wanted: Sequence[ReplacementSpec],
     *,
     seed: int = 0,
     rows_per_unknown: float = ROWS_PER_UNKNOWN,
     tick: Callable[[int, int], None] | None = None,
-) -> list[Fitted]:
+) -> list[FittedReplacement]:
     """Every stand-in of `wanted`, fitted on the activations of the network on `batches`.
 
     Args:
@@ -119,7 +119,7 @@ def fit_all(
         NonFiniteError: NaN or Inf in the activations.
     """
     samples = sum(batch.size for batch in batches)
-    sums = [SpanSums(key, members, samples, seed, rows_per_unknown) for key, members in _groups(wanted).items()]
+    sums = [SpanMoments(key, members, samples, seed, rows_per_unknown) for key, members in _groups(wanted).items()]
     paths = sorted({path for one in wanted for path in (one.span.paths[0], one.span.end)})
     with evaluating(anatomy.model), recording(anatomy, paths) as seen:
         for number, batch in enumerate(batches, 1):
@@ -132,9 +132,9 @@ def fit_all(
     return [fitted for one in sums for fitted in one.solved(like)]
 
 
-def in_portions(wanted: Sequence[Wanted], most_bytes: float = 1e9) -> list[list[Wanted]]:
+def in_portions(wanted: Sequence[ReplacementSpec], most_bytes: float = 1e9) -> list[list[ReplacementSpec]]:
     """`wanted` in portions whose moments fit into so much memory; one pass over the data each."""
-    portions: list[list[Wanted]] = []
+    portions: list[list[ReplacementSpec]] = []
     left = 0.0
     for members in _groups(wanted).values():
         size = 32.0 * members[0].unknowns ** 2
@@ -147,7 +147,7 @@ def in_portions(wanted: Sequence[Wanted], most_bytes: float = 1e9) -> list[list[
 
 
 @dataclass(frozen=True)
-class SumsKey:
+class MomentsKey:
     """What spans must have in common to share their neighbourhoods: the first step, stride, kernel, dilation."""
 
     start: str
@@ -156,20 +156,20 @@ class SumsKey:
     dilation: int = 1
 
 
-def _groups(wanted: Iterable[Wanted]) -> dict[SumsKey, list[Wanted]]:
-    found: dict[SumsKey, list[Wanted]] = {}
+def _groups(wanted: Iterable[ReplacementSpec]) -> dict[MomentsKey, list[ReplacementSpec]]:
+    found: dict[MomentsKey, list[ReplacementSpec]] = {}
     for one in wanted:
         found.setdefault(one.key, []).append(one)
     return found
 
 
-class SpanSums:
+class SpanMoments:
     """The moments of one group: the same inputs, one set of outputs for every end."""
 
     def __init__(
         self,
-        key: SumsKey,
-        members: list[Wanted],
+        key: MomentsKey,
+        members: list[ReplacementSpec],
         samples: int,
         seed: int = 0,
         rows_per_unknown: float = ROWS_PER_UNKNOWN,
@@ -190,7 +190,7 @@ class SpanSums:
 
     def add(self, x: Tensor, ys: list[Tensor]) -> None:
         """Take in one mini-batch: what enters the span, and the sum at each of `ends`; a fifth is held out."""
-        for moments, part in halves(self.train, self.held_out, x.shape[0]):
+        for moments, part in fit_heldout_slices(self.train, self.held_out, x.shape[0]):
             rows, outputs = self._rows(x[part], [y[part] for y in ys])
             if not bool(torch.isfinite(rows).all() and torch.isfinite(outputs).all()):
                 raise NonFiniteError(f"NaN or Inf in the activations at '{self.key.start}'", "Check weights and data.")
@@ -206,7 +206,7 @@ class SpanSums:
         rows = patches(x, positions, kernel=key.kernel, stride=key.stride, dilation=key.dilation)
         return rows.double(), torch.cat([picked(y, positions) for y in ys], dim=1).double()
 
-    def solved(self, like: Tensor) -> list[Fitted]:
+    def solved(self, like: Tensor) -> list[FittedReplacement]:
         """Every member, fitted, in the dtype and on the device of `like`."""
         target = self._shortcuts()
         found = dict(
@@ -225,17 +225,17 @@ class SpanSums:
                     target[columns.start + channel, channel * around + around // 2] = 1.0
         return target
 
-    def _fitted(self, one: Wanted, fit: Fit, target: Tensor, like: Tensor) -> Fitted:
+    def _fitted(self, one: ReplacementSpec, fit: Fit, target: Tensor, like: Tensor) -> FittedReplacement:
         columns, stand_in = self.columns[one.span.end], one.stand_in
-        solution = one.rule.solve(Sums(self.train, self.held_out, columns, target[columns]), fit, stand_in)
-        module = build(stand_in, like)
-        fill_(module, solution)
+        solution = one.rule.solve(MomentsView(self.train, self.held_out, columns, target[columns]), fit, stand_in)
+        module = build_replacement(stand_in, like)
+        load_solution_(module, solution)
         parts = (self.train.part(columns), self.held_out.part(columns))
         reached = [r2(part, solution.weight, solution.bias) for part in parts]
-        return Fitted(one.span, one.kind, stand_in, module, solution.ridge, *reached)
+        return FittedReplacement(one.span, one.kind, stand_in, module, solution.ridge, *reached)
 
 
-def halves(train: Moments, held_out: Moments, samples: int) -> list[tuple[Moments, slice]]:
+def fit_heldout_slices(train: Moments, held_out: Moments, samples: int) -> list[tuple[Moments, slice]]:
     """Which samples of a mini-batch are held out, and which are fitted.
 
     Raises:

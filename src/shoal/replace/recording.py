@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shoal.blocks import Anatomy
-from shoal.blocks.taps import tapped
-from shoal.replace.line import Step, active, line_of
+from shoal.blocks import BlockGraph
+from shoal.blocks.interception import intercept_additions
+from shoal.replace.segments import Segment, build_segments, last_active_call
 
 
 class Recording:
@@ -28,7 +28,7 @@ class Recording:
 
 
 @contextmanager
-def recording(anatomy: Anatomy, paths: Sequence[str]) -> Iterator[Recording]:
+def recording(anatomy: BlockGraph, paths: Sequence[str]) -> Iterator[Recording]:
     """While the context lasts, every run of the network fills the recording; nothing is kept from run to run."""
     found = Recording()
     blocks = [anatomy.chain[path] for path in paths if path in anatomy.additions]
@@ -45,14 +45,14 @@ def recording(anatomy: Anatomy, paths: Sequence[str]) -> Iterator[Recording]:
             module = anatomy.model.get_submodule(path)
             handle = module.register_forward_pre_hook(_entering(found.inputs, path, copied=copied))
             stack.callback(handle.remove)
-        steps = {step.path: step for step in line_of(anatomy).steps}
+        steps = {step.path: step for step in build_segments(anatomy).steps}
         for path in layers:
             stack.callback(_watch_layer(anatomy, steps[path], found.sums))
         for block in blocks:
             if block.path in steps and steps[block.path].whole:
                 stack.callback(_watch_leaving(anatomy, steps[block.path], found.leaving))
         if blocks:
-            stack.enter_context(tapped(anatomy.model, blocks, look))
+            stack.enter_context(intercept_additions(anatomy.model, blocks, look))
         yield found
 
 
@@ -63,9 +63,9 @@ def _entering(inputs: dict[str, Tensor], path: str, *, copied: bool) -> Any:
     return hook
 
 
-def _watch_layer(anatomy: Anatomy, step: Step, sums: dict[str, Tensor]) -> Callable[[], None]:
+def _watch_layer(anatomy: BlockGraph, step: Segment, sums: dict[str, Tensor]) -> Callable[[], None]:
     """Keep what the activation of a plain layer reads, or what the layer returns where there is none."""
-    last = active([one for one in anatomy.trace.calls if one.path in step.paths])
+    last = last_active_call([one for one in anatomy.trace.calls if one.path in step.paths])
     module = anatomy.model.get_submodule(last.path)
     if step.tail != "identity":
         return module.register_forward_pre_hook(_entering(sums, step.path, copied=True)).remove
@@ -76,14 +76,14 @@ def _watch_layer(anatomy: Anatomy, step: Step, sums: dict[str, Tensor]) -> Calla
     return module.register_forward_hook(leaving).remove
 
 
-def _watch_leaving(anatomy: Anatomy, step: Step, leaving: dict[str, Tensor]) -> Callable[[], None]:
+def _watch_leaving(anatomy: BlockGraph, step: Segment, leaving: dict[str, Tensor]) -> Callable[[], None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         leaving[step.path] = step.form.stream(output).clone()  # whatever comes next may work in place
 
     return anatomy.model.get_submodule(step.path).register_forward_hook(hook).remove
 
 
-def _overwritten(anatomy: Anatomy, path: str) -> bool:
+def _overwritten(anatomy: BlockGraph, path: str) -> bool:
     """Whether what enters the block is changed in place later, by the block itself or behind it."""
     call = anatomy.calls[path]
     return any(set(call.inputs) & set(op.changed) for op in anatomy.trace.ops[call.start :])

@@ -19,18 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch, call
-from shoal.blocks import Anatomy
-from shoal.blocks.taps import tapped
+from shoal.blocks import BlockGraph
+from shoal.blocks.interception import intercept_additions
 from shoal.errors import ModelRaisedError, NonFiniteError
 from shoal.offloaded import is_offloaded
 from shoal.preserve import evaluating
 from shoal.regress import Moments, fits
-from shoal.replace.fitting import MOST_UNKNOWNS, ROWS_PER_UNKNOWN, Fitted, SpanSums, Wanted, halves
-from shoal.replace.last_map import LastMap, last_map
-from shoal.replace.line import Line, Step, line_of
+from shoal.replace.fitting import (
+    MOST_UNKNOWNS,
+    ROWS_PER_UNKNOWN,
+    FittedReplacement,
+    ReplacementSpec,
+    SpanMoments,
+    fit_heldout_slices,
+)
+from shoal.replace.kv_cache import without_kv_cache
+from shoal.replace.last_linear import LastLinear, last_linear
 from shoal.replace.neighbourhoods import patches, picked, positions_of
 from shoal.replace.recording import recording
-from shoal.replace.uncached import uncached
+from shoal.replace.segments import Segment, SegmentChain, build_segments
 
 # Activations of both networks are held for so many bytes; more samples than fit are not used.
 _MEMORY = 1e9
@@ -40,9 +47,9 @@ Others = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 def refit_(
-    teacher: Anatomy,
+    teacher: BlockGraph,
     student: nn.Module,
-    stand_ins: Sequence[Fitted],
+    stand_ins: Sequence[FittedReplacement],
     batches: Sequence[Batch],
     *,
     removed: Collection[str] = (),
@@ -68,14 +75,20 @@ def refit_(
         NonFiniteError: NaN or Inf in the activations.
     """
     kept = kept and not is_offloaded(student)  # what is read anew at each call cannot be written to
-    line = line_of(teacher)
+    line = build_segments(teacher)
     walk = _Walk(teacher, student, line, {one.span.start: one for one in stand_ins}, frozenset(removed), kept, seed)
     changes = [*walk.stand_ins, *(number for number, path in enumerate(line.paths) if path in walk.removed)]
     if not changes:
         return student
     chosen = _affordable(batches, line, memory)
     bounds = [number for number, follows in enumerate(line.follows) if not follows] + [len(line.steps)]
-    with uncached(teacher.model), uncached(student), evaluating(teacher.model), evaluating(student), torch.no_grad():
+    with (
+        without_kv_cache(teacher.model),
+        without_kv_cache(student),
+        evaluating(teacher.model),
+        evaluating(student),
+        torch.no_grad(),
+    ):
         for start, stop in pairwise(bounds):
             first = min(changes)
             if first < stop and (kept or any(start <= one < stop for one in changes)):
@@ -87,10 +100,10 @@ def refit_(
 class _Walk:
     """Both networks on their way through the line."""
 
-    teacher: Anatomy
+    teacher: BlockGraph
     student: nn.Module
-    line: Line
-    stand_ins: dict[int, Fitted]
+    line: SegmentChain
+    stand_ins: dict[int, FittedReplacement]
     removed: frozenset[str]
     kept: bool
     seed: int
@@ -120,7 +133,7 @@ class _Walk:
         if one is not None:
             return self._stand_in(one)
         step = self.line.steps[number]
-        found = last_map(self.teacher, step, MOST_UNKNOWNS) if self.kept and step.path not in self.removed else None
+        found = last_linear(self.teacher, step, MOST_UNKNOWNS) if self.kept and step.path not in self.removed else None
         if found is not None:
             self._map(step, found)
         else:
@@ -128,11 +141,11 @@ class _Walk:
         self.right = [self._through(self.student, [step], x, place) for place, x in enumerate(self.right)]
         return number + 1
 
-    def _stand_in(self, one: Fitted) -> int:
+    def _stand_in(self, one: FittedReplacement) -> int:
         if one.stand_in.student:
             return self._student(one)
-        wanted = Wanted(one.span, one.kind, one.stand_in.shortcut)
-        sums = SpanSums(wanted.key, [wanted], sum(len(x) for x in self.left), self.seed)
+        wanted = ReplacementSpec(one.span, one.kind, one.stand_in.shortcut)
+        sums = SpanMoments(wanted.key, [wanted], sum(len(x) for x in self.left), self.seed)
         steps = self.line.steps[one.span.start : one.span.stop]
         with recording(self.teacher, [one.span.end]) as seen:
             for place, entering in enumerate(self.right):
@@ -145,7 +158,7 @@ class _Walk:
         self.right = [steps[0].form.stream(module(x)) for x in self.right]
         return one.span.stop
 
-    def _student(self, one: Fitted) -> int:
+    def _student(self, one: FittedReplacement) -> int:
         """Past a student as it is: it has no closed form."""
         steps = self.line.steps[one.span.start : one.span.stop]
         module = self.student.get_submodule(one.span.paths[0])
@@ -155,7 +168,7 @@ class _Walk:
             self.right[place] = module(entering.clone(), *others, **named)
         return one.span.stop
 
-    def _map(self, step: Step, found: LastMap) -> None:
+    def _map(self, step: Segment, found: LastLinear) -> None:
         """Fit the last map of a kept step to what is missing at its sum."""
         layer: Any = self.student.get_submodule(found.layer)
         rows = _Rows(layer, sum(len(x) for x in self.left), self.seed)
@@ -173,7 +186,7 @@ class _Walk:
         fit = fits(train, held_out, [slice(0, len(target))], target=target)[0]
         found.write_(self.student, fit.weight, fit.bias)
 
-    def _through(self, model: nn.Module, steps: Sequence[Step], x: Tensor, place: int) -> Tensor:
+    def _through(self, model: nn.Module, steps: Sequence[Segment], x: Tensor, place: int) -> Tensor:
         for step in steps:
             others, named = self.others[place].get(step.path, ((), {}))
             for path in step.paths:
@@ -186,10 +199,10 @@ class _Walk:
 class _Watch:
     """Looks at one kept step in both networks."""
 
-    teacher: Anatomy
+    teacher: BlockGraph
     student: nn.Module
-    step: Step
-    found: LastMap
+    step: Segment
+    found: LastLinear
 
     def teacher_sum(self, x: Tensor, through: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
         """What leaves the step in the original, and its sum before the tail."""
@@ -213,7 +226,7 @@ class _Watch:
                 if unit == len(block.units) - 1:
                     caught["stream"] = stream.clone()
 
-            with tapped(self.student, [block], look):
+            with intercept_additions(self.student, [block], look):
                 through(self.student, [self.step], x)
             return caught["features"], caught["stream"]
         finally:
@@ -237,7 +250,7 @@ class _Rows:
         """Take in one mini-batch; a fifth is held out."""
         if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
             raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
-        for moments, part in halves(self.train, self.held_out, x.shape[0]):
+        for moments, part in fit_heldout_slices(self.train, self.held_out, x.shape[0]):
             moments.add(*self._rows(x[part], y[part]))
 
     def _rows(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,7 +303,7 @@ def _entering(model: nn.Module, path: str, batch: Batch) -> Tensor:
     return caught[0]
 
 
-def _affordable(batches: Sequence[Batch], line: Line, memory: float) -> list[Batch]:
+def _affordable(batches: Sequence[Batch], line: SegmentChain, memory: float) -> list[Batch]:
     """As many mini-batches as fit into `memory`, at least one; those too small to hold a sample out are left out."""
     largest = max(
         (torch.Size(shape).numel() for step in line.steps for shape in (step.in_shape, step.out_shape)), default=1

@@ -12,10 +12,10 @@ from typing import Literal
 
 from torch import nn
 
-from shoal.blocks import Anatomy
+from shoal.blocks import BlockGraph
 from shoal.plan import Tail
-from shoal.replace.forms import Form
-from shoal.replace.line import Line, Step
+from shoal.replace.output_format import OutputFormat
+from shoal.replace.segments import Segment, SegmentChain
 
 Layout = Literal["channels_first", "channels_last"]
 
@@ -50,7 +50,7 @@ class Span:
     end: str
     dilation: int = 1
     residual: bool = True
-    forms: tuple[Form, ...] = ()
+    forms: tuple[OutputFormat, ...] = ()
 
     @property
     def in_channels(self) -> int:
@@ -73,7 +73,7 @@ class Span:
         return f"{self.paths[0]}..{self.end}"
 
 
-def spans_of(anatomy: Anatomy, line: Line, longest: int) -> list[Span]:
+def spans_of(anatomy: BlockGraph, line: SegmentChain, longest: int) -> list[Span]:
     """Every span of up to `longest` steps that a stand-in can be fitted for."""
     found = []
     for start in range(len(line.steps)):
@@ -86,7 +86,7 @@ def spans_of(anatomy: Anatomy, line: Line, longest: int) -> list[Span]:
     return found
 
 
-def _span(anatomy: Anatomy, line: Line, start: int, stop: int) -> Span | None:
+def _span(anatomy: BlockGraph, line: SegmentChain, start: int, stop: int) -> Span | None:
     steps = line.steps[start:stop]
     first, last = steps[0], steps[-1]
     layout = _layout(anatomy.model, first)
@@ -115,7 +115,7 @@ def _span(anatomy: Anatomy, line: Line, start: int, stop: int) -> Span | None:
     )
 
 
-def _layout(model: nn.Module, step: Step) -> Layout | None:
+def _layout(model: nn.Module, step: Segment) -> Layout | None:
     """Where the channels are: told by the convolutions of the step that take what enters it; None where unknown."""
     modules = [one for path in step.paths for one in model.get_submodule(path).modules()]
     shape = step.in_shape
@@ -129,7 +129,7 @@ def _layout(model: nn.Module, step: Step) -> Layout | None:
     return "channels_last"
 
 
-def _dilation(model: nn.Module, steps: tuple[Step, ...]) -> int:
+def _dilation(model: nn.Module, steps: tuple[Segment, ...]) -> int:
     found = [
         max(one.dilation)
         for step in steps

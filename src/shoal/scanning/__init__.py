@@ -2,16 +2,16 @@
 
 from shoal.scanning.damage import Damage, OutputDamage, divergence
 from shoal.scanning.responses import Response, responses
-from shoal.scanning.scanner import ScanOrigin, ScanSettings, scan
-from shoal.scanning.sweep import Worth, removal_sweep
+from shoal.scanning.scanner import ScanRunInfo, ScanSettings, scan
+from shoal.scanning.sweep import RemovalDamage, removal_sweep
 
 __all__ = [
     "Damage",
     "OutputDamage",
+    "RemovalDamage",
     "Response",
-    "ScanOrigin",
+    "ScanRunInfo",
     "ScanSettings",
-    "Worth",
     "divergence",
     "removal_sweep",
     "responses",

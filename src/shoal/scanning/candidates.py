@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.blocks import Anatomy, Block
-from shoal.blocks.prefix import Prefix
-from shoal.blocks.swaps import swaps_of
-from shoal.blocks.taps import tapped
+from shoal.blocks import Block, BlockGraph
+from shoal.blocks.interception import intercept_additions
+from shoal.blocks.module_replacements import module_replacements
+from shoal.blocks.prefix_cache import PrefixCache
 from shoal.offloaded import with_tensor
 from shoal.plan import Remove
 
-Run = Callable[[Prefix], Any]
+Run = Callable[[PrefixCache], Any]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Candidate:
     run: Run
 
 
-def block_candidates(anatomy: Anatomy, means: Mapping[tuple[str, int], Tensor]) -> list[Candidate]:
+def block_candidates(anatomy: BlockGraph, means: Mapping[tuple[str, int], Tensor]) -> list[Candidate]:
     """For each residual block: taken out, each unit of several taken out alone, every branch set to its mean.
 
     `branch` (F = 0, the activation after the addition stays) is what taking a block out means in Shoal, so it is the
@@ -64,7 +64,7 @@ def block_candidates(anatomy: Anatomy, means: Mapping[tuple[str, int], Tensor]) 
     return found
 
 
-def removal_candidates(anatomy: Anatomy, names: Sequence[str], removed: Sequence[str] = ()) -> list[Candidate]:
+def removal_candidates(anatomy: BlockGraph, names: Sequence[str], removed: Sequence[str] = ()) -> list[Candidate]:
     """What `plan.Remove` calls by these names, each taken out in earnest: the modules swapped, the code as it is then.
 
     Args:
@@ -78,13 +78,15 @@ def removal_candidates(anatomy: Anatomy, names: Sequence[str], removed: Sequence
         one = Remove.named(name)
         beside = [other for other in gone if other.path == one.path]
         found.append(
-            Candidate(f"removal:{name}", name, "removal", _swapped(one.path, swaps_of(anatomy, [*beside, one])))
+            Candidate(
+                f"removal:{name}", name, "removal", _swapped(one.path, module_replacements(anatomy, [*beside, one]))
+            )
         )
     return found
 
 
 def _swapped(block: str, modules: Mapping[str, nn.Module]) -> Run:
-    def run(prefix: Prefix) -> Any:
+    def run(prefix: PrefixCache) -> Any:
         forwards = {prefix.model.get_submodule(path): module.forward for path, module in modules.items()}
         return prefix.run(prefix.tile_of(block), forwards)
 
@@ -100,8 +102,8 @@ def _without(path: str, remainder: nn.Module) -> Run:
 
 
 def _with_branches(block: Block, instead: Callable[[int, Tensor], Tensor | None]) -> Run:
-    def run(prefix: Prefix) -> Any:
-        with tapped(prefix.model, [block], lambda path, unit, stream, branch: instead(unit, branch)):
+    def run(prefix: PrefixCache) -> Any:
+        with intercept_additions(prefix.model, [block], lambda path, unit, stream, branch: instead(unit, branch)):
             return prefix.run(prefix.tile_of(block.path), {})
 
     return run
@@ -116,7 +118,7 @@ def _set_to(path: str, means: Mapping[tuple[str, int], Tensor]) -> Callable[[int
 
 
 @dataclass(frozen=True)
-class Layer:
+class KernelLayer:
     """A convolution or linear layer that is called once."""
 
     path: str
@@ -127,7 +129,7 @@ class Layer:
     params: int
 
 
-def layers_of(anatomy: Anatomy) -> list[Layer]:
+def layers_of(anatomy: BlockGraph) -> list[KernelLayer]:
     """Every convolution and linear layer of the network, in the order they run: stem, projections and head too."""
     found = []
     for one in anatomy.trace.calls:
@@ -136,7 +138,7 @@ def layers_of(anatomy: Anatomy) -> list[Layer]:
             continue
         block = next((path for path in anatomy.calls if path and one.path.startswith(path + ".")), None)
         params = sum(parameter.numel() for parameter in one.module.parameters(recurse=False))
-        found.append(Layer(one.path, type(one.module).__name__, block, *channels, params))
+        found.append(KernelLayer(one.path, type(one.module).__name__, block, *channels, params))
     return found
 
 
@@ -152,13 +154,13 @@ def _channels(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def layer_candidates(anatomy: Anatomy, layers: list[Layer]) -> list[Candidate]:
+def layer_candidates(anatomy: BlockGraph, layers: list[KernelLayer]) -> list[Candidate]:
     """Every layer with its kernel set to zero (a bias stays), all else as it was."""
     return [Candidate(f"kernel:{layer.path}", layer.path, "kernel", _without_kernel(layer.path)) for layer in layers]
 
 
 def _without_kernel(path: str) -> Run:
-    def run(prefix: Prefix) -> Any:
+    def run(prefix: PrefixCache) -> Any:
         module: Any = prefix.model.get_submodule(path)
         zeros = torch.zeros_like(module.weight, device="cpu" if module.weight.is_meta else None)
         with with_tensor(module, "weight", zeros):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shoal.batches import Batch
 from shoal.errors import NonFiniteError, ShoalError, UsageError
-from shoal.measure.reading import Reading, inferred
+from shoal.measure.output_reading import Reading, inferred
 
 # (raw outputs of the original, raw outputs of the changed network, the mini-batch) -> damage per sample, (samples,)
 Damage = Callable[[Any, Any, Batch], Tensor]

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from shoal.batches import Batch, batches, call, device_of
-from shoal.blocks import Anatomy
-from shoal.blocks.taps import tapped
+from shoal.blocks import BlockGraph
+from shoal.blocks.interception import intercept_additions
 from shoal.preserve import evaluating
 
 
-def branch_means(anatomy: Anatomy, loader: Iterable[Any]) -> dict[tuple[str, int], Tensor]:
+def branch_means(anatomy: BlockGraph, loader: Iterable[Any]) -> dict[tuple[str, int], Tensor]:
     """The mean of each branch over all samples, shape (1, ...), in float64, by (block path, number of the unit).
 
     Positions of padding do not count; where all samples are padded the mean is 0. A branch whose shape changes between
@@ -34,7 +34,7 @@ def branch_means(anatomy: Anatomy, loader: Iterable[Any]) -> dict[tuple[str, int
         count = weights.sum(0, keepdim=True)
         counts[key] = counts[key] + count if key in counts else count
 
-    with evaluating(anatomy.model), tapped(anatomy.model, blocks, look), torch.no_grad():
+    with evaluating(anatomy.model), intercept_additions(anatomy.model, blocks, look), torch.no_grad():
         for batch in batches(loader, device_of(anatomy.model)):
             call(anatomy.model, batch)
     return {key: total / counts[key].clamp(min=1) for key, total in sums.items() if key not in uneven}

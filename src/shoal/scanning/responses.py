@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from shoal.batches import batches, call, device_of
-from shoal.blocks import Anatomy
-from shoal.blocks.taps import tapped
+from shoal.blocks import BlockGraph
+from shoal.blocks.interception import intercept_additions
 from shoal.preserve import evaluating
 
 
@@ -42,7 +42,7 @@ class Response:
         return self.largest_branch / mean if mean > 0 else float("inf")
 
 
-def responses(anatomy: Anatomy, loader: Iterable[Any]) -> dict[str, Response]:
+def responses(anatomy: BlockGraph, loader: Iterable[Any]) -> dict[str, Response]:
     """The response of every block with a residual addition, over all mini-batches of `loader`."""
     blocks = [block for block in anatomy.chain if block.units and block.path]
     found = {block.path: Response() for block in blocks}
@@ -50,7 +50,7 @@ def responses(anatomy: Anatomy, loader: Iterable[Any]) -> dict[str, Response]:
     def look(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
         found[path].see(stream, branch)
 
-    with evaluating(anatomy.model), tapped(anatomy.model, blocks, look):
+    with evaluating(anatomy.model), intercept_additions(anatomy.model, blocks, look):
         for batch in batches(loader, device_of(anatomy.model)):
             call(anatomy.model, batch)
     return found

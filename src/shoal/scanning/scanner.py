@@ -11,22 +11,22 @@ import torch
 from torch import nn
 
 from shoal.batches import Batch, Repeatable, batches, check_one_purpose, device_of
-from shoal.blocks import Anatomy, dissect
-from shoal.blocks.prefix import restart_notes
+from shoal.blocks import BlockGraph, analyze
+from shoal.blocks.prefix_cache import restart_notes
 from shoal.errors import DataError, FolderError, UsageError, naming_memory_shortage
-from shoal.measure import Answers, Reading, Tally, answers, machine, reading_of, wilson
+from shoal.measure import Accumulator, Answers, Reading, answers, machine, reading_of, wilson
 from shoal.measure.classes import no_better_than_chance
-from shoal.measure.reading import check_pairing
+from shoal.measure.output_reading import check_pairing
 from shoal.outputs import as_names
 from shoal.reading import refusing
 from shoal.record import Ablation, Baseline, ScannedBlock, ScannedLayer, ScanRecord, ScoreQuality, SecondData
-from shoal.scanning.candidates import Candidate, Layer, block_candidates, layer_candidates, layers_of
+from shoal.scanning.candidates import Candidate, KernelLayer, block_candidates, layer_candidates, layers_of
 from shoal.scanning.means import branch_means
 from shoal.scanning.scores import SCORES
 from shoal.scanning.scores.collect import block_scores
 from shoal.scanning.scores.correlation import rank_correlation
-from shoal.scanning.sweep import Visitor, sweep
-from shoal.scanning.verdicts import ablation_of, channel_claim, verdict_of
+from shoal.scanning.sweep import SweepObserver, sweep
+from shoal.scanning.verdicts import ablation_of, channel_change_hypothesis, verdict_of
 
 Progress = Callable[[str, int, int], None]
 
@@ -74,7 +74,7 @@ class ScanSettings:
 
 
 @dataclass(frozen=True)
-class ScanOrigin:
+class ScanRunInfo:
     """Where the scan came from, for the record."""
 
     model: str = "given in Python"
@@ -92,7 +92,7 @@ def scan(
     also: Iterable[Any] | None = None,
     also_name: str = "given in Python",
     settings: ScanSettings | None = None,
-    origin: ScanOrigin | None = None,
+    origin: ScanRunInfo | None = None,
     journal: Journal | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> ScanRecord:
@@ -114,7 +114,7 @@ def scan(
         NonFiniteError, ModelRaisedError: weights, data or model at fault.
     """
     started = time.perf_counter()
-    settings, origin = settings or ScanSettings(), origin or ScanOrigin()
+    settings, origin = settings or ScanSettings(), origin or ScanRunInfo()
     check_one_purpose(first=loader, second=also)
     loader = Repeatable(loader)
     also = Repeatable(also, "second data") if also is not None else None
@@ -122,7 +122,7 @@ def scan(
     if example is None:
         raise DataError("there is no data to scan on", "Give a loader with at least one mini-batch.")
     progress("tracing", 0, 1)
-    anatomy = dissect(model, example.take(2))
+    anatomy = analyze(model, example.take(2))
     reading = reading_of(model, loader, as_names(settings.output))
     reading.check_labels(batches(loader))
     scanner = _Scanner(anatomy, settings, reading, journal, progress)
@@ -152,7 +152,7 @@ def scan(
         blocks=blocks,
         layers=layers,
         scores=_qualities(blocks) if settings.scores and blocks else [],
-        claim=channel_claim(layers),
+        claim=channel_change_hypothesis(layers),
         also=second,
         partly_measured=sorted(first.stopped),
         outputs=reading.to_record(),
@@ -163,7 +163,9 @@ def scan(
     )
 
 
-def _scores(anatomy: Anatomy, loader: Iterable[Any], reading: Reading) -> tuple[dict[str, dict[str, float]], list[str]]:
+def _scores(
+    anatomy: BlockGraph, loader: Iterable[Any], reading: Reading
+) -> tuple[dict[str, dict[str, float]], list[str]]:
     """The scores of every block, and as notes what could not be scored."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -176,7 +178,7 @@ class _Scanner:
 
     def __init__(
         self,
-        anatomy: Anatomy,
+        anatomy: BlockGraph,
         settings: ScanSettings,
         reading: Reading,
         journal: Journal | None,
@@ -184,7 +186,7 @@ class _Scanner:
     ) -> None:
         self.reading = reading
         self.anatomy, self.settings, self.journal, self.progress = anatomy, settings, journal, progress
-        self.found_layers: list[Layer] = layers_of(anatomy) if settings.layers else []
+        self.found_layers: list[KernelLayer] = layers_of(anatomy) if settings.layers else []
         self.candidates: list[Candidate] = []
 
     def run(self, loader: Iterable[Any], name: str) -> "_Tallies":
@@ -257,7 +259,7 @@ class _Scanner:
 
 
 @dataclass
-class _Tallies(Visitor):
+class _Tallies(SweepObserver):
     """Paired sums of every candidate on one data set, kept in the journal after every mini-batch."""
 
     name: str
@@ -265,8 +267,8 @@ class _Tallies(Visitor):
     reading: Reading
     comparisons: int
     journal: Journal | None
-    found: dict[str, Tally] = field(default_factory=dict)
-    own: Tally = field(default_factory=Tally)
+    found: dict[str, Accumulator] = field(default_factory=dict)
+    own: Accumulator = field(default_factory=Accumulator)
     stopped: set[str] = field(default_factory=set)
     answers: Answers | None = None
     original: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -298,8 +300,8 @@ class _Tallies(Visitor):
             )
             if last is None:
                 return 0
-            self.found = {key: Tally.from_dict(plain) for key, plain in last["tallies"].items()}
-            self.own = Tally.from_dict(last["own"])
+            self.found = {key: Accumulator.from_dict(plain) for key, plain in last["tallies"].items()}
+            self.own = Accumulator.from_dict(last["own"])
             self.stopped, self.looks = set(last["stopped"]), last["batches"]
             return int(last["batches"])
 
@@ -315,9 +317,9 @@ class _Tallies(Visitor):
         self._add(self.own, self.original, batch)
 
     def see(self, candidate: Candidate, batch: Batch, output: Any) -> None:
-        self._add(self.found.setdefault(candidate.key, Tally()), self.reading.tensors(output, batch), batch)
+        self._add(self.found.setdefault(candidate.key, Accumulator()), self.reading.tensors(output, batch), batch)
 
-    def _add(self, tally: Tally, tensors: dict[str, torch.Tensor], batch: Batch) -> None:
+    def _add(self, tally: Accumulator, tensors: dict[str, torch.Tensor], batch: Batch) -> None:
         read = self.reading.classes
         if read is None or self.answers is None:
             tally.add_damage(self.reading.damage_between(self.original, tensors, batch))
@@ -346,7 +348,7 @@ class _Tallies(Visitor):
             if key not in self.stopped and tally.n >= _LEAST_SAMPLES and self._is_clear(tally, confidence):
                 self.stopped.add(key)
 
-    def _is_clear(self, tally: Tally, confidence: float) -> bool:
+    def _is_clear(self, tally: Accumulator, confidence: float) -> bool:
         drop = tally.top1_drop
         if drop is not None:
             interval = tally.drop_interval(confidence)
@@ -399,7 +401,7 @@ def _qualities(blocks: Sequence[ScannedBlock]) -> list[ScoreQuality]:
     return found
 
 
-def _notes(anatomy: Anatomy, tallies: _Tallies, settings: ScanSettings) -> list[str]:
+def _notes(anatomy: BlockGraph, tallies: _Tallies, settings: ScanSettings) -> list[str]:
     m = tallies.comparisons
     notes = [
         f"{m} ablations were compared with the whole network; each interval is 95 % for its own comparison, so about "

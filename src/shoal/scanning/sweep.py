@@ -12,22 +12,22 @@ import numpy as np
 import torch
 
 from shoal.batches import Batch, batches, device_of
-from shoal.blocks import Anatomy
-from shoal.blocks.prefix import Prefix
-from shoal.blocks.swaps import swaps_of
+from shoal.blocks import BlockGraph
+from shoal.blocks.module_replacements import module_replacements
+from shoal.blocks.prefix_cache import PrefixCache
 from shoal.errors import DataError
 from shoal.measure import mean_interval, reading_of
 from shoal.plan import Remove
 from shoal.preserve import evaluating
 from shoal.record import Interval
+from shoal.scanning.batched_candidates import run_batched, stacking_agrees
 from shoal.scanning.candidates import Candidate, removal_candidates
 from shoal.scanning.damage import Damage, OutputDamage
-from shoal.scanning.stacked import run_stacked, stacking_agrees
 
 Ticker = Callable[[int, int], None]
 
 
-class Visitor:
+class SweepObserver:
     """What a sweep calls as outputs come in; the methods do nothing until they are overridden."""
 
     def wants(self, candidate: Candidate) -> bool:
@@ -45,10 +45,10 @@ class Visitor:
 
 
 def sweep(
-    anatomy: Anatomy,
+    anatomy: BlockGraph,
     loader: Iterable[Any],
     candidates: Sequence[Candidate],
-    visitor: Visitor,
+    visitor: SweepObserver,
     *,
     removed: Sequence[str] = (),
     skip: int = 0,
@@ -72,11 +72,11 @@ def sweep(
         DataError: the loader is empty.
         NonFiniteError, ModelRaisedError: as the network behaves.
     """
-    gone = swaps_of(anatomy, [Remove.named(one) for one in removed])
+    gone = module_replacements(anatomy, [Remove.named(one) for one in removed])
     base = {path: module.forward for path, module in gone.items()}
     count = 0
     with evaluating(anatomy.model):
-        whole, current = Prefix(anatomy), Prefix(anatomy, base)
+        whole, current = PrefixCache(anatomy), PrefixCache(anatomy, base)
         for index, batch in enumerate(batches(loader, device_of(anatomy.model))):
             count += 1
             if index < skip:
@@ -100,12 +100,12 @@ def sweep(
 
 
 def _outputs(
-    anatomy: Anatomy, prefix: Prefix, wanted: Sequence[Candidate], stack: int
+    anatomy: BlockGraph, prefix: PrefixCache, wanted: Sequence[Candidate], stack: int
 ) -> Iterable[tuple[Candidate, Any]]:
     alone: Sequence[Candidate] = wanted
     if stack > 1:
         together = {one.path: one for one in wanted if one.ablation == "block"}
-        stacked = run_stacked(anatomy, prefix, list(together), stack)
+        stacked = run_batched(anatomy, prefix, list(together), stack)
         for path, output in stacked:
             yield together.pop(path), output
         alone = [one for one in wanted if one.ablation != "block" or one.path in together]
@@ -114,7 +114,7 @@ def _outputs(
 
 
 @dataclass(frozen=True)
-class Worth:
+class RemovalDamage:
     """What taking one block or unit out does to the outputs: mean damage a sample, 95 % interval."""
 
     path: str
@@ -124,14 +124,14 @@ class Worth:
 
 
 def removal_sweep(
-    anatomy: Anatomy,
+    anatomy: BlockGraph,
     loader: Iterable[Any],
     candidates: Sequence[str],
     *,
     removed: Sequence[str] = (),
     damage: Damage | None = None,
     tick: Ticker | None = None,
-) -> list[Worth]:
+) -> list[RemovalDamage]:
     """The worth of every candidate, given that what is in `removed` is gone already.
 
     Damage is measured against the whole original network, on the same samples for every candidate.
@@ -161,7 +161,7 @@ def removal_sweep(
     return [_worth(path, collector.found[path]) for path in candidates]
 
 
-class _Damages(Visitor):
+class _Damages(SweepObserver):
     def __init__(self, damage: Damage) -> None:
         self.damage = damage
         self.found: dict[str, list[torch.Tensor]] = {}
@@ -174,6 +174,6 @@ class _Damages(Visitor):
         self.found.setdefault(candidate.path, []).append(self.damage(self.original, output, batch).cpu())
 
 
-def _worth(path: str, parts: list[torch.Tensor]) -> Worth:
+def _worth(path: str, parts: list[torch.Tensor]) -> RemovalDamage:
     values = np.asarray(torch.cat(parts).double())
-    return Worth(path, float(values.mean()), mean_interval(values), len(values))
+    return RemovalDamage(path, float(values.mean()), mean_interval(values), len(values))

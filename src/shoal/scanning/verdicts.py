@@ -2,7 +2,7 @@
 
 from scipy import stats
 
-from shoal.measure import Tally
+from shoal.measure import Accumulator
 from shoal.record import Ablation, ChannelClaim, Interval, ScannedLayer, Verdict
 
 _CONFIDENCE = 0.95
@@ -27,7 +27,7 @@ def verdict_of(interval: Interval, centre: float, tolerance: float) -> Verdict:
     return "undecided"
 
 
-def ablation_of(tally: Tally, *, tolerance: float, comparisons: int, counted: bool = True) -> Ablation:
+def ablation_of(tally: Accumulator, *, tolerance: float, comparisons: int, counted: bool = True) -> Ablation:
     """The figures of one ablation, with its verdict alone and its verdict among all comparisons of the scan.
 
     Args:
@@ -60,7 +60,7 @@ def ablation_of(tally: Tally, *, tolerance: float, comparisons: int, counted: bo
     )
 
 
-def channel_claim(layers: list[ScannedLayer]) -> ChannelClaim | None:
+def channel_change_hypothesis(layers: list[ScannedLayer]) -> ChannelClaim | None:
     """Whether the layers that matter concentrate where the number of channels changes, as arXiv:2009.09938 claims."""
     if not layers:
         return None

@@ -4,7 +4,7 @@ from shoal.sources.consent import Consent
 from shoal.sources.data import Data, load_data
 from shoal.sources.digits_resnet import DigitsResNet, digits_resnet
 from shoal.sources.models import LoadedModel, load_model
-from shoal.sources.tokens import Reading, reading_of
+from shoal.sources.tokens import TextFormat, infer_text_format
 from shoal.sources.user_file import load_function
 from shoal.sources.weights import load_weights
 
@@ -13,11 +13,11 @@ __all__ = [
     "Data",
     "DigitsResNet",
     "LoadedModel",
-    "Reading",
+    "TextFormat",
     "digits_resnet",
+    "infer_text_format",
     "load_data",
     "load_function",
     "load_model",
     "load_weights",
-    "reading_of",
 ]

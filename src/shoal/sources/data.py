@@ -9,15 +9,15 @@ from shoal.batches import Batch, batches
 from shoal.errors import DataError, SpecError, did_you_mean
 from shoal.sources.digits import digits
 from shoal.sources.folders import cifar10, cifar100, image_folder, svhn
-from shoal.sources.look import Look
+from shoal.sources.image_transform import ImageTransform
 from shoal.sources.npz import npz
-from shoal.sources.own_data import own_parts
 from shoal.sources.packing import text_parts
 from shoal.sources.parts import NEEDS_MORE, ImagePart, NoPart, Part, why_none_held
 from shoal.sources.source import Source
-from shoal.sources.split import fair_sample, hold_out
+from shoal.sources.split import hold_out, random_subset
 from shoal.sources.text import documents
-from shoal.sources.tokens import Reading, open_tokenizer, tokens_of
+from shoal.sources.tokens import TextFormat, open_tokenizer, tokens_of
+from shoal.sources.user_data import own_parts
 from shoal.sources.user_file import call_function, is_file_spec
 
 _VALIDATION = 0.2
@@ -109,7 +109,7 @@ def load_data(
     seed: int = 0,
     batch_size: int = 128,
     limit: int | None = None,
-    reading: Reading | None = None,
+    reading: TextFormat | None = None,
 ) -> Data:
     """Load data. Nothing is downloaded, nothing is unpickled.
 
@@ -164,7 +164,9 @@ def _source(spec: str, size: int | None) -> Source:
     raise SpecError(f"unknown DATA '{spec}'", f"{hint}Known forms: {', '.join(_FORMS)}.")
 
 
-def _text(spec: str, reading: Reading | None, seed: int, batch_size: int, limit: int | None) -> tuple[Part, Part, Part]:
+def _text(
+    spec: str, reading: TextFormat | None, seed: int, batch_size: int, limit: int | None
+) -> tuple[Part, Part, Part]:
     place = spec.partition(":")[2]
     if not place:
         raise SpecError(f"'{spec}' does not say where the data is", "Write text:FILE or text:FOLDER.")
@@ -178,7 +180,9 @@ def _text(spec: str, reading: Reading | None, seed: int, batch_size: int, limit:
     return text_parts(found, tokens, reading, seed=seed, batch_size=batch_size, limit=limit)
 
 
-def _parts(source: Source, look: Look, seed: int, batch_size: int, limit: int | None) -> tuple[Part, Part, Part]:
+def _parts(
+    source: Source, look: ImageTransform, seed: int, batch_size: int, limit: int | None
+) -> tuple[Part, Part, Part]:
     split_seed = seed if source.split_seed is None else source.split_seed
     kept, held = hold_out(len(source.train), _VALIDATION, split_seed, source.train_labels)
     if len(source.train) == 0:
@@ -186,7 +190,7 @@ def _parts(source: Source, look: Look, seed: int, batch_size: int, limit: int | 
     validation: Part = ImagePart(source.train, source.train_labels, held[:limit], look, batch_size, seed)
     if len(held) == 0:
         validation = NoPart(why_none_held(len(kept)), NEEDS_MORE)
-    rows = fair_sample(len(source.test), limit, seed)
+    rows = random_subset(len(source.test), limit, seed)
     return (
         ImagePart(source.train, source.train_labels, kept[:limit], look, batch_size, seed),
         validation,
@@ -195,12 +199,12 @@ def _parts(source: Source, look: Look, seed: int, batch_size: int, limit: int | 
 
 
 def _adapted(
-    look: Look,
+    look: ImageTransform,
     shape: tuple[int, ...],
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     size: int | None,
-) -> Look:
+) -> ImageTransform:
     if size is not None and len(shape) != 3:
         raise DataError(f"samples of shape {shape} have no size to change", "Leave out --size.")
     for name, values in (("mean", mean), ("std", std)):

@@ -2,7 +2,7 @@
 
 import torch
 
-from shoal.sources.look import Look
+from shoal.sources.image_transform import ImageTransform
 from shoal.sources.parts import InMemory
 from shoal.sources.source import Source
 from shoal.sources.split import hold_out
@@ -20,5 +20,5 @@ def digits() -> Source:
     images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 8, 8)
     classes = torch.from_numpy(labels).long()
     train, test = hold_out(len(images), 0.25, seed=0, labels=classes)
-    look = Look(scale=1 / 16, mean=(0.3053,), std=(0.3761,), shifts=True)
+    look = ImageTransform(scale=1 / 16, mean=(0.3053,), std=(0.3761,), shifts=True)
     return Source(InMemory(images[train]), InMemory(images[test]), classes[train], classes[test], look, split_seed=0)

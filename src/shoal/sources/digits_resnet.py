@@ -15,7 +15,7 @@ WEIGHTS = Path(__file__).with_name("digits_resnet.safetensors")
 """The trained weights that ship with Shoal; `digits_resnet.json` beside them says how they were made."""
 
 
-class Block(nn.Module):
+class DigitsBlock(nn.Module):
     """One pre-activation block: s(x) + conv2(relu(bn2(conv1(relu(bn1(x)))))).
 
     The shortcut s is the identity, or average pooling and a 1x1 convolution where the shape changes.
@@ -63,8 +63,8 @@ class DigitsResNet(nn.Module):
         channels = widths[0]
         stages = []
         for number, width in enumerate(widths):
-            first = Block(channels, width, stride=1 if number == 0 else 2)
-            stages.append(nn.Sequential(first, *(Block(width, width) for _ in range(depth - 1))))
+            first = DigitsBlock(channels, width, stride=1 if number == 0 else 2)
+            stages.append(nn.Sequential(first, *(DigitsBlock(width, width) for _ in range(depth - 1))))
             channels = width
         self.stages = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(channels)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shoal.errors import DataError, check_memory
 from shoal.reading import is_folder, open_file, refusing
-from shoal.sources.look import Look
+from shoal.sources.image_transform import ImageTransform
 from shoal.sources.parts import InMemory
 from shoal.sources.source import Source
 
@@ -43,7 +43,7 @@ def svhn(root: Path) -> Source:
     datasets = _datasets()
     expected = f"'{root}' must hold train_32x32.mat and test_32x32.mat"
     train, test = (_opened(partial(datasets.SVHN, root, split=s), root, expected) for s in ("train", "test"))
-    look = Look(mean=_SVHN[0], std=_SVHN[1], shifts=True)  # a mirrored digit is another sign
+    look = ImageTransform(mean=_SVHN[0], std=_SVHN[1], shifts=True)  # a mirrored digit is another sign
     return Source(
         InMemory(torch.from_numpy(train.data)),
         InMemory(torch.from_numpy(test.data)),
@@ -76,7 +76,7 @@ def image_folder(root: Path, size: int | None = None) -> Source:
         )
     train_images, train_labels = _files(root / "train", classes, size or 224)
     test_images, test_labels = _files(test, classes, size or 224)
-    look = Look(mean=_IMAGENET[0], std=_IMAGENET[1], shifts=True, flips=True)
+    look = ImageTransform(mean=_IMAGENET[0], std=_IMAGENET[1], shifts=True, flips=True)
     return Source(train_images, test_images, train_labels, test_labels, look)
 
 
@@ -145,7 +145,7 @@ def _cifar(name: str, root: Path, folder: str, mean: tuple[float, ...], std: tup
     expected = f"'{root}' must hold the folder {folder} with the Python version of the data set"
     train, test = (_opened(partial(kind, root, train=t, download=False), root, expected) for t in (True, False))
     train_images, test_images = (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test))
-    look = Look(mean=mean, std=std, shifts=True, flips=True)
+    look = ImageTransform(mean=mean, std=std, shifts=True, flips=True)
     return Source(
         InMemory(train_images),
         InMemory(test_images),

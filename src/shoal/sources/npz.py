@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shoal.errors import DataError, did_you_mean
 from shoal.reading import check_member, is_file, open_file, refusing
-from shoal.sources.look import Look
+from shoal.sources.image_transform import ImageTransform
 from shoal.sources.parts import InMemory
 from shoal.sources.source import Source
 
@@ -44,7 +44,7 @@ def npz(path: Path) -> Source:
     train_labels = _labels(arrays["y_train"], "y_train", len(train)) if has_labels else None
     test_labels = _labels(arrays["y_test"], "y_test", len(test)) if has_labels else None
     is_image = train.dim() == 4
-    look = Look(shifts=is_image, flips=is_image and train.shape[1] == 3)
+    look = ImageTransform(shifts=is_image, flips=is_image and train.shape[1] == 3)
     return Source(InMemory(train), InMemory(test), train_labels, test_labels, look)
 
 

@@ -16,7 +16,7 @@ from shoal.errors import DataError
 from shoal.sources.parts import NoPart, Part
 from shoal.sources.split import hold_out
 from shoal.sources.text import Documents
-from shoal.sources.tokens import Reading, Task, Tokens, length_of
+from shoal.sources.tokens import Task, TextFormat, Tokens, length_of
 
 _HELD = 0.2
 _SHORTEST = 16  # the usual length is halved down to this before a text is too short
@@ -62,10 +62,10 @@ class TokenLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for some in self.part.sequences.split(self.part.batch_size):
-            yield as_asked(some, self.part.task, self.part.start)
+            yield to_batch(some, self.part.task, self.part.start)
 
 
-def as_asked(sequences: Tensor, task: Task, start: int) -> Batch:
+def to_batch(sequences: Tensor, task: Task, start: int) -> Batch:
     """What the network is given, and where known what it should say. Nothing is padded, so there is no mask."""
     if task == "next":
         return Batch(kwargs={"input_ids": sequences}, target=next_tokens(sequences))
@@ -78,7 +78,7 @@ def as_asked(sequences: Tensor, task: Task, start: int) -> Batch:
 
 
 def text_parts(
-    found: Documents, tokens: Tokens, reading: Reading, *, seed: int, batch_size: int, limit: int | None
+    found: Documents, tokens: Tokens, reading: TextFormat, *, seed: int, batch_size: int, limit: int | None
 ) -> tuple[Part, Part, Part]:
     """Calibration, validation and test, split by document, each packed on its own.
 

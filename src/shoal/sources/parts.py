@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shoal.errors import DataError
-from shoal.sources.look import Draw, Look
+from shoal.sources.image_transform import AugmentationParams, ImageTransform
 
 _EPOCH = 1_000_003  # a prime far above any seed a user types, so that seed and epoch do not collide
 
@@ -102,7 +102,7 @@ class ImagePart:
     images: Images
     labels: Tensor | None
     rows: Tensor
-    look: Look
+    look: ImageTransform
     batch_size: int
     seed: int
 
@@ -140,7 +140,7 @@ class Loader:
 
     part: ImagePart
     rows: Tensor
-    draw: Draw | None
+    draw: AugmentationParams | None
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.part.batch_size)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from shoal.sources.look import Look
+from shoal.sources.image_transform import ImageTransform
 from shoal.sources.parts import Images
 
 
@@ -25,5 +25,5 @@ class Source:
     test: Images
     train_labels: Tensor | None
     test_labels: Tensor | None
-    look: Look
+    look: ImageTransform
     split_seed: int | None = None

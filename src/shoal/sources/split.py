@@ -29,7 +29,7 @@ def hold_out(count: int, fraction: float, seed: int, labels: Tensor | None = Non
     return order[~held[order]], order[held[order]]
 
 
-def fair_sample(count: int, limit: int | None, seed: int) -> Tensor:
+def random_subset(count: int, limit: int | None, seed: int) -> Tensor:
     """Indices of at most `limit` of `count` samples, in order.
 
     They are chosen at random: data is often sorted by class, and the first samples would be of one class.

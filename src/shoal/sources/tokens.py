@@ -17,7 +17,7 @@ _NO_LIMIT = 10**6  # tokenizers without a limit say 1e30
 
 
 @dataclass(frozen=True)
-class Reading:
+class TextFormat:
     """How a network reads text.
 
     Args:
@@ -40,7 +40,7 @@ class Reading:
     fetch: bool = True
 
 
-def reading_of(model: nn.Module, tokenizer: str | Path | None = None, length: int | None = None) -> Reading:
+def infer_text_format(model: nn.Module, tokenizer: str | Path | None = None, length: int | None = None) -> TextFormat:
     """How a network of transformers reads text.
 
     Args:
@@ -61,7 +61,7 @@ def reading_of(model: nn.Module, tokenizer: str | Path | None = None, length: in
     vocabulary = getattr(text, "vocab_size", None)
     if not isinstance(vocabulary, int):
         raise DataError(f"{type(model).__name__} does not read text: it has no vocabulary", "Give data of its kind.")
-    return Reading(
+    return TextFormat(
         tokenizer=str(tokenizer) if tokenizer is not None else (getattr(model, "name_or_path", "") or None),
         length=length,
         vocabulary=vocabulary,
@@ -87,7 +87,7 @@ def _task(model: Any, config: Any) -> Task:
     return "next" if hasattr(model, "can_generate") and model.can_generate() else "none"
 
 
-def open_tokenizer(reading: Reading) -> Any:
+def open_tokenizer(reading: TextFormat) -> Any:
     """The network's tokenizer; code that lies beside it is never run.
 
     Raises:
@@ -111,7 +111,7 @@ def open_tokenizer(reading: Reading) -> Any:
         raise DataError(f"there is no tokenizer in '{reading.tokenizer}': {said}", hint) from error
 
 
-def length_of(reading: Reading) -> int:
+def length_of(reading: TextFormat) -> int:
     """Tokens in a sequence.
 
     Raises:
@@ -162,7 +162,7 @@ class Tokens:
             )
 
 
-def tokens_of(tokenizer: Any, reading: Reading) -> Tokens:
+def tokens_of(tokenizer: Any, reading: TextFormat) -> Tokens:
     """The tokenizer with what it puts before and after a text, found on a text; an end token where it puts none.
 
     Raises:

@@ -4,7 +4,7 @@ from shoal.store.export import Exported, export_onnx, export_program
 from shoal.store.folder import RunFolder
 from shoal.store.lines import JsonlFile
 from shoal.store.load import (
-    Opened,
+    OpenedFolder,
     check_reload,
     load,
     load_folder,
@@ -21,7 +21,7 @@ __all__ = [
     "Exported",
     "FolderLock",
     "JsonlFile",
-    "Opened",
+    "OpenedFolder",
     "RunFolder",
     "check_reload",
     "check_savable",

@@ -23,7 +23,7 @@ from shoal.outputs import read_outputs
 from shoal.plan import InputSpec
 from shoal.preserve import copied, evaluating
 from shoal.reading import refusing
-from shoal.record import Value
+from shoal.record import NumberWithUnit
 from shoal.store.entries import decode, encode, is_plain_tensor, special_entries
 from shoal.store.tensors import write_tensors
 from shoal.surgery import example_of
@@ -40,7 +40,7 @@ _MODULE_OWN = frozenset(vars(nn.Module()))
 Number = None | bool | int | float | list[Any]
 
 
-class OutputPrint(Value):
+class OutputPrint(NumberWithUnit):
     """One output tensor: its digest, its largest value, and some of its values, evenly spaced."""
 
     shape: list[int]
@@ -50,7 +50,7 @@ class OutputPrint(Value):
     values: list[float]
 
 
-class Extras(Value):
+class Extras(NumberWithUnit):
     """What is kept of a network beside its state dict.
 
     Args:

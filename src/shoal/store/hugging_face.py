@@ -27,7 +27,7 @@ from shoal.reading import read_bytes, read_text, reason_of, refusing
 from shoal.record import Quality, Record
 from shoal.store.writing import PARTIAL, write_text
 from shoal.surgery import example_of
-from shoal.surgery.shorten import is_hugging_face, shorten
+from shoal.surgery.compact_hf import compact_hf_model, is_hugging_face
 
 HF, NOTE = "hf", "hf-not-written.md"
 _TOKENS = 4  # that the cache is tried on
@@ -89,7 +89,7 @@ def _is_asked_for(model: nn.Module, plan: Plan) -> bool:
 
 def _write_checked(place: Path, model: nn.Module, plan: Plan, record: Record | None) -> None:
     _check_plan(plan)
-    short: Any = shorten(model, plan.removed)
+    short: Any = compact_hf_model(model, plan.removed)
     try:
         short.save_pretrained(place)
     except (OSError, SafetensorError) as error:  # a full disk comes as one of these

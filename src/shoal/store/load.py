@@ -21,7 +21,7 @@ from shoal.surgery import apply
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedFolder:
     """A network that can be worked on: in eval mode, with where it came from."""
 
     model: nn.Module
@@ -175,7 +175,7 @@ def read_record(path: Path) -> Record:
             raise ValueError(str(error.errors()[0]["msg"])) from error
 
 
-def open_model(spec: str, weights: Path | None = None, consent: Consent | None = None) -> Opened:
+def open_model(spec: str, weights: Path | None = None, consent: Consent | None = None) -> OpenedFolder:
     """The network that MODEL names: an output folder, or anything `sources.load_model` knows.
 
     Args:
@@ -189,7 +189,7 @@ def open_model(spec: str, weights: Path | None = None, consent: Consent | None =
             raise SpecError("an output folder brings its own weights", "Leave out --weights.")
         plan = read_folder_plan(Path(spec))
         model, source = load_folder(Path(spec), consent), plan.model or ""
-        return Opened(model, spec, runs_code=is_file_spec(source), fetch=consent.covers(source))
+        return OpenedFolder(model, spec, runs_code=is_file_spec(source), fetch=consent.covers(source))
     fetch = consent.covers(spec)
     loaded = load_model(spec, weights, fetch=fetch)
-    return Opened(loaded.model, loaded.spec, loaded.runs_code, fetch)
+    return OpenedFolder(loaded.model, loaded.spec, loaded.runs_code, fetch)

@@ -1,11 +1,11 @@
 """Make the change, on a copy, and certify it."""
 
-from shoal.surgery.canonical import model_digest
+from shoal.surgery.canonical_form import model_digest
 from shoal.surgery.certify import certify
+from shoal.surgery.compact_hf import compact_hf_model, is_hugging_face
 from shoal.surgery.fold import FoldResult, fold, fold_
 from shoal.surgery.identities import strict_identities
 from shoal.surgery.remove import apply, check_removable, remove_blocks, remove_blocks_
-from shoal.surgery.shorten import is_hugging_face, shorten
 from shoal.surgery.signature import example_of, input_specs, signature_of
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "apply",
     "certify",
     "check_removable",
+    "compact_hf_model",
     "example_of",
     "fold",
     "fold_",
@@ -21,7 +22,6 @@ __all__ = [
     "model_digest",
     "remove_blocks",
     "remove_blocks_",
-    "shorten",
     "signature_of",
     "strict_identities",
 ]

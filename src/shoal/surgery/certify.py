@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from shoal.alignment import in_aligned_memory
 from shoal.batches import Batch, batches, call, device_of
-from shoal.blocks import Anatomy, dissect
+from shoal.blocks import BlockGraph, analyze
 from shoal.blocks.trace import trace_run
 from shoal.errors import DataError, UsageError, naming_memory_shortage
 from shoal.outputs import Outputs, as_names, check_numbers, chosen_outputs, distance, mismatch, read_outputs, shown
 from shoal.preserve import evaluating
 from shoal.record import Certificate
-from shoal.surgery.canonical import Canonical
+from shoal.surgery.canonical_form import CanonicalForm
 
 _STANDING_PREMISES = (
     "eval mode, without gradients; dropout and batch-norm statistics stand still",
@@ -61,7 +61,7 @@ def certify(
     if first is None:
         raise DataError("there is no data to certify on", "Give a loader with at least one mini-batch.")
     example = first.take(2)
-    anatomies = dissect(a, example), dissect(b, example)
+    anatomies = analyze(a, example), analyze(b, example)
     same, obstacle, premises, where = _by_construction(*anatomies)
     if same and example.size > 1:  # code may choose by the number of samples
         alone = (_with_run(anatomy, example.take(1)) for anatomy in anatomies)
@@ -130,14 +130,14 @@ class _Deviation:
         return self.largest / limit if limit > 0 else float("inf")
 
 
-def _with_run(anatomy: Anatomy, example: Batch) -> Anatomy:
+def _with_run(anatomy: BlockGraph, example: Batch) -> BlockGraph:
     """The same network, run on another mini-batch."""
     return replace(anatomy, trace=trace_run(anatomy.model, example))
 
 
-def _by_construction(a: Anatomy, b: Anatomy) -> tuple[bool, str | None, list[str], str | None]:
+def _by_construction(a: BlockGraph, b: BlockGraph) -> tuple[bool, str | None, list[str], str | None]:
     """Whether the canonical forms agree, what stood in the way, the premises, and the first block that differs."""
-    one, other = Canonical(a), Canonical(b)
+    one, other = CanonicalForm(a), CanonicalForm(b)
     obstacle = one.obstacle() or other.obstacle()
     same = one.output == other.output and obstacle is None
     shapes = [list(a.trace.values[value].shape[1:]) for value in a.trace.inputs]
@@ -146,7 +146,7 @@ def _by_construction(a: Anatomy, b: Anatomy) -> tuple[bool, str | None, list[str
     return same, obstacle, premises, None if same else _first_difference(a, one, other)
 
 
-def _first_difference(a: Anatomy, one: Canonical, other: Canonical) -> str | None:
+def _first_difference(a: BlockGraph, one: CanonicalForm, other: CanonicalForm) -> str | None:
     known = set(other.digests.values())
     for path, block in a.calls.items():
         if path and not any(one.of(value) in known for value in block.outputs):

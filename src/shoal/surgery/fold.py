@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from shoal.batches import as_batch, call
-from shoal.blocks import Anatomy, dissect
+from shoal.blocks import BlockGraph, analyze
 from shoal.blocks.trace import Trace
 from shoal.errors import PlanError, ShoalError, SurgeryError, naming_memory_shortage
 from shoal.outputs import distance, mismatch, read_outputs
@@ -19,7 +19,7 @@ from shoal.plan import FoldStep
 from shoal.preserve import copied, evaluating
 from shoal.surgery.fold_chains import carry_out_chain, find_chain_fold
 from shoal.surgery.fold_constants import ConstantFold, find_constant_folds, take_in
-from shoal.surgery.fold_layers import Graph, Layer, runs_of_other_sizes
+from shoal.surgery.fold_layers import FoldGraph, FoldLayer, runs_of_other_sizes
 from shoal.surgery.fold_norms import carry_out_norm, find_norm_fold
 
 
@@ -54,7 +54,7 @@ def fold(model: nn.Module, example: object) -> FoldResult:
         ModelRaisedError, TraceError, NonFiniteError: the network cannot be traced.
     """
     batch = as_batch(example)
-    result = fold_(dissect(copied(model), batch))
+    result = fold_(analyze(copied(model), batch))
     with evaluating(model), evaluating(result.model):
         expected = read_outputs(call(model, batch))
         try:
@@ -75,7 +75,7 @@ def fold(model: nn.Module, example: object) -> FoldResult:
     return replace(result, deviation=deviation)
 
 
-def fold_(anatomy: Anatomy) -> FoldResult:
+def fold_(anatomy: BlockGraph) -> FoldResult:
     """Fold `anatomy.model` in place, as far as exact algebra goes; the anatomy no longer describes it afterwards.
 
     For eval mode: see `fold` about training.
@@ -83,10 +83,10 @@ def fold_(anatomy: Anatomy) -> FoldResult:
     run = _Run(anatomy, runs_of_other_sizes(anatomy))
     with torch.no_grad():
         run.everything()
-    return FoldResult(anatomy.model, [described(step) for step in run.steps], run.refused, run.steps)
+    return FoldResult(anatomy.model, [describe_folds(step) for step in run.steps], run.refused, run.steps)
 
 
-def fold_as_planned_(anatomy: Anatomy, steps: Sequence[FoldStep], *, weights_follow: bool = False) -> nn.Module:
+def fold_as_planned_(anatomy: BlockGraph, steps: Sequence[FoldStep], *, weights_follow: bool = False) -> nn.Module:
     """Carry out exactly these folds, in place.
 
     Args:
@@ -104,7 +104,7 @@ def fold_as_planned_(anatomy: Anatomy, steps: Sequence[FoldStep], *, weights_fol
     return anatomy.model
 
 
-def described(step: FoldStep) -> str:
+def describe_folds(step: FoldStep) -> str:
     """One fold in words."""
     into = ", ".join(step.into)
     return f"the constant of {step.path} into {into}" if step.kind == "constant" else f"{step.path} into {into}"
@@ -113,9 +113,9 @@ def described(step: FoldStep) -> str:
 class _Run:
     """One run of folding: the graph as it changes, what was done, what was refused."""
 
-    def __init__(self, anatomy: Anatomy, others: Sequence[Trace] = (), *, weights_follow: bool = False) -> None:
+    def __init__(self, anatomy: BlockGraph, others: Sequence[Trace] = (), *, weights_follow: bool = False) -> None:
         self.anatomy, self.weights_follow = anatomy, weights_follow
-        self.graph = Graph(anatomy, others)
+        self.graph = FoldGraph(anatomy, others)
         self.steps: list[FoldStep] = []
         norms = nn.modules.batchnorm._BatchNorm
         self.refused: dict[str, str] = {
@@ -157,7 +157,7 @@ class _Run:
         if done != step:
             reason = done if isinstance(done, str) else "there is no layer right before it"
             raise PlanError(
-                f"the plan folds {described(step)}, which cannot be done to this network: {reason}",
+                f"the plan folds {describe_folds(step)}, which cannot be done to this network: {reason}",
                 "Make a new plan for this network: `shoal compress ... --fold`.",
             )
 
@@ -168,7 +168,7 @@ class _Run:
             self.refused.pop(path, None)
             self.steps.append(done)
 
-    def _layer(self, path: str, layers: list[Layer]) -> Layer | None:
+    def _layer(self, path: str, layers: list[FoldLayer]) -> FoldLayer | None:
         return next((one for one in layers if self.graph.path(one) == path), None)
 
     def _constant(self, path: str, into: list[str]) -> FoldStep | str:
@@ -195,13 +195,13 @@ class _Run:
         self.graph.renamed()
         return FoldStep(kind="constant", path=path, into=into)
 
-    def _norm(self, layer: Layer, path: str, into: list[str] | None = None) -> FoldStep | str:
+    def _norm(self, layer: FoldLayer, path: str, into: list[str] | None = None) -> FoldStep | str:
         found = find_norm_fold(self.graph, layer)
         if isinstance(found, str):
             return found
         return self._done("batch_norm", layer, path, found.into, into, lambda: self._carry(carry_out_norm, found))
 
-    def _chain(self, layer: Layer, path: str, into: list[str] | None = None) -> FoldStep | str | None:
+    def _chain(self, layer: FoldLayer, path: str, into: list[str] | None = None) -> FoldStep | str | None:
         found = find_chain_fold(self.graph, layer)
         if found is None or isinstance(found, str):
             return found
@@ -215,9 +215,9 @@ class _Run:
     def _done(
         self,
         kind: str,
-        layer: Layer,
+        layer: FoldLayer,
         path: str,
-        target: Layer,
+        target: FoldLayer,
         into: list[str] | None,
         carry_out: Callable[[], str | None],
     ) -> FoldStep | str:

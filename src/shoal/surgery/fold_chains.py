@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from shoal.surgery.fold_layers import LINEAR_MAPS, Graph, Layer, fits, wide, write
+from shoal.surgery.fold_layers import LINEAR_MAPS, FoldGraph, FoldLayer, fits, wide, write
 
 
 @dataclass(frozen=True)
 class ChainFold:
     """The second of two layers and the first, which takes it in; `costs` is a reason where that is dearer."""
 
-    second: Layer
-    into: Layer
+    second: FoldLayer
+    into: FoldLayer
     costs: str | None
 
 
-def find_chain_fold(graph: Graph, second: Layer) -> ChainFold | str | None:
+def find_chain_fold(graph: FoldGraph, second: FoldLayer) -> ChainFold | str | None:
     """The layer before that can take this one in; why not where two follow each other; None where they do not."""
     first = graph.maker(second.source)
     if first is None or first is second:
@@ -31,7 +31,7 @@ def find_chain_fold(graph: Graph, second: Layer) -> ChainFold | str | None:
     return reason if reason is not None else ChainFold(second, first, _dearer(graph, first, second))
 
 
-def _why_not(graph: Graph, first: Layer, second: Layer) -> str | None:
+def _why_not(graph: FoldGraph, first: FoldLayer, second: FoldLayer) -> str | None:
     before = graph.path(first)
     if graph.only_reader(first.result) is not second:
         return f"the output of '{before}' is read elsewhere too"
@@ -44,7 +44,7 @@ def _why_not(graph: Graph, first: Layer, second: Layer) -> str | None:
     return None
 
 
-def _dearer(graph: Graph, first: Layer, second: Layer) -> str | None:
+def _dearer(graph: FoldGraph, first: FoldLayer, second: FoldLayer) -> str | None:
     """Whether the merged layer multiplies more often than both, by the shapes of the run."""
     one, other = first.module.weight.numel(), second.module.weight.numel()
     merged = other // second.module.weight.shape[1] * (one // first.module.weight.shape[0])
@@ -55,7 +55,7 @@ def _dearer(graph: Graph, first: Layer, second: Layer) -> str | None:
     return f"merged with '{graph.path(first)}' it would cost {after / before:.2g} times the multiplications of both"
 
 
-def _positions(graph: Graph, layer: Layer) -> int:
+def _positions(graph: FoldGraph, layer: FoldLayer) -> int:
     shape = graph.shape(layer.result)
     return prod(shape[:-1]) if layer.name == "linear" else shape[0] * prod(shape[2:])
 

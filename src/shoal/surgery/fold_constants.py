@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoal.blocks import Anatomy, Block
+from shoal.blocks import Block, BlockGraph
 from shoal.blocks.additions import Addition, add_operands
 from shoal.blocks.operations import plain_name
-from shoal.blocks.template import refs
-from shoal.blocks.trace import Op
-from shoal.surgery.fold_layers import Graph, Layer, fits, wide, write
+from shoal.blocks.template import tensor_refs
+from shoal.blocks.trace import OpRecord
+from shoal.surgery.fold_layers import FoldGraph, FoldLayer, fits, wide, write
 from shoal.surgery.fold_norms import response, scale_and_shift
 
 _ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -46,14 +46,14 @@ class ConstantFold:
     """A block whose branches add constants, and by how much the input of each later layer changes without them."""
 
     path: str
-    shifts: tuple[tuple[Layer, Tensor], ...]
+    shifts: tuple[tuple[FoldLayer, Tensor], ...]
 
 
 class _Stopped(Exception):  # noqa: N818 - carries the reason why a constant goes no further
     """Why a constant cannot be taken in."""
 
 
-def find_constant_folds(anatomy: Anatomy, graph: Graph) -> tuple[list[ConstantFold], dict[str, str]]:
+def find_constant_folds(anatomy: BlockGraph, graph: FoldGraph) -> tuple[list[ConstantFold], dict[str, str]]:
     """The blocks that add constants and can go, and those that cannot, each with the reason."""
     known = constants(graph)
     found, refused = [], {}
@@ -68,7 +68,9 @@ def find_constant_folds(anatomy: Anatomy, graph: Graph) -> tuple[list[ConstantFo
     return found, refused
 
 
-def _fold_of(block: Block, additions: tuple[Addition, ...], known: dict[int, Constant], graph: Graph) -> ConstantFold:
+def _fold_of(
+    block: Block, additions: tuple[Addition, ...], known: dict[int, Constant], graph: FoldGraph
+) -> ConstantFold:
     if not block.removable:
         raise _Stopped(f"it cannot go: {block.reason}")
     if not any(bool(known[one.branch].numbers.any()) for one in additions):
@@ -79,7 +81,7 @@ def _fold_of(block: Block, additions: tuple[Addition, ...], known: dict[int, Con
     return ConstantFold(block.path, tuple(_Spread(graph, additions, known).run()))
 
 
-def constants(graph: Graph) -> dict[int, Constant]:
+def constants(graph: FoldGraph) -> dict[int, Constant]:
     """The values of the run that are one constant a channel, by the weights."""
     known: dict[int, Constant] = {}
     for op in graph.trace.ops:
@@ -89,7 +91,7 @@ def constants(graph: Graph) -> dict[int, Constant]:
     return known
 
 
-def _constant(op: Op, layer: Layer | None, known: dict[int, Constant]) -> Constant | None:
+def _constant(op: OpRecord, layer: FoldLayer | None, known: dict[int, Constant]) -> Constant | None:
     inputs = [known.get(value) for value in op.inputs]
     if layer is not None:
         return _layer_constant(layer, known.get(layer.source))
@@ -109,7 +111,7 @@ def _constant(op: Op, layer: Layer | None, known: dict[int, Constant]) -> Consta
     return None
 
 
-def _layer_constant(layer: Layer, given: Constant | None) -> Constant | None:
+def _layer_constant(layer: FoldLayer, given: Constant | None) -> Constant | None:
     if layer.name == "batch_norm":
         scale, shift = scale_and_shift(layer)
         if not bool(scale.any()):
@@ -125,7 +127,7 @@ def _layer_constant(layer: Layer, given: Constant | None) -> Constant | None:
     return Constant(response(layer, given.numbers) + bias, axis)
 
 
-def _axis(layer: Layer) -> int:
+def _axis(layer: FoldLayer) -> int:
     """Where its channels lie."""
     return -1 if layer.name == "linear" else 1
 
@@ -133,25 +135,25 @@ def _axis(layer: Layer) -> int:
 class _Spread:
     """Follows the missing constant from the additions to everybody who reads the stream."""
 
-    def __init__(self, graph: Graph, additions: tuple[Addition, ...], known: dict[int, Constant]) -> None:
+    def __init__(self, graph: FoldGraph, additions: tuple[Addition, ...], known: dict[int, Constant]) -> None:
         self.graph, self.known = graph, known
         self.additions = {one.op: one for one in additions}
         self.skipped = {op for one in additions for op in one.branch_ops}
         self.missing: dict[int, Constant] = {}
-        self.shifts: list[tuple[Layer, Tensor]] = []
+        self.shifts: list[tuple[FoldLayer, Tensor]] = []
 
-    def run(self) -> list[tuple[Layer, Tensor]]:
+    def run(self) -> list[tuple[FoldLayer, Tensor]]:
         """The layers that take it in and how much less each of their inputs is."""
         for op in self.graph.trace.ops[min(self.additions) :]:
             if op.index in self.additions or (
                 op.index not in self.skipped and any(value in self.missing for value in op.inputs)
             ):
                 self._pass(op)
-        if any(value in self.missing for value in refs(self.graph.trace.output)):
+        if any(value in self.missing for value in tensor_refs(self.graph.trace.output)):
             raise _Stopped("the network returns the stream itself")
         return self.shifts
 
-    def _pass(self, op: Op) -> None:
+    def _pass(self, op: OpRecord) -> None:
         if len(op.outputs) > 1:
             raise _Stopped(f"{self._where(op)} changes the stream in place or in parts")
         layer, name = self.graph.layers.get(op.index), op.signature.name if op.signature is not None else ""
@@ -167,7 +169,7 @@ class _Spread:
         if found is not None:
             self.missing[op.outputs[0]] = found
 
-    def _sum(self, op: Op) -> Constant:
+    def _sum(self, op: OpRecord) -> Constant:
         operands, shape = add_operands(op), self.graph.trace.values[op.outputs[0]].shape
         values = self.graph.trace.values
         if operands is None or any(values[value].shape != shape for value in operands):
@@ -181,7 +183,7 @@ class _Spread:
             raise _Stopped(f"{self._where(op)} joins two layouts")
         return Constant(torch.stack([part.numbers for part in parts]).sum(0), parts[0].axis)
 
-    def _layer(self, op: Op, layer: Layer, given: Constant) -> Constant | None:
+    def _layer(self, op: OpRecord, layer: FoldLayer, given: Constant) -> Constant | None:
         axis = _axis(layer)
         dimensions = len(self.graph.trace.values[op.inputs[0]].shape)
         if given.axis % dimensions != axis % dimensions:
@@ -193,7 +195,7 @@ class _Spread:
         self.shifts.append((layer, given.numbers))
         return None
 
-    def _keeps(self, op: Op, name: str) -> bool:
+    def _keeps(self, op: OpRecord, name: str) -> bool:
         """Whether an operation hands a constant added to its input through to its output."""
         given = self.missing[op.inputs[0]]
         values = self.graph.trace.values
@@ -216,12 +218,12 @@ class _Spread:
             return given.axis == 1 and None not in listed and all(int(one) % size > 1 for one in listed)
         return False
 
-    def _where(self, op: Op) -> str:
+    def _where(self, op: OpRecord) -> str:
         path = self.graph.trace.calls[op.call].path if op.call >= 0 else ""
         return f"{plain_name(op.name)} in '{path}'"
 
 
-def _argument(op: Op, name: str, default: Any) -> Any:
+def _argument(op: OpRecord, name: str, default: Any) -> Any:
     return op.signature.get(name, default) if op.signature is not None else default
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
-from shoal.blocks import Anatomy
+from shoal.blocks import BlockGraph
 from shoal.blocks.operations import plain_name
-from shoal.blocks.template import Ref, refs
-from shoal.blocks.trace import Call, Op, Trace, trace_run
+from shoal.blocks.template import TensorRef, tensor_refs
+from shoal.blocks.trace import ModuleCall, OpRecord, Trace, trace_run
 from shoal.errors import ModelRaisedError, TraceError
 
 # The dimensions of the window; 0 for a linear layer, which works on the last axis.
@@ -34,7 +34,7 @@ _KINDS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 
 
 @dataclass(eq=False)
-class Layer:
+class FoldLayer:
     """One plain layer: its module and the operation that it ran.
 
     Args:
@@ -46,7 +46,7 @@ class Layer:
 
     path: str
     module: Any
-    op: Op
+    op: OpRecord
     alone: bool
 
     @property
@@ -89,19 +89,19 @@ class Layer:
         return self.op.signature.get(name, default) if self.op.signature is not None else default
 
 
-class Graph:
+class FoldGraph:
     """Plain layers and data flow of a traced network; folding keeps it up to date without another trace."""
 
-    def __init__(self, anatomy: Anatomy, others: Sequence[Trace] = ()) -> None:
+    def __init__(self, anatomy: BlockGraph, others: Sequence[Trace] = ()) -> None:
         self.model, self.trace, self.others = anatomy.model, anatomy.trace, others
         self.refused: dict[str, str] = {}
-        self.norms: list[Layer] = []
-        self.maps: list[Layer] = []
+        self.norms: list[FoldLayer] = []
+        self.maps: list[FoldLayer] = []
         self.gone: set[int] = set()
         self._same: dict[int, int] = {}
         self._shapes: dict[int, tuple[int, ...]] = {}
         self._readers = {value: set(ops) for value, ops in self.trace.readers.items()}
-        self._returned = set(refs(self.trace.output))
+        self._returned = set(tensor_refs(self.trace.output))
         self._registered = _counts(id(one) for _, one in self.model.named_modules(remove_duplicate=False))
         self._tied = _counts(id(one) for _, one in self.model.named_parameters(remove_duplicate=False))
         self._called = _counts(id(one.module) for one in self.trace.calls)
@@ -111,16 +111,16 @@ class Graph:
         self.layers = {one.op.index: one for one in (*self.norms, *self.maps)}
         self._paths = {id(module): path for path, module in self.model.named_modules()}
 
-    def _add(self, one: Call) -> None:
+    def _add(self, one: ModuleCall) -> None:
         ops = self.trace.ops[one.start : one.stop]
         reason = self._why_not_plain(one, ops)
         if reason is not None:
             self.refused[one.path] = reason
             return
-        layer = Layer(one.path, one.module, ops[-1], alone=len(ops) == 1)
+        layer = FoldLayer(one.path, one.module, ops[-1], alone=len(ops) == 1)
         (self.norms if layer.name == "batch_norm" else self.maps).append(layer)
 
-    def _why_not_plain(self, one: Call, ops: list[Op]) -> str | None:
+    def _why_not_plain(self, one: ModuleCall, ops: list[OpRecord]) -> str | None:
         module = one.module
         if any(_course(other, module) != _course(self.trace, module) for other in self.others):
             return "the network uses it in another way for inputs of another size"
@@ -138,35 +138,35 @@ class Graph:
             return "it carries hooks, which would see other numbers"
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             return self._why_no_norm(one, ops)
-        if not ops or plain_name(ops[-1].name) not in LINEAR_MAPS or one.output != Ref(ops[-1].outputs[0]):
+        if not ops or plain_name(ops[-1].name) not in LINEAR_MAPS or one.output != TensorRef(ops[-1].outputs[0]):
             return "its call does not end in a convolution or linear map of its own"
         dimensions = LINEAR_MAPS[plain_name(ops[-1].name)]
         if dimensions and len(self.trace.values[ops[-1].outputs[0]].shape) != dimensions + 2:
             return "it ran on a sample without a batch axis"
         return self._why_not_own(one, ops[-1], ("weight", "bias"))
 
-    def _why_no_norm(self, one: Call, ops: list[Op]) -> str | None:
-        if len(ops) != 1 or plain_name(ops[0].name) != "batch_norm" or one.output != Ref(ops[0].outputs[0]):
+    def _why_no_norm(self, one: ModuleCall, ops: list[OpRecord]) -> str | None:
+        if len(ops) != 1 or plain_name(ops[0].name) != "batch_norm" or one.output != TensorRef(ops[0].outputs[0]):
             return "its call does more than a batch norm"
         if one.module.running_mean is None or one.module.running_var is None:
             return "it has no running statistics: it normalises by the mini-batch also in eval mode"
         return self._why_not_own(one, ops[0], ("running_mean", "running_var", "weight", "bias"))
 
-    def _why_not_own(self, one: Call, op: Op, names: tuple[str, ...]) -> str | None:
+    def _why_not_own(self, one: ModuleCall, op: OpRecord, names: tuple[str, ...]) -> str | None:
         """Whether the operation reads the parameters of its module, and it alone does."""
         for name in names:
             tensor = getattr(one.module, name)
             given = op.signature.get(name) if op.signature is not None else "unknown"
             if tensor is None and given is None:
                 continue
-            value = self.trace.values[given.value] if isinstance(given, Ref) else None
+            value = self.trace.values[given.value] if isinstance(given, TensorRef) else None
             if value is None or value.name != f"{one.path}.{name}".lstrip("."):
                 return f"its {name} is made from something else as it runs"
             if self._tied.get(id(tensor), 1) > 1 or len(self.trace.readers[value.index]) > 1:
                 return f"its {name} is shared"
         return None
 
-    def path(self, layer: Layer) -> str | None:
+    def path(self, layer: FoldLayer) -> str | None:
         """Where the layer's module is now; None if it went with a block."""
         return self._paths.get(id(layer.module))
 
@@ -180,14 +180,14 @@ class Graph:
         """The operations that read a value, or what it stands for."""
         return self._readers.get(self.stand(value), set())
 
-    def only_reader(self, value: int) -> Layer | None:
+    def only_reader(self, value: int) -> FoldLayer | None:
         """The plain layer that is the single reader of a value, if there is one."""
         readers = self.readers(value)
         if len(readers) != 1 or self.stand(value) in self._returned:
             return None
         return self.layers.get(next(iter(readers)))
 
-    def maker(self, value: int) -> Layer | None:
+    def maker(self, value: int) -> FoldLayer | None:
         """The convolution or linear layer that a value comes from."""
         value = self.stand(value)
         return next((one for one in self.maps if one.result == value and self.path(one) is not None), None)
@@ -211,7 +211,7 @@ class Graph:
         """Whether the memory of a value changes between two operations."""
         return any(self.stand(value) in map(self.stand, op.changed) for op in self.trace.ops[start:stop])
 
-    def idle(self, layer: Layer, path: str) -> None:
+    def idle(self, layer: FoldLayer, path: str) -> None:
         """Put an `nn.Identity` in the place of a layer whose work another one does from now on."""
         identity = nn.Identity()
         identity.training = layer.module.training
@@ -257,7 +257,7 @@ def _course(trace: Trace, module: nn.Module) -> list[list[tuple[str, str]]]:
     return [sorted(reader(op) for value in call.outputs for op in trace.readers.get(value, [])) for call in calls]
 
 
-def runs_of_other_sizes(anatomy: Anatomy) -> list[Trace]:
+def runs_of_other_sizes(anatomy: BlockGraph) -> list[Trace]:
     """The network on inputs of other sizes, as far as it takes them: its code may choose a layer by the size."""
     found = []
     for factor in (0.5, 1.5, 2.0):

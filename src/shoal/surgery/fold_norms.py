@@ -9,20 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal.surgery.fold_layers import LINEAR_MAPS, Graph, Layer, fits, wide, write
+from shoal.surgery.fold_layers import LINEAR_MAPS, FoldGraph, FoldLayer, fits, wide, write
 
 
 @dataclass(frozen=True)
 class NormFold:
     """A batch norm and the layer that takes it in; `premise` says what its weights must fulfil, None for nothing."""
 
-    norm: Layer
-    into: Layer
+    norm: FoldLayer
+    into: FoldLayer
     behind: bool
     premise: str | None
 
 
-def find_norm_fold(graph: Graph, norm: Layer) -> NormFold | str:
+def find_norm_fold(graph: FoldGraph, norm: FoldLayer) -> NormFold | str:
     """The layer that can take a batch norm in, by structure alone; else why there is none."""
     before = graph.maker(norm.source)
     if before is None:
@@ -44,7 +44,7 @@ def find_norm_fold(graph: Graph, norm: Layer) -> NormFold | str:
     return NormFold(norm, behind, False, premise)
 
 
-def _channels_match(graph: Graph, layer: Layer, value: int) -> bool:
+def _channels_match(graph: FoldGraph, layer: FoldLayer, value: int) -> bool:
     return len(graph.trace.values[value].shape) == LINEAR_MAPS[layer.name] + 2
 
 
@@ -66,7 +66,7 @@ def carry_out_norm(fold: NormFold, *, unchecked: bool = False) -> str | None:
     return None
 
 
-def scale_and_shift(norm: Layer) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: FoldLayer) -> tuple[Tensor, Tensor]:
     """What a batch norm multiplies with and adds, per channel, in float64."""
     module, eps = norm.module, float(norm.setting("eps", 1e-5))
     mean, variance = wide(module.running_mean, 0), wide(module.running_var, 0)
@@ -75,7 +75,7 @@ def scale_and_shift(norm: Layer) -> tuple[Tensor, Tensor]:
     return scale, wide(module.bias, len(mean)) - mean * scale
 
 
-def _behind(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def _behind(layer: FoldLayer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     weight, bias = wide(layer.module.weight, 0), wide(layer.module.bias, len(scale))
     if not layer.transposed:
         scaled = weight * scale.view(-1, *[1] * (weight.dim() - 1))
@@ -85,7 +85,7 @@ def _behind(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]
     return scaled, bias * scale + shift
 
 
-def _ahead(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def _ahead(layer: FoldLayer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     weight = wide(layer.module.weight, 0)
     if layer.transposed:  # taken only with a shift of zero
         outputs = weight.shape[1] * layer.groups
@@ -96,7 +96,7 @@ def _ahead(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     return scaled.view(weight.shape), bias
 
 
-def response(layer: Layer, constant: Tensor) -> Tensor:
+def response(layer: FoldLayer, constant: Tensor) -> Tensor:
     """What a layer that pads nothing makes of one constant a channel, without its bias."""
     weight = wide(layer.module.weight, 0)
     parts = weight.view(layer.groups, -1, *weight.shape[1:])

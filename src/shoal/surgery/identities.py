@@ -1,10 +1,10 @@
 """Strict identities: blocks whose branches are zero for every input, read off the weights."""
 
-from shoal.blocks import Anatomy
-from shoal.blocks.zeros import zero_values
+from shoal.blocks import BlockGraph
+from shoal.blocks.zero_analysis import zero_values
 
 
-def strict_identities(anatomy: Anatomy) -> dict[str, str]:
+def strict_identities(anatomy: BlockGraph) -> dict[str, str]:
     """The removable blocks that do nothing but their shortcut, each with the proof in words."""
     zeros = zero_values(anatomy.trace, anatomy.model)
     found = {}

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from torch import nn
 
 from shoal.batches import Batch, as_batch, call, device_of
-from shoal.blocks import Anatomy, Chain, dissect
-from shoal.blocks.swaps import swaps_of
+from shoal.blocks import BlockGraph, Chain, analyze
+from shoal.blocks.module_replacements import module_replacements
 from shoal.errors import PlanError, ShoalError, SurgeryError, UnknownBlockError, did_you_mean, naming_memory_shortage
 from shoal.intake import check_usable, plain
 from shoal.outputs import mismatch, read_outputs
 from shoal.plan import Plan, Remove, check_signature, check_state
 from shoal.preserve import copied, evaluating
-from shoal.surgery.caches import attentions_of, keep_caches_
 from shoal.surgery.fold import fold_as_planned_
+from shoal.surgery.kv_caches import attention_slots, repair_kv_cache_
 from shoal.surgery.replace import replace_spans_
 from shoal.surgery.signature import example_of, signature_of, state_of
 
@@ -44,7 +44,7 @@ def check_removable(chain: Chain, removals: Sequence[Removal]) -> None:
             raise SurgeryError(f"the block '{one.path}' is named twice", "Name each block once.")
 
 
-def remove_blocks_(anatomy: Anatomy, removals: Sequence[Removal]) -> nn.Module:
+def remove_blocks_(anatomy: BlockGraph, removals: Sequence[Removal]) -> nn.Module:
     """Take blocks, or single units of them, out of `anatomy.model`, in place; all is checked before the first change.
 
     Raises:
@@ -59,13 +59,13 @@ def remove_blocks_(anatomy: Anatomy, removals: Sequence[Removal]) -> nn.Module:
                 f"the block '{one.path}' has no norm behind its additions that could go with it",
                 "Remove it with norms 'keep'.",
             )
-    attentions = attentions_of(anatomy.model)
-    for path, module in swaps_of(anatomy, listed).items():
+    attentions = attention_slots(anatomy.model)
+    for path, module in module_replacements(anatomy, listed).items():
         before = anatomy.model.get_submodule(path)
         if all(part is not module for part in before.modules()):  # parts of the block have their own mode
             module.training = before.training
         anatomy.model.set_submodule(path, module, strict=True)
-    keep_caches_(anatomy.model, attentions)
+    repair_kv_cache_(anatomy.model, attentions)
     return anatomy.model
 
 
@@ -81,7 +81,7 @@ def remove_blocks(model: nn.Module, example: Batch, removals: Sequence[Removal])
     Raises:
         UnknownBlockError, SurgeryError: see `remove_blocks_`; or the copy does not run.
     """
-    anatomy = dissect(copied(model), example)
+    anatomy = analyze(copied(model), example)
     cut = remove_blocks_(anatomy, removals)
     _check_runs(model, cut, example)
     return cut
@@ -105,7 +105,7 @@ def apply(model: nn.Module, plan: Plan, example: object = None, *, weights_follo
     model = plain(model)
     check_state(plan, state_of(model))
     batch = as_batch(example) if example is not None else example_of(plan.inputs).to(device_of(model))
-    anatomy = dissect(copied(model), batch)
+    anatomy = analyze(copied(model), batch)
     check_signature(plan, signature_of(anatomy.model, anatomy.chain))
     replace_spans_(anatomy, plan.replaced)
     if plan.replaced and not weights_follow:
@@ -115,7 +115,7 @@ def apply(model: nn.Module, plan: Plan, example: object = None, *, weights_follo
         )
     cut = remove_blocks_(anatomy, plan.removals)
     if plan.folds:
-        cut = fold_as_planned_(dissect(cut, batch), plan.folds, weights_follow=weights_follow)
+        cut = fold_as_planned_(analyze(cut, batch), plan.folds, weights_follow=weights_follow)
     _check_runs(model, cut, batch)
     return cut
 

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from shoal.batches import like_of
-from shoal.blocks import Anatomy
+from shoal.blocks import BlockGraph
 from shoal.errors import SurgeryError
 from shoal.plan import Replace
-from shoal.replace import Line, Through, build, line_of, take_place_
+from shoal.replace import PassThrough, SegmentChain, build_replacement, build_segments, install_
 
 
 def replace_spans_(
-    anatomy: Anatomy, actions: Sequence[Replace], modules: Mapping[str, nn.Module] | None = None
+    anatomy: BlockGraph, actions: Sequence[Replace], modules: Mapping[str, nn.Module] | None = None
 ) -> nn.Module:
     """Put a stand-in at the first module of each span, in place; its other modules hand through.
 
@@ -24,7 +24,7 @@ def replace_spans_(
     Raises:
         SurgeryError: a span that is none in this network.
     """
-    line = line_of(anatomy)
+    line = build_segments(anatomy)
     forms = {path: step.form for step in line.steps for path in step.paths}
     for action in actions:
         _check(line, action)
@@ -32,14 +32,14 @@ def replace_spans_(
     ready = dict(modules or {})
     for action in actions:  # all of them before the first change: students are copies of what is replaced
         if action.paths[0] not in ready:
-            ready[action.paths[0]] = build(action.stand_in, like, anatomy.model)
+            ready[action.paths[0]] = build_replacement(action.stand_in, like, anatomy.model)
     for action in actions:
         for number, path in enumerate(action.paths):
-            take_place_(anatomy.model, path, Through() if number else ready[path], forms[path])
+            install_(anatomy.model, path, PassThrough() if number else ready[path], forms[path])
     return anatomy.model
 
 
-def _check(line: Line, action: Replace) -> None:
+def _check(line: SegmentChain, action: Replace) -> None:
     names = line.paths
     start = names.index(action.paths[0]) if action.paths and action.paths[0] in names else len(names)
     covered: list[str] = []

@@ -6,15 +6,15 @@ from torch import Tensor, nn
 from shoal.batches import Batch
 from shoal.blocks import Chain
 from shoal.errors import PlanError
-from shoal.plan import InputSpec, Signature
+from shoal.plan import InputSpec, NetworkSignature
 
 
-def signature_of(model: nn.Module, chain: Chain) -> Signature:
+def signature_of(model: nn.Module, chain: Chain) -> NetworkSignature:
     """The names, dtypes and shapes of the state dict, and one line a block."""
     lines = [
         f"{block.path}:{block.kind}:{block.shortcut}:{list(block.in_shape)}->{list(block.out_shape)}" for block in chain
     ]
-    return Signature(state=state_of(model), chain=lines)
+    return NetworkSignature(state=state_of(model), chain=lines)
 
 
 def state_of(model: nn.Module) -> dict[str, str]:

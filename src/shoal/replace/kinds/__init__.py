@@ -1,40 +1,40 @@
 """The kinds of stand-ins: one table of all of them, by the name that plans and tables call them."""
 
-from shoal.plan import StandIn
-from shoal.replace.kinds.conv import Conv
-from shoal.replace.kinds.identity import Identity
-from shoal.replace.kinds.interface import Kind, KindName, Solution, Sums
-from shoal.replace.kinds.linear import Linear
-from shoal.replace.kinds.low_rank import LowRank
-from shoal.replace.kinds.scale import Scale
+from shoal.plan import Replacement
+from shoal.replace.kinds.conv import ConvFit
+from shoal.replace.kinds.identity import ShortcutOnly
+from shoal.replace.kinds.interface import KindName, MomentsView, ReplacementType, Solution
+from shoal.replace.kinds.linear import LinearFit
+from shoal.replace.kinds.low_rank import LowRankFit
+from shoal.replace.kinds.scale import ScaleFit
 
-KINDS: dict[str, Kind] = {
-    "identity": Identity(),
-    "scale": Scale(),
-    "linear": Linear(),
-    "conv3": Conv(3),
-    "conv5": Conv(5),
-    "lowrank1/4": LowRank(1, 4),
-    "lowrank1/16": LowRank(1, 16),
-    "lowrank3/8": LowRank(3, 8),
+KINDS: dict[str, ReplacementType] = {
+    "identity": ShortcutOnly(),
+    "scale": ScaleFit(),
+    "linear": LinearFit(),
+    "conv3": ConvFit(3),
+    "conv5": ConvFit(5),
+    "lowrank1/4": LowRankFit(1, 4),
+    "lowrank1/16": LowRankFit(1, 16),
+    "lowrank3/8": LowRankFit(3, 8),
 }
 
-_FAMILIES: dict[str, type[Kind]] = {
-    "identity": Identity,
-    "scale": Scale,
-    "linear": Linear,
-    "conv": Conv,
-    "lowrank": LowRank,
+_FAMILIES: dict[str, type[ReplacementType]] = {
+    "identity": ShortcutOnly,
+    "scale": ScaleFit,
+    "linear": LinearFit,
+    "conv": ConvFit,
+    "lowrank": LowRankFit,
 }
 
 
-def kind_of(stand_in: StandIn) -> Kind:
+def kind_of(stand_in: Replacement) -> ReplacementType:
     """The kind that a stand-in read from a plan is of."""
     if stand_in.kind == "conv":
-        return Conv(stand_in.kernel)
+        return ConvFit(stand_in.kernel)
     if stand_in.kind == "lowrank":
-        return LowRank(stand_in.kernel, max(1, stand_in.out_channels // (stand_in.rank or 1)))
+        return LowRankFit(stand_in.kernel, max(1, stand_in.out_channels // (stand_in.rank or 1)))
     return _FAMILIES[stand_in.kind]()
 
 
-__all__ = ["KINDS", "Kind", "KindName", "Solution", "Sums", "kind_of"]
+__all__ = ["KINDS", "KindName", "MomentsView", "ReplacementType", "Solution", "kind_of"]

@@ -2,13 +2,13 @@
 
 from torch import nn
 
-from shoal.plan import StandIn
+from shoal.plan import Replacement
 from shoal.regress import Fit
-from shoal.replace.kinds.interface import Kind, Solution, Sums
+from shoal.replace.kinds.interface import MomentsView, ReplacementType, Solution
 from shoal.replace.spans import Span
 
 
-class Conv(Kind):
+class ConvFit(ReplacementType):
     """y = W * x + b over k x k neighbourhoods, zero-padded as the span's own convolutions are."""
 
     family = "conv"
@@ -23,18 +23,18 @@ class Conv(Kind):
         """Only where there are neighbours: on a single position it would be a linear map with idle weights."""
         return span.layout == "channels_first" and max(span.in_shape[1:]) > 1
 
-    def make(self, stand_in: StandIn) -> nn.Module:
+    def make(self, stand_in: Replacement) -> nn.Module:
         """A convolution."""
         return convolution(stand_in, stand_in.out_channels)
 
-    def solve(self, sums: Sums, fit: Fit, stand_in: StandIn) -> Solution:
+    def solve(self, sums: MomentsView, fit: Fit, stand_in: Replacement) -> Solution:
         """The ridge regression, in the order of a convolution's weight."""
         weight = fit.weight - sums.shortcut if stand_in.shortcut else fit.weight
         shape = (stand_in.out_channels, stand_in.in_channels, self.kernel, self.kernel)
         return Solution({"weight": weight.reshape(shape), "bias": fit.bias}, fit.weight, fit.bias, fit.ridge)
 
 
-def convolution(stand_in: StandIn, outputs: int, *, bias: bool = True) -> nn.Module:
+def convolution(stand_in: Replacement, outputs: int, *, bias: bool = True) -> nn.Module:
     """A convolution from the channels of the span."""
     k, dilation = stand_in.kernel, stand_in.dilation
     padding = dilation * (k // 2)

@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
-from shoal.plan import StandIn
+from shoal.plan import Replacement
 from shoal.regress import Fit
-from shoal.replace.kinds.interface import Kind, Solution, Sums
+from shoal.replace.kinds.interface import MomentsView, ReplacementType, Solution
 from shoal.replace.spans import Span
 
 
-class Identity(Kind):
+class ShortcutOnly(ReplacementType):
     """Removal of a span of plain layers; residual blocks are removed by name, down to their shortcuts."""
 
     family = "identity"
@@ -21,10 +21,10 @@ class Identity(Kind):
         """Only where the same shape leaves as enters."""
         return span.keeps_shape and not span.residual
 
-    def make(self, stand_in: StandIn) -> nn.Module:
+    def make(self, stand_in: Replacement) -> nn.Module:
         """An nn.Identity."""
         return nn.Identity()
 
-    def solve(self, sums: Sums, fit: Fit, stand_in: StandIn) -> Solution:
+    def solve(self, sums: MomentsView, fit: Fit, stand_in: Replacement) -> Solution:
         """Nothing to fit."""
         return Solution({}, sums.shortcut, torch.zeros_like(fit.bias), 0.0)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from shoal.plan import StandIn
+from shoal.plan import Replacement
 from shoal.regress import Fit, Moments
 from shoal.replace.spans import Span
 
@@ -14,7 +14,7 @@ KindName = Literal["identity", "scale", "linear", "conv", "lowrank"]
 
 
 @dataclass(frozen=True, eq=False)
-class Sums:
+class MomentsView:
     """What a closed form is computed from: moments of the rows to fit and of those held out.
 
     Args:
@@ -47,7 +47,7 @@ class Solution:
     ridge: float
 
 
-class Kind(ABC):
+class ReplacementType(ABC):
     """One kind of stand-in.
 
     `needs` says when it can be used, `costs` its multiply-accumulates per position, `source` where it comes from.
@@ -64,9 +64,9 @@ class Kind(ABC):
         """Whether it can stand in for this span."""
         return span.layout == "channels_first" or self.kernel == 1
 
-    def describe(self, span: Span) -> StandIn:
+    def describe(self, span: Span) -> Replacement:
         """It as plain data, for one span."""
-        return StandIn(
+        return Replacement(
             kind=self.family,
             layout=span.layout,
             in_channels=span.in_channels,
@@ -84,9 +84,9 @@ class Kind(ABC):
         return None
 
     @abstractmethod
-    def make(self, stand_in: StandIn) -> nn.Module:
+    def make(self, stand_in: Replacement) -> nn.Module:
         """The module, untrained, without shortcut and tail."""
 
     @abstractmethod
-    def solve(self, sums: Sums, fit: Fit, stand_in: StandIn) -> Solution:
+    def solve(self, sums: MomentsView, fit: Fit, stand_in: Replacement) -> Solution:
         """The closed form; `fit` is the ridge regression on all of phi, shared by every kind that starts from it."""

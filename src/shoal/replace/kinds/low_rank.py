@@ -6,15 +6,15 @@ In a bottleneck network a dense k x k map of the stream is dearer than the block
 import torch
 from torch import Tensor, nn
 
-from shoal.plan import StandIn
+from shoal.plan import Replacement
 from shoal.regress import Fit
 from shoal.replace.kinds.conv import convolution
-from shoal.replace.kinds.interface import Kind, Solution, Sums
+from shoal.replace.kinds.interface import MomentsView, ReplacementType, Solution
 from shoal.replace.kinds.linear import linear_map
 from shoal.replace.spans import Span
 
 
-class LowRank(Kind):
+class LowRankFit(ReplacementType):
     """x + U V phi(x) + b with V (rank, inputs), U (outputs, rank); the rank is a share of the channels.
 
     Args:
@@ -40,7 +40,7 @@ class LowRank(Kind):
         """A share of the channels."""
         return max(1, span.out_channels // self.part)
 
-    def make(self, stand_in: StandIn) -> nn.Module:
+    def make(self, stand_in: Replacement) -> nn.Module:
         """Down without a bias, up with one."""
         rank = stand_in.rank or 1
         down = (
@@ -50,7 +50,7 @@ class LowRank(Kind):
         )
         return nn.Sequential(down, linear_map(stand_in, rank, stand_in.out_channels))
 
-    def solve(self, sums: Sums, fit: Fit, stand_in: StandIn) -> Solution:
+    def solve(self, sums: MomentsView, fit: Fit, stand_in: Replacement) -> Solution:
         """The ridge regression of the residual, cut to the rank that keeps most of its outputs."""
         residual = fit.weight - sums.shortcut
         left, rows = reduced(residual, sums.train.xx / max(sums.train.n, 1), stand_in.rank or 1)

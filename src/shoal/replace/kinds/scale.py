@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from shoal.plan import StandIn
+from shoal.plan import Replacement
 from shoal.regress import RIDGES, Fit
-from shoal.replace.kinds.interface import Kind, Solution, Sums
+from shoal.replace.kinds.interface import MomentsView, ReplacementType, Solution
 from shoal.replace.spans import Span
 
 _CONSTANT = 1e-12
@@ -30,7 +30,7 @@ class ChannelScale(nn.Module):
         return f"{len(self.weight)}, images={self.images}"
 
 
-class Scale(Kind):
+class ScaleFit(ReplacementType):
     """One regression with one unknown for each channel."""
 
     family = "scale"
@@ -42,11 +42,11 @@ class Scale(Kind):
         """Only where the same shape leaves as enters."""
         return span.keeps_shape
 
-    def make(self, stand_in: StandIn) -> nn.Module:
+    def make(self, stand_in: Replacement) -> nn.Module:
         """Ones and zeros."""
         return ChannelScale(stand_in.in_channels, images=stand_in.layout == "channels_first")
 
-    def solve(self, sums: Sums, fit: Fit, stand_in: StandIn) -> Solution:
+    def solve(self, sums: MomentsView, fit: Fit, stand_in: Replacement) -> Solution:
         """Ridge towards 1, the shortcut, with the ridge that does best on the held-out rows."""
         train, columns = sums.train, sums.columns
         spread, shared = train.xx.diagonal(), train.xy[:, columns].diagonal()

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch, batches, call, device_of
-from shoal.blocks import Anatomy, Block
-from shoal.blocks.remainder import main_output
-from shoal.blocks.taps import tapped
-from shoal.blocks.template import Ref, template
+from shoal.blocks import Block, BlockGraph
+from shoal.blocks.interception import intercept_additions
+from shoal.blocks.shortcut_modules import main_output
+from shoal.blocks.template import TensorRef, template
 from shoal.errors import DataError, NonFiniteError, SurgeryError, UsageError
 from shoal.measure import Reading, inferred, log_probabilities
-from shoal.measure.reading import OutputReading, padding_of, squared_error
+from shoal.measure.output_reading import OutputReading, padding_of, squared_error
 from shoal.offloaded import is_offloaded
 from shoal.preserve import evaluating
 from shoal.scanning.scores import SCORES
@@ -34,7 +34,7 @@ _IGNORED = -100  # the label that torch's cross-entropy skips
 
 
 def block_scores(
-    anatomy: Anatomy, loader: Iterable[Any], *, limit: int | None = None, reading: Reading | None = None
+    anatomy: BlockGraph, loader: Iterable[Any], *, limit: int | None = None, reading: Reading | None = None
 ) -> dict[str, dict[str, float]]:
     """Every score of `SCORES` for every block with a residual addition; one that is not defined for a block is absent.
 
@@ -63,7 +63,7 @@ def block_scores(
     with (
         evaluating(anatomy.model),
         _without_gradients(anatomy.model),
-        tapped(anatomy.model, blocks, collector.tap),
+        intercept_additions(anatomy.model, blocks, collector.tap),
         _watching(anatomy.model, collector),
     ):
         for batch in _first(batches(loader, collector.device), limit):
@@ -108,7 +108,7 @@ class _Watched:
     reached: bool = False
 
     @classmethod
-    def of(cls, anatomy: Anatomy, block: Block) -> "_Watched":
+    def of(cls, anatomy: BlockGraph, block: Block) -> "_Watched":
         """Where the stream is among the tensors that go in and come out, as the trace saw it."""
         run, one, additions = anatomy.trace, anatomy.calls[block.path], list(anatomy.additions[block.path])
         entry = next((value for value in one.inputs if run.depends(additions[0].origin, value)), -1)
@@ -271,9 +271,9 @@ def _tensor_at(item: Any, place: int) -> Tensor | None:
     """The tensor at this place among all tensors of arguments or results, counted as the trace counts them."""
     tensors: list[Tensor] = []
 
-    def note(tensor: Tensor) -> Ref:
+    def note(tensor: Tensor) -> TensorRef:
         tensors.append(tensor)
-        return Ref(len(tensors) - 1)
+        return TensorRef(len(tensors) - 1)
 
     template(item, note)
     return tensors[place] if 0 <= place < len(tensors) else None

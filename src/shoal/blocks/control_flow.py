@@ -1,0 +1,132 @@
+"""Blocks that run for some inputs and not for others: found by running the network on other inputs.
+
+A network that decides in Python by the value of a tensor, or by a random number, leaves a sign: the number left the
+graph, or a random state moved. Only then is it run again, on altered inputs and other seeds, and the runs compared.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch
+from shoal.blocks.additions import residual_additions
+from shoal.blocks.trace import Trace, trace_run
+from shoal.errors import ModelRaisedError, TraceError
+
+_VARIANTS = 4
+
+
+@dataclass(frozen=True)
+class _Course:
+    """How often each module was called in a run, and how many residual additions ran inside each."""
+
+    calls: Counter[str]
+    additions: Counter[str]
+
+
+def data_dependent_blocks(
+    model: nn.Module, example: Batch, run: Trace, paths: list[str], *, drew: bool
+) -> dict[str, str]:
+    """The blocks that do not run alike for every input, each with what was seen.
+
+    Args:
+        model: the network; it is left as it was.
+        example: the input of `run`.
+        run: a trace of the network.
+        paths: of its blocks.
+        drew: whether a random state of Python moved while it ran.
+    """
+    if not (run.escapes or drew):
+        return {}
+    first, found = _course(run), dict[str, str]()
+    for number in range(_VARIANTS):
+        other = _other_course(model, _altered(example, number), number)
+        if other is None:
+            continue
+        for path in paths:
+            if path not in found and (seen := _difference(first, other, path)):
+                found[path] = f"the network decides while it runs whether it is needed: {seen}"
+    return found
+
+
+def _difference(first: _Course, other: _Course, path: str) -> str:
+    if first.calls[path] != other.calls[path]:
+        return f"it was called {_times(first.calls[path])}, with other input {_times(other.calls[path])}"
+    if first.additions[path] != other.additions[path]:
+        one, two = first.additions[path], other.additions[path]
+        return f"it made {one} residual addition{'' if one == 1 else 's'}, with other input {two}"
+    return ""
+
+
+def _times(count: int) -> str:
+    return {0: "never", 1: "once"}.get(count, f"{count} times")
+
+
+def _course(run: Trace) -> _Course:
+    additions: Counter[str] = Counter()
+    for one in residual_additions(run):
+        for call in run.enclosing(run.ops[one.op].call):
+            additions[call.path] += 1
+    return _Course(Counter(call.path for call in run.calls), additions)
+
+
+def _other_course(model: nn.Module, example: Batch, seed: int) -> _Course | None:
+    with suppress(ModelRaisedError, TraceError), seeded(seed):
+        return _course(trace_run(model, example))
+    return None
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Python's, numpy's and torch's random numbers begin at a seed; afterwards they go on where they were."""
+    import numpy as np
+
+    python, numpy_ = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_)
+
+
+class RngWatch:
+    """Notices whether Python's or numpy's random state moves; `moved` is read after the run."""
+
+    def __init__(self) -> None:
+        self.before = _states()
+
+    @property
+    def moved(self) -> bool:
+        """Whether somebody drew a number."""
+        return self.before != _states()
+
+
+def _states() -> tuple[Any, ...]:
+    import numpy as np
+
+    drawn: Any = np.random.get_state(legacy=False)
+    return random.getstate(), drawn["state"]["key"].tobytes(), drawn["state"]["pos"], drawn.get("has_gauss")
+
+
+def _altered(example: Batch, number: int) -> Batch:
+    """The input changed: negated, enlarged, shrunk, or as it is (only the seed is another); tokens in reverse order."""
+
+    def change(key: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or "mask" in key or value.dtype == torch.bool or value.dim() == 0:
+            return value
+        if value.is_floating_point():
+            return value * (-1.0, 8.0, 0.05, 1.0)[number]
+        return value.flip(-1) if number % 2 == 0 and value.dim() > 1 else value
+
+    kwargs = {key: change(key, value) for key, value in example.kwargs.items()}
+    return Batch(tuple(change("", value) for value in example.args), kwargs, example.target)

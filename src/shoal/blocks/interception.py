@@ -1,0 +1,96 @@
+"""Look into the additions of a running network: see, or change, the branch that is about to be added.
+
+Blocks are watched by module hooks, additions inside them by a `TorchFunctionMode` that counts them: the n-th addition
+of a block is the one the chain calls by that number. So a branch can be read or replaced in any code, functional too.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from shoal.blocks.additions import sum_operands
+from shoal.blocks.chain import Block
+from shoal.blocks.operations import in_place, plain_name
+from shoal.blocks.signatures import bind
+from shoal.blocks.template import TensorRef
+
+# Called with (block path, number of the unit in the block, stream, branch); returns the branch to add instead, or None.
+Tap = Callable[[str, int, Tensor, Tensor], Tensor | None]
+
+_Place = int | str  # of an argument: a position or a keyword
+
+
+@contextmanager
+def intercept_additions(model: nn.Module, blocks: list[Block], tap: Tap) -> Iterator[None]:
+    """While the context lasts, `tap` sees every residual addition of `blocks` that runs in `model`."""
+    mode = _AdditionMode(tap)
+    handles = []
+    try:
+        for block in blocks:
+            module = model.get_submodule(block.path)
+            handles.append(module.register_forward_pre_hook(mode.entering(block)))
+            handles.append(module.register_forward_hook(mode.leaving))
+        with mode:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _AdditionMode(TorchFunctionMode):
+    def __init__(self, tap: Tap) -> None:
+        super().__init__()
+        self.tap = tap
+        self.block: Block | None = None
+        self.count = 0
+
+    def entering(self, block: Block) -> Callable[..., None]:
+        def enter(module: nn.Module, args: Any) -> None:
+            self.block, self.count = block, 0
+
+        return enter
+
+    def leaving(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.block = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        operands = _operands(func, args, kwargs) if self.block is not None else None
+        if self.block is not None and operands is not None:
+            number, self.count = self.count, self.count + 1
+            for position, unit in enumerate(self.block.units):
+                if unit.addition == number:
+                    args, kwargs = self._ask(func, position, operands, unit.stream_first, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _ask(
+        self, func: Any, position: int, operands: tuple[_Place, _Place], stream_first: bool, args: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
+        at_stream, at_branch = operands if stream_first else operands[::-1]
+        stream, branch = (args[at] if isinstance(at, int) else kwargs[at] for at in (at_stream, at_branch))
+        path = self.block.path if self.block is not None else ""
+        instead = self.tap(path, position, stream, branch)
+        if instead is None:
+            return args, kwargs
+        if not stream_first and in_place(func):  # it writes into its first operand: here the branch itself
+            branch.copy_(instead)
+            return args, kwargs
+        if isinstance(at_branch, int):
+            return (*args[:at_branch], instead, *args[at_branch + 1 :]), kwargs
+        return args, {**kwargs, at_branch: instead}
+
+
+def _operands(func: Any, args: Any, kwargs: Any) -> tuple[_Place, _Place] | None:
+    """Where the two operands of a plain addition stand; the same test as `additions.add_operands`, live."""
+    if plain_name(getattr(func, "__name__", "")) != "add":
+        return None
+    places: list[_Place] = [*range(len(args)), *kwargs]
+    numbered = [
+        TensorRef(at) if isinstance(item, Tensor) else item for at, item in enumerate([*args, *kwargs.values()])
+    ]
+    named = dict(zip(kwargs, numbered[len(args) :], strict=True))
+    found = sum_operands(bind(func, tuple(numbered[: len(args)]), named))
+    return (places[found[0]], places[found[1]]) if found is not None else None

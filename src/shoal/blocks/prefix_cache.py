@@ -1,0 +1,185 @@
+"""Run a network again and again on one mini-batch, each time only from the first changed module on.
+
+One forward keeps what every *tile* returned: the blocks, and the largest modules that hold no block. A further run in
+which block i does something else takes the outputs of all tiles that ran before it from memory; functional code
+between the tiles is executed as it stands. Where tiles hand on more than their outputs, the run starts earlier, in
+front of those that do (see `restarts`). So the result is bitwise that of a whole forward. Memory: one mini-batch of
+tile outputs.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch, call
+from shoal.blocks.graph import BlockGraph
+from shoal.blocks.restarts import reproduces, same_tensors, unread_beside
+from shoal.blocks.trace import ModuleCall
+from shoal.blocks.variants import other_values
+from shoal.errors import ModelRaisedError
+from shoal.outputs import read_outputs
+from shoal.preserve import patched
+
+Forward = Callable[..., Any]
+
+# Samples on which restarts are tried.
+_SAMPLES = 2
+
+
+class PrefixCache:
+    """The cached run of one mini-batch; `base` holds forwards that stay replaced in every run (blocks already gone)."""
+
+    def __init__(self, anatomy: BlockGraph, base: Mapping[str, Forward] | None = None) -> None:
+        self.model = anatomy.model
+        self.base = {self.model.get_submodule(path): forward for path, forward in (base or {}).items()}
+        self.tiles = _tiles(anatomy)
+        self.order = {one.path: one.index for one in self.tiles}
+        self.overwritten = _overwritten(anatomy, self.tiles)
+        self.outputs: dict[str, Any] = {}
+        self.batch: Batch | None = None
+        self.trace, self.restarts = anatomy.trace, anatomy.restarts
+
+    def capture(self, batch: Batch) -> Any:
+        """Run the whole network once and keep what every tile returned; returns the network's output.
+
+        The first time for a network, it is found out on a few samples from where it may be run again.
+        """
+        if not self.restarts:
+            self._find_restarts(batch)
+        return self._record(batch)
+
+    def _record(self, batch: Batch) -> Any:
+        self.outputs, self.batch = {}, batch
+        handles = [one.module.register_forward_hook(self._keeper(one.path)) for one in self.tiles]
+        try:
+            with patched(self.base):
+                return call(self.model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def run(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
+        """The network's output with `forwards` in place, of which the first to run lies in the tile at `path`."""
+        if self.batch is None:
+            raise RuntimeError("capture() a mini-batch before run()")
+        return self._run_from(self.restarts[path], forwards)
+
+    def _run_from(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
+        """Everything before the tile at `path` from memory."""
+        start = self.order[path]
+        stubs: dict[nn.Module, Forward] = {
+            one.module: self._stub(one.path) for one in self.tiles if one.index < start and one.path in self.outputs
+        }
+        with patched({**self.base, **stubs, **forwards}):
+            return call(self.model, self.batch or Batch())
+
+    def _find_restarts(self, batch: Batch) -> None:
+        """Fill `restarts`: for each tile the last one, itself or in front of it, from which a run is as a whole one."""
+        sample = batch.take(_SAMPLES)
+        try:
+            whole = _tensors(self._record(sample))
+        except ModelRaisedError:  # not every network takes so few
+            sample = batch
+            whole = _tensors(self._record(sample))
+        with patched(self.base):
+            exact = same_tensors(_tensors(call(self.model, sample)), whole)
+            with suppress(ModelRaisedError):  # what modules keep is then that of another input
+                call(self.model, other_values(sample))
+        paths = [tile.path for tile in self.tiles]
+
+        def restart(number: int) -> list[Tensor] | None:
+            with suppress(ModelRaisedError):
+                return _tensors(self._run_from(paths[number], {}))
+            return None
+
+        agreeing = reproduces(restart, whole, len(paths), exact=exact)
+        last = paths[0] if paths else ""
+        for path, *sound in zip(paths, agreeing, unread_beside(self.trace, self.tiles), strict=True):
+            last = path if all(sound) else last
+            self.restarts[path] = last
+        self.outputs, self.batch = {}, None
+
+    def without(self, path: str, remainder: nn.Module) -> Any:
+        """The network's output with the block at `path` down to its remainder."""
+        return self.run(self.tile_of(path), {self.model.get_submodule(path): remainder.forward})
+
+    def tile_of(self, path: str) -> str:
+        """The tile in which the module at `path` runs; the first inside it, where it is opened up itself."""
+        around = (tile for tile in self.order if path == tile or path.startswith(tile + "."))
+        return next(around, None) or next(tile for tile in self.order if tile.startswith(path + "."))
+
+    def _keeper(self, path: str) -> Callable[..., None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            self.outputs[path] = _cloned(output) if path in self.overwritten else output
+
+        return keep
+
+    def _stub(self, path: str) -> Forward:
+        kept = self.outputs[path]
+        if path in self.overwritten:
+            return lambda *args, **kwargs: _cloned(kept)
+        return lambda *args, **kwargs: kept
+
+
+def restart_notes(anatomy: BlockGraph) -> list[str]:
+    """What a record says of runs that started earlier than at the module that was changed; nothing where none did."""
+    moved = sum(path != start for path, start in anatomy.restarts.items())
+    if not moved:
+        return []
+    return [
+        f"modules of this network hand values on beside their outputs: with a change in any of {moved} of its "
+        f"{len(anatomy.restarts)} parts it was run from in front of those that do, or whole (slower, the same figures)"
+    ]
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """A copy of every tensor of an output: a module may keep the very one."""
+    return [tensor.clone() for tensor in read_outputs(output).tensors.values()]
+
+
+def _tiles(anatomy: BlockGraph) -> list[ModuleCall]:
+    """The blocks and the largest modules that hold none, as far as they are called once, in the order they ran.
+
+    A Sequential outside the blocks is opened up too, so that a plain chain has a tile for each of its layers.
+    """
+    trace = anatomy.trace
+    blocks = {one.index for one in anatomy.calls.values()}
+    holders = {outer.index for block in anatomy.calls.values() for outer in trace.enclosing(block.parent)}
+    tiles = []
+    for one in trace.calls:
+        if not one.path:
+            holders.add(one.index)
+        if one.parent not in holders or one.index in holders:
+            continue
+        if isinstance(one.module, nn.Sequential) and one.index not in blocks:
+            holders.add(one.index)
+        elif len(trace.calls_of(one.module)) == 1:
+            tiles.append(one)
+    return tiles
+
+
+def _overwritten(anatomy: BlockGraph, tiles: list[ModuleCall]) -> frozenset[str]:
+    """The tiles whose output somebody changes in place later; if a block is among them, every block."""
+    found = set()
+    for one in tiles:
+        outputs = set(one.outputs)
+        if any(outputs & set(op.changed) for op in anatomy.trace.ops[one.stop :]):
+            found.add(one.path)
+    blocks = {one.path for one in tiles if one.path in anatomy.calls}
+    # A removed block hands its predecessor's output through: what overwrites one block's output may then hit another's.
+    return frozenset(found | blocks if found & blocks else found)
+
+
+def _cloned(item: Any) -> Any:
+    if isinstance(item, Tensor):
+        return item.clone(memory_format=torch.preserve_format)
+    if isinstance(item, tuple):
+        return type(item)(*(_cloned(part) for part in item)) if hasattr(item, "_fields") else tuple(map(_cloned, item))
+    if isinstance(item, list):
+        return [_cloned(part) for part in item]
+    if isinstance(item, dict):
+        return {key: _cloned(part) for key, part in item.items()}
+    return item

@@ -1,0 +1,131 @@
+"""Which values of a run can never be negative: what lets a ReLU after a removed addition go too."""
+
+from collections.abc import Callable, Collection, Iterable, Set
+from typing import Any
+
+from shoal.blocks.operations import KEEPS_SIGN, NON_NEGATIVE
+from shoal.blocks.signatures import OpSignature, parts_of
+from shoal.blocks.template import TensorRef
+from shoal.blocks.trace import OpRecord, Trace
+
+# Interpolation that overshoots is none of these.
+_MODES = frozenset(["nearest", "nearest-exact", "linear", "bilinear", "trilinear", "area"])
+
+
+def non_negative_values(trace: Trace, zeros: Iterable[int] = ()) -> frozenset[int]:
+    """The values that are at least 0 for every input of the network, by the operations that made them.
+
+    Args:
+        trace: a run of the network.
+        zeros: values known to be zero, whatever made them.
+    """
+    known: set[int] = set(zeros)
+    for op in trace.ops:
+        known.update(non_negative_results(trace, op, known))
+    return frozenset(known)
+
+
+def non_negative_results(trace: Trace, op: OpRecord, known: Set[int]) -> list[int]:
+    """What an operation makes that is never negative, where the values `known` are not."""
+    signature = op.signature
+    if signature is None or not _is_non_negative(signature, known):
+        return []
+    several = [] if op.value is not None or op.changed else op.outputs
+    results = [op.value] if op.value is not None else several
+    # What shares memory with a tensor changed in place keeps its other elements as they were.
+    aliases = [value for value, before in zip(op.outputs, op.changed, strict=False) if before in known]
+    return [value for value in (*results, *aliases) if trace.values[value].dtype.is_floating_point]
+
+
+def _is_non_negative(signature: OpSignature, known: Collection[int]) -> bool:
+    name = signature.name
+    rule = _RULES.get(name)
+    if rule is not None:
+        return rule(signature, known)
+    if name in NON_NEGATIVE:
+        return True
+    if name in KEEPS_SIGN:
+        return _all(known, parts_of(signature.get("tensors", signature.get("input"))))
+    return False
+
+
+def _all(known: Collection[int], items: Iterable[object]) -> bool:
+    listed = list(items)
+    return bool(listed) and all(_at_least_0(known, item) for item in listed)
+
+
+def _at_least_0(known: Collection[int], item: object) -> bool:
+    if isinstance(item, TensorRef):
+        return item.value in known
+    return isinstance(item, (int, float)) and item >= 0
+
+
+def _both(one: str, other: str) -> Callable[[OpSignature, Collection[int]], bool]:
+    return lambda signature, known: _all(known, (signature.get(one), signature.get(other)))
+
+
+def _above(bound: str) -> Callable[[OpSignature, Collection[int]], bool]:
+    """Whatever comes in, nothing below this argument comes out."""
+    return lambda signature, known: _at_least_0(known, signature.get(bound))
+
+
+def _sum(signature: OpSignature, known: Collection[int]) -> bool:
+    scaled = _at_least_0(known, signature.get("alpha", 1))
+    return scaled and _all(known, (signature.get("input"), signature.get("other")))
+
+
+def _pad(signature: OpSignature, known: Collection[int]) -> bool:
+    return _all(known, (signature.get("input"), signature.get("value") or 0))
+
+
+def _clamp(signature: OpSignature, known: Collection[int]) -> bool:
+    low, high = signature.get("min"), signature.get("max")
+    return (_at_least_0(known, low) or _at_least_0(known, signature.get("input"))) and (
+        high is None or _at_least_0(known, high)
+    )
+
+
+def _pool(signature: OpSignature, known: Collection[int]) -> bool:
+    divisor = signature.get("divisor_override")
+    return _at_least_0(known, signature.get("input")) and (divisor is None or divisor > 0)
+
+
+def _resized(signature: OpSignature, known: Collection[int]) -> bool:
+    return _at_least_0(known, signature.get("input")) and signature.get("mode") in _MODES
+
+
+def _view(signature: OpSignature, known: Collection[int]) -> bool:
+    return _at_least_0(known, signature.get("input")) and signature.get("dtype") is None  # else other numbers
+
+
+def _softplus(signature: OpSignature, known: Collection[int]) -> bool:
+    beta = signature.get("beta")
+    return isinstance(beta, (int, float)) and beta > 0
+
+
+def _max(signature: OpSignature, known: Collection[int]) -> bool:
+    other: Any = signature.get("other", 0)
+    return _all(known, (signature.get("input"), other))
+
+
+_RULES: dict[str, Callable[[OpSignature, Collection[int]], bool]] = {
+    "add": _sum,
+    "mul": _both("input", "other"),
+    "where": _both("input", "other"),
+    "masked_fill": _both("input", "value"),
+    "max": _max,
+    "maximum": lambda signature, known: any(_at_least_0(known, signature.get(one)) for one in ("input", "other")),
+    "minimum": _both("input", "other"),
+    "hardtanh": lambda signature, known: _all(known, (signature.get("min_val"), signature.get("max_val"))),
+    "clamp": _clamp,
+    "clamp_min": _above("min"),
+    "copy": _above("src"),
+    "threshold": lambda signature, known: _all(known, (signature.get("threshold"), signature.get("value"))),
+    "pad": _pad,
+    "interpolate": _resized,
+    "upsample": _resized,
+    "avg_pool2d": _pool,
+    "avg_pool3d": _pool,
+    "view": _view,
+    "softplus": _softplus,
+}

@@ -1,0 +1,293 @@
+"""`shoal compress` and `shoal apply`: what they do between the words of the command line and the pipeline."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from shoal.batches import batches, call, device_of
+from shoal.blocks import analyze
+from shoal.cli.console import Session
+from shoal.cli.loading import DataOptions, check_input, open_data, open_network, output_folder, pick_device
+from shoal.errors import UsageError
+from shoal.pipeline import Goal, Grain, MeasureConfig, Recover, RunInfo, compress
+from shoal.pipeline.candidate_table import DEFAULT_KINDS, STUDENT_BUDGET
+from shoal.preserve import evaluating
+from shoal.record import summary_of
+from shoal.recover import DistillConfig, TrainingBudget, read_budget
+from shoal.recover.loaders import EpochOf
+from shoal.report import show
+from shoal.sources import Data
+from shoal.store import OpenedFolder, RunFolder
+from shoal.surgery import model_digest
+
+TABLES = "tables"
+# What the cut of a plan recovers for where nothing is said: a budget below the original's latency costs accuracy.
+RECOVERY = "5m"
+
+
+@dataclass(frozen=True)
+class CompressRequest:
+    """Everything `shoal compress` was asked."""
+
+    model: str
+    data: str
+    weights: Path | None
+    goal: Goal
+    data_options: DataOptions
+    images: int
+    out: Path | None
+    device: str
+    channels_last: bool
+    dry_run: bool
+    command: str
+    fold: bool = False
+    latency_from: str | None = None
+    tables: Path | None = None
+    recover: str | None = None
+    recovery_asked: bool = True
+    unlabelled: str | None = None
+    try_plans: int = 0
+    stand_ins: str | None = None
+    student_budget: str = STUDENT_BUDGET
+    output: list[str] | None = None
+
+    def settings(self) -> MeasureConfig:
+        """How to measure."""
+        return MeasureConfig(
+            images=self.images,
+            channels_last=self.channels_last,
+            stand_ins=_kinds(self.stand_ins),
+            student_budget=self.student_budget,
+        )
+
+
+def run_compress(session: Session, request: CompressRequest) -> int:
+    """Carry it out; returns the exit code."""
+    session.check_alone("compress")
+    device = pick_device(request.device)
+    opened = open_network(session, request.model, request.weights, device)
+    data = open_data(session, request.data, request.data_options, opened)
+    check_input(opened.model, data)
+    if request.latency_from is not None:
+        session.consent.check(request.latency_from, "a folder")
+    budget, extra = _recovery(session, request, opened)
+    settings = request.settings()
+    if request.dry_run and request.tables is not None:
+        from shoal.cli.dry_run import dry_run_plan
+
+        return dry_run_plan(session, request, opened.model, data)
+    if request.dry_run:
+        return _tell(session, request, opened.model, data)
+    validation = None if request.goal.exact else data.validation(augment=True)  # a proof is judged on no sample
+    path = output_folder(request.out, "compress")
+    session.resume_hint = f"The same command with --out {path} goes on from here."
+    with RunFolder(path, "compress", _arguments(request, opened.model, device)) as folder:
+        if folder.resumed:
+            session.say(f"resuming the run in {path}")
+        with session.progress() as progress:
+            result = compress(
+                opened.model,
+                data.calibration(augment=True),
+                eval=data.test(),
+                validation=validation,
+                **_goal_arguments(request.goal),
+                recover=_recover(budget, request, data, extra, path) if budget else None,
+                fold=request.fold,
+                latency_from=request.latency_from,
+                tables=(request.tables or path / TABLES) if request.goal.by_plan else None,
+                output=request.output,
+                settings=settings,
+                provenance=_provenance(request, opened.spec, data),
+                journal=folder,
+                progress=progress,
+            )
+            progress("writing model, report and record", 0, 1)
+            record = result.save(path, claimed=True)
+    if session.as_json:
+        session.print_json(summary_of(record, str(path)))
+    else:
+        show(record, str(path), session.console)
+    return 0 if record.reached else 1
+
+
+def _kinds(given: str | None) -> tuple[str, ...]:
+    """The stand-ins that --stand-ins names: just these, or with a plus the usual ones and these."""
+    if given is None:
+        return DEFAULT_KINDS
+    named = tuple(name.strip() for name in given.removeprefix("+").split(","))
+    return (*DEFAULT_KINDS, *named) if given.startswith("+") else named
+
+
+def _recovery(
+    session: Session, request: CompressRequest, opened: OpenedFolder
+) -> tuple[TrainingBudget | None, Data | None]:
+    """The budget of recovery, and the unlabelled data for it.
+
+    Raises:
+        UsageError: unlabelled data, or plans to try, without recovery.
+    """
+    budget = read_budget(request.recover)
+    if request.try_plans and (budget is None or not request.goal.by_plan):
+        raise UsageError(
+            "--try-plans is for plans that are recovered, and there are none",
+            "Leave it out, or ask for a budget (--latency 0.6) and --recover 10m.",
+        )
+    if request.unlabelled is None:
+        return budget, None
+    if budget is None:
+        raise UsageError("--unlabelled is for recovery, and there is none", "Add --recover 10m.")
+    return budget, open_data(session, request.unlabelled, request.data_options, opened)
+
+
+def _recover(budget: TrainingBudget, request: CompressRequest, data: Data, extra: Data | None, path: Path) -> Recover:
+    return Recover(
+        budget,
+        DistillConfig(seed=request.data_options.seed, channels_last=request.channels_last),
+        training=epochs_of(data),
+        unlabelled=epochs_of(extra) if extra is not None else None,
+        folder=path,
+        try_plans=request.try_plans,
+        asked=request.recovery_asked,
+    )
+
+
+def epochs_of(data: Data) -> EpochOf:
+    """The calibration part by epoch, each augmented anew."""
+    return lambda epoch: data.calibration(augment=True, epoch=epoch)
+
+
+def _goal_arguments(goal: Goal) -> dict[str, Any]:
+    return {
+        "remove": goal.remove,
+        "max_drop": goal.max_drop,
+        "blocks": goal.blocks,
+        "exact": goal.exact,
+        "latency": goal.target.latency,
+        "macs": goal.target.macs,
+        "params": goal.target.params,
+        "depth": goal.target.depth,
+        "replace": goal.replace,
+        "pick": goal.pick,
+        "grain": goal.grain,
+        "include": goal.include,
+        "exclude": goal.exclude,
+    }
+
+
+def _provenance(request: CompressRequest, spec: str, data: Data) -> RunInfo:
+    warnings = []
+    if request.weights is None and spec.split(":")[0] in ("torchvision", "timm") and "@" not in spec:
+        warnings.append(f"no --weights were given: {spec} was measured with random weights")
+    return RunInfo(spec, data.spec, request.data_options.seed, request.command, warnings)
+
+
+def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[str, Any]:
+    """All that decides the result: the same on an unfinished folder resumes it."""
+    return {
+        "model": request.model,
+        "weights": model_digest(model)[:16],
+        "weights_file": str(request.weights) if request.weights else None,
+        "data": request.data,
+        "goal": request.goal.to_dict(),
+        "mean": request.data_options.mean,
+        "std": request.data_options.std,
+        "size": request.data_options.size,
+        "limit": request.data_options.limit,
+        "seed": request.data_options.seed,
+        "batch_size": request.data_options.batch_size,
+        "tokenizer": str(request.data_options.tokenizer) if request.data_options.tokenizer else None,
+        "sequence_length": request.data_options.sequence_length,
+        "images": request.images,
+        "channels_last": request.channels_last,
+        "fold": request.fold,
+        "latency_from": request.latency_from,
+        "tables": str(request.tables) if request.tables else None,
+        "recover": request.recover,
+        "recovery_asked": request.recovery_asked,
+        "try_plans": request.try_plans,
+        "stand_ins": request.stand_ins,
+        "student_budget": request.student_budget,
+        **({"output": request.output} if request.output else {}),
+        "unlabelled": request.unlabelled,
+        "device": device,
+    }
+
+
+def _tell(session: Session, request: CompressRequest, model: nn.Module, data: Data) -> int:
+    """What would be done, and about how long it would take on this machine."""
+    batch = next(batches(data.calibration(augment=True), device_of(model)))
+    anatomy = analyze(model, batch.take(2))
+    units = request.goal.grain == "unit"
+    candidates = anatomy.chain.select(request.goal.include, request.goal.exclude, whole=not units)
+    tries = sum(max(1, len(block.units)) if units else 1 for block in candidates)
+    with evaluating(model):
+        call(model, batch)
+        start = time.perf_counter()
+        call(model, batch)
+        seconds = time.perf_counter() - start
+    sweep = seconds * (request.images / batch.size) * (1 + tries / 2)
+    steps = _steps(request.goal, tries)
+    total = sweep * max(1, steps / 2) + 10
+    document = {
+        "dry_run": True,
+        "model": request.model,
+        "data": data.describe(),
+        "goal": request.goal.to_dict(),
+        "blocks": len(anatomy.chain),
+        "removable": len(anatomy.chain.removable),
+        "candidates": [block.path for block in candidates],
+        "seconds": round(total),
+    }
+    if session.as_json:
+        session.print_json(document)
+        return 0
+    session.say(f"{len(anatomy.chain)} residual blocks, {len(candidates)} of them candidates.")
+    session.say(
+        f"Would fit stand-ins for every span on {request.images} calibration samples, plan, then measure on test."
+        if request.goal.by_plan
+        else f"Would try up to {steps} removals on {request.images} calibration samples, then measure on test."
+    )
+    if read_budget(request.recover) is not None:
+        session.say(f"Would then recover for {read_budget(request.recover)}.")
+    if request.fold:
+        session.say("Would then fold batch norms, constants and chains of linear maps.")
+    session.say(f"About {max(total, 15):.0f} seconds at most on this machine. Nothing was written.")
+    return 0
+
+
+def _steps(goal: Goal, candidates: int) -> int:
+    if goal.by_plan:
+        return 1
+    if goal.remove is not None:
+        return min(goal.remove, candidates)
+    return candidates if goal.max_drop is not None else 1
+
+
+def as_grain(given: str) -> Grain:
+    """The grain that --grain names.
+
+    Raises:
+        UsageError: neither block nor unit.
+    """
+    known: dict[str, Grain] = {"block": "block", "unit": "unit"}
+    if given in known:
+        return known[given]
+    raise UsageError(f"--grain is '{given}', expected block or unit", "Leave it out for whole blocks.")
+
+
+def check_pair(model: str | None, data: str | None, command: str = "compress") -> tuple[str, str]:
+    """MODEL and DATA, the embedded default for both where neither is given.
+
+    Raises:
+        UsageError: a MODEL of the user's own without DATA.
+    """
+    if model is None:
+        return "digits-resnet", "digits"
+    if data is None and model == "digits-resnet":
+        return model, "digits"
+    if data is None:
+        raise UsageError(f"DATA is missing: '{model}' can only be measured on data", f"shoal {command} MODEL DATA")
+    return model, data

@@ -1,0 +1,257 @@
+"""`shoal distill`: from the words of the command line to a student that answers as its teacher does."""
+
+import copy
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from shoal.batches import batches
+from shoal.blocks import Chain, analyze
+from shoal.cli.compress import epochs_of
+from shoal.cli.console import Session
+from shoal.cli.loading import DataOptions, check_input, open_data, open_network, output_folder, pick_device
+from shoal.errors import TraceError, UsageError
+from shoal.measure import Predictions, compare, machine, paired_predictions, quality
+from shoal.plan import Fold, Plan, Replace
+from shoal.record import DistilRecord
+from shoal.recover import DistillConfig, DistillResult, TrainingBudget, distill, read_budget
+from shoal.sources import Data
+from shoal.store import OpenedFolder, RunFolder, read_folder_plan, save, write_text
+from shoal.store.folder import RECORD
+from shoal.surgery import input_specs, model_digest, signature_of
+
+_SET_ON = 4  # mini-batches that the batch norms of stand-ins are set from
+
+
+@dataclass(frozen=True)
+class DistillRequest:
+    """Everything `shoal distill` was asked."""
+
+    student: str
+    teacher: str
+    data: str
+    unlabelled: str | None
+    weights: Path | None
+    teacher_weights: Path | None
+    budget: str
+    rate: float | None
+    features: float | None
+    labels: float
+    bf16: bool
+    channels_last: bool
+    data_options: DataOptions
+    out: Path | None
+    device: str
+    dry_run: bool
+    command: str
+
+    def settings(self) -> DistillConfig:
+        """How to distil."""
+        plain = DistillConfig(
+            seed=self.data_options.seed,
+            rate=self.rate,
+            labels=self.labels,
+            precision="bf16" if self.bf16 else "fp32",
+            channels_last=self.channels_last,
+        )
+        return plain if self.features is None else replace(plain, features=self.features)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What was opened."""
+
+    student: OpenedFolder
+    teacher: OpenedFolder
+    data: Data
+    extra: Data | None
+    settings: DistillConfig
+    budget: TrainingBudget
+    device: str
+
+
+def run_distill(session: Session, request: DistillRequest) -> int:
+    """Carry it out; returns the exit code."""
+    session.check_alone("distill")
+    given = _opened(session, request)
+    if request.dry_run:
+        return _tell(session, request, given)
+    started = time.perf_counter()
+    path = output_folder(request.out, "distill")
+    session.resume_hint = f"The same command with --out {path} goes on from the last checkpoint."
+    with RunFolder(path, "distill", _arguments(request, given)) as folder:
+        if folder.resumed:
+            session.say(f"resuming the run in {path}")
+        with session.progress() as progress:
+            plan, said = _plan(given)
+            found = _distilled(given, plan, path, progress)
+            progress("measuring on test", 0, 1)
+            networks = [given.teacher.model, given.student.model, found.model]
+            answers = paired_predictions(networks, given.data.test(), given.device)
+            record = _record(request, given, found, answers, said, time.perf_counter() - started)
+            save(path, found.model, plan)
+            write_text(path / RECORD, record.model_dump_json(indent=2) + "\n")
+    if session.as_json:
+        session.print_json({**record.model_dump(mode="json"), "out": str(path)})
+    else:
+        _show(session, record, path)
+    return 0 if record.recovery.kept_step else 1
+
+
+def _opened(session: Session, request: DistillRequest) -> _Given:
+    settings, budget = request.settings(), read_budget(request.budget)
+    if budget is None:
+        raise UsageError("the budget of the distillation is none", "Give --budget 10m, or a number of steps.")
+    device = pick_device(request.device)
+    student = open_network(session, request.student, request.weights, device)
+    teacher = open_network(session, request.teacher, request.teacher_weights, device)
+    data = open_data(session, request.data, request.data_options, student)
+    for one in (student, teacher):
+        check_input(one.model, data)
+    extra = open_data(session, request.unlabelled, request.data_options, student) if request.unlabelled else None
+    return _Given(student, teacher, data, extra, settings, budget, device)
+
+
+def _plan(given: _Given) -> tuple[Plan, list[str]]:
+    """The plan that rebuilds the student, and what is to be said about it."""
+    spec = given.student.spec
+    if Path(spec).is_dir():
+        plan = read_folder_plan(Path(spec))
+        folded = any(isinstance(one, Fold) for one in plan.actions)
+        return plan, ["the student is folded already: it learns best before it is folded"] if folded else []
+    example, said = given.data.example(2), []
+    model = copy.deepcopy(given.student.model).to("cpu").eval()
+    try:
+        chain = analyze(model, example).chain
+    except TraceError as error:
+        chain = Chain(())
+        said = [
+            "the student cannot be traced, so `shoal.load` cannot make it again from the folder: load "
+            f"model.safetensors into a network of your own ({error.message})"
+        ]
+    return Plan(model=spec, inputs=input_specs(example), network=signature_of(model, chain), actions=[]), said
+
+
+def _replaced(plan: Plan) -> list[Replace]:
+    """The stand-ins of an output folder, where they are still as the plan says: nothing was folded into them."""
+    if any(isinstance(one, Fold) for one in plan.actions):
+        return []
+    return [one for one in plan.actions if isinstance(one, Replace)]
+
+
+def _distilled(given: _Given, plan: Plan, path: Path, progress: Any) -> DistillResult:
+    replaced = _replaced(plan)
+    return distill(
+        given.student.model,
+        given.teacher.model,
+        epochs_of(given.data),
+        validation=given.data.validation(),
+        budget=given.budget,
+        unlabelled=epochs_of(given.extra) if given.extra is not None else None,
+        settings=given.settings,
+        folder=path,
+        device=given.device,
+        replaced=replaced,
+        known=list(batches(given.data.calibration(limit=_SET_ON * 128), given.device)) if replaced else [],
+        progress=progress,
+    )
+
+
+def _record(
+    request: DistillRequest,
+    given: _Given,
+    found: DistillResult,
+    answers: list[Predictions],
+    warnings: list[str],
+    seconds: float,
+) -> DistilRecord:
+    teacher, before, after = answers
+    return DistilRecord(
+        command=request.command,
+        student=given.student.spec,
+        teacher=given.teacher.spec,
+        data=given.data.spec,
+        unlabelled=given.extra.spec if given.extra is not None else None,
+        seed=given.settings.seed,
+        recovery=found.recovery,
+        teacher_quality=quality(teacher, "test"),
+        quality_before=quality(before, "test"),
+        quality_after=quality(after, "test"),
+        before=compare(teacher, before, "test"),
+        after=compare(teacher, after, "test"),
+        machine=machine(given.device),
+        warnings=warnings,
+        seconds=seconds,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _arguments(request: DistillRequest, given: _Given) -> dict[str, Any]:
+    """All that decides the result: the same on an unfinished folder resumes it."""
+    options = request.data_options
+    return {
+        "student": request.student,
+        "student_weights": _digest(given.student.model),
+        "teacher": request.teacher,
+        "teacher_weights": _digest(given.teacher.model),
+        "data": request.data,
+        "unlabelled": request.unlabelled,
+        "budget": str(given.budget),
+        "settings": given.settings.to_dict(),
+        "mean": options.mean,
+        "std": options.std,
+        "size": options.size,
+        "limit": options.limit,
+        "batch_size": options.batch_size,
+        "tokenizer": str(options.tokenizer) if options.tokenizer else None,
+        "sequence_length": options.sequence_length,
+        "device": given.device,
+    }
+
+
+def _digest(model: nn.Module) -> str:
+    return model_digest(model)[:16]
+
+
+def _show(session: Session, record: DistilRecord, path: Path) -> None:
+    for warning in record.warnings:
+        session.say(f"warning: {warning}")
+    if record.quality_after.top1 is not None and record.quality_before.top1 is not None:
+        session.say(
+            f"top-1 {100 * record.quality_before.top1:.1f} % → {100 * record.quality_after.top1:.1f} % on "
+            f"{record.quality_after.n} test samples (teacher {100 * (record.teacher_quality.top1 or 0.0):.1f} %)"
+        )
+    before, after = record.before, record.after
+    if before.agreement is None or after.agreement is None:
+        session.say(f"squared error on test, of the output's variance: {before.kl:.4g} → {after.kl:.4g}")
+    else:
+        session.say(
+            f"divergence from the teacher on test {before.kl:.4f} → {after.kl:.4f} nats, agreement "
+            f"{100 * before.agreement:.1f} % → {100 * after.agreement:.1f} %"
+        )
+    session.say(record.recovery.sentence)
+    session.say(f"written to {path}")
+
+
+def _tell(session: Session, request: DistillRequest, given: _Given) -> int:
+    document = {
+        "dry_run": True,
+        "student": request.student,
+        "teacher": request.teacher,
+        "data": given.data.describe(),
+        "unlabelled": given.extra.describe() if given.extra is not None else None,
+        "budget": str(given.budget),
+        "settings": given.settings.to_dict(),
+    }
+    if session.as_json:
+        session.print_json(document)
+    else:
+        session.say(
+            f"Would distil {request.student} from {request.teacher} for {given.budget} on {document['data']}. "
+            "Nothing was written."
+        )
+    return 0

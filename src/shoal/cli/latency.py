@@ -1,0 +1,60 @@
+"""`shoal latency`: the table of latencies of one network on this device."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoal.batches import Batch, device_of
+from shoal.cli.console import Session
+from shoal.cli.loading import DataOptions, example_for, open_data, open_network, pick_device
+from shoal.pipeline.latency_table import latency_table
+from shoal.store import write_text
+
+
+@dataclass(frozen=True)
+class LatencyRequest:
+    """Everything `shoal latency` was asked."""
+
+    model: str
+    data: str | None
+    weights: Path | None
+    shape: str | None
+    data_options: DataOptions
+    out: Path
+    device: str
+    channels_last: bool
+
+
+def run_latency(session: Session, request: LatencyRequest) -> int:
+    """Carry it out; returns the exit code."""
+    session.check_alone("latency")
+    device = pick_device(request.device)
+    opened = open_network(session, request.model, request.weights, device)
+    data = open_data(session, request.data, request.data_options, opened) if request.data else None
+    example = example_for(opened, data, request.shape).to(device_of(opened.model))
+    batch = _repeated(example, request.data_options.batch_size)
+    with session.progress() as progress:
+        table = latency_table(opened.model, batch, channels_last=request.channels_last, progress=progress)
+    write_text(request.out, table.to_json() + "\n")
+    if session.as_json:
+        session.print_json({"out": str(request.out), "whole_ms": table.whole_ms, "entries": len(table.entries)})
+    else:
+        session.say(f"{table.whole_ms:.4g} ms for the whole network at batch {batch.size} on {table.device}.")
+        session.say(f"{len(table.entries)} kinds of blocks and stand-ins timed: {request.out}")
+    return 0
+
+
+def _repeated(example: Batch, size: int) -> Batch:
+    """The example as often as fills a mini-batch."""
+    times = -(-size // example.size)
+    return Batch(
+        tuple(_filled(one, times, size) for one in example.args),
+        {key: _filled(one, times, size) for key, one in example.kwargs.items()},
+    )
+
+
+def _filled(value: object, times: int, size: int) -> object:
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        return value
+    return value.repeat(times, *[1] * (value.dim() - 1))[:size]

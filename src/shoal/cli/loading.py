@@ -1,0 +1,179 @@
+"""From the words of a command line to things: device, numbers, data, model, example input, output folder."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from shoal.batches import Batch, call, device_of
+from shoal.cli.console import Session
+from shoal.errors import ModelRaisedError, UsageError
+from shoal.plan import InputSpec
+from shoal.preserve import evaluating
+from shoal.reading import is_folder
+from shoal.sources import Data, TextFormat, infer_text_format, load_data
+from shoal.store import OpenedFolder, open_model, read_folder_plan
+from shoal.surgery import example_of, input_specs
+
+# Shapes tried, in this order, where nobody says what a network takes.
+_USUAL_SHAPES = ((3, 224, 224), (3, 32, 32), (1, 28, 28), (1, 8, 8))
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How to read DATA."""
+
+    mean: str | None = None
+    std: str | None = None
+    size: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 128
+    tokenizer: Path | None = None
+    sequence_length: int | None = None
+
+
+def open_data(session: Session, spec: str, options: DataOptions, network: OpenedFolder | None = None) -> Data:
+    """The data; says so where a user's file is run for it. Text is read as the network reads it."""
+    session.consent.check(spec, "a folder")
+    if ".py:" in spec:
+        session.errors.print(f"running {spec} for the data", markup=False, soft_wrap=True)
+    return load_data(
+        spec,
+        mean=numbers(options.mean, "--mean"),
+        std=numbers(options.std, "--std"),
+        size=options.size,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        limit=options.limit,
+        reading=_reading(session, spec, options, network),
+    )
+
+
+def _reading(session: Session, spec: str, options: DataOptions, network: OpenedFolder | None) -> TextFormat | None:
+    if not spec.strip().startswith("text:"):
+        if options.tokenizer is not None or options.sequence_length is not None:
+            raise UsageError("--tokenizer and --sequence-length are for text", "Leave them out, or give text:FILE.")
+        return None
+    if network is None:
+        return None
+    reading = infer_text_format(network.model, options.tokenizer, options.sequence_length)
+    fetch = network.fetch if options.tokenizer is None else session.consent.covers(str(options.tokenizer))
+    return replace(reading, fetch=fetch)
+
+
+def open_network(session: Session, spec: str, weights: Path | None, device: str = "cpu") -> OpenedFolder:
+    """The network on its device, in eval mode; says so where a user's file is run for it."""
+    session.consent.check(spec, "a folder")
+    if ".py:" in spec:
+        session.errors.print(f"running {spec} for the network", markup=False, soft_wrap=True)
+    opened = open_model(spec, weights, session.consent)
+    opened.model.to(device).eval()
+    return opened
+
+
+def pick_device(name: str) -> str:
+    """A device torch can use now.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"the device '{name}' cannot be used: {first}", "Try --device cpu.") from error
+    return name
+
+
+def numbers(text: str | None, option: str) -> list[float] | None:
+    """`0.5,0.4` as numbers.
+
+    Raises:
+        UsageError: something else.
+    """
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"{option} is '{text}', expected numbers like 0.49,0.48,0.45", "Separate by commas."
+        ) from error
+
+
+def names(text: str | None) -> list[str]:
+    """`a,b` as names."""
+    return [part.strip() for part in text.split(",") if part.strip()] if text else []
+
+
+def example_for(opened: OpenedFolder, data: Data | None, shape: str | None) -> Batch:
+    """An input to trace with: from the data, the shape given, what the network says of itself, or the usual shapes.
+
+    Raises:
+        UsageError: nothing fits; says how to give a shape.
+    """
+    if data is not None:
+        return data.example(2)
+    if shape is not None:
+        return _zeros([int(part) for part in numbers(shape, "--shape") or []])
+    if is_folder(Path(opened.spec)):
+        return example_of(read_folder_plan(Path(opened.spec)).inputs)
+    if opened.spec == "digits-resnet":
+        return load_data("digits").example(2)
+    dummy = getattr(opened.model, "dummy_inputs", None)  # Hugging Face
+    if isinstance(dummy, dict):
+        return Batch(kwargs=dict(dummy))
+    size = getattr(opened.model, "default_cfg", {}).get("input_size")  # timm
+    for candidate in [size] if size else _USUAL_SHAPES:
+        if _runs(opened.model, _zeros(list(candidate))):
+            return _zeros(list(candidate))
+    raise UsageError(
+        "the network takes none of the usual input shapes", "Give DATA, or --shape 3,64,64 (without the batch)."
+    )
+
+
+def _zeros(shape: list[int]) -> Batch:
+    return example_of([InputSpec(shape=shape, dtype="float32")])
+
+
+def _runs(model: nn.Module, batch: Batch) -> bool:
+    with evaluating(model):
+        try:
+            call(model, batch.take(1))
+        except ModelRaisedError:
+            return False
+    return True
+
+
+def random_like(batch: Batch, seed: int = 0) -> Batch:
+    """Random numbers in the place of zeros, so that an export is compared on something; integers stay as they are."""
+    generator = torch.Generator().manual_seed(seed)
+    specs = input_specs(batch)
+    filled = example_of(specs, batch.size)
+    for tensor in filled.tensors:
+        if tensor.is_floating_point():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    return filled
+
+
+def check_input(model: nn.Module, data: Data) -> None:
+    """Refuse data that the network does not take, before anything is written."""
+    with evaluating(model):
+        call(model, data.example(2).to(device_of(model)))
+
+
+def output_folder(out: Path | None, command: str) -> Path:
+    """The folder asked for, or a new one named by command and time."""
+    if out is not None:
+        return out
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    base = Path("shoal-runs") / f"{command}-{stamp}"
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path

@@ -1,0 +1,172 @@
+"""`shoal compress --from DIR`: another goal for the network of an earlier run, starting from its tables."""
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shoal.cli.compress import TABLES, CompressRequest
+from shoal.cli.loading import DataOptions
+from shoal.errors import FolderError, UsageError
+from shoal.pipeline import Goal
+from shoal.pipeline.cache import CLAIM
+from shoal.pipeline.candidate_table import STUDENT_BUDGET
+from shoal.reading import is_file, read_json, refusing
+from shoal.recover import read_budget
+from shoal.store.folder import RUN
+
+
+class _Patterns(BaseModel):
+    """Of the goal of a run: which blocks it was about."""
+
+    include: list[str] = []
+    exclude: list[str] = []
+
+
+class _Before(BaseModel):
+    """What `run.json` says of an earlier run, as far as another goal needs it; any other key is passed over."""
+
+    model_config = ConfigDict(strict=True)
+
+    model: str
+    data: str
+    weights_file: str | None = None
+    goal: _Patterns = _Patterns()
+    mean: str | None = None
+    std: str | None = None
+    size: int | None = None
+    limit: int | None = None
+    seed: int = Field(ge=-(2**63), lt=2**64)
+    batch_size: int = Field(ge=1)
+    tokenizer: str | None = None
+    sequence_length: int | None = None
+    images: int = Field(ge=1)
+    device: str
+    channels_last: bool
+    latency_from: str | None = None
+    tables: str | None = None
+    recover: str | None = None
+    recovery_asked: bool = True
+    try_plans: int = Field(default=0, ge=0)
+    stand_ins: str | None = None
+    student_budget: str = STUDENT_BUDGET
+    unlabelled: str | None = None
+
+
+def load_previous_request(folder: Path, asked: CompressRequest, given: Collection[str]) -> CompressRequest:
+    """The request of the run in `folder`, with the new goal.
+
+    Network, data, recovery and everything the tables depend on are taken from that run; only where the network's
+    weights or the data have moved are they given again.
+
+    Args:
+        folder: of the earlier run.
+        asked: what the command line says.
+        given: names of the options that stand on the command line.
+
+    Raises:
+        UsageError: a goal that needs no plan, or an option that would need other tables.
+        FolderError: no run of `shoal compress`, or one that made no tables.
+    """
+    if not asked.goal.by_plan:
+        raise UsageError(
+            "--from starts from the tables of a plan, this goal needs none",
+            "Give --latency, --macs, --params, --depth, --pick, or --max-drop with --replace.",
+        )
+    if asked.goal.include or asked.goal.exclude:
+        raise UsageError("--include and --exclude belong to the tables", "Make new ones: leave out --from.")
+    before = _arguments(folder)
+    _check_asked(asked, before, given)
+    tables = (Path(before["tables"]) if before.get("tables") else folder / TABLES).resolve()
+    if not is_file(tables / CLAIM):  # nothing is begun in a folder that run.json merely names
+        raise FolderError(f"'{folder}' holds no tables: its run made no plan", "Give the folder of one with a budget.")
+    options = DataOptions(
+        before["mean"],
+        before["std"],
+        before["size"],
+        before["limit"],
+        before["seed"],
+        before["batch_size"],
+        Path(before["tokenizer"]) if before.get("tokenizer") else None,
+        before.get("sequence_length"),
+    )
+    weights = Path(before["weights_file"]) if before.get("weights_file") else None
+    goal = Goal(**{**_plain(asked.goal), "include": _names(before, "include"), "exclude": _names(before, "exclude")})
+    return dataclasses.replace(
+        asked,
+        model=asked.model or before["model"],
+        data=asked.data or before["data"],
+        weights=asked.weights or weights,
+        goal=goal,
+        data_options=options,
+        images=before["images"],
+        device=before["device"],
+        channels_last=before["channels_last"],
+        stand_ins=before.get("stand_ins"),
+        student_budget=before.get("student_budget", asked.student_budget),
+        output=before.get("output"),
+        latency_from=asked.latency_from or before.get("latency_from"),
+        tables=tables,
+        **_recovery(asked, before, given),
+    )
+
+
+def _recovery(asked: CompressRequest, before: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """Budget, unlabelled data and plans to try of recovery, each as in that run unless the command line names it."""
+    budget = asked.recover if "recover" in given else before.get("recover")
+    extra = asked.unlabelled if "unlabelled" in given else before.get("unlabelled")
+    if "unlabelled" not in given and read_budget(budget) is None:
+        extra = None
+    named = "recover" in given or "unlabelled" in given
+    # A folder of an earlier version does not say whether somebody asked: then it is taken as asked for.
+    tried = asked.try_plans if "try_plans" in given or read_budget(budget) is None else before.get("try_plans", 0)
+    if not asked.goal.target.to_dict() and "try_plans" not in given:
+        tried = 0  # only for a budget do several plans contend
+    asked_for = named or before.get("recovery_asked", True)
+    return {"recover": budget, "unlabelled": extra, "recovery_asked": asked_for, "try_plans": tried}
+
+
+def _check_asked(asked: CompressRequest, before: dict[str, Any], given: Collection[str]) -> None:
+    """Refuse what says something else than the run that made the tables."""
+    options = dataclasses.asdict(asked.data_options)
+    options["tokenizer"] = str(options["tokenizer"]) if options["tokenizer"] else None
+    now = {
+        **options,
+        "images": asked.images,
+        "device": asked.device,
+        "channels_last": asked.channels_last,
+        "stand_ins": asked.stand_ins,
+        "student_budget": asked.student_budget,
+        "output": asked.output,
+    }
+    for name, value in now.items():
+        if name in given and value != before.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{flag} is {value}, the tables were made with {before.get(name)}",
+                f"Leave out {flag}, or make new tables: leave out --from.",
+            )
+
+
+def _arguments(folder: Path) -> dict[str, Any]:
+    with refusing(FolderError, f"'{folder}' is no output folder of Shoal", "Give that of a run with a budget."):
+        claim = read_json(folder / RUN)
+    arguments = claim.get("arguments") if isinstance(claim, dict) else None
+    if not isinstance(arguments, dict) or claim.get("command") != "compress":
+        raise FolderError(f"'{folder}' is no run of `shoal compress`", "Give the folder of a run with a budget.")
+    with refusing(FolderError, f"'{folder / RUN}' is damaged", "Give the folder of another run."):
+        try:
+            return _Before.model_validate(arguments).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _names(arguments: dict[str, Any], key: str) -> tuple[str, ...]:
+    return tuple(arguments.get("goal", {}).get(key, ()))
+
+
+def _plain(goal: Goal) -> dict[str, Any]:
+    return {one.name: getattr(goal, one.name) for one in dataclasses.fields(goal)}

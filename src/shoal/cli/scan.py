@@ -1,0 +1,113 @@
+"""`shoal scan`: from the words of the command line to the scan, its record and its report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shoal.cli.console import Session
+from shoal.cli.loading import DataOptions, check_input, open_data, open_network, output_folder, pick_device
+from shoal.errors import UsageError
+from shoal.record import ScanRecord
+from shoal.report import render_scan, show_scan
+from shoal.scanning import ScanRunInfo, ScanSettings, scan
+from shoal.sources import Data
+from shoal.store import RunFolder, write_text
+from shoal.store.folder import RECORD, REPORT
+from shoal.surgery import model_digest
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class ScanRequest:
+    """Everything `shoal scan` was asked."""
+
+    model: str
+    data: str
+    also: str | None
+    weights: Path | None
+    split: str
+    settings: ScanSettings
+    data_options: DataOptions
+    out: Path | None
+    device: str
+    dry_run: bool
+    command: str
+
+
+def run_scan(session: Session, request: ScanRequest) -> int:
+    """Carry it out; returns the exit code."""
+    session.check_alone("scan")
+    if request.split not in SPLITS:
+        raise UsageError(f"--split is '{request.split}', expected one of {', '.join(SPLITS)}", "Leave it out for test.")
+    device = pick_device(request.device)
+    opened = open_network(session, request.model, request.weights, device)
+    data = open_data(session, request.data, request.data_options, opened)
+    other = open_data(session, request.also, request.data_options, opened) if request.also else None
+    for one in (data, other):
+        if one is not None:
+            check_input(opened.model, one)
+    if request.dry_run:
+        sizes = data.describe()
+        session.say(f"Would scan {request.model} on the {request.split} part of {sizes}. Nothing was written.")
+        return 0
+    path = output_folder(request.out, "scan")
+    session.resume_hint = f"The same command with --out {path} goes on from here."
+    with RunFolder(path, "scan", _arguments(request, model_digest(opened.model), device)) as folder:
+        if folder.resumed:
+            session.say(f"resuming the scan in {path}")
+        with session.progress() as progress:
+            record = scan(
+                opened.model,
+                _split(data, request.split),
+                also=other.test() if other is not None else None,
+                also_name=other.spec if other is not None else "",
+                settings=request.settings,
+                origin=ScanRunInfo(opened.spec, data.spec, request.data_options.seed, request.command, request.split),
+                journal=folder,
+                progress=progress,
+            )
+        write_text(path / REPORT, render_scan(record))
+        write_text(path / RECORD, record.model_dump_json(indent=1) + "\n")
+    if session.as_json:
+        session.print_json(scan_summary(record) | {"out": str(path)})
+    else:
+        show_scan(record, str(path), session.console)
+    return 0
+
+
+def _split(data: Data, split: str) -> Any:
+    if split == "train":
+        return data.calibration(augment=False)
+    return data.validation() if split == "validation" else data.test()
+
+
+def scan_summary(record: ScanRecord) -> dict[str, Any]:
+    """What `shoal scan --json` prints: the record, with `layers` and `blocks` as the contract has them."""
+    return record.model_dump(mode="json")
+
+
+def _arguments(request: ScanRequest, digest: str, device: str) -> dict[str, Any]:
+    options = request.data_options
+    return {
+        "model": request.model,
+        "weights": digest[:16],
+        "data": request.data,
+        "also": request.also,
+        "split": request.split,
+        "tolerance": request.settings.tolerance,
+        "fast": request.settings.fast,
+        "stack": request.settings.stack,
+        "layers": request.settings.layers,
+        "scores": request.settings.scores,
+        **({"output": request.settings.output} if request.settings.output else {}),
+        "mean": options.mean,
+        "std": options.std,
+        "size": options.size,
+        "limit": options.limit,
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "tokenizer": str(options.tokenizer) if options.tokenizer else None,
+        "sequence_length": options.sequence_length,
+        "device": device,
+    }

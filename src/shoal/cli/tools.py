@@ -1,0 +1,117 @@
+"""`shoal apply`, `shoal export` and `shoal bench`: commands on a network that is there already."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shoal.cli.console import Session
+from shoal.cli.loading import open_network, output_folder, pick_device, random_like
+from shoal.errors import ExportError
+from shoal.measure import latency, machine, within_noise
+from shoal.plan import read_plan
+from shoal.record import Latency
+from shoal.store import (
+    Exported,
+    RunFolder,
+    export_onnx,
+    export_program,
+    load_folder,
+    original_of,
+    read_folder_plan,
+    save,
+)
+from shoal.store.folder import ONNX, PROGRAM
+from shoal.surgery import apply, example_of
+
+
+def run_apply(session: Session, model: str, plan_path: Path, weights: Path | None, out: Path | None) -> int:
+    """Carry a plan out and write weights, plan and program."""
+    session.check_alone("apply")
+    plan = read_plan(plan_path)
+    opened = open_network(session, model, weights)
+    cut = apply(opened.model, plan).eval()
+    path = output_folder(out, "apply")
+    said = None
+    with RunFolder(path, "apply", {"model": model, "plan": json.loads(plan.model_dump_json())}):
+        try:
+            export_program(cut, random_like(example_of(plan.inputs)), path / PROGRAM)
+        except ExportError as error:
+            said = f"no {PROGRAM} was written: {error.message}"
+        save(path, cut, plan.model_copy(update={"model": opened.spec}))
+    if session.as_json:
+        gone = {"removed": plan.removed, "removed_units": plan.removed_units}
+        session.print_json({**gone, "out": str(path), "warnings": [said] if said else []})
+    else:
+        session.say(f"removed {', '.join([*plan.removed, *plan.removed_units]) or 'nothing'}")
+        if said:
+            session.say(f"warning: {said}")
+        session.say(f"written to {path}")
+    return 0
+
+
+def run_export(session: Session, folder: Path, *, onnx: bool, torch_export: bool) -> int:
+    """Write the files asked for and say how far they are from the network."""
+    session.check_alone("export")
+    plan = read_folder_plan(folder)
+    network = load_folder(folder, session.consent)
+    example = random_like(example_of(plan.inputs, batch=4))
+    made: dict[str, Exported] = {}
+    if torch_export:
+        made["torch_export"] = export_program(network, example, folder / PROGRAM)
+    if onnx:
+        made["onnx"] = export_onnx(network, example, folder / ONNX)
+    if session.as_json:
+        session.print_json({name: _plain(one) for name, one in made.items()})
+        return 0
+    for one in made.values():
+        batch = "any batch size" if one.dynamic_batch else f"batch size {example.size} only"
+        session.say(
+            f"{one.path}: loaded again; largest deviation {one.max_abs_diff:.3g}, top-1 agreement "
+            f"{100 * one.top1_agreement:.1f} % on {one.n} random samples; {batch}"
+        )
+    return 0
+
+
+def _plain(one: Exported) -> dict[str, Any]:
+    return {
+        "path": str(one.path),
+        "max_abs_diff": one.max_abs_diff,
+        "top1_agreement": one.top1_agreement,
+        "n": one.n,
+        "dynamic_batch": one.dynamic_batch,
+    }
+
+
+def run_bench(
+    session: Session, folder: Path, batch_size: int, *, channels_last: bool, seconds: float, device: str
+) -> int:
+    """Time the original factory's network and the one in the folder, in turns."""
+    plan, where = read_folder_plan(folder), pick_device(device)
+    networks = {
+        "original": original_of(folder, plan, session.consent).to(where),
+        "compressed": load_folder(folder, session.consent).to(where),
+    }
+    times: dict[str, list[Latency]] = {"original": [], "compressed": []}
+    for size in dict.fromkeys((1, batch_size)):
+        batch = random_like(example_of(plan.inputs, batch=size)).to(where)
+        timed = latency(networks, batch, channels_last=channels_last, min_seconds=seconds)
+        for name, one in timed.items():
+            times[name].append(one)
+    if session.as_json:
+        plain = {name: [one.model_dump(mode="json") for one in found] for name, found in times.items()}
+        session.print_json({**plain, "machine": machine(where).model_dump(mode="json")})
+        return 0
+    for before, after in zip(times["original"], times["compressed"], strict=True):
+        noise = " (within the noise)" if within_noise(before, after) else ""
+        session.say(
+            f"batch {before.batch}: {_spread(before)} -> {_spread(after)}: "
+            f"{before.median_ms / after.median_ms:.2f} times as fast{noise}"
+        )
+    first = times["original"][0]
+    layout = "channels last" if channels_last else "channels first"
+    session.say(f"{first.device}, {first.dtype}, {first.threads} threads, {layout}; median and quartiles")
+    return 0
+
+
+def _spread(one: Latency) -> str:
+    return f"{one.median_ms:.3g} ms ({one.q1_ms:.3g} to {one.q3_ms:.3g})"

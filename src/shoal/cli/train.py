@@ -1,0 +1,268 @@
+"""`shoal train`: from the words of the command line to a trained network in an output folder."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.cli.console import Session, rank
+from shoal.cli.loading import (
+    DataOptions,
+    check_input,
+    numbers,
+    open_data,
+    open_network,
+    output_folder,
+    pick_device,
+)
+from shoal.engine import told_by_main
+from shoal.epsilon.finish import TrainResult, TrainRunInfo, finish
+from shoal.epsilon.gate import checked_epsilon
+from shoal.epsilon.recipes import recipe, recipe_for
+from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer, with_overrides
+from shoal.errors import UsageError
+from shoal.measure import compare
+from shoal.report import show_training
+from shoal.sources import Data
+from shoal.sources.digits_resnet import digits_resnet
+from shoal.store import RunFolder
+from shoal.surgery import model_digest
+from shoal.training import Beside, TrainRecord
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Everything `shoal train` was asked; None leaves it to the recipe."""
+
+    model: str | None
+    data: str | None
+    weights: Path | None
+    recipe: str | None
+    epsilon: float | None
+    epochs: int | None
+    rate: float | None
+    decay: float | None
+    side: bool
+    freeze_after: int | None
+    faithful: bool
+    hold: int
+    rise: int
+    bf16: bool
+    channels_last: bool
+    compile: bool
+    checkpoint_every: int
+    compare: bool
+    also_epsilon: str | None
+    batch_size: int | None
+    data_options: DataOptions
+    out: Path | None
+    device: str
+    dry_run: bool
+    command: str
+
+
+def run_train(session: Session, request: TrainRequest) -> int:
+    """Carry it out; returns the exit code."""
+    request, settings = resolve_request(request)
+    plans = beside_plans(settings, numbers(request.also_epsilon, "--also-epsilon") or [], plain=request.compare)
+    device = pick_device(request.device)
+    data = open_data(session, str(request.data), request.data_options)
+    spec = with_classes(str(request.model), data)
+    model = fresh_network(session, spec, request.weights, request.data_options.seed)
+    check_input(model, data)
+    if request.dry_run:
+        return _tell(session, spec, settings, data)
+    path, folder = _claimed(session, request, _arguments(spec, request, settings, model, device), device)
+    origin = TrainRunInfo(spec, data.spec, request.command)
+    with folder or nullcontext(), session.progress() as progress:
+        trained = _trained(model, data, settings, origin, path, device, progress)
+        beside = []
+        for name, plan in plans.items():
+            said = _named(progress, name)
+            other = _trained(model, data, plan, origin, path / name, device, said, seconds=0.1)
+            if trained is not None and other is not None:
+                beside.append(against(trained, other, name, plan))
+        if trained is None:
+            return 0
+        progress("writing model, report and record", 0, 1)
+        record = trained.beside(beside).save(path, data.example(2))
+    _say(session, record, str(path))
+    return 0 if record.lost or settings.epsilon == 0 else 1
+
+
+def _claimed(
+    session: Session, request: TrainRequest, arguments: dict[str, Any], device: str
+) -> tuple[Path, RunFolder | None]:
+    """The output folder; of several processes the main one alone claims it, and tells the others where it is."""
+    path = output_folder(request.out, "train")
+    folder = RunFolder(path, "train", arguments) if session.rank == 0 else None
+    path = told_by_main(path, device)
+    session.resume_hint = f"The same command with --out {path} goes on from the last checkpoint."
+    if folder is not None and folder.resumed:
+        session.say(f"resuming the run in {path}")
+    return path, folder
+
+
+def resolve_request(request: TrainRequest) -> tuple[TrainRequest, EpsilonConfig]:
+    """The request with MODEL, DATA and batch size filled in, and the settings of the run.
+
+    Raises:
+        UsageError: an unknown recipe, numbers out of range, or a MODEL without DATA.
+    """
+    if request.model is not None and request.data is None and request.model != "digits-resnet":
+        raise UsageError(f"DATA is missing: '{request.model}' can only be trained on data", "shoal train MODEL DATA")
+    data = request.data or "digits"
+    plan = recipe(request.recipe) if request.recipe else recipe_for(data)
+    epsilon = checked_epsilon(plan.epsilon if request.epsilon is None else request.epsilon)
+    rate = None if request.rate is None else replace(plan.rate, start=request.rate)
+    decay = None if request.decay is None else replace(plan.decay, start=request.decay)
+    plan = with_overrides(plan, epochs=request.epochs, batch_size=request.batch_size, rate=rate, decay=decay)
+    settings = EpsilonConfig(
+        plan,
+        epsilon,
+        hold=request.hold,
+        rise=request.rise,
+        side=request.side,
+        freeze_after=None if request.faithful else request.freeze_after or plan.freeze_after,
+        seed=request.data_options.seed,
+        precision="bf16" if request.bf16 else "fp32",
+        channels_last=request.channels_last,
+        compile=request.compile,
+        checkpoint_every=request.checkpoint_every,
+    )
+    return replace(request, model=request.model or plan.model, data=data), settings
+
+
+def with_classes(spec: str, data: Data) -> str:
+    """The network's specification with the number of classes the data has, where the specification can say it."""
+    words = spec.split(":")
+    if words[0] == "cifar-preact-resnet" and len(words) == 2 and data.num_classes not in (None, 10):
+        return f"{spec}:{data.num_classes}"
+    return spec
+
+
+def fresh_network(session: Session, spec: str, weights: Path | None, seed: int) -> nn.Module:
+    """The network to train, with random weights from the seed, or with those that were given."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if spec == "digits-resnet" and weights is None:
+            return digits_resnet(pretrained=False)
+        return open_network(session, spec, weights).model
+
+
+def _trained(
+    model: nn.Module,
+    data: Data,
+    settings: EpsilonConfig,
+    origin: TrainRunInfo,
+    path: Path,
+    device: str,
+    progress: Any,
+    seconds: float = 1.0,
+) -> TrainResult | None:
+    """A finished run; None in all processes but the main one, which alone measures and saves."""
+    if rank() == 0:
+        path.mkdir(exist_ok=True)
+    run = EpsilonTrainer(model, data, settings, folder=path, device=device, progress=progress)
+    run.train()
+    if not run.engine.is_main:
+        return None
+    progress("measuring on test", 0, 1)
+    return finish(run, origin, seconds=seconds)
+
+
+def beside_plans(settings: EpsilonConfig, epsilons: list[float], *, plain: bool) -> dict[str, EpsilonConfig]:
+    """The runs to hold this one against, all of the same epochs.
+
+    Args:
+        settings: of the run itself.
+        epsilons: other values of epsilon to try.
+        plain: also the plain network, without and with side supervision, and one with a far too large epsilon.
+    """
+    plans = {}
+    if plain:
+        plans["plain"] = replace(settings, epsilon=0.0, side=False)
+        plans["plain-side"] = replace(settings, epsilon=0.0, side=True)
+        plans["large-epsilon"] = replace(settings, epsilon=10 * settings.epsilon)
+    for epsilon in epsilons:
+        plans[f"epsilon-{epsilon:g}"] = replace(settings, epsilon=checked_epsilon(epsilon))
+    return plans
+
+
+def against(trained: TrainResult, other: TrainResult, name: str, settings: EpsilonConfig) -> Beside:
+    """Another run, and how much worse the trained network is than it, sample by sample."""
+    return Beside(
+        name=name,
+        epsilon=settings.epsilon,
+        side=settings.side,
+        lost=len(other.record.lost),
+        quality=other.record.settled.plain.quality,
+        comparison=compare(other.predictions, trained.predictions, "test"),
+    )
+
+
+def _say(session: Session, record: TrainRecord, out: str) -> None:
+    if session.as_json:
+        session.print_json(training_summary(record, out))
+    else:
+        show_training(record, out, session.console)
+
+
+def _named(progress: Any, name: str) -> Any:
+    return lambda stage, done, total: progress(f"{name}: {stage}", done, total)
+
+
+def training_summary(record: TrainRecord, out: str) -> dict[str, Any]:
+    """What `shoal train --json` prints."""
+    settled = record.settled
+    return {
+        "recipe": record.recipe,
+        "epsilon": record.settings["epsilon"],
+        "epochs": len(record.rows),
+        "blocks": len(record.blocks),
+        "lost": [one.path for one in record.lost],
+        "share_lost": record.share_lost,
+        "whole": settled.whole.model_dump(mode="json"),
+        "plain": settled.plain.model_dump(mode="json"),
+        "certificate": settled.certificate.model_dump(mode="json"),
+        "live": settled.live.model_dump(mode="json") if settled.live else None,
+        "beside": {one.name: one.model_dump(mode="json") for one in record.beside},
+        "seconds": record.seconds,
+        "warnings": record.warnings,
+        "out": out,
+    }
+
+
+def _arguments(
+    spec: str, request: TrainRequest, settings: EpsilonConfig, model: nn.Module, device: str
+) -> dict[str, Any]:
+    options = request.data_options
+    return {
+        "model": spec,
+        "weights": model_digest(model)[:16],
+        "data": request.data,
+        "settings": settings.to_dict(),
+        "compare": request.compare,
+        "also_epsilon": request.also_epsilon,
+        "mean": options.mean,
+        "std": options.std,
+        "size": options.size,
+        "limit": options.limit,
+        "device": device,
+    }
+
+
+def _tell(session: Session, spec: str, settings: EpsilonConfig, data: Data) -> int:
+    plan = settings.recipe
+    document = {"dry_run": True, "model": spec, "data": data.describe(), "settings": settings.to_dict()}
+    if session.as_json:
+        session.print_json(document)
+    else:
+        session.say(
+            f"Would train {spec} for {plan.epochs} epochs with epsilon {settings.epsilon} by the recipe '{plan.name}' "
+            f"on {data.describe()}. Nothing was written."
+        )
+    return 0

@@ -1,0 +1,373 @@
+"""Choose the blocks to remove: those named, the strict identities, or greedily with true re-scoring after each step."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from torch import nn
+
+from shoal.batches import Batch
+from shoal.blocks import BlockGraph
+from shoal.blocks.module_replacements import module_replacements, normalize_removals
+from shoal.blocks.units import removable_units
+from shoal.errors import FolderError, NotReachedError, SurgeryError, UsageError
+from shoal.measure import Predictions, Reading, compare, predictions
+from shoal.pipeline.goals import BudgetTarget
+from shoal.plan import Remove
+from shoal.preserve import patched
+from shoal.reading import refusing
+from shoal.record import Comparison, Fate, LearningStep, Planning, metric_drop
+from shoal.scanning import Damage, OutputDamage, RemovalDamage, removal_sweep, responses
+from shoal.surgery import check_removable, strict_identities
+
+Progress = Callable[[str, int, int], None]
+Grain = Literal["block", "unit"]
+
+# Two steps beyond the limit in a row end the search: the drop is not monotone in the number of blocks.
+_PATIENCE = 2
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked: one of the first four, a target, or a number on a front.
+
+    `max_drop` is in points of the metric on validation; with `replace` it is reached by plan, not by removals alone.
+    With the grain `unit` attention and MLP of a block go one by one, and `remove` counts them.
+    """
+
+    remove: int | None = None
+    max_drop: float | None = None
+    blocks: tuple[str, ...] | None = None
+    exact: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    target: BudgetTarget = field(default_factory=BudgetTarget)
+    replace: bool = False
+    pick: int | None = None
+    grain: Grain = "block"
+
+    def __post_init__(self) -> None:
+        asked = [self.remove is not None, self.max_drop is not None, self.blocks is not None, self.exact]
+        if sum([*asked, bool(self.target.to_dict()), self.pick is not None]) != 1:
+            raise UsageError(
+                "give exactly one of remove, max_drop, blocks, exact, latency/macs/params/depth, pick",
+                "Without a goal: max_drop=1.0.",
+            )
+        if self.replace and (self.remove is not None or self.blocks is not None or self.exact):
+            raise UsageError("replace goes with max_drop or a budget", "remove, blocks and exact only remove.")
+        if self.grain not in ("block", "unit"):
+            raise UsageError(f"grain is '{self.grain}', expected block or unit", "Leave it out for whole blocks.")
+        if self.grain == "unit" and (self.by_plan or self.exact or self.blocks is not None):
+            raise UsageError(
+                "the grain 'unit' goes with remove or max_drop", "Plans and proofs are about whole blocks."
+            )
+        if self.remove is not None and self.remove < 1:
+            raise UsageError(f"remove is {self.remove}, expected at least 1", "Give a number of blocks.")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise UsageError(f"max_drop is {self.max_drop}, expected 0 to 100", "It is in points of the metric: 1.0.")
+        if self.blocks is not None and not self.blocks:
+            raise UsageError("blocks names no block", "`shoal trace` lists them.")
+
+    @property
+    def by_plan(self) -> bool:
+        """Whether blocks may be replaced too, so that a plan is needed."""
+        return bool(self.target.to_dict()) or self.replace or self.pick is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only what was asked, as plain data."""
+        asked = {
+            "remove": self.remove,
+            "max_drop": self.max_drop,
+            "exact": self.exact or None,
+            "replace": self.replace or None,
+            "pick": self.pick,
+            "grain": self.grain if self.grain != "block" else None,
+        }
+        lists = {"blocks": self.blocks, "include": self.include, "exclude": self.exclude}
+        found: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+        return found | self.target.to_dict() | {key: list(value) for key, value in lists.items() if value}
+
+
+class Journal(Protocol):
+    """Where finished measurements go, so that none is lost to a crash."""
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Keep one measurement."""
+
+    def measured(self) -> list[dict[str, Any]]:
+        """What earlier attempts kept."""
+
+
+class NullJournal:
+    """Keeps nothing."""
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def measured(self) -> list[dict[str, Any]]:
+        """Nothing."""
+        return []
+
+
+@dataclass(frozen=True)
+class RemovalChoice:
+    """The blocks to remove and how they were found.
+
+    `removed` are paths of blocks and names of single units (`layer.3#1`), in the order of the chain; of `bare` blocks
+    the norms behind their additions go too.
+    """
+
+    removed: list[str]
+    worths: dict[str, RemovalDamage]
+    ratios: dict[str, float]
+    reached: bool
+    message: str
+    steps: list[LearningStep] = field(default_factory=list)
+    validation: Comparison | None = None
+    replaced: list[list[str]] = field(default_factory=list)
+    planning: Planning | None = None
+    bare: list[str] = field(default_factory=list)
+
+    @property
+    def removals(self) -> list[Remove]:
+        """What to remove, as actions of a plan."""
+        named = [Remove.named(name) for name in self.removed]
+        return [Remove(path=one.path, norms="drop") if one.path in self.bare else one for one in named]
+
+    def units_gone(self, path: str) -> list[int]:
+        """The single units that a block has lost."""
+        return [one.unit for one in self.removals if one.path == path and one.unit is not None]
+
+    def fate_of(self, path: str) -> Fate:
+        """What became of a block."""
+        if path in self.removed:
+            return "removed"
+        return "replaced" if any(path in span for span in self.replaced) else "kept"
+
+
+@dataclass
+class GreedyRemoval:
+    """Everything the choice needs: the dissected original, calibration and validation mini-batches, the journal."""
+
+    anatomy: BlockGraph
+    goal: Goal
+    calibration: Sequence[Batch]
+    validation: Sequence[Batch]
+    damage: Damage | None = None
+    journal: Journal = field(default_factory=NullJournal)
+    progress: Progress = lambda stage, done, total: None
+
+    @property
+    def reading(self) -> Reading | None:
+        """How outputs are read, where the damage knows."""
+        return self.damage.reading if isinstance(self.damage, OutputDamage) else None
+
+    def choose(self) -> RemovalChoice:
+        """The choice; nothing of the network is changed.
+
+        Raises:
+            NotReachedError: there is nothing to remove at all; what was nearest stands in the message.
+            UnknownBlockError, SurgeryError: a named block or pattern does not fit.
+        """
+        if self.goal.blocks is not None:
+            check_removable(self.anatomy.chain, self.goal.blocks)
+            named = normalize_removals(self.anatomy, [Remove.named(name) for name in self.goal.blocks])
+            return self._known(named, f"{self._counted(named)} removed as named")
+        if self.goal.exact:
+            return self._exact([one.path for one in self.anatomy.chain.select(self.goal.include, self.goal.exclude)])
+        candidates = self._candidates()
+        if not candidates:
+            raise NotReachedError(nothing_removable(self.anatomy), "`shoal trace` gives the reason for each block.")
+        return self._greedy(candidates)
+
+    def _candidates(self) -> list[str]:
+        """The names of everything that may be tried, in the order of the chain."""
+        found, units = [], self.goal.grain == "unit"
+        for block in self.anatomy.chain.select(self.goal.include, self.goal.exclude, whole=not units):
+            if units and len(block.units) > 1:
+                found += [Remove(path=block.path, unit=one).name for one in removable_units(self.anatomy, block)]
+                continue
+            found.append(block.path)
+            if block.path in self.anatomy.bare:
+                found.append(Remove(path=block.path, norms="drop").name)
+        return found
+
+    def _left(self, candidates: list[str], removed: list[str]) -> list[str]:
+        """The candidates that can still go beside what is gone."""
+        gone = [Remove.named(name) for name in removed]
+        places = {(one.path, one.unit) for one in gone}
+        return [name for name in candidates if _place(name) not in places and self._goes_with(name, gone)]
+
+    def _goes_with(self, name: str, gone: list[Remove]) -> bool:
+        one = Remove.named(name)
+        beside = [other for other in gone if other.path == one.path]
+        try:
+            module_replacements(self.anatomy, [*beside, one])
+        except SurgeryError:  # each of two units can go, but not both
+            return False
+        return True
+
+    def _counted(self, pieces: Sequence[Remove]) -> str:
+        """How many blocks and units, in words."""
+        units = sum(one.unit is not None for one in pieces)
+        blocks = len(pieces) - units
+        if not units:
+            return _blocks(blocks)
+        said = f"{units} unit" if units == 1 else f"{units} units"
+        return f"{_blocks(blocks)} and {said}" if blocks else said
+
+    def _known(self, pieces: list[Remove], message: str) -> RemovalChoice:
+        worths = self._first_worths([block.path for block in self.anatomy.chain.removable])
+        return self._chosen(pieces, worths, True, message)
+
+    def _chosen(
+        self,
+        pieces: list[Remove],
+        worths: dict[str, RemovalDamage],
+        reached: bool,
+        message: str,
+        steps: Sequence[LearningStep] = (),
+        validation: Comparison | None = None,
+    ) -> RemovalChoice:
+        removed = [one.path if one.unit is None else one.name for one in pieces]
+        bare = [one.path for one in pieces if one.norms == "drop"]
+        return RemovalChoice(removed, worths, self._ratios(), reached, message, list(steps), validation, bare=bare)
+
+    def _exact(self, candidates: list[str]) -> RemovalChoice:
+        proofs = strict_identities(self.anatomy)
+        paths = [path for path in candidates if path in proofs]
+        if paths:
+            pieces = [Remove(path=path) for path in paths]
+            return self._known(pieces, f"{_blocks(len(paths))} removed, each proved to do nothing")
+        ratios = {path: ratio for path, ratio in self._ratios().items() if path in candidates}
+        nearest = sorted(ratios.items(), key=lambda item: item[1])[:5]
+        listed = ", ".join(f"{path} ({ratio:.3g})" for path, ratio in nearest) or "none"
+        raise NotReachedError(
+            f"no block is a strict identity; the nearest by max |F| / mean |x|: {listed}",
+            "Use --remove or --max-drop to remove blocks that do little; nothing was written.",
+        )
+
+    def _ratios(self) -> dict[str, float]:
+        return {path: response.ratio for path, response in responses(self.anatomy, self.calibration).items()}
+
+    def _first_worths(self, candidates: list[str]) -> dict[str, RemovalDamage]:
+        """What every removable block is worth alone, from the journal if it stands there."""
+        with refusing(FolderError, "the journal of the run is damaged", "Choose a new --out."):
+            for line in self.journal.measured():
+                if line["kind"] == "worths" and {one["path"] for one in line["worths"]} == set(candidates):
+                    return {one["path"]: _worth(one) for one in line["worths"]}
+        found = self._sweep(candidates, [], "what each block is worth")
+        plain = [{"path": w.path, "damage": w.damage, "interval": w.interval, "n": w.n} for w in found]
+        self.journal.append({"kind": "worths", "worths": plain})
+        return {one.path: one for one in found}
+
+    def _sweep(self, candidates: list[str], removed: list[str], stage: str) -> list[RemovalDamage]:
+        total = len(candidates) * len(self.calibration)
+        count = 0
+
+        def tick(done: int, of: int) -> None:
+            nonlocal count
+            count += 1
+            self.progress(stage, count, total)
+
+        return removal_sweep(self.anatomy, self.calibration, candidates, removed=removed, damage=self.damage, tick=tick)
+
+    def _greedy(self, candidates: list[str]) -> RemovalChoice:
+        every = dict.fromkeys([*(block.path for block in self.anatomy.chain.removable), *candidates])
+        worths = self._first_worths(list(every))
+        original = predictions(self.anatomy.model, self.validation, reading=self.reading)
+        with refusing(FolderError, "the journal of the run is damaged", "Choose a new --out."):
+            steps = [
+                LearningStep.model_validate(line["step"]) for line in self.journal.measured() if line["kind"] == "step"
+            ]
+        while not self._finished(steps) and self._left(candidates, [step.removed for step in steps]):
+            step = self._step(steps, candidates, worths, original)
+            self.journal.append({"kind": "step", "step": step.model_dump(mode="json")})
+            steps.append(step)
+        count = self._best_length(steps)
+        removed = [step.removed for step in steps[:count]]
+        pieces = normalize_removals(self.anatomy, [Remove.named(name) for name in removed])
+        reached, message = self._judge(count, steps, pieces)
+        validation = steps[count - 1].validation if count else None
+        return self._chosen(pieces, worths, reached, message, steps, validation)
+
+    def _step(
+        self, steps: list[LearningStep], candidates: list[str], worths: dict[str, RemovalDamage], original: Predictions
+    ) -> LearningStep:
+        start = time.perf_counter()
+        removed = [step.removed for step in steps]
+        left = self._left(candidates, removed)
+        stage = f"step {len(steps) + 1}: {_blocks(len(left)) if self.goal.grain == 'block' else len(left)} tried"
+        tried = self._sweep(left, removed, stage) if steps else [worths[name] for name in left]
+        best = min(tried, key=lambda one: one.damage)
+        with blocks_disabled(self.anatomy, [*removed, best.path]) as model:
+            validation = compare(original, predictions(model, self.validation, reading=self.reading), "validation")
+        return LearningStep(
+            removed=best.path,
+            kl=best.damage,
+            kl_interval=best.interval,
+            candidates=len(left),
+            n=best.n,
+            validation=validation,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _finished(self, steps: list[LearningStep]) -> bool:
+        if self.goal.remove is not None:
+            return len(steps) >= self.goal.remove
+        beyond = [not self._within(step) for step in steps[-_PATIENCE:]]
+        return len(beyond) == _PATIENCE and all(beyond)
+
+    def _within(self, step: LearningStep) -> bool:
+        limit = self.goal.max_drop
+        return limit is not None and step.validation is not None and 100 * metric_drop(step.validation) <= limit + 1e-9
+
+    def _best_length(self, steps: list[LearningStep]) -> int:
+        if self.goal.remove is not None:
+            return len(steps)
+        return max((number for number, step in enumerate(steps, 1) if self._within(step)), default=0)
+
+    def _judge(self, count: int, steps: list[LearningStep], pieces: Sequence[Remove]) -> tuple[bool, str]:
+        said = self._counted(pieces)
+        if self.goal.remove is not None:
+            reached = count >= self.goal.remove
+            more = "" if reached else f" of the {self.goal.remove} asked for; no other can be removed"
+            return reached, f"{said} removed{more}"
+        if count:
+            return True, f"{said} removed within {self.goal.max_drop:g} points on validation"
+        first = 100 * metric_drop(steps[0].validation) if steps and steps[0].validation else float("nan")
+        return False, f"no block can go within {self.goal.max_drop:g} points: the first already costs {first:.2f}"
+
+
+@contextmanager
+def blocks_disabled(anatomy: BlockGraph, paths: Sequence[str]) -> Iterator[nn.Module]:
+    """The network with these blocks and units, by the names of `plan.Remove`, taken out for the time being."""
+    swaps = module_replacements(anatomy, [Remove.named(name) for name in paths])
+    forwards = {anatomy.model.get_submodule(path): module.forward for path, module in swaps.items()}
+    with patched(forwards):
+        yield anatomy.model
+
+
+def _worth(plain: dict[str, Any]) -> RemovalDamage:
+    low, high = plain["interval"]
+    return RemovalDamage(plain["path"], plain["damage"], (low, high), plain["n"])
+
+
+def _place(name: str) -> tuple[str, int | None]:
+    one = Remove.named(name)
+    return one.path, one.unit
+
+
+def _blocks(count: int) -> str:
+    return f"{count} block" if count == 1 else f"{count} blocks"
+
+
+def nothing_removable(anatomy: BlockGraph) -> str:
+    """Why there is nothing to take out."""
+    if anatomy.chain.note:
+        return anatomy.chain.note
+    if not anatomy.chain.removable:
+        return "no block of the network can be taken out"
+    return "no removable block is left by --include and --exclude"

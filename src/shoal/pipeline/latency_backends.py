@@ -1,0 +1,172 @@
+"""Where latencies come from: this machine, a table of another device, or a function of the user.
+
+Whatever the source, it is asked for the time of one module on inputs of one shape, batch included.
+"""
+
+import math
+import os
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from shoal.batches import Batch
+from shoal.errors import SpecError, UsageError, check_memory
+from shoal.measure import interleaved_latency, latency
+from shoal.reading import read_json, refusing
+from shoal.sources import load_function
+
+Shape = tuple[int, ...]
+
+# Whole networks are timed so many times as long as single modules; longer where a choice hangs on it.
+_WHOLE, _LONGER = 12, 25
+
+
+class LatencyBackend(Protocol):
+    """Tells how long modules take.
+
+    `source` names it in the record; `measures` tells whether whole networks can be timed by it, so that a plan can be
+    checked against what it promised.
+    """
+
+    source: str
+    measures: bool
+
+    def modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
+        """Milliseconds of each module on inputs (batch, *shape), by key."""
+
+    def networks(self, group: Mapping[str, nn.Module], *, longer: bool = False) -> dict[str, float]:
+        """Milliseconds of whole networks on the mini-batch that is timed; `longer` to be sure."""
+
+
+class MeasuredLatency:
+    """This machine: modules in turns, medians.
+
+    Args:
+        like: a parameter of the network: device and dtype.
+        batch: the mini-batch to time whole networks with.
+        channels_last: time images with the channels last in memory.
+        seconds: timed seconds for each module; whole networks get several times that.
+    """
+
+    source = "measured"
+    measures = True
+
+    def __init__(self, like: torch.Tensor, batch: Batch, *, channels_last: bool = False, seconds: float = 0.15) -> None:
+        self.like, self.batch, self.channels_last, self.seconds = like, batch, channels_last, seconds
+
+    def modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
+        """Measured on random inputs."""
+        generator = torch.Generator().manual_seed(0)
+        made = torch.rand((self.batch.size, *shape), generator=generator).to(self.like.device, self.like.dtype)
+        times = latency(group, Batch((made,)), channels_last=self.channels_last, min_seconds=self.seconds)
+        return {key: one.median_ms for key, one in times.items()}
+
+    def networks(self, group: Mapping[str, nn.Module], *, longer: bool = False) -> dict[str, float]:
+        """Measured in turns; ratios to the first of them are taken turn by turn."""
+        seconds = (_LONGER if longer else _WHOLE) * self.seconds
+        times = interleaved_latency(group, self.batch, channels_last=self.channels_last, min_seconds=seconds)
+        first = next(iter(times.values()))
+        base = statistics.median(first)
+        return {
+            key: base * statistics.median(own / other for own, other in zip(found, first, strict=True))
+            for key, found in times.items()
+        }
+
+
+class LatencyTableFile:
+    """A table that `shoal latency` wrote on another device.
+
+    Raises:
+        SpecError: no such file, or no such table.
+    """
+
+    measures = False
+
+    def __init__(self, path: Path) -> None:
+        if not os.path.lexists(path):
+            raise SpecError(f"cannot read the latencies '{path}': No such file or directory", _HOW)
+        with refusing(SpecError, f"'{path}' is no table of latencies", _HOW):
+            document = read_json(path)
+            self.entries = {str(key): float(one["ms"]) for key, one in document["entries"].items()}
+            self.whole = float(document["whole_ms"])
+            self.batch = int(document["batch"])
+            if not (0 < self.whole < math.inf and all(0 <= ms < math.inf for ms in self.entries.values())):
+                raise ValueError("a time that is none")
+        self.source = f"{path.name} ({document.get('device', 'device unknown')}, batch {self.batch})"
+
+    def modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
+        """As they stand in the table.
+
+        Raises:
+            UsageError: a module that was not timed there.
+        """
+        missing = [key for key in group if key not in self.entries]
+        if missing:
+            raise UsageError(
+                f"the table of latencies knows nothing of {len(missing)} modules, the first is {missing[0]}",
+                "It was made for another network or other spans: make it again with `shoal latency`.",
+            )
+        return {key: self.entries[key] for key in group}
+
+    def networks(self, group: Mapping[str, nn.Module], *, longer: bool = False) -> dict[str, float]:
+        """Only the original stands in the table."""
+        return {"whole": self.whole}
+
+
+class LatencyFunction:
+    """FILE.py:FUNCTION, called as function(module, (batch, *shape)) and returning milliseconds. It runs that file.
+
+    Raises:
+        SpecError: no such file or function.
+    """
+
+    measures = True
+
+    def __init__(self, spec: str, batch: Batch) -> None:
+        self.function: Callable[..., Any] = load_function(spec)
+        self.batch, self.source = batch, Path(spec).name
+
+    def modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
+        """What the function says."""
+        return {key: self._asked(module, (self.batch.size, *shape)) for key, module in group.items()}
+
+    def networks(self, group: Mapping[str, nn.Module], *, longer: bool = False) -> dict[str, float]:
+        """What the function says, asked with the shape of the first input."""
+        shape = tuple(self.batch.tensors[0].shape)
+        found = {key: self._asked(module, shape) for key, module in group.items()}
+        if not found.get("whole", 1.0):
+            raise SpecError(f"the latency function {self.source} returned 0 for the whole network", _EXPECTED)
+        return found
+
+    def _asked(self, module: nn.Module, shape: Shape) -> float:
+        try:
+            said = float(self.function(module, shape))
+        except Exception as error:
+            check_memory(error, f"in the latency function {self.source}")
+            raise SpecError(
+                f"the latency function {self.source} raised {type(error).__name__} for {type(module).__name__} on"
+                f" {shape}: {error}",
+                "It is called as function(module, shape) and returns milliseconds.",
+            ) from error
+        if not 0 <= said < float("inf"):
+            raise SpecError(f"the latency function {self.source} returned {said}", _EXPECTED)
+        return said
+
+
+_EXPECTED = "Expected milliseconds: at least 0, and more for the whole network."
+_HOW = "Write one with `shoal latency MODEL DATA --out FILE` on the device."
+
+
+def open_backend(spec: str, batch: Batch) -> LatencyBackend:
+    """The clock of `--latency-from`: FILE (JSON) or FILE.py:FUNCTION.
+
+    Raises:
+        SpecError: neither.
+    """
+    if ".py:" in spec:
+        return LatencyFunction(spec, batch)
+    return LatencyTableFile(Path(spec))

@@ -1,0 +1,92 @@
+"""How to distil."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from shoal.errors import UsageError
+
+# What served best of those tried with each optimizer: docs/figures.md.
+_FEATURES = {"sgd": 64.0, "adamw": 4.0}
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """How the student learns from the teacher.
+
+    Args:
+        seed: of blends, and of what the network and its data draw themselves.
+        rate: the highest learning rate; None: found by a short test on copies.
+        optimizer: 'sgd' (momentum 0.9, Nesterov), 'adamw', or 'auto': SGD for a student with batch norms or
+            convolutions, AdamW for any other.
+        warm_up: the share of the budget in which the rate rises.
+        clip: a gradient is limited to so many times the size of its weights; 0 for no limit.
+        features: weight of the features' error, relative to their variance, beside the divergence in nats; None: 64
+            where SGD is used, 4 with AdamW (measured on ResNet-56 and on a small Llama, docs/figures.md).
+        labels: weight of the cross-entropy with the labels; 0 needs none.
+        temperature: of both networks' answers in the loss.
+        blends: the share of samples that are blended with another of their mini-batch.
+        unlabelled_share: the share of steps on unlabelled extra data, where it was given.
+        norm_batch: batch norms learn their statistics only in mini-batches of at least so many samples.
+        validation_images: how many samples the student is judged on, at most.
+        looks: how often it is judged, evenly over the budget.
+        patience: it stops after so many looks in a row that are no better than one before them.
+        decay: weight decay of the matrices.
+        precision: 'fp32', or 'bf16' for mixed precision.
+        channels_last: keep images with the channels last in memory.
+    """
+
+    seed: int = 0
+    rate: float | None = None
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    warm_up: float = 0.05
+    clip: float = 0.02
+    features: float | None = None
+    labels: float = 0.0
+    temperature: float = 1.0
+    blends: float = 0.5
+    unlabelled_share: float = 0.5
+    norm_batch: int = 16
+    validation_images: int = 512
+    looks: int = 20
+    patience: int = 10
+    decay: float = 1e-4
+    precision: str = "fp32"
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise UsageError(f"the precision is '{self.precision}', expected fp32 or bf16", "Leave it out for fp32.")
+        if self.optimizer not in ("auto", "sgd", "adamw"):
+            raise UsageError(f"the optimizer is '{self.optimizer}', expected auto, sgd or adamw", "Leave it out.")
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"{name} is {value}, expected a number from {low:g} to {high:g}", "Leave it out.")
+        if self.rate is not None and not 0 < self.rate < float("inf"):
+            raise UsageError(f"the learning rate is {self.rate}, expected a number above 0", "Leave it out.")
+
+    def weight_of_features(self, optimizer: str) -> float:
+        """What was asked for, or what serves networks that learn with this optimizer."""
+        return _FEATURES[optimizer] if self.features is None else self.features
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as JSON gives it back."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+_MANY = 1e9
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("warm_up", 0, 0.9),
+    ("clip", 0, _MANY),
+    ("features", 0, _MANY),
+    ("labels", 0, _MANY),
+    ("temperature", 1e-3, _MANY),
+    ("blends", 0, 1),
+    ("unlabelled_share", 0, 1),
+    ("norm_batch", 2, _MANY),
+    ("validation_images", 1, _MANY),
+    ("looks", 1, _MANY),
+    ("patience", 1, _MANY),
+    ("decay", 0, _MANY),
+)

@@ -1,0 +1,137 @@
+"""What must hold before a student learns anything: the networks answer alike, and the data fits both."""
+
+from torch import Tensor, nn
+
+from shoal.batches import Batch
+from shoal.errors import DataError, UsageError
+from shoal.intake import packed
+from shoal.offloaded import is_offloaded
+from shoal.outputs import check_numbers, read_outputs, shown
+from shoal.preserve import evaluating
+from shoal.recover.trainable_format import forward_in_format
+
+_SAME_TASK = "Give a teacher of the same task."
+
+
+def check_in_memory(model: nn.Module) -> None:
+    """Refuse a network whose weights lie on a disk.
+
+    Raises:
+        UsageError: it is offloaded.
+    """
+    if is_offloaded(model):
+        raise UsageError(
+            "recovery needs the weights in memory, and some of them are on a disk",
+            "Leave out recovery (recover=None, --recover none), or load the network whole.",
+        )
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a network whose weights no gradient reaches.
+
+    Raises:
+        UsageError: some of them are packed, as those of quantised layers are.
+    """
+    names = packed(model)
+    if names:
+        raise UsageError(
+            f"recovery trains the weights, and {len(names)} of this network are packed, such as '{names[0]}'",
+            "Leave out recovery (recover=None, --recover none), or compress and recover before quantising.",
+        )
+
+
+def check_disjoint(validation: object, **others: object) -> None:
+    """Refuse to choose on what is learned from.
+
+    Args:
+        validation: what is chosen on.
+        others: what is learned from, by name; None for nothing.
+
+    Raises:
+        UsageError: it is the very same object.
+    """
+    for name, other in others.items():
+        if other is not None and other is validation:
+            raise UsageError(
+                f"the validation data is the very {name} data, and what comes out would be chosen on what it learned",
+                "Give validation data of its own.",
+            )
+
+
+def check_labelled(batch: Batch, weight: float) -> None:
+    """Refuse training data without labels where the loss was asked to use them.
+
+    Raises:
+        DataError: there are none.
+    """
+    if weight and batch.target is None:
+        raise DataError(
+            f"the training data has no labels, and the loss was asked to use them (labels={weight:g})",
+            "Give training data with labels, or set `labels` to 0: distillation needs none.",
+        )
+
+
+def check_same_outputs(teacher: nn.Module, student: nn.Module, batch: Batch) -> None:
+    """Refuse a teacher that answers something else than the student.
+
+    Raises:
+        DataError: another number of outputs, or another shape.
+        NonFiniteError, ModelRaisedError: a network at fault.
+    """
+    with evaluating(teacher), evaluating(student):
+        wanted, own = read_outputs(forward_in_format(teacher, batch)), read_outputs(forward_in_format(student, batch))
+    check_numbers(wanted.tensors, "the teacher")
+    check_numbers(own.tensors, "the student")
+    for name, tensor in wanted.floating.items():
+        other = own.tensors.get(name)
+        if other is None or not other.is_floating_point():
+            raise DataError(
+                f"the teacher returns {shown(name)}, the student does not", "Give a teacher of the same task."
+            )
+        if tensor.shape == other.shape:
+            continue
+        if tensor.dim() == other.dim() == 2:
+            raise DataError(
+                f"the teacher has {tensor.shape[1]} outputs, the student {other.shape[1]}:"
+                " they answer different questions",
+                "Give a teacher with the classes of the student, in the same order.",
+            )
+        raise DataError(
+            f"the teacher answers in shape {tuple(tensor.shape)}, the student in {tuple(other.shape)}",
+            _SAME_TASK,
+        )
+
+
+def check_unlabelled(unlabelled: Batch, training: Batch) -> None:
+    """Refuse extra data of another form than the training data.
+
+    Raises:
+        DataError: other inputs, another dtype, or another shape of a sample; sequences may be of another length.
+    """
+    if len(unlabelled.args) != len(training.args) or sorted(unlabelled.kwargs) != sorted(training.kwargs):
+        raise DataError(
+            f"the unlabelled data has the inputs {_inputs(unlabelled)}, the training data {_inputs(training)}",
+            "Give data of the same form.",
+        )
+    for name, one in _named(unlabelled).items():
+        other = _named(training)[name]
+        same = _sample(one) == _sample(other) if other.is_floating_point() else one.dim() == other.dim()
+        if not same or one.dtype != other.dtype:
+            raise DataError(
+                f"unlabelled data: samples of shape {_sample(one)} {one.dtype}, expected {_sample(other)}"
+                f" {other.dtype} as in the training data",
+                "Bring it to the same size and scale (--size, --mean, --std).",
+            )
+
+
+def _named(batch: Batch) -> dict[str, Tensor]:
+    pairs = [*((str(number), value) for number, value in enumerate(batch.args)), *batch.kwargs.items()]
+    return {name: value for name, value in pairs if isinstance(value, Tensor)}
+
+
+def _inputs(batch: Batch) -> str:
+    return ", ".join([*(f"#{number}" for number in range(len(batch.args))), *batch.kwargs]) or "(none)"
+
+
+def _sample(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape[1:])

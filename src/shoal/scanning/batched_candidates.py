@@ -1,0 +1,94 @@
+"""Several candidates in one forward: each removed block adds a copy of the mini-batch to the batch axis.
+
+At block k the batch holds the whole network's samples and, behind them, those of every candidate before k; the block
+runs on all of them at once, and its own candidate joins behind. It pays where one mini-batch does not fill the device;
+results agree with single runs to rounding, since kernels may choose other algorithms for other batch sizes. A network
+whose samples are not computed alone (a mean over the batch, a value handed on beside the stream) cannot be run so: one
+try on a few samples tells.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch
+from shoal.blocks import BlockGraph
+from shoal.blocks.prefix_cache import Forward, PrefixCache
+from shoal.blocks.restarts import same_tensors
+from shoal.blocks.template import TensorRef, tensor_refs
+from shoal.errors import ModelRaisedError, UsageError
+from shoal.outputs import read_outputs, rebuilt, shown
+
+# Samples on which stacking is tried.
+_SAMPLES = 2
+
+
+def stackable(anatomy: BlockGraph, path: str) -> bool:
+    """Whether a block takes one tensor and returns one, so that the batch axis may grow inside it."""
+    call = anatomy.calls[path]
+    plain = len(call.args) == 1 and isinstance(call.args[0], TensorRef) and not tensor_refs(call.kwargs)
+    return plain and isinstance(call.output, TensorRef)
+
+
+def stacking_agrees(
+    anatomy: BlockGraph, base: Mapping[str, Forward], batch: Batch, paths: list[str], most: int
+) -> bool:
+    """Whether candidates that share a forward come out as each does alone, on a few samples of a mini-batch."""
+    prefix = PrefixCache(anatomy, base)
+    prefix.capture(batch.take(_SAMPLES))
+    try:
+        return all(
+            same_tensors(_listed(output), _listed(prefix.without(path, anatomy.remainders[path])), exact=False)
+            for path, output in run_batched(anatomy, prefix, paths, most)
+        )
+    except (ModelRaisedError, UsageError):
+        return False
+
+
+def _listed(output: Any) -> list[Tensor]:
+    return list(read_outputs(output).tensors.values())
+
+
+def run_batched(anatomy: BlockGraph, prefix: PrefixCache, paths: list[str], most: int) -> Iterator[tuple[str, Any]]:
+    """The outputs with each block of `paths` taken out alone, up to `most` of them in one forward.
+
+    Blocks that cannot share a forward are left out; the caller runs them alone.
+    """
+    if not all(stackable(anatomy, path) for path in prefix.order if path in anatomy.calls):
+        return
+    ordered = [path for path in prefix.order if path in paths]
+    for start in range(0, len(ordered), most):
+        group = ordered[start : start + most]
+        yield from zip(group, _run_group(anatomy, prefix, group), strict=True)
+
+
+def _run_group(anatomy: BlockGraph, prefix: PrefixCache, group: list[str]) -> list[Any]:
+    size = prefix.batch.size if prefix.batch is not None else 0
+    forwards: dict[nn.Module, Forward] = {}
+    for path in group:
+        module = prefix.model.get_submodule(path)
+        forwards[module] = _forking(module.forward, anatomy.remainders[path], size)
+    output = prefix.run(group[0], forwards)
+    rows = size * (len(group) + 1)
+    for name, tensor in read_outputs(output).tensors.items():
+        if tensor.dim() == 0 or len(tensor) != rows:
+            raise UsageError(
+                f"{shown(name)} of the network has no row for each sample, so that removals cannot share a forward",
+                "Leave out --stack (ScanSettings.stack).",
+            )
+    return [_rows(output, size * number, size) for number in range(1, len(group) + 1)]
+
+
+def _rows(output: Any, start: int, size: int) -> Any:
+    return rebuilt(output, lambda tensor: tensor[start : start + size])
+
+
+def _forking(forward: Forward, remainder: nn.Module, size: int) -> Forward:
+    """The block on every sample, and behind them its remainder on the whole network's own samples."""
+
+    def run(x: Tensor) -> Tensor:
+        return torch.cat([forward(x), remainder(x[:size])])
+
+    return run

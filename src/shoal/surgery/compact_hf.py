@@ -1,0 +1,266 @@
+"""Make a Hugging Face network shorter in earnest: built again by its own class from a shorter configuration.
+
+A removed layer leaves an empty place in its list. Deleting it there is not enough: the number of layers and the lists
+by layer in the configuration, and the index each attention keeps for the cache, must follow, or a reload fills the gap
+with a random layer and cached generation breaks. Building the class again sets all of them as its authors meant it.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.errors import SurgeryError
+
+_Place = tuple[str | int, ...]
+_HINT = "Shoal loads the output folder itself: shoal.load(folder)."
+# What a backbone names by the number of a stage; without them its class works them out again.
+_STAGES = ("stage_names", "out_features", "out_indices")
+_Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass
+class _Emptied:
+    """A list of layers and which of them are gone."""
+
+    path: str
+    length: int
+    gone: set[int] = field(default_factory=set)
+
+    @property
+    def kept(self) -> list[int]:
+        return [index for index in range(self.length) if index not in self.gone]
+
+
+_Variant = Callable[[dict[str, Any], _Emptied], None]
+
+
+def is_hugging_face(model: nn.Module) -> bool:
+    """Whether `model` is a network of transformers itself: one that plain transformers could load."""
+    bases = {base.__name__ for base in type(model).__mro__}
+    return "PreTrainedModel" in bases and type(model).__module__.startswith("transformers.")
+
+
+def compact_hf_model(model: nn.Module, removed: Sequence[str]) -> nn.Module:
+    """The network without the places of its removed layers; it shares its tensors with `model`, which stays as it is.
+
+    Args:
+        model: of transformers, with its blocks taken out by `remove_blocks`.
+        removed: the paths of those blocks. Several may make up one layer, as the parts of a T5 block do.
+
+    Returns:
+        A network of the same class, in eval mode, with the configuration, the indices and the names of a shorter one.
+
+    Raises:
+        SurgeryError: no configuration of its class says what is left; names what stands in the way.
+    """
+    _check_kind(model)
+    emptied = _emptied(model, removed)
+    config, names = model.config, {name: name for name in _tensors(model)}
+    for one in emptied:
+        config = _shorter_config(model, config, one)
+        names = {old: new for old, name in names.items() if (new := _renamed(name, one)) is not None}
+    return _assembled(model, config, names, emptied)
+
+
+def _check_kind(model: nn.Module) -> None:
+    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
+        raise SurgeryError(
+            "the network carries an adapter (PEFT, LoRA) beside its own weights",
+            "Merge it first: model = model.merge_and_unload().",
+        )
+    if not is_hugging_face(model):
+        raise SurgeryError(
+            f"{type(model).__name__} is not a class of transformers", "Nobody without its code could load it."
+        )
+
+
+def _emptied(model: nn.Module, removed: Sequence[str]) -> list[_Emptied]:
+    """The lists in which whole layers are gone, the deepest ones last."""
+    found: dict[str, _Emptied] = {}
+    covered: set[str] = set()
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList):
+            continue
+        for index, child in enumerate(module):
+            inside = {one for one in removed if f"{one}.".startswith(f"{path}.{index}.")} - covered
+            if inside and not _tensors(child):
+                found.setdefault(path, _Emptied(path, len(module))).gone.add(index)
+                covered |= inside
+    for path in removed:
+        if path not in covered:
+            raise SurgeryError(_left_over(model, path), _HINT + _norms_too(model, path))
+    for one in found.values():
+        if not one.kept:
+            raise SurgeryError(f"no layer is left in '{one.path}'", "Keep at least one.")
+    return list(found.values())
+
+
+def _norms_too(model: nn.Module, path: str) -> str:
+    """What could be done where only norms are left."""
+    owners = {name.rpartition(".")[0] for name in _tensors(model.get_submodule(path))}
+    norms = bool(owners) and all("norm" in owner.lower() for owner in owners)
+    return " Removed with norms 'drop' nothing would be left of it." if norms else ""
+
+
+def _left_over(model: nn.Module, path: str) -> str:
+    inside = sorted({name.rpartition(".")[0] for name in _tensors(model.get_submodule(path))})
+    if inside:
+        return f"of the layer '{path}' something is left that its class cannot be without: {', '.join(inside)}"
+    return f"'{path}' is no layer of a list, and its class has no network without it"
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, tied ones under each of their names, buffers that are not saved too."""
+    own = dict(module.named_parameters(remove_duplicate=False))
+    return {**own, **dict(module.named_buffers(remove_duplicate=False))}
+
+
+def _renamed(name: str, one: _Emptied) -> str | None:
+    """The name of a tensor or module once the layers have moved up; None in a layer that is gone."""
+    head = f"{one.path}."
+    if not name.startswith(head):
+        return name
+    number, dot, rest = name[len(head) :].partition(".")
+    return f"{head}{one.kept.index(int(number))}{dot}{rest}" if int(number) in one.kept else None
+
+
+def _shorter_config(model: nn.Module, config: Any, one: _Emptied) -> Any:
+    """The configuration whose network is shorter in just this list.
+
+    Found by trying: each number that equals the length of the list, with the lists by layer beside it cut, then uncut.
+    """
+    plain = config.to_dict()
+    before = _lengths(type(model), config)
+    for place in _places(plain, one.length):
+        for variant in (_cut_lists, _without_stages, _uncut_lists):
+            tried = _changed(config, plain, place, one, variant)
+            if tried is not None and _is_shorter(before, _lengths(type(model), tried), one):
+                return tried
+    said = f"no field of {type(config).__name__} alone says how many layers '{one.path}' has"
+    if any(part.isdigit() for part in one.path.split(".")):
+        parts = ", ".join(f"'{one.path}.{index}'" for index in sorted(one.gone))
+        said = f"only a part of a layer was removed ({parts}), and its class has no layer without that part"
+    raise SurgeryError(said, _HINT)
+
+
+def _places(plain: Mapping[str, Any], number: int) -> Iterator[_Place]:
+    """Where this number stands in a configuration, the likeliest names first."""
+    found = list(_walk(plain, (), number))
+    yield from sorted(found, key=lambda place: not any("layer" in str(part) or part == "depths" for part in place))
+
+
+def _walk(item: Any, place: _Place, number: int) -> Iterator[_Place]:
+    if isinstance(item, Mapping):
+        for key, value in item.items():
+            yield from _walk(value, (*place, key), number)
+    elif isinstance(item, list):
+        for index, value in enumerate(item):
+            yield from _walk(value, (*place, index), number)
+    elif item == number and type(item) is int:
+        yield place
+
+
+def _changed(config: Any, plain: dict[str, Any], place: _Place, one: _Emptied, variant: _Variant) -> Any:
+    """The configuration with another number at `place`; None where its class refuses that."""
+    plain = copy.deepcopy(plain)
+    holder: Any = plain
+    for part in place[:-1]:
+        holder = holder[part]
+    holder[place[-1]] = len(one.kept)
+    if isinstance(holder, dict):
+        variant(holder, one)
+    try:
+        made = type(config).from_dict(plain)
+    except Exception:  # noqa: BLE001 - each configuration checks itself in its own way
+        return None
+    made._attn_implementation = config._attn_implementation
+    return made
+
+
+def _cut_lists(holder: dict[str, Any], one: _Emptied) -> None:
+    for key, value in holder.items():
+        if isinstance(value, list) and len(value) == one.length:
+            holder[key] = [value[index] for index in one.kept]
+
+
+def _without_stages(holder: dict[str, Any], one: _Emptied) -> None:
+    _cut_lists(holder, one)
+    for key in _STAGES:
+        holder.pop(key, None)
+
+
+def _uncut_lists(holder: dict[str, Any], one: _Emptied) -> None:
+    """Lists that are as long as there are layers by chance."""
+
+
+def _lengths(kind: Any, config: Any) -> dict[str, int] | None:
+    """How long each list of layers is in a network of this configuration; None where none can be built."""
+    try:
+        with torch.device("meta"):
+            made = kind(config)
+    except Exception:  # noqa: BLE001 - a wrong number fails wherever it is used first
+        return None
+    return {path: len(module) for path, module in made.named_modules() if isinstance(module, nn.ModuleList)}
+
+
+def _is_shorter(before: dict[str, int] | None, after: dict[str, int] | None, one: _Emptied) -> bool:
+    """Whether just this list is shorter, by just the layers that are gone."""
+    if before is None or after is None or after.get(one.path) != len(one.kept):
+        return False
+    # Lists inside the layers come and go with them; all others must be as they were.
+    inside = f"{one.path}."
+    outside = [path for path in {*before, *after} if path != one.path and not path.startswith(inside)]
+    return all(before.get(path) == after.get(path) for path in outside)
+
+
+def _assembled(model: nn.Module, config: Any, names: Mapping[str, str], emptied: Sequence[_Emptied]) -> nn.Module:
+    """A network of this configuration with the tensors of `model` under their new names."""
+    with torch.device("meta"):
+        made = type(model)(config)
+    old, new = _tensors(model), _tensors(made)
+    expected = {name: tuple(tensor.shape) for name, tensor in new.items()}
+    found = {names[name]: tuple(tensor.shape) for name, tensor in old.items() if name in names}
+    _check_same(expected, found)
+    for name, new_name in names.items():
+        owner, _, leaf = new_name.rpartition(".")
+        _put(made.get_submodule(owner), leaf, old[name])
+    _bring_plain_tensors(model, made, emptied)
+    if getattr(model, "generation_config", None) is not None:
+        made.generation_config = copy.deepcopy(model.generation_config)
+    return made.eval()
+
+
+def _put(holder: nn.Module, leaf: str, tensor: Tensor) -> None:
+    # The very same object under each of its names, so that tied weights stay tied.
+    if isinstance(tensor, nn.Parameter):
+        holder._parameters[leaf] = tensor
+    else:
+        holder._buffers[leaf] = tensor
+
+
+def _check_same(expected: _Shapes, found: _Shapes) -> None:
+    if expected == found:
+        return
+    differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    raise SurgeryError(
+        f"a shorter network of its class has other tensors, such as '{differing[0]}': its layers are not alike",
+        _HINT,
+    )
+
+
+def _bring_plain_tensors(model: nn.Module, made: nn.Module, emptied: Sequence[_Emptied]) -> None:
+    """Tensors that are plain attributes, which building without memory left empty."""
+    for path, module in model.named_modules():
+        name: str | None = path
+        for one in emptied:
+            name = _renamed(name, one) if name is not None and name != one.path else name
+        if name is None:
+            continue
+        target = made.get_submodule(name)
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and key in vars(target):
+                target.__dict__[key] = value

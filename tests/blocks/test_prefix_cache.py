@@ -1,0 +1,232 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+import networks
+from shoal.batches import Batch
+from shoal.blocks import analyze
+from shoal.blocks.prefix_cache import PrefixCache
+from shoal.errors import ModelRaisedError
+from shoal.preserve import evaluating
+
+
+class Overwriting(nn.Module):
+    """Between the blocks somebody writes into their outputs; blocks change their own input in place."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            x += F.relu(self.conv(x))
+            return x
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.blocks = nn.ModuleList(self.Block() for _ in range(4))
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number == 1:
+                x.mul_(0.5)
+        return self.head(F.relu_(x).mean(dim=(2, 3)))
+
+
+class Skipping(nn.Module):
+    """The head reads an early block as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(networks.PreactBlock(3) for _ in range(4))
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        kept = []
+        for block in self.blocks:
+            x = block(x)
+            kept.append(x)
+        return self.head(torch.cat([kept[0].mean(dim=(2, 3)), x.mean(dim=(2, 3))], dim=1))
+
+
+def token_net():
+    library = pytest.importorskip("transformers")
+    config = library.GPT2Config(
+        vocab_size=50, n_positions=16, n_embd=16, n_layer=3, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    return library.GPT2LMHeadModel(config)
+
+
+def resnet18():
+    return pytest.importorskip("torchvision").models.resnet18(weights=None, num_classes=7)
+
+
+def pixels(size, channels=3):
+    return lambda: torch.randn(3, channels, size, size)
+
+
+NETWORKS = {
+    "cifar": (lambda: networks.CifarResNet(2, widths=(4, 8, 12)), pixels(8)),
+    "torchvision": (resnet18, pixels(32)),
+    "pre-activation": (networks.PreactNet, pixels(6, 1)),
+    "numbered": (networks.NumberedNet, lambda: torch.randn(3, 4)),
+    "shared": (networks.SharedNet, pixels(5, 4)),
+    "overwriting": (Overwriting, pixels(6)),
+    "skipping": (Skipping, pixels(6)),
+    "tokens": (token_net, lambda: {"input_ids": torch.randint(0, 50, (3, 7))}),
+}
+
+
+def batch_of(example):
+    return Batch((), example) if isinstance(example, dict) else Batch((example,))
+
+
+def logits(output):
+    return getattr(output, "logits", output)
+
+
+def prepared(name):
+    make, example = NETWORKS[name]
+    torch.manual_seed(2)
+    net = networks.randomised(make())
+    return analyze(net, batch_of(example())), batch_of(example())
+
+
+def physically(anatomy, batch, paths):
+    cut = copy.deepcopy(anatomy)
+    for path in paths:
+        cut.model.set_submodule(path, cut.remainders[path])
+    with evaluating(cut.model):
+        return logits(cut.model(*batch.args, **batch.kwargs)).clone()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_removal_from_memory_is_bitwise_physical_removal(name):
+    anatomy, batch = prepared(name)
+    paths = list(anatomy.remainders)
+    assert len(paths) >= 3
+    prefix = PrefixCache(anatomy)
+    with evaluating(anatomy.model):
+        whole = logits(prefix.capture(batch)).clone()
+        for path in [*paths, *reversed(paths)]:  # a run must not spoil what later runs read from memory
+            found = logits(prefix.without(path, anatomy.remainders[path]))
+            assert torch.equal(found, physically(anatomy, batch, [path]))
+            assert not torch.equal(found, whole)
+        assert torch.equal(logits(prefix.capture(batch)), whole)
+    assert torch.equal(whole, physically(anatomy, batch, []))
+
+
+@pytest.mark.parametrize("name", ["cifar", "overwriting", "pre-activation", "tokens"])
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_blocks_that_are_gone_already_stay_gone(name, place):
+    anatomy, batch = prepared(name)
+    rest = list(anatomy.remainders)
+    gone = rest.pop(place)
+    prefix = PrefixCache(anatomy, {gone: anatomy.remainders[gone].forward})
+    with evaluating(anatomy.model):
+        assert torch.equal(logits(prefix.capture(batch)), physically(anatomy, batch, [gone]))
+        for path in rest:
+            found = logits(prefix.without(path, anatomy.remainders[path]))
+            assert torch.equal(found, physically(anatomy, batch, [gone, path]))
+
+
+def test_only_what_comes_after_the_change_runs_again():
+    anatomy, batch = prepared("cifar")
+    prefix = PrefixCache(anatomy)
+    names = {parameter: name for name, parameter in anatomy.model.named_parameters()}
+    ran = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is torch.conv2d:
+                ran.append(names[args[1]])
+            return func(*args, **(kwargs or {}))
+
+    with evaluating(anatomy.model):
+        prefix.capture(batch)
+        with Watch():
+            prefix.without("layer3.0", anatomy.remainders["layer3.0"])
+    assert ran == ["layer3.1.conv1.weight", "layer3.1.conv2.weight"]
+
+
+def test_another_module_may_stand_anywhere_in_a_tile():
+    anatomy, batch = prepared("cifar")
+    net = anatomy.model
+    conv = net.layer2[1].conv2
+    prefix = PrefixCache(anatomy)
+    assert prefix.tile_of("layer2.1.conv2") == "layer2.1"
+    with evaluating(net):
+        prefix.capture(batch)
+        found = prefix.run("layer2.1", {conv: torch.zeros_like})
+        kept, conv.weight.data = conv.weight.data, torch.zeros_like(conv.weight)
+        assert torch.equal(found, net(*batch.args))
+        conv.weight.data = kept
+
+
+def test_a_run_needs_a_capture():
+    anatomy, _ = prepared("numbered")
+    with pytest.raises(RuntimeError, match="capture"):
+        PrefixCache(anatomy).without("block1", anatomy.remainders["block1"])
+
+
+def test_nothing_stays_on_the_model_when_it_raises():
+    anatomy, batch = prepared("cifar")
+
+    def fails(x):
+        raise ValueError("on purpose")
+
+    prefix = PrefixCache(anatomy)
+    with evaluating(anatomy.model):
+        expected = prefix.capture(batch)
+        with pytest.raises(ModelRaisedError, match="on purpose"):
+            prefix.run("layer2.0", {anatomy.model.layer2[0]: fails})
+        with pytest.raises(ModelRaisedError, match="raised RuntimeError"):
+            prefix.capture(Batch((torch.randn(1, 5, 8, 8),)))
+        assert not any(module._forward_hooks for module in anatomy.model.modules())
+        assert not any("forward" in vars(module) for module in anatomy.model.modules())
+        assert torch.equal(anatomy.model(*batch.args), expected)
+
+
+class Opened(nn.Module):
+    """A block that holds blocks in a numbered container."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.parts = nn.ModuleList(Inner(width) for _ in range(2))
+        self.up = nn.Linear(width, width)
+
+    def forward(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x + self.up(x)
+
+
+class Inner(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.proj(x)
+
+
+def test_a_block_that_holds_blocks_can_be_run_without_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Opened(4), nn.Linear(4, 2)).eval()
+    batch = Batch((torch.randn(3, 4),))
+    anatomy = analyze(model, batch)
+    assert anatomy.chain["1"].reason == "it holds other blocks, which are removed one by one"
+    assert [block.path for block in anatomy.chain.removable] == ["1.parts.0", "1.parts.1"]
+    prefix = PrefixCache(anatomy)
+    with torch.no_grad():
+        prefix.capture(batch)
+        found = prefix.run(prefix.tile_of("1"), {model[1]: lambda x: x})
+        assert torch.equal(found, model[2](model[0](batch.args[0])))

@@ -1,0 +1,32 @@
+import pytest
+
+import language
+from shoal.cli.console import Session
+from shoal.cli.loading import DataOptions, open_data, open_network
+from shoal.errors import DataError, UsageError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("opening")
+    (place / "corpus.txt").write_text(language.text(2000))
+    language.llama().save_pretrained(place / "net")
+    language.save_tokenizer(place / "tokenizer")
+    return place
+
+
+def test_text_is_read_as_the_network_reads_it(folder):
+    network = open_network(Session(), f"hf:{folder / 'net'}", None)
+    options = DataOptions(tokenizer=folder / "tokenizer", sequence_length=16)
+    data = open_data(Session(), f"text:{folder / 'corpus.txt'}", options, network)
+    assert data.describe()["shape"] == [16]
+    with pytest.raises(DataError, match="there is no tokenizer in"):
+        open_data(Session(), f"text:{folder / 'corpus.txt'}", DataOptions(), network)
+    with pytest.raises(DataError, match="can only be read for a network"):
+        open_data(Session(), f"text:{folder / 'corpus.txt'}", options)
+
+
+@pytest.mark.parametrize("options", [DataOptions(sequence_length=16), DataOptions(tokenizer="x")])
+def test_options_of_text_are_for_text(options):
+    with pytest.raises(UsageError, match="--tokenizer and --sequence-length are for text"):
+        open_data(Session(), "digits", options)

@@ -1,0 +1,58 @@
+"""Samples and settings: what is taken, what is refused before anything is measured."""
+
+import pytest
+import torch
+from footing import batches, network
+
+from shoal.errors import DataError, SurgeryError, UsageError
+from shoal.pipeline.context import MeasureConfig, build_context, materialize
+from shoal.pipeline.greedy import Goal
+from shoal.scanning import divergence
+
+CPU = torch.device("cpu")
+
+
+def told(model):
+    chosen_on, _ = materialize(batches(8, 3, 8, 8), None, MeasureConfig(images=6), CPU)
+    return build_context(
+        model, chosen_on, None, Goal(remove=1), MeasureConfig(), divergence, lambda stage, done, total: None
+    )
+
+
+def test_samples_are_capped_and_kept():
+    chosen_on, judged_on = materialize(
+        batches(8, 3, 8, 8, count=3), batches(8, 3, 8, 8), MeasureConfig(images=13, validation_images=5), CPU
+    )
+    assert [one.size for one in chosen_on] == [8, 5]
+    assert [one.size for one in judged_on] == [5]
+    assert materialize(batches(8, 3, 8, 8), None, MeasureConfig(), CPU)[1] is None
+
+
+def test_no_samples():
+    with pytest.raises(DataError, match="the calibration data is empty"):
+        materialize([], None, MeasureConfig(), CPU)
+    with pytest.raises(DataError, match="the validation data is empty"):
+        materialize(batches(8, 3, 8, 8), [], MeasureConfig(), CPU)
+
+
+def test_the_original_is_copied_and_the_copy_is_in_eval_mode():
+    model = network().train()
+    found = told(model)
+    assert found.model is model
+    assert model.training
+    assert not found.anatomy.model.training
+    found.anatomy.model.linear.weight.data.zero_()
+    assert float(model.linear.weight.detach().abs().max()) > 0
+
+
+def test_a_network_that_cannot_be_copied():
+    model = network()
+    model.handle = (one for one in [])  # a generator has no copy
+    with pytest.raises(SurgeryError, match="CifarResNet cannot be copied"):
+        told(model)
+
+
+@pytest.mark.parametrize("name", ["images", "judge_images", "longest", "validation_images", "latency_seconds"])
+def test_nothing_of_something_is_refused(name):
+    with pytest.raises(UsageError, match=f"{name} is 0, expected more than 0"):
+        MeasureConfig(**{name: 0})

@@ -1,0 +1,183 @@
+import pytest
+import torch
+from footing import batches, network, plain
+from torch import nn
+
+import networks
+import stopwatch
+from shoal.blocks import analyze
+from shoal.measure import cost
+from shoal.pipeline.cache import MeasurementCache
+from shoal.pipeline.candidate_table import removal_candidates
+from shoal.pipeline.costs import FREE, CostModel, shape_key
+from shoal.pipeline.latency_backends import MeasuredLatency
+from shoal.pipeline.profiling import PlacedModule
+from shoal.replace import build_segments, spans_of
+
+
+def prices(model=None, clock=None, shelf=None):
+    [data] = batches(4, 3, 8, 8, count=1)
+    anatomy = analyze(model if model is not None else network(), data.take(2))
+    one = CostModel(
+        anatomy, build_segments(anatomy), data, clock or stopwatch.FakeClock(data), shelf or MeasurementCache(None, {})
+    )
+    return one, removal_candidates(anatomy, one.line)
+
+
+def test_every_step_costs_what_it_costs_alone_and_the_rest_is_fixed():
+    one, others = prices()
+    one.measure(others)
+    [data] = batches(1, 3, 8, 8, count=1)
+    whole = cost(network(), data)
+    assert (one.whole.macs, one.whole.params) == (whole.macs, whole.params)
+    assert one.whole.latency_ms == pytest.approx(stopwatch.milliseconds(network(), data))
+    assert list(one.steps) == [f"layer{i}.{j}" for i in (1, 2, 3) for j in (0, 1)]
+    for path, price in one.steps.items():
+        module = network().get_submodule(path)
+        assert price.params == sum(p.numel() for p in module.parameters())
+        assert price.latency_ms == pytest.approx(stopwatch.on_zeros(module, one.line.step(path).in_shape))
+    for name in ("latency_ms", "macs", "params"):
+        total = getattr(one.fixed, name) + sum(getattr(price, name) for price in one.steps.values())
+        assert total == pytest.approx(getattr(one.whole, name))
+
+
+def test_a_clock_by_which_the_parts_take_longer_than_the_whole_leaves_nothing_fixed():
+    class Slow(stopwatch.FakeClock):
+        def modules(self, group, shape):
+            return dict.fromkeys(group, 1000.0)
+
+    [data] = batches(4, 3, 8, 8, count=1)
+    one, others = prices(clock=Slow(data))
+    one.measure(others)
+    assert one.fixed.latency_ms == 0
+    assert one.fixed.params > 0
+
+
+def test_a_span_takes_the_sum_of_its_steps():
+    one, others = prices()
+    one.measure(others)
+    [span] = [span for span in spans_of(one.anatomy, one.line, 2) if (span.start, span.stop) == (1, 3)]
+    assert one.span(span) == pytest.approx(sum(one.steps[path].latency_ms for path in ("layer1.1", "layer2.0")))
+
+
+def test_alike_modules_are_asked_for_once():
+    one, others = prices(network(3))
+    one.measure(others)
+    asked = [module for what, _, module in one.clock.asked if what == "module"]
+    blocks = [module for module in asked if isinstance(module, networks.CifarBlock)]
+    assert len(blocks) == 5  # layer1; the first of layer2 and layer3, and the others there
+    assert one.steps["layer1.0"] == one.steps["layer1.2"]
+
+
+class Tails(nn.Module):
+    """Two remainders without parameters on the same shape: a ReLU, and a shortcut that halves the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.layers = nn.Sequential(networks.CifarBlock(4, 4, 1), networks.CifarBlock(4, 8, 2))
+
+    def forward(self, x):
+        return self.layers(self.stem(x)).mean(dim=(2, 3))
+
+
+def test_what_is_left_of_unlike_blocks_has_a_price_each():
+    torch.manual_seed(0)
+    one, others = prices(networks.randomised(Tails()))
+    assert {placed.shape for placed in others.values()} == {(4, 8, 8)}
+    assert len({shape_key(placed.module, placed.shape) for placed in others.values()}) == 2
+    one.measure(others)
+    asked = {id(module) for what, _, module in one.clock.asked if what == "module"}
+    assert asked >= {id(placed.module) for placed in others.values()}
+    assert all(one.of(placed.module, placed.shape).latency_ms > 0 for placed in others.values())
+
+
+def test_an_identity_is_free_and_never_asked_for():
+    one, others = prices()
+    one.measure({**others, "nothing": PlacedModule(nn.Identity(), (4, 8, 8), ("layer1.0",))})
+    assert one.of(nn.Identity(), (4, 8, 8)) == FREE
+    assert not any(isinstance(module, nn.Identity) for _, _, module in one.clock.asked)
+
+
+def test_likeness_tells_settings_parameters_and_shapes_apart():
+    def conv(**more):
+        return nn.Conv2d(4, 4, 3, **more)
+
+    assert shape_key(conv(), (4, 8, 8)) == shape_key(conv(), (4, 8, 8))
+    keys = [
+        shape_key(conv(), (4, 8, 8)),
+        shape_key(conv(), (4, 9, 9)),
+        shape_key(conv(stride=2), (4, 8, 8)),
+        shape_key(conv(bias=False), (4, 8, 8)),
+        shape_key(nn.Sequential(conv(), nn.ReLU()), (4, 8, 8)),
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_what_the_shelf_holds_is_not_asked_for_again(tmp_path):
+    first, others = prices(shelf=MeasurementCache(tmp_path / "t", {}))
+    first.measure(others)
+    assert first.clock.asked
+    again, others = prices(shelf=MeasurementCache(tmp_path / "t", {}))
+    again.measure(others)
+    assert again.clock.asked == []
+    assert (again.steps, again.whole, again.found) == (first.steps, first.whole, first.found)
+
+
+def test_another_clock_is_asked_even_where_the_shelf_holds_prices(tmp_path):
+    first, others = prices(shelf=MeasurementCache(tmp_path / "t", {}))
+    first.measure(others)
+    [data] = batches(4, 3, 8, 8, count=1)
+    other, others = prices(shelf=MeasurementCache(tmp_path / "t", {}), clock=stopwatch.FakeClock(data, source="other"))
+    other.measure(others)
+    assert other.clock.asked
+
+
+@pytest.mark.parametrize("make", [network, plain])
+def test_this_machine_times_steps_where_they_stand(monkeypatch, make):
+    stopwatch.install(monkeypatch)
+    seen = []
+
+    def twice(model, line, others, batch, **more):
+        seen.append(set(others))
+        steps, found = stopwatch.shares_in_place(model, line, others, batch, **more)
+        return {path: 2 * one for path, one in steps.items()}, {key: 3 * one for key, one in found.items()}
+
+    monkeypatch.setattr("shoal.pipeline.costs.latency_shares", twice)
+    [data] = batches(4, 3, 8, 8, count=1)
+    model = make()
+    one, others = prices(model, clock=MeasuredLatency(next(model.parameters()), data))
+    one.measure(others)
+    assert len(seen) == 1
+    for path, price in one.steps.items():
+        step = one.line.step(path)
+        assert price.latency_ms == pytest.approx(2 * stopwatch.on_zeros(one.line.module(model, path), step.in_shape))
+    for placed in others.values():
+        alone = stopwatch.on_zeros(placed.module, placed.shape)
+        assert one.of(placed.module, placed.shape).latency_ms == pytest.approx(3 * alone)
+
+
+def test_alike_steps_take_the_mean_of_what_was_measured_and_their_sum_stays(monkeypatch):
+    stopwatch.install(monkeypatch)
+    shares = {"layer1.0": 0.10, "layer1.1": 0.20, "layer2.0": 0.1, "layer2.1": 0.1, "layer3.0": 0.1, "layer3.1": 0.1}
+    monkeypatch.setattr(
+        "shoal.pipeline.costs.latency_shares",
+        lambda model, line, others, batch, **_: (shares, dict.fromkeys(others, 0)),
+    )
+    [data] = batches(4, 3, 8, 8, count=1)
+    one, others = prices(clock=MeasuredLatency(torch.zeros(1), data))
+    one.measure(others)
+    found = {path: price.latency_ms / one.whole.latency_ms for path, price in one.steps.items()}
+    assert found["layer1.0"] == found["layer1.1"] == pytest.approx(0.15)
+    assert sum(found.values()) == pytest.approx(sum(shares.values()))
+
+
+def test_latencies_are_by_likeness():
+    one, others = prices()
+    one.measure(others)
+    found = one.latencies()
+    step = one.line.step("layer2.1")
+    assert found[shape_key(one.anatomy.model.layer2[1], step.in_shape)] == one.steps["layer2.1"].latency_ms
+    for key, price in one.found.items():
+        assert found[key] == price.latency_ms
+    assert any("ShortcutModule on (4, 8, 8)" in words for words in one.words.values())

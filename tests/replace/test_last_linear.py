@@ -1,0 +1,228 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from given import VGG, dissected, made, mlp, randn
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import networks
+from shoal.batches import Batch
+from shoal.blocks import analyze
+from shoal.replace import build_segments
+from shoal.replace.last_linear import LastLinear, last_linear
+
+
+def found(anatomy, path, most=9999):
+    return last_linear(anatomy, build_segments(anatomy).step(path), most)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "path", "expected"),
+    [
+        (lambda: networks.CifarResNet(2, widths=(4, 8, 8)), (3, 8, 8), "layer2.0", ("layer2.0.conv2", "layer2.0.bn2")),
+        (lambda: networks.PreactNet(4, 2), (1, 6, 6), "blocks.1", ("blocks.1.conv2", None)),
+        (lambda: networks.NumberedNet(8), (5, 4), "block2", ("block2.fc2", None)),
+        (lambda: VGG(norm=True), (3, 8, 8), "features.3", ("features.3", "features.4")),
+        (VGG, (3, 8, 8), "features.2", ("features.2", None)),
+        (lambda: VGG(norm=True), (3, 8, 8), "classifier.3", ("classifier.3", None)),
+        (lambda: mlp(norm=True), (4,), "2", ("2", "3")),
+        (lambda: mlp(norm=True), (4,), "10", ("10", None)),
+    ],
+)
+def test_the_layer_and_the_norm_behind_it(build, shape, path, expected):
+    assert found(dissected(build, *shape), path) == LastLinear(*expected)
+
+
+class Block(nn.Module):
+    """x + branch(x), with a branch of any kind."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x):
+        return F.relu(x + self.branch(x))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that computes with other weights than it holds."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight - self.weight.mean(), self.bias, padding=1)
+
+
+class Activated(nn.BatchNorm2d):
+    """A batch norm with an activation in it."""
+
+    def forward(self, x):
+        return F.silu(super().forward(x))
+
+
+class Squared(nn.Module):
+    """Its last layer is read by a norm and once more beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.norm(y) + y.mean()
+
+
+class Twice(nn.Module):
+    """Adds its branch to the stream two times."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return (x + y) + y
+
+
+def same(**settings):
+    return nn.Conv2d(4, 4, 3, **{"padding": 1, **settings})
+
+
+CANNOT = {
+    "grouped": lambda: same(groups=2),
+    "padded otherwise": lambda: same(padding_mode="reflect"),
+    "an even kernel": lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 4, 2)),
+    "an activation behind it": lambda: nn.Sequential(same(), nn.ReLU()),
+    "a norm without statistics": lambda: nn.Sequential(same(), nn.BatchNorm2d(4, track_running_stats=False)),
+    "a norm without weights": lambda: nn.Sequential(same(), nn.BatchNorm2d(4, affine=False)),
+    "a norm without biases": lambda: nn.Sequential(same(), nn.BatchNorm2d(4, bias=False)),
+    "another norm": lambda: nn.Sequential(same(), nn.GroupNorm(2, 4)),
+    "weights of its own making": lambda: Standardised(4, 4, 3),
+    "a parametrisation": lambda: parametrizations.weight_norm(same()),
+    "a norm with an activation": lambda: nn.Sequential(same(), Activated(4)),
+    "read twice": Squared,
+}
+
+
+@pytest.mark.parametrize("why", CANNOT)
+def test_what_cannot_be_set_is_left_alone(why):
+    chain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(Block(CANNOT[why]()))).double().eval()
+    anatomy = analyze(chain, Batch((randn(2, 3, 8, 8),)))
+    assert build_segments(anatomy).paths == ("1.0",)
+    assert found(anatomy, "1.0") is None
+
+
+def test_a_layer_without_a_bias_gets_its_weight_alone():
+    anatomy = dissected(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(Block(same(bias=False)))), 3, 8, 8)
+    one = found(anatomy, "1.0")
+    assert one == LastLinear("1.0.branch", None, biased=False)
+    weight = randn(4, 36)
+    one.write_(anatomy.model, weight, randn(4))
+    assert torch.equal(one.effective(anatomy.model), weight)
+    assert anatomy.model[1][0].branch.bias is None
+
+
+def test_a_branch_that_is_added_twice_is_left_alone():
+    anatomy = dissected(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(Twice(), Twice())), 3, 8, 8)
+    assert all(found(anatomy, path) is None for path in build_segments(anatomy).paths)
+
+
+def test_weights_of_two_modules_are_left_alone():
+    def tied():
+        net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        net[2].weight = net[0].weight
+        return net
+
+    anatomy = dissected(tied, 4)
+    assert [found(anatomy, path) for path in ("0", "2", "4")] == [None, None, LastLinear("4", None)]
+
+
+def test_too_wide_a_layer_is_left_alone():
+    anatomy = dissected(lambda: networks.PreactNet(4, 1), 1, 6, 6)
+    assert found(anatomy, "blocks.0", 36) is not None
+    assert found(anatomy, "blocks.0", 35) is None
+    assert found(dissected(mlp, 4), "2", 5) is None
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([nn.ReLU(), nn.BatchNorm1d(4)], (3,)),
+        ([nn.ReLU(), nn.SiLU()], (3,)),
+        ([nn.BatchNorm1d(4), nn.ReLU()], (4, 3)),
+    ],
+)
+def test_what_stands_between_a_layer_and_its_sum_counts(layers, shape):
+    """An activation before the last one or before the norm; a norm that takes four tokens for channels."""
+    anatomy = dissected(lambda: nn.Sequential(nn.Linear(3, 4), *layers, nn.Linear(4, 2)), *shape)
+    assert found(anatomy, "0") is None
+
+
+def computed(anatomy, one, x):
+    """What the layer and its norm make of x."""
+    y = anatomy.model.get_submodule(one.layer)(x)
+    return y if one.norm is None else anatomy.model.get_submodule(one.norm)(y)
+
+
+PLACES = [
+    (lambda: networks.CifarResNet(1, widths=(4, 6, 8)), (3, 8, 8), "layer2.0", (6, 4, 4)),
+    (lambda: networks.PreactNet(4, 1), (1, 6, 6), "blocks.0", (4, 6, 6)),
+    (lambda: VGG(norm=True), (3, 8, 8), "features.3", (4, 8, 8)),
+    (lambda: mlp(norm=True), (4,), "2", (6,)),
+]
+
+
+@pytest.mark.parametrize(("build", "shape", "path", "entering"), PLACES)
+def test_what_is_written_is_what_is_computed(build, shape, path, entering):
+    """Through a norm too, whose statistics stay."""
+    anatomy = dissected(build, *shape)
+    one, x = found(anatomy, path), randn(5, *entering, seed=1)
+    with torch.no_grad():
+        before = computed(anatomy, one, x)
+        old = one.effective(anatomy.model)
+        constant = computed(anatomy, one, 0 * x)
+        bias = constant[0] if constant.dim() == 2 else constant[0, :, 2, 2]
+        assert float((old - one.effective(anatomy.model)).abs().max()) == 0
+        one.write_(anatomy.model, old, bias)
+        torch.testing.assert_close(computed(anatomy, one, x), before, rtol=0, atol=1e-12)
+        weight, bias = randn(*old.shape, seed=2), randn(len(old), seed=3)
+        one.write_(anatomy.model, weight, bias)
+        torch.testing.assert_close(one.effective(anatomy.model), weight, rtol=0, atol=1e-12)
+        layer = anatomy.model.get_submodule(one.layer)
+        if isinstance(layer, nn.Linear):
+            expected = F.linear(x, weight, bias)
+        else:
+            expected = F.conv2d(x, weight.reshape(layer.weight.shape), bias, layer.stride, layer.padding)
+        torch.testing.assert_close(computed(anatomy, one, x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1e-7])
+@pytest.mark.parametrize("off", [1, 3])
+def test_channels_that_the_norm_switches_off_are_not_touched(gamma, off):
+    anatomy = dissected(lambda: networks.CifarResNet(1, widths=(4, 6, 8)), 3, 8, 8)
+    one, model = found(anatomy, "layer1.0"), anatomy.model
+    conv, norm = model.layer1[0].conv2, model.layer1[0].bn2
+    with torch.no_grad():
+        norm.weight[:off] = gamma
+        weights, shifts, x = conv.weight.clone(), norm.bias.clone(), randn(3, 4, 8, 8)
+        before = computed(anatomy, one, x)
+        weight, bias = randn(4, 36, seed=1), randn(4, seed=2)
+        one.write_(model, weight, bias)
+        after = computed(anatomy, one, x)
+    assert torch.isfinite(conv.weight).all()
+    if off < 3 or gamma == 0:  # where most are small, small is not switched off
+        assert torch.equal(conv.weight[:off], weights[:off])
+        assert torch.equal(norm.bias[:off], shifts[:off])
+        assert torch.equal(after[:, :off], before[:, :off])
+    expected = F.conv2d(x, weight.reshape(4, 4, 3, 3), bias, padding=1)
+    torch.testing.assert_close(after[:, off:], expected[:, off:], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_stays_half(dtype):
+    model = made(lambda: networks.CifarResNet(1, widths=(4, 6, 8))).to(dtype)
+    anatomy = analyze(model, Batch((randn(2, 3, 8, 8, dtype=dtype),)))
+    one = found(anatomy, "layer1.0")
+    weight = randn(4, 36)
+    one.write_(model, weight, randn(4, seed=1))
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert one.effective(model).dtype == torch.float64
+    torch.testing.assert_close(one.effective(model), weight, rtol=0.01, atol=0.01)

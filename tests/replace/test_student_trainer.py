@@ -1,0 +1,87 @@
+import math
+
+import pytest
+import torch
+from given import dissected, randn
+
+import networks
+from shoal.replace import build_segments, spans_of, students_of
+from shoal.replace.student_trainer import IOPair, StudentTrainer
+
+
+@pytest.fixture
+def learner():
+    anatomy = dissected(lambda: networks.PreactNet(4, 2), 1, 6, 6)
+    line = build_segments(anatomy)
+    return StudentTrainer(students_of(anatomy, line, spans_of(anatomy, line, 1), ["narrow"])[0])
+
+
+def pair(learner, **more):
+    x = randn(3, *learner.wanted.span.in_shape)
+    return IOPair((x,), {}, randn(3, *learner.wanted.span.out_shape, seed=1), **more)
+
+
+def test_the_loss_is_a_share_of_the_variance(learner):
+    given = pair(learner)
+    found = learner.module(given.args[0])
+    expected = (found - given.output).square().mean() / given.output.var(correction=0)
+    torch.testing.assert_close(learner.loss(given), expected)
+
+
+def test_padding_does_not_count(learner):
+    whole = pair(learner)
+    counted = torch.tensor([True, False, True])
+    masked = IOPair(whole.args, {}, whole.output.clone(), counted)
+    masked.output[1] = 1e6
+    kept = IOPair((whole.args[0][counted],), {}, whole.output[counted])
+    torch.testing.assert_close(learner.loss(masked), learner.loss(kept))
+
+
+def test_a_cache_is_not_handed_on_and_numbers_come_in_its_precision(learner):
+    class Cache:
+        def update(self): ...
+
+        def get_seq_length(self): ...
+
+    seen = {}
+
+    def forward(x, *others, **named):
+        seen.update(others=others, named=named)
+        return x
+
+    learner.module.forward = forward
+    given = pair(learner)
+    half, number = torch.ones(2, dtype=torch.bfloat16), torch.arange(2)
+    more = {"cache": Cache(), "pair": (half, Cache()), "number": number, "flag": True, "words": {"a": half}}
+    learner.loss(IOPair((*given.args, half, Cache()), more, given.output))
+    assert seen["others"][0].dtype == torch.float64
+    assert seen["others"][1] is None
+    assert seen["named"]["cache"] is None
+    assert seen["named"]["pair"][0].dtype == torch.float64
+    assert seen["named"]["pair"][1] is None
+    assert seen["named"]["number"] is number
+    assert seen["named"]["flag"] is True
+    assert seen["named"]["words"]["a"] is half
+
+
+def test_what_comes_out_has_the_best_weights(learner):
+    learner.looked(0.5)
+    best = {name: one.clone() for name, one in learner.module.state_dict().items()}
+    learner.step(pair(learner), 0.1)
+    learner.looked(0.7)
+    found = learner.learned()
+    assert (found.curve, found.error, found.diverged) == ((0.5, 0.7), 0.5, False)
+    assert found.fitted.r2_held_out == 0.5
+    torch.testing.assert_close(found.fitted.module.state_dict(), best, rtol=0, atol=0)
+
+
+def test_a_loss_that_is_no_number_stops_it(learner):
+    before = {name: one.clone() for name, one in learner.module.state_dict().items()}
+    broken = pair(learner)
+    broken.output.fill_(math.nan)
+    learner.step(broken, 0.1)
+    learner.step(pair(learner), 0.1)
+    assert learner.diverged
+    torch.testing.assert_close(dict(learner.module.state_dict()), before, rtol=0, atol=0)
+    learner.looked(math.inf)
+    assert learner.curve == []
