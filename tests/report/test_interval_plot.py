@@ -87,6 +87,18 @@ def test_small_differences_are_on_a_linear_axis() -> None:
     assert not layer_plot(make_scan()).axis.linear
 
 
+@pytest.mark.parametrize("drops", [(0.0, 0.0), (0.0, 0.3)])
+def test_a_margin_of_zero_leaves_the_axis_linear(drops: tuple[float, float]) -> None:
+    blocks = [
+        block.model_copy(update={"ablations": {"block": ablation(drop, drop, top1_drop_interval=(drop, drop))}})
+        for block, drop in zip(scanned_blocks(), drops, strict=False)
+    ]
+    plot = block_plot(make_scan(blocks=blocks, tolerance=0.0))
+    assert plot.axis.linear
+    assert plot.band[0] == plot.band[1]
+    assert plot.groups[0].rows[0].lanes[0].centre == plot.axis.at(0.0)
+
+
 def test_the_margin_stays_wide_next_to_a_large_difference() -> None:
     axis = layer_plot(make_scan()).axis
     assert axis.at(1.0) - axis.at(-1.0) > 20

@@ -2,6 +2,7 @@ import math
 import re
 import subprocess
 import sys
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -115,10 +116,21 @@ assert not {"matplotlib.pyplot", "torch"} & set(sys.modules)
         assert not any("⁻" in label for label in labels)
         assert all(20 <= place <= 180 for place in places if math.isfinite(place))
 
+    @pytest.mark.parametrize("logarithmic", [None, True])
+    @pytest.mark.parametrize("values", [[1e300], [5e-324], [5e-324, 1.0], [-1.0], [1e-300, 1e300], [0.0]])
+    def test_values_of_any_size_have_a_place_without_a_warning(
+        self, values: list[float], logarithmic: bool | None
+    ) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            _, places = scaled(values, logarithmic=logarithmic)
+        assert all(20 <= place <= 180 for place in places)
+
     def test_ticks_are_round(self) -> None:
         assert linear_ticks(0.0, 0.04, 4) == [0.0, 0.01, 0.02, 0.03, 0.04]
         assert linear_ticks(-1.3, 1.2, 4) == [-1.0, 0.0, 1.0]
         assert linear_ticks(0, 3, 9, integers=True) == [0, 1, 2, 3]
+        assert linear_ticks(1e-14, 3e-14, 4) == [1e-14, 1.5e-14, 2e-14, 2.5e-14, 3e-14]
 
 
 def front_of(record: Record, size: str = "wide", **options: bool) -> Drawing:

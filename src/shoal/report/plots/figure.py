@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # A plot for a desk and for paper, and one for a phone; the style sheet shows one of them.
 WIDTHS = {"wide": 1000.0, "narrow": 340.0}
 _MAX_DECADES = 6
+# A value as good as zero: the edge of a logarithmic axis below it would not be a number any more.
+_TINY = 1e-300
 # A plot wider than this has room for more ticks along a count.
 _ROOMY = 400.0
 # Below this ratio of the largest to the smallest value, a linear axis shows them all.
@@ -153,12 +155,12 @@ class Plot:
         """
         finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
         axis, set_scale = (axes.xaxis, axes.set_xscale) if which == "x" else (axes.yaxis, axes.set_yscale)
-        if not (_spans_decades(finite) if logarithmic is None else logarithmic and max(finite) > 0):
+        if not (_spans_decades(finite) if logarithmic is None else logarithmic and max(finite) > _TINY):
             limits = _with_margin(axis.get_transform(), finite)
             ticks = linear_ticks(*limits, nticks)
         else:
             high = max(finite)
-            low = max(min(value for value in finite if value > 0), high / 10.0**_MAX_DECADES)
+            low = max(min(value for value in finite if value > _TINY), high / 10.0**_MAX_DECADES)
             if min(finite) >= low:
                 set_scale("log", nonpositive="clip")
                 limits = _with_margin(axis.get_transform(), [low, high])
@@ -267,14 +269,14 @@ def _printable(text: str) -> str:
 
 
 def _spans_decades(values: Sequence[float]) -> bool:
-    positive = [value for value in values if value > 0]
+    positive = [value for value in values if value > _TINY]
     return min(values) >= 0 and bool(positive) and max(positive) / min(positive) >= _SPANS_DECADES
 
 
 def _with_margin(transform: "Transform", values: Sequence[float], margin: float = 0.05) -> tuple[float, float]:
     """The smallest and the largest value, moved apart by a margin on the scale of the axis."""
     low, high = transform.transform([min(values), max(values)])
-    apart = margin * (high - low) if high > low else 0.5
+    apart = margin * (high - low) if high > low else max(0.5, 1e-6 * abs(high))
     first, last = transform.inverted().transform([low - apart, high + apart])
     return float(first), float(last)
 
@@ -284,8 +286,10 @@ def linear_ticks(low: float, high: float, count: int, *, integers: bool = False)
     from matplotlib.ticker import MaxNLocator
 
     ticks = MaxNLocator(nbins=count, steps=[1, 2, 5, 10], integer=integers).tick_values(low, high)
+    step = float(ticks[1] - ticks[0])
     # 0.30000000000000004 is no label, and a tiny remainder would not count as zero.
-    return [round(float(tick), 12) for tick in ticks if low <= tick <= high]
+    rounded = [0.0 if abs(tick) < 1e-6 * step else float(f"{tick:.12g}") for tick in ticks]
+    return [tick for tick in rounded if low <= tick <= high]
 
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:

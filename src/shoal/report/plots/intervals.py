@@ -156,8 +156,8 @@ def axis_for(items: Sequence[Item], record: ScanRecord) -> Axis:
     changes = [change for item in items for _, _, change in _changes(item, record)]
     ends = [end for change in changes for end in (change.low, change.value, change.high) if math.isfinite(end)]
     low, high = min([-1.6 * margin, *ends]), max([1.6 * margin, *ends])
-    if max(-low, high) <= _FAR * margin:
-        space = 0.05 * (high - low)
+    if margin == 0 or max(-low, high) <= _FAR * margin:
+        space = 0.05 * (high - low) or 1.0
         return Axis(low - space, high + space, margin, linear=True)
     return Axis(1.15 * low, 1.15 * high, margin, linear=False)
 
