@@ -36,7 +36,8 @@ def test_tests_stand_in_the_room_of_what_they_test():
 
 
 def test_names_of_test_files_are_unique():
-    counts = Counter(path.name for path in TESTS.rglob("*.py") if path.name != "conftest.py")
+    files = (path for path in TESTS.rglob("*.py") if "fixtures" not in path.parts)
+    counts = Counter(path.name for path in files if path.name != "conftest.py")
     assert [name for name, count in counts.items() if count > 1] == []
 
 
