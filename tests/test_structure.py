@@ -5,6 +5,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import shoal
+
 TESTS = Path(__file__).parent
 SOURCE = TESTS.parent / "src" / "shoal"
 # Names, or parts of names, that were given up for the words of the field; and the rooms where none of them is left.
@@ -65,3 +67,9 @@ def identifiers(tree: ast.AST) -> list[tuple[str, int]]:
         elif isinstance(node, ast.keyword) and node.arg:
             bound.append((node.arg, node.value.lineno))
     return bound
+
+
+def test_every_name_of_the_package_is_there():
+    for name in shoal.__all__:
+        assert getattr(shoal, name).__name__ == name
+    assert shoal.Settings is shoal.MeasureConfig, "the name of version 0.1.0"

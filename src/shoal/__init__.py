@@ -25,12 +25,12 @@ _HOMES = {
     "Block": "blocks",
     "Certificate": "record",
     "Chain": "blocks",
+    "MeasureConfig": "pipeline",
     "Plan": "plan",
     "Record": "record",
     "Result": "pipeline",
     "ScanRecord": "record",
     "ScanSettings": "scanning",
-    "Settings": "pipeline",
     "ShoalError": "errors",
     "Shortcut": "blocks",
     "adapter": "blocks",
@@ -68,7 +68,12 @@ __all__ = [
 ]
 
 
+# Names of version 0.1.0, which code may still use.
+_FORMER = {"Settings": "MeasureConfig"}
+
+
 def __getattr__(name: str) -> Any:
+    name = _FORMER.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module 'shoal' has no attribute '{name}'")
     return getattr(import_module(f"shoal.{_HOMES[name]}"), name)
