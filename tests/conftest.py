@@ -1,8 +1,12 @@
 """What holds for every test."""
 
 from importlib import import_module
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
 import pytest
+
+from shoal import plugins
 
 _SECONDS = 0.02
 
@@ -17,3 +21,24 @@ def short_timing():
             timing, "_take_turns", lambda timers, seconds, rounds: take_turns(timers, min(seconds, _SECONDS), rounds)
         )
         yield
+
+
+@pytest.fixture
+def install_plugins(monkeypatch):
+    """Entry points as (distribution, name, value) that importlib.metadata finds; returns the groups looked up."""
+
+    def install(group, *entries):
+        made = [
+            EntryPoint(name, value, group)._for(SimpleNamespace(name=distribution) if distribution else None)
+            for distribution, name, value in entries
+        ]
+        lookups = []
+
+        def entry_points(*, group):
+            lookups.append(group)
+            return tuple(entry for entry in made if entry.group == group)
+
+        monkeypatch.setattr(plugins, "entry_points", entry_points)
+        return lookups
+
+    return install

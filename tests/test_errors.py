@@ -38,6 +38,7 @@ def test_an_error_shows_message_and_hint_and_nothing_else(kind):
         (errors.SurgeryError, RuntimeError),
         (errors.ExportError, RuntimeError),
         (errors.NotReachedError, RuntimeError),
+        (errors.PluginError, RuntimeError),
         (errors.UnknownBlockError, KeyError),
         (errors.FolderError, OSError),
         (errors.OutOfMemoryError, MemoryError),

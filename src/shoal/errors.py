@@ -130,6 +130,12 @@ class ConsentError(ShoalError, PermissionError):
     __str__ = ShoalError.__str__
 
 
+class PluginError(ShoalError, RuntimeError):
+    """An entry point of another distribution that cannot be loaded, clashes with another name, or fails."""
+
+    kind = "plugin"
+
+
 # How torch and the libraries under it say it: the CPU's allocator, CUDA, cuBLAS, cuDNN, Metal, C++.
 _SHORTAGES = (
     "out of memory",
