@@ -6,7 +6,7 @@ It judges on the images the planner judges on, blends and all, by the same diver
 from rivals.ground import Ground
 from rivals.made import Made
 from rivals.prefixes import shortest_prefix
-from shoal.pipeline import Goal
+from shoal.pipeline import RemoveBlocks
 from shoal.pipeline.greedy import GreedyRemoval
 from shoal.store import RunFolder
 
@@ -16,7 +16,7 @@ def greedy(ground: Ground, target: float) -> Made:
     journal = RunFolder(ground.folder / "greedy", "frontier greedy", {})
     chooser = GreedyRemoval(
         ground.anatomy,
-        Goal(remove=len(ground.anatomy.chain.removable)),
+        RemoveBlocks(len(ground.anatomy.chain.removable)),
         ground.judge_on,
         ground.judge_on[:1],
         journal=journal,

@@ -3,7 +3,7 @@
 from rivals.ground import Ground
 from rivals.made import Made, Unreached
 from shoal.errors import NotReachedError
-from shoal.pipeline import BudgetTarget, Goal, MeasureConfig
+from shoal.pipeline import Budget, MeasureConfig
 from shoal.pipeline.context import build_context
 from shoal.pipeline.planner import build_planner
 from shoal.plan import Plan, Remove, Replace
@@ -18,7 +18,7 @@ def planned(ground: Ground, target: float) -> Made:
     """
     images = sum(batch.size for batch in ground.calibration)
     goal, settings = (
-        Goal(target=BudgetTarget(latency=target)),
+        Budget(latency=target),
         MeasureConfig(images=images, channels_last=ground.channels_last),
     )
     told = build_context(ground.model, ground.calibration, None, goal, settings, divergence, ground.progress)

@@ -168,7 +168,9 @@ def test_the_blocks_that_must_stay_are_those_of_the_tables(run):
 
 
 def _removals(folder):
-    (folder / "run.json").write_text(json.dumps({"command": "compress", "arguments": {"goal": {"remove": 1}}}))
+    network = {"model": "digits-resnet", "data": "digits", "device": "cpu", "channels_last": False}
+    arguments = {**network, "seed": 0, "batch_size": 128, "images": 512, "goal": {"remove": 1}}
+    (folder / "run.json").write_text(json.dumps({"command": "compress", "arguments": arguments}))
 
 
 def _scan(folder):

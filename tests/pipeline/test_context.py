@@ -6,7 +6,7 @@ from footing import batches, network
 
 from shoal.errors import DataError, SurgeryError, UsageError
 from shoal.pipeline.context import MeasureConfig, build_context, materialize
-from shoal.pipeline.greedy import Goal
+from shoal.pipeline.goals import RemoveBlocks
 from shoal.scanning import divergence
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def told(model):
     chosen_on, _ = materialize(batches(8, 3, 8, 8), None, MeasureConfig(images=6), CPU)
     return build_context(
-        model, chosen_on, None, Goal(remove=1), MeasureConfig(), divergence, lambda stage, done, total: None
+        model, chosen_on, None, RemoveBlocks(1), MeasureConfig(), divergence, lambda stage, done, total: None
     )
 
 

@@ -1,75 +1,91 @@
+import dataclasses
+
 import pytest
 
 from shoal.errors import UsageError
-from shoal.pipeline.goals import BudgetTarget, Cost, parse_amount
-
-WHOLE = Cost(latency_ms=40.0, macs=2e9, params=5e6)
-
-
-@pytest.mark.parametrize(
-    ("given", "name", "expected"),
-    [
-        (0.5, "latency", 20.0),
-        ("0.5", "latency", 20.0),
-        (".25", "macs", 5e8),
-        (1, "params", 5e6),
-        ("1e-1", "params", 5e5),
-        ("12ms", "latency", 12.0),
-        (" 12 MS ", "latency", 12.0),
-        ("0.5s", "latency", 500.0),
-        ("0.5ms", "latency", 0.5),
-        (12, "latency", 12.0),
-        ("1.2G", "macs", 1.2e9),
-        ("3M", "params", 3e6),
-        ("700k", "params", 7e5),
-        ("0.5k", "params", 500.0),
-        (2e20, "macs", 2e20),
-    ],
+from shoal.pipeline.goals import (
+    Blocks,
+    Budget,
+    ExactOnly,
+    Goal,
+    MaxDrop,
+    ParetoPoint,
+    RemoveBlocks,
+    goal_from_dict,
+    parse_goal,
 )
-def test_a_bound_is_a_fraction_or_an_amount(given, name, expected):
-    whole = {"latency": WHOLE.latency_ms, "macs": WHOLE.macs, "params": WHOLE.params}[name]
-    assert parse_amount(given, whole, name) == pytest.approx(expected)
+from shoal.quantities import Cost
+
+ORIGINAL = Cost(latency_ms=40.0, macs=2e9, params=5e6)
+# Every goal, and the plain data that records hold, as version 0.1.0 wrote them.
+WRITTEN = [
+    (RemoveBlocks(2), {"remove": 2}),
+    (RemoveBlocks(2, "unit"), {"remove": 2, "grain": "unit"}),
+    (MaxDrop(), {"max_drop": 1.0}),
+    (MaxDrop(0.0), {"max_drop": 0.0}),
+    (MaxDrop(2.5, allow_replacement=True), {"max_drop": 2.5, "replace": True}),
+    (MaxDrop(2.5, grain="unit", include=("a*",)), {"max_drop": 2.5, "grain": "unit", "include": ["a*"]}),
+    (Blocks(["a", "b"]), {"blocks": ["a", "b"]}),
+    (ExactOnly(), {"exact": True}),
+    (ExactOnly(include=("a*",), exclude=("b",)), {"exact": True, "include": ["a*"], "exclude": ["b"]}),
+    (Budget(latency="12ms", depth=3), {"latency": "12ms", "depth": 3}),
+    (Budget(macs=0.5, params="3M"), {"macs": 0.5, "params": "3M"}),
+    (Budget(depth=0, exclude=("b",)), {"depth": 0, "exclude": ["b"]}),
+    (ParetoPoint(4), {"pick": 4}),
+]
 
 
-@pytest.mark.parametrize(
-    ("given", "name", "message"),
-    [
-        ("half", "latency", "latency is 'half', expected a fraction or an amount"),
-        ("", "macs", "macs is '', expected a fraction or an amount"),
-        ("50%", "latency", "latency is '50%', expected a fraction or an amount"),
-        ("-0.5", "latency", "latency is '-0.5', expected a fraction or an amount"),
-        (float("nan"), "macs", "macs is 'nan', expected a fraction or an amount"),
-        (float("inf"), "params", "params is 'inf', expected a fraction or an amount"),
-        (0, "latency", "latency is '0', expected more than 0"),
-        ("0ms", "latency", "latency is '0ms', expected more than 0"),
-        ("1.2G", "latency", "latency is '1.2G', expected a fraction or a time like 12ms"),
-        ("12ms", "macs", "macs is '12ms', expected a fraction or an amount like 1.2G"),
-        ("3s", "params", "params is '3s', expected a fraction or an amount like 1.2G"),
-    ],
-)
-def test_anything_else_is_refused_with_what_was_given(given, name, message):
-    with pytest.raises(UsageError) as caught:
-        parse_amount(given, 1.0, name)
-    assert caught.value.message == message
+@pytest.mark.parametrize(("goal", "plain"), WRITTEN)
+def test_a_goal_as_plain_data_and_back(goal, plain):
+    assert goal.to_dict() == plain
+    assert goal_from_dict(plain) == goal
+    assert isinstance(goal, Goal)
+
+
+@pytest.mark.parametrize("goal", [goal for goal, _ in WRITTEN])
+def test_goals_are_frozen_and_can_be_compared(goal):
+    assert len({goal, dataclasses.replace(goal)}) == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        goal.include = ("c",)
+
+
+def test_lists_become_tuples_and_a_lone_string_is_refused():
+    assert RemoveBlocks(1, include=["a", "b"]).include == ("a", "b")
+    assert Blocks(["a"]) == Blocks(("a",))
+    for make in (lambda: RemoveBlocks(1, include="layer1"), lambda: Blocks("layer1"), lambda: Budget(exclude="layer1")):
+        with pytest.raises(UsageError, match=r"is the string 'layer1', expected a list of names\n.*=\['layer1'\]"):
+            make()
+
+
+@pytest.mark.parametrize("nothing", [{}, {"remove": None, "exact": False, "include": []}])
+def test_without_a_goal_it_is_a_drop_of_one_point(nothing):
+    assert parse_goal(nothing) == MaxDrop(1.0)
+    assert parse_goal({**nothing, "replace": True}) == MaxDrop(1.0, allow_replacement=True)
+    assert parse_goal({**nothing, "grain": "unit"}) == MaxDrop(1.0, grain="unit")
+
+
+def test_what_is_no_part_of_a_goal_is_refused():
+    with pytest.raises(UsageError, match="'fold' is no part of a goal"):
+        goal_from_dict({"remove": 1, "fold": True})
 
 
 def test_limits_are_amounts_and_infinite_where_nothing_was_asked():
-    assert BudgetTarget(latency=0.5, params="3M").limits(WHOLE) == Cost(20.0, float("inf"), 3e6)
-    assert BudgetTarget(macs=0.25).limits(WHOLE) == Cost(float("inf"), 5e8, float("inf"))
+    assert Budget(latency=0.5, params="3M").limits(ORIGINAL) == Cost(20.0, float("inf"), 3e6)
+    assert Budget(macs=0.25).limits(ORIGINAL) == Cost(float("inf"), 5e8, float("inf"))
 
 
 def test_depth_is_a_number_of_blocks():
-    assert BudgetTarget(depth=0).to_dict() == {"depth": 0}
+    assert Budget(depth=0).bounds == {"depth": 0}
     with pytest.raises(UsageError, match="depth is -1, expected at least 0"):
-        BudgetTarget(depth=-1)
+        Budget(depth=-1)
 
 
 @pytest.mark.parametrize("name", ["latency", "macs", "params"])
-def test_what_is_no_budget_is_said_at_once(name):
+def test_what_cannot_be_read_is_refused_at_once(name):
     with pytest.raises(UsageError, match=f"{name} is 'half', expected a fraction or an amount"):
-        BudgetTarget(**{name: "half"})
+        Budget(**{name: "half"})
 
 
-def test_as_plain_data_only_what_was_asked():
-    assert BudgetTarget(latency="12ms", params=0.5).to_dict() == {"latency": "12ms", "params": 0.5}
-    assert BudgetTarget().to_dict() == {}
+def test_a_budget_bounds_something():
+    with pytest.raises(UsageError, match=r"the budget bounds nothing\n.*latency, macs, params, depth"):
+        Budget()

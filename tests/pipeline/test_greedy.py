@@ -11,8 +11,8 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import NotReachedError, SurgeryError, UnknownBlockError, UsageError
 from shoal.measure import compare, kl_per_sample, predictions
-from shoal.pipeline import Goal, NullJournal, greedy
-from shoal.pipeline.goals import BudgetTarget
+from shoal.pipeline import NullJournal, greedy
+from shoal.pipeline.goals import Blocks, Budget, ExactOnly, MaxDrop, ParetoPoint, RemoveBlocks, parse_goal
 from shoal.pipeline.greedy import GreedyRemoval, blocks_disabled
 from shoal.record import Comparison, metric_drop
 from shoal.scanning import divergence
@@ -47,22 +47,22 @@ def chooser(model, data=None, validation=None, goal=None, **more):
         Batch((images(),), target=torch.arange(16) % 10),
         Batch((images(seed=1),), target=torch.arange(16) % 10),
     ]
-    return GreedyRemoval(analyze(model, data[0]), goal or Goal(remove=2), data, validation or data, **more)
+    return GreedyRemoval(analyze(model, data[0]), goal or RemoveBlocks(2), data, validation or data, **more)
 
 
 def test_a_goal_is_exactly_one():
-    both = [{"remove": 1, "max_drop": 1.0}, {"exact": True, "blocks": ("a",)}, {}, {"max_drop": 0.0, "exact": True}]
+    both = [{"remove": 1, "max_drop": 1.0}, {"exact": True, "blocks": ("a",)}, {"max_drop": 0.0, "exact": True}]
     both += [
         {"pick": 1, "remove": 1},
-        {"pick": 1, "target": BudgetTarget(depth=1)},
-        {"max_drop": 1.0, "target": BudgetTarget(macs=0.5)},
+        {"pick": 1, "depth": 1},
+        {"max_drop": 1.0, "macs": 0.5},
     ]
     for asked in both:
         with pytest.raises(
             UsageError,
             match=r"give exactly one of remove, max_drop, blocks, exact, .*/depth, pick\n.*max_drop=1.0",
         ):
-            Goal(**asked)
+            parse_goal(asked)
 
 
 @pytest.mark.parametrize(
@@ -79,33 +79,33 @@ def test_a_goal_is_exactly_one():
 )
 def test_goals_out_of_range(asked, message):
     with pytest.raises(UsageError, match=message):
-        Goal(**asked)
+        parse_goal(asked)
 
 
 def test_a_goal_as_plain_data():
-    assert Goal(remove=2).to_dict() == {"remove": 2}
-    assert Goal(max_drop=0.0).to_dict() == {"max_drop": 0.0}
-    assert Goal(exact=True, include=("a*",), exclude=("b",)).to_dict() == {
+    assert RemoveBlocks(2).to_dict() == {"remove": 2}
+    assert MaxDrop(0.0).to_dict() == {"max_drop": 0.0}
+    assert ExactOnly(include=("a*",), exclude=("b",)).to_dict() == {
         "exact": True,
         "include": ["a*"],
         "exclude": ["b"],
     }
-    assert Goal(blocks=("a", "b")).to_dict() == {"blocks": ["a", "b"]}
-    assert Goal(max_drop=1.0, replace=True).to_dict() == {"max_drop": 1.0, "replace": True}
-    assert Goal(target=BudgetTarget(depth=3, latency="12ms")).to_dict() == {"latency": "12ms", "depth": 3}
-    assert Goal(pick=4).to_dict() == {"pick": 4}
+    assert Blocks(("a", "b")).to_dict() == {"blocks": ["a", "b"]}
+    assert MaxDrop(1.0, allow_replacement=True).to_dict() == {"max_drop": 1.0, "replace": True}
+    assert Budget(depth=3, latency="12ms").to_dict() == {"latency": "12ms", "depth": 3}
+    assert ParetoPoint(4).to_dict() == {"pick": 4}
 
 
 @pytest.mark.parametrize(
     ("goal", "by_plan"),
     [
-        (Goal(remove=1), False),
-        (Goal(max_drop=1.0), False),
-        (Goal(exact=True), False),
-        (Goal(max_drop=1.0, replace=True), True),
-        (Goal(target=BudgetTarget(params=0.5)), True),
-        (Goal(target=BudgetTarget(depth=0)), True),
-        (Goal(pick=1), True),
+        (RemoveBlocks(1), False),
+        (MaxDrop(1.0), False),
+        (ExactOnly(), False),
+        (MaxDrop(1.0, allow_replacement=True), True),
+        (Budget(params=0.5), True),
+        (Budget(depth=0), True),
+        (ParetoPoint(1), True),
     ],
 )
 def test_what_needs_a_plan(goal, by_plan):
@@ -145,7 +145,7 @@ def test_every_step_takes_the_best_of_a_brute_force_sweep(make):
     if isinstance(model, networks.CifarResNet):
         data = [Batch((one.args[0].repeat(1, 3, 2, 2),)) for one in data]
     count = 4 if isinstance(model, networks.PreactNet) else 3
-    one = chooser(model, data, goal=Goal(remove=count))
+    one = chooser(model, data, goal=RemoveBlocks(count))
     found = one.choose()
     gone = []
     for step in found.steps:
@@ -165,7 +165,7 @@ def test_every_step_takes_the_best_of_a_brute_force_sweep(make):
 def test_every_step_is_judged_with_all_that_is_gone():
     model = preact()
     seen = [Batch((images(seed=7),), target=torch.arange(16) % 10)]
-    found = chooser(model, validation=seen, goal=Goal(remove=3)).choose()
+    found = chooser(model, validation=seen, goal=RemoveBlocks(3)).choose()
     gone = []
     for step in found.steps:
         gone.append(step.removed)
@@ -214,49 +214,47 @@ def test_the_two_cheapest_together_are_not_the_cheapest_pair():
 
 def test_remove_takes_exactly_that_many():
     for count in (1, 2, 4):
-        found = chooser(preact(), goal=Goal(remove=count)).choose()
+        found = chooser(preact(), goal=RemoveBlocks(count)).choose()
         assert (len(found.removed), found.reached) == (count, True)
         assert found.message == (f"{count} blocks removed" if count > 1 else "1 block removed")
         assert found.validation == found.steps[-1].validation
 
 
 def test_more_than_there_are_keeps_what_could_be_reached():
-    found = chooser(preact(3), goal=Goal(remove=7)).choose()
+    found = chooser(preact(3), goal=RemoveBlocks(7)).choose()
     assert found.removed == ["blocks.0", "blocks.1", "blocks.2"]
     assert not found.reached
     assert found.message == "3 blocks removed of the 7 asked for; no other can be removed"
 
 
 def test_include_and_exclude_bound_the_choice():
-    found = chooser(preact(), goal=Goal(remove=4, include=("blocks.[01]",), exclude=("blocks.1",))).choose()
+    found = chooser(preact(), goal=RemoveBlocks(4, include=("blocks.[01]",), exclude=("blocks.1",))).choose()
     assert found.removed == ["blocks.0"]
     assert not found.reached
     assert set(found.worths) == {f"blocks.{n}" for n in range(4)}
     with pytest.raises(UnknownBlockError, match="blok"):
-        chooser(preact(), goal=Goal(remove=1, include=("blok*",))).choose()
+        chooser(preact(), goal=RemoveBlocks(1, include=("blok*",))).choose()
     with pytest.raises(NotReachedError, match="no removable block is left by --include and --exclude"):
-        chooser(preact(), goal=Goal(remove=1, exclude=("blocks.*",))).choose()
+        chooser(preact(), goal=RemoveBlocks(1, exclude=("blocks.*",))).choose()
 
 
 def test_a_plain_chain_has_nothing_to_remove():
     with pytest.raises(NotReachedError, match=r"\n.*`shoal trace` gives the reason"):
-        chooser(networks.PlainNet().eval(), goal=Goal(remove=1)).choose()
+        chooser(networks.PlainNet().eval(), goal=RemoveBlocks(1)).choose()
 
 
 def test_named_blocks_go_in_the_order_of_the_chain():
-    found = chooser(preact(), goal=Goal(blocks=("blocks.3", "blocks.1"))).choose()
+    found = chooser(preact(), goal=Blocks(("blocks.3", "blocks.1"))).choose()
     assert found.removed == ["blocks.1", "blocks.3"]
     assert found.reached
     assert found.message == "2 blocks removed as named"
     assert found.steps == []
     with pytest.raises(UnknownBlockError, match=r"no residual block called 'blocks.9'\n.*Did you mean"):
-        chooser(preact(), goal=Goal(blocks=("blocks.9",))).choose()
+        chooser(preact(), goal=Blocks(("blocks.9",))).choose()
     with pytest.raises(SurgeryError, match="is named twice"):
-        chooser(preact(), goal=Goal(blocks=("blocks.1", "blocks.1"))).choose()
+        chooser(preact(), goal=Blocks(("blocks.1", "blocks.1"))).choose()
     with pytest.raises(SurgeryError, match="cannot be removed"):
-        chooser(
-            networks.SharedNet().eval(), [Batch((torch.randn(2, 4, 8, 8),))], goal=Goal(blocks=("blocks.0",))
-        ).choose()
+        chooser(networks.SharedNet().eval(), [Batch((torch.randn(2, 4, 8, 8),))], goal=Blocks(("blocks.0",))).choose()
 
 
 def idle(model, *indices):
@@ -269,12 +267,12 @@ def idle(model, *indices):
 
 
 def test_exact_takes_only_what_is_proved():
-    found = chooser(idle(preact(), 1, 3), goal=Goal(exact=True)).choose()
+    found = chooser(idle(preact(), 1, 3), goal=ExactOnly()).choose()
     assert found.removed == ["blocks.1", "blocks.3"]
     assert found.message == "2 blocks removed, each proved to do nothing"
     assert found.ratios["blocks.1"] == 0
     assert found.worths["blocks.1"].damage == 0
-    narrowed = chooser(idle(preact(), 1, 3), goal=Goal(exact=True, exclude=("blocks.1",))).choose()
+    narrowed = chooser(idle(preact(), 1, 3), goal=ExactOnly(exclude=("blocks.1",))).choose()
     assert narrowed.removed == ["blocks.3"]
 
 
@@ -285,7 +283,7 @@ def test_exact_without_identities_names_the_five_nearest():
             model.blocks[index].conv2.weight.mul_(scale)
             model.blocks[index].conv2.bias.mul_(scale)
     with pytest.raises(NotReachedError, match=r"no block is a strict identity; the nearest by max") as caught:
-        chooser(model, goal=Goal(exact=True)).choose()
+        chooser(model, goal=ExactOnly()).choose()
     nearest = caught.value.message.partition(": ")[2].split(", ")
     assert [one.split(" ")[0] for one in nearest] == [f"blocks.{n}" for n in (4, 3, 2, 5, 6)]
     ratios = [float(one.split("(")[1].rstrip(")")) for one in nearest]
@@ -325,7 +323,7 @@ def scripted(monkeypatch, drops):
 )
 def test_max_drop_keeps_the_longest_within(monkeypatch, drops, limit, count, steps):
     scripted(monkeypatch, drops)
-    found = chooser(preact(), goal=Goal(max_drop=limit)).choose()
+    found = chooser(preact(), goal=MaxDrop(limit)).choose()
     assert (len(found.removed), len(found.steps)) == (count, steps)
     assert set(found.removed) == {step.removed for step in found.steps[:count]}
     assert found.reached is (count > 0)
@@ -347,14 +345,14 @@ def test_a_damage_of_ones_own():
     def keeps_block_two(original, other, batch):
         return -divergence(original, other, batch)
 
-    best = chooser(preact(), goal=Goal(remove=1)).choose()
-    worst = chooser(preact(), goal=Goal(remove=1), damage=keeps_block_two).choose()
+    best = chooser(preact(), goal=RemoveBlocks(1)).choose()
+    worst = chooser(preact(), goal=RemoveBlocks(1), damage=keeps_block_two).choose()
     assert worst.removed == [max(best.worths, key=lambda path: best.worths[path].damage)]
 
 
 def test_a_resumed_choice_recomputes_no_step(monkeypatch):
     whole = Memory()
-    expected = chooser(preact(), goal=Goal(remove=3), journal=whole).choose()
+    expected = chooser(preact(), goal=RemoveBlocks(3), journal=whole).choose()
     assert [line["kind"] for line in whole.added] == ["worths", "step", "step", "step"]
     swept = []
     sweep = greedy.removal_sweep
@@ -367,7 +365,7 @@ def test_a_resumed_choice_recomputes_no_step(monkeypatch):
     for kept, expected_sweeps in ((0, 3), (1, 2), (2, 2), (3, 1), (4, 0)):
         swept.clear()
         journal = Memory(whole.added[:kept])
-        found = chooser(preact(), goal=Goal(remove=3), journal=journal).choose()
+        found = chooser(preact(), goal=RemoveBlocks(3), journal=journal).choose()
         assert len(swept) == expected_sweeps
         assert len(journal.added) == 4 - kept
         assert found.removed == expected.removed
@@ -381,14 +379,14 @@ def test_a_resumed_choice_recomputes_no_step(monkeypatch):
 def test_a_single_sample_survives_the_journal():
     data = [Batch((images(1),))]
     journal = Memory()
-    expected = chooser(preact(), data, goal=Goal(remove=2), journal=journal).choose()
-    found = chooser(preact(), data, goal=Goal(remove=2), journal=Memory(journal.added)).choose()
+    expected = chooser(preact(), data, goal=RemoveBlocks(2), journal=journal).choose()
+    found = chooser(preact(), data, goal=RemoveBlocks(2), journal=Memory(journal.added)).choose()
     assert found == expected
 
 
 def test_progress_counts_to_its_total():
     said = []
-    chooser(preact(3), goal=Goal(remove=2), progress=lambda *one: said.append(one)).choose()
+    chooser(preact(3), goal=RemoveBlocks(2), progress=lambda *one: said.append(one)).choose()
     stages = list(dict.fromkeys(stage for stage, _, _ in said))
     assert stages == ["what each block is worth", "step 2: 2 blocks tried"]
     for stage in stages:
@@ -420,7 +418,7 @@ def halved(goal, model=None, **more):
 
 
 def test_with_the_grain_of_units_each_step_takes_the_best_half():
-    one = halved(Goal(remove=4, grain="unit"))
+    one = halved(RemoveBlocks(4, grain="unit"))
     found = one.choose()
     gone = []
     for step in found.steps:
@@ -441,43 +439,43 @@ def test_with_the_grain_of_units_each_step_takes_the_best_half():
 
 
 def test_units_are_counted_and_all_of_them_are_the_end():
-    found = halved(Goal(remove=9, grain="unit")).choose()
+    found = halved(RemoveBlocks(9, grain="unit")).choose()
     assert len(found.steps) == 6
     assert not found.reached
     assert found.removed == ["blocks.0", "blocks.1", "blocks.2"]
     assert found.message == "3 blocks removed of the 9 asked for; no other can be removed"
-    one = halved(Goal(remove=1, grain="unit")).choose()
+    one = halved(RemoveBlocks(1, grain="unit")).choose()
     assert one.message == "1 unit removed"
     assert one.fate_of(one.removed[0].partition("#")[0]) == "kept"
 
 
 def test_units_are_included_and_excluded_by_their_blocks():
-    found = halved(Goal(remove=2, grain="unit", include=("blocks.[01]",), exclude=("blocks.0",))).choose()
+    found = halved(RemoveBlocks(2, grain="unit", include=("blocks.[01]",), exclude=("blocks.0",))).choose()
     assert {step.removed for step in found.steps} == {"blocks.1#0", "blocks.1#1"}
 
 
 def test_single_unit_blocks_go_whole_beside_units():
-    found = chooser(preact(3), goal=Goal(remove=2, grain="unit")).choose()
-    assert found.removed == chooser(preact(3), goal=Goal(remove=2)).choose().removed
+    found = chooser(preact(3), goal=RemoveBlocks(2, grain="unit")).choose()
+    assert found.removed == chooser(preact(3), goal=RemoveBlocks(2)).choose().removed
 
 
 @pytest.mark.parametrize(
     "asked",
-    [{"exact": True}, {"blocks": ("a",)}, {"max_drop": 1.0, "replace": True}, {"target": BudgetTarget(depth=1)}],
+    [{"exact": True}, {"blocks": ("a",)}, {"max_drop": 1.0, "replace": True}, {"depth": 1}],
 )
 def test_units_go_with_removal_alone(asked):
     with pytest.raises(UsageError, match="grain 'unit' goes with remove or max_drop"):
-        Goal(grain="unit", **asked)
+        parse_goal({"grain": "unit", **asked})
 
 
 def test_a_grain_nobody_knows():
     with pytest.raises(UsageError, match="grain is 'half', expected block or unit"):
-        Goal(remove=1, grain="half")
-    assert Goal(remove=1, grain="unit").to_dict() == {"remove": 1, "grain": "unit"}
+        RemoveBlocks(1, grain="half")
+    assert RemoveBlocks(1, grain="unit").to_dict() == {"remove": 1, "grain": "unit"}
 
 
 def test_named_units_are_removed():
-    found = halved(Goal(blocks=("blocks.2#1", "blocks.0", "blocks.1#0", "blocks.1#1"))).choose()
+    found = halved(Blocks(("blocks.2#1", "blocks.0", "blocks.1#0", "blocks.1#1"))).choose()
     assert found.removed == ["blocks.0", "blocks.1", "blocks.2#1"]
     assert found.message == "2 blocks and 1 unit removed as named"
 
@@ -489,7 +487,7 @@ def test_norms_behind_additions_go_where_that_does_less_damage():
         model.encoder.layers[1].norm2.weight.mul_(-3)
         model.encoder.layers[2].norm2.weight.mul_(-3)
     data = [Batch((torch.randn(8, 5, 8, generator=torch.Generator().manual_seed(seed)),)) for seed in range(2)]
-    found = chooser(model, data, goal=Goal(remove=1)).choose()
+    found = chooser(model, data, goal=RemoveBlocks(1)).choose()
     tried = {name: error_of_cut(model, data, [name]) for name in found.worths}
     assert set(tried) == {f"encoder.layers.{number}{more}" for number in (1, 2) for more in ("", "+norms")}
     best = min(tried, key=tried.get)
@@ -503,6 +501,6 @@ def test_norms_behind_additions_go_where_that_does_less_damage():
 def test_a_block_goes_once_with_its_norms_or_without():
     torch.manual_seed(0)
     data = [Batch((torch.randn(8, 5, 8),))]
-    found = chooser(networks.PostNormNet().eval(), data, goal=Goal(remove=5)).choose()
+    found = chooser(networks.PostNormNet().eval(), data, goal=RemoveBlocks(5)).choose()
     assert found.removed == ["encoder.layers.1", "encoder.layers.2"]
     assert [step.candidates for step in found.steps] == [4, 2]

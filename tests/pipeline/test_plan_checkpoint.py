@@ -4,7 +4,8 @@ from footing import batches, network
 
 from shoal.errors import UsageError, WeightsError
 from shoal.pipeline.context import CompressContext, MeasureConfig
-from shoal.pipeline.greedy import Goal, RemovalChoice
+from shoal.pipeline.goals import RemoveBlocks
+from shoal.pipeline.greedy import RemovalChoice
 from shoal.pipeline.plan_checkpoint import CUT, CutCheckpoint, cut_fingerprint, load_cut, save_cut
 from shoal.plan import Remove, Replace, Replacement
 from shoal.replace import build_replacement
@@ -55,7 +56,7 @@ def test_nothing_another_network_and_rubbish(tmp_path):
 
 
 def told(**more):
-    given = {"judged_on": None, "settings": MeasureConfig(), "damage": divergence, "goal": Goal(remove=1), **more}
+    given = {"judged_on": None, "settings": MeasureConfig(), "damage": divergence, "goal": RemoveBlocks(1), **more}
     return CompressContext(anatomy=None, model=network(), chosen_on=[EXAMPLE], progress=print, **given)
 
 
@@ -63,7 +64,7 @@ def test_the_claim_names_all_that_the_choice_depends_on():
     claim = cut_fingerprint(told(), None, 0)
     assert cut_fingerprint(told(), None, 0) == claim
     others = [
-        cut_fingerprint(told(goal=Goal(remove=2)), None, 0),
+        cut_fingerprint(told(goal=RemoveBlocks(2)), None, 0),
         cut_fingerprint(told(judged_on=[EXAMPLE]), None, 0),
         cut_fingerprint(told(settings=MeasureConfig(stand_ins=("linear",))), None, 0),
         cut_fingerprint(told(damage=made), None, 0),

@@ -10,7 +10,7 @@ import stopwatch
 from shoal.blocks import analyze
 from shoal.errors import NotReachedError, UsageError
 from shoal.measure import cost
-from shoal.pipeline.goals import BudgetTarget
+from shoal.pipeline.goals import Budget
 from shoal.pipeline.plan_search import plan_choice
 from shoal.plan import Remove, Replace
 from shoal.replace import build_segments
@@ -43,7 +43,7 @@ def touched(planned):
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.4, 0.25])
 @pytest.mark.parametrize("name", ["latency", "macs", "params"])
 def test_budgets_are_met_by_the_network_that_comes_out(name, share, tables):
-    planned = planner(tables).within(BudgetTarget(**{name: share}))
+    planned = planner(tables).within(Budget(**{name: share}))
     assert planned.reached
     (ms, before), (cut_ms, after) = price(network()), price(planned.model)
     had, has = {
@@ -65,14 +65,14 @@ def depth_of(planned, blocks=6):
 
 @pytest.mark.parametrize("depth", [0, 1, 3, 5])
 def test_depth_is_the_number_of_blocks_left_and_a_stand_in_counts_as_one(depth, tables):
-    planned = planner(tables).within(BudgetTarget(depth=depth))
+    planned = planner(tables).within(Budget(depth=depth))
     assert depth_of(planned) <= depth
     assert planned.reached
     assert len(touched(planned)) >= 6 - depth
 
 
 def test_budgets_hold_together(tables):
-    planned = planner(tables).within(BudgetTarget(latency=0.7, params=0.5, macs=0.6, depth=3))
+    planned = planner(tables).within(Budget(latency=0.7, params=0.5, macs=0.6, depth=3))
     before, after = price(network()), price(planned.model)
     assert after[0] <= 0.7 * 1.01 * before[0]
     assert after[1].params <= 0.5 * before[1].params
@@ -80,9 +80,7 @@ def test_budgets_hold_together(tables):
     assert depth_of(planned) <= 3
 
 
-@pytest.mark.parametrize(
-    "target", [BudgetTarget(latency=0.6), BudgetTarget(macs=0.5), BudgetTarget(params=0.6), BudgetTarget(depth=4)]
-)
+@pytest.mark.parametrize("target", [Budget(latency=0.6), Budget(macs=0.5), Budget(params=0.6), Budget(depth=4)])
 def test_a_network_without_shortcuts_is_planned_too(target, plain_tables):
     planned = planner(plain_tables, footing.plain()).within(target)
     before, after = price(footing.plain()), price(planned.model)
@@ -102,21 +100,21 @@ def test_a_network_without_shortcuts_is_planned_too(target, plain_tables):
 
 
 def test_all_of_the_budget_changes_nothing(tables):
-    planned = planner(tables).within(BudgetTarget(latency=1.0))
+    planned = planner(tables).within(Budget(latency=1.0))
     assert planned.actions == []
     assert planned.planning.damage_final == 0
     assert planned.message == "nothing changed; 100.0 % of the original's latency"
 
 
 def test_a_smaller_budget_does_more_damage(tables):
-    found = [planner(tables).within(BudgetTarget(macs=share)).planning.damage_final for share in (0.8, 0.5, 0.2)]
+    found = [planner(tables).within(Budget(macs=share)).planning.damage_final for share in (0.8, 0.5, 0.2)]
     assert found == sorted(found)
     assert found[0] < found[-1]
 
 
 def test_the_damage_is_that_of_the_network_and_refitting_never_makes_it_worse(tables):
     one = planner(tables)
-    planned = one.within(BudgetTarget(latency=0.5))
+    planned = one.within(Budget(latency=0.5))
     [chosen] = [item for item in planned.planning.rounds if item.chosen]
     assert planned.planning.damage_final == pytest.approx(one.builder.damage_of(planned.model))
     assert 0 < planned.planning.damage_final <= chosen.damage_measured
@@ -124,7 +122,7 @@ def test_the_damage_is_that_of_the_network_and_refitting_never_makes_it_worse(ta
     assert "damage on held-back samples" in planned.notes[-1]
 
 
-@pytest.mark.parametrize("target", [BudgetTarget(latency=0.6), BudgetTarget(macs=0.3)])
+@pytest.mark.parametrize("target", [Budget(latency=0.6), Budget(macs=0.3)])
 def test_the_actions_rebuild_the_same_network(target, tables):
     planned = planner(tables).within(target)
     assert planned.actions
@@ -138,7 +136,7 @@ def test_the_actions_rebuild_the_same_network(target, tables):
 
 
 def test_the_same_data_give_the_same_plan():
-    one, other = (planner().within(BudgetTarget(latency=0.5)) for _ in range(2))
+    one, other = (planner().within(Budget(latency=0.5)) for _ in range(2))
     assert (one.actions, one.planning, one.message, one.notes) == (
         other.actions,
         other.planning,
@@ -151,7 +149,7 @@ def test_the_same_data_give_the_same_plan():
 def test_the_users_model_and_random_state_stay_as_they_were(tables):
     model = network().train()
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    planned = planner(tables, model).within(BudgetTarget(latency=0.5))
+    planned = planner(tables, model).within(Budget(latency=0.5))
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert all(part.training for part in model.modules())
     assert torch.equal(random, torch.get_rng_state())
@@ -178,14 +176,14 @@ class Scripted(stopwatch.FakeClock):
 
 
 def test_what_could_be_reached_is_said_where_the_tables_promised_too_much(tables):
-    planned = planner(tables, clock=Scripted(lambda share, longer: 0.9)).within(BudgetTarget(latency=0.7))
+    planned = planner(tables, clock=Scripted(lambda share, longer: 0.9)).within(Budget(latency=0.7))
     assert not planned.reached
     assert planned.message.endswith("90.0 % of the original's latency, asked for 70.0 %")
 
 
 def test_a_plan_that_proves_too_slow_is_solved_again_with_less(tables):
     clock = Scripted(lambda share, longer: (1 + share) / 2 if share > 0.6 else share)
-    planned = planner(tables, clock=clock).within(BudgetTarget(latency=0.7))
+    planned = planner(tables, clock=clock).within(Budget(latency=0.7))
     assert planned.reached
     short = [found for longer, _, found in clock.timed if not longer]
     assert short[0] > 0.7 * 1.01
@@ -204,7 +202,7 @@ def test_the_next_plan_is_taken_where_the_best_was_only_lucky(tables):
         return 0.8 if longer and count == 1 else 0.69
 
     clock = Scripted(share)
-    planned = planner(tables, clock=clock).within(BudgetTarget(latency=0.7))
+    planned = planner(tables, clock=clock).within(Budget(latency=0.7))
     assert planned.reached
     assert [found for longer, _, found in clock.timed if longer][:2] == [0.8, 0.69]
     rounds, whole = planned.planning.rounds, planned.planning.original_ms
@@ -216,7 +214,7 @@ def test_the_next_plan_is_taken_where_the_best_was_only_lucky(tables):
 
 def test_where_all_were_lucky_the_fastest_is_taken_and_what_was_reached_is_said(tables):
     clock = Scripted(lambda true, longer: 0.75 + true / 100 if longer else 0.69)
-    planned = planner(tables, clock=clock).within(BudgetTarget(latency=0.7))
+    planned = planner(tables, clock=clock).within(Budget(latency=0.7))
     assert not planned.reached
     longer = [found for was, _, found in clock.timed if was]
     assert len(longer) > 1
@@ -225,7 +223,7 @@ def test_where_all_were_lucky_the_fastest_is_taken_and_what_was_reached_is_said(
 
 def test_where_all_were_lucky_faster_ones_are_looked_for(tables):
     clock = Scripted(lambda true, longer: 1.3 * true if longer else true)
-    planned = planner(tables, clock=clock).within(BudgetTarget(latency=0.7))
+    planned = planner(tables, clock=clock).within(Budget(latency=0.7))
     assert planned.reached
     longer = [found for was, _, found in clock.timed if was]
     assert longer[0] > 0.7 * 1.01
@@ -235,14 +233,14 @@ def test_where_all_were_lucky_faster_ones_are_looked_for(tables):
 
 def test_a_clock_that_cannot_time_networks_is_believed(tables):
     clock = Scripted(lambda true, longer: 1 / 0, measures=False)
-    planned = planner(tables, clock=clock).within(BudgetTarget(latency=0.6))
+    planned = planner(tables, clock=clock).within(Budget(latency=0.6))
     assert clock.timed == []
     assert all(one.latency_measured_ms == one.latency_guessed_ms for one in planned.planning.rounds)
     assert planned.reached
 
 
 def test_the_record_of_planning(tables):
-    planned = planner(tables).within(BudgetTarget(latency=0.5))
+    planned = planner(tables).within(Budget(latency=0.5))
     planning = planned.planning
     assert planning.latency_source == "fake"
     assert planning.candidates == sum(edge.action != "keep" for edge in tables.edges)
@@ -257,10 +255,10 @@ def test_the_record_of_planning(tables):
 
 def test_the_fastest_is_named_where_no_plan_meets_the_budget(tables):
     with pytest.raises(NotReachedError) as caught:
-        planner(tables).within(BudgetTarget(latency=1e-4))
+        planner(tables).within(Budget(latency=1e-4))
     assert "no plan meets the budget: by the tables, the fastest takes " in caught.value.message
     said = float(caught.value.message.split("takes ")[1].split(" %")[0])
-    least = planner(tables).within(BudgetTarget(latency=(said + 1) / 100))
+    least = planner(tables).within(Budget(latency=(said + 1) / 100))
     [chosen] = [one for one in least.planning.rounds if one.chosen]
     assert chosen.latency_measured_ms <= (said + 1) / 100 * least.planning.original_ms * 1.01
 
@@ -268,9 +266,9 @@ def test_the_fastest_is_named_where_no_plan_meets_the_budget(tables):
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        (BudgetTarget(macs=1e-4), "the one with the fewest MACs has"),
-        (BudgetTarget(params=1e-4), "the smallest has"),
-        (BudgetTarget(macs=0.01, latency=0.01), "the fastest takes .*, the one with the fewest MACs has"),
+        (Budget(macs=1e-4), "the one with the fewest MACs has"),
+        (Budget(params=1e-4), "the smallest has"),
+        (Budget(macs=0.01, latency=0.01), "the fastest takes .*, the one with the fewest MACs has"),
     ],
 )
 def test_less_than_the_rest_of_the_network_takes_cannot_be_met(target, words, tables):
@@ -282,9 +280,9 @@ def test_blocks_that_must_stay_count_for_depth():
     allowed = frozenset({"layer1.0", "layer1.1"})
     one = planner(allowed=allowed)
     with pytest.raises(NotReachedError, match="no plan meets the budget: by the tables, the shallowest has 4 blocks"):
-        one.within(BudgetTarget(depth=3))
-    assert touched(one.within(BudgetTarget(depth=4))) == allowed
-    assert min(point.depth for point in planner(allowed=allowed).within(BudgetTarget(depth=4)).planning.front) == 4
+        one.within(Budget(depth=3))
+    assert touched(one.within(Budget(depth=4))) == allowed
+    assert min(point.depth for point in planner(allowed=allowed).within(Budget(depth=4)).planning.front) == 4
 
 
 def test_blocks_that_go_for_nothing_do_not_make_an_impossible_budget_possible():
@@ -292,23 +290,23 @@ def test_blocks_that_go_for_nothing_do_not_make_an_impossible_budget_possible():
     torch.manual_seed(0)
     model = networks.randomised(networks.PreactNet(4, 3))
     with pytest.raises(NotReachedError, match="the smallest has"):
-        planner(model=model, shape=(12, 1, 8, 8)).within(BudgetTarget(params=0.01))
+        planner(model=model, shape=(12, 1, 8, 8)).within(Budget(params=0.01))
 
 
 def test_a_last_mini_batch_of_one_sample_does_no_harm(tables):
     data = [*batches(12, 3, 8, 8), *batches(1, 3, 8, 8, count=1, first=5)]
-    assert planner(tables, data=data).within(BudgetTarget(macs=0.5)).reached
+    assert planner(tables, data=data).within(Budget(macs=0.5)).reached
 
 
 def test_blocks_that_must_stay_stay():
     allowed = frozenset({"layer1.0", "layer1.1", "layer2.1"})
-    planned = planner(allowed=allowed).within(BudgetTarget(macs=0.7))
+    planned = planner(allowed=allowed).within(Budget(macs=0.7))
     assert touched(planned)
     assert touched(planned) <= allowed
 
 
 def test_the_front_goes_from_the_fastest_to_the_original(tables):
-    points = planner(tables).within(BudgetTarget(latency=0.5)).planning.front
+    points = planner(tables).within(Budget(latency=0.5)).planning.front
     assert len(points) > 5
     assert [one.latency_ms for one in points] == sorted(one.latency_ms for one in points)
     assert [one.damage for one in points] == sorted((one.damage for one in points), reverse=True)
@@ -323,7 +321,7 @@ def test_the_front_goes_from_the_fastest_to_the_original(tables):
 
 def test_a_number_picks_that_point_of_the_front(tables):
     one = planner(tables)
-    points = one.within(BudgetTarget(latency=0.9)).planning.front
+    points = one.within(Budget(latency=0.9)).planning.front
     for number in (1, len(points) // 2, len(points)):
         planned = one.picked(number)
         point = points[number - 1]
@@ -385,7 +383,7 @@ def test_a_network_without_steps_is_refused(tables):
 
 
 def test_as_a_choice_for_the_record(tables):
-    planned = planner(tables).within(BudgetTarget(latency=0.4))
+    planned = planner(tables).within(Budget(latency=0.4))
     choice = plan_choice(planned)
     assert choice.removed == [one.path for one in planned.actions if isinstance(one, Remove)]
     assert choice.replaced == [one.paths for one in planned.actions if isinstance(one, Replace)]

@@ -6,7 +6,7 @@ from footing import batches, network
 import stopwatch
 from shoal.errors import NotReachedError, UsageError
 from shoal.measure import cost
-from shoal.pipeline import BudgetTarget, Goal, MeasureConfig, compress, predict_plan
+from shoal.pipeline import Budget, MaxDrop, MeasureConfig, ParetoPoint, compress, predict_plan
 from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.plan_builder import PlanBuilder
 
@@ -31,7 +31,7 @@ def tables(tmp_path):
 
 
 def solved(tables, **target):
-    goal = Goal(target=BudgetTarget(**target)) if target else Goal(max_drop=1.0, replace=True)
+    goal = Budget(**target) if target else MaxDrop(1.0, allow_replacement=True)
     return predict_plan(network(), data(), goal, tables=tables, settings=QUICK)
 
 
@@ -44,7 +44,7 @@ def test_finished_tables_are_solved_without_measuring_or_building(tables, monkey
     assert found.source == "measured"
     assert found.front == sorted(found.front, key=lambda one: one.latency_ms)
     assert solved(tables).plan is None
-    assert predict_plan(network(), data(), Goal(pick=2), tables=tables, settings=QUICK).plan == found.front[1]
+    assert predict_plan(network(), data(), ParetoPoint(2), tables=tables, settings=QUICK).plan == found.front[1]
 
 
 def test_it_is_the_plan_that_is_built_first(tables):
@@ -57,7 +57,7 @@ def test_what_no_plan_reaches(tables):
     with pytest.raises(NotReachedError, match="no plan meets the budget"):
         solved(tables, macs="0.0001")
     with pytest.raises(UsageError, match="there is no plan 99 on the front"):
-        predict_plan(network(), data(), Goal(pick=99), tables=tables, settings=QUICK)
+        predict_plan(network(), data(), ParetoPoint(99), tables=tables, settings=QUICK)
 
 
 def test_tables_are_made_where_there_are_none(tmp_path):

@@ -165,23 +165,26 @@ def compress(
         from shoal.cli.compress import RECOVERY, CompressRequest, as_grain, check_pair, run_compress
         from shoal.cli.loading import DataOptions, names
         from shoal.cli.previous_request import load_previous_request
-        from shoal.pipeline import BudgetTarget, Goal
-        from shoal.pipeline.options import check_options
+        from shoal.pipeline.goals import check_options, parse_goal
         from shoal.recover import read_budget
 
-        target = BudgetTarget(latency, macs, params, depth)
-        named = max_drop is None and remove is None and blocks is None and pick is None
-        goal = Goal(
-            remove=remove,
-            max_drop=1.0 if named and not exact and not target.to_dict() else max_drop,
-            blocks=tuple(names(blocks)) if blocks is not None else None,
-            exact=exact,
-            include=tuple(names(include)),
-            exclude=tuple(names(exclude)),
-            target=target,
-            replace=replace,
-            pick=pick,
-            grain=as_grain(grain),
+        goal = parse_goal(
+            {
+                "remove": remove,
+                "max_drop": max_drop,
+                "blocks": names(blocks) if blocks is not None else None,
+                "exact": exact,
+                "latency": latency,
+                "macs": macs,
+                "params": params,
+                "depth": depth,
+                "pick": pick,
+                "include": names(include),
+                "exclude": names(exclude),
+                "replace": replace,
+                "grain": as_grain(grain),
+            },
+            spell=_flag,
         )
         asked = CompressRequest(
             model=model or "",
@@ -208,7 +211,7 @@ def compress(
         given = _given(context)
         idle = {"recover"} if read_budget(recover) is None else set()
         idle |= {"student_budget"} if from_ is not None else set()  # which is held against that run
-        check_options(goal, given - idle, asked.settings().stand_ins, lambda name: f"--{name.replace('_', '-')}")
+        check_options(goal, given - idle, asked.settings().stand_ins, _flag)
         if from_ is not None:
             return run_compress(session, load_previous_request(from_, asked, given))
         spec, source = check_pair(model, data)
@@ -596,6 +599,10 @@ def _given(context: typer.Context) -> set[str]:
     """The options that stand on the command line, by parameter name."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name.rstrip("_") for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def _command() -> str:

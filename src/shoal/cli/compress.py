@@ -12,7 +12,7 @@ from shoal.blocks import analyze
 from shoal.cli.console import Session
 from shoal.cli.loading import DataOptions, check_input, open_data, open_network, output_folder, pick_device
 from shoal.errors import UsageError
-from shoal.pipeline import Goal, Grain, MeasureConfig, Recover, RunInfo, compress
+from shoal.pipeline import ExactOnly, Goal, Grain, MaxDrop, MeasureConfig, Recover, RemoveBlocks, RunInfo, compress
 from shoal.pipeline.candidate_table import DEFAULT_KINDS, STUDENT_BUDGET
 from shoal.preserve import evaluating
 from shoal.record import summary_of
@@ -81,7 +81,8 @@ def run_compress(session: Session, request: CompressRequest) -> int:
         return dry_run_plan(session, request, opened.model, data)
     if request.dry_run:
         return _tell(session, request, opened.model, data)
-    validation = None if request.goal.exact else data.validation(augment=True)  # a proof is judged on no sample
+    proof = isinstance(request.goal, ExactOnly)  # which no sample is needed for
+    validation = None if proof else data.validation(augment=True)
     path = output_folder(request.out, "compress")
     session.resume_hint = f"The same command with --out {path} goes on from here."
     with RunFolder(path, "compress", _arguments(request, opened.model, device)) as folder:
@@ -93,7 +94,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
                 data.calibration(augment=True),
                 eval=data.test(),
                 validation=validation,
-                **_goal_arguments(request.goal),
+                **request.goal.to_dict(),
                 recover=_recover(budget, request, data, extra, path) if budget else None,
                 fold=request.fold,
                 latency_from=request.latency_from,
@@ -159,24 +160,6 @@ def epochs_of(data: Data) -> EpochOf:
     return lambda epoch: data.calibration(augment=True, epoch=epoch)
 
 
-def _goal_arguments(goal: Goal) -> dict[str, Any]:
-    return {
-        "remove": goal.remove,
-        "max_drop": goal.max_drop,
-        "blocks": goal.blocks,
-        "exact": goal.exact,
-        "latency": goal.target.latency,
-        "macs": goal.target.macs,
-        "params": goal.target.params,
-        "depth": goal.target.depth,
-        "replace": goal.replace,
-        "pick": goal.pick,
-        "grain": goal.grain,
-        "include": goal.include,
-        "exclude": goal.exclude,
-    }
-
-
 def _provenance(request: CompressRequest, spec: str, data: Data) -> RunInfo:
     warnings = []
     if request.weights is None and spec.split(":")[0] in ("torchvision", "timm") and "@" not in spec:
@@ -220,7 +203,7 @@ def _tell(session: Session, request: CompressRequest, model: nn.Module, data: Da
     """What would be done, and about how long it would take on this machine."""
     batch = next(batches(data.calibration(augment=True), device_of(model)))
     anatomy = analyze(model, batch.take(2))
-    units = request.goal.grain == "unit"
+    units = isinstance(request.goal, RemoveBlocks | MaxDrop) and request.goal.grain == "unit"
     candidates = anatomy.chain.select(request.goal.include, request.goal.exclude, whole=not units)
     tries = sum(max(1, len(block.units)) if units else 1 for block in candidates)
     with evaluating(model):
@@ -261,9 +244,9 @@ def _tell(session: Session, request: CompressRequest, model: nn.Module, data: Da
 def _steps(goal: Goal, candidates: int) -> int:
     if goal.by_plan:
         return 1
-    if goal.remove is not None:
-        return min(goal.remove, candidates)
-    return candidates if goal.max_drop is not None else 1
+    if isinstance(goal, RemoveBlocks):
+        return min(goal.count, candidates)
+    return candidates if isinstance(goal, MaxDrop) else 1
 
 
 def as_grain(given: str) -> Grain:

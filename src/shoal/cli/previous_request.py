@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shoal.cli.compress import TABLES, CompressRequest
 from shoal.cli.loading import DataOptions
 from shoal.errors import FolderError, UsageError
-from shoal.pipeline import Goal
+from shoal.pipeline import Budget, parse_goal
 from shoal.pipeline.cache import CLAIM
 from shoal.pipeline.candidate_table import STUDENT_BUDGET
 from shoal.reading import is_file, read_json, refusing
@@ -93,13 +93,13 @@ def load_previous_request(folder: Path, asked: CompressRequest, given: Collectio
         before.get("sequence_length"),
     )
     weights = Path(before["weights_file"]) if before.get("weights_file") else None
-    goal = Goal(**{**_plain(asked.goal), "include": _names(before, "include"), "exclude": _names(before, "exclude")})
+    patterns = {name: _names(before, name) for name in ("include", "exclude")}
     return dataclasses.replace(
         asked,
         model=asked.model or before["model"],
         data=asked.data or before["data"],
         weights=asked.weights or weights,
-        goal=goal,
+        goal=parse_goal({**asked.goal.to_dict(), **patterns}),
         data_options=options,
         images=before["images"],
         device=before["device"],
@@ -122,7 +122,7 @@ def _recovery(asked: CompressRequest, before: dict[str, Any], given: Collection[
     named = "recover" in given or "unlabelled" in given
     # A folder of an earlier version does not say whether somebody asked: then it is taken as asked for.
     tried = asked.try_plans if "try_plans" in given or read_budget(budget) is None else before.get("try_plans", 0)
-    if not asked.goal.target.to_dict() and "try_plans" not in given:
+    if not isinstance(asked.goal, Budget) and "try_plans" not in given:
         tried = 0  # only for a budget do several plans contend
     asked_for = named or before.get("recovery_asked", True)
     return {"recover": budget, "unlabelled": extra, "recovery_asked": asked_for, "try_plans": tried}
@@ -166,7 +166,3 @@ def _arguments(folder: Path) -> dict[str, Any]:
 
 def _names(arguments: dict[str, Any], key: str) -> tuple[str, ...]:
     return tuple(arguments.get("goal", {}).get(key, ()))
-
-
-def _plain(goal: Goal) -> dict[str, Any]:
-    return {one.name: getattr(goal, one.name) for one in dataclasses.fields(goal)}

@@ -28,10 +28,9 @@ from shoal.measure import (
 from shoal.measure.classes import no_better_than_chance
 from shoal.measure.output_reading import OutputReading
 from shoal.pipeline.context import CompressContext, MeasureConfig, build_context, materialize
-from shoal.pipeline.goals import BudgetTarget
-from shoal.pipeline.greedy import Goal, Grain, GreedyRemoval, Journal, NullJournal, Progress, RemovalChoice
+from shoal.pipeline.goals import Budget, ExactOnly, Goal, Grain, MaxDrop, ParetoPoint, check_options, parse_goal
+from shoal.pipeline.greedy import GreedyRemoval, Journal, NullJournal, Progress, RemovalChoice
 from shoal.pipeline.naming import removal_notes
-from shoal.pipeline.options import check_options
 from shoal.pipeline.plan_checkpoint import CutCheckpoint, cut_fingerprint, load_cut, save_cut
 from shoal.pipeline.plan_search import plan_choice
 from shoal.pipeline.planner import build_planner, split_data
@@ -154,27 +153,32 @@ def compress(
         DataError, NonFiniteError, ModelRaisedError: data, weights or model at fault.
     """
     started = time.perf_counter()
-    goal = _goal(
-        remove,
-        max_drop,
-        blocks,
-        exact,
-        include,
-        exclude,
-        BudgetTarget(latency, macs, params, depth),
-        replace,
-        pick,
-        grain,
+    goal = parse_goal(
+        {
+            "remove": remove,
+            "max_drop": max_drop,
+            "blocks": blocks,
+            "exact": exact,
+            "latency": latency,
+            "macs": macs,
+            "params": params,
+            "depth": depth,
+            "pick": pick,
+            "include": include,
+            "exclude": exclude,
+            "replace": replace,
+            "grain": grain,
+        }
     )
     settings, provenance = settings or MeasureConfig(), provenance or RunInfo()
-    check_options(goal, _given(replace, latency_from, tables, recover, include, exclude))
+    check_options(goal, _given(latency_from, tables, recover))
     warnings = [*provenance.warnings, *_missing(eval, validation, goal), *_uncompiled(model)]
     model = plain(model)
     check_one_purpose(calibration=calibration, validation=validation, evaluation=eval)
     test = _First(eval) if eval is not None else None
     chosen_on, judged_on = materialize(calibration, validation, settings, device_of(model))
     winning, said = _winning(
-        normalize_recovery(recover), model, calibration, validation, chosen_on[0], exact=goal.exact
+        normalize_recovery(recover), model, calibration, validation, chosen_on[0], exact=isinstance(goal, ExactOnly)
     )
     told = build_context(model, chosen_on, judged_on, goal, settings, damage, progress, output)
     anatomy = told.anatomy
@@ -191,7 +195,7 @@ def compress(
         change = _removed(anatomy, model, chosen_on[0].take(2), chooser.choose())
     if winning is not None:
         change = _recovered(told, change, winning, calibration, latency_from)
-    if goal.exact and fold:  # folded, the numbers round otherwise: the proof is about the network before
+    if isinstance(goal, ExactOnly) and fold:  # folding rounds: the proof is about the network before
         progress("certifying", 0, 1)
         _check_proved(certify(anatomy.model, change.model, chosen_on))
     if fold:
@@ -199,7 +203,7 @@ def compress(
         change = _folded(change, chosen_on[0])
     progress("measuring on test", 0, 1)
     record = _measure(told, change, test or _First(chosen_on))
-    if goal.exact and not fold:
+    if isinstance(goal, ExactOnly) and not fold:
         _check_proved(record.certificate)
     warnings += restart_notes(anatomy)
     known = {
@@ -242,45 +246,19 @@ class _Change:
     recovery: Recovery | None = None
 
 
-def _goal(
-    remove: int | None,
-    max_drop: float | None,
-    blocks: Sequence[str] | None,
-    exact: bool,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    target: BudgetTarget,
-    replace_: bool,
-    pick: int | None,
-    grain: Grain,
-) -> Goal:
-    """What is asked; one point of the metric where nothing is."""
-    nothing = remove is None and max_drop is None and blocks is None and pick is None
-    if nothing and not exact and not target.to_dict():
-        max_drop = 1.0
-    names = tuple(blocks) if blocks is not None else None
-    return Goal(remove, max_drop, names, exact, tuple(include), tuple(exclude), target, replace_, pick, grain)
-
-
 def _given(
-    replace_: bool,
     latency_from: str | Path | None,
     tables: str | Path | None,
     recover: Recover | TrainingBudget | str | int | None,
-    include: Sequence[str],
-    exclude: Sequence[str],
 ) -> set[str]:
     """The names of the options that are not as they are by default; settings serve many calls and are no wishes."""
     extra = recover if isinstance(recover, Recover) else None
     budget = recover.budget if isinstance(recover, Recover) else recover
     given = {
-        "replace": replace_,
         "latency_from": latency_from is not None,
         "tables": tables is not None,
         "recover": budget is not None and read_budget(budget) is not None and (extra is None or extra.asked),
         "try_plans": extra is not None and extra.try_plans > 0,
-        "include": bool(include),
-        "exclude": bool(exclude),
     }
     return {name for name, is_given in given.items() if is_given}
 
@@ -294,12 +272,15 @@ def _planned(
     told: CompressContext, latency_from: str | Path | None, tables: Path | None, trial: RecoveryProbe | None
 ) -> _Change:
     goal, planner = told.goal, build_planner(told, latency_from, tables)
-    if goal.pick is not None:
-        planned = planner.picked(goal.pick)
-    elif goal.max_drop is not None:
-        planned = planner.fastest_within(goal.max_drop, split_data(told).drop_on)
-    else:
-        planned = planner.within(goal.target, trial)
+    match goal:
+        case ParetoPoint():
+            planned = planner.picked(goal.index)
+        case MaxDrop():
+            planned = planner.fastest_within(goal.points, split_data(told).drop_on)
+        case Budget():
+            planned = planner.within(goal, trial)
+        case _:
+            raise AssertionError(f"{goal} takes no plan")
     return _Change(planned.model, plan_choice(planned), list(planned.actions), planned.notes)
 
 
@@ -372,13 +353,13 @@ def _judged_again(told: CompressContext, choice: RemovalChoice, model: nn.Module
     part = split_data(told).drop_on if told.goal.by_plan else told.judged_on or told.chosen_on
     before, after = paired_predictions([told.anatomy.model, model], part, reading=told.damage.reading)
     seen = compare(before, after, choice.validation.split)
-    if told.goal.max_drop is None:
+    if not isinstance(told.goal, MaxDrop):
         return replace(choice, validation=seen)
     drop = 100 * metric_drop(seen)
     return replace(
         choice,
         validation=seen,
-        reached=choice.reached and drop <= told.goal.max_drop + 1e-9,
+        reached=choice.reached and drop <= told.goal.points + 1e-9,
         message=f"{choice.message}; after recovery the drop there is {drop:.2f}",
     )
 
@@ -544,7 +525,7 @@ def _missing(eval_loader: Any, validation: Any, goal: Goal) -> list[str]:
     said = []
     if eval_loader is None:
         said.append("no evaluation data was given: quality is measured on the calibration data and flatters the result")
-    if validation is None and goal.max_drop is not None:
+    if validation is None and isinstance(goal, MaxDrop):
         said.append("no validation data was given: max_drop was judged on the calibration data")
     return said
 

@@ -19,10 +19,10 @@ from shoal.errors import UsageError
 from shoal.measure import mean_interval
 from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.costs import CostModel
-from shoal.pipeline.goals import Cost
 from shoal.pipeline.profiling import PlacedModule
 from shoal.plan import Edge, Replacement
 from shoal.preserve import evaluating
+from shoal.quantities import Cost
 from shoal.record import Interval
 from shoal.recover import TrainingBudget
 from shoal.replace import (

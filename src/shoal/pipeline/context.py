@@ -12,7 +12,8 @@ from shoal.errors import DataError, UsageError
 from shoal.measure import reading_of
 from shoal.outputs import as_names
 from shoal.pipeline.candidate_table import DEFAULT_KINDS, LONGEST, STUDENT_BUDGET, check_kinds
-from shoal.pipeline.greedy import Goal, Progress
+from shoal.pipeline.goals import Goal
+from shoal.pipeline.greedy import Progress
 from shoal.preserve import copied
 from shoal.recover import read_budget
 from shoal.scanning import Damage, OutputDamage

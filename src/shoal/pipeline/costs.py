@@ -12,10 +12,10 @@ from shoal.blocks import BlockGraph
 from shoal.errors import ModelRaisedError
 from shoal.measure import cost
 from shoal.pipeline.cache import MeasurementCache
-from shoal.pipeline.goals import Cost
 from shoal.pipeline.latency_backends import LatencyBackend, MeasuredLatency
 from shoal.pipeline.profiling import PlacedModule, latency_shares
 from shoal.preserve import patched
+from shoal.quantities import Cost
 from shoal.replace import ReplacementSpec, Segment, SegmentChain, Span, StudentSpec, build_replacement
 
 FREE = Cost(0.0, 0.0, 0.0)

@@ -1,28 +1,179 @@
-"""What a budget is: a bound on latency, MACs or parameters, as a fraction of the original or an amount."""
+"""The goals of compress(): what may be asked for, how it is read, and which option goes with which goal."""
 
-import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from shoal.errors import UsageError
+from shoal.quantities import QUANTITIES, Cost
+from shoal.replace import STUDENTS
 
-_UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "": 1.0}
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one module or network costs at the batch that was timed."""
-
-    latency_ms: float
-    macs: float
-    params: float
+Grain = Literal["block", "unit"]
+GoalName = Literal["remove", "max_drop", "blocks", "exact", "budget", "replace", "pick"]
+_UNBOUNDED = float("inf")
 
 
-@dataclass(frozen=True)
-class BudgetTarget:
-    """Upper bounds as the user gave them: a fraction of the original or an amount ('12ms', '1.2G', '3M').
+def _check_grain(grain: str) -> None:
+    if grain not in ("block", "unit"):
+        raise UsageError(f"grain is '{grain}', expected block or unit", "Leave it out for whole blocks.")
 
-    `depth` is a number of blocks; a stand-in counts as one.
+
+def _units_refused() -> UsageError:
+    return UsageError("the grain 'unit' goes with remove or max_drop", "Plans and proofs are about whole blocks.")
+
+
+def _grain_to_dict(grain: Grain) -> dict[str, Any]:
+    return {} if grain == "block" else {"grain": grain}
+
+
+def _as_names(value: Sequence[str], name: str) -> tuple[str, ...]:
+    """Several names as a tuple.
+
+    Raises:
+        UsageError: a single string, whose letters would count as names.
     """
+    if isinstance(value, str):
+        raise UsageError(f"{name} is the string '{value}', expected a list of names", f"Write {name}=['{value}'].")
+    return tuple(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Selection:
+    """What all goals have in common but `Blocks`: the patterns of the blocks they are about.
+
+    Args:
+        include: patterns of the blocks to consider; all by default.
+        exclude: patterns of the blocks to keep.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            object.__setattr__(self, name, _as_names(getattr(self, name), name))
+
+    def _with_patterns(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        patterns = {"include": list(self.include), "exclude": list(self.exclude)}
+        return {**request, **{name: value for name, value in patterns.items() if value}}
+
+
+@dataclass(frozen=True)
+class RemoveBlocks(_Selection):
+    """Remove this many blocks, those that matter least.
+
+    Args:
+        count: how many; with the grain `unit`, how many units.
+        grain: `unit` removes the attention and the MLP of a block separately.
+    """
+
+    name: ClassVar[GoalName] = "remove"
+    by_plan: ClassVar[bool] = False
+
+    count: int
+    grain: Grain = "block"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_grain(self.grain)
+        if self.count < 1:
+            raise UsageError(f"remove is {self.count}, expected at least 1", "Give a number of blocks.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as a record holds it."""
+        return self._with_patterns({"remove": self.count, **_grain_to_dict(self.grain)})
+
+
+@dataclass(frozen=True)
+class MaxDrop(_Selection):
+    """Remove as many blocks as possible with at most this drop of the metric on validation.
+
+    Args:
+        points: the largest drop, in points. A point is one of top-1 where there are labels, else one per cent of
+            samples with another answer; where outputs are no scores of classes, one per cent of the variance of the
+            original's output. Of several outputs the one that lost most counts.
+        allow_replacement: blocks may be replaced as well: the fastest plan within the drop.
+        grain: `unit` removes the attention and the MLP of a block separately.
+    """
+
+    points: float = 1.0
+    allow_replacement: bool = False
+    grain: Grain = "block"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_grain(self.grain)
+        if not 0 <= self.points <= 100:
+            raise UsageError(f"max_drop is {self.points}, expected 0 to 100", "It is in points of the metric: 1.0.")
+        if self.grain == "unit" and self.allow_replacement:
+            raise _units_refused()
+
+    @property
+    def name(self) -> GoalName:
+        """`replace` where blocks may be replaced, else `max_drop`."""
+        return "replace" if self.allow_replacement else "max_drop"
+
+    @property
+    def by_plan(self) -> bool:
+        """Whether it takes a plan."""
+        return self.allow_replacement
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as a record holds it."""
+        replace = {"replace": True} if self.allow_replacement else {}
+        return self._with_patterns({"max_drop": self.points, **replace, **_grain_to_dict(self.grain)})
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Remove exactly these blocks.
+
+    Args:
+        paths: of the blocks, as `shoal trace` lists them.
+    """
+
+    name: ClassVar[GoalName] = "blocks"
+    by_plan: ClassVar[bool] = False
+    include: ClassVar[tuple[str, ...]] = ()
+    exclude: ClassVar[tuple[str, ...]] = ()
+
+    paths: tuple[str, ...]
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        object.__setattr__(self, "paths", _as_names(paths, "blocks"))
+        if not self.paths:
+            raise UsageError("blocks names no block", "`shoal trace` lists them.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as a record holds it."""
+        return {"blocks": list(self.paths)}
+
+
+@dataclass(frozen=True)
+class ExactOnly(_Selection):
+    """Remove only the blocks that are proved to do nothing."""
+
+    name: ClassVar[GoalName] = "exact"
+    by_plan: ClassVar[bool] = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as a record holds it."""
+        return self._with_patterns({"exact": True})
+
+
+@dataclass(frozen=True)
+class Budget(_Selection):
+    """Keep, remove and replace blocks such that the network meets every bound with the least damage.
+
+    Args:
+        latency: at most this fraction of the original's latency (0.5), or an amount ('12ms').
+        macs: at most this fraction of the original's MACs, or an amount ('1.2G').
+        params: at most this fraction of the original's parameters, or an amount ('3M').
+        depth: keep at most this many blocks; a replacement counts as one.
+    """
+
+    name: ClassVar[GoalName] = "budget"
+    by_plan: ClassVar[bool] = True
 
     latency: str | float | None = None
     macs: str | float | None = None
@@ -30,48 +181,163 @@ class BudgetTarget:
     depth: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.depth is not None and self.depth < 0:
             raise UsageError(f"depth is {self.depth}, expected at least 0", "It is the number of blocks to be left.")
-        self.limits(Cost(1.0, 1.0, 1.0))  # what is no budget is said before anything is measured
+        self.limits(Cost(1.0, 1.0, 1.0))  # what cannot be read is refused before anything is measured
+        if not self.bounds:
+            names = ", ".join((*QUANTITIES, "depth"))
+            raise UsageError("the budget bounds nothing", f"Give at least one of {names}.")
 
-    def limits(self, whole: Cost) -> Cost:
+    @property
+    def bounds(self) -> dict[str, str | float]:
+        """The bounds as they were written, by name."""
+        written = {name: getattr(self, name) for name in (*QUANTITIES, "depth")}
+        return {name: value for name, value in written.items() if value is not None}
+
+    def limits(self, original: Cost) -> Cost:
         """The bounds as amounts; infinite where there is none.
 
         Raises:
             UsageError: not a fraction and not an amount.
         """
-        unbounded = float("inf")
-        return Cost(
-            parse_amount(self.latency, whole.latency_ms, "latency") if self.latency is not None else unbounded,
-            parse_amount(self.macs, whole.macs, "macs") if self.macs is not None else unbounded,
-            parse_amount(self.params, whole.params, "params") if self.params is not None else unbounded,
-        )
+        amounts = {}
+        for name, quantity in QUANTITIES.items():
+            bound = getattr(self, name)
+            amounts[quantity.attribute] = _UNBOUNDED if bound is None else quantity.parse(bound, quantity.of(original))
+        return Cost(**amounts)
 
-    def to_dict(self) -> dict[str, str | float]:
-        """Only what was asked."""
-        asked = {"latency": self.latency, "macs": self.macs, "params": self.params, "depth": self.depth}
-        return {key: value for key, value in asked.items() if value is not None}
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as a record holds it."""
+        return self._with_patterns(self.bounds)
 
 
-def parse_amount(given: str | float, whole: float, name: str) -> float:
-    """What a bound means: a fraction of `whole`, or an amount with a unit.
+@dataclass(frozen=True)
+class ParetoPoint(_Selection):
+    """Take one plan of the front: of all plans that no other plan beats in both latency and damage.
+
+    Args:
+        index: from 1, the fastest first.
+    """
+
+    name: ClassVar[GoalName] = "pick"
+    by_plan: ClassVar[bool] = True
+
+    index: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as a record holds it."""
+        return self._with_patterns({"pick": self.index})
+
+
+Goal = RemoveBlocks | MaxDrop | Blocks | ExactOnly | Budget | ParetoPoint
+DEFAULT_GOAL = MaxDrop(1.0)
+
+# What a goal is called in JSON and in options, and with it everything else that is part of a goal.
+GOAL_KEYS = ("remove", "max_drop", "blocks", "exact", "latency", "macs", "params", "depth", "pick")
+GOAL_OPTIONS = ("include", "exclude", "replace", "grain")
+
+
+def parse_goal(request: Mapping[str, Any], spell: Callable[[str], str] = str) -> Goal:
+    """The goal that flat options ask for; the inverse of `to_dict`, and the default where nothing is asked for.
+
+    Args:
+        request: values by the names in `GOAL_KEYS` and `GOAL_OPTIONS`; None, False and empty lists ask for nothing.
+        spell: how the caller writes an option.
 
     Raises:
-        UsageError: neither.
+        UsageError: options that do not go together, or a value out of range.
     """
-    text = str(given).strip().lower()
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(ms|s|k|m|g)?", text)
-    if not found:
-        raise UsageError(f"{name} is '{given}', expected a fraction or an amount", "Like 0.5, 12ms, 1.2G, 3M.")
-    number, unit = float(found.group(1)), found.group(2) or ""
-    if number <= 0:
-        raise UsageError(f"{name} is '{given}', expected more than 0", "Give a fraction like 0.5.")
-    if not unit and number <= 1:
-        return number * whole
-    if name == "latency":
-        if unit not in ("ms", "s", ""):
-            raise UsageError(f"latency is '{given}', expected a fraction or a time like 12ms", "")
-        return number * (1000.0 if unit == "s" else 1.0)
-    if unit in ("ms", "s"):
-        raise UsageError(f"{name} is '{given}', expected a fraction or an amount like 1.2G", "")
-    return number * _UNITS[unit]
+    values = {name: value for name, value in request.items() if value is not None and value is not False}
+    patterns: dict[str, Any] = {name: tuple(values.get(name) or ()) for name in ("include", "exclude")}
+    grain, replace = values.get("grain", "block"), bool(values.get("replace"))
+    bounds = {name: values[name] for name in (*QUANTITIES, "depth") if name in values}
+    requested = [name for name in ("remove", "max_drop", "blocks", "exact", "pick") if name in values]
+    if len(requested) + bool(bounds) > 1:
+        raise UsageError(
+            "give exactly one of remove, max_drop, blocks, exact, latency/macs/params/depth, pick",
+            "Without a goal: max_drop=1.0.",
+        )
+    if replace and requested and requested[0] in ("remove", "blocks", "exact"):
+        raise UsageError("replace goes with max_drop or a budget", "remove, blocks and exact only remove.")
+    _check_grain(grain)
+    goal: Goal
+    match "budget" if bounds else requested[0] if requested else None:
+        case "budget":
+            goal = Budget(**bounds, **patterns)
+        case "remove":
+            goal = RemoveBlocks(values["remove"], grain, **patterns)
+        case "blocks":
+            goal = Blocks(values["blocks"])
+        case "exact":
+            goal = ExactOnly(**patterns)
+        case "pick":
+            goal = ParetoPoint(values["pick"], **patterns)
+        case _:
+            goal = MaxDrop(values.get("max_drop", DEFAULT_GOAL.points), replace, grain, **patterns)
+    if grain == "unit" and not isinstance(goal, RemoveBlocks | MaxDrop):
+        raise _units_refused()
+    unused = {name for name in GOAL_OPTIONS if values.get(name)} - {"grain"}
+    check_options(goal, unused, spell=spell)
+    return goal
+
+
+def goal_from_dict(data: Mapping[str, Any]) -> Goal:
+    """The goal that `to_dict` wrote.
+
+    Raises:
+        UsageError: something else.
+    """
+    unknown = sorted(set(data) - {*GOAL_KEYS, *GOAL_OPTIONS})
+    if unknown:
+        raise UsageError(f"'{unknown[0]}' is no part of a goal", f"Expected {', '.join((*GOAL_KEYS, *GOAL_OPTIONS))}.")
+    return parse_goal(data)
+
+
+_GREEDY: frozenset[GoalName] = frozenset({"remove", "max_drop"})
+PLANNED: frozenset[GoalName] = frozenset({"budget", "replace", "pick"})
+_ALL: frozenset[GoalName] = _GREEDY | PLANNED | {"blocks", "exact"}
+
+_FOR_PLANS = "it is for plans, which a budget (latency, macs, params, depth), pick, or max_drop with replace asks for"
+_NAMED = "the blocks to remove are named one by one"
+_EXACT = "an exact removal loses nothing that could be won back"
+
+# Option: the goals that use it, and why the others do not. What is not here is used by every goal. In Python the kinds
+# of replacement and their budget are in `MeasureConfig`, which serves many calls: there they are not held against one.
+USED_BY: dict[str, tuple[frozenset[GoalName], str]] = {
+    "include": (_ALL - {"blocks"}, _NAMED),
+    "exclude": (_ALL - {"blocks"}, _NAMED),
+    "replace": (frozenset({"replace"}), "plans for a budget, and those of a front, replace blocks anyway"),
+    "latency_from": (PLANNED, _FOR_PLANS),
+    "tables": (PLANNED, _FOR_PLANS),
+    "stand_ins": (PLANNED, _FOR_PLANS),
+    "student_budget": (PLANNED, _FOR_PLANS),
+    "try_plans": (frozenset({"budget"}), "only for a budget do several plans contend"),
+    "recover": (_ALL - {"exact"}, _EXACT),
+    "unlabelled": (_ALL - {"exact"}, _EXACT),
+}
+
+
+def check_options(
+    goal: Goal, options: Collection[str], kinds: Collection[str] | None = None, spell: Callable[[str], str] = str
+) -> None:
+    """Refuse an option that the goal does not use.
+
+    Args:
+        goal: what is asked for.
+        options: the names of the options that were set.
+        kinds: of replacements that are tried.
+        spell: how the caller writes an option.
+
+    Raises:
+        UsageError: names the first such option, and says why.
+    """
+    for option, (goals, reason) in USED_BY.items():
+        if option in options and goal.name not in goals:
+            request = ", ".join(spell(key) for key in goal.to_dict() if key not in ("include", "exclude"))
+            raise UsageError(f"{spell(option)} does nothing with {request}: {reason}", f"Leave out {spell(option)}.")
+    if "student_budget" in options and not any(kind in STUDENTS for kind in kinds or ()):
+        raise UsageError(
+            f"{spell('student_budget')} does nothing: no students are among the stand-ins",
+            f"Name some in {spell('stand_ins')}: {', '.join(STUDENTS)}; or leave it out.",
+        )

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -12,9 +12,9 @@ from shoal.batches import Batch
 from shoal.blocks import BlockGraph
 from shoal.blocks.module_replacements import module_replacements, normalize_removals
 from shoal.blocks.units import removable_units
-from shoal.errors import FolderError, NotReachedError, SurgeryError, UsageError
+from shoal.errors import FolderError, NotReachedError, SurgeryError
 from shoal.measure import Predictions, Reading, compare, predictions
-from shoal.pipeline.goals import BudgetTarget
+from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks
 from shoal.plan import Remove
 from shoal.preserve import patched
 from shoal.reading import refusing
@@ -23,71 +23,9 @@ from shoal.scanning import Damage, OutputDamage, RemovalDamage, removal_sweep, r
 from shoal.surgery import check_removable, strict_identities
 
 Progress = Callable[[str, int, int], None]
-Grain = Literal["block", "unit"]
 
 # Two steps beyond the limit in a row end the search: the drop is not monotone in the number of blocks.
 _PATIENCE = 2
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What is asked: one of the first four, a target, or a number on a front.
-
-    `max_drop` is in points of the metric on validation; with `replace` it is reached by plan, not by removals alone.
-    With the grain `unit` attention and MLP of a block go one by one, and `remove` counts them.
-    """
-
-    remove: int | None = None
-    max_drop: float | None = None
-    blocks: tuple[str, ...] | None = None
-    exact: bool = False
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    target: BudgetTarget = field(default_factory=BudgetTarget)
-    replace: bool = False
-    pick: int | None = None
-    grain: Grain = "block"
-
-    def __post_init__(self) -> None:
-        asked = [self.remove is not None, self.max_drop is not None, self.blocks is not None, self.exact]
-        if sum([*asked, bool(self.target.to_dict()), self.pick is not None]) != 1:
-            raise UsageError(
-                "give exactly one of remove, max_drop, blocks, exact, latency/macs/params/depth, pick",
-                "Without a goal: max_drop=1.0.",
-            )
-        if self.replace and (self.remove is not None or self.blocks is not None or self.exact):
-            raise UsageError("replace goes with max_drop or a budget", "remove, blocks and exact only remove.")
-        if self.grain not in ("block", "unit"):
-            raise UsageError(f"grain is '{self.grain}', expected block or unit", "Leave it out for whole blocks.")
-        if self.grain == "unit" and (self.by_plan or self.exact or self.blocks is not None):
-            raise UsageError(
-                "the grain 'unit' goes with remove or max_drop", "Plans and proofs are about whole blocks."
-            )
-        if self.remove is not None and self.remove < 1:
-            raise UsageError(f"remove is {self.remove}, expected at least 1", "Give a number of blocks.")
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise UsageError(f"max_drop is {self.max_drop}, expected 0 to 100", "It is in points of the metric: 1.0.")
-        if self.blocks is not None and not self.blocks:
-            raise UsageError("blocks names no block", "`shoal trace` lists them.")
-
-    @property
-    def by_plan(self) -> bool:
-        """Whether blocks may be replaced too, so that a plan is needed."""
-        return bool(self.target.to_dict()) or self.replace or self.pick is not None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Only what was asked, as plain data."""
-        asked = {
-            "remove": self.remove,
-            "max_drop": self.max_drop,
-            "exact": self.exact or None,
-            "replace": self.replace or None,
-            "pick": self.pick,
-            "grain": self.grain if self.grain != "block" else None,
-        }
-        lists = {"blocks": self.blocks, "include": self.include, "exclude": self.exclude}
-        found: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
-        return found | self.target.to_dict() | {key: list(value) for key, value in lists.items() if value}
 
 
 class Journal(Protocol):
@@ -160,6 +98,11 @@ class GreedyRemoval:
     progress: Progress = lambda stage, done, total: None
 
     @property
+    def units(self) -> bool:
+        """Whether the additions of a block are removed separately."""
+        return isinstance(self.goal, RemoveBlocks | MaxDrop) and self.goal.grain == "unit"
+
+    @property
     def reading(self) -> Reading | None:
         """How outputs are read, where the damage knows."""
         return self.damage.reading if isinstance(self.damage, OutputDamage) else None
@@ -171,11 +114,11 @@ class GreedyRemoval:
             NotReachedError: there is nothing to remove at all; what was nearest stands in the message.
             UnknownBlockError, SurgeryError: a named block or pattern does not fit.
         """
-        if self.goal.blocks is not None:
-            check_removable(self.anatomy.chain, self.goal.blocks)
-            named = normalize_removals(self.anatomy, [Remove.named(name) for name in self.goal.blocks])
+        if isinstance(self.goal, Blocks):
+            check_removable(self.anatomy.chain, self.goal.paths)
+            named = normalize_removals(self.anatomy, [Remove.named(name) for name in self.goal.paths])
             return self._known(named, f"{self._counted(named)} removed as named")
-        if self.goal.exact:
+        if isinstance(self.goal, ExactOnly):
             return self._exact([one.path for one in self.anatomy.chain.select(self.goal.include, self.goal.exclude)])
         candidates = self._candidates()
         if not candidates:
@@ -184,7 +127,7 @@ class GreedyRemoval:
 
     def _candidates(self) -> list[str]:
         """The names of everything that may be tried, in the order of the chain."""
-        found, units = [], self.goal.grain == "unit"
+        found, units = [], self.units
         for block in self.anatomy.chain.select(self.goal.include, self.goal.exclude, whole=not units):
             if units and len(block.units) > 1:
                 found += [Remove(path=block.path, unit=one).name for one in removable_units(self.anatomy, block)]
@@ -299,7 +242,7 @@ class GreedyRemoval:
         start = time.perf_counter()
         removed = [step.removed for step in steps]
         left = self._left(candidates, removed)
-        stage = f"step {len(steps) + 1}: {_blocks(len(left)) if self.goal.grain == 'block' else len(left)} tried"
+        stage = f"step {len(steps) + 1}: {len(left) if self.units else _blocks(len(left))} tried"
         tried = self._sweep(left, removed, stage) if steps else [worths[name] for name in left]
         best = min(tried, key=lambda one: one.damage)
         with blocks_disabled(self.anatomy, [*removed, best.path]) as model:
@@ -315,30 +258,32 @@ class GreedyRemoval:
         )
 
     def _finished(self, steps: list[LearningStep]) -> bool:
-        if self.goal.remove is not None:
-            return len(steps) >= self.goal.remove
+        if isinstance(self.goal, RemoveBlocks):
+            return len(steps) >= self.goal.count
         beyond = [not self._within(step) for step in steps[-_PATIENCE:]]
         return len(beyond) == _PATIENCE and all(beyond)
 
     def _within(self, step: LearningStep) -> bool:
-        limit = self.goal.max_drop
-        return limit is not None and step.validation is not None and 100 * metric_drop(step.validation) <= limit + 1e-9
+        if not isinstance(self.goal, MaxDrop) or step.validation is None:
+            return False
+        return 100 * metric_drop(step.validation) <= self.goal.points + 1e-9
 
     def _best_length(self, steps: list[LearningStep]) -> int:
-        if self.goal.remove is not None:
+        if isinstance(self.goal, RemoveBlocks):
             return len(steps)
         return max((number for number, step in enumerate(steps, 1) if self._within(step)), default=0)
 
     def _judge(self, count: int, steps: list[LearningStep], pieces: Sequence[Remove]) -> tuple[bool, str]:
         said = self._counted(pieces)
-        if self.goal.remove is not None:
-            reached = count >= self.goal.remove
-            more = "" if reached else f" of the {self.goal.remove} asked for; no other can be removed"
+        if isinstance(self.goal, RemoveBlocks):
+            reached = count >= self.goal.count
+            more = "" if reached else f" of the {self.goal.count} asked for; no other can be removed"
             return reached, f"{said} removed{more}"
+        limit = self.goal.points if isinstance(self.goal, MaxDrop) else 0.0
         if count:
-            return True, f"{said} removed within {self.goal.max_drop:g} points on validation"
+            return True, f"{said} removed within {limit:g} points on validation"
         first = 100 * metric_drop(steps[0].validation) if steps and steps[0].validation else float("nan")
-        return False, f"no block can go within {self.goal.max_drop:g} points: the first already costs {first:.2f}"
+        return False, f"no block can go within {limit:g} points: the first already costs {first:.2f}"
 
 
 @contextmanager

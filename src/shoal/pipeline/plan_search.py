@@ -14,13 +14,14 @@ from shoal.batches import Batch
 from shoal.errors import NotReachedError, UsageError
 from shoal.measure import compare, predictions
 from shoal.pipeline.damage_weightings import FACTORS, POWERS, concave_damage, discounted_removals
-from shoal.pipeline.goals import BudgetTarget, Cost
+from shoal.pipeline.goals import Budget, ParetoPoint
 from shoal.pipeline.greedy import RemovalChoice
 from shoal.pipeline.latency_backends import LatencyBackend
 from shoal.pipeline.plan_builder import PlanBuilder
 from shoal.pipeline.recovery_probe import RecoveryProbe, sentence
 from shoal.plan import Edge, Path, Remove, Replace, ResourceLimits, best, front, solve
 from shoal.plan.solver import Objective
+from shoal.quantities import Cost
 from shoal.record import Comparison, FrontPoint, Planning, PlanRound, metric_drop
 from shoal.replace import SegmentChain
 from shoal.scanning import RemovalDamage
@@ -97,22 +98,22 @@ class PlanSearch:
         """The front, fastest first."""
         return [self._point(path) for path in self.front]
 
-    def guessed(self, target: BudgetTarget, number: int | None = None) -> FrontPoint:
+    def guessed(self, goal: Budget | ParetoPoint) -> FrontPoint:
         """The plan of least damage within budgets, or that with a number on the front, by the tables alone.
 
         Raises:
             NotReachedError: no plan meets the budgets.
             UsageError: there is no such point.
         """
-        if number is not None:
-            return self._point(self._numbered(number))
-        limits = target.limits(self.tables.whole)
-        found = self._solved(self.tables.edges, self._budget(limits.latency_ms, limits, target.depth), [])
+        if isinstance(goal, ParetoPoint):
+            return self._point(self._numbered(goal.index))
+        limits = goal.limits(self.tables.whole)
+        found = self._solved(self.tables.edges, self._budget(limits.latency_ms, limits, goal.depth), [])
         if not found:
-            raise NotReachedError(self._unreachable(limits, target.depth), "Ask for less, or allow longer spans.")
+            raise NotReachedError(self._unreachable(limits, goal.depth), "Ask for less, or allow longer spans.")
         return self._point(found[0])
 
-    def within(self, target: BudgetTarget, trial: RecoveryProbe | None = None) -> PlanResult:
+    def within(self, target: Budget, trial: RecoveryProbe | None = None) -> PlanResult:
         """The plan of least damage within budgets, after a refit; or of the best few the one that recovers best.
 
         Args:

@@ -10,7 +10,8 @@ from torch import nn
 from shoal.batches import device_of
 from shoal.errors import naming_memory_shortage
 from shoal.pipeline.context import MeasureConfig, build_context, materialize
-from shoal.pipeline.greedy import Goal, Progress
+from shoal.pipeline.goals import Budget, Goal, ParetoPoint
+from shoal.pipeline.greedy import Progress
 from shoal.pipeline.planner import build_planner
 from shoal.record import FrontPoint
 from shoal.scanning import Damage
@@ -57,5 +58,5 @@ def predict_plan(
     chosen_on, judged_on = materialize(calibration, validation, settings, device_of(model))
     told = build_context(model, chosen_on, judged_on, goal, settings, damage, progress, output)
     planner = build_planner(told, latency_from, Path(tables) if tables is not None else None)
-    plan = None if goal.max_drop is not None else planner.guessed(goal.target, goal.pick)
+    plan = planner.guessed(goal) if isinstance(goal, Budget | ParetoPoint) else None
     return PlanPrediction(plan, planner.points(), planner.tables.whole.latency_ms, planner.clock.source)

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 import networks
 from shoal.cli.app import app
 from shoal.errors import ShoalError, UsageError
-from shoal.pipeline import BudgetTarget, Goal, Recover, compress
-from shoal.pipeline.options import USED_BY, check_options, name_of
+from shoal.pipeline import Recover, compress
+from shoal.pipeline.goals import USED_BY, check_options, parse_goal
 
 GOALS = {
     "remove": {"remove": 1},
@@ -55,17 +55,11 @@ def is_used(option, goal):
     return goal in USED_BY[option][0]
 
 
-def goal_of(values):
-    target = BudgetTarget(**{key: values[key] for key in ("latency", "macs", "params", "depth") if key in values})
-    rest = {key: value for key, value in values.items() if key not in ("latency", "macs", "params", "depth")}
-    return Goal(**{**rest, "blocks": tuple(rest["blocks"]) if "blocks" in rest else None}, target=target)
-
-
 @pytest.mark.parametrize("name", GOALS)
 def test_every_goal_has_its_name(name):
-    assert name_of(goal_of(GOALS[name])) == name
+    assert parse_goal(GOALS[name]).name == name
     for budget in ({"latency": 0.5}, {"params": 0.5}, {"depth": 2}):
-        assert name_of(goal_of(budget)) == "budget"
+        assert parse_goal(budget).name == "budget"
 
 
 def test_every_option_of_the_table_is_tried():
@@ -104,9 +98,9 @@ def test_on_the_command_line_likewise(option, goal, monkeypatch):
 
 
 def test_students_that_are_tried_have_a_budget():
-    check_options(goal_of(GOALS["budget"]), {"student_budget", "stand_ins"}, ("identity", "block"))
+    check_options(parse_goal(GOALS["budget"]), {"student_budget", "stand_ins"}, ("identity", "block"))
     with pytest.raises(UsageError, match=r"student_budget does nothing: no students.*\n.*block, narrow"):
-        check_options(goal_of(GOALS["budget"]), {"student_budget"}, ("identity",))
+        check_options(parse_goal(GOALS["budget"]), {"student_budget"}, ("identity",))
 
 
 @pytest.mark.parametrize("goal", ["budget", "pick"])
