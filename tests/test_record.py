@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from shoal.record import (
+    BlockRecord,
     Certificate,
     Comparison,
     Cost,
@@ -13,6 +15,7 @@ from shoal.record import (
     Quality,
     Record,
     Recovery,
+    ScanRecord,
     summary_of,
 )
 
@@ -123,3 +126,45 @@ def test_the_summary_leaves_out_the_looks_of_a_recovery():
     found = summary_of(record(recovery=recovery(curve=[{"step": 0, "seconds": 0.1, "rate": 0.1}])), "somewhere")
     assert found["recovery"]["divergence_after"] == 0.1
     assert "curve" not in found["recovery"]
+
+
+def block(**fields):
+    shared = {"path": "layer1.0", "stage": 0, "kind": "BasicBlock", "shortcut": "identity", "activation": None}
+    shapes = {"in_shape": [4], "out_shape": [4], "params": 1, "removable": True}
+    return BlockRecord.model_validate(shared | shapes | fields)
+
+
+def test_blocks_of_version_0_1_0_are_read_under_their_former_names():
+    old = block(worth_kl=0.5, worth_kl_interval=(0.4, 0.6), fate="removed")
+    assert old == block(removal_kl=0.5, removal_kl_interval=(0.4, 0.6), action="removed")
+    assert {"removal_kl", "removal_kl_interval", "action"} < set(json.loads(old.model_dump_json()))
+    assert not {"worth_kl", "worth_kl_interval", "fate"} & set(json.loads(old.model_dump_json()))
+
+
+@pytest.mark.parametrize(("old", "value"), [("worth_kl", 0.5), ("worth_kl_interval", (0.4, 0.6)), ("fate", "removed")])
+def test_former_names_of_fields_still_work_in_python_with_a_warning(old, value):
+    with pytest.warns(DeprecationWarning, match=f"'{old}' is called"):
+        assert getattr(block(removal_kl=0.5, removal_kl_interval=(0.4, 0.6), action="removed"), old) == value
+
+
+def test_a_field_under_both_its_names_is_refused():
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        block(action="kept", fate="removed")
+
+
+KEPT = Path(__file__).parent / "fixtures" / "folders-0.1.0"
+
+
+@pytest.mark.parametrize("file", sorted(KEPT.rglob("record.json")), ids=lambda file: file.parent.name)
+def test_blocks_of_kept_records_of_version_0_1_0_are_read_whole(file):
+    former = {"worth_kl": "removal_kl", "worth_kl_interval": "removal_kl_interval", "fate": "action"}
+    blocks = json.loads(file.read_text(encoding="utf-8"))["blocks"]
+    assert blocks
+    for old in blocks:
+        written = json.loads(BlockRecord.model_validate_json(json.dumps(old)).model_dump_json())
+        assert {former.get(key, key): value for key, value in old.items()}.items() == written.items()
+
+
+def test_a_scan_of_version_0_1_0_names_what_was_stopped_early():
+    field = ScanRecord.model_fields["early_stopped"]
+    assert field.validation_alias.choices == ["early_stopped", "partly_measured"]

@@ -93,7 +93,7 @@ def scanned(loader):
 def compressed(loader):
     settings = MeasureConfig(latency_seconds=0.01)
     record = compress(network(), loader, eval=items(), remove=1, settings=settings).record
-    return record.removed, [block.worth_kl for block in record.blocks]
+    return record.removed, [block.removal_kl for block in record.blocks]
 
 
 def evaluated(loader):

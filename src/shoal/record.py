@@ -1,22 +1,34 @@
 """Everything measured, as plain data: every number with its n, interval, unit, and the machine it was taken on.
 
-Differences are original against compressed, as fractions, positive = worse.
+Differences are original against compressed, as fractions, positive = worse. Records of version 0.1.0 call some fields
+by other names; they are read under both.
 """
 
+import warnings
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 Interval = tuple[float, float]
 
 
-class NumberWithUnit(BaseModel):
-    """A frozen, serialisable value that refuses fields it does not know."""
+class FrozenModel(BaseModel):
+    """A frozen, serialisable value that refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
-class Machine(NumberWithUnit):
+def _former_name(field: str, old: str) -> Any:
+    """A property under the name that a field had in version 0.1.0."""
+
+    def read(self: Any) -> Any:
+        warnings.warn(f"'{old}' is called '{field}' now", DeprecationWarning, stacklevel=2)
+        return getattr(self, field)
+
+    return property(read, doc=f"The former name of `{field}`.")
+
+
+class Machine(FrozenModel):
     """Where and with what something was measured."""
 
     device: str
@@ -30,13 +42,13 @@ class Machine(NumberWithUnit):
     libraries: dict[str, str] = Field(default_factory=dict)
 
 
-class Quality(NumberWithUnit):
+class Quality(FrozenModel):
     """How good one network is on one split of one data set.
 
     `top1` is a fraction with a 95 % Wilson score interval; None where there are no labels. With a label at each of
     `tokens` positions `loss` is the mean over these, perplexity its exponential, and both 95 % intervals take the n
     sequences as the independent samples. Of a network with several outputs the figures are those of `output`, and
-    `outputs` holds them all; of an output that is no scores of classes there are none without the original.
+    `outputs` holds them all; an output other than class scores has no figures without the original to compare with.
     """
 
     split: str
@@ -53,16 +65,16 @@ class Quality(NumberWithUnit):
     outputs: list["Quality"] = Field(default_factory=list)
 
 
-class Comparison(NumberWithUnit):
+class Comparison(FrozenModel):
     """One network against the original, sample by sample on the same data.
 
     `top1_drop_interval` is Tango's 95 % score interval of a paired difference; `p_value` is McNemar's exact test on
     the discordant samples; `kl` is the damage with a 95 % t interval: of scores of classes the mean divergence
     KL(original || this) in nats, of values their `mse`, of several outputs the mean over them.
-    `loss_increase` is per labelled position, with an interval paired by sequence; None with one label a sample.
-    An output that is no scores of classes has nothing but that and `mse`: the mean squared error relative to the
-    variance of the original's output, with a t interval. Of several outputs each stands in `outputs`; the others of the
-    figures are those of the `output` of classes that lost most, and the `mse` that of the values that are farthest off.
+    `loss_increase` is per labelled position, with an interval paired by sequence; None with one label per sample.
+    An output other than class scores has only that and `mse`: the mean squared error relative to the variance of the
+    original's output, with a t interval. Of several outputs each stands in `outputs`; `mse` is then that of the values
+    farthest off, and all other figures are those of the class `output` that lost most.
     """
 
     split: str
@@ -85,10 +97,10 @@ class Comparison(NumberWithUnit):
 
 
 def metric_drop(comparison: Comparison) -> float:
-    """The drop of the metric as a fraction: of several outputs that of the one that lost most.
+    """The drop of the metric as a fraction; of several outputs the largest.
 
-    It is the drop of top-1 where there are labels, else disagreement with the original; of values the squared error as
-    a share of the variance of the original's output, which is the share of it that is no longer explained.
+    It is the drop of top-1 where there are labels, else the disagreement with the original; for values the squared
+    error as a share of the variance of the original's output, that is the variance left unexplained.
     """
     if comparison.outputs:
         return max(map(metric_drop, comparison.outputs))
@@ -99,8 +111,8 @@ def metric_drop(comparison: Comparison) -> float:
     return comparison.mse if comparison.mse is not None else float("nan")
 
 
-class OutputRead(NumberWithUnit):
-    """How one tensor of the output was read, and why; `scale` is what squared errors of values are divided by."""
+class OutputRead(FrozenModel):
+    """How one output tensor was read, and why; squared errors of values are divided by `scale`."""
 
     name: str
     task: Literal["classes", "values"]
@@ -108,14 +120,14 @@ class OutputRead(NumberWithUnit):
     scale: float | None = None
 
 
-class OutputsRead(NumberWithUnit):
-    """How the network's outputs were read, and what damage means: `worth_kl`, `kl` of a step and of an ablation."""
+class OutputsRead(FrozenModel):
+    """How the network's outputs were read, and what damage means: `removal_kl`, and `kl` of a step or an ablation."""
 
     outputs: list[OutputRead]
     damage: str
 
 
-class Latency(NumberWithUnit):
+class Latency(FrozenModel):
     """Time of one forward, in milliseconds: median and quartiles of `runs` timed blocks."""
 
     batch: int
@@ -129,7 +141,7 @@ class Latency(NumberWithUnit):
     channels_last: bool
 
 
-class Cost(NumberWithUnit):
+class Cost(FrozenModel):
     """What a network takes. 1 MAC = one multiply-add (FLOPs = 2 MACs), for one sample of shape `input_shape`."""
 
     params: int
@@ -139,8 +151,8 @@ class Cost(NumberWithUnit):
     input_shape: list[int]
 
 
-class Network(NumberWithUnit):
-    """One network: quality, latency per batch size, cost, and its residual blocks (its layers where it has none)."""
+class Network(FrozenModel):
+    """One network: quality, latency per batch size, cost, and its number of residual blocks (or of layers)."""
 
     quality: Quality
     latency: list[Latency]
@@ -148,13 +160,13 @@ class Network(NumberWithUnit):
     blocks: int
 
 
-Fate = Literal["kept", "removed", "replaced"]
+BlockAction = Literal["kept", "removed", "replaced"]
 
 
-class BlockRecord(NumberWithUnit):
-    """One block of the original chain: what it is, what it is worth alone, and what became of it.
+class BlockRecord(FrozenModel):
+    """One block of the original chain: what it is, the damage of removing it alone, and what was done to it.
 
-    A block that is kept may be `without` some of its units (attention or MLP), by their numbers from 0.
+    A kept block may be `without` some of its units (attention or MLP), numbered from 0.
     """
 
     path: str
@@ -167,15 +179,21 @@ class BlockRecord(NumberWithUnit):
     params: int
     removable: bool
     reason: str | None = None
-    worth_kl: float | None = None
-    worth_kl_interval: Interval | None = None
+    removal_kl: float | None = Field(default=None, validation_alias=AliasChoices("removal_kl", "worth_kl"))
+    removal_kl_interval: Interval | None = Field(
+        default=None, validation_alias=AliasChoices("removal_kl_interval", "worth_kl_interval")
+    )
     residual_ratio: float | None = None
-    fate: Fate = "kept"
+    action: BlockAction = Field(default="kept", validation_alias=AliasChoices("action", "fate"))
     without: list[int] = []
 
+    worth_kl = _former_name("removal_kl", "worth_kl")
+    worth_kl_interval = _former_name("removal_kl_interval", "worth_kl_interval")
+    fate = _former_name("action", "fate")
 
-class LearningStep(NumberWithUnit):
-    """One step of the greedy removal: what was removed, and what the network was like after it."""
+
+class RemovalStep(FrozenModel):
+    """One step of the greedy removal: what was removed, and the damage after it."""
 
     removed: str
     kl: float
@@ -186,10 +204,10 @@ class LearningStep(NumberWithUnit):
     seconds: float
 
 
-class FrontPoint(NumberWithUnit):
-    """One plan on the front of damage against latency, by the tables (additive; not measured end to end).
+class FrontPoint(FrozenModel):
+    """One plan on the front of damage against latency, predicted from the candidate table (not measured end to end).
 
-    `kinds` names the stand-in of each span of `replaced`; `depth` counts blocks and stand-ins that are left.
+    `kinds` names the replacement of each span of `replaced`; `depth` counts the remaining blocks and replacements.
     """
 
     latency_ms: float
@@ -202,10 +220,10 @@ class FrontPoint(NumberWithUnit):
     depth: int = 0
 
 
-class PlanRound(NumberWithUnit):
-    """One plan that was built and measured: what the tables promised, and what it was.
+class PlanRound(FrozenModel):
+    """One plan that was built and measured: predicted against measured latency and damage.
 
-    `damage_refitted` is what a refit on a part of the samples left, where that was tried; plans are chosen by it.
+    `damage_refitted` is the damage after a quick refit on some of the samples, if any; plans are chosen by it.
     """
 
     latency_guessed_ms: float
@@ -216,11 +234,11 @@ class PlanRound(NumberWithUnit):
     chosen: bool = False
 
 
-class Planning(NumberWithUnit):
-    """How a plan was found: the tables' promises against the built networks, and what refitting won.
+class Planning(FrozenModel):
+    """How the plan was found: predictions against measurements, and the gain from refitting.
 
-    Damage is mean KL(original || network) on held-back calibration samples, in nats. `latency_source` is 'measured'
-    or where the latencies came from.
+    Damage is mean KL(original || network) on held-out calibration samples, in nats. `latency_source` is 'measured'
+    or names where the latencies came from.
     """
 
     original_ms: float
@@ -233,12 +251,12 @@ class Planning(NumberWithUnit):
     picked: int | None = None
 
 
-class Certificate(NumberWithUnit):
-    """Are two networks the same function, and on what evidence?
+class Certificate(FrozenModel):
+    """Whether two networks are the same function, and on what evidence.
 
     identical: by construction, under the premises listed, and bitwise on the data. equal: within `tolerance` (absolute,
     on outputs) on n samples. different: the largest deviation, and where. Of several `outputs` the figures are those of
-    the one farthest beyond its tolerance; empty for a network that returns one tensor.
+    the one that exceeds its tolerance most; `outputs` is empty for a network that returns one tensor.
     """
 
     verdict: Literal["identical", "equal", "different"]
@@ -252,11 +270,11 @@ class Certificate(NumberWithUnit):
     outputs: list[str] = Field(default_factory=list)
 
 
-class RecoveryLook(NumberWithUnit):
-    """One look at a student on its way, as in `recovery.jsonl`.
+class RecoveryEvaluation(FrozenModel):
+    """One evaluation of the student during training, as in `recovery.jsonl`.
 
-    `loss` is the mean since the look before, None at the start; `divergence` is that of the weights averaged over the
-    latest steps (at step 0: of those that were given), None where it was not finite or the student had diverged.
+    `loss` is the mean since the last evaluation, None at the start; `divergence` is that of the weights averaged over
+    the latest steps (at step 0 of the initial weights), None where it was not finite or the student had diverged.
     """
 
     step: int
@@ -266,17 +284,17 @@ class RecoveryLook(NumberWithUnit):
     divergence: float | None = None
 
 
-class Recovery(NumberWithUnit):
-    """What distillation won back.
+class Recovery(FrozenModel):
+    """What distillation recovered.
 
-    Divergences are mean KL(original || student) in nats on `n` validation samples and, where they can be blended, as
-    many blends of them; nothing was trained on these. `rates_tried` holds the loss each learning rate of the short test
-    ended with (None: not finite). `stopped`: the budget was used up; there was nothing more to win (early); nothing was
-    lost in the first place (nothing); or the student diverged. `kept` names the weights that came out, `kept_step` when
-    they stood. `seconds` include the test of rates and all looks; `rewritten` counts the stand-ins that learned as
-    shortcut and rest, with a batch norm. `features` counts the blocks whose features were compared, and their error
-    weighed `features_weight` in the loss (None: not recorded by older versions). `curve` holds the looks in order, from
-    step 0, those before an interruption too; records of older versions have none.
+    Divergences are mean KL(original || student) in nats on `n` validation samples and, where samples can be mixed, as
+    many mixtures of them; none of these was trained on. `rates_tried` holds the final loss of each learning rate in the
+    short search (None: not finite). `stopped`: the budget was used up; no further gain (early); nothing had been lost
+    (nothing); or the student diverged. `kept` names the returned weights, `kept_step` the step they are from. `seconds`
+    includes the learning-rate search and all evaluations; `rewritten` counts the replacements trained as shortcut plus
+    residual, with a batch norm. `features` counts the blocks whose features were compared, `features_weight` is the
+    weight of their error in the loss (None: not recorded by older versions). `curve` holds the evaluations in order,
+    from step 0 and across interruptions; empty in records of older versions.
     """
 
     budget: str
@@ -297,25 +315,25 @@ class Recovery(NumberWithUnit):
     rewritten: int = 0
     resumed: bool = False
     settings: dict[str, Any] = Field(default_factory=dict)
-    curve: list[RecoveryLook] = Field(default_factory=list)
+    curve: list[RecoveryEvaluation] = Field(default_factory=list)
 
     @property
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """All of it in one sentence."""
-        how = {
+        stop_reason = {
             "budget": "",
-            "early": "; stopped early, nothing more was won",
-            "nothing": "; it was as near as rounding allows, there was nothing to win back",
+            "early": "; stopped early, no further gain",
+            "nothing": "; the outputs already agreed to rounding, there was nothing to recover",
             "diverged": "; it diverged and was stopped, the last good weights are kept",
         }[self.stopped]
         return (
             f"recovery: {self.steps} steps in {self.seconds:.0f} s at learning rate {self.rate:g}; divergence on "
             f"{self.n} validation samples {self.divergence_before:.4f} before, {self.divergence_after:.4f} after; "
-            f"kept: {self.kept}{how}"
+            f"kept: {self.kept}{stop_reason}"
         )
 
 
-class DistilRecord(NumberWithUnit):
+class DistillRecord(FrozenModel):
     """One run of `distill`: a student against its teacher on test, before and after.
 
     `before` and `after` compare the student with the teacher (positive = the student is worse).
@@ -340,8 +358,8 @@ class DistilRecord(NumberWithUnit):
     created: str
 
 
-class Record(NumberWithUnit):
-    """One run of `compress`: what was asked, done and measured."""
+class Record(FrozenModel):
+    """One run of `compress`: what was requested, done and measured."""
 
     schema_version: int = 1
     command: str
@@ -362,7 +380,7 @@ class Record(NumberWithUnit):
     folded: list[str] = Field(default_factory=list)
     fold_deviation: float | None = None
     blocks: list[BlockRecord]
-    steps: list[LearningStep] = Field(default_factory=list)
+    steps: list[RemovalStep] = Field(default_factory=list)
     planning: Planning | None = None
     recovery: Recovery | None = None
     outputs: OutputsRead | None = None
@@ -376,14 +394,14 @@ class Record(NumberWithUnit):
 Verdict = Literal["trivial", "non-trivial", "undecided"]
 
 
-class Ablation(NumberWithUnit):
-    """What one ablation does, against the whole network on the same samples; differences positive = worse.
+class Ablation(FrozenModel):
+    """The effect of one ablation, against the unchanged network on the same samples; differences positive = worse.
 
-    `changed` is the fraction of samples whose answer changed, None where outputs are no scores of classes or there are
-    several; `n` is less than the baseline's where the ablation was clear early (`--fast`). `kl` is the damage, in the
+    `changed` is the fraction of samples whose prediction changed, None for several outputs or outputs other than class
+    scores; `n` is less than the baseline's where the verdict was clear early (`--fast`). `kl` is the damage, in the
     unit that `outputs` of the record names; `loss` is the cross-entropy in nats, or the damage where there are no
-    labels. Intervals are 95 %, paired, one comparison each; `familywise` is the verdict that still stands when all
-    comparisons of the scan are to hold together (Bonferroni).
+    labels. Intervals are 95 %, paired, for this comparison alone; `familywise` is the verdict corrected for all
+    comparisons of the scan (Bonferroni).
     """
 
     n: int
@@ -399,7 +417,7 @@ class Ablation(NumberWithUnit):
     familywise: Verdict
 
 
-class ScannedBlock(NumberWithUnit):
+class ScannedBlock(FrozenModel):
     """One residual block: its ablations by name (`block`, `branch`, `mean`, `unit:0`, ...) and its scores by name."""
 
     path: str
@@ -415,7 +433,7 @@ class ScannedBlock(NumberWithUnit):
     scores: dict[str, float] = Field(default_factory=dict)
 
 
-class ScannedLayer(NumberWithUnit):
+class ScannedLayer(FrozenModel):
     """One convolution or linear layer with its kernel set to zero; `changes_channels` where in and out differ."""
 
     path: str
@@ -428,8 +446,8 @@ class ScannedLayer(NumberWithUnit):
     ablations: dict[str, Ablation]
 
 
-class ScoreQuality(NumberWithUnit):
-    """How well a score orders the blocks: Spearman's rank correlation with the damage of the true ablation."""
+class ScoreQuality(FrozenModel):
+    """How well a score ranks the blocks: Spearman's rank correlation with the damage of the actual ablation."""
 
     name: str
     source: str
@@ -439,7 +457,7 @@ class ScoreQuality(NumberWithUnit):
     blocks: int
 
 
-class ChannelClaim(NumberWithUnit):
+class ChannelChangeHypothesis(FrozenModel):
     """Do the layers that matter concentrate where the number of channels changes (arXiv:2009.09938)?
 
     Counts of layers by verdict among those that change the number of channels and the others; `p_value` is Fisher's
@@ -452,8 +470,8 @@ class ChannelClaim(NumberWithUnit):
     sentence: str
 
 
-class Baseline(NumberWithUnit):
-    """The whole network on the data of the scan."""
+class Baseline(FrozenModel):
+    """The unchanged network on the data of the scan."""
 
     top1: float | None
     top1_interval: Interval | None = None
@@ -462,8 +480,8 @@ class Baseline(NumberWithUnit):
     split: str
 
 
-class SecondData(NumberWithUnit):
-    """The same ablations on a second data set: where the verdicts part."""
+class SecondData(FrozenModel):
+    """The same ablations on a second data set; `differing` names those with another verdict."""
 
     data: str
     baseline: Baseline
@@ -472,8 +490,8 @@ class SecondData(NumberWithUnit):
     differing: list[str]
 
 
-class ScanRecord(NumberWithUnit):
-    """One run of `scan`: what every block, branch and layer is worth."""
+class ScanRecord(FrozenModel):
+    """One run of `scan`: the effect of ablating every block, branch and layer."""
 
     schema_version: int = 1
     command: str
@@ -488,13 +506,17 @@ class ScanRecord(NumberWithUnit):
     blocks: list[ScannedBlock]
     layers: list[ScannedLayer]
     scores: list[ScoreQuality]
-    claim: ChannelClaim | None = None
+    claim: ChannelChangeHypothesis | None = None
     also: SecondData | None = None
-    partly_measured: list[str] = Field(default_factory=list)
+    early_stopped: list[str] = Field(
+        default_factory=list, validation_alias=AliasChoices("early_stopped", "partly_measured")
+    )
     notes: list[str] = Field(default_factory=list)
     machine: Machine
     seconds: float
     created: str
+
+    partly_measured = _former_name("early_stopped", "partly_measured")
 
 
 def summary_of(record: Record, out: str) -> dict[str, Any]:
@@ -522,7 +544,7 @@ def summary_of(record: Record, out: str) -> dict[str, Any]:
 
 
 def _planning_summary(planning: Planning) -> dict[str, Any]:
-    chosen = next(one for one in planning.rounds if one.chosen)
+    chosen = next(plan for plan in planning.rounds if plan.chosen)
     return {
         "latency_source": planning.latency_source,
         "original_ms": planning.original_ms,
@@ -535,7 +557,7 @@ def _planning_summary(planning: Planning) -> dict[str, Any]:
 
 
 def _network_summary(network: Network) -> dict[str, Any]:
-    latency = max(network.latency, key=lambda one: one.batch) if network.latency else None
+    largest = max(network.latency, key=lambda latency: latency.batch) if network.latency else None
     return {
         "top1": network.quality.top1,
         "top1_interval": network.quality.top1_interval,
@@ -544,8 +566,8 @@ def _network_summary(network: Network) -> dict[str, Any]:
         "perplexity_interval": network.quality.perplexity_interval,
         "tokens": network.quality.tokens,
         "n": network.quality.n,
-        "latency_ms": latency.median_ms if latency else None,
-        "latency": [one.model_dump(mode="json") for one in network.latency],
+        "latency_ms": largest.median_ms if largest else None,
+        "latency": [latency.model_dump(mode="json") for latency in network.latency],
         "macs": network.cost.macs,
         "params": network.cost.params,
         "blocks": network.blocks,

@@ -4,10 +4,10 @@ from typing import Any
 
 from pydantic import Field
 
-from shoal.record import BlockRecord, Certificate, Comparison, Machine, Network, NumberWithUnit, Quality
+from shoal.record import BlockRecord, Certificate, Comparison, FrozenModel, Machine, Network, Quality
 
 
-class EpochRow(NumberWithUnit):
+class EpochRow(FrozenModel):
     """One epoch, counted from 1.
 
     `shares` holds for every block still there the share of steps in which its gate was open (of two gates the one that
@@ -32,7 +32,7 @@ class EpochRow(NumberWithUnit):
     seconds: float
 
 
-class LostBlock(NumberWithUnit):
+class LostBlock(FrozenModel):
     """One block that was lost.
 
     `epoch` is the one at whose end it was frozen; `largest` the largest response of its branch in that epoch;
@@ -51,7 +51,7 @@ class LostBlock(NumberWithUnit):
     largest_on_test: float
 
 
-class LiveGates(NumberWithUnit):
+class LiveGates(FrozenModel):
     """The whole network with live gates on test, against the network that came out: what freezing changed."""
 
     quality: Quality
@@ -61,7 +61,7 @@ class LiveGates(NumberWithUnit):
     batches_with_an_opening: int
 
 
-class Settled(NumberWithUnit):
+class Settled(FrozenModel):
     """What came out of a run: the whole network with frozen gates, and the plain one without the lost blocks."""
 
     whole: Network
@@ -71,7 +71,7 @@ class Settled(NumberWithUnit):
     live: LiveGates | None = None
 
 
-class Beside(NumberWithUnit):
+class Beside(FrozenModel):
     """Another run of the same epochs: how it ended, and this run against it (positive = this is worse)."""
 
     name: str
@@ -82,7 +82,7 @@ class Beside(NumberWithUnit):
     comparison: Comparison
 
 
-class TrainRecord(NumberWithUnit):
+class TrainRecord(FrozenModel):
     """One training run: what was asked, what happened, what came out.
 
     `blocks` is the chain as it began; `gated` how many of them had gates. The errors in `rows` were looked at on the

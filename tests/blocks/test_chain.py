@@ -69,8 +69,8 @@ def test_a_block_is_recorded_as_it_stands():
         [4, 8, 8],
         [4, 8, 8],
     )
-    assert (recorded.removable, recorded.reason, recorded.fate) == (False, "it is called 2 times", "kept")
+    assert (recorded.removable, recorded.reason, recorded.action) == (False, "it is called 2 times", "kept")
     assert Block("a", "Sibling", 1, (), (), None, None, (4,), (4,), 1, False, None).record().shortcut == "none"
-    assert block("layer1.1").record(fate="removed", worth_kl=0.5).worth_kl == 0.5
+    assert block("layer1.1").record(action="removed", removal_kl=0.5).removal_kl == 0.5
     with pytest.raises(ValidationError):
         block("layer1.1").record(worth=0.5)

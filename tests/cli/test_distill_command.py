@@ -64,7 +64,7 @@ def test_the_same_command_goes_on(run, tmp_path, monkeypatch):
 def test_a_student_that_is_the_teacher_has_nothing_to_win_back(run):
     code, out, _ = run("distill", NETWORK, DATA, "--teacher", NETWORK, "--budget", 6, "--out", "o")
     assert code == 1
-    assert "there was nothing to win back" in " ".join(out.split())
+    assert "there was nothing to recover" in " ".join(out.split())
 
 
 def test_wrong_use(run):

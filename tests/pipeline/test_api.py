@@ -252,8 +252,8 @@ def test_what_the_record_says():
     assert record.validation.split == "validation"
     assert record.validation.n == 32
     assert [block.path for block in record.blocks] == [f"blocks.{n}" for n in range(4)]
-    assert {block.path for block in record.blocks if block.fate == "removed"} == set(record.removed)
-    assert all(block.worth_kl >= 0 and block.residual_ratio > 0 for block in record.blocks)
+    assert {block.path for block in record.blocks if block.action == "removed"} == set(record.removed)
+    assert all(block.removal_kl >= 0 and block.residual_ratio > 0 for block in record.blocks)
     assert [latency.batch for latency in record.original.latency] == [1, 16]
     assert record.compressed.cost.params < record.original.cost.params
     assert record.compressed.cost.macs < record.original.cost.macs
@@ -460,7 +460,7 @@ def test_settings_out_of_range(settings):
 
 def test_the_chain_as_plain_data():
     records = block_records(trace(networks.SharedNet(), torch.randn(2, 4, 8, 8)))
-    assert all(block.fate == "kept" and block.worth_kl is None for block in records)
+    assert all(block.action == "kept" and block.removal_kl is None for block in records)
     refused = [block for block in records if not block.removable]
     assert refused
     assert all(block.reason for block in refused)

@@ -446,7 +446,7 @@ def test_units_are_counted_and_all_of_them_are_the_end():
     assert found.message == "3 blocks removed of the 9 asked for; no other can be removed"
     one = halved(RemoveBlocks(1, grain="unit")).choose()
     assert one.message == "1 unit removed"
-    assert one.fate_of(one.removed[0].partition("#")[0]) == "kept"
+    assert one.action_of(one.removed[0].partition("#")[0]) == "kept"
 
 
 def test_units_are_included_and_excluded_by_their_blocks():

@@ -389,4 +389,4 @@ def test_as_a_choice_for_the_record(tables):
     assert choice.replaced == [one.paths for one in planned.actions if isinstance(one, Replace)]
     assert (choice.reached, choice.message, choice.planning) == (True, planned.message, planned.planning)
     assert set(choice.worths) == set(build_segments(analyze(network(), batches(2, 3, 8, 8)[0])).paths)
-    assert {choice.fate_of(path) for span in choice.replaced for path in span} <= {"replaced"}
+    assert {choice.action_of(path) for span in choice.replaced for path in span} <= {"replaced"}

@@ -74,13 +74,13 @@ def test_budgets_are_met_by_what_the_record_counts(goal):
 
 def test_what_came_of_each_block_adds_up():
     record = planned(macs=0.5).record
-    fates = {block.path: block.fate for block in record.blocks}
+    actions = {block.path: block.action for block in record.blocks}
     replaced = [path for span in record.replaced for path in span.split(" + ")]
-    assert {path for path, fate in fates.items() if fate == "replaced"} == set(replaced)
-    assert {path for path, fate in fates.items() if fate == "removed"} == set(record.removed)
-    kept = sum(fate == "kept" for fate in fates.values())
+    assert {path for path, action in actions.items() if action == "replaced"} == set(replaced)
+    assert {path for path, action in actions.items() if action == "removed"} == set(record.removed)
+    kept = sum(action == "kept" for action in actions.values())
     assert record.compressed.blocks == kept + len(record.replaced)
-    assert all(block.worth_kl is not None for block in record.blocks)
+    assert all(block.removal_kl is not None for block in record.blocks)
 
 
 def test_the_record_tells_how_the_plan_was_found_and_survives_json():
@@ -284,7 +284,7 @@ def test_a_damage_of_the_users_own_is_minimised():
     assert called
     assert all(called)  # labels are there, no blends
     assert 0 < planning.damage_final < 2
-    assert result.record.blocks[0].worth_kl < 2
+    assert result.record.blocks[0].removal_kl < 2
 
 
 class Rigid(nn.Module):
@@ -362,7 +362,7 @@ def test_resnet50_of_torchvision_goes_the_whole_way(tmp_path):
     assert record.reached
     assert record.original.blocks == 16
     assert record.compressed.cost.macs <= 0.6 * record.original.cost.macs
-    assert record.compressed.blocks == 16 - sum(b.fate != "kept" for b in record.blocks) + len(record.replaced)
+    assert record.compressed.blocks == 16 - sum(b.action != "kept" for b in record.blocks) + len(record.replaced)
     result.save(tmp_path / "o")
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "o", model=build)(x[0]), result.model(x[0]))

@@ -43,7 +43,7 @@ def test_nothing_is_done_where_nothing_was_lost():
     model = teacher()
     found = run(12, student=copy.deepcopy(model), teacher=model)
     assert (found.recovery.stopped, found.recovery.steps) == ("nothing", 0)
-    assert "there was nothing to win back" in found.recovery.sentence
+    assert "there was nothing to recover" in found.recovery.summary
     assert same(found.model, model)
 
 
@@ -56,7 +56,7 @@ def test_it_wins_back_and_leaves_both_networks_as_they_were():
     assert (recovery.steps, recovery.samples, recovery.stopped, recovery.features) == (60, 960, "budget", 2)
     assert recovery.features_weight == 64.0
     assert recovery.kept_step > 0
-    assert "60 steps" in recovery.sentence
+    assert "60 steps" in recovery.summary
     assert same(before[0], own)
     assert same(before[1], model)
     assert torch.equal(draws, torch.get_rng_state())
@@ -227,7 +227,7 @@ def test_a_student_that_diverges_is_stopped_and_comes_out_as_it_was():
     assert found.recovery.stopped == "diverged"
     assert found.recovery.steps < 40
     assert found.recovery.divergence_after == found.recovery.divergence_before
-    assert "diverged and was stopped, the last good weights are kept" in found.recovery.sentence
+    assert "diverged and was stopped, the last good weights are kept" in found.recovery.summary
     assert same(found.model, own)
 
 

@@ -1,6 +1,6 @@
 import json
 
-from shoal.record import RecoveryLook
+from shoal.record import RecoveryEvaluation
 from shoal.recover.training_log import METRICS, MetricsLog
 
 
@@ -35,8 +35,8 @@ def test_the_curve_holds_every_look_without_a_folder_too():
     history.add({"step": 0, "seconds": 1.0, "rate": 0.1, "divergence": 0.5})
     history.add({"step": 4, "seconds": 2.0, "rate": 0.2, "loss": 0.3, "divergence": None, "best": 0.5, "stopped": None})
     assert history.curve() == [
-        RecoveryLook(step=0, seconds=1.0, rate=0.1, divergence=0.5),
-        RecoveryLook(step=4, seconds=2.0, rate=0.2, loss=0.3),
+        RecoveryEvaluation(step=0, seconds=1.0, rate=0.1, divergence=0.5),
+        RecoveryEvaluation(step=4, seconds=2.0, rate=0.2, loss=0.3),
     ]
 
 

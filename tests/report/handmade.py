@@ -6,11 +6,11 @@ from shoal.record import (
     Comparison,
     Cost,
     Latency,
-    LearningStep,
     Machine,
     Network,
     Quality,
     Record,
+    RemovalStep,
 )
 
 _WORTHS = (0.41, 0.0021, 0.013, 0.00034, 0.0008, 0.0, 0.00011, 0.052, 0.0043)
@@ -35,16 +35,16 @@ def make_blocks(per_stage: int = 9) -> list[BlockRecord]:
                     params=width * width * 18 + 4 * width,
                     removable=not first,
                     reason="the shortcut is a projection" if first else None,
-                    worth_kl=worth,
-                    worth_kl_interval=None if worth is None else (worth * 0.8, worth * 1.3),
+                    removal_kl=worth,
+                    removal_kl_interval=None if worth is None else (worth * 0.8, worth * 1.3),
                     residual_ratio=None if first else 0.05 + 0.04 * index,
-                    fate="removed" if worth is not None and worth < 0.00421 else "kept",
+                    action="removed" if worth is not None and worth < 0.00421 else "kept",
                 )
             )
     return blocks
 
 
-def make_steps(removed: list[str], taken_back: str | None = None) -> list[LearningStep]:
+def make_steps(removed: list[str], taken_back: str | None = None) -> list[RemovalStep]:
     steps = []
     for i, path in enumerate([*removed, *([taken_back] if taken_back else [])]):
         kl = 0.0004 * (i + 1) ** 1.7
@@ -64,7 +64,7 @@ def make_steps(removed: list[str], taken_back: str | None = None) -> list[Learni
         )
         interval = (0.8 * kl, 1.25 * kl)
         steps.append(
-            LearningStep(
+            RemovalStep(
                 removed=path,
                 kl=kl,
                 kl_interval=interval,
@@ -87,7 +87,7 @@ def latencies(scale: float) -> list[Latency]:
 
 def make_record(**changes: object) -> Record:
     blocks = make_blocks()
-    removed = [block.path for block in blocks if block.fate == "removed"]
+    removed = [block.path for block in blocks if block.action == "removed"]
     cost = Cost(params=853_018, macs=125_747_840, weights_bytes=3_412_072, input_shape=[3, 32, 32])
     small = Cost(params=412_330, macs=60_112_640, weights_bytes=1_649_320, input_shape=[3, 32, 32])
     before = Quality(split="test", n=400, top1=0.9875, top1_interval=(0.9711, 0.9947), loss=0.0512)

@@ -64,10 +64,10 @@ def planned_record(per_stage: int = 9, **changes: object) -> Record:
     planning = make_planning(blocks, **changes)
     made = make_point(blocks, 8, 24)
     replaced = {path for span in made.replaced for path in span}
-    fates = {**dict.fromkeys(made.removed, "removed"), **dict.fromkeys(replaced, "replaced")}
+    actions = {**dict.fromkeys(made.removed, "removed"), **dict.fromkeys(replaced, "replaced")}
     return make_record(
         planning=planning,
-        blocks=[block.model_copy(update={"fate": fates.get(block.path, "kept")}) for block in blocks],
+        blocks=[block.model_copy(update={"action": actions.get(block.path, "kept")}) for block in blocks],
         removed=made.removed,
         replaced=[" + ".join(span) for span in made.replaced],
         steps=[],

@@ -7,7 +7,7 @@ from handmade import make_record
 from shoal.record import (
     Ablation,
     Baseline,
-    ChannelClaim,
+    ChannelChangeHypothesis,
     Interval,
     ScannedBlock,
     ScannedLayer,
@@ -109,7 +109,7 @@ def quality(name: str, rho: float | None, interval: Interval | None, high_means:
 def make_scan(**changes: object) -> ScanRecord:
     blocks = scanned_blocks()
     layers = scanned_layers(blocks)
-    claim = ChannelClaim(
+    claim = ChannelChangeHypothesis(
         changing={"trivial": 0, "undecided": 0, "non-trivial": 4},
         others={"trivial": 27, "undecided": 0, "non-trivial": 25},
         p_value=0.12,
@@ -144,7 +144,7 @@ def with_second() -> ScanRecord:
     blocks = scanned_blocks(shift=2)
     baseline = Baseline(top1=0.91, top1_interval=(0.9, 0.92), loss=0.3, n=1000, split="test")
     also = SecondData(data="digits as JPEG", baseline=baseline, blocks=blocks, layers=[], differing=[])
-    return make_scan(also=also, partly_measured=["block:stages.0.0", "kernel:stem"])
+    return make_scan(also=also, early_stopped=["block:stages.0.0", "kernel:stem"])
 
 
 def without_labels() -> ScanRecord:
@@ -228,7 +228,7 @@ def evil_scan() -> ScanRecord:
         scores=[quality(EVIL, 0.5, (0.1, 0.8)).model_copy(update={"source": f"arXiv:{EVIL}"})],
         also=full.also.model_copy(update={"data": EVIL, "blocks": renamed(full.also.blocks)}),
         claim=full.claim.model_copy(update={"sentence": EVIL}),
-        partly_measured=[EVIL],
+        early_stopped=[EVIL],
         notes=[EVIL, f"`{EVIL}`"],
         command=EVIL,
         model=EVIL,

@@ -53,7 +53,7 @@ def test_blocks_are_grouped_by_stage_in_order() -> None:
 def test_an_action_is_shown_by_more_than_colour() -> None:
     blocks = make_blocks()
     drawn = chain.action_chain(blocks, "c")
-    assert [cell.style.split()[0] for cell in cells(drawn)] == [block.fate for block in blocks]
+    assert [cell.style.split()[0] for cell in cells(drawn)] == [block.action for block in blocks]
     assert [cell.title for cell in cells(drawn)] == [chain.action_title(block) for block in blocks]
     assert [cell.name for cell in cells(drawn) if "projection" in cell.style] == ["0", "0"]
     assert (drawn.stages[0].number, drawn.stages[0].facts) == (1, "16 × 32 × 32 · 4 of 9 kept")
@@ -68,7 +68,7 @@ def test_the_text_alternative_names_what_was_removed() -> None:
 def test_a_block_that_lost_a_unit_says_so() -> None:
     blocks = make_blocks()
     blocks[0] = blocks[0].model_copy(update={"without": [1]})
-    blocks[1] = blocks[1].model_copy(update={"fate": "kept", "without": [0, 1]})
+    blocks[1] = blocks[1].model_copy(update={"action": "kept", "without": [0, 1]})
     assert chain.action(blocks[0]) == "kept, without unit 1"
     assert chain.action(blocks[1]) == "kept, without units 0, 1"
     assert f"{blocks[0].path} kept, without unit 1" in chain.describe_actions(blocks)

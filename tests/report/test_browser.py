@@ -20,12 +20,12 @@ pytestmark = pytest.mark.browser
 
 def many_blocks() -> Record:
     blocks = make_blocks(67)
-    return make_record(blocks=blocks, removed=[block.path for block in blocks if block.fate == "removed"])
+    return make_record(blocks=blocks, removed=[block.path for block in blocks if block.action == "removed"])
 
 
 def long_names() -> Record:
     blocks = [b.model_copy(update={"path": f"encoder{'_very_long' * 12}.{i}"}) for i, b in enumerate(make_blocks())]
-    removed = [block.path for block in blocks if block.fate == "removed"]
+    removed = [block.path for block in blocks if block.action == "removed"]
     return make_record(blocks=blocks, removed=removed, model="x" * 200, command="shoal " + "y" * 300)
 
 

@@ -23,7 +23,7 @@ def evil_record() -> Record:
     full = make_record()
     return make_record(
         blocks=blocks,
-        removed=[block.path for block in blocks if block.fate == "removed"],
+        removed=[block.path for block in blocks if block.action == "removed"],
         command=EVIL,
         model=EVIL,
         data=EVIL,
@@ -182,7 +182,7 @@ def without_labels() -> Record:
 def not_finite() -> Record:
     full = make_record()
     blocks = [
-        block.model_copy(update={"worth_kl": math.nan, "worth_kl_interval": (math.nan, math.nan)})
+        block.model_copy(update={"removal_kl": math.nan, "removal_kl_interval": (math.nan, math.nan)})
         for block in full.blocks
     ]
     steps = [step.model_copy(update={"kl": math.nan, "kl_interval": (math.nan, math.inf)}) for step in full.steps]

@@ -72,9 +72,11 @@ def test_the_chosen_round_is_the_one_that_says_so() -> None:
 
 def test_blocks_get_the_fate_of_the_plan_and_not_that_of_the_record() -> None:
     point = make_point(make_blocks(), 8, 24)
-    after = {block.path: block.fate for block in with_actions(make_blocks(), point)}
-    assert {path for path, fate in after.items() if fate == "removed"} == set(point.removed)
-    assert {path for path, fate in after.items() if fate == "replaced"} == {p for span in point.replaced for p in span}
+    after = {block.path: block.action for block in with_actions(make_blocks(), point)}
+    assert {path for path, action in after.items() if action == "removed"} == set(point.removed)
+    assert {path for path, action in after.items() if action == "replaced"} == {
+        p for span in point.replaced for p in span
+    }
 
 
 def one_round(**changes: object) -> PlanRound:

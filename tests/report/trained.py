@@ -103,7 +103,7 @@ def make_block(path: str) -> BlockRecord:
         out_shape=[8, 8, 8],
         params=10_000,
         removable=True,
-        fate="removed" if path in GONE else "kept",
+        action="removed" if path in GONE else "kept",
     )
 
 

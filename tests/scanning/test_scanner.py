@@ -112,7 +112,7 @@ def test_stacked_figures_agree_to_rounding():
 def test_fast_stops_what_is_clear_and_says_so():
     data = loader(count=12)
     record = scan(tiny.network(), data, settings=ScanSettings(fast=True, scores=False))
-    stopped = set(record.partly_measured)
+    stopped = set(record.early_stopped)
     assert stopped
     full = figures(scan(tiny.network(), data, settings=ScanSettings(scores=False)))
     for key, one in figures(record).items():

@@ -199,8 +199,8 @@ def test_compress_folds_what_is_left(tmp_path):
     assert 0 <= result.record.fold_deviation < 1e-5
     assert result.record.message.endswith(f", {len(result.record.folded)} layers folded")
     assert result.record.original.blocks - result.record.compressed.blocks == 2
-    fates = {block.path: block.fate for block in result.record.blocks}
-    assert fates["blocks.1"] == "removed"
+    actions = {block.path: block.action for block in result.record.blocks}
+    assert actions["blocks.1"] == "removed"
     result.save(tmp_path / "out")
     again = load(tmp_path / "out", model=lambda: preact(seed=9, constant=False))
     assert torch.equal(again(x), result.model(x))

@@ -17,7 +17,7 @@ from shoal.cli.loading import DataOptions, check_input, open_data, open_network,
 from shoal.errors import TraceError, UsageError
 from shoal.measure import Predictions, compare, machine, paired_predictions, quality
 from shoal.plan import Fold, Plan, Replace
-from shoal.record import DistilRecord
+from shoal.record import DistillRecord
 from shoal.recover import DistillConfig, DistillResult, TrainingBudget, distill, read_budget
 from shoal.sources import Data
 from shoal.store import OpenedFolder, RunFolder, read_folder_plan, save, write_text
@@ -168,9 +168,9 @@ def _record(
     answers: list[Predictions],
     warnings: list[str],
     seconds: float,
-) -> DistilRecord:
+) -> DistillRecord:
     teacher, before, after = answers
-    return DistilRecord(
+    return DistillRecord(
         command=request.command,
         student=given.student.spec,
         teacher=given.teacher.spec,
@@ -217,7 +217,7 @@ def _digest(model: nn.Module) -> str:
     return model_digest(model)[:16]
 
 
-def _show(session: Session, record: DistilRecord, path: Path) -> None:
+def _show(session: Session, record: DistillRecord, path: Path) -> None:
     for warning in record.warnings:
         session.say(f"warning: {warning}")
     if record.quality_after.top1 is not None and record.quality_before.top1 is not None:
@@ -233,7 +233,7 @@ def _show(session: Session, record: DistilRecord, path: Path) -> None:
             f"divergence from the teacher on test {before.kl:.4f} → {after.kl:.4f} nats, agreement "
             f"{100 * before.agreement:.1f} % → {100 * after.agreement:.1f} %"
         )
-    session.say(record.recovery.sentence)
+    session.say(record.recovery.summary)
     session.say(f"written to {path}")
 
 

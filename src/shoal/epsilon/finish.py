@@ -203,7 +203,7 @@ def _set(gates: list[Gate], mode: Any, epsilon: float) -> None:
 
 
 def _chain_records(chain: Chain, gone: set[str]) -> list[BlockRecord]:
-    return [block.record(fate="removed" if block.path in gone else "kept") for block in chain]
+    return [block.record(action="removed" if block.path in gone else "kept") for block in chain]
 
 
 def _remarks(run: EpsilonTrainer, lost: list[LostBlock], settled: Settled) -> list[str]:

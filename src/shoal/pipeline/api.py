@@ -342,7 +342,7 @@ def _recovered(
         choice = _judged_again(told, change.choice, found.model)
     except REASONS_TO_SKIP as error:
         return replace(change, notes=[*change.notes, skip_or_raise(recover, error)])
-    notes = [*change.notes, found.recovery.sentence]
+    notes = [*change.notes, found.recovery.summary]
     return replace(change, model=found.model, choice=choice, notes=notes, recovery=found.recovery)
 
 
@@ -471,14 +471,14 @@ def _constant_blocks(folded: FoldResult | None) -> list[str]:
 
 
 def block_records(chain: Chain, choice: RemovalChoice | None = None, gone: Sequence[str] = ()) -> list[BlockRecord]:
-    """The chain as plain data, with worth and fate where a choice was made; `gone` are the blocks no longer there."""
+    """The chain as plain data, with worth and action where a choice was made; `gone` are the blocks no longer there."""
     worths = choice.worths if choice else {}
     return [
         block.record(
-            worth_kl=worths[block.path].damage if block.path in worths else None,
-            worth_kl_interval=worths[block.path].interval if block.path in worths else None,
+            removal_kl=worths[block.path].damage if block.path in worths else None,
+            removal_kl_interval=worths[block.path].interval if block.path in worths else None,
             residual_ratio=choice.ratios.get(block.path) if choice else None,
-            fate="removed" if block.path in gone else (choice.fate_of(block.path) if choice else "kept"),
+            action="removed" if block.path in gone else (choice.action_of(block.path) if choice else "kept"),
             without=choice.units_gone(block.path) if choice else [],
         )
         for block in chain

@@ -18,7 +18,7 @@ from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks
 from shoal.plan import Remove
 from shoal.preserve import patched
 from shoal.reading import refusing
-from shoal.record import Comparison, Fate, LearningStep, Planning, metric_drop
+from shoal.record import Comparison, BlockAction, RemovalStep, Planning, metric_drop
 from shoal.scanning import Damage, OutputDamage, RemovalDamage, removal_sweep, responses
 from shoal.surgery import check_removable, strict_identities
 
@@ -62,7 +62,7 @@ class RemovalChoice:
     ratios: dict[str, float]
     reached: bool
     message: str
-    steps: list[LearningStep] = field(default_factory=list)
+    steps: list[RemovalStep] = field(default_factory=list)
     validation: Comparison | None = None
     replaced: list[list[str]] = field(default_factory=list)
     planning: Planning | None = None
@@ -78,7 +78,7 @@ class RemovalChoice:
         """The single units that a block has lost."""
         return [one.unit for one in self.removals if one.path == path and one.unit is not None]
 
-    def fate_of(self, path: str) -> Fate:
+    def action_of(self, path: str) -> BlockAction:
         """What became of a block."""
         if path in self.removed:
             return "removed"
@@ -171,7 +171,7 @@ class GreedyRemoval:
         worths: dict[str, RemovalDamage],
         reached: bool,
         message: str,
-        steps: Sequence[LearningStep] = (),
+        steps: Sequence[RemovalStep] = (),
         validation: Comparison | None = None,
     ) -> RemovalChoice:
         removed = [one.path if one.unit is None else one.name for one in pieces]
@@ -223,7 +223,7 @@ class GreedyRemoval:
         original = predictions(self.anatomy.model, self.validation, reading=self.reading)
         with refusing(FolderError, "the journal of the run is damaged", "Choose a new --out."):
             steps = [
-                LearningStep.model_validate(line["step"]) for line in self.journal.measured() if line["kind"] == "step"
+                RemovalStep.model_validate(line["step"]) for line in self.journal.measured() if line["kind"] == "step"
             ]
         while not self._finished(steps) and self._left(candidates, [step.removed for step in steps]):
             step = self._step(steps, candidates, worths, original)
@@ -237,8 +237,8 @@ class GreedyRemoval:
         return self._chosen(pieces, worths, reached, message, steps, validation)
 
     def _step(
-        self, steps: list[LearningStep], candidates: list[str], worths: dict[str, RemovalDamage], original: Predictions
-    ) -> LearningStep:
+        self, steps: list[RemovalStep], candidates: list[str], worths: dict[str, RemovalDamage], original: Predictions
+    ) -> RemovalStep:
         start = time.perf_counter()
         removed = [step.removed for step in steps]
         left = self._left(candidates, removed)
@@ -247,7 +247,7 @@ class GreedyRemoval:
         best = min(tried, key=lambda one: one.damage)
         with blocks_disabled(self.anatomy, [*removed, best.path]) as model:
             validation = compare(original, predictions(model, self.validation, reading=self.reading), "validation")
-        return LearningStep(
+        return RemovalStep(
             removed=best.path,
             kl=best.damage,
             kl_interval=best.interval,
@@ -257,23 +257,23 @@ class GreedyRemoval:
             seconds=time.perf_counter() - start,
         )
 
-    def _finished(self, steps: list[LearningStep]) -> bool:
+    def _finished(self, steps: list[RemovalStep]) -> bool:
         if isinstance(self.goal, RemoveBlocks):
             return len(steps) >= self.goal.count
         beyond = [not self._within(step) for step in steps[-_PATIENCE:]]
         return len(beyond) == _PATIENCE and all(beyond)
 
-    def _within(self, step: LearningStep) -> bool:
+    def _within(self, step: RemovalStep) -> bool:
         if not isinstance(self.goal, MaxDrop) or step.validation is None:
             return False
         return 100 * metric_drop(step.validation) <= self.goal.points + 1e-9
 
-    def _best_length(self, steps: list[LearningStep]) -> int:
+    def _best_length(self, steps: list[RemovalStep]) -> int:
         if isinstance(self.goal, RemoveBlocks):
             return len(steps)
         return max((number for number, step in enumerate(steps, 1) if self._within(step)), default=0)
 
-    def _judge(self, count: int, steps: list[LearningStep], pieces: Sequence[Remove]) -> tuple[bool, str]:
+    def _judge(self, count: int, steps: list[RemovalStep], pieces: Sequence[Remove]) -> tuple[bool, str]:
         said = self._counted(pieces)
         if isinstance(self.goal, RemoveBlocks):
             reached = count >= self.goal.count

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from shoal.errors import PlanError
 from shoal.reading import parse_json, read_text, refusing
-from shoal.record import NumberWithUnit
+from shoal.record import FrozenModel
 
 # Version 2 added `unit` and `norms` to the removal of a block; plans of version 1 are read as they are.
 SCHEMA_VERSION: Literal[2] = 2
@@ -17,7 +17,7 @@ SCHEMA_VERSION: Literal[2] = 2
 _LARGEST_INPUT, _LARGEST_MAP = 2**28, 2**31
 
 
-class InputSpec(NumberWithUnit):
+class InputSpec(FrozenModel):
     """One input tensor of the network: its shape without the batch axis, its dtype, its keyword (None: positional)."""
 
     shape: list[int]
@@ -31,7 +31,7 @@ class InputSpec(NumberWithUnit):
         return self
 
 
-class NetworkSignature(NumberWithUnit):
+class NetworkSignature(FrozenModel):
     """How a network is recognised: the names, dtypes and shapes of its state dict, and its traced chain.
 
     `state` maps a name to 'float32[64,3,7,7]'; `chain` holds one line a block.
@@ -45,7 +45,7 @@ Norms = Literal["keep", "drop"]
 _UNIT, _BARE = "#", "+norms"
 
 
-class Remove(NumberWithUnit):
+class Remove(FrozenModel):
     """Take the block at `path` out, down to its shortcut and the activation after the addition; or a part of it.
 
     Args:
@@ -84,7 +84,7 @@ class Remove(NumberWithUnit):
 Tail = Literal["identity", "relu", "silu", "gelu", "gelu_tanh", "hardswish"]
 
 
-class Inner(NumberWithUnit):
+class Inner(FrozenModel):
     """Features inside a block that are fewer than they were; paths are those of the original network.
 
     The layers at `writers` make them, those at `keepers` (batch norms, depthwise convolutions) work on each alone, and
@@ -97,7 +97,7 @@ class Inner(NumberWithUnit):
     width: int = Field(ge=1)
 
 
-class Replacement(NumberWithUnit):
+class Replacement(FrozenModel):
     """What stands in for a span: one map of the kind named, then the tail; or a student.
 
     `layout` tells where the channels are; `kernel`, `stride` and `dilation` are those of a convolution. With `shortcut`
@@ -161,7 +161,7 @@ class Replacement(NumberWithUnit):
         return self
 
 
-class Replace(NumberWithUnit):
+class Replace(FrozenModel):
     """Put a stand-in in the place of consecutive blocks or layers; it stands at the first of `paths`."""
 
     kind: Literal["replace"] = "replace"
@@ -169,7 +169,7 @@ class Replace(NumberWithUnit):
     stand_in: Replacement
 
 
-class FoldStep(NumberWithUnit):
+class FoldStep(FrozenModel):
     """One fold: what was at `path` is gone or idle, and the layers at `into` do its work.
 
     batch_norm: a batch norm into the layer before or behind it. linear: a layer into the one before it. constant: a
@@ -181,14 +181,14 @@ class FoldStep(NumberWithUnit):
     into: list[str]
 
 
-class Fold(NumberWithUnit):
+class Fold(FrozenModel):
     """Exact algebra, after everything else: exactly these folds, in order."""
 
     kind: Literal["fold"] = "fold"
     folds: list[FoldStep]
 
 
-class Plan(NumberWithUnit):
+class Plan(FrozenModel):
     """What to do, in order, to the network that `network` describes.
 
     `model` is the spec of the factory the network came from, or None for a module made by the caller.

@@ -20,7 +20,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_matrix, csr_matrix
 
 from shoal.errors import PlanError, did_you_mean
-from shoal.record import NumberWithUnit
+from shoal.record import FrozenModel
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Objective: TypeAlias = Literal["damage", "latency_ms", "macs", "params", "depth"]
@@ -38,7 +38,7 @@ SLACK = 2 * TOLERANCE
 CANDIDATES = 256
 
 
-class _Checked(NumberWithUnit):
+class _Checked(FrozenModel):
     """A value whose mistakes are a PlanError, also where it is made by hand."""
 
     if not TYPE_CHECKING:  # a type checker shall see the fields as arguments, not **data
@@ -106,7 +106,7 @@ class ResourceLimits(_Checked):
         return {name: float(getattr(self, name)) for name in QUANTITIES if getattr(self, name) is not None}
 
 
-class Path(NumberWithUnit):
+class Path(FrozenModel):
     """A path through the chain: indices into the list of edges, in order, and the totals over them."""
 
     edges: tuple[int, ...]

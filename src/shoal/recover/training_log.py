@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from shoal.record import RecoveryLook
+from shoal.record import RecoveryEvaluation
 from shoal.store import JsonlFile
 
 METRICS = "recovery.jsonl"
@@ -40,10 +40,12 @@ class MetricsLog:
                     self.writer.add_scalar(name, value, global_step=line["step"])
             self.writer.flush()
 
-    def curve(self) -> list[RecoveryLook]:
+    def curve(self) -> list[RecoveryEvaluation]:
         """Every look so far for the record, those before an interruption too."""
         return [
-            RecoveryLook.model_validate({name: line[name] for name in RecoveryLook.model_fields if name in line})
+            RecoveryEvaluation.model_validate(
+                {name: line[name] for name in RecoveryEvaluation.model_fields if name in line}
+            )
             for line in self.seen
         ]
 

@@ -121,7 +121,7 @@ def action_chain(blocks: Sequence[BlockRecord], ident: str) -> ChainGrid | None:
     """The blocks with the action taken on each; None without blocks."""
     if not blocks:
         return None
-    scale = Decades.of(block.worth_kl for block in blocks)
+    scale = Decades.of(block.removal_kl for block in blocks)
     stages = [
         ChainStage(number, _kept_of(members), [_action_cell(block, scale) for block in members])
         for number, members in by_stage(blocks)
@@ -130,13 +130,13 @@ def action_chain(blocks: Sequence[BlockRecord], ident: str) -> ChainGrid | None:
 
 
 def _kept_of(members: Sequence[BlockRecord]) -> str:
-    kept = sum(block.fate == "kept" for block in members)
+    kept = sum(block.action == "kept" for block in members)
     return f"{numbers.shape(members[-1].out_shape)} · {kept} of {len(members)} kept"
 
 
 def _action_cell(block: BlockRecord, scale: Decades) -> BlockCell:
-    style = f"{block.fate}{' projection' if block.shortcut == 'projection' else ''}"
-    return BlockCell(_short(block.path), style, scale.at(block.worth_kl), action_title(block))
+    style = f"{block.action}{' projection' if block.shortcut == 'projection' else ''}"
+    return BlockCell(_short(block.path), style, scale.at(block.removal_kl), action_title(block))
 
 
 def _short(path: str) -> str:
@@ -147,9 +147,9 @@ def _short(path: str) -> str:
 def action(block: BlockRecord) -> str:
     """What was done with a block: `kept, without unit 1`."""
     if not block.without:
-        return block.fate
+        return block.action
     many = "s" if len(block.without) > 1 else ""
-    return f"{block.fate}, without unit{many} {', '.join(map(str, block.without))}"
+    return f"{block.action}, without unit{many} {', '.join(map(str, block.without))}"
 
 
 def why_fixed(block: BlockRecord | ScannedBlock) -> str:
@@ -161,7 +161,7 @@ def why_fixed(block: BlockRecord | ScannedBlock) -> str:
 
 def action_title(block: BlockRecord) -> str:
     """The hover text of a block, in lines."""
-    damage = numbers.significant(block.worth_kl)
+    damage = numbers.significant(block.removal_kl)
     lines = [
         f"{block.path}: {action(block)}",
         *_what_it_is(block),
@@ -185,7 +185,7 @@ def describe_actions(blocks: Sequence[BlockRecord]) -> str:
         clauses = [
             f"{name} {', '.join(paths)}"
             for name in ("removed", "replaced")
-            if (paths := [block.path for block in members if block.fate == name])
+            if (paths := [block.path for block in members if block.action == name])
         ]
         clauses += [f"{block.path} {action(block)}" for block in members if block.without]
         sentences.append(f"Stage {number}: {len(members)} blocks, {'; '.join(clauses) or 'all kept'}.")
@@ -271,7 +271,7 @@ def plan_chain(
     """
     if not blocks:
         return None
-    scale = Decades.of(block.worth_kl for block in blocks)
+    scale = Decades.of(block.removal_kl for block in blocks)
     covered = {path: i for i, (paths, _) in enumerate(spans) for path in paths}
     stages = []
     for stage, members in by_stage(blocks):
@@ -286,7 +286,7 @@ def plan_chain(
 
 
 def _plan_cell(block: BlockRecord, scale: Decades) -> BlockCell:
-    return replace(_action_cell(block, scale), title=f"{block.path}: {block.fate}")
+    return replace(_action_cell(block, scale), title=f"{block.path}: {block.action}")
 
 
 def _joined(cells: list[BlockCell], kind: str) -> list[BlockCell]:
@@ -304,7 +304,7 @@ def count_actions(blocks: Sequence[BlockRecord]) -> str:
     """The text alternative of a plan's chain: counts only, since the names are listed below it."""
     sentences = []
     for number, members in by_stage(blocks):
-        counts = ((name, sum(block.fate == name for block in members)) for name in ("kept", "removed", "replaced"))
+        counts = ((name, sum(block.action == name for block in members)) for name in ("kept", "removed", "replaced"))
         sentences.append(f"Stage {number}: {', '.join(f'{count} {name}' for name, count in counts if count)}.")
     return " ".join(sentences)
 

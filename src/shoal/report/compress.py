@@ -177,15 +177,15 @@ def block_table(blocks: Sequence[BlockRecord]) -> Table | None:
     if not blocks:
         return None
     caption = f"The {text.plural(len(blocks), 'block')} of the original"
-    lines = [TableRow(block.path, _block_entries(block), block.fate) for block in blocks]
+    lines = [TableRow(block.path, _block_entries(block), block.action) for block in blocks]
     return Table("all-blocks", caption, "Filter blocks", "name, stage, removed …", _BLOCK_COLUMNS, lines)
 
 
 def _block_entries(block: BlockRecord) -> list[TableCell]:
-    damage, interval = block.worth_kl, block.worth_kl_interval
+    damage, interval = block.removal_kl, block.removal_kl_interval
     return [
         TableCell(str(block.stage), sort=block.stage),
-        TableCell(chain.action(block), chain.why_fixed(block), chip=block.fate),
+        TableCell(chain.action(block), chain.why_fixed(block), chip=block.action),
         TableCell(
             numbers.significant(damage), "" if interval is None else numbers.significant_interval(interval), sort=damage
         ),

@@ -172,7 +172,7 @@ def with_actions(blocks: Sequence[BlockRecord], point: FrontPoint) -> list[Block
     """The blocks with the actions of this plan."""
     actions = {**dict.fromkeys(point.removed, "removed")}
     actions |= {path: "replaced" for span in point.replaced for path in span if path not in actions}
-    return [block.model_copy(update={"fate": actions.get(block.path, "kept")}) for block in blocks]
+    return [block.model_copy(update={"action": actions.get(block.path, "kept")}) for block in blocks]
 
 
 def built_plans(planning: Planning) -> list[BuiltPlan]:

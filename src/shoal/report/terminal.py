@@ -140,12 +140,12 @@ def _show_comparison(record: Record, console: Console) -> None:
 def _show_actions(blocks: list[BlockRecord], console: Console) -> None:
     if not blocks:
         return
-    replaced = " replaced ○" if any(block.fate == "replaced" for block in blocks) else ""
+    replaced = " replaced ○" if any(block.action == "replaced" for block in blocks) else ""
     partly = " partly kept ◧" if any(block.without for block in blocks) else ""
     table = TextTable(console, "", f"kept ■{partly} removed ·{replaced}", "", "")
     for number, members in by_stage(blocks):
-        kept = sum(block.fate == "kept" for block in members)
-        signs = "".join("◧" if block.without else _ACTIONS[block.fate] for block in members)
+        kept = sum(block.action == "kept" for block in members)
+        signs = "".join("◧" if block.without else _ACTIONS[block.action] for block in members)
         shape = numbers.shape(members[-1].out_shape)
         table.add(f"stage {number}", signs, f"{kept} of {len(members)} kept", shape)
     table.print()
@@ -298,9 +298,9 @@ def _show_scores(record: ScanRecord, console: Console) -> None:
 def _show_notes(record: ScanRecord, console: Console) -> None:
     for note in record.notes:
         print_line(console, f"Note: {note.replace('`', '')}", "dim")
-    if record.partly_measured:
-        print_line(console, f"Not measured on all samples: {len(record.partly_measured)}, named in the report", "dim")
-    if record.notes or record.partly_measured:
+    if record.early_stopped:
+        print_line(console, f"Not measured on all samples: {len(record.early_stopped)}, named in the report", "dim")
+    if record.notes or record.early_stopped:
         print_line(console, "")
 
 

@@ -52,7 +52,7 @@ def _blocks(record: Record) -> str:
         text = f"{removed} of {total} blocks and {plural(units, 'single unit')} removed"
     if not record.replaced:
         return text
-    replaced = sum(block.fate == "replaced" for block in record.blocks)
+    replaced = sum(block.action == "replaced" for block in record.blocks)
     return f"{text}, {replaced} replaced by {plural(len(record.replaced), 'fitted replacement')}"
 
 

@@ -154,7 +154,7 @@ def scan(
         scores=_qualities(blocks) if settings.scores and blocks else [],
         claim=channel_change_hypothesis(layers),
         also=second,
-        partly_measured=sorted(first.stopped),
+        early_stopped=sorted(first.stopped),
         outputs=reading.to_record(),
         notes=[*_notes(anatomy, first, settings), *reading.warnings(), *first.remarks(), *said],
         machine=machine(device_of(model)),

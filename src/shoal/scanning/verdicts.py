@@ -3,7 +3,7 @@
 from scipy import stats
 
 from shoal.measure import Accumulator
-from shoal.record import Ablation, ChannelClaim, Interval, ScannedLayer, Verdict
+from shoal.record import Ablation, ChannelChangeHypothesis, Interval, ScannedLayer, Verdict
 
 _CONFIDENCE = 0.95
 
@@ -60,7 +60,7 @@ def ablation_of(tally: Accumulator, *, tolerance: float, comparisons: int, count
     )
 
 
-def channel_change_hypothesis(layers: list[ScannedLayer]) -> ChannelClaim | None:
+def channel_change_hypothesis(layers: list[ScannedLayer]) -> ChannelChangeHypothesis | None:
     """Whether the layers that matter concentrate where the number of channels changes, as arXiv:2009.09938 claims."""
     if not layers:
         return None
@@ -70,7 +70,9 @@ def channel_change_hypothesis(layers: list[ScannedLayer]) -> ChannelClaim | None
     p_value = None
     if all(sum(row) for row in table):
         p_value = float(stats.fisher_exact(table)[1])
-    return ChannelClaim(changing=changing, others=others, p_value=p_value, sentence=_sentence(table, p_value))
+    return ChannelChangeHypothesis(
+        changing=changing, others=others, p_value=p_value, sentence=_sentence(table, p_value)
+    )
 
 
 def _counts(layers: list[ScannedLayer]) -> dict[Verdict, int]:

@@ -23,7 +23,7 @@ from shoal.outputs import read_outputs
 from shoal.plan import InputSpec
 from shoal.preserve import copied, evaluating
 from shoal.reading import refusing
-from shoal.record import NumberWithUnit
+from shoal.record import FrozenModel
 from shoal.store.entries import decode, encode, is_plain_tensor, special_entries
 from shoal.store.tensors import write_tensors
 from shoal.surgery import example_of
@@ -40,7 +40,7 @@ _MODULE_OWN = frozenset(vars(nn.Module()))
 Number = None | bool | int | float | list[Any]
 
 
-class OutputPrint(NumberWithUnit):
+class OutputPrint(FrozenModel):
     """One output tensor: its digest, its largest value, and some of its values, evenly spaced."""
 
     shape: list[int]
@@ -50,7 +50,7 @@ class OutputPrint(NumberWithUnit):
     values: list[float]
 
 
-class Extras(NumberWithUnit):
+class Extras(FrozenModel):
     """What is kept of a network beside its state dict.
 
     Args:

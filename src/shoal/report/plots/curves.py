@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shoal.record import LearningStep, Recovery
+from shoal.record import Recovery, RemovalStep
 from shoal.report import numbers
 from shoal.report.plots.figure import WIDTHS, Plot
 from shoal.training import EpochRow
@@ -32,7 +32,7 @@ class RemovalPoint:
     kept: bool
 
 
-def divergences(steps: Sequence[LearningStep], removed: Sequence[str]) -> list[RemovalPoint]:
+def divergences(steps: Sequence[RemovalStep], removed: Sequence[str]) -> list[RemovalPoint]:
     """The divergence after every step."""
     return [
         RemovalPoint(i, step.kl, *step.kl_interval, step.removed, step.removed in removed)
@@ -41,7 +41,7 @@ def divergences(steps: Sequence[LearningStep], removed: Sequence[str]) -> list[R
     ]
 
 
-def drops(steps: Sequence[LearningStep], removed: Sequence[str]) -> list[RemovalPoint]:
+def drops(steps: Sequence[RemovalStep], removed: Sequence[str]) -> list[RemovalPoint]:
     """The drop on validation in points, after every step that has one."""
     points = []
     for i, step in enumerate(steps, 1):
