@@ -18,7 +18,7 @@ from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks
 from shoal.plan import Remove
 from shoal.preserve import patched
 from shoal.reading import refusing
-from shoal.record import Comparison, BlockAction, RemovalStep, Planning, metric_drop
+from shoal.record import BlockAction, Comparison, Planning, RemovalStep, metric_drop
 from shoal.scanning import Damage, OutputDamage, RemovalDamage, removal_sweep, responses
 from shoal.surgery import check_removable, strict_identities
 
