@@ -16,7 +16,7 @@ from covering.made import Row, Way, batch_of, made, way_of
 from covering.spans import chosen_span, why_none
 from shoal.batches import Batch, call
 from shoal.blocks import Block, BlockGraph, analyze
-from shoal.blocks.units import removable_units, unit_replacements
+from shoal.blocks.module_replacements import removable_units, unit_replacements
 from shoal.errors import ShoalError
 from shoal.pipeline import compress
 from shoal.plan import Plan, Remove, Replace

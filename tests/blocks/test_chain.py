@@ -3,7 +3,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from shoal.blocks.chain import Block, Chain, Unit
+from shoal.blocks.graph import Block, Chain, Unit
 from shoal.errors import UnknownBlockError
 
 UNIT = Unit("a", "identity", ("a.conv",), 0, stream_first=True)

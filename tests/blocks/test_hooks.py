@@ -9,7 +9,7 @@ from torch import nn
 from shoal.batches import as_batch
 from shoal.blocks import analyze, trace
 from shoal.blocks.hooks import hook_reason
-from shoal.blocks.units import unit_replacements
+from shoal.blocks.module_replacements import unit_replacements
 from shoal.errors import SurgeryError
 from shoal.replace.segments import build_segments
 from shoal.surgery import remove_blocks

@@ -9,8 +9,7 @@ import shoal
 import side_channels
 from shoal.batches import Batch, as_batch, call
 from shoal.blocks import analyze
-from shoal.blocks.prefix_cache import PrefixCache, restart_notes
-from shoal.blocks.restarts import same_tensors, unread_beside
+from shoal.blocks.prefix_cache import PrefixCache, restart_notes, same_tensors, unread_beside
 from shoal.preserve import evaluating, patched
 from shoal.scanning.candidates import block_candidates, layer_candidates, layers_of
 from shoal.scanning.sweep import SweepObserver, sweep

@@ -10,7 +10,7 @@ import networks
 from families import family
 from shoal.batches import Batch
 from shoal.blocks import analyze
-from shoal.blocks.units import removable_units, unit_replacements
+from shoal.blocks.module_replacements import removable_units, unit_replacements
 from shoal.errors import SurgeryError, UnknownBlockError
 from shoal.preserve import swapped
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from shoal.batches import Batch
+from shoal.blocks.module_replacements import ZeroStub
 from shoal.blocks.trace import trace_run
-from shoal.blocks.zero_stub import ZeroStub
 from shoal.errors import SurgeryError
 
 

@@ -12,7 +12,7 @@ from families import family
 from shoal.batches import Batch
 from shoal.errors import SurgeryError
 from shoal.surgery import remove_blocks
-from shoal.surgery.compact_hf import _Emptied, _is_shorter, compact_hf_model, is_hugging_face
+from shoal.surgery.hugging_face import _Emptied, _is_shorter, compact_hf_model, is_hugging_face
 
 
 def cut_of(name, removed=None):

@@ -10,7 +10,7 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.surgery import fold
 from shoal.surgery.fold_constants import constants
-from shoal.surgery.fold_layers import FoldGraph
+from shoal.surgery.fold_graph import FoldGraph
 
 
 def relative(one, other, x):

@@ -7,7 +7,7 @@ import networks
 from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.surgery import fold
-from shoal.surgery.fold_layers import FoldGraph, fits, wide, write
+from shoal.surgery.fold_graph import FoldGraph, fits, wide, write
 
 
 def pair():

@@ -12,8 +12,8 @@ from networks import randomised
 from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.surgery import fold
-from shoal.surgery.fold_layers import FoldGraph
-from shoal.surgery.fold_norms import find_norm_fold, scale_and_shift
+from shoal.surgery.fold_graph import FoldGraph
+from shoal.surgery.fold_layers import find_norm_fold, scale_and_shift
 
 CONVOLUTIONS = {
     (1, False): nn.Conv1d,

@@ -9,7 +9,7 @@ import language
 from families import family
 from shoal.batches import Batch
 from shoal.surgery import remove_blocks
-from shoal.surgery.kv_caches import attention_slots, repair_kv_cache_
+from shoal.surgery.hugging_face import attention_slots, repair_kv_cache_
 
 
 def largest_difference(model, ids):

@@ -4,16 +4,17 @@ Decided by data flow alone, not by argument order or names: an operand is a shor
 it, directly, through operations without parameters (a reshape), or through linear maps and normalisations (a
 projection). Rotary embeddings, tanh-GELU and the additions inside a mixer fail the test or own no parameter.
 
-Some layers are sums themselves: a linear map with an adapter beside it (LoRA), or two convolutions that a deployed
+Some layers are sums themselves: a linear map with an adapter next to it (LoRA), or two convolutions that a deployed
 network merges (RepConv). Inside the branch of another addition they are parts of it, however many there are.
+
+The norms of post-norm blocks, LN(x + F), are found here too: those that are the only reader of an addition's result.
 """
 
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from shoal.blocks.operations import LINEAR, STRUCTURE
-from shoal.blocks.signatures import OpSignature
+from shoal.blocks.operations import LINEAR, STRUCTURE, OpSignature, plain_name
 from shoal.blocks.template import Opaque, leaves
 from shoal.blocks.trace import ModuleCall, OpRecord, Trace
 from shoal.blocks.zero_analysis import zero_values
@@ -215,3 +216,39 @@ def _without_nested(additions: list[Addition]) -> list[Addition]:
 def opaque_kinds(call: ModuleCall) -> list[str]:
     """What was passed to a call that no template can hold (caches, configurations)."""
     return [leaf.kind for leaf in leaves((call.args, call.kwargs)) if isinstance(leaf, Opaque)]
+
+
+_WHOLE = frozenset(["layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"])
+_INSIDE = _WHOLE | {"rsqrt"}  # what a norm written by hand divides by
+
+
+def post_addition_norms(run: Trace, block: ModuleCall, additions: list[Addition]) -> dict[int, int]:
+    """What each norm behind an addition of a block returns, and the sum that it reads."""
+    found = {}
+    for one in additions:
+        readers = [run.ops[op] for op in run.readers.get(one.result, [])]
+        if readers and all(block.holds(op.index) for op in readers):
+            normed = _normed(run, one, readers)
+            if normed is not None:
+                found[normed] = one.result
+    return found
+
+
+def _normed(run: Trace, one: Addition, readers: list[OpRecord]) -> int | None:
+    first = readers[0]
+    if len(readers) == 1 and plain_name(first.name) in _WHOLE:
+        return first.outputs[0] if len(first.outputs) == 1 else None
+    for call in run.enclosing(first.call):
+        if call.holds(one.op):
+            return None
+        if all(call.holds(op.index) for op in readers) and _is_norm(run, call, one):
+            return call.outputs[0]
+    return None
+
+
+def _is_norm(run: Trace, call: ModuleCall, one: Addition) -> bool:
+    parameters = list(call.module.parameters())
+    small = bool(parameters) and all(parameter.dim() == 1 for parameter in parameters)
+    divides = any(plain_name(op.name) in _INSIDE for op in run.ops[call.start : call.stop])
+    same = len(call.outputs) == 1 and run.values[call.outputs[0]].shape == run.values[one.result].shape
+    return small and divides and same and call.inputs == [one.result]

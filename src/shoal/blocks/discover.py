@@ -8,13 +8,11 @@ from torch import nn
 
 from shoal.batches import Batch, as_batch, call
 from shoal.blocks.adapters import adapter_of, shortcut_of
-from shoal.blocks.additions import Addition, add_operands, residual_additions
-from shoal.blocks.chain import Block, Chain, Unit
+from shoal.blocks.additions import Addition, add_operands, post_addition_norms, residual_additions
 from shoal.blocks.control_flow import RngWatch, data_dependent_blocks
-from shoal.blocks.graph import BlockGraph, note_of, without_removable
+from shoal.blocks.graph import Block, BlockGraph, Chain, Unit, note_of, without_removable
 from shoal.blocks.hooks import hook_reason
 from shoal.blocks.operations import STRUCTURE, plain_name
-from shoal.blocks.post_addition_norms import post_addition_norms
 from shoal.blocks.shortcut_modules import extract_shortcut, main_output
 from shoal.blocks.sign_analysis import non_negative_values
 from shoal.blocks.trace import ModuleCall, Trace, trace_run

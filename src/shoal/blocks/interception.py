@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from shoal.blocks.additions import sum_operands
-from shoal.blocks.chain import Block
-from shoal.blocks.operations import in_place, plain_name
-from shoal.blocks.signatures import bind
+from shoal.blocks.graph import Block
+from shoal.blocks.operations import bind, in_place, plain_name
 from shoal.blocks.template import TensorRef
 
 # Called with (block path, number of the unit in the block, stream, branch); returns the branch to add instead, or None.

@@ -1,12 +1,28 @@
-"""What stands where, once blocks or single units of them are removed."""
+"""What takes the place of which module once blocks, or single units of them, are removed.
 
-from collections.abc import Sequence
+A whole block gives way to its shortcut. A slice of the recorded run for a single unit would freeze the other units of
+the block as they ran once, with the sizes, caches and modes of that run. So the code of such a block stays as it is:
+the modules that are called once and feed nothing but the removed branch are replaced by stubs that return zeros, and
+the addition then adds zero, which changes no number.
+"""
 
-from torch import nn
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from shoal.blocks.graph import BlockGraph
-from shoal.blocks.units import unit_replacements
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch, call
+from shoal.blocks.additions import Addition, add_operands
+from shoal.blocks.graph import Block, BlockGraph
+from shoal.blocks.hooks import hook_reason
+from shoal.blocks.interception import intercept_additions
+from shoal.blocks.template import Opaque, TensorRef, substitute, tensor_refs
+from shoal.blocks.trace import ModuleCall, Trace
+from shoal.errors import ModelRaisedError, SurgeryError, UnknownBlockError
 from shoal.plan import Remove
+from shoal.preserve import evaluating, swapped
 
 
 def module_replacements(anatomy: BlockGraph, removals: Sequence[Remove]) -> dict[str, nn.Module]:
@@ -38,3 +54,271 @@ def normalize_removals(anatomy: BlockGraph, removals: Sequence[Remove]) -> list[
             own = [Remove(path=block.path)]
         found += sorted(own, key=lambda one: one.unit or 0)
     return found
+
+
+def unit_replacements(anatomy: BlockGraph, path: str, numbers: Iterable[int]) -> dict[str, nn.Module]:
+    """What stands in the place of which module when these units of a block go; found once for each set of units.
+
+    Args:
+        anatomy: of the network; it is run on its example to check the cut, and left as it was.
+        path: of the block.
+        numbers: of its units, from 0.
+
+    Raises:
+        UnknownBlockError: no such block or unit.
+        SurgeryError: the branch cannot be taken out, with the reason.
+    """
+    key = (path, frozenset(numbers))
+    if key not in anatomy.cuts:
+        anatomy.cuts[key] = _found(anatomy, anatomy.chain[path], sorted(key[1]))
+    return anatomy.cuts[key]
+
+
+def removable_units(anatomy: BlockGraph, block: Block) -> list[int]:
+    """The units of a block of several that can be taken out alone."""
+    if len(block.units) < 2:
+        return []
+    found = []
+    for number in range(len(block.units)):
+        try:
+            unit_replacements(anatomy, block.path, [number])
+        except SurgeryError:
+            continue
+        found.append(number)
+    return found
+
+
+def _found(anatomy: BlockGraph, block: Block, numbers: list[int]) -> dict[str, nn.Module]:
+    _check_named(anatomy, block, numbers)
+    run, one = anatomy.trace, anatomy.calls[block.path]
+    gone = [anatomy.additions[block.path][number] for number in numbers]
+    idle = _idle_calls(run, one, gone)
+    last = _last_calls(run, one, gone, idle)
+    if not last:
+        raise SurgeryError(
+            f"{_named(block, numbers)} cannot be removed: the block's own code computes it, no module that could go"
+        )
+    hooked = next(filter(None, (hook_reason(inner.module, inner.path) for inner in idle)), None)
+    if hooked is not None:
+        raise SurgeryError(f"{_named(block, numbers)} cannot be removed: {hooked}")
+    writable = any(getattr(module, "inplace", False) for module in one.module.modules())
+    failure = ""
+    for calls in (idle, last):  # where the code between them asks for more than zeros, only the last ones go
+        swaps = _vacated(run, calls, last, writable=writable)
+        failure = _failure(anatomy, block, numbers, swaps, [run for run in calls if run.path in swaps])
+        if not failure:
+            return swaps
+    raise SurgeryError(f"{_named(block, numbers)} cannot be removed: {failure}")
+
+
+def _named(block: Block, numbers: list[int]) -> str:
+    listed = ", ".join(map(str, numbers))
+    return f"unit {listed} of '{block.path}'" if len(numbers) == 1 else f"the units {listed} of '{block.path}'"
+
+
+def _check_named(anatomy: BlockGraph, block: Block, numbers: list[int]) -> None:
+    many = len(block.units)
+    if many < 2:
+        raise SurgeryError(
+            f"the block '{block.path}' has {many or 'no'} unit{'' if many == 1 else 's'}, not several",
+            "Remove the block itself.",
+        )
+    wrong = next((number for number in numbers if not 0 <= number < many), None)
+    if wrong is not None:
+        raise UnknownBlockError(f"the block '{block.path}' has no unit {wrong}", f"It has 0 to {many - 1}.")
+    if not block.path or len(anatomy.trace.calls_of(anatomy.calls[block.path].module)) > 1:
+        raise SurgeryError(f"{_named(block, numbers)} cannot be removed: {block.reason}")
+
+
+def _idle_calls(run: Trace, block: ModuleCall, gone: list[Addition]) -> list[ModuleCall]:
+    """The largest module calls in a block that nobody needs once these additions have lost their branch."""
+    before, after = _needed(run, block, []), _needed(run, block, gone)
+    found: list[ModuleCall] = []
+    for one in run.calls[block.index + 1 :]:
+        if one.start >= block.stop:
+            break
+        ops = range(one.start, one.stop)
+        idle = any(op in before for op in ops) and not any(op in after for op in ops)
+        inside = any(outer.start <= one.start and one.stop <= outer.stop for outer in found)
+        if idle and not inside and one.path.startswith(block.path + ".") and _called_here_alone(run, one):
+            found.append(one)
+    return found
+
+
+def _called_here_alone(run: Trace, one: ModuleCall) -> bool:
+    calls = [other for module in one.module.modules() for other in run.calls_of(module)]
+    own = [other for other in calls if other.module is one.module]
+    return len(own) == 1 and all(one.start <= other.start and other.stop <= one.stop for other in calls)
+
+
+def _needed(run: Trace, block: ModuleCall, gone: list[Addition]) -> set[int]:
+    """The operations of a block on which anything outside of it depends, the branches of `gone` cut off."""
+    cut = {one.op: one.stream for one in gone}
+    outputs = set(tensor_refs(run.output))
+    pending = [
+        value.index
+        for value in run.values
+        if value.producer >= 0
+        and block.holds(value.producer)
+        and (value.index in outputs or any(op >= block.stop for op in run.readers.get(value.index, [])))
+    ]
+    found: set[int] = set()
+    while pending:
+        op = run.ops[run.values[pending.pop()].producer]
+        if op.index in found or not block.holds(op.index):
+            continue
+        found.add(op.index)
+        read = [cut[op.index]] if op.index in cut else op.inputs
+        pending += [value for value in read if run.values[value].producer >= 0]
+    return found
+
+
+def _last_calls(run: Trace, block: ModuleCall, gone: list[Addition], idle: list[ModuleCall]) -> list[ModuleCall]:
+    """Those of the idle calls from which a removed branch comes without another one in between."""
+    found: dict[int, ModuleCall] = {}
+    pending, seen = [one.branch for one in gone], set()
+    while pending:
+        value = pending.pop()
+        producer = run.values[value].producer
+        if value in seen or producer < 0 or not block.holds(producer):
+            continue
+        seen.add(value)
+        inside = next((one for one in idle if one.holds(producer)), None)
+        if inside is not None:
+            found[inside.index] = inside
+        else:
+            pending += run.ops[producer].inputs
+    return [one for one in idle if one.index in found]
+
+
+def _vacated(run: Trace, calls: list[ModuleCall], last: list[ModuleCall], *, writable: bool) -> dict[str, nn.Module]:
+    """A module of zeros for each call; one that is not the last may stay where its shape is its own affair."""
+    found: dict[str, nn.Module] = {}
+    for one in calls:
+        changed = any(value in op.changed for op in run.ops[one.stop :] for value in one.outputs)
+        try:
+            found[one.path] = ZeroStub(run, one, writable=writable or changed)
+        except SurgeryError:
+            if one in last:
+                raise
+    return found
+
+
+def _failure(
+    anatomy: BlockGraph, block: Block, numbers: list[int], swaps: dict[str, nn.Module], vacated: list[ModuleCall]
+) -> str:
+    """Why the network without these modules is not the network without these units; empty where it is."""
+    if anatomy.example is None:
+        return ""
+    run, one = anatomy.trace, anatomy.calls[block.path]
+    left = [op.index for op in run.ops[one.start : one.stop] if not any(other.holds(op.index) for other in vacated)]
+    additions = [op for op in left if add_operands(run.ops[op]) is not None]
+    places = {number: anatomy.additions[block.path][number] for number in numbers}
+    units = tuple(replace(block.units[number], addition=additions.index(place.op)) for number, place in places.items())
+    seen: dict[int, bool] = {}
+
+    def look(path: str, position: int, stream: Tensor, branch: Tensor) -> None:
+        shape = run.values[places[numbers[position]].branch].shape
+        seen[position] = branch.shape[1:] == shape[1:] and not bool(torch.count_nonzero(branch))
+
+    example: Batch = anatomy.example
+    model = anatomy.model
+    with evaluating(model), swapped(model, swaps):
+        try:
+            call(model, example)  # as it will run, without hooks
+            with intercept_additions(model, [replace(block, units=units)], look):
+                call(model, example)
+        except ModelRaisedError as error:
+            return f"the network does not run without it: {error.__cause__}"
+    return (
+        "" if len(seen) == len(numbers) and all(seen.values()) else "something else than its modules feeds the branch"
+    )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The shape of an output: that of an argument, but for one axis at most."""
+
+    argument: int | str
+    axis: int | None
+    size: int
+    dtype: torch.dtype
+
+
+class ZeroStub(nn.Module):
+    """Takes the arguments of the module it stands for and returns zeros in the shape of what that returned.
+
+    The zeros take no memory (one number, expanded), unless `writable`. What nobody reads is None.
+
+    Args:
+        run: the run in which the module was called.
+        call: its one call.
+        writable: whether somebody may change what it returns in place.
+
+    Raises:
+        SurgeryError: the shape it returned does not follow from that of an argument.
+    """
+
+    def __init__(self, run: Trace, call: ModuleCall, *, writable: bool) -> None:
+        super().__init__()
+        read = {
+            value for value in tensor_refs(call.output) if any(op >= call.stop for op in run.readers.get(value, []))
+        }
+        self._output, self._writable = _only(call.output, read), writable
+        self._shapes = {value: _shape_of(run, call, value) for value in sorted(read)}
+        for name, value in vars(call.module).items():  # plain attributes that the network's code may ask for
+            if not name.startswith("_") and name not in self.__dict__ and isinstance(value, (int, float, str)):
+                self.__dict__[name] = value
+        for name, _ in call.module.named_parameters(recurse=False):
+            self.register_parameter(name, None)
+        # torch's TransformerEncoderLayer hands the weights of its modules to one fused function, and calls the modules
+        # themselves only where one of them carries a hook.
+        self.register_forward_hook(_no_hook)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Zeros, in the containers the module returned its results in."""
+        return substitute(self._output, {value: self._zeros(one, args, kwargs) for value, one in self._shapes.items()})
+
+    def _zeros(self, one: _Shape, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        given: Tensor = args[one.argument] if isinstance(one.argument, int) else kwargs[one.argument]
+        shape = list(given.shape)
+        if one.axis is not None:
+            shape[one.axis] = one.size
+        dtype = given.dtype if given.is_floating_point() else one.dtype
+        if self._writable:
+            return torch.zeros(shape, dtype=dtype, device=given.device)
+        return torch.zeros((), dtype=dtype, device=given.device).expand(shape)
+
+
+def _no_hook(module: nn.Module, args: Any, output: Any) -> None:
+    """Nothing."""
+
+
+def _only(item: Any, wanted: set[int]) -> Any:
+    """A template with None for every tensor but these, and for what no template can hold."""
+    if isinstance(item, TensorRef):
+        return item if item.value in wanted else None
+    if isinstance(item, Opaque):
+        return None
+    if isinstance(item, Mapping):
+        return {key: _only(value, wanted) for key, value in item.items()}
+    if isinstance(item, (tuple, list)):
+        return type(item)(_only(value, wanted) for value in item)
+    return item
+
+
+def _shape_of(run: Trace, call: ModuleCall, value: int) -> _Shape:
+    made = run.values[value]
+    given: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
+    tensors = [(key, run.values[one.value]) for key, one in given if isinstance(one, TensorRef)]
+    tensors.sort(key=lambda pair: pair[1].dtype != made.dtype)  # a mask of the same shape is not what is worked on
+    for key, one in tensors:
+        if one.shape == made.shape:
+            return _Shape(key, None, 0, made.dtype)
+    for key, one in tensors:
+        axes = [axis for axis, (a, b) in enumerate(zip(one.shape, made.shape, strict=False)) if a != b]
+        # Features stand on the last axis, or behind the batch in an image; other axes are as long as the input is.
+        features = {len(made.shape) - 1, 1 if len(made.shape) == 4 else -1}
+        if len(one.shape) == len(made.shape) >= 2 and len(axes) == 1 and axes[0] in features:
+            return _Shape(key, axes[0], made.shape[axes[0]], made.dtype)
+    raise SurgeryError(f"the shape of what '{call.path}' returns does not follow from what it is given")

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from shoal.blocks.additions import Addition
-from shoal.blocks.operations import without_in_place
+from shoal.blocks.operations import parts_of, without_in_place
 from shoal.blocks.sign_analysis import non_negative_results
-from shoal.blocks.signatures import parts_of
 from shoal.blocks.template import Opaque, TensorRef, leaves, substitute, tensor_refs
 from shoal.blocks.trace import ModuleCall, OpRecord, Trace
 from shoal.errors import SurgeryError

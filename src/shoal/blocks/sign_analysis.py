@@ -3,8 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Set
 from typing import Any
 
-from shoal.blocks.operations import KEEPS_SIGN, NON_NEGATIVE
-from shoal.blocks.signatures import OpSignature, parts_of
+from shoal.blocks.operations import KEEPS_SIGN, NON_NEGATIVE, OpSignature, parts_of
 from shoal.blocks.template import TensorRef
 from shoal.blocks.trace import OpRecord, Trace
 

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from shoal.batches import Batch, call
-from shoal.blocks.signatures import OpSignature, bind
+from shoal.blocks.operations import OpSignature, bind
 from shoal.blocks.template import TensorRef, template, tensor_refs
 from shoal.errors import TraceError
 from shoal.offloaded import loading_unwatched

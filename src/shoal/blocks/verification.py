@@ -1,9 +1,13 @@
-"""Is what is left of a block right, and the network without it? Asked of the network itself, on other inputs.
+"""Is the shortcut of a block right, and the network without the block? The network itself is asked, on other inputs.
 
-A trace shows one input. What is cut out of it may hold that input's sizes or values as plain numbers; and what a block
-hands on beside its output (an attribute, a list, through a hook) goes with it, whoever needs it. So the blocks run once
+A trace shows one input. A slice of it may hold that input's sizes or values as plain numbers; and what a block passes
+on outside its output (an attribute, a list, through a hook) goes with it, whoever needs it. So the blocks run once
 more with zeros in the place of their branches, as their own code has it, on inputs of other values, numbers of samples
-and sizes: what is left of each must return the same, and the network without them must answer the same.
+and sizes: each shortcut must return the same, and so must the network without them.
+
+Who takes the output of a block by another way than its return? In a trace both look alike, since it is the same
+tensor. So the network is run with blocks that return copies: whoever still reads, or returns, the original tensor did
+not get it from the block's caller.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,22 +19,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from shoal.batches import Batch, call, logits_of
+from shoal.blocks.additions import post_addition_norms
 from shoal.blocks.control_flow import seeded
 from shoal.blocks.graph import BlockGraph, without_removable
+from shoal.blocks.input_variants import more_samples, other_values, resized, scaled
 from shoal.blocks.interception import intercept_additions
-from shoal.blocks.post_addition_norms import post_addition_norms
-from shoal.blocks.restarts import same_tensors
+from shoal.blocks.prefix_cache import same_tensors
 from shoal.blocks.shortcut_modules import extract_shortcut
-from shoal.blocks.side_reads import side_reads
 from shoal.blocks.sign_analysis import non_negative_values
-from shoal.blocks.sizes import following_sizes
+from shoal.blocks.symbolic_sizes import following_sizes
 from shoal.blocks.trace import Trace, trace_run
-from shoal.blocks.variants import more_samples, other_values, resized, scaled
 from shoal.errors import ModelRaisedError, SurgeryError, TraceError
 from shoal.offloaded import is_offloaded
-from shoal.outputs import mismatch, read_outputs
+from shoal.outputs import mismatch, read_outputs, rebuilt
 from shoal.preserve import evaluating, swapped
 
 _SAMPLES = 2
@@ -299,3 +303,86 @@ def _mended(anatomy: BlockGraph, paths: Sequence[str], inputs: Sequence[Batch]) 
                 norms = post_addition_norms(run, one, additions)
                 bare[path], _ = extract_shortcut(run, one, additions, non_negative=signs, norms=norms)
     return replace(anatomy, remainders=remainders, bare=bare)
+
+
+def side_reads(model: nn.Module, paths: Sequence[str], batch: Batch) -> set[str]:
+    """The blocks whose returned tensors are read by another way than their return.
+
+    Args:
+        model: the network; it is left as it was.
+        paths: of the blocks.
+        batch: what to run it on.
+    """
+    watch = _Watch()
+    modules = {path: model.get_submodule(path) for path in paths}
+    recorded = {path for path, module in modules.items() if module._forward_hooks}  # a framework's, that list outputs
+    with evaluating(model), ExitStack() as stack:
+        for path, module in modules.items():
+            hook = watch.leaving(path)
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        try:
+            with watch:
+                output = call(model, batch)
+        except ModelRaisedError:
+            return set()
+    returned = {watch.owner(tensor) for tensor in read_outputs(output).tensors.values()} - recorded
+    return {path for path in watch.read | returned if path is not None}
+
+
+class _Watch(TorchFunctionMode):
+    """Keeps what blocks made, and notes whose is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, tuple[str, Tensor]] = {}
+        self.read: set[str | None] = set()
+        self.idle = False
+
+    def owner(self, tensor: Tensor) -> str | None:
+        """The block that made the memory of a tensor."""
+        known = self.made.get(_memory(tensor))
+        return known[0] if known is not None else None
+
+    def leaving(self, path: str) -> Any:
+        """A hook that hands on copies."""
+
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            self.idle = True
+            try:
+                passed = {_memory(tensor) for tensor in _tensors((args, kwargs))}
+
+                def copy(tensor: Tensor) -> Tensor:
+                    # What was written into in place, or handed through, is the caller's own too.
+                    if _memory(tensor) in passed:
+                        return tensor
+                    self.made[_memory(tensor)] = (path, tensor)
+                    return tensor.clone()
+
+                return rebuilt(output, copy)
+            finally:
+                self.idle = False
+
+        return hook
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.idle and getattr(func, "__name__", "") != "__get__":
+            self.read |= {self.owner(tensor) for tensor in _tensors((args, kwargs or {}))}
+        return func(*args, **(kwargs or {}))
+
+
+def _memory(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse and other tensors without one
+        return id(tensor)
+
+
+def _tensors(item: Any) -> Iterator[Tensor]:
+    if isinstance(item, Tensor):
+        yield item
+    elif isinstance(item, (tuple, list)):
+        for part in item:
+            yield from _tensors(part)
+    elif isinstance(item, dict):
+        for part in item.values():
+            yield from _tensors(part)

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.blocks.operations import STRUCTURE
-from shoal.blocks.signatures import OpSignature, parts_of
+from shoal.blocks.operations import STRUCTURE, OpSignature, parts_of
 from shoal.blocks.template import TensorRef, leaves
 from shoal.blocks.trace import OpRecord, Trace
 from shoal.offloaded import real

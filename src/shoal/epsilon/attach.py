@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from shoal.batches import as_batch
 from shoal.blocks import BlockGraph, analyze
-from shoal.blocks.chain import Block
+from shoal.blocks.graph import Block
 from shoal.blocks.interception import intercept_additions
 from shoal.epsilon.gate import Gate, checked_epsilon
 from shoal.epsilon.sites import sites_of

@@ -10,8 +10,7 @@ from torch import nn
 
 from shoal.batches import Batch
 from shoal.blocks import BlockGraph
-from shoal.blocks.module_replacements import module_replacements, normalize_removals
-from shoal.blocks.units import removable_units
+from shoal.blocks.module_replacements import module_replacements, normalize_removals, removable_units
 from shoal.errors import FolderError, NotReachedError, SurgeryError
 from shoal.measure import Predictions, Reading, compare, predictions
 from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks

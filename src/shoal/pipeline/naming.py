@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from shoal.blocks import BlockGraph
-from shoal.blocks.units import unit_replacements
+from shoal.blocks.module_replacements import unit_replacements
 from shoal.plan import Remove
 
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch
 from shoal.blocks import BlockGraph
-from shoal.blocks.prefix_cache import Forward, PrefixCache
-from shoal.blocks.restarts import same_tensors
+from shoal.blocks.prefix_cache import Forward, PrefixCache, same_tensors
 from shoal.blocks.template import TensorRef, tensor_refs
 from shoal.errors import ModelRaisedError, UsageError
 from shoal.outputs import read_outputs, rebuilt, shown

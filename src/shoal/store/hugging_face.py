@@ -27,7 +27,7 @@ from shoal.reading import read_bytes, read_text, reason_of, refusing
 from shoal.record import Quality, Record
 from shoal.store.writing import PARTIAL, write_text
 from shoal.surgery import example_of
-from shoal.surgery.compact_hf import compact_hf_model, is_hugging_face
+from shoal.surgery.hugging_face import compact_hf_model, is_hugging_face
 
 HF, NOTE = "hf", "hf-not-written.md"
 _TOKENS = 4  # that the cache is tried on

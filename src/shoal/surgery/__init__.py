@@ -1,10 +1,9 @@
 """Make the change, on a copy, and certify it."""
 
 from shoal.surgery.canonical_form import model_digest
-from shoal.surgery.certify import certify
-from shoal.surgery.compact_hf import compact_hf_model, is_hugging_face
+from shoal.surgery.certify import certify, strict_identities
 from shoal.surgery.fold import FoldResult, fold, fold_
-from shoal.surgery.identities import strict_identities
+from shoal.surgery.hugging_face import compact_hf_model, is_hugging_face
 from shoal.surgery.remove import apply, check_removable, remove_blocks, remove_blocks_
 from shoal.surgery.signature import example_of, input_specs, signature_of
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from shoal.blocks import BlockGraph
-from shoal.blocks.operations import DROPOUT
+from shoal.blocks.operations import DROPOUT, OpSignature, known_name
 from shoal.blocks.sign_analysis import non_negative_values
-from shoal.blocks.signatures import OpSignature, known_name
 from shoal.blocks.template import Opaque, TensorRef, leaves, tensor_refs
 from shoal.blocks.trace import OpRecord, Trace
 from shoal.blocks.zero_analysis import zero_values

@@ -1,4 +1,4 @@
-"""Are two networks the same function, and on what evidence?"""
+"""Are two networks the same function, and on what evidence? Which blocks are identities by their weights alone?"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from shoal.alignment import in_aligned_memory
 from shoal.batches import Batch, batches, call, device_of
 from shoal.blocks import BlockGraph, analyze
 from shoal.blocks.trace import trace_run
+from shoal.blocks.zero_analysis import zero_values
 from shoal.errors import DataError, UsageError, naming_memory_shortage
 from shoal.outputs import Outputs, as_names, check_numbers, chosen_outputs, distance, mismatch, read_outputs, shown
 from shoal.preserve import evaluating
@@ -192,3 +193,14 @@ def _where(name: str, deviation: _Deviation, block: str | None) -> str:
     which = f" of '{name}'" if name else ""
     first = f"; the computations part in '{block}'" if block else ""
     return f"sample {deviation.sample}, output {place or '-'}{which}{first}"
+
+
+def strict_identities(anatomy: BlockGraph) -> dict[str, str]:
+    """The removable blocks that do nothing but their shortcut, each with the proof in words."""
+    zeros = zero_values(anatomy.trace, anatomy.model)
+    found = {}
+    for block in anatomy.chain.removable:
+        reasons = [zeros.get(one.branch) for one in anatomy.additions[block.path]]
+        if reasons and all(reason is not None for reason in reasons):
+            found[block.path] = "; ".join(dict.fromkeys(str(reason) for reason in reasons))
+    return found

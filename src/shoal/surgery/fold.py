@@ -17,10 +17,9 @@ from shoal.errors import PlanError, ShoalError, SurgeryError, naming_memory_shor
 from shoal.outputs import distance, mismatch, read_outputs
 from shoal.plan import FoldStep
 from shoal.preserve import copied, evaluating
-from shoal.surgery.fold_chains import carry_out_chain, find_chain_fold
 from shoal.surgery.fold_constants import ConstantFold, find_constant_folds, take_in
-from shoal.surgery.fold_layers import FoldGraph, FoldLayer, runs_of_other_sizes
-from shoal.surgery.fold_norms import carry_out_norm, find_norm_fold
+from shoal.surgery.fold_graph import FoldGraph, FoldLayer, runs_of_other_sizes
+from shoal.surgery.fold_layers import carry_out_chain, carry_out_norm, find_chain_fold, find_norm_fold
 
 
 @dataclass(frozen=True)

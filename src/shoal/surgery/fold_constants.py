@@ -17,8 +17,8 @@ from shoal.blocks.additions import Addition, add_operands
 from shoal.blocks.operations import plain_name
 from shoal.blocks.template import tensor_refs
 from shoal.blocks.trace import OpRecord
-from shoal.surgery.fold_layers import FoldGraph, FoldLayer, fits, wide, write
-from shoal.surgery.fold_norms import response, scale_and_shift
+from shoal.surgery.fold_graph import FoldGraph, FoldLayer, fits, wide, write
+from shoal.surgery.fold_layers import response, scale_and_shift
 
 _ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,

@@ -1,306 +1,181 @@
-"""The layers of a traced network that exact algebra can work on, and who reads whose output while folds go on.
+"""Fold layers into their neighbours: a batch norm into a linear map, a linear map into the one before it.
 
-A convolution, linear layer or batch norm is *plain* if the trace shows that its call ran just its own operation on its
-own parameters, once, with nobody else reading them. Nothing is asked of the modules around it.
+A batch norm in eval mode is one scale and one shift per channel (Jacob et al. 2018, arXiv:1712.05877, section 3.2); a
+batch norm *before* a layer goes into it only where no border is padded with zeros, or where nothing is shifted.
+
+Two linear maps with nothing between them are one: W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2). The second works on
+single positions (a linear layer, a 1 x 1 convolution without padding), so the first keeps its kernel, its padding and
+its borders. They are merged only where that costs no more multiplications.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shoal.batches import Batch
-from shoal.blocks import BlockGraph
-from shoal.blocks.operations import plain_name
-from shoal.blocks.template import TensorRef, tensor_refs
-from shoal.blocks.trace import ModuleCall, OpRecord, Trace, trace_run
-from shoal.errors import ModelRaisedError, TraceError
-
-# The dimensions of the window; 0 for a linear layer, which works on the last axis.
-LINEAR_MAPS = {
-    "linear": 0,
-    "conv1d": 1,
-    "conv2d": 2,
-    "conv3d": 3,
-    "conv_transpose1d": 1,
-    "conv_transpose2d": 2,
-    "conv_transpose3d": 3,
-}
-_KINDS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+from shoal.surgery.fold_graph import LINEAR_MAPS, FoldGraph, FoldLayer, fits, wide, write
 
 
-@dataclass(eq=False)
-class FoldLayer:
-    """One plain layer: its module and the operation that it ran.
+@dataclass(frozen=True)
+class NormFold:
+    """A batch norm and the layer that takes it in; `premise` says what its weights must fulfil, None for nothing."""
+
+    norm: FoldLayer
+    into: FoldLayer
+    behind: bool
+    premise: str | None
+
+
+def find_norm_fold(graph: FoldGraph, norm: FoldLayer) -> NormFold | str:
+    """The layer that can take a batch norm in, by structure alone; else why there is none."""
+    before = graph.maker(norm.source)
+    if before is None:
+        reason = f"its input comes from {graph.described(norm.source)}"
+    elif graph.only_reader(before.result) is not norm:
+        reason = f"the output of '{graph.path(before)}' is read elsewhere too"
+    elif not _channels_match(graph, before, norm.source):
+        reason = f"it normalises another axis than the channels of '{graph.path(before)}'"
+    else:
+        return NormFold(norm, before, True, None)
+    behind = graph.only_reader(norm.result)
+    if behind is None or behind.name not in LINEAR_MAPS or behind not in graph.maps:
+        return f"{reason}, and no convolution or linear layer alone reads its output"
+    if not _channels_match(graph, behind, norm.result):
+        return f"{reason}, and '{graph.path(behind)}' behind it reads another axis"
+    if graph.overwritten(norm.source, norm.op.index, behind.op.index):
+        return f"{reason}, and its input is overwritten before '{graph.path(behind)}' runs"
+    premise = f"'{graph.path(behind)}' behind it has borders, where a shift would be missing" if behind.pads else None
+    return NormFold(norm, behind, False, premise)
+
+
+def _channels_match(graph: FoldGraph, layer: FoldLayer, value: int) -> bool:
+    return len(graph.trace.values[value].shape) == LINEAR_MAPS[layer.name] + 2
+
+
+def carry_out_norm(fold: NormFold, *, unchecked: bool = False) -> str | None:
+    """Change the weights of the layer; returns why its numbers do not allow it, and then nothing has changed.
 
     Args:
-        path: where it was when the network was traced.
-        module: holds the parameters.
-        op: the convolution, linear map or batch norm itself.
-        alone: whether nothing else ran in its call (no padding of another kind before).
+        fold: what to do.
+        unchecked: do not look at the numbers: others are about to be loaded.
     """
-
-    path: str
-    module: Any
-    op: OpRecord
-    alone: bool
-
-    @property
-    def name(self) -> str:
-        """What it computes: 'conv2d', 'linear', 'batch_norm'."""
-        return plain_name(self.op.name)
-
-    @property
-    def source(self) -> int:
-        """The value its operation reads."""
-        read = self.op.signature.tensor("input") if self.op.signature is not None else None
-        return read if read is not None else self.op.inputs[0]
-
-    @property
-    def result(self) -> int:
-        """The value it makes."""
-        return self.op.value if self.op.value is not None else self.op.outputs[0]
-
-    @property
-    def transposed(self) -> bool:
-        """Whether its weight is laid out (in, out / groups, ...)."""
-        return self.name.startswith("conv_transpose")
-
-    @property
-    def groups(self) -> int:
-        """In how many separate parts its channels fall."""
-        return int(getattr(self.module, "groups", 1))
-
-    @property
-    def pads(self) -> bool:
-        """Whether zeros, or anything else, stand around its input; a transposed one always has borders."""
-        padding = self.setting("padding", 0)
-        if isinstance(padding, str):
-            padding = 0 if padding == "valid" or prod(self.module.weight.shape[2:]) == 1 else 1
-        size = padding if isinstance(padding, (tuple, list)) else (padding,)
-        return self.transposed or not self.alone or (self.name != "linear" and any(size))
-
-    def setting(self, name: str, default: Any = None) -> Any:
-        """An argument of the operation, however it was passed."""
-        return self.op.signature.get(name, default) if self.op.signature is not None else default
+    scale, shift = scale_and_shift(fold.norm)
+    if fold.premise and not unchecked and bool(shift.any()):
+        return fold.premise
+    weight, bias = (_behind if fold.behind else _ahead)(fold.into, scale, shift)
+    if not unchecked and not fits(fold.into.module, weight, bias):
+        return f"the folded numbers exceed {fold.into.module.weight.dtype}"
+    write(fold.into.module, "bias", bias)
+    write(fold.into.module, "weight", weight)
+    return None
 
 
-class FoldGraph:
-    """Plain layers and data flow of a traced network; folding keeps it up to date without another trace."""
+def scale_and_shift(norm: FoldLayer) -> tuple[Tensor, Tensor]:
+    """What a batch norm multiplies with and adds, per channel, in float64."""
+    module, eps = norm.module, float(norm.setting("eps", 1e-5))
+    mean, variance = wide(module.running_mean, 0), wide(module.running_var, 0)
+    gamma = wide(module.weight, 0) if module.weight is not None else torch.ones_like(mean)
+    scale = gamma / torch.sqrt(variance + eps)
+    return scale, wide(module.bias, len(mean)) - mean * scale
 
-    def __init__(self, anatomy: BlockGraph, others: Sequence[Trace] = ()) -> None:
-        self.model, self.trace, self.others = anatomy.model, anatomy.trace, others
-        self.refused: dict[str, str] = {}
-        self.norms: list[FoldLayer] = []
-        self.maps: list[FoldLayer] = []
-        self.gone: set[int] = set()
-        self._same: dict[int, int] = {}
-        self._shapes: dict[int, tuple[int, ...]] = {}
-        self._readers = {value: set(ops) for value, ops in self.trace.readers.items()}
-        self._returned = set(tensor_refs(self.trace.output))
-        self._registered = _counts(id(one) for _, one in self.model.named_modules(remove_duplicate=False))
-        self._tied = _counts(id(one) for _, one in self.model.named_parameters(remove_duplicate=False))
-        self._called = _counts(id(one.module) for one in self.trace.calls)
-        for one in self.trace.calls:
-            if isinstance(one.module, _KINDS):
-                self._add(one)
-        self.layers = {one.op.index: one for one in (*self.norms, *self.maps)}
-        self._paths = {id(module): path for path, module in self.model.named_modules()}
 
-    def _add(self, one: ModuleCall) -> None:
-        ops = self.trace.ops[one.start : one.stop]
-        reason = self._why_not_plain(one, ops)
-        if reason is not None:
-            self.refused[one.path] = reason
-            return
-        layer = FoldLayer(one.path, one.module, ops[-1], alone=len(ops) == 1)
-        (self.norms if layer.name == "batch_norm" else self.maps).append(layer)
+def _behind(layer: FoldLayer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    weight, bias = wide(layer.module.weight, 0), wide(layer.module.bias, len(scale))
+    if not layer.transposed:
+        scaled = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    else:
+        parts = weight.view(layer.groups, -1, *weight.shape[1:])
+        scaled = (parts * scale.view(layer.groups, 1, -1, *[1] * (weight.dim() - 2))).view(weight.shape)
+    return scaled, bias * scale + shift
 
-    def _why_not_plain(self, one: ModuleCall, ops: list[OpRecord]) -> str | None:
-        module = one.module
-        if any(_course(other, module) != _course(self.trace, module) for other in self.others):
-            return "the network uses it in another way for inputs of another size"
-        if any(tensor.is_complex() for tensor in (*module.parameters(), *module.buffers())):
-            return "its weights are complex numbers"
-        if self.trace.written:
-            return f"the network changes {sorted(self.trace.written)[0]} as it runs"
-        if self.trace.unseen:
-            return "a tensor appears in the run that no torch function made: who reads what is not known"
-        if self._called[id(module)] > 1:
-            return f"it is called {self._called[id(module)]} times"
-        if self._registered[id(module)] > 1:
-            return "it is registered under more than one name"
-        if module._forward_hooks or module._forward_pre_hooks:
-            return "it carries hooks, which would see other numbers"
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            return self._why_no_norm(one, ops)
-        if not ops or plain_name(ops[-1].name) not in LINEAR_MAPS or one.output != TensorRef(ops[-1].outputs[0]):
-            return "its call does not end in a convolution or linear map of its own"
-        dimensions = LINEAR_MAPS[plain_name(ops[-1].name)]
-        if dimensions and len(self.trace.values[ops[-1].outputs[0]].shape) != dimensions + 2:
-            return "it ran on a sample without a batch axis"
-        return self._why_not_own(one, ops[-1], ("weight", "bias"))
 
-    def _why_no_norm(self, one: ModuleCall, ops: list[OpRecord]) -> str | None:
-        if len(ops) != 1 or plain_name(ops[0].name) != "batch_norm" or one.output != TensorRef(ops[0].outputs[0]):
-            return "its call does more than a batch norm"
-        if one.module.running_mean is None or one.module.running_var is None:
-            return "it has no running statistics: it normalises by the mini-batch also in eval mode"
-        return self._why_not_own(one, ops[0], ("running_mean", "running_var", "weight", "bias"))
+def _ahead(layer: FoldLayer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    weight = wide(layer.module.weight, 0)
+    if layer.transposed:  # taken only with a shift of zero
+        outputs = weight.shape[1] * layer.groups
+        return weight * scale.view(-1, *[1] * (weight.dim() - 1)), wide(layer.module.bias, outputs)
+    bias = wide(layer.module.bias, len(weight)) + response(layer, shift)
+    parts = weight.view(layer.groups, -1, *weight.shape[1:])
+    scaled = parts * scale.view(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
+    return scaled.view(weight.shape), bias
 
-    def _why_not_own(self, one: ModuleCall, op: OpRecord, names: tuple[str, ...]) -> str | None:
-        """Whether the operation reads the parameters of its module, and it alone does."""
-        for name in names:
-            tensor = getattr(one.module, name)
-            given = op.signature.get(name) if op.signature is not None else "unknown"
-            if tensor is None and given is None:
-                continue
-            value = self.trace.values[given.value] if isinstance(given, TensorRef) else None
-            if value is None or value.name != f"{one.path}.{name}".lstrip("."):
-                return f"its {name} is made from something else as it runs"
-            if self._tied.get(id(tensor), 1) > 1 or len(self.trace.readers[value.index]) > 1:
-                return f"its {name} is shared"
+
+def response(layer: FoldLayer, constant: Tensor) -> Tensor:
+    """What a layer that pads nothing makes of one constant a channel, without its bias."""
+    weight = wide(layer.module.weight, 0)
+    parts = weight.view(layer.groups, -1, *weight.shape[1:])
+    per_input = parts * constant.view(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
+    return per_input.flatten(2).sum(2).flatten()
+
+
+@dataclass(frozen=True)
+class ChainFold:
+    """The second of two layers and the first, which takes it in; `costs` is a reason where that is dearer."""
+
+    second: FoldLayer
+    into: FoldLayer
+    costs: str | None
+
+
+def find_chain_fold(graph: FoldGraph, second: FoldLayer) -> ChainFold | str | None:
+    """The layer before that can take this one in; why not where two follow each other; None where they do not."""
+    first = graph.maker(second.source)
+    if first is None or first is second:
         return None
-
-    def path(self, layer: FoldLayer) -> str | None:
-        """Where the layer's module is now; None if it went with a block."""
-        return self._paths.get(id(layer.module))
-
-    def stand(self, value: int) -> int:
-        """The value that stands for `value` after the folds so far."""
-        while value in self._same:
-            value = self._same[value]
-        return value
-
-    def readers(self, value: int) -> set[int]:
-        """The operations that read a value, or what it stands for."""
-        return self._readers.get(self.stand(value), set())
-
-    def only_reader(self, value: int) -> FoldLayer | None:
-        """The plain layer that is the single reader of a value, if there is one."""
-        readers = self.readers(value)
-        if len(readers) != 1 or self.stand(value) in self._returned:
-            return None
-        return self.layers.get(next(iter(readers)))
-
-    def maker(self, value: int) -> FoldLayer | None:
-        """The convolution or linear layer that a value comes from."""
-        value = self.stand(value)
-        return next((one for one in self.maps if one.result == value and self.path(one) is not None), None)
-
-    def described(self, value: int) -> str:
-        """Where a value comes from, in words."""
-        info = self.trace.values[self.stand(value)]
-        if info.producer < 0:
-            return f"the network's {info.origin}"
-        op = self.trace.ops[info.producer]
-        where = self.trace.calls[op.call].path if op.call >= 0 else ""
-        reason = f" ({self.refused[where]})" if where in self.refused else ""
-        return f"{plain_name(op.name)} in '{where}'{reason}"
-
-    def shape(self, value: int) -> tuple[int, ...]:
-        """The shape that stands at a value after the folds so far."""
-        value = self.stand(value)
-        return self._shapes.get(value, self.trace.values[value].shape)
-
-    def overwritten(self, value: int, start: int, stop: int) -> bool:
-        """Whether the memory of a value changes between two operations."""
-        return any(self.stand(value) in map(self.stand, op.changed) for op in self.trace.ops[start:stop])
-
-    def idle(self, layer: FoldLayer, path: str) -> None:
-        """Put an `nn.Identity` in the place of a layer whose work another one does from now on."""
-        identity = nn.Identity()
-        identity.training = layer.module.training
-        self.model.set_submodule(path, identity, strict=True)
-        self._paths.pop(id(layer.module), None)
-        shape = self.shape(layer.result)
-        self.drop([layer.op.index])
-        self.alias(layer.result, layer.source)
-        self._shapes[self.stand(layer.source)] = shape
-
-    def drop(self, ops: list[int]) -> None:
-        """These operations do not run any more."""
-        for index in ops:
-            self.gone.add(index)
-            for value in self.trace.ops[index].inputs:
-                self._readers.get(self.stand(value), set()).discard(index)
-
-    def alias(self, value: int, now: int) -> None:
-        """Who read `value` reads `now` from now on."""
-        value, now = self.stand(value), self.stand(now)
-        if value == now:
-            return
-        self._same[value] = now
-        self._readers.setdefault(now, set()).update(self._readers.pop(value, set()))
-        if value in self._returned:
-            self._returned.add(now)
-
-    def renamed(self) -> None:
-        """Modules have moved: look again where each is."""
-        self._paths = {id(module): path for path, module in self.model.named_modules()}
-        self.norms = [one for one in self.norms if id(one.module) in self._paths]
-        self.maps = [one for one in self.maps if id(one.module) in self._paths]
+    reason = _why_not(graph, first, second)
+    return reason if reason is not None else ChainFold(second, first, _dearer(graph, first, second))
 
 
-def _course(trace: Trace, module: nn.Module) -> list[list[tuple[str, str]]]:
-    """Who reads what a layer makes, call by call."""
-
-    def reader(index: int) -> tuple[str, str]:
-        op = trace.ops[index]
-        return (trace.calls[op.call].path if op.call >= 0 else "", op.name)
-
-    calls = trace.calls_of(module)
-    return [sorted(reader(op) for value in call.outputs for op in trace.readers.get(value, [])) for call in calls]
-
-
-def runs_of_other_sizes(anatomy: BlockGraph) -> list[Trace]:
-    """The network on inputs of other sizes, as far as it takes them: its code may choose a layer by the size."""
-    found = []
-    for factor in (0.5, 1.5, 2.0):
-        example = anatomy.example
-        if example is not None:
-            with suppress(ModelRaisedError, TraceError):
-                args = tuple(_resized(item, factor) for item in example.args)
-                kwargs = {key: _resized(item, factor) for key, item in example.kwargs.items()}
-                found.append(trace_run(anatomy.model, Batch(args, kwargs)))
-    return found
+def _why_not(graph: FoldGraph, first: FoldLayer, second: FoldLayer) -> str | None:
+    before = graph.path(first)
+    if graph.only_reader(first.result) is not second:
+        return f"the output of '{before}' is read elsewhere too"
+    if first.transposed or second.transposed or LINEAR_MAPS[first.name] != LINEAR_MAPS[second.name]:
+        return f"'{before}' is a map of another kind"
+    if first.groups > 1 or second.groups > 1:
+        return f"it or '{before}' works in groups"
+    if prod(second.module.weight.shape[2:]) > 1 or second.pads:
+        return "it looks at more than one position"
+    return None
 
 
-def _resized(item: Any, factor: float) -> Any:
-    """A tensor with more or fewer positions: of an image, of a sequence of features or of tokens."""
-    if not isinstance(item, Tensor) or item.dim() not in (2, 3, 4) or (item.dim() == 2 and item.is_floating_point()):
-        return item
-    for axis in {2: (1,), 3: (1,), 4: (2, 3)}[item.dim()]:
-        length = max(1, int(item.shape[axis] * factor))
-        item = item.index_select(axis, torch.arange(length, device=item.device) % item.shape[axis])
-    return item
+def _dearer(graph: FoldGraph, first: FoldLayer, second: FoldLayer) -> str | None:
+    """Whether the merged layer multiplies more often than both, by the shapes of the run."""
+    one, other = first.module.weight.numel(), second.module.weight.numel()
+    merged = other // second.module.weight.shape[1] * (one // first.module.weight.shape[0])
+    at_first, at_second = (_positions(graph, layer) for layer in (first, second))
+    before, after = at_first * one + at_second * other, at_second * merged
+    if after <= before:
+        return None
+    return f"merged with '{graph.path(first)}' it would cost {after / before:.2g} times the multiplications of both"
 
 
-def wide(tensor: Tensor | None, like: int) -> Tensor:
-    """A parameter in float64 on the CPU; zeros of length `like` for one that is not there."""
-    if tensor is None:
-        return torch.zeros(like, dtype=torch.float64)
-    return tensor.detach().to("cpu", torch.float64)
+def _positions(graph: FoldGraph, layer: FoldLayer) -> int:
+    shape = graph.shape(layer.result)
+    return prod(shape[:-1]) if layer.name == "linear" else shape[0] * prod(shape[2:])
 
 
-def write(module: Any, name: str, tensor: Tensor) -> None:
-    """A new parameter in the dtype, device and gradient setting of the module's weight."""
-    weight = module.weight
-    value = tensor.to(device=weight.device, dtype=weight.dtype)
-    setattr(module, name, nn.Parameter(value, requires_grad=weight.requires_grad))
+def carry_out_chain(fold: ChainFold, *, unchecked: bool = False) -> str | None:
+    """Write the product into the first layer; returns why the numbers do not allow it, then nothing has changed."""
+    first, second = fold.into.module, fold.second.module
+    left, right = wide(second.weight, 0).flatten(1), wide(first.weight, 0)
+    weight = torch.tensordot(left, right, dims=1)
+    bias = wide(second.bias, len(left)) + left @ wide(first.bias, len(right))
+    if not unchecked and not fits(first, weight, bias):
+        return f"the merged numbers exceed {first.weight.dtype}"
+    if first.bias is not None or second.bias is not None:
+        write(first, "bias", bias)
+    write(first, "weight", weight)
+    _resize(first, second)
+    return None
 
 
-def fits(module: Any, *tensors: Tensor) -> bool:
-    """Whether numbers computed in float64 stay finite in the dtype of the module's weight."""
-    return all(bool(torch.isfinite(one.to(module.weight.dtype)).all()) for one in tensors)
-
-
-def _counts(items: Any) -> dict[int, int]:
-    found: dict[int, int] = {}
-    for one in items:
-        found[one] = found.get(one, 0) + 1
-    return found
+def _resize(first: Any, second: Any) -> None:
+    """The attributes of the first layer after it took the second in; strides multiply."""
+    if hasattr(first, "out_features"):
+        first.out_features = second.out_features
+        return
+    first.out_channels = second.out_channels
+    first.stride = tuple(a * b for a, b in zip(first.stride, second.stride, strict=True))

@@ -13,7 +13,7 @@ from shoal.outputs import mismatch, read_outputs
 from shoal.plan import Plan, Remove, check_signature, check_state
 from shoal.preserve import copied, evaluating
 from shoal.surgery.fold import fold_as_planned_
-from shoal.surgery.kv_caches import attention_slots, repair_kv_cache_
+from shoal.surgery.hugging_face import attention_slots, repair_kv_cache_
 from shoal.surgery.replace import replace_spans_
 from shoal.surgery.signature import example_of, signature_of, state_of
 

@@ -1,4 +1,4 @@
-"""The same input in other values, in another number of samples, in other sizes: what a run of one input cannot show."""
+"""Variants of an input: other values, another number of samples, other sizes. Each shows what one run cannot."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
