@@ -51,7 +51,7 @@ def loss_of(output: Tensor, batch: Batch) -> Tensor:
 def plain(anatomy: BlockGraph, data: list[Batch]) -> dict[str, Tensor]:
     """One whole forward per candidate and mini-batch, with the block physically gone."""
     found = {}
-    for path, remainder in anatomy.remainders.items():
+    for path, remainder in anatomy.shortcut_modules.items():
         with swapped(anatomy.model, {path: remainder}), evaluating(anatomy.model):
             found[path] = torch.cat([loss_of(logits_of(anatomy.model(*one.args)), one) for one in data])
     return found
@@ -68,7 +68,7 @@ def cached(anatomy: BlockGraph, data: list[Batch], stack: int) -> dict[str, Tens
 def compare(model: nn.Module, data: list[Batch], rounds: int, stack: int) -> dict[str, object]:
     """Times and largest differences of the ways, in turns."""
     anatomy = analyze(model, data[0].take(2))
-    paths = list(anatomy.remainders)
+    paths = list(anatomy.shortcut_modules)
     ways: dict[str, Callable[[], dict[str, Tensor]]] = {
         "plain": lambda: plain(anatomy, data),
         "sweep": lambda: cached(anatomy, data, 1),

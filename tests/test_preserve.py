@@ -82,12 +82,12 @@ def dissected(net):
 
 def sweep(net):
     anatomy = dissected(net)
-    removal_sweep(anatomy, loader(), list(anatomy.remainders))
+    removal_sweep(anatomy, loader(), list(anatomy.shortcut_modules))
 
 
 def sweep_further(net):
     anatomy = dissected(net)
-    first, *rest = anatomy.remainders
+    first, *rest = anatomy.shortcut_modules
     removal_sweep(anatomy, loader(), rest, removed=[first])
 
 

@@ -20,7 +20,7 @@ def chosen_span(anatomy: BlockGraph, inside: str) -> Span | None:
 def why_none(anatomy: BlockGraph, inside: str) -> str:
     """What the blocks of a network without a span have that a stand-in cannot take or give back."""
     reasons: dict[str, int] = {}
-    for path in anatomy.remainders:
+    for path in anatomy.shortcut_modules:
         if path.startswith(inside):
             reason = _obstacle(anatomy, path)
             reasons[reason] = reasons.get(reason, 0) + 1

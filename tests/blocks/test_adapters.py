@@ -8,7 +8,7 @@ from torch import nn
 import shoal
 from shoal.batches import Batch
 from shoal.blocks import Shortcut, adapter, analyze, trace
-from shoal.blocks.adapters import adapter_of, adapters_kept, shortcut_of
+from shoal.blocks.adapters import adapter_of, declared_shortcut, restoring_adapters
 from shoal.errors import SurgeryError, UsageError
 from shoal.surgery import apply, input_specs, remove_blocks, signature_of
 
@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 @pytest.fixture(autouse=True)
 def restored():
-    with adapters_kept():
+    with restoring_adapters():
         yield
 
 
@@ -98,10 +98,10 @@ def test_the_nearest_class_counts_and_the_last_adapter():
 
     first, second = Shortcut(), nn.Identity()
     adapter(Highway)(lambda block: first)
-    assert shortcut_of(Special(), "a") is first
+    assert declared_shortcut(Special(), "a") is first
     adapter(Special)(lambda block: second)
-    assert shortcut_of(Special(), "a") is second
-    assert shortcut_of(Highway(), "a") is first
+    assert declared_shortcut(Special(), "a") is second
+    assert declared_shortcut(Highway(), "a") is first
     assert adapter_of(nn.Linear(2, 2)) is None
 
 

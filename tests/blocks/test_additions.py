@@ -295,5 +295,5 @@ def test_a_shortcut_may_be_widened_with_zeros_however_they_are_made(filled, keyw
     assert (found.removable, found.shortcut) == (True, "reshape")
     x = torch.randn(5, 4)
     with torch.no_grad():
-        left = analyze(net, batch).remainders["1"](x)
+        left = analyze(net, batch).shortcut_modules["1"](x)
     assert torch.equal(left, torch.cat([x, torch.zeros(5, 4)], 1))

@@ -374,7 +374,7 @@ def test_a_batch_size_written_into_a_shortcut_is_followed():
         def forward(self, x):
             return x.unflatten(0, (x.shape[0], 1)).flatten(0, 1) + self.fc(x)
 
-    remainders = analyze(nn.Sequential(Fixed(), Fixed()), Batch((torch.randn(2, 4),))).remainders
+    remainders = analyze(nn.Sequential(Fixed(), Fixed()), Batch((torch.randn(2, 4),))).shortcut_modules
     for samples in (1, 2, 5):
         x = torch.randn(samples, 4)
         assert torch.equal(remainders["1"](x), x)
@@ -405,7 +405,7 @@ def test_two_branches_beside_one_stream_are_two_units():
     net = nn.Sequential(nn.Linear(4, 4), Parallel(), Parallel())
     chain = trace(net, torch.randn(2, 4))
     assert [len(block.units) for block in chain] == [2, 2]
-    assert isinstance(analyze(net, as_batch(torch.randn(2, 4))).remainders["1"], nn.Identity)
+    assert isinstance(analyze(net, as_batch(torch.randn(2, 4))).shortcut_modules["1"], nn.Identity)
 
 
 def test_the_network_itself_may_be_in_training_and_branch_on_its_input():

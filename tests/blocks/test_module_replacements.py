@@ -24,7 +24,7 @@ def test_a_block_gives_way_to_its_remainder_and_a_unit_to_nothing(anatomy):
 def test_units_of_one_block_go_together(anatomy):
     both = module_replacements(anatomy, [Remove(path="blocks.0", unit=1), Remove(path="blocks.0", unit=0)])
     assert len(both) == 6
-    assert both == anatomy.cuts["blocks.0", frozenset([0, 1])]
+    assert both == anatomy.unit_stub_cache["blocks.0", frozenset([0, 1])]
 
 
 def test_the_norms_go_where_that_is_asked():

@@ -40,7 +40,7 @@ class Line(nn.Module):
 
 
 def bare_of(model, *inputs, **named):
-    return analyze(model.eval(), Batch(inputs, named)).bare
+    return analyze(model.eval(), Batch(inputs, named)).shortcuts_without_norms
 
 
 @pytest.mark.parametrize("norm", [RMS, lambda: nn.LayerNorm(4), lambda: nn.BatchNorm1d(4)])

@@ -103,7 +103,7 @@ def prepared(name):
 def physically(anatomy, batch, paths):
     cut = copy.deepcopy(anatomy)
     for path in paths:
-        cut.model.set_submodule(path, cut.remainders[path])
+        cut.model.set_submodule(path, cut.shortcut_modules[path])
     with evaluating(cut.model):
         return logits(cut.model(*batch.args, **batch.kwargs)).clone()
 
@@ -111,16 +111,16 @@ def physically(anatomy, batch, paths):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_removal_from_memory_is_bitwise_physical_removal(name):
     anatomy, batch = prepared(name)
-    paths = list(anatomy.remainders)
+    paths = list(anatomy.shortcut_modules)
     assert len(paths) >= 3
     prefix = PrefixCache(anatomy)
     with evaluating(anatomy.model):
-        whole = logits(prefix.capture(batch)).clone()
+        whole = logits(prefix.record(batch)).clone()
         for path in [*paths, *reversed(paths)]:  # a run must not spoil what later runs read from memory
-            found = logits(prefix.without(path, anatomy.remainders[path]))
+            found = logits(prefix.run_without(path, anatomy.shortcut_modules[path]))
             assert torch.equal(found, physically(anatomy, batch, [path]))
             assert not torch.equal(found, whole)
-        assert torch.equal(logits(prefix.capture(batch)), whole)
+        assert torch.equal(logits(prefix.record(batch)), whole)
     assert torch.equal(whole, physically(anatomy, batch, []))
 
 
@@ -128,13 +128,13 @@ def test_removal_from_memory_is_bitwise_physical_removal(name):
 @pytest.mark.parametrize("place", [0, 1, -1])
 def test_blocks_that_are_gone_already_stay_gone(name, place):
     anatomy, batch = prepared(name)
-    rest = list(anatomy.remainders)
+    rest = list(anatomy.shortcut_modules)
     gone = rest.pop(place)
-    prefix = PrefixCache(anatomy, {gone: anatomy.remainders[gone].forward})
+    prefix = PrefixCache(anatomy, {gone: anatomy.shortcut_modules[gone].forward})
     with evaluating(anatomy.model):
-        assert torch.equal(logits(prefix.capture(batch)), physically(anatomy, batch, [gone]))
+        assert torch.equal(logits(prefix.record(batch)), physically(anatomy, batch, [gone]))
         for path in rest:
-            found = logits(prefix.without(path, anatomy.remainders[path]))
+            found = logits(prefix.run_without(path, anatomy.shortcut_modules[path]))
             assert torch.equal(found, physically(anatomy, batch, [gone, path]))
 
 
@@ -151,30 +151,30 @@ def test_only_what_comes_after_the_change_runs_again():
             return func(*args, **(kwargs or {}))
 
     with evaluating(anatomy.model):
-        prefix.capture(batch)
+        prefix.record(batch)
         with Watch():
-            prefix.without("layer3.0", anatomy.remainders["layer3.0"])
+            prefix.run_without("layer3.0", anatomy.shortcut_modules["layer3.0"])
     assert ran == ["layer3.1.conv1.weight", "layer3.1.conv2.weight"]
 
 
-def test_another_module_may_stand_anywhere_in_a_tile():
+def test_another_module_may_stand_anywhere_in_a_segment():
     anatomy, batch = prepared("cifar")
     net = anatomy.model
     conv = net.layer2[1].conv2
     prefix = PrefixCache(anatomy)
-    assert prefix.tile_of("layer2.1.conv2") == "layer2.1"
+    assert prefix.segment_of("layer2.1.conv2") == "layer2.1"
     with evaluating(net):
-        prefix.capture(batch)
-        found = prefix.run("layer2.1", {conv: torch.zeros_like})
+        prefix.record(batch)
+        found = prefix.run_from("layer2.1", {conv: torch.zeros_like})
         kept, conv.weight.data = conv.weight.data, torch.zeros_like(conv.weight)
         assert torch.equal(found, net(*batch.args))
         conv.weight.data = kept
 
 
-def test_a_run_needs_a_capture():
+def test_a_run_needs_a_recording():
     anatomy, _ = prepared("numbered")
-    with pytest.raises(RuntimeError, match="capture"):
-        PrefixCache(anatomy).without("block1", anatomy.remainders["block1"])
+    with pytest.raises(RuntimeError, match="record"):
+        PrefixCache(anatomy).run_without("block1", anatomy.shortcut_modules["block1"])
 
 
 def test_nothing_stays_on_the_model_when_it_raises():
@@ -185,11 +185,11 @@ def test_nothing_stays_on_the_model_when_it_raises():
 
     prefix = PrefixCache(anatomy)
     with evaluating(anatomy.model):
-        expected = prefix.capture(batch)
+        expected = prefix.record(batch)
         with pytest.raises(ModelRaisedError, match="on purpose"):
-            prefix.run("layer2.0", {anatomy.model.layer2[0]: fails})
+            prefix.run_from("layer2.0", {anatomy.model.layer2[0]: fails})
         with pytest.raises(ModelRaisedError, match="raised RuntimeError"):
-            prefix.capture(Batch((torch.randn(1, 5, 8, 8),)))
+            prefix.record(Batch((torch.randn(1, 5, 8, 8),)))
         assert not any(module._forward_hooks for module in anatomy.model.modules())
         assert not any("forward" in vars(module) for module in anatomy.model.modules())
         assert torch.equal(anatomy.model(*batch.args), expected)
@@ -227,6 +227,6 @@ def test_a_block_that_holds_blocks_can_be_run_without_it():
     assert [block.path for block in anatomy.chain.removable] == ["1.parts.0", "1.parts.1"]
     prefix = PrefixCache(anatomy)
     with torch.no_grad():
-        prefix.capture(batch)
-        found = prefix.run(prefix.tile_of("1"), {model[1]: lambda x: x})
+        prefix.record(batch)
+        found = prefix.run_from(prefix.segment_of("1"), {model[1]: lambda x: x})
         assert torch.equal(found, model[2](model[0](batch.args[0])))

@@ -9,7 +9,7 @@ import shoal
 import side_channels
 from shoal.batches import Batch, as_batch, call
 from shoal.blocks import analyze
-from shoal.blocks.prefix_cache import PrefixCache, restart_notes, same_tensors, unread_beside
+from shoal.blocks.prefix_cache import PrefixCache, has_no_hidden_reads, restart_notes, same_tensors
 from shoal.preserve import evaluating, patched
 from shoal.scanning.candidates import block_candidates, layer_candidates, layers_of
 from shoal.scanning.sweep import SweepObserver, sweep
@@ -31,7 +31,7 @@ class Outputs(SweepObserver):
 class Whole(PrefixCache):
     """Runs everything, each time."""
 
-    def capture(self, batch):
+    def record(self, batch):
         self.batch = batch
 
     def run(self, path, forwards):
@@ -47,7 +47,7 @@ def compared(net, data, stack=1):
     brute = Whole(anatomy)
     with evaluating(net):
         for number, x in enumerate(data):
-            brute.capture(Batch((x,)))
+            brute.record(Batch((x,)))
             for candidate in tried:
                 yield candidate.key, outputs.seen[candidate.key, number], candidate.run(brute)
 
@@ -100,22 +100,22 @@ def test_runs_start_in_front_of_the_writer_and_no_earlier(channel):
     anatomy = analyze(net, as_batch(x[:2]))
     prefix = PrefixCache(anatomy)
     with evaluating(net):
-        prefix.capture(Batch((x,)))
+        prefix.record(Batch((x,)))
     moved = {path: start for path, start in prefix.restarts.items() if path != start}
     assert moved == {"blocks.2": "blocks.1", "blocks.3": "blocks.1"}
     (note,) = restart_notes(anatomy)
     assert "any of 2 of its 8 parts" in note
 
 
-def test_without_side_channels_every_tile_is_a_start():
+def test_without_side_channels_every_segment_is_a_start():
     net, x = side_channels.Net(4, []).eval(), torch.randn(4, 4)
     anatomy = analyze(net, as_batch(x[:2]))
     prefix = PrefixCache(anatomy)
     with evaluating(net):
-        prefix.capture(Batch((x,)))
+        prefix.record(Batch((x,)))
     assert restart_notes(anatomy) == []
     assert len(prefix.restarts) == 6
-    assert all(unread_beside(anatomy.trace, prefix.tiles))
+    assert all(has_no_hidden_reads(anatomy.trace, prefix.segments))
 
 
 def test_tensors_are_compared_one_by_one():

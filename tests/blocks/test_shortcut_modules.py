@@ -101,7 +101,7 @@ def block_input(net, path, x):
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_the_block_with_its_branch_zeroed(name):
     net, path, last, x = prepared(name)
-    remainder = analyze(net, Batch((x,))).remainders[path].eval()
+    remainder = analyze(net, Batch((x,))).shortcut_modules[path].eval()
     for samples in (x, torch.randn(5, 3, 8, 8), torch.randn(1, 3, 8, 8)):
         given = block_input(net, path, samples)
         zeroed = copy.deepcopy(net.get_submodule(path))
@@ -116,7 +116,7 @@ def test_it_is_the_block_with_its_branch_zeroed(name):
 def test_it_leaves_its_input_and_the_block_alone(name):
     net, path, _, x = prepared(name)
     expected = net(x)
-    remainder = analyze(net, Batch((x,))).remainders[path].eval()
+    remainder = analyze(net, Batch((x,))).shortcut_modules[path].eval()
     given = block_input(net, path, x)
     before = given.clone()
     remainder(given)
@@ -127,7 +127,7 @@ def test_it_leaves_its_input_and_the_block_alone(name):
 @pytest.mark.parametrize("name", CASES)
 def test_it_holds_no_more_than_it_needs(name):
     net, path, last, x = prepared(name)
-    remainder = analyze(net, Batch((x,))).remainders[path]
+    remainder = analyze(net, Batch((x,))).shortcut_modules[path]
     block = net.get_submodule(path)
     kept = {id(parameter) for parameter in remainder.parameters()}
     assert kept < {id(parameter) for parameter in block.parameters()}
@@ -136,7 +136,7 @@ def test_it_holds_no_more_than_it_needs(name):
 
 def cut(name):
     net, path, _, x = prepared(name)
-    net.set_submodule(path, analyze(net, Batch((x,))).remainders[path])
+    net.set_submodule(path, analyze(net, Batch((x,))).shortcut_modules[path])
     return net.eval(), x
 
 
@@ -178,24 +178,24 @@ def test_it_compiles_in_one_piece(name):
 
 def test_what_is_nothing_or_one_module_is_an_ordinary_module():
     net, path, _, x = prepared("identity")
-    assert type(analyze(net, Batch((x,))).remainders[path]) is nn.Identity
+    assert type(analyze(net, Batch((x,))).shortcut_modules[path]) is nn.Identity
     net, path, _, x = prepared("identity, activation idle")
     anatomy = analyze(net, Batch((x,)))
-    assert type(anatomy.remainders[path]) is nn.Identity
+    assert type(anatomy.shortcut_modules[path]) is nn.Identity
     assert anatomy.chain[path].tail == (
         "the input of '1' is never negative, so the ReLU after its addition does nothing"
     )
     net, path, _, x = prepared("identity, activation")
     anatomy = analyze(net, Batch((x,)))
-    assert type(anatomy.remainders[path]) is nn.ReLU
+    assert type(anatomy.shortcut_modules[path]) is nn.ReLU
     assert anatomy.chain[path].tail is None
-    assert anatomy.remainders[path].inplace is False
+    assert anatomy.shortcut_modules[path].inplace is False
     assert net[1].relu.inplace is True
 
 
 def test_its_steps_can_be_read():
     net, path, _, x = prepared("projection")
-    remainder = analyze(net, Batch((x,))).remainders[path]
+    remainder = analyze(net, Batch((x,))).shortcut_modules[path]
     assert isinstance(remainder, ShortcutModule)
     assert repr(remainder).startswith("Remainder(\n  x -> downsample -> relu")
 
@@ -227,8 +227,8 @@ class Asking(nn.Module):
 def test_plain_attributes_that_the_network_asks_for_stay():
     net = Asking()
     anatomy = analyze(net, Batch((torch.randn(2, 4),)))
-    assert len(anatomy.remainders) == 2
-    remainder = anatomy.remainders["blocks.0"]
+    assert len(anatomy.shortcut_modules) == 2
+    remainder = anatomy.shortcut_modules["blocks.0"]
     assert (remainder.kind, remainder.layer_idx) == ("full", 3)
     x = torch.randn(3, 4)
     assert torch.equal(remainder(x, mask=None, flag=True)[0], x)
@@ -248,7 +248,7 @@ def test_parallel_branches_go_together():
     (block,) = anatomy.chain
     assert len(block.units) == 2
     assert block.activation is None
-    assert type(anatomy.remainders["1"]) is nn.Identity
+    assert type(anatomy.shortcut_modules["1"]) is nn.Identity
 
 
 class Held(nn.Module):
@@ -268,7 +268,7 @@ class Held(nn.Module):
 
 def test_parameters_buffers_and_constants_after_the_addition_stay_with_it():
     net = nn.Sequential(nn.Linear(4, 4), Held())
-    remainder = analyze(net, Batch((torch.randn(2, 4),))).remainders["1"]
+    remainder = analyze(net, Batch((torch.randn(2, 4),))).shortcut_modules["1"]
     x = torch.randn(3, 4)
     assert torch.equal(remainder(x), x * 2 + 3 - 0.5)
     assert remainder.scale is net[1].scale
@@ -317,7 +317,7 @@ def test_reshapes_there_and_back_leave_no_batch_size():
     anatomy = analyze(net, Batch((torch.randn(2, 3, 4),)))
     assert anatomy.chain["1"].removable
     given = torch.randn(5, 3, 4)
-    assert torch.equal(anatomy.remainders["1"](given), given)
+    assert torch.equal(anatomy.shortcut_modules["1"](given), given)
 
 
 class Turning(nn.Module):
@@ -336,4 +336,4 @@ def test_other_reshapes_stay():
     net = nn.Sequential(nn.Linear(4, 4), Turning(), nn.Linear(8, 2))
     anatomy = analyze(net, Batch((torch.randn(2, 2, 4),)))
     given = torch.randn(3, 2, 4)
-    assert torch.equal(anatomy.remainders["1"](given), given.reshape(3, 8))
+    assert torch.equal(anatomy.shortcut_modules["1"](given), given.reshape(3, 8))

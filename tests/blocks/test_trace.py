@@ -130,7 +130,7 @@ def test_constants_are_kept_by_content_and_strange_ones_reported():
     outside = torch.ones(4)
     run = traced(lambda self, x: x + self.held + outside, held=torch.full((4,), 2.0))
     assert sorted(float(tensor[0]) for tensor in run.constants.values()) == [1.0, 2.0]
-    assert [float(run.constants[value][0]) for value in run.unseen] == [1.0]
+    assert [float(run.constants[value][0]) for value in run.untracked] == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def test_numbers_that_leave_the_graph_are_noticed(escape):
             return x + 1
 
     run = trace_run(nn.Sequential(Inner()), Batch((torch.randn(2, 4),)))
-    assert len(run.escapes) == 1
-    assert "in '0'" in run.escapes[0]
+    assert len(run.data_escapes) == 1
+    assert "in '0'" in run.data_escapes[0]
 
 
 def test_shapes_and_sizes_are_no_escape():
     run = traced(lambda self, x: x.view(x.size(0), -1) * x.shape[1] if x.dim() == 2 else x)
-    assert run.escapes == []
+    assert run.data_escapes == []
 
 
 def test_nothing_holds_the_activations():

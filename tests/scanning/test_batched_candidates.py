@@ -23,11 +23,11 @@ def test_stacked_outputs_are_those_of_single_runs(model, x, most):
     anatomy = analyze(model, Batch((x[:2],)))
     with evaluating(model):
         prefix = PrefixCache(anatomy)
-        prefix.capture(Batch((x,)))
+        prefix.record(Batch((x,)))
         found = dict(run_batched(anatomy, prefix, anatomy.chain.paths, most))
         assert list(found) == anatomy.chain.paths
         for path, output in found.items():
-            expected = prefix.without(path, anatomy.remainders[path])
+            expected = prefix.run_without(path, anatomy.shortcut_modules[path])
             torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -55,5 +55,5 @@ def test_a_block_that_takes_two_tensors_cannot_share_a_forward():
     assert not stackable(anatomy, "blocks.0")
     with evaluating(model):
         prefix = PrefixCache(anatomy)
-        prefix.capture(Batch((torch.randn(3, 4),)))
+        prefix.record(Batch((torch.randn(3, 4),)))
         assert list(run_batched(anatomy, prefix, anatomy.chain.paths, 4)) == []

@@ -22,7 +22,7 @@ def outputs(model, x, make):
     anatomy = analyze(model, Batch((x[:2],)))
     with evaluating(model):
         prefix = PrefixCache(anatomy)
-        prefix.capture(Batch((x,)))
+        prefix.record(Batch((x,)))
         return {one.key: one.run(prefix) for one in make(anatomy)}
 
 

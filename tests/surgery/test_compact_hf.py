@@ -12,7 +12,7 @@ from families import family
 from shoal.batches import Batch
 from shoal.errors import SurgeryError
 from shoal.surgery import remove_blocks
-from shoal.surgery.hugging_face import _Emptied, _is_shorter, compact_hf_model, is_hugging_face
+from shoal.surgery.hugging_face import EmptiedLayerList, _is_shorter, compact_hf_model, is_hugging_face
 
 
 def cut_of(name, removed=None):
@@ -138,7 +138,7 @@ def test_a_list_that_no_field_counts_is_refused(monkeypatch):
 
 
 def test_a_number_that_shortens_another_list_too_is_not_it():
-    one = _Emptied("a", 4, {1})
+    one = EmptiedLayerList("a", 4, {1})
     assert _is_shorter({"a": 4, "b": 4}, {"a": 3, "b": 4}, one)
     assert not _is_shorter({"a": 4, "b": 4}, {"a": 3, "b": 3}, one)
     assert not _is_shorter({"a": 4}, {"a": 2}, one)

@@ -7,7 +7,7 @@ import networks
 from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.surgery import fold
-from shoal.surgery.fold_graph import FoldGraph, fits, wide, write
+from shoal.surgery.fold_graph import FoldGraph, as_float64, fits, set_parameter
 
 
 def pair():
@@ -138,9 +138,9 @@ def test_who_pads_is_told(layer, pads):
 
 def test_numbers_are_computed_wide_and_written_in_the_own_dtype():
     layer = nn.Linear(2, 3, bias=False).half()
-    assert wide(layer.weight, 0).dtype is torch.float64
-    assert torch.equal(wide(layer.bias, 3), torch.zeros(3, dtype=torch.float64))
-    write(layer, "bias", torch.ones(3, dtype=torch.float64))
+    assert as_float64(layer.weight, 0).dtype is torch.float64
+    assert torch.equal(as_float64(layer.bias, 3), torch.zeros(3, dtype=torch.float64))
+    set_parameter(layer, "bias", torch.ones(3, dtype=torch.float64))
     assert layer.bias.dtype is torch.float16
     assert fits(layer, torch.tensor([6e4]))
     assert not fits(layer, torch.tensor([1.0]), torch.tensor([1e5]))

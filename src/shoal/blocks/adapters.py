@@ -14,7 +14,7 @@ from shoal.errors import SurgeryError, UsageError, check_memory
 
 # Takes the block, returns what is left of it when it is removed; None: it stays.
 Adapter = Callable[[Any], nn.Module | None]
-_Given = TypeVar("_Given", bound=Adapter)
+_AdapterT = TypeVar("_AdapterT", bound=Adapter)
 
 _ADAPTERS: dict[type[nn.Module], Adapter] = {}
 
@@ -27,7 +27,7 @@ class Shortcut(nn.Module):
         return x
 
 
-def adapter(kind: type[nn.Module]) -> Callable[[_Given], _Given]:
+def adapter(kind: type[nn.Module]) -> Callable[[_AdapterT], _AdapterT]:
     """Say that every module of this class is a block, and by the function below it what is left when it is removed.
 
     It holds in this process for networks made before and after; a network of a file is best adapted in that file. A
@@ -42,7 +42,7 @@ def adapter(kind: type[nn.Module]) -> Callable[[_Given], _Given]:
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise UsageError(f"adapter({kind!r}): expected a class of torch.nn.Module", "@shoal.adapter(MyBlock)")
 
-    def keep(function: _Given) -> _Given:
+    def keep(function: _AdapterT) -> _AdapterT:
         _ADAPTERS[kind] = function
         return function
 
@@ -54,7 +54,7 @@ def adapter_of(module: nn.Module) -> Adapter | None:
     return next((_ADAPTERS[kind] for kind in type(module).__mro__ if kind in _ADAPTERS), None)
 
 
-def shortcut_of(module: nn.Module, path: str) -> nn.Module:
+def declared_shortcut(module: nn.Module, path: str) -> nn.Module:
     """What is left of a block by its adapter.
 
     Raises:
@@ -74,7 +74,7 @@ def shortcut_of(module: nn.Module, path: str) -> nn.Module:
 
 
 @contextmanager
-def adapters_kept() -> Iterator[None]:
+def restoring_adapters() -> Iterator[None]:
     """While the context lasts adapters may be added; afterwards those from before are back."""
     before = dict(_ADAPTERS)
     try:

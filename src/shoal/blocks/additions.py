@@ -46,7 +46,7 @@ class Addition:
 
 
 @dataclass(frozen=True)
-class _Walk:
+class _ShortcutPath:
     origin: int
     kind: ShortcutKind
     params: int
@@ -55,7 +55,7 @@ class _Walk:
 
 def residual_additions(trace: Trace) -> list[Addition]:
     """Every residual addition of the run, in order; of nested ones those that belong to the chain."""
-    search = _Search(trace)
+    search = AdditionSearch(trace)
     for op in trace.ops:
         addition = search.residual(op)
         if addition is not None:
@@ -76,7 +76,7 @@ def sum_operands(signature: OpSignature | None) -> tuple[int, int] | None:
     return (one, other) if one is not None and other is not None else None
 
 
-class _Search:
+class AdditionSearch:
     """Goes through a run, operation by operation, with the residual additions found so far."""
 
     def __init__(self, trace: Trace) -> None:
@@ -111,7 +111,7 @@ class _Search:
         )
         return Addition(op.index, result, stream, branch, walk.origin, walk.kind, branch_ops, owner, walk.ops, is_layer)
 
-    def _walk_back(self, addition: OpRecord, stream: int, branch: int) -> _Walk | None:
+    def _walk_back(self, addition: OpRecord, stream: int, branch: int) -> _ShortcutPath | None:
         """From the shortcut operand back to a value that the branch depends on, through light operations only.
 
         Also along the stream through the residual additions of the same call, where branches run in parallel
@@ -135,13 +135,13 @@ class _Search:
                 inside, step = (producer,), self._light(trace.ops[producer])
                 if step is None:
                     return None
-                kind, source = _heavier(kind, step[0]), step[1]
+                kind, source = _heavier_kind(kind, step[0]), step[1]
             params += _params(trace, inside)
             ops += inside
             current = source
         if not _from_input(trace, current):
             return None
-        return _Walk(current, kind, params, tuple(ops))
+        return _ShortcutPath(current, kind, params, tuple(ops))
 
     def _light(self, op: OpRecord) -> tuple[ShortcutKind, int] | None:
         """What a shortcut becomes that passes through an operation, and the value it comes from."""
@@ -155,7 +155,7 @@ class _Search:
         return ("projection" if signature.name in LINEAR else "reshape"), flowing[0]
 
 
-def _heavier(one: ShortcutKind, other: ShortcutKind) -> ShortcutKind:
+def _heavier_kind(one: ShortcutKind, other: ShortcutKind) -> ShortcutKind:
     return "projection" if "projection" in (one, other) else other
 
 

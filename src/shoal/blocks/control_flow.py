@@ -23,7 +23,7 @@ _VARIANTS = 4
 
 
 @dataclass(frozen=True)
-class _Course:
+class ExecutionProfile:
     """How often each module was called in a run, and how many residual additions ran inside each."""
 
     calls: Counter[str]
@@ -42,11 +42,11 @@ def data_dependent_blocks(
         paths: of its blocks.
         drew: whether a random state of Python moved while it ran.
     """
-    if not (run.escapes or drew):
+    if not (run.data_escapes or drew):
         return {}
-    first, found = _course(run), dict[str, str]()
+    first, found = _profile(run), dict[str, str]()
     for number in range(_VARIANTS):
-        other = _other_course(model, _altered(example, number), number)
+        other = _profile_of_run(model, _perturbed_input(example, number), number)
         if other is None:
             continue
         for path in paths:
@@ -55,7 +55,7 @@ def data_dependent_blocks(
     return found
 
 
-def _difference(first: _Course, other: _Course, path: str) -> str:
+def _difference(first: ExecutionProfile, other: ExecutionProfile, path: str) -> str:
     if first.calls[path] != other.calls[path]:
         return f"it was called {_times(first.calls[path])}, with other input {_times(other.calls[path])}"
     if first.additions[path] != other.additions[path]:
@@ -68,17 +68,17 @@ def _times(count: int) -> str:
     return {0: "never", 1: "once"}.get(count, f"{count} times")
 
 
-def _course(run: Trace) -> _Course:
+def _profile(run: Trace) -> ExecutionProfile:
     additions: Counter[str] = Counter()
     for one in residual_additions(run):
         for call in run.enclosing(run.ops[one.op].call):
             additions[call.path] += 1
-    return _Course(Counter(call.path for call in run.calls), additions)
+    return ExecutionProfile(Counter(call.path for call in run.calls), additions)
 
 
-def _other_course(model: nn.Module, example: Batch, seed: int) -> _Course | None:
+def _profile_of_run(model: nn.Module, example: Batch, seed: int) -> ExecutionProfile | None:
     with suppress(ModelRaisedError, TraceError), seeded(seed):
-        return _course(trace_run(model, example))
+        return _profile(trace_run(model, example))
     return None
 
 
@@ -103,22 +103,22 @@ class RngWatch:
     """Notices whether Python's or numpy's random state moves; `moved` is read after the run."""
 
     def __init__(self) -> None:
-        self.before = _states()
+        self.before = _python_rng_states()
 
     @property
     def moved(self) -> bool:
         """Whether somebody drew a number."""
-        return self.before != _states()
+        return self.before != _python_rng_states()
 
 
-def _states() -> tuple[Any, ...]:
+def _python_rng_states() -> tuple[Any, ...]:
     import numpy as np
 
     drawn: Any = np.random.get_state(legacy=False)
     return random.getstate(), drawn["state"]["key"].tobytes(), drawn["state"]["pos"], drawn.get("has_gauss")
 
 
-def _altered(example: Batch, number: int) -> Batch:
+def _perturbed_input(example: Batch, number: int) -> Batch:
     """The input changed: negated, enlarged, shrunk, or as it is (only the seed is another); tokens in reverse order."""
 
     def change(key: str, value: Any) -> Any:

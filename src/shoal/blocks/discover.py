@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from shoal.batches import Batch, as_batch, call
-from shoal.blocks.adapters import adapter_of, shortcut_of
+from shoal.blocks.adapters import adapter_of, declared_shortcut
 from shoal.blocks.additions import Addition, add_operands, post_addition_norms, residual_additions
 from shoal.blocks.control_flow import RngWatch, data_dependent_blocks
 from shoal.blocks.graph import Block, BlockGraph, Chain, Unit, note_of, without_removable
@@ -42,7 +42,7 @@ def trace(model: nn.Module, example: object) -> Chain:
 def analyze(model: nn.Module, example: Batch) -> BlockGraph:
     """Trace `model` and take its chain apart; see `trace` for what is raised.
 
-    The anatomy is that of the plain network where torch.compile wraps it or parts of it.
+    The graph is that of the plain network where torch.compile wraps it or parts of it.
     """
     check_finite(model)
     model = plain(model)
@@ -50,23 +50,21 @@ def analyze(model: nn.Module, example: Batch) -> BlockGraph:
         call(model, example)  # what a network makes in its first run alone (a table of positions) is not in the others
     draws = RngWatch()
     run = trace_run(model, example)
-    anatomy = graph_from_trace(model, run)
-    steady = without_removable(
-        anatomy, data_dependent_blocks(model, example, run, anatomy.chain.paths, drew=draws.moved)
-    )
+    graph = graph_from_trace(model, run)
+    steady = without_removable(graph, data_dependent_blocks(model, example, run, graph.chain.paths, drew=draws.moved))
     return verified(steady, example, drew=draws.moved)
 
 
 def graph_from_trace(model: nn.Module, run: Trace) -> BlockGraph:
-    """The anatomy of a model from a trace of it."""
-    declared = _declared(run)
+    """The graph of a model from a trace of it."""
+    declared = _declared_calls(run)
     free = [one for one in residual_additions(run) if not any(call.holds(one.op) for call in declared.values())]
     around = {outer.index for one in declared.values() for outer in run.enclosing(one.parent)}
     groups = {index: own for index, own in _group(run, free).items() if index not in around}
     inner = [run.calls[index].parent for index in groups if index >= 0]
     holders = {outer.index for parent in inner for outer in run.enclosing(parent)}
     signs = non_negative_values(run)
-    found = _Found()
+    found = GraphParts()
     kinds = {type(run.calls[index].module) for index in groups if index >= 0 and run.calls[index].path}
     for one in run.calls:
         if declared and any(outer.index in declared for outer in run.enclosing(one.parent)):
@@ -79,20 +77,24 @@ def graph_from_trace(model: nn.Module, run: Trace) -> BlockGraph:
             _add_sibling(found, run, one)
     if -1 in groups:
         found.blocks.append(_outside_block())
-    chain = Chain(tuple(_staged(found.blocks)), note_of(found.blocks, run))
-    return BlockGraph(model, run, chain, found.remainders, found.additions, found.calls, found.bare)
+    chain = Chain(tuple(_with_stages(found.blocks)), note_of(found.blocks, run))
+    return BlockGraph(
+        model, run, chain, found.shortcut_modules, found.additions, found.calls, found.shortcuts_without_norms
+    )
 
 
 @dataclass
-class _Found:
+class GraphParts:
+    """The parts of a `BlockGraph` as they are collected, by block path."""
+
     blocks: list[Block] = field(default_factory=list)
-    remainders: dict[str, nn.Module] = field(default_factory=dict)
+    shortcut_modules: dict[str, nn.Module] = field(default_factory=dict)
     additions: dict[str, tuple[Addition, ...]] = field(default_factory=dict)
     calls: dict[str, ModuleCall] = field(default_factory=dict)
-    bare: dict[str, nn.Module] = field(default_factory=dict)
+    shortcuts_without_norms: dict[str, nn.Module] = field(default_factory=dict)
 
 
-def _declared(run: Trace) -> dict[int, ModuleCall]:
+def _declared_calls(run: Trace) -> dict[int, ModuleCall]:
     """The calls of modules whose class has an adapter, the outermost ones, by their numbers."""
     found: dict[int, ModuleCall] = {}
     for one in run.calls:
@@ -103,14 +105,14 @@ def _declared(run: Trace) -> dict[int, ModuleCall]:
     return found
 
 
-def _add_declared(found: _Found, run: Trace, call: ModuleCall) -> None:
+def _add_declared(found: GraphParts, run: Trace, call: ModuleCall) -> None:
     """A block that an adapter knows, and what it says is left of it."""
     if call.path in found.calls or not call.inputs or not call.outputs:
         return
-    reason = _called_once(run, call) or hook_reason(call.module, call.path)
+    reason = _repeated_calls_reason(run, call) or hook_reason(call.module, call.path)
     if reason is None:
         try:
-            found.remainders[call.path] = shortcut_of(call.module, call.path)
+            found.shortcut_modules[call.path] = declared_shortcut(call.module, call.path)
         except SurgeryError as error:
             reason = error.message
     found.additions[call.path] = ()
@@ -152,12 +154,12 @@ def _holds_chain(run: Trace, outer: ModuleCall, owners: set[int]) -> bool:
 
 
 def _add_residual(
-    found: _Found, run: Trace, call: ModuleCall, additions: list[Addition], signs: frozenset[int], *, holds: bool
+    found: GraphParts, run: Trace, call: ModuleCall, additions: list[Addition], signs: frozenset[int], *, holds: bool
 ) -> None:
     path = call.path
     if path in found.calls:  # a later call of the same module: the first entry says so already
         return
-    reason, premise = _called_once(run, call), None
+    reason, premise = _repeated_calls_reason(run, call), None
     if not path:
         reason = "its addition stands in the forward of the whole network, not in a block of its own"
     elif holds:
@@ -165,24 +167,28 @@ def _add_residual(
     reason = reason or hook_reason(call.module, path)
     if reason is None:
         try:
-            found.remainders[path], premise = extract_shortcut(run, call, additions, non_negative=signs)
+            found.shortcut_modules[path], premise = extract_shortcut(run, call, additions, non_negative=signs)
         except SurgeryError as error:
             reason = error.message
         else:
-            _add_bare(found, run, call, additions, signs)
+            _add_shortcut_without_norms(found, run, call, additions, signs)
     found.additions[path] = tuple(additions)
     found.calls[path] = call
     found.blocks.append(_describe(run, call, additions, reason, premise))
 
 
-def _add_bare(found: _Found, run: Trace, call: ModuleCall, additions: list[Addition], signs: frozenset[int]) -> None:
+def _add_shortcut_without_norms(
+    found: GraphParts, run: Trace, call: ModuleCall, additions: list[Addition], signs: frozenset[int]
+) -> None:
     norms = post_addition_norms(run, call, additions)
     if norms:
         with suppress(SurgeryError):
-            found.bare[call.path], _ = extract_shortcut(run, call, additions, non_negative=signs, norms=norms)
+            found.shortcuts_without_norms[call.path], _ = extract_shortcut(
+                run, call, additions, non_negative=signs, norms=norms
+            )
 
 
-def _called_once(run: Trace, call: ModuleCall) -> str | None:
+def _repeated_calls_reason(run: Trace, call: ModuleCall) -> str | None:
     times = len(run.calls_of(call.module))
     if times > 1:
         return f"it is called {times} times, so it cannot go in one place and stay in another"
@@ -244,7 +250,7 @@ def _activation(run: Trace, call: ModuleCall, last: Addition, result: int) -> st
     return "+".join(names) or None
 
 
-def _add_sibling(found: _Found, run: Trace, call: ModuleCall) -> None:
+def _add_sibling(found: GraphParts, run: Trace, call: ModuleCall) -> None:
     """A module of the same class as a residual block that adds nothing: listed, with the reason."""
     if call.path in found.calls or not call.inputs or not call.outputs:
         return
@@ -275,7 +281,7 @@ def _outside_block() -> Block:
     return Block("", "", 0, (), (), None, None, (), (), 0, removable=False, reason=reason)
 
 
-def _staged(blocks: list[Block]) -> list[Block]:
+def _with_stages(blocks: list[Block]) -> list[Block]:
     stage, shape, staged = 0, None, []
     for block in blocks:
         if block.out_shape != shape:

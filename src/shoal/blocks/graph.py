@@ -157,44 +157,56 @@ class Chain:
 
 @dataclass(frozen=True)
 class BlockGraph:
-    """A traced network: its chain, and for every removable block the module that is left without its branches.
+    """A traced network: its chain, and for every removable block its shortcut, the module that stays without branches.
 
-    The remainders share parameters with `model`; surgery copies them. `bare` are those without the norms behind the
-    additions too, where there are any; `cuts` what stands where when single units go, as far as anybody asked (see
-    `units`), each checked by a run on `example`, one sample; `restarts` from where it may be run again (see `prefix`).
+    Args:
+        model: the network.
+        trace: the recorded run.
+        chain: its blocks.
+        shortcut_modules: by block path; they share parameters with `model`, surgery copies them.
+        additions: of each block, in the order they ran.
+        calls: of each block's module.
+        shortcuts_without_norms: shortcuts without the norms after the additions, for blocks that have such norms.
+        example: one sample, on which changes are tried.
+        unit_stub_cache: replacements for single units, as far as they were requested (see `module_replacements`).
+        restarts: for each module, from which one on the network may be run again (see `prefix_cache`).
     """
 
     model: nn.Module
     trace: Trace
     chain: Chain
-    remainders: dict[str, nn.Module]
+    shortcut_modules: dict[str, nn.Module]
     additions: dict[str, tuple[Addition, ...]]
     calls: dict[str, ModuleCall] = field(default_factory=dict)
-    bare: dict[str, nn.Module] = field(default_factory=dict)
+    shortcuts_without_norms: dict[str, nn.Module] = field(default_factory=dict)
     example: Batch | None = None
-    cuts: dict[tuple[str, frozenset[int]], dict[str, nn.Module]] = field(default_factory=dict)
+    unit_stub_cache: dict[tuple[str, frozenset[int]], dict[str, nn.Module]] = field(default_factory=dict)
     restarts: dict[str, str] = field(default_factory=dict)
 
 
-def without_removable(anatomy: BlockGraph, reasons: dict[str, str]) -> BlockGraph:
-    """The anatomy with these blocks marked as not removable, each with its reason."""
+def without_removable(graph: BlockGraph, reasons: dict[str, str]) -> BlockGraph:
+    """The graph with these blocks marked as not removable, each with its reason."""
     if not reasons:
-        return anatomy
+        return graph
     blocks = tuple(
         replace(block, removable=False, reason=reasons[block.path]) if block.path in reasons else block
-        for block in anatomy.chain
+        for block in graph.chain
     )
-    remainders = {path: module for path, module in anatomy.remainders.items() if path not in reasons}
-    bare = {path: module for path, module in anatomy.bare.items() if path not in reasons}
-    chain = Chain(blocks, note_of(list(blocks), anatomy.trace))
-    return replace(anatomy, chain=chain, remainders=remainders, bare=bare)
+    shortcut_modules = {path: module for path, module in graph.shortcut_modules.items() if path not in reasons}
+    shortcuts_without_norms = {
+        path: module for path, module in graph.shortcuts_without_norms.items() if path not in reasons
+    }
+    chain = Chain(blocks, note_of(list(blocks), graph.trace))
+    return replace(
+        graph, chain=chain, shortcut_modules=shortcut_modules, shortcuts_without_norms=shortcuts_without_norms
+    )
 
 
 def note_of(blocks: list[Block], run: Trace) -> str | None:
     """Why a network has no block that can be removed; None where it has one."""
     if not any(block.units or block.shortcut == "declared" for block in blocks):
-        said = "no residual block: no addition of this network joins a branch and a shortcut"
-        return f"{said}; {explain_no_residuals(run)}"
+        reason = "no residual block: no addition of this network joins a branch and a shortcut"
+        return f"{reason}; {explain_no_residuals(run)}"
     if not any(block.removable for block in blocks):
         return "no removable block: see the reason of each"
     return None
@@ -211,18 +223,17 @@ def explain_no_residuals(run: Trace) -> str:
     """One sentence on how a network without residual additions is joined together."""
     recurrent = [op for op in run.ops if plain_name(op.name) in _RECURRENT]
     if recurrent:
-        return f"it is recurrent ({_counted(run, recurrent)}): a layer's state goes in a circle, it is not a block"
+        return f"it is recurrent ({_describe_ops(run, recurrent)}): a layer's state goes in a circle, it is not a block"
     concatenations = [op for op in run.ops if plain_name(op.name) in _JOINS and _joins_paths(run, op)]
     if concatenations:
         return (
-            f"its paths are joined by concatenation ({_counted(run, concatenations)}): without a block its channels "
-            "would be missing where they are read"
+            f"its paths are joined by concatenation ({_describe_ops(run, concatenations)}): without a block its "
+            "channels would be missing where they are read"
         )
     mixes = [op for op in run.ops if plain_name(op.name) in _MIXES]
     if mixes:
-        return (
-            f"it mixes paths by {_counted(run, mixes)}: an adapter can say what is left of a block (docs/adapters.md)"
-        )
+        joined = _describe_ops(run, mixes)
+        return f"it mixes paths by {joined}: an adapter can say what is left of a block (docs/adapters.md)"
     return "its layers follow each other; spans of them can be replaced by plan"
 
 
@@ -232,7 +243,7 @@ def _joins_paths(run: Trace, op: OpRecord) -> bool:
     return len(parts) >= 2
 
 
-def _counted(run: Trace, ops: list[OpRecord]) -> str:
+def _describe_ops(run: Trace, ops: list[OpRecord]) -> str:
     """`3 x cat, first in 'features.block1'`."""
     name, _ = Counter(plain_name(op.name) for op in ops).most_common(1)[0]
     call = ops[0].call

@@ -15,7 +15,7 @@ _FRAMEWORKS = (
     "accelerate.",
     "transformers.",
 )
-_OWN = "shoal."
+_SHOAL = "shoal."
 
 _REGISTRIES = {
     "_forward_pre_hooks": "forward pre-hook",
@@ -45,7 +45,7 @@ def hook_reason(module: nn.Module, path: str) -> str | None:
 def _user_hooks(module: nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:
     for registry, kind in _REGISTRIES.items():
         for hook in getattr(module, registry, {}).values():
-            if not _origin(hook).startswith((*_FRAMEWORKS, _OWN)):
+            if not _origin(hook).startswith((*_FRAMEWORKS, _SHOAL)):
                 yield kind, hook
 
 

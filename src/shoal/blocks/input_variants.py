@@ -20,7 +20,7 @@ def other_values(batch: Batch) -> Batch:
             return tensor.flip(0) * 1.7 + 0.3
         return tensor.flip((0, -1) if tensor.dim() > 1 else 0)
 
-    return _each(batch, change)
+    return _map_tensors(batch, change)
 
 
 def more_samples(batch: Batch) -> Batch:
@@ -30,12 +30,12 @@ def more_samples(batch: Batch) -> Batch:
     def change(key: str, tensor: Tensor) -> Tensor:
         return torch.cat([tensor, tensor[:1]]) if tensor.shape[:1] == (size,) else tensor
 
-    return _each(batch, change)
+    return _map_tensors(batch, change)
 
 
 def scaled(batch: Batch, factor: float) -> Batch:
     """The floating-point inputs times a factor."""
-    return _each(batch, lambda key, tensor: tensor * factor if tensor.is_floating_point() else tensor)
+    return _map_tensors(batch, lambda key, tensor: tensor * factor if tensor.is_floating_point() else tensor)
 
 
 def resized(batch: Batch) -> Iterator[list[Batch]]:
@@ -48,7 +48,7 @@ def resized(batch: Batch) -> Iterator[list[Batch]]:
     if main.dim() < 4:
         for axis in range(1, main.dim()):
             for steps in _STEPS:
-                yield [_sized(batch, main, {axis: new}) for new in steps(main.shape[axis], 0)]
+                yield [_resize_axes(batch, main, {axis: new}) for new in steps(main.shape[axis], 0)]
         return
     layouts = [range(2, main.dim()), range(1, main.dim() - 1)]  # channels first, channels last
     for steps in _STEPS:
@@ -58,7 +58,7 @@ def resized(batch: Batch) -> Iterator[list[Batch]]:
             for attempt in range(2)
             for uneven in (1, 0)
         ]
-        yield [_sized(batch, main, change) for change in changes]
+        yield [_resize_axes(batch, main, change) for change in changes]
 
 
 def _larger(length: int, place: int) -> tuple[int, int]:
@@ -74,7 +74,7 @@ def _smaller(length: int, place: int) -> tuple[int, int]:
 _STEPS: tuple[Callable[[int, int], tuple[int, int]], ...] = (_larger, _smaller)
 
 
-def _sized(batch: Batch, main: Tensor, lengths: dict[int, int]) -> Batch:
+def _resize_axes(batch: Batch, main: Tensor, lengths: dict[int, int]) -> Batch:
     """The axes of the main input as long as said, by repeating or cutting; other inputs follow along equal axes."""
     by_length = {main.shape[axis]: length for axis, length in lengths.items()}
 
@@ -87,10 +87,10 @@ def _sized(batch: Batch, main: Tensor, lengths: dict[int, int]) -> Batch:
             tensor = tensor.index_select(axis, index)
         return tensor
 
-    return _each(batch, change)
+    return _map_tensors(batch, change)
 
 
-def _each(batch: Batch, change: Callable[[str, Tensor], Tensor]) -> Batch:
+def _map_tensors(batch: Batch, change: Callable[[str, Tensor], Tensor]) -> Batch:
     def changed(key: str, value: Any) -> Any:
         return change(key, value) if isinstance(value, Tensor) else value
 

@@ -17,15 +17,15 @@ from shoal.blocks.operations import bind, in_place, plain_name
 from shoal.blocks.template import TensorRef
 
 # Called with (block path, number of the unit in the block, stream, branch); returns the branch to add instead, or None.
-Tap = Callable[[str, int, Tensor, Tensor], Tensor | None]
+BranchCallback = Callable[[str, int, Tensor, Tensor], Tensor | None]
 
-_Place = int | str  # of an argument: a position or a keyword
+_ArgumentPlace = int | str  # of an argument: a position or a keyword
 
 
 @contextmanager
-def intercept_additions(model: nn.Module, blocks: list[Block], tap: Tap) -> Iterator[None]:
-    """While the context lasts, `tap` sees every residual addition of `blocks` that runs in `model`."""
-    mode = _AdditionMode(tap)
+def intercept_additions(model: nn.Module, blocks: list[Block], callback: BranchCallback) -> Iterator[None]:
+    """While the context lasts, `callback` sees every residual addition of `blocks` that runs in `model`."""
+    mode = AdditionInterceptor(callback)
     handles = []
     try:
         for block in blocks:
@@ -39,25 +39,30 @@ def intercept_additions(model: nn.Module, blocks: list[Block], tap: Tap) -> Iter
             handle.remove()
 
 
-class _AdditionMode(TorchFunctionMode):
-    def __init__(self, tap: Tap) -> None:
+class AdditionInterceptor(TorchFunctionMode):
+    """Counts the additions that run in a block and hands those of its units to a callback."""
+
+    def __init__(self, callback: BranchCallback) -> None:
         super().__init__()
-        self.tap = tap
+        self.callback = callback
         self.block: Block | None = None
         self.count = 0
 
     def entering(self, block: Block) -> Callable[..., None]:
+        """A forward pre-hook for the module of a block."""
+
         def enter(module: nn.Module, args: Any) -> None:
             self.block, self.count = block, 0
 
         return enter
 
     def leaving(self, module: nn.Module, args: Any, output: Any) -> None:
+        """A forward hook for the module of a block."""
         self.block = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        operands = _operands(func, args, kwargs) if self.block is not None else None
+        operands = _operand_places(func, args, kwargs) if self.block is not None else None
         if self.block is not None and operands is not None:
             number, self.count = self.count, self.count + 1
             for position, unit in enumerate(self.block.units):
@@ -66,12 +71,18 @@ class _AdditionMode(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _ask(
-        self, func: Any, position: int, operands: tuple[_Place, _Place], stream_first: bool, args: Any, kwargs: Any
+        self,
+        func: Any,
+        position: int,
+        operands: tuple[_ArgumentPlace, _ArgumentPlace],
+        stream_first: bool,
+        args: Any,
+        kwargs: Any,
     ) -> tuple[Any, Any]:
         at_stream, at_branch = operands if stream_first else operands[::-1]
         stream, branch = (args[at] if isinstance(at, int) else kwargs[at] for at in (at_stream, at_branch))
         path = self.block.path if self.block is not None else ""
-        instead = self.tap(path, position, stream, branch)
+        instead = self.callback(path, position, stream, branch)
         if instead is None:
             return args, kwargs
         if not stream_first and in_place(func):  # it writes into its first operand: here the branch itself
@@ -82,11 +93,11 @@ class _AdditionMode(TorchFunctionMode):
         return args, {**kwargs, at_branch: instead}
 
 
-def _operands(func: Any, args: Any, kwargs: Any) -> tuple[_Place, _Place] | None:
+def _operand_places(func: Any, args: Any, kwargs: Any) -> tuple[_ArgumentPlace, _ArgumentPlace] | None:
     """Where the two operands of a plain addition stand; the same test as `additions.add_operands`, live."""
     if plain_name(getattr(func, "__name__", "")) != "add":
         return None
-    places: list[_Place] = [*range(len(args)), *kwargs]
+    places: list[_ArgumentPlace] = [*range(len(args)), *kwargs]
     numbered = [
         TensorRef(at) if isinstance(item, Tensor) else item for at, item in enumerate([*args, *kwargs.values()])
     ]

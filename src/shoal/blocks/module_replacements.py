@@ -25,11 +25,11 @@ from shoal.plan import Remove
 from shoal.preserve import evaluating, swapped
 
 
-def module_replacements(anatomy: BlockGraph, removals: Sequence[Remove]) -> dict[str, nn.Module]:
-    """By the path of a module what takes its place: of a whole block its remainder, of its units what computes nothing.
+def module_replacements(graph: BlockGraph, removals: Sequence[Remove]) -> dict[str, nn.Module]:
+    """By the path of a module what takes its place: of a whole block its shortcut, of its units what computes nothing.
 
     Raises:
-        KeyError: a block that has no remainder; see `surgery.check_removable`.
+        KeyError: a block that has no shortcut; see `surgery.check_removable`.
         UnknownBlockError, SurgeryError: a unit that cannot be taken out.
     """
     found: dict[str, nn.Module] = {}
@@ -38,16 +38,18 @@ def module_replacements(anatomy: BlockGraph, removals: Sequence[Remove]) -> dict
         if one.unit is not None:
             units.setdefault(one.path, []).append(one.unit)
         else:
-            found[one.path] = (anatomy.bare if one.norms == "drop" else anatomy.remainders)[one.path]
+            found[one.path] = (graph.shortcuts_without_norms if one.norms == "drop" else graph.shortcut_modules)[
+                one.path
+            ]
     for path, numbers in units.items():
-        found |= unit_replacements(anatomy, path, numbers)
+        found |= unit_replacements(graph, path, numbers)
     return found
 
 
-def normalize_removals(anatomy: BlockGraph, removals: Sequence[Remove]) -> list[Remove]:
+def normalize_removals(graph: BlockGraph, removals: Sequence[Remove]) -> list[Remove]:
     """The same removals in the order of the chain; a block that loses all its units goes whole, where it can."""
     found: list[Remove] = []
-    for block in anatomy.chain:
+    for block in graph.chain:
         own = [one for one in removals if one.path == block.path]
         units = sorted(one.unit for one in own if one.unit is not None)
         if block.removable and units and units == list(range(len(block.units))):
@@ -56,11 +58,11 @@ def normalize_removals(anatomy: BlockGraph, removals: Sequence[Remove]) -> list[
     return found
 
 
-def unit_replacements(anatomy: BlockGraph, path: str, numbers: Iterable[int]) -> dict[str, nn.Module]:
+def unit_replacements(graph: BlockGraph, path: str, numbers: Iterable[int]) -> dict[str, nn.Module]:
     """What stands in the place of which module when these units of a block go; found once for each set of units.
 
     Args:
-        anatomy: of the network; it is run on its example to check the cut, and left as it was.
+        graph: of the network; it is run on its example to check the cut, and left as it was.
         path: of the block.
         numbers: of its units, from 0.
 
@@ -69,54 +71,54 @@ def unit_replacements(anatomy: BlockGraph, path: str, numbers: Iterable[int]) ->
         SurgeryError: the branch cannot be taken out, with the reason.
     """
     key = (path, frozenset(numbers))
-    if key not in anatomy.cuts:
-        anatomy.cuts[key] = _found(anatomy, anatomy.chain[path], sorted(key[1]))
-    return anatomy.cuts[key]
+    if key not in graph.unit_stub_cache:
+        graph.unit_stub_cache[key] = _find_replacements(graph, graph.chain[path], sorted(key[1]))
+    return graph.unit_stub_cache[key]
 
 
-def removable_units(anatomy: BlockGraph, block: Block) -> list[int]:
+def removable_units(graph: BlockGraph, block: Block) -> list[int]:
     """The units of a block of several that can be taken out alone."""
     if len(block.units) < 2:
         return []
     found = []
     for number in range(len(block.units)):
         try:
-            unit_replacements(anatomy, block.path, [number])
+            unit_replacements(graph, block.path, [number])
         except SurgeryError:
             continue
         found.append(number)
     return found
 
 
-def _found(anatomy: BlockGraph, block: Block, numbers: list[int]) -> dict[str, nn.Module]:
-    _check_named(anatomy, block, numbers)
-    run, one = anatomy.trace, anatomy.calls[block.path]
-    gone = [anatomy.additions[block.path][number] for number in numbers]
+def _find_replacements(graph: BlockGraph, block: Block, numbers: list[int]) -> dict[str, nn.Module]:
+    _check_units(graph, block, numbers)
+    run, one = graph.trace, graph.calls[block.path]
+    gone = [graph.additions[block.path][number] for number in numbers]
     idle = _idle_calls(run, one, gone)
     last = _last_calls(run, one, gone, idle)
     if not last:
         raise SurgeryError(
-            f"{_named(block, numbers)} cannot be removed: the block's own code computes it, no module that could go"
+            f"{_unit_names(block, numbers)} cannot be removed: it is computed by the block's own code, not by modules"
         )
     hooked = next(filter(None, (hook_reason(inner.module, inner.path) for inner in idle)), None)
     if hooked is not None:
-        raise SurgeryError(f"{_named(block, numbers)} cannot be removed: {hooked}")
+        raise SurgeryError(f"{_unit_names(block, numbers)} cannot be removed: {hooked}")
     writable = any(getattr(module, "inplace", False) for module in one.module.modules())
     failure = ""
     for calls in (idle, last):  # where the code between them asks for more than zeros, only the last ones go
-        swaps = _vacated(run, calls, last, writable=writable)
-        failure = _failure(anatomy, block, numbers, swaps, [run for run in calls if run.path in swaps])
+        swaps = _zero_stubs(run, calls, last, writable=writable)
+        failure = _failure_reason(graph, block, numbers, swaps, [run for run in calls if run.path in swaps])
         if not failure:
             return swaps
-    raise SurgeryError(f"{_named(block, numbers)} cannot be removed: {failure}")
+    raise SurgeryError(f"{_unit_names(block, numbers)} cannot be removed: {failure}")
 
 
-def _named(block: Block, numbers: list[int]) -> str:
+def _unit_names(block: Block, numbers: list[int]) -> str:
     listed = ", ".join(map(str, numbers))
     return f"unit {listed} of '{block.path}'" if len(numbers) == 1 else f"the units {listed} of '{block.path}'"
 
 
-def _check_named(anatomy: BlockGraph, block: Block, numbers: list[int]) -> None:
+def _check_units(graph: BlockGraph, block: Block, numbers: list[int]) -> None:
     many = len(block.units)
     if many < 2:
         raise SurgeryError(
@@ -126,13 +128,13 @@ def _check_named(anatomy: BlockGraph, block: Block, numbers: list[int]) -> None:
     wrong = next((number for number in numbers if not 0 <= number < many), None)
     if wrong is not None:
         raise UnknownBlockError(f"the block '{block.path}' has no unit {wrong}", f"It has 0 to {many - 1}.")
-    if not block.path or len(anatomy.trace.calls_of(anatomy.calls[block.path].module)) > 1:
-        raise SurgeryError(f"{_named(block, numbers)} cannot be removed: {block.reason}")
+    if not block.path or len(graph.trace.calls_of(graph.calls[block.path].module)) > 1:
+        raise SurgeryError(f"{_unit_names(block, numbers)} cannot be removed: {block.reason}")
 
 
 def _idle_calls(run: Trace, block: ModuleCall, gone: list[Addition]) -> list[ModuleCall]:
     """The largest module calls in a block that nobody needs once these additions have lost their branch."""
-    before, after = _needed(run, block, []), _needed(run, block, gone)
+    before, after = _needed_ops(run, block, []), _needed_ops(run, block, gone)
     found: list[ModuleCall] = []
     for one in run.calls[block.index + 1 :]:
         if one.start >= block.stop:
@@ -140,18 +142,18 @@ def _idle_calls(run: Trace, block: ModuleCall, gone: list[Addition]) -> list[Mod
         ops = range(one.start, one.stop)
         idle = any(op in before for op in ops) and not any(op in after for op in ops)
         inside = any(outer.start <= one.start and one.stop <= outer.stop for outer in found)
-        if idle and not inside and one.path.startswith(block.path + ".") and _called_here_alone(run, one):
+        if idle and not inside and one.path.startswith(block.path + ".") and _is_called_here_only(run, one):
             found.append(one)
     return found
 
 
-def _called_here_alone(run: Trace, one: ModuleCall) -> bool:
+def _is_called_here_only(run: Trace, one: ModuleCall) -> bool:
     calls = [other for module in one.module.modules() for other in run.calls_of(module)]
     own = [other for other in calls if other.module is one.module]
     return len(own) == 1 and all(one.start <= other.start and other.stop <= one.stop for other in calls)
 
 
-def _needed(run: Trace, block: ModuleCall, gone: list[Addition]) -> set[int]:
+def _needed_ops(run: Trace, block: ModuleCall, gone: list[Addition]) -> set[int]:
     """The operations of a block on which anything outside of it depends, the branches of `gone` cut off."""
     cut = {one.op: one.stream for one in gone}
     outputs = set(tensor_refs(run.output))
@@ -191,7 +193,7 @@ def _last_calls(run: Trace, block: ModuleCall, gone: list[Addition], idle: list[
     return [one for one in idle if one.index in found]
 
 
-def _vacated(run: Trace, calls: list[ModuleCall], last: list[ModuleCall], *, writable: bool) -> dict[str, nn.Module]:
+def _zero_stubs(run: Trace, calls: list[ModuleCall], last: list[ModuleCall], *, writable: bool) -> dict[str, nn.Module]:
     """A module of zeros for each call; one that is not the last may stay where its shape is its own affair."""
     found: dict[str, nn.Module] = {}
     for one in calls:
@@ -204,16 +206,16 @@ def _vacated(run: Trace, calls: list[ModuleCall], last: list[ModuleCall], *, wri
     return found
 
 
-def _failure(
-    anatomy: BlockGraph, block: Block, numbers: list[int], swaps: dict[str, nn.Module], vacated: list[ModuleCall]
+def _failure_reason(
+    graph: BlockGraph, block: Block, numbers: list[int], swaps: dict[str, nn.Module], vacated: list[ModuleCall]
 ) -> str:
     """Why the network without these modules is not the network without these units; empty where it is."""
-    if anatomy.example is None:
+    if graph.example is None:
         return ""
-    run, one = anatomy.trace, anatomy.calls[block.path]
+    run, one = graph.trace, graph.calls[block.path]
     left = [op.index for op in run.ops[one.start : one.stop] if not any(other.holds(op.index) for other in vacated)]
     additions = [op for op in left if add_operands(run.ops[op]) is not None]
-    places = {number: anatomy.additions[block.path][number] for number in numbers}
+    places = {number: graph.additions[block.path][number] for number in numbers}
     units = tuple(replace(block.units[number], addition=additions.index(place.op)) for number, place in places.items())
     seen: dict[int, bool] = {}
 
@@ -221,8 +223,8 @@ def _failure(
         shape = run.values[places[numbers[position]].branch].shape
         seen[position] = branch.shape[1:] == shape[1:] and not bool(torch.count_nonzero(branch))
 
-    example: Batch = anatomy.example
-    model = anatomy.model
+    example: Batch = graph.example
+    model = graph.model
     with evaluating(model), swapped(model, swaps):
         try:
             call(model, example)  # as it will run, without hooks
@@ -236,7 +238,7 @@ def _failure(
 
 
 @dataclass(frozen=True)
-class _Shape:
+class StubShape:
     """The shape of an output: that of an argument, but for one axis at most."""
 
     argument: int | str
@@ -264,7 +266,7 @@ class ZeroStub(nn.Module):
         read = {
             value for value in tensor_refs(call.output) if any(op >= call.stop for op in run.readers.get(value, []))
         }
-        self._output, self._writable = _only(call.output, read), writable
+        self._output, self._writable = _keep_only(call.output, read), writable
         self._shapes = {value: _shape_of(run, call, value) for value in sorted(read)}
         for name, value in vars(call.module).items():  # plain attributes that the network's code may ask for
             if not name.startswith("_") and name not in self.__dict__ and isinstance(value, (int, float, str)):
@@ -279,7 +281,7 @@ class ZeroStub(nn.Module):
         """Zeros, in the containers the module returned its results in."""
         return substitute(self._output, {value: self._zeros(one, args, kwargs) for value, one in self._shapes.items()})
 
-    def _zeros(self, one: _Shape, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    def _zeros(self, one: StubShape, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         given: Tensor = args[one.argument] if isinstance(one.argument, int) else kwargs[one.argument]
         shape = list(given.shape)
         if one.axis is not None:
@@ -294,31 +296,31 @@ def _no_hook(module: nn.Module, args: Any, output: Any) -> None:
     """Nothing."""
 
 
-def _only(item: Any, wanted: set[int]) -> Any:
+def _keep_only(item: Any, wanted: set[int]) -> Any:
     """A template with None for every tensor but these, and for what no template can hold."""
     if isinstance(item, TensorRef):
         return item if item.value in wanted else None
     if isinstance(item, Opaque):
         return None
     if isinstance(item, Mapping):
-        return {key: _only(value, wanted) for key, value in item.items()}
+        return {key: _keep_only(value, wanted) for key, value in item.items()}
     if isinstance(item, (tuple, list)):
-        return type(item)(_only(value, wanted) for value in item)
+        return type(item)(_keep_only(value, wanted) for value in item)
     return item
 
 
-def _shape_of(run: Trace, call: ModuleCall, value: int) -> _Shape:
+def _shape_of(run: Trace, call: ModuleCall, value: int) -> StubShape:
     made = run.values[value]
     given: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
     tensors = [(key, run.values[one.value]) for key, one in given if isinstance(one, TensorRef)]
     tensors.sort(key=lambda pair: pair[1].dtype != made.dtype)  # a mask of the same shape is not what is worked on
     for key, one in tensors:
         if one.shape == made.shape:
-            return _Shape(key, None, 0, made.dtype)
+            return StubShape(key, None, 0, made.dtype)
     for key, one in tensors:
         axes = [axis for axis, (a, b) in enumerate(zip(one.shape, made.shape, strict=False)) if a != b]
         # Features stand on the last axis, or behind the batch in an image; other axes are as long as the input is.
         features = {len(made.shape) - 1, 1 if len(made.shape) == 4 else -1}
         if len(one.shape) == len(made.shape) >= 2 and len(axes) == 1 and axes[0] in features:
-            return _Shape(key, axes[0], made.shape[axes[0]], made.dtype)
+            return StubShape(key, axes[0], made.shape[axes[0]], made.dtype)
     raise SurgeryError(f"the shape of what '{call.path}' returns does not follow from what it is given")

@@ -115,7 +115,7 @@ _MEMORY = frozenset(["out", "inplace"])
 _PARAMETERS = {"self": "input", "tensor": "input", "train": "training", "split_size_or_sections": "split_size"}
 _NUMPY = {"x": "input", "a": "input", "x1": "input", "x2": "other", "axis": "dim", "keepdims": "keepdim"}
 # Methods that are no operation of ATen or take arguments in ways that no schema has.
-_BY_HAND = {"getitem": ("input", "index"), "setitem": ("input", "index", "value")}
+_HAND_WRITTEN = {"getitem": ("input", "index"), "setitem": ("input", "index", "value")}
 _CASTS = frozenset("to type type_as float half bfloat16 double cpu cuda T mT H mH data real imag".split())
 
 
@@ -176,7 +176,7 @@ def known_name(func: Any) -> str | None:
     code = getattr(func, "__code__", None)
     if code is not None:
         return name if Path(code.co_filename).is_relative_to(_torch_folder()) else None
-    return name if any(getattr(place, name, None) is func for place in _places()) else None
+    return name if any(getattr(place, name, None) is func for place in _torch_namespaces()) else None
 
 
 @cache
@@ -185,7 +185,7 @@ def _torch_folder() -> Path:
 
 
 @cache
-def _places() -> tuple[Any, ...]:
+def _torch_namespaces() -> tuple[Any, ...]:
     return (
         Tensor,
         torch,
@@ -199,8 +199,8 @@ def _places() -> tuple[Any, ...]:
 
 
 def _bound(func: Any, name: str, plain: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-    if plain in _BY_HAND:
-        names = _BY_HAND[plain]
+    if plain in _HAND_WRITTEN:
+        names = _HAND_WRITTEN[plain]
         return dict(zip(names, args, strict=True)) if len(args) == len(names) and not kwargs else None
     if plain in _CASTS and not isinstance(func, torch._ops.OpOverload):
         return {"input": args[0], "rest": (args[1:], dict(kwargs))} if args else None
@@ -247,7 +247,7 @@ def _by_schema(
 ) -> dict[str, Any] | None:
     """The arguments under the names of a schema, or None where they do not fit it."""
     positional = [one for one in parameters if not one.kwarg_only]
-    args = _gathered(positional, args)
+    args = _collect_sizes(positional, args)
     if len(args) > len(positional):
         return None
     bound = {one.name: item for one, item in zip(positional, args, strict=False)}
@@ -273,7 +273,7 @@ def _by_schema(
     return bound
 
 
-def _gathered(positional: list[Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _collect_sizes(positional: list[Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments with the sizes of `x.view(2, 3)` in one: `x.view((2, 3))`."""
     for place, one in enumerate(positional[:2]):
         rest = args[place:]

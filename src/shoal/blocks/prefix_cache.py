@@ -37,28 +37,28 @@ _SAMPLES = 2
 class PrefixCache:
     """The cached run of one mini-batch; `base` holds forwards that stay replaced in every run (blocks already gone)."""
 
-    def __init__(self, anatomy: BlockGraph, base: Mapping[str, Forward] | None = None) -> None:
-        self.model = anatomy.model
+    def __init__(self, graph: BlockGraph, base: Mapping[str, Forward] | None = None) -> None:
+        self.model = graph.model
         self.base = {self.model.get_submodule(path): forward for path, forward in (base or {}).items()}
-        self.tiles = _tiles(anatomy)
-        self.order = {one.path: one.index for one in self.tiles}
-        self.overwritten = _overwritten(anatomy, self.tiles)
+        self.segments = _find_segments(graph)
+        self.order = {one.path: one.index for one in self.segments}
+        self.overwritten = _overwritten_segments(graph, self.segments)
         self.outputs: dict[str, Any] = {}
         self.batch: Batch | None = None
-        self.trace, self.restarts = anatomy.trace, anatomy.restarts
+        self.trace, self.restarts = graph.trace, graph.restarts
 
-    def capture(self, batch: Batch) -> Any:
-        """Run the whole network once and keep what every tile returned; returns the network's output.
+    def record(self, batch: Batch) -> Any:
+        """Run the whole network once and keep what every segment returned; returns the network's output.
 
         The first time for a network, it is found out on a few samples from where it may be run again.
         """
         if not self.restarts:
             self._find_restarts(batch)
-        return self._record(batch)
+        return self._run_recorded(batch)
 
-    def _record(self, batch: Batch) -> Any:
+    def _run_recorded(self, batch: Batch) -> Any:
         self.outputs, self.batch = {}, batch
-        handles = [one.module.register_forward_hook(self._keeper(one.path)) for one in self.tiles]
+        handles = [one.module.register_forward_hook(self._keeper(one.path)) for one in self.segments]
         try:
             with patched(self.base):
                 return call(self.model, batch)
@@ -66,77 +66,77 @@ class PrefixCache:
             for handle in handles:
                 handle.remove()
 
-    def run(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
-        """The network's output with `forwards` in place, of which the first to run lies in the tile at `path`."""
+    def run_from(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
+        """The network's output with `forwards` in place, of which the first to run lies in the segment at `path`."""
         if self.batch is None:
-            raise RuntimeError("capture() a mini-batch before run()")
-        return self._run_from(self.restarts[path], forwards)
+            raise RuntimeError("record() a mini-batch before run_from()")
+        return self._run_from_segment(self.restarts[path], forwards)
 
-    def _run_from(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
-        """Everything before the tile at `path` from memory."""
+    def _run_from_segment(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
+        """Everything before the segment at `path` from memory."""
         start = self.order[path]
         stubs: dict[nn.Module, Forward] = {
-            one.module: self._stub(one.path) for one in self.tiles if one.index < start and one.path in self.outputs
+            one.module: self._stub(one.path) for one in self.segments if one.index < start and one.path in self.outputs
         }
         with patched({**self.base, **stubs, **forwards}):
             return call(self.model, self.batch or Batch())
 
     def _find_restarts(self, batch: Batch) -> None:
-        """Fill `restarts`: for each tile the last one, itself or in front of it, from which a run is as a whole one."""
+        """Fill `restarts`: for each segment the last one, itself or earlier, that reproduces a whole run."""
         sample = batch.take(_SAMPLES)
         try:
-            whole = _tensors(self._record(sample))
+            whole = _tensors(self._run_recorded(sample))
         except ModelRaisedError:  # not every network takes so few
             sample = batch
-            whole = _tensors(self._record(sample))
+            whole = _tensors(self._run_recorded(sample))
         with patched(self.base):
             exact = same_tensors(_tensors(call(self.model, sample)), whole)
             with suppress(ModelRaisedError):  # what modules keep is then that of another input
                 call(self.model, other_values(sample))
-        paths = [tile.path for tile in self.tiles]
+        paths = [segment.path for segment in self.segments]
 
         def restart(number: int) -> list[Tensor] | None:
             with suppress(ModelRaisedError):
-                return _tensors(self._run_from(paths[number], {}))
+                return _tensors(self._run_from_segment(paths[number], {}))
             return None
 
         agreeing = reproduces(restart, whole, len(paths), exact=exact)
         last = paths[0] if paths else ""
-        for path, *sound in zip(paths, agreeing, unread_beside(self.trace, self.tiles), strict=True):
+        for path, *sound in zip(paths, agreeing, has_no_hidden_reads(self.trace, self.segments), strict=True):
             last = path if all(sound) else last
             self.restarts[path] = last
         self.outputs, self.batch = {}, None
 
-    def without(self, path: str, remainder: nn.Module) -> Any:
-        """The network's output with the block at `path` down to its remainder."""
-        return self.run(self.tile_of(path), {self.model.get_submodule(path): remainder.forward})
+    def run_without(self, path: str, shortcut: nn.Module) -> Any:
+        """The network's output with the block at `path` down to its shortcut."""
+        return self.run_from(self.segment_of(path), {self.model.get_submodule(path): shortcut.forward})
 
-    def tile_of(self, path: str) -> str:
-        """The tile in which the module at `path` runs; the first inside it, where it is opened up itself."""
-        around = (tile for tile in self.order if path == tile or path.startswith(tile + "."))
-        return next(around, None) or next(tile for tile in self.order if tile.startswith(path + "."))
+    def segment_of(self, path: str) -> str:
+        """The segment in which the module at `path` runs; the first inside it, where it is opened up itself."""
+        around = (segment for segment in self.order if path == segment or path.startswith(segment + "."))
+        return next(around, None) or next(segment for segment in self.order if segment.startswith(path + "."))
 
     def _keeper(self, path: str) -> Callable[..., None]:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self.outputs[path] = _cloned(output) if path in self.overwritten else output
+            self.outputs[path] = _clone_nested(output) if path in self.overwritten else output
 
         return keep
 
     def _stub(self, path: str) -> Forward:
         kept = self.outputs[path]
         if path in self.overwritten:
-            return lambda *args, **kwargs: _cloned(kept)
+            return lambda *args, **kwargs: _clone_nested(kept)
         return lambda *args, **kwargs: kept
 
 
-def restart_notes(anatomy: BlockGraph) -> list[str]:
+def restart_notes(graph: BlockGraph) -> list[str]:
     """What a record says of runs that started earlier than at the module that was changed; nothing where none did."""
-    moved = sum(path != start for path, start in anatomy.restarts.items())
+    moved = sum(path != start for path, start in graph.restarts.items())
     if not moved:
         return []
     return [
         f"modules of this network hand values on beside their outputs: with a change in any of {moved} of its "
-        f"{len(anatomy.restarts)} parts it was run from in front of those that do, or whole (slower, the same figures)"
+        f"{len(graph.restarts)} parts it was run from in front of those that do, or whole (slower, the same figures)"
     ]
 
 
@@ -145,15 +145,15 @@ def _tensors(output: Any) -> list[Tensor]:
     return [tensor.clone() for tensor in read_outputs(output).tensors.values()]
 
 
-def _tiles(anatomy: BlockGraph) -> list[ModuleCall]:
+def _find_segments(graph: BlockGraph) -> list[ModuleCall]:
     """The blocks and the largest modules that hold none, as far as they are called once, in the order they ran.
 
-    A Sequential outside the blocks is opened up too, so that a plain chain has a tile for each of its layers.
+    A Sequential outside the blocks is opened up too, so that a plain chain has a segment for each of its layers.
     """
-    trace = anatomy.trace
-    blocks = {one.index for one in anatomy.calls.values()}
-    holders = {outer.index for block in anatomy.calls.values() for outer in trace.enclosing(block.parent)}
-    tiles = []
+    trace = graph.trace
+    blocks = {one.index for one in graph.calls.values()}
+    holders = {outer.index for block in graph.calls.values() for outer in trace.enclosing(block.parent)}
+    segments = []
     for one in trace.calls:
         if not one.path:
             holders.add(one.index)
@@ -162,31 +162,35 @@ def _tiles(anatomy: BlockGraph) -> list[ModuleCall]:
         if isinstance(one.module, nn.Sequential) and one.index not in blocks:
             holders.add(one.index)
         elif len(trace.calls_of(one.module)) == 1:
-            tiles.append(one)
-    return tiles
+            segments.append(one)
+    return segments
 
 
-def _overwritten(anatomy: BlockGraph, tiles: list[ModuleCall]) -> frozenset[str]:
-    """The tiles whose output somebody changes in place later; if a block is among them, every block."""
+def _overwritten_segments(graph: BlockGraph, segments: list[ModuleCall]) -> frozenset[str]:
+    """The segments whose output somebody changes in place later; if a block is among them, every block."""
     found = set()
-    for one in tiles:
+    for one in segments:
         outputs = set(one.outputs)
-        if any(outputs & set(op.changed) for op in anatomy.trace.ops[one.stop :]):
+        if any(outputs & set(op.changed) for op in graph.trace.ops[one.stop :]):
             found.add(one.path)
-    blocks = {one.path for one in tiles if one.path in anatomy.calls}
+    blocks = {one.path for one in segments if one.path in graph.calls}
     # A removed block hands its predecessor's output through: what overwrites one block's output may then hit another's.
     return frozenset(found | blocks if found & blocks else found)
 
 
-def _cloned(item: Any) -> Any:
+def _clone_nested(item: Any) -> Any:
     if isinstance(item, Tensor):
         return item.clone(memory_format=torch.preserve_format)
     if isinstance(item, tuple):
-        return type(item)(*(_cloned(part) for part in item)) if hasattr(item, "_fields") else tuple(map(_cloned, item))
+        return (
+            type(item)(*(_clone_nested(part) for part in item))
+            if hasattr(item, "_fields")
+            else tuple(map(_clone_nested, item))
+        )
     if isinstance(item, list):
-        return [_cloned(part) for part in item]
+        return [_clone_nested(part) for part in item]
     if isinstance(item, dict):
-        return {key: _cloned(part) for key, part in item.items()}
+        return {key: _clone_nested(part) for key, part in item.items()}
     return item
 
 
@@ -194,19 +198,21 @@ def _cloned(item: Any) -> Any:
 _ROUNDING = 1e-4
 
 
-def unread_beside(trace: Trace, tiles: Sequence[ModuleCall]) -> list[bool]:
-    """For each tile, whether no operation from it on reads what an earlier tile made and did not return.
+def has_no_hidden_reads(trace: Trace, segments: Sequence[ModuleCall]) -> list[bool]:
+    """For each segment, whether no operation from it on reads what an earlier segment made and did not return.
 
     Args:
         trace: the run.
-        tiles: calls that follow each other, in order.
+        segments: calls that follow each other, in order.
     """
-    place: dict[int, int] = {op: number for number, tile in enumerate(tiles) for op in range(tile.start, tile.stop)}
-    sound = [True] * len(tiles)
-    returned = [set(tile.outputs) for tile in tiles]
-    opaque = [any(isinstance(leaf, Opaque) for leaf in leaves(tile.output)) for tile in tiles]
+    place: dict[int, int] = {
+        op: number for number, segment in enumerate(segments) for op in range(segment.start, segment.stop)
+    }
+    sound = [True] * len(segments)
+    returned = [set(segment.outputs) for segment in segments]
+    opaque = [any(isinstance(leaf, Opaque) for leaf in leaves(segment.output)) for segment in segments]
     for op in trace.ops:
-        last = place.get(op.index, len(tiles) - 1)
+        last = place.get(op.index, len(segments) - 1)
         for value in op.inputs:
             maker = place.get(trace.values[value].producer, last)
             if maker < last and value not in returned[maker] and not opaque[maker]:

@@ -42,7 +42,7 @@ class ReplayStep:
 
 
 @dataclass
-class Slice:
+class ShortcutSlice:
     """The steps from a block's inputs to its output, with the modules and parameters they need."""
 
     steps: list[ReplayStep] = field(default_factory=list)
@@ -59,7 +59,7 @@ class ShortcutModule(nn.Module):
     returns what the block returned, with None for what nobody reads.
     """
 
-    def __init__(self, sliced: Slice, call: ModuleCall, output: Any) -> None:
+    def __init__(self, sliced: ShortcutSlice, call: ModuleCall, output: Any) -> None:
         super().__init__()
         for name, module in sliced.modules.items():
             self.add_module(name, module)
@@ -125,14 +125,14 @@ def extract_shortcut(
         SurgeryError: the shortcut cannot be cut out of the block's code; says what stands in the way.
     """
     main = main_output(trace, call, additions)
-    sliced = _Slicer(trace, call, additions, non_negative, norms or {}).run(main)
+    sliced = ShortcutSlicer(trace, call, additions, non_negative, norms or {}).run(main)
     output = _output_without(trace, call, main, sliced.result)
-    left = _simple(sliced, call, output) or ShortcutModule(sliced, call, output)
-    _answer_for_first_layer_(left, trace, call)
+    left = _plain_module(sliced, call, output) or ShortcutModule(sliced, call, output)
+    _mimic_first_encoder_layer_(left, trace, call)
     return left, sliced.premise
 
 
-def _answer_for_first_layer_(left: nn.Module, trace: Trace, call: ModuleCall) -> None:
+def _mimic_first_encoder_layer_(left: nn.Module, trace: Trace, call: ModuleCall) -> None:
     """Let what is left of an encoder's first layer say what torch's TransformerEncoder asks that layer.
 
     The container reads the layout and the kinds of its first layer's weights, never their values, to choose its fast
@@ -191,7 +191,7 @@ def _output_without(trace: Trace, call: ModuleCall, main: int, result: int) -> A
     return swap(call.output)
 
 
-def _simple(sliced: Slice, call: ModuleCall, output: Any) -> nn.Module | None:
+def _plain_module(sliced: ShortcutSlice, call: ModuleCall, output: Any) -> nn.Module | None:
     """An ordinary module where the remainder is one: Identity, or the one module that is left."""
     if not (
         isinstance(output, TensorRef)
@@ -211,7 +211,7 @@ def _simple(sliced: Slice, call: ModuleCall, output: Any) -> nn.Module | None:
     return None
 
 
-class _Slicer:
+class ShortcutSlicer:
     """Walks back from a value to the inputs of the block and writes down the steps forward."""
 
     def __init__(
@@ -225,11 +225,12 @@ class _Slicer:
         self.trace, self.call = trace, call
         self.instead = {**norms, **{one.result: one.stream for one in additions}}
         self.add_ops = {one.op for one in additions}
-        self.sliced = Slice()
+        self.sliced = ShortcutSlice()
         self.known: dict[int, int] = {}
         self.non_negative = {value for value in call.inputs if value in non_negative}
 
-    def run(self, value: int) -> Slice:
+    def run(self, value: int) -> ShortcutSlice:
+        """The steps that compute `value` without the branches."""
         self.sliced.result = self.resolve(value)
         return self.sliced
 
@@ -345,7 +346,7 @@ class _Slicer:
             raise SurgeryError(f"its shortcut is changed in place by {op.name}")
         sizes = self._sizes_of_each(op, value)
         if sizes is not None:
-            function, args = _reshaped_each, (args[0], sizes)
+            function, args = _reshape_each, (args[0], sizes)
         self.sliced.steps.append(ReplayStep(function, args, kwargs, op.result))
         self._note_signs(op.index, op.index + 1)
         return value
@@ -367,7 +368,9 @@ class _Slicer:
         for value, fill in fills.items():
             if value not in self.known:
                 length, dtype = self.trace.values[value].shape[axis], self.trace.values[value].dtype
-                self.sliced.steps.append(ReplayStep(_filled, (beside, axis, length, fill, dtype), {}, TensorRef(value)))
+                self.sliced.steps.append(
+                    ReplayStep(_filled_like, (beside, axis, length, fill, dtype), {}, TensorRef(value))
+                )
                 self.known[value] = value
 
     def _fill(self, value: int) -> float | None:
@@ -390,14 +393,14 @@ class _Slicer:
         return substitute(args, numbers), substitute(kwargs, numbers)
 
 
-def _filled(x: Tensor, axis: int, length: int, fill: float, dtype: torch.dtype) -> Tensor:
+def _filled_like(x: Tensor, axis: int, length: int, fill: float, dtype: torch.dtype) -> Tensor:
     """A constant of the shape of `x`, but for one axis."""
     shape = list(x.shape)
     shape[axis] = length
     return x.new_full(shape, fill, dtype=dtype)
 
 
-def _reshaped_each(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+def _reshape_each(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Each sample in this shape, however many there are."""
     return x.reshape(x.shape[0], *sizes)
 

@@ -33,12 +33,12 @@ def following_sizes(run: Trace, calls: Sequence[ModuleCall], others: Sequence[Tr
         if not alike:
             continue
         terms = list(_terms([(run, call), *alike]))
-        for number, index in enumerate(_ops(run, call)):
-            there = [other.ops[_ops(other, found)[number]] for other, found in alike]
+        for number, index in enumerate(_op_indices(run, call)):
+            there = [other.ops[_op_indices(other, found)[number]] for other, found in alike]
             args, kwargs = _symbolic([(op.args, op.kwargs) for op in (run.ops[index], *there)], terms)
             ops[index] = replace(run.ops[index], args=args, kwargs=kwargs)
-        for number, inner in enumerate(_inner(run, call)):
-            moved = [_inner(other, found)[number] for other, found in alike]
+        for number, inner in enumerate(_inner_calls(run, call)):
+            moved = [_inner_calls(other, found)[number] for other, found in alike]
             args, kwargs = _symbolic([(one.args, one.kwargs) for one in (inner, *moved)], terms)
             changed[inner.index] = replace(inner, args=args, kwargs=kwargs)
     return replace(run, ops=ops, calls=changed)
@@ -50,20 +50,20 @@ def _same_call(run: Trace, call: ModuleCall, other: Trace) -> ModuleCall | None:
     if len(calls) != 1 or len(calls[0].inputs) != len(call.inputs):
         return None
     there = calls[0]
-    return there if _course(run, call) == _course(other, there) else None
+    return there if _operations_run(run, call) == _operations_run(other, there) else None
 
 
-def _course(run: Trace, call: ModuleCall) -> tuple[list[Any], list[str]]:
-    ops = (run.ops[index] for index in _ops(run, call))
-    return [(op.name, op.call - call.index) for op in ops], [inner.path for inner in _inner(run, call)]
+def _operations_run(run: Trace, call: ModuleCall) -> tuple[list[Any], list[str]]:
+    ops = (run.ops[index] for index in _op_indices(run, call))
+    return [(op.name, op.call - call.index) for op in ops], [inner.path for inner in _inner_calls(run, call)]
 
 
-def _ops(run: Trace, call: ModuleCall) -> list[int]:
+def _op_indices(run: Trace, call: ModuleCall) -> list[int]:
     """The operations of a call, but those that hand their input through where there is nothing to do."""
     return [index for index in range(call.start, call.stop) if run.ops[index].name not in _IDLE_AT_TIMES]
 
 
-def _inner(run: Trace, call: ModuleCall) -> list[ModuleCall]:
+def _inner_calls(run: Trace, call: ModuleCall) -> list[ModuleCall]:
     """The module calls inside a call."""
     return [one for one in run.calls if any(outer.index == call.index for outer in run.enclosing(one.parent))]
 
@@ -102,12 +102,12 @@ def _symbolic(templates: Sequence[Any], terms: Sequence[_Term]) -> Any:
         observed = next(numbers)
         if any(type(number) is not int for number in observed) or len(set(observed)) == 1:
             return leaf
-        return _fitted(list(observed), terms) or leaf
+        return _fit_size(list(observed), terms) or leaf
 
     return rebuilt(templates[0], change)
 
 
-def _fitted(observed: list[int], terms: Sequence[_Term]) -> Size | None:
+def _fit_size(observed: list[int], terms: Sequence[_Term]) -> Size | None:
     """A size that was these numbers in all runs; the simplest there is."""
     for over in _DIVISORS:
         for value, axes, sizes in terms:

@@ -134,9 +134,17 @@ class ModuleCall:
 class Trace:
     """What happened in one forward.
 
-    `escapes` says where a number left the graph, so that Python may decide by it; `constants` are tensors that are no
-    parameter, buffer or result, and `unseen` those of them that no attribute of a module holds either. `written` are
-    parameters, buffers and constants that the forward itself changed; `drew` says whether random numbers were drawn.
+    Args:
+        ops: the torch functions that made or changed tensors.
+        calls: the module calls.
+        values: every state of every tensor.
+        inputs: the values that were passed in.
+        output: the template of what the network returned.
+        data_escapes: where a number left the graph, so that Python may decide by it.
+        constants: tensors that are no parameter, buffer or result.
+        untracked: those constants that no attribute of a module holds either.
+        written: parameters, buffers and constants that the forward itself changed.
+        drew_random: whether random numbers were drawn.
     """
 
     ops: list[OpRecord] = field(default_factory=list)
@@ -144,11 +152,11 @@ class Trace:
     values: list[TensorRecord] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     output: Any = None
-    escapes: list[str] = field(default_factory=list)
+    data_escapes: list[str] = field(default_factory=list)
     constants: dict[int, Tensor] = field(default_factory=dict)
-    unseen: list[int] = field(default_factory=list)
+    untracked: list[int] = field(default_factory=list)
     written: set[str] = field(default_factory=set)
-    drew: bool = False
+    drew_random: bool = False
 
     @cached_property
     def _by_module(self) -> dict[int, list[ModuleCall]]:
@@ -200,15 +208,15 @@ def trace_run(model: nn.Module, example: Batch) -> Trace:
         ModelRaisedError: the model raised; it is left as it was.
         TraceError: the model returned no tensor that depends on its input.
     """
-    recorder = _Recorder(model)
+    recorder = TraceRecorder(model)
     example = example.cloned()
     with evaluating(model), recorder.hooked(), loading_unwatched(model):
         for tensor in example.tensors:
-            recorder.trace.inputs.append(recorder.born(tensor, "input").value)
+            recorder.trace.inputs.append(recorder.new_value(tensor, "input").value)
         before = _random_states(model)
         with recorder:
             output = call(model, example, clone=False)  # the recorder knows tensors by identity
-        recorder.trace.drew = before != _random_states(model)
+        recorder.trace.drew_random = before != _random_states(model)
         recorder.trace.output = recorder.template(output)
     outputs = tensor_refs(recorder.trace.output)
     if not any(recorder.trace.depends(value, one) for value in outputs for one in recorder.trace.inputs):
@@ -219,7 +227,7 @@ def trace_run(model: nn.Module, example: Batch) -> Trace:
     return recorder.trace
 
 
-class _Recorder(TorchFunctionMode):
+class TraceRecorder(TorchFunctionMode):
     """Numbers every tensor it sees by identity, and every new state of a tensor that is changed in place."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -238,7 +246,7 @@ class _Recorder(TorchFunctionMode):
         self.attributes = {id(tensor) for module in model.modules() for tensor in _tensors(vars(module))}
         self.names |= {id(tensor): ("buffer", name) for name, tensor in model.named_buffers()}
 
-    def born(self, tensor: Tensor, origin: str, name: str = "", producer: int = -1) -> TensorRef:
+    def new_value(self, tensor: Tensor, origin: str, name: str = "", producer: int = -1) -> TensorRef:
         """A new number for this tensor, as it is now."""
         index = len(self.trace.values)
         value = TensorRecord(index, tuple(tensor.shape), tensor.dtype, origin, name, producer)
@@ -247,7 +255,7 @@ class _Recorder(TorchFunctionMode):
         self.versions[tensor] = _version(tensor)
         return TensorRef(index)
 
-    def refer(self, tensor: Tensor) -> TensorRef:
+    def value_of(self, tensor: Tensor) -> TensorRef:
         """The number of this tensor; one that no operation made is a parameter, a buffer or a constant."""
         known = self.numbers.get(tensor)
         if known is not None and self.versions[tensor] == _version(tensor):
@@ -257,13 +265,13 @@ class _Recorder(TorchFunctionMode):
         origin, name = self.names.get(id(tensor)) or self._read_just_now(tensor) or ("constant", "")
         if origin == "constant":
             return self._constant(tensor, hidden=id(tensor) not in self.attributes)
-        return self.born(tensor, origin, name)
+        return self.new_value(tensor, origin, name)
 
     def _constant(self, tensor: Tensor, *, hidden: bool) -> TensorRef:
-        ref = self.born(tensor, "constant")
+        ref = self.new_value(tensor, "constant")
         self.trace.constants[ref.value] = tensor.detach().clone()
         if hidden:
-            self.trace.unseen.append(ref.value)
+            self.trace.untracked.append(ref.value)
         return ref
 
     def _read_just_now(self, tensor: Tensor) -> tuple[str, str] | None:
@@ -279,7 +287,7 @@ class _Recorder(TorchFunctionMode):
     def template(self, item: Any) -> Any:
         """The template of arguments or results."""
         with torch._C.DisableTorchFunction():
-            return template(item, self.refer)
+            return template(item, self.value_of)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -298,7 +306,7 @@ class _Recorder(TorchFunctionMode):
             self.record(func, name, before, changed, result)
         elif name in _ESCAPES and tensor_refs(before):
             where = self.trace.calls[self.stack[-1]].path if self.stack else ""
-            self.trace.escapes.append(f"{name} in '{where}'")
+            self.trace.data_escapes.append(f"{name} in '{where}'")
         return result
 
     def record(self, func: Any, name: str, before: Any, changed: list[Tensor], result: Any) -> None:
@@ -311,7 +319,7 @@ class _Recorder(TorchFunctionMode):
                 self._renumber_aliases(tensor, op)
             for tensor in _tensors(result):
                 if self.numbers.get(tensor) is None:
-                    op.outputs.append(self.born(tensor, "op", producer=op.index).value)
+                    op.outputs.append(self.new_value(tensor, "op", producer=op.index).value)
         op.result = self.template(result)
         if op.outputs:  # else the very tensor was handed through: contiguous(), to(), dropout in eval mode
             self.trace.ops.append(op)
@@ -332,7 +340,7 @@ class _Recorder(TorchFunctionMode):
             self.trace.written.add(before.name or f"a constant of shape {list(before.shape)}")
         op.changed.append(before.index)
         op.places.append(_place(tensor))
-        op.outputs.append(self.born(tensor, "op", producer=op.index).value)
+        op.outputs.append(self.new_value(tensor, "op", producer=op.index).value)
 
     @contextmanager
     def hooked(self) -> Iterator[None]:

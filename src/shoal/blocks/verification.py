@@ -39,117 +39,119 @@ from shoal.preserve import evaluating, swapped
 
 _SAMPLES = 2
 
-_TAKEN = (
+_READ_ELSEWHERE = (
     "what it returns is also taken by another way (an attribute, a list, a hook), which would be empty or stale "
     "without it: take it from the module around the block instead"
 )
 
 
-def verified(anatomy: BlockGraph, example: Batch, *, drew: bool) -> BlockGraph:
-    """The anatomy with the blocks marked whose absence the network does not bear.
+def verified(graph: BlockGraph, example: Batch, *, drew: bool) -> BlockGraph:
+    """The graph with the blocks marked whose absence the network does not bear.
 
     Args:
-        anatomy: of the network.
+        graph: of the network.
         example: the traced input.
         drew: whether the network draws random numbers as it runs: then no two runs can be compared.
     """
     one, inputs = example.take(1), example.take(_SAMPLES)
-    anatomy = replace(anatomy, example=one)
-    looks = [] if drew else _looks(anatomy, inputs)
-    before = anatomy
+    graph = replace(graph, example=one)
+    looks = [] if drew else _check_inputs(graph, inputs)
+    before = graph
     wrong = {path for look in looks for path in look.wrong}
     if wrong:
-        anatomy = _mended(anatomy, sorted(wrong), [look.batch for look in looks])
-        anatomy = without_removable(anatomy, _reasons(_looks_again(anatomy, looks)))
-    anatomy = _runnable(anatomy, one)
-    taken = side_reads(anatomy.model, list(anatomy.remainders), one)
-    anatomy = without_removable(anatomy, dict.fromkeys(taken, _TAKEN))
-    return _answering(anatomy, looks if anatomy is before else _looks_again(anatomy, looks))
+        graph = _with_symbolic_sizes(graph, sorted(wrong), [look.batch for look in looks])
+        graph = without_removable(graph, _frozen_reasons(_recheck(graph, looks)))
+    graph = _runnable(graph, one)
+    taken = side_reads(graph.model, list(graph.shortcut_modules), one)
+    graph = without_removable(graph, dict.fromkeys(taken, _READ_ELSEWHERE))
+    return _without_needed_elsewhere(graph, looks if graph is before else _recheck(graph, looks))
 
 
-def _runnable(anatomy: BlockGraph, example: Batch) -> BlockGraph:
-    failures = _failures(anatomy, anatomy.remainders, example)
-    bare_failures = _failures(anatomy, anatomy.bare, example)
+def _runnable(graph: BlockGraph, example: Batch) -> BlockGraph:
+    failures = _failures(graph, graph.shortcut_modules, example)
+    failures_without_norms = _failures(graph, graph.shortcuts_without_norms, example)
     reasons = {path: f"the network does not run without it: {failure}" for path, failure in failures.items()}
-    if bare_failures:
-        bare = {path: module for path, module in anatomy.bare.items() if path not in bare_failures}
-        anatomy = replace(anatomy, bare=bare)
-    return without_removable(anatomy, reasons)
+    if failures_without_norms:
+        shortcuts_without_norms = {
+            path: module for path, module in graph.shortcuts_without_norms.items() if path not in failures_without_norms
+        }
+        graph = replace(graph, shortcuts_without_norms=shortcuts_without_norms)
+    return without_removable(graph, reasons)
 
 
-def _failures(anatomy: BlockGraph, remainders: dict[str, nn.Module], example: Batch) -> dict[str, str]:
+def _failures(graph: BlockGraph, shortcut_modules: dict[str, nn.Module], example: Batch) -> dict[str, str]:
     """The blocks whose absence the network does not bear, with what it raised.
 
     A container may ask a block for more than its result (torch's TransformerEncoder looks into its first layer). One
     run without all of them mostly says it; only if that fails is each tried alone.
     """
-    if not remainders or _runs_with(anatomy, remainders, example) is None:
+    if not shortcut_modules or _runs_with(graph, shortcut_modules, example) is None:
         return {}
-    tried = ((path, _runs_with(anatomy, {path: remainder}, example)) for path, remainder in remainders.items())
+    tried = ((path, _runs_with(graph, {path: shortcut}, example)) for path, shortcut in shortcut_modules.items())
     return {path: failure for path, failure in tried if failure is not None}
 
 
-def _runs_with(anatomy: BlockGraph, remainders: dict[str, nn.Module], example: Batch) -> str | None:
-    """None if the network runs with these remainders in place of their blocks, else what it raised."""
-    with evaluating(anatomy.model), swapped(anatomy.model, remainders):
+def _runs_with(graph: BlockGraph, shortcut_modules: dict[str, nn.Module], example: Batch) -> str | None:
+    """None if the network runs with these shortcut_modules in place of their blocks, else what it raised."""
+    with evaluating(graph.model), swapped(graph.model, shortcut_modules):
         try:
-            call(anatomy.model, example)
+            call(graph.model, example)
         except ModelRaisedError as error:
             return str(error.__cause__)
     return None
 
 
-def _comparable(anatomy: BlockGraph) -> list[str]:
+def _comparable(graph: BlockGraph) -> list[str]:
     """The removable blocks with additions of their own: those an adapter declares have no zeros to be compared with."""
-    return [path for path in anatomy.remainders if anatomy.additions[path]]
+    return [path for path in graph.shortcut_modules if graph.additions[path]]
 
 
 @dataclass(frozen=True)
-class _Look:
-    """One input: the blocks whose remainders return something else, and whether the network is right without all."""
+class InputCheck:
+    """One input: the blocks whose shortcuts return something else, and whether the network is right without all."""
 
     batch: Batch
     wrong: list[str] = field(default_factory=list)
     answered: bool = True
 
 
-def _looks(anatomy: BlockGraph, example: Batch) -> list[_Look]:
+def _check_inputs(graph: BlockGraph, example: Batch) -> list[InputCheck]:
     """At other values, numbers of samples and sizes, as far as the network takes them."""
-    if not _comparable(anatomy):
+    if not _comparable(graph):
         return []
     values = other_values(example)
     groups = [[more_samples(values), values], [example.take(1)]]
-    if anatomy.trace.escapes:
+    if graph.trace.data_escapes:
         groups += [[scaled(example, -1.0)], [scaled(example, 0.05)]]
     # Each run of an offloaded network reads all weights from the disk.
-    sizes = () if is_offloaded(anatomy.model) else resized(example)
-    return [look for group in chain(groups, sizes) if (look := _first_look(anatomy, group)) is not None]
+    sizes = () if is_offloaded(graph.model) else resized(example)
+    return [look for group in chain(groups, sizes) if (look := _check_first(graph, group)) is not None]
 
 
-def _looks_again(anatomy: BlockGraph, looks: Sequence[_Look]) -> list[_Look]:
-    paths = _comparable(anatomy)
-    return [look for before in looks if paths and (look := _look(anatomy, paths, before.batch)) is not None]
+def _recheck(graph: BlockGraph, looks: Sequence[InputCheck]) -> list[InputCheck]:
+    paths = _comparable(graph)
+    return [look for before in looks if paths and (look := _check_input(graph, paths, before.batch)) is not None]
 
 
-def _reasons(looks: Sequence[_Look]) -> dict[str, str]:
-    return {path: _frozen(look) for look in reversed(looks) for path in look.wrong}
+def _frozen_reasons(looks: Sequence[InputCheck]) -> dict[str, str]:
+    return {path: _frozen_reason(look) for look in reversed(looks) for path in look.wrong}
 
 
-def _answering(anatomy: BlockGraph, looks: Sequence[_Look]) -> BlockGraph:
-    """The anatomy with the blocks marked without which the network answers wrong."""
+def _without_needed_elsewhere(graph: BlockGraph, looks: Sequence[InputCheck]) -> BlockGraph:
+    """The graph with the blocks marked without which the network answers wrong."""
     for look in looks:
         # A number that left the graph in a block may come back in a later one, which is gone too where all are.
-        asked = _comparable(anatomy) if not look.answered else _with_escapes(anatomy)
-        anatomy = without_removable(anatomy, _needed_elsewhere(anatomy, asked, look.batch))
-    return anatomy
+        asked = _comparable(graph) if not look.answered else _paths_with_escapes(graph)
+        graph = without_removable(graph, _needed_elsewhere(graph, asked, look.batch))
+    return graph
 
 
-def _with_escapes(anatomy: BlockGraph) -> list[str]:
-    where = [escape.partition(" in ")[2].strip("'") for escape in anatomy.trace.escapes]
-    return [path for path in _comparable(anatomy) if any(f"{one}.".startswith(f"{path}.") for one in where)]
+def _paths_with_escapes(graph: BlockGraph) -> list[str]:
+    where = [escape.partition(" in ")[2].strip("'") for escape in graph.trace.data_escapes]
+    return [path for path in _comparable(graph) if any(f"{one}.".startswith(f"{path}.") for one in where)]
 
 
-def _frozen(look: _Look) -> str:
+def _frozen_reason(look: InputCheck) -> str:
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in look.batch.tensors)
     return (
         "its shortcut is computed with numbers that depend on the sizes or the values of the input: what is known of "
@@ -157,38 +159,38 @@ def _frozen(look: _Look) -> str:
     )
 
 
-def _first_look(anatomy: BlockGraph, group: Sequence[Batch]) -> _Look | None:
+def _check_first(graph: BlockGraph, group: Sequence[Batch]) -> InputCheck | None:
     """At the first input of a group that the network takes."""
-    return next((look for batch in group if (look := _look(anatomy, _comparable(anatomy), batch)) is not None), None)
+    return next((look for batch in group if (look := _check_input(graph, _comparable(graph), batch)) is not None), None)
 
 
-def _look(anatomy: BlockGraph, paths: Sequence[str], batch: Batch) -> _Look | None:
+def _check_input(graph: BlockGraph, paths: Sequence[str], batch: Batch) -> InputCheck | None:
     """None where the network does not take the input, or draws random numbers."""
     wrong: list[str] = []
-    cut = _answer_without(anatomy, paths, batch)  # first: what modules have kept is still that of another input
-    answer = _answer_with_zeros(anatomy, paths, batch, wrong)
+    cut = _output_without_blocks(graph, paths, batch)  # first: what modules have kept is still that of another input
+    answer = _output_with_zeros(graph, paths, batch, wrong)
     if answer is None:
         return None
-    return _Look(batch, wrong, answered=cut is not None and _same_answer(answer, cut))
+    return InputCheck(batch, wrong, answered=cut is not None and _same_output(answer, cut))
 
 
-def _answer_with_zeros(anatomy: BlockGraph, paths: Sequence[str], batch: Batch, wrong: list[str] | None = None) -> Any:
+def _output_with_zeros(graph: BlockGraph, paths: Sequence[str], batch: Batch, wrong: list[str] | None = None) -> Any:
     """The network's answer with zeros for the branches of these blocks; None where it has none, or draws numbers."""
-    blocks = [anatomy.chain[path] for path in paths]
-    with evaluating(anatomy.model), seeded(0), ExitStack() as stack:
+    blocks = [graph.chain[path] for path in paths]
+    with evaluating(graph.model), seeded(0), ExitStack() as stack:
         seed = torch.get_rng_state()
-        zeros = _Zeros()
-        stack.enter_context(intercept_additions(anatomy.model, blocks, zeros))
+        zeros = ZeroBranches()
+        stack.enter_context(intercept_additions(graph.model, blocks, zeros))
         if wrong is not None:
-            stack.enter_context(_comparing(anatomy, paths, wrong))
+            stack.enter_context(_comparing(graph, paths, wrong))
         try:
-            answer = call(anatomy.model, batch)
+            answer = call(graph.model, batch)
         except ModelRaisedError:
             return None
         return answer if torch.equal(seed, torch.get_rng_state()) and not zeros.stretched else None
 
 
-class _Zeros:
+class ZeroBranches:
     """Puts zeros in the place of branches; `stretched` where a stream was as small as one and took a branch's shape.
 
     Odd sizes may be rounded down on one side and up on the other; that such a sum is possible at all is an accident.
@@ -198,33 +200,34 @@ class _Zeros:
         self.stretched = False
 
     def __call__(self, path: str, unit: int, stream: Tensor, branch: Tensor) -> Tensor:
+        """The callback of `intercept_additions`."""
         self.stretched |= torch.broadcast_shapes(stream.shape, branch.shape) != stream.shape
         return torch.zeros_like(branch)
 
 
-def _answer_without(anatomy: BlockGraph, paths: Iterable[str], batch: Batch) -> Any:
+def _output_without_blocks(graph: BlockGraph, paths: Iterable[str], batch: Batch) -> Any:
     """The answer with what is left of these blocks in their places; None where it raises."""
-    remainders = {path: anatomy.remainders[path] for path in paths}
-    with evaluating(anatomy.model), swapped(anatomy.model, remainders), suppress(ModelRaisedError):
-        return call(anatomy.model, batch)
+    shortcut_modules = {path: graph.shortcut_modules[path] for path in paths}
+    with evaluating(graph.model), swapped(graph.model, shortcut_modules), suppress(ModelRaisedError):
+        return call(graph.model, batch)
     return None
 
 
-def _same_answer(whole: Any, cut: Any) -> bool:
+def _same_output(whole: Any, cut: Any) -> bool:
     first, second = read_outputs(whole), read_outputs(cut)
     if mismatch(first, second) is not None:  # a network may list what each of its blocks returned
         return same_tensors([logits_of(whole)], [logits_of(cut)], exact=False)
     return same_tensors([*first.tensors.values()], [*second.tensors.values()], exact=False)
 
 
-def _needed_elsewhere(anatomy: BlockGraph, paths: Sequence[str], batch: Batch) -> dict[str, str]:
+def _needed_elsewhere(graph: BlockGraph, paths: Sequence[str], batch: Batch) -> dict[str, str]:
     """The blocks without which, alone, the network answers otherwise than with zeros for their branches."""
     found = {}
     for path in paths:
-        if anatomy.example is not None:
-            _answer_with_zeros(anatomy, [], anatomy.example)
-        cut, answer = _answer_without(anatomy, [path], batch), _answer_with_zeros(anatomy, [path], batch)
-        if answer is None or (cut is not None and _same_answer(answer, cut)):
+        if graph.example is not None:
+            _output_with_zeros(graph, [], graph.example)
+        cut, answer = _output_without_blocks(graph, [path], batch), _output_with_zeros(graph, [path], batch)
+        if answer is None or (cut is not None and _same_output(answer, cut)):
             continue
         found[path] = "the network needs what it hands on beside its output (an attribute, a hook, a list): " + (
             "without it, it does not run on other input" if cut is None else "without it, its answers are wrong"
@@ -233,27 +236,27 @@ def _needed_elsewhere(anatomy: BlockGraph, paths: Sequence[str], batch: Batch) -
 
 
 @contextmanager
-def _comparing(anatomy: BlockGraph, paths: Sequence[str], wrong: list[str]) -> Iterator[None]:
-    """While the context lasts, blocks whose remainders return something else than they do are noted in `wrong`."""
+def _comparing(graph: BlockGraph, paths: Sequence[str], wrong: list[str]) -> Iterator[None]:
+    """While the context lasts, blocks whose shortcuts return something else than they do are noted in `wrong`."""
     with ExitStack() as stack:
         for path in paths:
-            entering, leaving = _comparison(anatomy.remainders[path], partial(wrong.append, path))
-            module = anatomy.model.get_submodule(path)
+            entering, leaving = _comparison(graph.shortcut_modules[path], partial(wrong.append, path))
+            module = graph.model.get_submodule(path)
             stack.callback(module.register_forward_pre_hook(entering, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(leaving, with_kwargs=True).remove)
         yield
 
 
-def _comparison(remainder: nn.Module, note: Callable[[], object]) -> tuple[Callable[..., None], Callable[..., None]]:
+def _comparison(shortcut: nn.Module, note: Callable[[], object]) -> tuple[Callable[..., None], Callable[..., None]]:
     """A hook in front of a block and one behind it."""
     entered: list[Any] = []
 
     def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
-        entered[:] = [_copied(args), _copied(kwargs)]  # a block may write into what it is given
+        entered[:] = [_cloned_args(args), _cloned_args(kwargs)]  # a block may write into what it is given
 
     def leaving(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         try:
-            left = remainder(*entered[0], **entered[1])
+            left = shortcut(*entered[0], **entered[1])
         except Exception:  # noqa: BLE001 - whatever it is, the block itself did not raise
             note()
         else:
@@ -276,33 +279,35 @@ def _agrees(output: Any, left: Any) -> bool:
     return True
 
 
-def _copied(item: Any) -> Any:
+def _cloned_args(item: Any) -> Any:
     if isinstance(item, Tensor):
         return item.clone()
     if type(item) in (tuple, list):
-        return type(item)(_copied(part) for part in item)
+        return type(item)(_cloned_args(part) for part in item)
     if type(item) is dict:
-        return {key: _copied(part) for key, part in item.items()}
+        return {key: _cloned_args(part) for key, part in item.items()}
     return item
 
 
-def _mended(anatomy: BlockGraph, paths: Sequence[str], inputs: Sequence[Batch]) -> BlockGraph:
-    """The anatomy with numbers in the shortcuts of these blocks following the sizes of what enters them."""
+def _with_symbolic_sizes(graph: BlockGraph, paths: Sequence[str], inputs: Sequence[Batch]) -> BlockGraph:
+    """The graph with numbers in the shortcuts of these blocks following the sizes of what enters them."""
     runs: list[Trace] = []
     for batch in inputs:
         with suppress(ModelRaisedError, TraceError):
-            runs.append(trace_run(anatomy.model, batch))
-    run = following_sizes(anatomy.trace, [anatomy.calls[path] for path in paths], runs)
+            runs.append(trace_run(graph.model, batch))
+    run = following_sizes(graph.trace, [graph.calls[path] for path in paths], runs)
     signs = non_negative_values(run)
-    remainders, bare = dict(anatomy.remainders), dict(anatomy.bare)
+    shortcut_modules, shortcuts_without_norms = dict(graph.shortcut_modules), dict(graph.shortcuts_without_norms)
     for path in paths:
-        one, additions = run.calls[anatomy.calls[path].index], list(anatomy.additions[path])
+        one, additions = run.calls[graph.calls[path].index], list(graph.additions[path])
         with suppress(SurgeryError):
-            remainders[path], _ = extract_shortcut(run, one, additions, non_negative=signs)
-            if bare.pop(path, None) is not None:
+            shortcut_modules[path], _ = extract_shortcut(run, one, additions, non_negative=signs)
+            if shortcuts_without_norms.pop(path, None) is not None:
                 norms = post_addition_norms(run, one, additions)
-                bare[path], _ = extract_shortcut(run, one, additions, non_negative=signs, norms=norms)
-    return replace(anatomy, remainders=remainders, bare=bare)
+                shortcuts_without_norms[path], _ = extract_shortcut(
+                    run, one, additions, non_negative=signs, norms=norms
+                )
+    return replace(graph, shortcut_modules=shortcut_modules, shortcuts_without_norms=shortcuts_without_norms)
 
 
 def side_reads(model: nn.Module, paths: Sequence[str], batch: Batch) -> set[str]:
@@ -313,7 +318,7 @@ def side_reads(model: nn.Module, paths: Sequence[str], batch: Batch) -> set[str]
         paths: of the blocks.
         batch: what to run it on.
     """
-    watch = _Watch()
+    watch = SideReadWatch()
     modules = {path: model.get_submodule(path) for path in paths}
     recorded = {path for path, module in modules.items() if module._forward_hooks}  # a framework's, that list outputs
     with evaluating(model), ExitStack() as stack:
@@ -329,7 +334,7 @@ def side_reads(model: nn.Module, paths: Sequence[str], batch: Batch) -> set[str]
     return {path for path in watch.read | returned if path is not None}
 
 
-class _Watch(TorchFunctionMode):
+class SideReadWatch(TorchFunctionMode):
     """Keeps what blocks made, and notes whose is read."""
 
     def __init__(self) -> None:

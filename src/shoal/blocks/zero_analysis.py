@@ -77,7 +77,7 @@ def zero_values(trace: Trace, model: nn.Module | None) -> dict[int, str]:
         trace: a run of `model`.
         model: holds the weights the proof reads; None to go by the operations alone.
     """
-    proof = _Proof(trace, model)
+    proof = ZeroProof(trace, model)
     for op in trace.ops:
         proof.note_infinite(op)
         reason = proof.why_zero(op)
@@ -97,7 +97,7 @@ def _results(op: OpRecord) -> list[int]:
     return [first.value] if isinstance(first, TensorRef) and first.value in op.outputs else []
 
 
-class _Proof:
+class ZeroProof:
     """The values known to be zero so far, and the weights."""
 
     def __init__(self, trace: Trace, model: nn.Module | None) -> None:
@@ -234,16 +234,16 @@ class _Proof:
         return None
 
 
-_RULES: list[tuple[Any, Callable[[_Proof, OpSignature, OpRecord], str | None]]] = [
-    (_MAPS, _Proof.of_map),
-    (_NORMS, _Proof.of_norm),
-    (_PRODUCTS, _Proof.of_product),
-    (_FUSED, _Proof.of_sum_with_product),
-    (_TOGETHER, _Proof.of_parts),
-    (_ZEROS, _Proof.of_zeros),
-    (_ELEMENTWISE, _Proof.of_elements),
-    (STRUCTURE | _REARRANGED, _Proof.of_structure),
-    (("einsum",), _Proof.of_einsum),
-    (("embedding",), _Proof.of_embedding),
-    (("multi_head_attention_forward",), _Proof.of_attention),
+_RULES: list[tuple[Any, Callable[[ZeroProof, OpSignature, OpRecord], str | None]]] = [
+    (_MAPS, ZeroProof.of_map),
+    (_NORMS, ZeroProof.of_norm),
+    (_PRODUCTS, ZeroProof.of_product),
+    (_FUSED, ZeroProof.of_sum_with_product),
+    (_TOGETHER, ZeroProof.of_parts),
+    (_ZEROS, ZeroProof.of_zeros),
+    (_ELEMENTWISE, ZeroProof.of_elements),
+    (STRUCTURE | _REARRANGED, ZeroProof.of_structure),
+    (("einsum",), ZeroProof.of_einsum),
+    (("embedding",), ZeroProof.of_embedding),
+    (("multi_head_attention_forward",), ZeroProof.of_attention),
 ]

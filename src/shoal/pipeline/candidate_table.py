@@ -230,7 +230,7 @@ class CandidateBuilder:
         changes: dict[str, tuple[str, Mapping[nn.Module, Forward]]] = {}
         for step in line.steps:
             if step.residual:
-                forward = self.anatomy.remainders[step.path].forward
+                forward = self.anatomy.shortcut_modules[step.path].forward
                 changes[f"remove {step.path}"] = (step.path, {model.get_submodule(step.path): forward})
         for one in fitted:
             changes[_name(one)] = (one.span.paths[0], span_forwards(model, one.span, one.module))
@@ -257,10 +257,10 @@ class CandidateBuilder:
         """The damage of changes on one mini-batch."""
         if not changes:
             return
-        original = prefix.capture(batch)
+        original = prefix.record(batch)
         found = {}
         for done, (name, (start, forwards)) in enumerate(changes.items()):
-            output = prefix.run(prefix.tile_of(start), forwards)
+            output = prefix.run_from(prefix.segment_of(start), forwards)
             found[name] = self.damage(original, output, batch).detach().cpu().tolist()
             stage = f"damage of {len(changes)} changes"
             self.progress(stage, number * len(changes) + done + 1, len(self.judge_on) * len(changes))
@@ -294,7 +294,7 @@ def enumerate_candidates(spans: Sequence[Span], kinds: Sequence[str]) -> list[Re
 def removal_candidates(anatomy: BlockGraph, line: SegmentChain) -> dict[str, PlacedModule]:
     """What is left of each residual block without its branches."""
     return {
-        step.path: PlacedModule(anatomy.remainders[step.path], step.in_shape, step.paths)
+        step.path: PlacedModule(anatomy.shortcut_modules[step.path], step.in_shape, step.paths)
         for step in line.steps
         if step.residual
     }

@@ -156,7 +156,9 @@ class CostModel:
             return self._macs(one.module, one.shape)
         except ModelRaisedError:
             batch, model = self.batch.take(1), self.anatomy.model
-            with patched({model.get_submodule(path): self.anatomy.remainders[path].forward for path in one.paths}):
+            with patched(
+                {model.get_submodule(path): self.anatomy.shortcut_modules[path].forward for path in one.paths}
+            ):
                 rest = cost(model, batch).macs
             with patched({model.get_submodule(path): forward for path, forward in one.forwards}):
                 self.counted[shape_key(one.module, one.shape)] = float(cost(model, batch).macs - rest)
@@ -169,7 +171,7 @@ class CostModel:
             return self._macs(module, step.in_shape)
         except ModelRaisedError:
             one = self.batch.take(1)
-            with patched({module: self.anatomy.remainders[step.path].forward}):
+            with patched({module: self.anatomy.shortcut_modules[step.path].forward}):
                 rest = cost(self.anatomy.model, one).macs
             self.counted[shape_key(module, step.in_shape)] = float(cost(self.anatomy.model, one).macs - rest)
             return self.counted[shape_key(module, step.in_shape)]

@@ -132,7 +132,7 @@ class GreedyRemoval:
                 found += [Remove(path=block.path, unit=one).name for one in removable_units(self.anatomy, block)]
                 continue
             found.append(block.path)
-            if block.path in self.anatomy.bare:
+            if block.path in self.anatomy.shortcuts_without_norms:
                 found.append(Remove(path=block.path, norms="drop").name)
         return found
 

@@ -106,7 +106,7 @@ def output_value(anatomy: BlockGraph, path: str) -> int:
 def _form(anatomy: BlockGraph, path: str) -> OutputFormat | None:
     """The form in which a block that may be in a span gives the stream back; None of any other."""
     call = anatomy.calls.get(path)
-    if call is None or path not in anatomy.remainders or not call.args or not isinstance(call.args[0], TensorRef):
+    if call is None or path not in anatomy.shortcut_modules or not call.args or not isinstance(call.args[0], TensorRef):
         return None
     # Masks, position embeddings, caches may come along; the stream comes first. A declared block has no additions.
     if not anatomy.additions[path] or not anatomy.trace.depends(anatomy.additions[path][0].origin, call.args[0].value):

@@ -36,10 +36,12 @@ def stacking_agrees(
 ) -> bool:
     """Whether candidates that share a forward come out as each does alone, on a few samples of a mini-batch."""
     prefix = PrefixCache(anatomy, base)
-    prefix.capture(batch.take(_SAMPLES))
+    prefix.record(batch.take(_SAMPLES))
     try:
         return all(
-            same_tensors(_listed(output), _listed(prefix.without(path, anatomy.remainders[path])), exact=False)
+            same_tensors(
+                _listed(output), _listed(prefix.run_without(path, anatomy.shortcut_modules[path])), exact=False
+            )
             for path, output in run_batched(anatomy, prefix, paths, most)
         )
     except (ModelRaisedError, UsageError):
@@ -68,8 +70,8 @@ def _run_group(anatomy: BlockGraph, prefix: PrefixCache, group: list[str]) -> li
     forwards: dict[nn.Module, Forward] = {}
     for path in group:
         module = prefix.model.get_submodule(path)
-        forwards[module] = _forking(module.forward, anatomy.remainders[path], size)
-    output = prefix.run(group[0], forwards)
+        forwards[module] = _forking(module.forward, anatomy.shortcut_modules[path], size)
+    output = prefix.run_from(group[0], forwards)
     rows = size * (len(group) + 1)
     for name, tensor in read_outputs(output).tensors.items():
         if tensor.dim() == 0 or len(tensor) != rows:

@@ -53,7 +53,7 @@ def block_candidates(anatomy: BlockGraph, means: Mapping[tuple[str, int], Tensor
         if not block.path or several or not (block.units or block.removable):
             continue
         if block.removable:
-            found.append(_candidate(block, "block", _without(block.path, anatomy.remainders[block.path])))
+            found.append(_candidate(block, "block", _without(block.path, anatomy.shortcut_modules[block.path])))
         else:
             found.append(_candidate(block, "branch", _with_branches(block, _zeros())))
         if len(block.units) > 1:
@@ -88,7 +88,7 @@ def removal_candidates(anatomy: BlockGraph, names: Sequence[str], removed: Seque
 def _swapped(block: str, modules: Mapping[str, nn.Module]) -> Run:
     def run(prefix: PrefixCache) -> Any:
         forwards = {prefix.model.get_submodule(path): module.forward for path, module in modules.items()}
-        return prefix.run(prefix.tile_of(block), forwards)
+        return prefix.run_from(prefix.segment_of(block), forwards)
 
     return run
 
@@ -98,13 +98,13 @@ def _candidate(block: Block, ablation: str, run: Run) -> Candidate:
 
 
 def _without(path: str, remainder: nn.Module) -> Run:
-    return lambda prefix: prefix.without(path, remainder)
+    return lambda prefix: prefix.run_without(path, remainder)
 
 
 def _with_branches(block: Block, instead: Callable[[int, Tensor], Tensor | None]) -> Run:
     def run(prefix: PrefixCache) -> Any:
         with intercept_additions(prefix.model, [block], lambda path, unit, stream, branch: instead(unit, branch)):
-            return prefix.run(prefix.tile_of(block.path), {})
+            return prefix.run_from(prefix.segment_of(block.path), {})
 
     return run
 
@@ -164,6 +164,6 @@ def _without_kernel(path: str) -> Run:
         module: Any = prefix.model.get_submodule(path)
         zeros = torch.zeros_like(module.weight, device="cpu" if module.weight.is_meta else None)
         with with_tensor(module, "weight", zeros):
-            return prefix.run(prefix.tile_of(path), {})
+            return prefix.run_from(prefix.segment_of(path), {})
 
     return run

@@ -81,10 +81,10 @@ def sweep(
             count += 1
             if index < skip:
                 continue
-            output = whole.capture(batch)
+            output = whole.record(batch)
             visitor.whole(index, batch, output)
             if removed:
-                current.capture(batch)
+                current.record(batch)
             prefix = current if removed else whole
             wanted = [one for one in candidates if visitor.wants(one)]
             if stack > 1 and index == skip:

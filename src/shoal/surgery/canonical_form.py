@@ -30,12 +30,12 @@ _BY_VALUE = frozenset("nonzero argwhere masked_select unique unique_consecutive 
 class CanonicalForm:
     """The canonical form of one traced network, by a digest for each value; `premises` fills as digests are made."""
 
-    def __init__(self, anatomy: BlockGraph) -> None:
-        self.trace: Trace = anatomy.trace
-        self.model = anatomy.model
-        self.zeros = zero_values(anatomy.trace, anatomy.model)
-        self.signs = non_negative_values(anatomy.trace, self.zeros)
-        self.tensors: dict[str, Tensor] = _named_tensors(anatomy.model)
+    def __init__(self, graph: BlockGraph) -> None:
+        self.trace: Trace = graph.trace
+        self.model = graph.model
+        self.zeros = zero_values(graph.trace, graph.model)
+        self.signs = non_negative_values(graph.trace, self.zeros)
+        self.tensors: dict[str, Tensor] = _named_tensors(graph.model)
         self.contents: dict[str, str] = {}
         self.digests: dict[int, str] = {}
         self.premises: dict[str, None] = {}
@@ -48,11 +48,11 @@ class CanonicalForm:
     def obstacle(self) -> str | None:
         """Why nothing can be said by construction, or None."""
         trace = self.trace
-        if trace.escapes:
-            return f"the network decides in Python by the values of tensors ({trace.escapes[0]})"
-        if trace.unseen:
+        if trace.data_escapes:
+            return f"the network decides in Python by the values of tensors ({trace.data_escapes[0]})"
+        if trace.untracked:
             return "a tensor appears in the run that no torch function made"
-        if trace.drew:
+        if trace.drew_random:
             return "the network draws random numbers"
         if trace.written:
             return f"the network changes {sorted(trace.written)[0]} as it runs"
@@ -94,7 +94,7 @@ class CanonicalForm:
             return []
         op = self.trace.ops[info.producer]
         same = self._same_as(op, value)
-        return [same] if same is not None else [*op.inputs, *_overwritten(op, value)[0]]
+        return [same] if same is not None else [*op.inputs, *_overwritten_memory(op, value)[0]]
 
     def _make(self, value: int) -> str:
         info = self.trace.values[value]
@@ -109,8 +109,8 @@ class CanonicalForm:
         if same is not None:
             self._say(op, same)
             return self.digests[same]
-        before, places = _overwritten(op, value)
-        which = _which(op, value) if not before else f"{places}"
+        before, places = _overwritten_memory(op, value)
+        which = _result_position(op, value) if not before else f"{places}"
         made = repr((info.shape, info.dtype))
         return _digest(self._computed(op), which, made, *(self.digests[index] for index in before))
 
@@ -189,13 +189,13 @@ class CanonicalForm:
         return f"{item!r} {id(item)}" if callable(item) else repr(item)
 
 
-def _which(op: OpRecord, value: int) -> str:
+def _result_position(op: OpRecord, value: int) -> str:
     """Which of the tensors that an operation returned or changed is meant."""
     returned = tensor_refs(op.result)
     return f"result {returned.index(value)}" if value in returned else f"changed {op.outputs.index(value)}"
 
 
-def _overwritten(op: OpRecord, value: int) -> tuple[list[int], tuple[str, str] | None]:
+def _overwritten_memory(op: OpRecord, value: int) -> tuple[list[int], tuple[str, str] | None]:
     """What stood in the memory of `value` before an operation on another tensor changed it, and where both lie."""
     position = op.outputs.index(value)
     if position >= len(op.changed) or value in tensor_refs(op.result):

@@ -19,7 +19,7 @@ from shoal.preserve import evaluating
 from shoal.record import Certificate
 from shoal.surgery.canonical_form import CanonicalForm
 
-_STANDING_PREMISES = (
+_STANDING_ASSUMPTIONS = (
     "eval mode, without gradients; dropout and batch-norm statistics stand still",
     "finite weights (checked) and finite activations; -0 counts as +0",
 )
@@ -62,10 +62,10 @@ def certify(
     if first is None:
         raise DataError("there is no data to certify on", "Give a loader with at least one mini-batch.")
     example = first.take(2)
-    anatomies = analyze(a, example), analyze(b, example)
-    same, obstacle, premises, where = _by_construction(*anatomies)
+    graphs = analyze(a, example), analyze(b, example)
+    same, obstacle, premises, where = _by_construction(*graphs)
     if same and example.size > 1:  # code may choose by the number of samples
-        alone = (_with_run(anatomy, example.take(1)) for anatomy in anatomies)
+        alone = (_with_run(graph, example.take(1)) for graph in graphs)
         same, obstacle, _, where = _by_construction(*alone)
     deviations, samples = _on_data(a, b, chained([first], stream), as_names(output))
     # Each output has its own scale: a large one must not hide what happens to a small one.
@@ -85,13 +85,13 @@ def certify(
             "n": samples,
             "premises": premises if verdict == "identical" else [],
             "bitwise": bitwise,
-            "why_not_identical": None if verdict == "identical" else _why_not(same, obstacle, where),
+            "why_not_identical": None if verdict == "identical" else _not_identical_reason(same, obstacle, where),
             "outputs": list(deviations) if list(deviations) != [""] else [],
         }
     )
 
 
-def _why_not(same: bool, obstacle: str | None, where: str | None) -> str:
+def _not_identical_reason(same: bool, obstacle: str | None, where: str | None) -> str:
     if obstacle is not None:
         return f"nothing can be shown by construction: {obstacle}"
     if same:
@@ -100,7 +100,7 @@ def _why_not(same: bool, obstacle: str | None, where: str | None) -> str:
 
 
 @dataclass
-class _Deviation:
+class OutputDeviation:
     """Of one tensor of the outputs, over all mini-batches so far: the largest, where, and the largest output."""
 
     largest: float = 0.0
@@ -131,9 +131,9 @@ class _Deviation:
         return self.largest / limit if limit > 0 else float("inf")
 
 
-def _with_run(anatomy: BlockGraph, example: Batch) -> BlockGraph:
+def _with_run(graph: BlockGraph, example: Batch) -> BlockGraph:
     """The same network, run on another mini-batch."""
-    return replace(anatomy, trace=trace_run(anatomy.model, example))
+    return replace(graph, trace=trace_run(graph.model, example))
 
 
 def _by_construction(a: BlockGraph, b: BlockGraph) -> tuple[bool, str | None, list[str], str | None]:
@@ -142,7 +142,7 @@ def _by_construction(a: BlockGraph, b: BlockGraph) -> tuple[bool, str | None, li
     obstacle = one.obstacle() or other.obstacle()
     same = one.output == other.output and obstacle is None
     shapes = [list(a.trace.values[value].shape[1:]) for value in a.trace.inputs]
-    standing = (*_STANDING_PREMISES, f"inputs of the shapes traced: {', '.join(map(str, shapes))}")
+    standing = (*_STANDING_ASSUMPTIONS, f"inputs of the shapes traced: {', '.join(map(str, shapes))}")
     premises = [*dict.fromkeys((*one.premises, *other.premises)), *standing]
     return same, obstacle, premises, None if same else _first_difference(a, one, other)
 
@@ -157,9 +157,9 @@ def _first_difference(a: BlockGraph, one: CanonicalForm, other: CanonicalForm) -
 
 def _on_data(
     a: nn.Module, b: nn.Module, stream: Iterable[Batch], names: tuple[str, ...]
-) -> tuple[dict[str, _Deviation], int]:
+) -> tuple[dict[str, OutputDeviation], int]:
     """How far every tensor of the outputs is off, by name, and the number of samples."""
-    found: dict[str, _Deviation] = {}
+    found: dict[str, OutputDeviation] = {}
     samples = 0
     with evaluating(a), evaluating(b), in_aligned_memory(a), in_aligned_memory(b):
         for batch in stream:
@@ -168,7 +168,7 @@ def _on_data(
             check_numbers(left.tensors)
             check_numbers(right.tensors)
             for name, tensor in chosen_outputs(left, names).items():
-                found.setdefault(name, _Deviation()).take_in(tensor, right.tensors[name], samples)
+                found.setdefault(name, OutputDeviation()).take_in(tensor, right.tensors[name], samples)
             samples += batch.size
     return found, samples
 
@@ -188,19 +188,19 @@ def _check_pair(left: Outputs, right: Outputs) -> None:
         )
 
 
-def _where(name: str, deviation: _Deviation, block: str | None) -> str:
+def _where(name: str, deviation: OutputDeviation, block: str | None) -> str:
     place = ",".join(map(str, deviation.place))
     which = f" of '{name}'" if name else ""
     first = f"; the computations part in '{block}'" if block else ""
     return f"sample {deviation.sample}, output {place or '-'}{which}{first}"
 
 
-def strict_identities(anatomy: BlockGraph) -> dict[str, str]:
+def strict_identities(graph: BlockGraph) -> dict[str, str]:
     """The removable blocks that do nothing but their shortcut, each with the proof in words."""
-    zeros = zero_values(anatomy.trace, anatomy.model)
+    zeros = zero_values(graph.trace, graph.model)
     found = {}
-    for block in anatomy.chain.removable:
-        reasons = [zeros.get(one.branch) for one in anatomy.additions[block.path]]
+    for block in graph.chain.removable:
+        reasons = [zeros.get(one.branch) for one in graph.additions[block.path]]
         if reasons and all(reason is not None for reason in reasons):
             found[block.path] = "; ".join(dict.fromkeys(str(reason) for reason in reasons))
     return found

@@ -74,33 +74,33 @@ def fold(model: nn.Module, example: object) -> FoldResult:
     return replace(result, deviation=deviation)
 
 
-def fold_(anatomy: BlockGraph) -> FoldResult:
-    """Fold `anatomy.model` in place, as far as exact algebra goes; the anatomy no longer describes it afterwards.
+def fold_(block_graph: BlockGraph) -> FoldResult:
+    """Fold `block_graph.model` in place, as far as exact algebra goes; the graph does not describe it afterwards.
 
     For eval mode: see `fold` about training.
     """
-    run = _Run(anatomy, runs_of_other_sizes(anatomy))
+    run = FoldRun(block_graph, runs_of_other_sizes(block_graph))
     with torch.no_grad():
         run.everything()
-    return FoldResult(anatomy.model, [describe_folds(step) for step in run.steps], run.refused, run.steps)
+    return FoldResult(block_graph.model, [describe_folds(step) for step in run.steps], run.refused, run.steps)
 
 
-def fold_as_planned_(anatomy: BlockGraph, steps: Sequence[FoldStep], *, weights_follow: bool = False) -> nn.Module:
+def fold_as_planned_(block_graph: BlockGraph, steps: Sequence[FoldStep], *, weights_follow: bool = False) -> nn.Module:
     """Carry out exactly these folds, in place.
 
     Args:
-        anatomy: of the network as it stands before the folds.
+        block_graph: of the network as it stands before the folds.
         steps: what `fold_` did to a network of the same structure.
         weights_follow: the weights are about to be replaced, so only the structure has to be right.
 
     Raises:
         PlanError: a step cannot be carried out on this network; says why.
     """
-    run = _Run(anatomy, weights_follow=weights_follow)
+    run = FoldRun(block_graph, weights_follow=weights_follow)
     with torch.no_grad():
         for step in steps:
             run.one(step)
-    return anatomy.model
+    return block_graph.model
 
 
 def describe_folds(step: FoldStep) -> str:
@@ -109,22 +109,22 @@ def describe_folds(step: FoldStep) -> str:
     return f"the constant of {step.path} into {into}" if step.kind == "constant" else f"{step.path} into {into}"
 
 
-class _Run:
+class FoldRun:
     """One run of folding: the graph as it changes, what was done, what was refused."""
 
-    def __init__(self, anatomy: BlockGraph, others: Sequence[Trace] = (), *, weights_follow: bool = False) -> None:
-        self.anatomy, self.weights_follow = anatomy, weights_follow
-        self.graph = FoldGraph(anatomy, others)
+    def __init__(self, block_graph: BlockGraph, others: Sequence[Trace] = (), *, weights_follow: bool = False) -> None:
+        self.block_graph, self.weights_follow = block_graph, weights_follow
+        self.graph = FoldGraph(block_graph, others)
         self.steps: list[FoldStep] = []
         norms = nn.modules.batchnorm._BatchNorm
         self.refused: dict[str, str] = {
             path: reason
             for path, reason in self.graph.refused.items()
-            if isinstance(anatomy.model.get_submodule(path), norms)
+            if isinstance(block_graph.model.get_submodule(path), norms)
         }
         self.constants: dict[str, ConstantFold] = {}
         if not weights_follow:
-            found, refused = find_constant_folds(anatomy, self.graph)
+            found, refused = find_constant_folds(block_graph, self.graph)
             self.constants = {one.path: one for one in found}
             self.refused |= refused
 
@@ -171,8 +171,8 @@ class _Run:
         return next((one for one in layers if self.graph.path(one) == path), None)
 
     def _constant(self, path: str, into: list[str]) -> FoldStep | str:
-        remainder = self.anatomy.remainders.get(path)
-        if remainder is None:
+        shortcut = self.block_graph.shortcut_modules.get(path)
+        if shortcut is None:
             return "there is no such block, or it cannot go"
         if not self.weights_follow:
             found = self.constants.get(path)
@@ -183,11 +183,11 @@ class _Run:
             reason = take_in(found)
             if reason is not None:
                 return reason
-        block = self.anatomy.model.get_submodule(path)
-        if all(part is not remainder for part in block.modules()):  # parts of the block have their own mode
-            remainder.training = block.training
-        self.anatomy.model.set_submodule(path, remainder, strict=True)
-        additions = self.anatomy.additions[path]
+        block = self.block_graph.model.get_submodule(path)
+        if all(part is not shortcut for part in block.modules()):  # parts of the block have their own mode
+            shortcut.training = block.training
+        self.block_graph.model.set_submodule(path, shortcut, strict=True)
+        additions = self.block_graph.additions[path]
         self.graph.drop([op for one in additions for op in (*one.branch_ops, one.op)])
         for one in additions:
             self.graph.alias(one.result, one.stream)

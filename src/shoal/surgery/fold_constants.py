@@ -17,7 +17,7 @@ from shoal.blocks.additions import Addition, add_operands
 from shoal.blocks.operations import plain_name
 from shoal.blocks.template import tensor_refs
 from shoal.blocks.trace import OpRecord
-from shoal.surgery.fold_graph import FoldGraph, FoldLayer, fits, wide, write
+from shoal.surgery.fold_graph import FoldGraph, FoldLayer, as_float64, fits, set_parameter
 from shoal.surgery.fold_layers import response, scale_and_shift
 
 _ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -34,7 +34,7 @@ _ADAPTIVE_POOLS = frozenset("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_av
 
 
 @dataclass(frozen=True)
-class Constant:
+class ChannelConstant:
     """The same number at every position and for every input: one a channel, which lie on axis `axis`."""
 
     numbers: Tensor
@@ -49,41 +49,41 @@ class ConstantFold:
     shifts: tuple[tuple[FoldLayer, Tensor], ...]
 
 
-class _Stopped(Exception):  # noqa: N818 - carries the reason why a constant goes no further
+class _ConstantStopsError(Exception):
     """Why a constant cannot be taken in."""
 
 
-def find_constant_folds(anatomy: BlockGraph, graph: FoldGraph) -> tuple[list[ConstantFold], dict[str, str]]:
+def find_constant_folds(block_graph: BlockGraph, graph: FoldGraph) -> tuple[list[ConstantFold], dict[str, str]]:
     """The blocks that add constants and can go, and those that cannot, each with the reason."""
     known = constants(graph)
     found, refused = [], {}
-    for block in anatomy.chain:
-        additions = anatomy.additions.get(block.path, ())
+    for block in block_graph.chain:
+        additions = block_graph.additions.get(block.path, ())
         if not additions or any(one.branch not in known for one in additions):
             continue
         try:
             found.append(_fold_of(block, additions, known, graph))
-        except _Stopped as stopped:
+        except _ConstantStopsError as stopped:
             refused[block.path] = f"it adds a constant, but {stopped}"
     return found, refused
 
 
 def _fold_of(
-    block: Block, additions: tuple[Addition, ...], known: dict[int, Constant], graph: FoldGraph
+    block: Block, additions: tuple[Addition, ...], known: dict[int, ChannelConstant], graph: FoldGraph
 ) -> ConstantFold:
     if not block.removable:
-        raise _Stopped(f"it cannot go: {block.reason}")
+        raise _ConstantStopsError(f"it cannot go: {block.reason}")
     if not any(bool(known[one.branch].numbers.any()) for one in additions):
-        raise _Stopped("that is zero: removing the block (--exact) is the whole work")
+        raise _ConstantStopsError("that is zero: removing the block (--exact) is the whole work")
     shapes = graph.trace.values
     if any(shapes[one.branch].shape != shapes[one.result].shape for one in additions):
-        raise _Stopped("its branch is broadcast")
-    return ConstantFold(block.path, tuple(_Spread(graph, additions, known).run()))
+        raise _ConstantStopsError("its branch is broadcast")
+    return ConstantFold(block.path, tuple(ConstantPropagation(graph, additions, known).run()))
 
 
-def constants(graph: FoldGraph) -> dict[int, Constant]:
+def constants(graph: FoldGraph) -> dict[int, ChannelConstant]:
     """The values of the run that are one constant a channel, by the weights."""
-    known: dict[int, Constant] = {}
+    known: dict[int, ChannelConstant] = {}
     for op in graph.trace.ops:
         found = _constant(op, graph.layers.get(op.index), known)
         if found is not None and len(op.outputs) == 1 and not op.changed:
@@ -91,7 +91,7 @@ def constants(graph: FoldGraph) -> dict[int, Constant]:
     return known
 
 
-def _constant(op: OpRecord, layer: FoldLayer | None, known: dict[int, Constant]) -> Constant | None:
+def _constant(op: OpRecord, layer: FoldLayer | None, known: dict[int, ChannelConstant]) -> ChannelConstant | None:
     inputs = [known.get(value) for value in op.inputs]
     if layer is not None:
         return _layer_constant(layer, known.get(layer.source))
@@ -102,29 +102,29 @@ def _constant(op: OpRecord, layer: FoldLayer | None, known: dict[int, Constant])
         one, other = inputs
         same = one is not None and other is not None and one.axis == other.axis
         same = same and one.numbers.shape == other.numbers.shape  # type: ignore[union-attr]
-        return Constant(one.numbers + other.numbers, one.axis) if same else None  # type: ignore[union-attr]
+        return ChannelConstant(one.numbers + other.numbers, one.axis) if same else None  # type: ignore[union-attr]
     if len(inputs) == 1 and inputs[0] is not None:
         if name in _ELEMENTWISE:
-            return Constant(_ELEMENTWISE[name](inputs[0].numbers), inputs[0].axis)
+            return ChannelConstant(_ELEMENTWISE[name](inputs[0].numbers), inputs[0].axis)
         if name in _UNCHANGED:
             return inputs[0]
     return None
 
 
-def _layer_constant(layer: FoldLayer, given: Constant | None) -> Constant | None:
+def _layer_constant(layer: FoldLayer, given: ChannelConstant | None) -> ChannelConstant | None:
     if layer.name == "batch_norm":
         scale, shift = scale_and_shift(layer)
         if not bool(scale.any()):
-            return Constant(shift, 1)
-        return Constant(given.numbers * scale + shift, 1) if given is not None and given.axis == 1 else None
+            return ChannelConstant(shift, 1)
+        return ChannelConstant(given.numbers * scale + shift, 1) if given is not None and given.axis == 1 else None
     module = layer.module
-    bias = wide(module.bias, module.weight.shape[1] * layer.groups if layer.transposed else len(module.weight))
+    bias = as_float64(module.bias, module.weight.shape[1] * layer.groups if layer.transposed else len(module.weight))
     axis = _axis(layer)
-    if not bool(wide(module.weight, 0).any()) or (given is not None and not bool(given.numbers.any())):
-        return Constant(bias, axis)
+    if not bool(as_float64(module.weight, 0).any()) or (given is not None and not bool(given.numbers.any())):
+        return ChannelConstant(bias, axis)
     if given is None or layer.pads or given.axis != axis:
         return None
-    return Constant(response(layer, given.numbers) + bias, axis)
+    return ChannelConstant(response(layer, given.numbers) + bias, axis)
 
 
 def _axis(layer: FoldLayer) -> int:
@@ -132,14 +132,14 @@ def _axis(layer: FoldLayer) -> int:
     return -1 if layer.name == "linear" else 1
 
 
-class _Spread:
+class ConstantPropagation:
     """Follows the missing constant from the additions to everybody who reads the stream."""
 
-    def __init__(self, graph: FoldGraph, additions: tuple[Addition, ...], known: dict[int, Constant]) -> None:
+    def __init__(self, graph: FoldGraph, additions: tuple[Addition, ...], known: dict[int, ChannelConstant]) -> None:
         self.graph, self.known = graph, known
         self.additions = {one.op: one for one in additions}
         self.skipped = {op for one in additions for op in one.branch_ops}
-        self.missing: dict[int, Constant] = {}
+        self.missing: dict[int, ChannelConstant] = {}
         self.shifts: list[tuple[FoldLayer, Tensor]] = []
 
     def run(self) -> list[tuple[FoldLayer, Tensor]]:
@@ -150,14 +150,14 @@ class _Spread:
             ):
                 self._pass(op)
         if any(value in self.missing for value in tensor_refs(self.graph.trace.output)):
-            raise _Stopped("the network returns the stream itself")
+            raise _ConstantStopsError("the network returns the stream itself")
         return self.shifts
 
     def _pass(self, op: OpRecord) -> None:
         if len(op.outputs) > 1:
-            raise _Stopped(f"{self._where(op)} changes the stream in place or in parts")
+            raise _ConstantStopsError(f"{self._where(op)} changes the stream in place or in parts")
         layer, name = self.graph.layers.get(op.index), op.signature.name if op.signature is not None else ""
-        found: Constant | None
+        found: ChannelConstant | None
         if name == "add":
             found = self._sum(op)
         elif layer is not None:
@@ -165,33 +165,33 @@ class _Spread:
         elif self._keeps(op, name):
             found = self.missing[op.inputs[0]]
         else:
-            raise _Stopped(f"{self._where(op)} reads the stream, and no constant passes through it")
+            raise _ConstantStopsError(f"{self._where(op)} reads the stream, and no constant passes through it")
         if found is not None:
             self.missing[op.outputs[0]] = found
 
-    def _sum(self, op: OpRecord) -> Constant:
+    def _sum(self, op: OpRecord) -> ChannelConstant:
         operands, shape = add_operands(op), self.graph.trace.values[op.outputs[0]].shape
         values = self.graph.trace.values
         if operands is None or any(values[value].shape != shape for value in operands):
-            raise _Stopped(f"{self._where(op)} broadcasts")
+            raise _ConstantStopsError(f"{self._where(op)} broadcasts")
         parts = [self.missing[value] for value in operands if value in self.missing]
         if op.index in self.additions:
             one = self.additions[op.index]
             parts = [self.missing[one.stream]] if one.stream in self.missing else []
             parts.append(self.known[one.branch])
         if len({part.axis for part in parts}) > 1:
-            raise _Stopped(f"{self._where(op)} joins two layouts")
-        return Constant(torch.stack([part.numbers for part in parts]).sum(0), parts[0].axis)
+            raise _ConstantStopsError(f"{self._where(op)} joins two layouts")
+        return ChannelConstant(torch.stack([part.numbers for part in parts]).sum(0), parts[0].axis)
 
-    def _layer(self, op: OpRecord, layer: FoldLayer, given: Constant) -> Constant | None:
+    def _layer(self, op: OpRecord, layer: FoldLayer, given: ChannelConstant) -> ChannelConstant | None:
         axis = _axis(layer)
         dimensions = len(self.graph.trace.values[op.inputs[0]].shape)
         if given.axis % dimensions != axis % dimensions:
-            raise _Stopped(f"'{layer.path}' reads another axis")
+            raise _ConstantStopsError(f"'{layer.path}' reads another axis")
         if layer.name != "batch_norm" and layer.pads:
-            raise _Stopped(f"'{layer.path}' reads the stream with zeros around it: its border would differ")
+            raise _ConstantStopsError(f"'{layer.path}' reads the stream with zeros around it: its border would differ")
         if layer.name != "batch_norm" and layer.module.bias is None:
-            return Constant(response(layer, given.numbers), axis)
+            return ChannelConstant(response(layer, given.numbers), axis)
         self.shifts.append((layer, given.numbers))
         return None
 
@@ -234,7 +234,7 @@ def take_in(fold: ConstantFold) -> str | None:
     for layer, numbers in fold.shifts:
         module = layer.module
         if layer.name == "batch_norm":
-            module.running_mean.copy_(wide(module.running_mean, 0) - numbers)
+            module.running_mean.copy_(as_float64(module.running_mean, 0) - numbers)
         else:
-            write(module, "bias", wide(module.bias, 0) + response(layer, numbers))
+            set_parameter(module, "bias", as_float64(module.bias, 0) + response(layer, numbers))
     return None

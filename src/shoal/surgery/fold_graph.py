@@ -92,8 +92,8 @@ class FoldLayer:
 class FoldGraph:
     """Plain layers and data flow of a traced network; folding keeps it up to date without another trace."""
 
-    def __init__(self, anatomy: BlockGraph, others: Sequence[Trace] = ()) -> None:
-        self.model, self.trace, self.others = anatomy.model, anatomy.trace, others
+    def __init__(self, block_graph: BlockGraph, others: Sequence[Trace] = ()) -> None:
+        self.model, self.trace, self.others = block_graph.model, block_graph.trace, others
         self.refused: dict[str, str] = {}
         self.norms: list[FoldLayer] = []
         self.maps: list[FoldLayer] = []
@@ -122,13 +122,13 @@ class FoldGraph:
 
     def _why_not_plain(self, one: ModuleCall, ops: list[OpRecord]) -> str | None:
         module = one.module
-        if any(_course(other, module) != _course(self.trace, module) for other in self.others):
+        if any(_reader_names(other, module) != _reader_names(self.trace, module) for other in self.others):
             return "the network uses it in another way for inputs of another size"
         if any(tensor.is_complex() for tensor in (*module.parameters(), *module.buffers())):
             return "its weights are complex numbers"
         if self.trace.written:
             return f"the network changes {sorted(self.trace.written)[0]} as it runs"
-        if self.trace.unseen:
+        if self.trace.untracked:
             return "a tensor appears in the run that no torch function made: who reads what is not known"
         if self._called[id(module)] > 1:
             return f"it is called {self._called[id(module)]} times"
@@ -246,7 +246,7 @@ class FoldGraph:
         self.maps = [one for one in self.maps if id(one.module) in self._paths]
 
 
-def _course(trace: Trace, module: nn.Module) -> list[list[tuple[str, str]]]:
+def _reader_names(trace: Trace, module: nn.Module) -> list[list[tuple[str, str]]]:
     """Who reads what a layer makes, call by call."""
 
     def reader(index: int) -> tuple[str, str]:
@@ -257,16 +257,16 @@ def _course(trace: Trace, module: nn.Module) -> list[list[tuple[str, str]]]:
     return [sorted(reader(op) for value in call.outputs for op in trace.readers.get(value, [])) for call in calls]
 
 
-def runs_of_other_sizes(anatomy: BlockGraph) -> list[Trace]:
+def runs_of_other_sizes(block_graph: BlockGraph) -> list[Trace]:
     """The network on inputs of other sizes, as far as it takes them: its code may choose a layer by the size."""
     found = []
     for factor in (0.5, 1.5, 2.0):
-        example = anatomy.example
+        example = block_graph.example
         if example is not None:
             with suppress(ModelRaisedError, TraceError):
                 args = tuple(_resized(item, factor) for item in example.args)
                 kwargs = {key: _resized(item, factor) for key, item in example.kwargs.items()}
-                found.append(trace_run(anatomy.model, Batch(args, kwargs)))
+                found.append(trace_run(block_graph.model, Batch(args, kwargs)))
     return found
 
 
@@ -280,14 +280,14 @@ def _resized(item: Any, factor: float) -> Any:
     return item
 
 
-def wide(tensor: Tensor | None, like: int) -> Tensor:
+def as_float64(tensor: Tensor | None, like: int) -> Tensor:
     """A parameter in float64 on the CPU; zeros of length `like` for one that is not there."""
     if tensor is None:
         return torch.zeros(like, dtype=torch.float64)
     return tensor.detach().to("cpu", torch.float64)
 
 
-def write(module: Any, name: str, tensor: Tensor) -> None:
+def set_parameter(module: Any, name: str, tensor: Tensor) -> None:
     """A new parameter in the dtype, device and gradient setting of the module's weight."""
     weight = module.weight
     value = tensor.to(device=weight.device, dtype=weight.dtype)

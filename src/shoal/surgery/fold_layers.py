@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.surgery.fold_graph import LINEAR_MAPS, FoldGraph, FoldLayer, fits, wide, write
+from shoal.surgery.fold_graph import LINEAR_MAPS, FoldGraph, FoldLayer, as_float64, fits, set_parameter
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,25 @@ def carry_out_norm(fold: NormFold, *, unchecked: bool = False) -> str | None:
     scale, shift = scale_and_shift(fold.norm)
     if fold.premise and not unchecked and bool(shift.any()):
         return fold.premise
-    weight, bias = (_behind if fold.behind else _ahead)(fold.into, scale, shift)
+    weight, bias = (_fold_after if fold.behind else _fold_before)(fold.into, scale, shift)
     if not unchecked and not fits(fold.into.module, weight, bias):
         return f"the folded numbers exceed {fold.into.module.weight.dtype}"
-    write(fold.into.module, "bias", bias)
-    write(fold.into.module, "weight", weight)
+    set_parameter(fold.into.module, "bias", bias)
+    set_parameter(fold.into.module, "weight", weight)
     return None
 
 
 def scale_and_shift(norm: FoldLayer) -> tuple[Tensor, Tensor]:
     """What a batch norm multiplies with and adds, per channel, in float64."""
     module, eps = norm.module, float(norm.setting("eps", 1e-5))
-    mean, variance = wide(module.running_mean, 0), wide(module.running_var, 0)
-    gamma = wide(module.weight, 0) if module.weight is not None else torch.ones_like(mean)
+    mean, variance = as_float64(module.running_mean, 0), as_float64(module.running_var, 0)
+    gamma = as_float64(module.weight, 0) if module.weight is not None else torch.ones_like(mean)
     scale = gamma / torch.sqrt(variance + eps)
-    return scale, wide(module.bias, len(mean)) - mean * scale
+    return scale, as_float64(module.bias, len(mean)) - mean * scale
 
 
-def _behind(layer: FoldLayer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    weight, bias = wide(layer.module.weight, 0), wide(layer.module.bias, len(scale))
+def _fold_after(layer: FoldLayer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    weight, bias = as_float64(layer.module.weight, 0), as_float64(layer.module.bias, len(scale))
     if not layer.transposed:
         scaled = weight * scale.view(-1, *[1] * (weight.dim() - 1))
     else:
@@ -91,12 +91,12 @@ def _behind(layer: FoldLayer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Ten
     return scaled, bias * scale + shift
 
 
-def _ahead(layer: FoldLayer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    weight = wide(layer.module.weight, 0)
+def _fold_before(layer: FoldLayer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    weight = as_float64(layer.module.weight, 0)
     if layer.transposed:  # taken only with a shift of zero
         outputs = weight.shape[1] * layer.groups
-        return weight * scale.view(-1, *[1] * (weight.dim() - 1)), wide(layer.module.bias, outputs)
-    bias = wide(layer.module.bias, len(weight)) + response(layer, shift)
+        return weight * scale.view(-1, *[1] * (weight.dim() - 1)), as_float64(layer.module.bias, outputs)
+    bias = as_float64(layer.module.bias, len(weight)) + response(layer, shift)
     parts = weight.view(layer.groups, -1, *weight.shape[1:])
     scaled = parts * scale.view(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
     return scaled.view(weight.shape), bias
@@ -104,7 +104,7 @@ def _ahead(layer: FoldLayer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tens
 
 def response(layer: FoldLayer, constant: Tensor) -> Tensor:
     """What a layer that pads nothing makes of one constant a channel, without its bias."""
-    weight = wide(layer.module.weight, 0)
+    weight = as_float64(layer.module.weight, 0)
     parts = weight.view(layer.groups, -1, *weight.shape[1:])
     per_input = parts * constant.view(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
     return per_input.flatten(2).sum(2).flatten()
@@ -124,11 +124,11 @@ def find_chain_fold(graph: FoldGraph, second: FoldLayer) -> ChainFold | str | No
     first = graph.maker(second.source)
     if first is None or first is second:
         return None
-    reason = _why_not(graph, first, second)
-    return reason if reason is not None else ChainFold(second, first, _dearer(graph, first, second))
+    reason = _chain_obstacle(graph, first, second)
+    return reason if reason is not None else ChainFold(second, first, _cost_reason(graph, first, second))
 
 
-def _why_not(graph: FoldGraph, first: FoldLayer, second: FoldLayer) -> str | None:
+def _chain_obstacle(graph: FoldGraph, first: FoldLayer, second: FoldLayer) -> str | None:
     before = graph.path(first)
     if graph.only_reader(first.result) is not second:
         return f"the output of '{before}' is read elsewhere too"
@@ -141,7 +141,7 @@ def _why_not(graph: FoldGraph, first: FoldLayer, second: FoldLayer) -> str | Non
     return None
 
 
-def _dearer(graph: FoldGraph, first: FoldLayer, second: FoldLayer) -> str | None:
+def _cost_reason(graph: FoldGraph, first: FoldLayer, second: FoldLayer) -> str | None:
     """Whether the merged layer multiplies more often than both, by the shapes of the run."""
     one, other = first.module.weight.numel(), second.module.weight.numel()
     merged = other // second.module.weight.shape[1] * (one // first.module.weight.shape[0])
@@ -160,14 +160,14 @@ def _positions(graph: FoldGraph, layer: FoldLayer) -> int:
 def carry_out_chain(fold: ChainFold, *, unchecked: bool = False) -> str | None:
     """Write the product into the first layer; returns why the numbers do not allow it, then nothing has changed."""
     first, second = fold.into.module, fold.second.module
-    left, right = wide(second.weight, 0).flatten(1), wide(first.weight, 0)
+    left, right = as_float64(second.weight, 0).flatten(1), as_float64(first.weight, 0)
     weight = torch.tensordot(left, right, dims=1)
-    bias = wide(second.bias, len(left)) + left @ wide(first.bias, len(right))
+    bias = as_float64(second.bias, len(left)) + left @ as_float64(first.bias, len(right))
     if not unchecked and not fits(first, weight, bias):
         return f"the merged numbers exceed {first.weight.dtype}"
     if first.bias is not None or second.bias is not None:
-        write(first, "bias", bias)
-    write(first, "weight", weight)
+        set_parameter(first, "bias", bias)
+    set_parameter(first, "weight", weight)
     _resize(first, second)
     return None
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from shoal.errors import SurgeryError
 
-_Place = tuple[str | int, ...]
+_ConfigPath = tuple[str | int, ...]
 _HINT = "Shoal loads the output folder itself: shoal.load(folder)."
 # What a backbone names by the number of a stage; without them its class works them out again.
 _STAGES = ("stage_names", "out_features", "out_indices")
@@ -29,7 +29,7 @@ _Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass
-class _Emptied:
+class EmptiedLayerList:
     """A list of layers and which of them are gone."""
 
     path: str
@@ -38,10 +38,11 @@ class _Emptied:
 
     @property
     def kept(self) -> list[int]:
+        """The indices of the layers that remain."""
         return [index for index in range(self.length) if index not in self.gone]
 
 
-_Variant = Callable[[dict[str, Any], _Emptied], None]
+_ConfigVariant = Callable[[dict[str, Any], EmptiedLayerList], None]
 
 
 def is_hugging_face(model: nn.Module) -> bool:
@@ -64,8 +65,8 @@ def compact_hf_model(model: nn.Module, removed: Sequence[str]) -> nn.Module:
         SurgeryError: no configuration of its class says what is left; names what stands in the way.
     """
     _check_kind(model)
-    emptied = _emptied(model, removed)
-    config, names = model.config, {name: name for name in _tensors(model)}
+    emptied = _emptied_lists(model, removed)
+    config, names = model.config, {name: name for name in _named_tensors(model)}
     for one in emptied:
         config = _shorter_config(model, config, one)
         names = {old: new for old, name in names.items() if (new := _renamed(name, one)) is not None}
@@ -84,48 +85,48 @@ def _check_kind(model: nn.Module) -> None:
         )
 
 
-def _emptied(model: nn.Module, removed: Sequence[str]) -> list[_Emptied]:
+def _emptied_lists(model: nn.Module, removed: Sequence[str]) -> list[EmptiedLayerList]:
     """The lists in which whole layers are gone, the deepest ones last."""
-    found: dict[str, _Emptied] = {}
+    found: dict[str, EmptiedLayerList] = {}
     covered: set[str] = set()
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList):
             continue
         for index, child in enumerate(module):
             inside = {one for one in removed if f"{one}.".startswith(f"{path}.{index}.")} - covered
-            if inside and not _tensors(child):
-                found.setdefault(path, _Emptied(path, len(module))).gone.add(index)
+            if inside and not _named_tensors(child):
+                found.setdefault(path, EmptiedLayerList(path, len(module))).gone.add(index)
                 covered |= inside
     for path in removed:
         if path not in covered:
-            raise SurgeryError(_left_over(model, path), _HINT + _norms_too(model, path))
+            raise SurgeryError(_leftover_reason(model, path), _HINT + _drop_norms_hint(model, path))
     for one in found.values():
         if not one.kept:
             raise SurgeryError(f"no layer is left in '{one.path}'", "Keep at least one.")
     return list(found.values())
 
 
-def _norms_too(model: nn.Module, path: str) -> str:
+def _drop_norms_hint(model: nn.Module, path: str) -> str:
     """What could be done where only norms are left."""
-    owners = {name.rpartition(".")[0] for name in _tensors(model.get_submodule(path))}
+    owners = {name.rpartition(".")[0] for name in _named_tensors(model.get_submodule(path))}
     norms = bool(owners) and all("norm" in owner.lower() for owner in owners)
     return " Removed with norms 'drop' nothing would be left of it." if norms else ""
 
 
-def _left_over(model: nn.Module, path: str) -> str:
-    inside = sorted({name.rpartition(".")[0] for name in _tensors(model.get_submodule(path))})
+def _leftover_reason(model: nn.Module, path: str) -> str:
+    inside = sorted({name.rpartition(".")[0] for name in _named_tensors(model.get_submodule(path))})
     if inside:
         return f"of the layer '{path}' something is left that its class cannot be without: {', '.join(inside)}"
     return f"'{path}' is no layer of a list, and its class has no network without it"
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
+def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by name, tied ones under each of their names, buffers that are not saved too."""
     own = dict(module.named_parameters(remove_duplicate=False))
     return {**own, **dict(module.named_buffers(remove_duplicate=False))}
 
 
-def _renamed(name: str, one: _Emptied) -> str | None:
+def _renamed(name: str, one: EmptiedLayerList) -> str | None:
     """The name of a tensor or module once the layers have moved up; None in a layer that is gone."""
     head = f"{one.path}."
     if not name.startswith(head):
@@ -134,17 +135,17 @@ def _renamed(name: str, one: _Emptied) -> str | None:
     return f"{head}{one.kept.index(int(number))}{dot}{rest}" if int(number) in one.kept else None
 
 
-def _shorter_config(model: nn.Module, config: Any, one: _Emptied) -> Any:
+def _shorter_config(model: nn.Module, config: Any, one: EmptiedLayerList) -> Any:
     """The configuration whose network is shorter in just this list.
 
     Found by trying: each number that equals the length of the list, with the lists by layer beside it cut, then uncut.
     """
     plain = config.to_dict()
-    before = _lengths(type(model), config)
-    for place in _places(plain, one.length):
+    before = _list_lengths(type(model), config)
+    for place in _config_paths(plain, one.length):
         for variant in (_cut_lists, _without_stages, _uncut_lists):
-            tried = _changed(config, plain, place, one, variant)
-            if tried is not None and _is_shorter(before, _lengths(type(model), tried), one):
+            tried = _changed_config(config, plain, place, one, variant)
+            if tried is not None and _is_shorter(before, _list_lengths(type(model), tried), one):
                 return tried
     said = f"no field of {type(config).__name__} alone says how many layers '{one.path}' has"
     if any(part.isdigit() for part in one.path.split(".")):
@@ -153,24 +154,26 @@ def _shorter_config(model: nn.Module, config: Any, one: _Emptied) -> Any:
     raise SurgeryError(said, _HINT)
 
 
-def _places(plain: Mapping[str, Any], number: int) -> Iterator[_Place]:
+def _config_paths(plain: Mapping[str, Any], number: int) -> Iterator[_ConfigPath]:
     """Where this number stands in a configuration, the likeliest names first."""
-    found = list(_walk(plain, (), number))
+    found = list(_find_number(plain, (), number))
     yield from sorted(found, key=lambda place: not any("layer" in str(part) or part == "depths" for part in place))
 
 
-def _walk(item: Any, place: _Place, number: int) -> Iterator[_Place]:
+def _find_number(item: Any, place: _ConfigPath, number: int) -> Iterator[_ConfigPath]:
     if isinstance(item, Mapping):
         for key, value in item.items():
-            yield from _walk(value, (*place, key), number)
+            yield from _find_number(value, (*place, key), number)
     elif isinstance(item, list):
         for index, value in enumerate(item):
-            yield from _walk(value, (*place, index), number)
+            yield from _find_number(value, (*place, index), number)
     elif item == number and type(item) is int:
         yield place
 
 
-def _changed(config: Any, plain: dict[str, Any], place: _Place, one: _Emptied, variant: _Variant) -> Any:
+def _changed_config(
+    config: Any, plain: dict[str, Any], place: _ConfigPath, one: EmptiedLayerList, variant: _ConfigVariant
+) -> Any:
     """The configuration with another number at `place`; None where its class refuses that."""
     plain = copy.deepcopy(plain)
     holder: Any = plain
@@ -187,23 +190,23 @@ def _changed(config: Any, plain: dict[str, Any], place: _Place, one: _Emptied, v
     return made
 
 
-def _cut_lists(holder: dict[str, Any], one: _Emptied) -> None:
+def _cut_lists(holder: dict[str, Any], one: EmptiedLayerList) -> None:
     for key, value in holder.items():
         if isinstance(value, list) and len(value) == one.length:
             holder[key] = [value[index] for index in one.kept]
 
 
-def _without_stages(holder: dict[str, Any], one: _Emptied) -> None:
+def _without_stages(holder: dict[str, Any], one: EmptiedLayerList) -> None:
     _cut_lists(holder, one)
     for key in _STAGES:
         holder.pop(key, None)
 
 
-def _uncut_lists(holder: dict[str, Any], one: _Emptied) -> None:
+def _uncut_lists(holder: dict[str, Any], one: EmptiedLayerList) -> None:
     """Lists that are as long as there are layers by chance."""
 
 
-def _lengths(kind: Any, config: Any) -> dict[str, int] | None:
+def _list_lengths(kind: Any, config: Any) -> dict[str, int] | None:
     """How long each list of layers is in a network of this configuration; None where none can be built."""
     try:
         with torch.device("meta"):
@@ -213,7 +216,7 @@ def _lengths(kind: Any, config: Any) -> dict[str, int] | None:
     return {path: len(module) for path, module in made.named_modules() if isinstance(module, nn.ModuleList)}
 
 
-def _is_shorter(before: dict[str, int] | None, after: dict[str, int] | None, one: _Emptied) -> bool:
+def _is_shorter(before: dict[str, int] | None, after: dict[str, int] | None, one: EmptiedLayerList) -> bool:
     """Whether just this list is shorter, by just the layers that are gone."""
     if before is None or after is None or after.get(one.path) != len(one.kept):
         return False
@@ -223,18 +226,20 @@ def _is_shorter(before: dict[str, int] | None, after: dict[str, int] | None, one
     return all(before.get(path) == after.get(path) for path in outside)
 
 
-def _assembled(model: nn.Module, config: Any, names: Mapping[str, str], emptied: Sequence[_Emptied]) -> nn.Module:
+def _assembled(
+    model: nn.Module, config: Any, names: Mapping[str, str], emptied: Sequence[EmptiedLayerList]
+) -> nn.Module:
     """A network of this configuration with the tensors of `model` under their new names."""
     with torch.device("meta"):
         made = type(model)(config)
-    old, new = _tensors(model), _tensors(made)
+    old, new = _named_tensors(model), _named_tensors(made)
     expected = {name: tuple(tensor.shape) for name, tensor in new.items()}
     found = {names[name]: tuple(tensor.shape) for name, tensor in old.items() if name in names}
     _check_same(expected, found)
     for name, new_name in names.items():
         owner, _, leaf = new_name.rpartition(".")
         _put(made.get_submodule(owner), leaf, old[name])
-    _bring_plain_tensors(model, made, emptied)
+    _copy_plain_tensors(model, made, emptied)
     if getattr(model, "generation_config", None) is not None:
         made.generation_config = copy.deepcopy(model.generation_config)
     return made.eval()
@@ -258,7 +263,7 @@ def _check_same(expected: _Shapes, found: _Shapes) -> None:
     )
 
 
-def _bring_plain_tensors(model: nn.Module, made: nn.Module, emptied: Sequence[_Emptied]) -> None:
+def _copy_plain_tensors(model: nn.Module, made: nn.Module, emptied: Sequence[EmptiedLayerList]) -> None:
     """Tensors that are plain attributes, which building without memory left empty."""
     for path, module in model.named_modules():
         name: str | None = path
@@ -293,7 +298,7 @@ def repair_kv_cache_(model: nn.Module, before: dict[str, dict[int, nn.Module]]) 
     after = attention_slots(model)
     for place, slots in before.items():
         left = after.get(place, {})
-        kinds = _kinds(model, max(slots) + 1)
+        kinds = _attention_kinds(model, max(slots) + 1)
         for kind in dict.fromkeys(kinds):
             own = [slot for slot, one in enumerate(kinds) if one == kind and slot in slots]
             staying = [slot for slot in own if slot in left]
@@ -302,10 +307,10 @@ def repair_kv_cache_(model: nn.Module, before: dict[str, dict[int, nn.Module]]) 
             if staying:
                 left[staying[0]].layer_idx = own[0]  # type: ignore[assignment]
             elif own[0] == 0:
-                _switch_off(model)
+                _disable_cache(model)
 
 
-def _kinds(model: nn.Module, count: int) -> list[str]:
+def _attention_kinds(model: nn.Module, count: int) -> list[str]:
     """What each slot of the cache is for, as far as the configuration says it."""
     config: Any = getattr(model, "config", None)
     if config is not None and hasattr(config, "get_text_config"):
@@ -314,7 +319,7 @@ def _kinds(model: nn.Module, count: int) -> list[str]:
     return list(kinds) if isinstance(kinds, list) and len(kinds) >= count else ["attention"] * count
 
 
-def _switch_off(model: nn.Module) -> None:
+def _disable_cache(model: nn.Module) -> None:
     for holder in ("config", "generation_config"):
         settings: Any = getattr(model, holder, None)
         if settings is not None and hasattr(settings, "use_cache"):

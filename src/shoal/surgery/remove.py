@@ -28,7 +28,7 @@ def check_removable(chain: Chain, removals: Sequence[Removal]) -> None:
         UnknownBlockError: no such block, with near matches.
         SurgeryError: the block cannot be removed, with the reason of the chain.
     """
-    listed = _listed(removals)
+    listed = _as_removals(removals)
     for one in listed:
         if one.path not in chain.paths:
             raise UnknownBlockError(f"no residual block called '{one.path}'", did_you_mean(one.path, chain.paths))
@@ -44,32 +44,32 @@ def check_removable(chain: Chain, removals: Sequence[Removal]) -> None:
             raise SurgeryError(f"the block '{one.path}' is named twice", "Name each block once.")
 
 
-def remove_blocks_(anatomy: BlockGraph, removals: Sequence[Removal]) -> nn.Module:
-    """Take blocks, or single units of them, out of `anatomy.model`, in place; all is checked before the first change.
+def remove_blocks_(graph: BlockGraph, removals: Sequence[Removal]) -> nn.Module:
+    """Take blocks, or single units of them, out of `graph.model`, in place; all is checked before the first change.
 
     Raises:
         UnknownBlockError, SurgeryError: see `check_removable`; or a unit cannot be taken out alone, or a block has no
             norms behind its additions that could go too.
     """
-    check_removable(anatomy.chain, removals)
-    listed = _listed(removals)
+    check_removable(graph.chain, removals)
+    listed = _as_removals(removals)
     for one in listed:
-        if one.norms == "drop" and one.path not in anatomy.bare:
+        if one.norms == "drop" and one.path not in graph.shortcuts_without_norms:
             raise SurgeryError(
                 f"the block '{one.path}' has no norm behind its additions that could go with it",
                 "Remove it with norms 'keep'.",
             )
-    attentions = attention_slots(anatomy.model)
-    for path, module in module_replacements(anatomy, listed).items():
-        before = anatomy.model.get_submodule(path)
+    attentions = attention_slots(graph.model)
+    for path, module in module_replacements(graph, listed).items():
+        before = graph.model.get_submodule(path)
         if all(part is not module for part in before.modules()):  # parts of the block have their own mode
             module.training = before.training
-        anatomy.model.set_submodule(path, module, strict=True)
-    repair_kv_cache_(anatomy.model, attentions)
-    return anatomy.model
+        graph.model.set_submodule(path, module, strict=True)
+    repair_kv_cache_(graph.model, attentions)
+    return graph.model
 
 
-def _listed(removals: Sequence[Removal]) -> list[Remove]:
+def _as_removals(removals: Sequence[Removal]) -> list[Remove]:
     return [Remove.named(one) if isinstance(one, str) else one for one in removals]
 
 
@@ -81,8 +81,8 @@ def remove_blocks(model: nn.Module, example: Batch, removals: Sequence[Removal])
     Raises:
         UnknownBlockError, SurgeryError: see `remove_blocks_`; or the copy does not run.
     """
-    anatomy = analyze(copied(model), example)
-    cut = remove_blocks_(anatomy, removals)
+    graph = analyze(copied(model), example)
+    cut = remove_blocks_(graph, removals)
     _check_runs(model, cut, example)
     return cut
 
@@ -105,15 +105,15 @@ def apply(model: nn.Module, plan: Plan, example: object = None, *, weights_follo
     model = plain(model)
     check_state(plan, state_of(model))
     batch = as_batch(example) if example is not None else example_of(plan.inputs).to(device_of(model))
-    anatomy = analyze(copied(model), batch)
-    check_signature(plan, signature_of(anatomy.model, anatomy.chain))
-    replace_spans_(anatomy, plan.replaced)
+    graph = analyze(copied(model), batch)
+    check_signature(plan, signature_of(graph.model, graph.chain))
+    replace_spans_(graph, plan.replaced)
     if plan.replaced and not weights_follow:
         raise PlanError(
             "the plan puts stand-ins in the place of blocks, and their fitted weights are not in it",
             "Load the output folder it belongs to (shoal.load), or compress again with data.",
         )
-    cut = remove_blocks_(anatomy, plan.removals)
+    cut = remove_blocks_(graph, plan.removals)
     if plan.folds:
         cut = fold_as_planned_(analyze(cut, batch), plan.folds, weights_follow=weights_follow)
     _check_runs(model, cut, batch)

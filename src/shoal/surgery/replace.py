@@ -12,31 +12,31 @@ from shoal.replace import PassThrough, SegmentChain, build_replacement, build_se
 
 
 def replace_spans_(
-    anatomy: BlockGraph, actions: Sequence[Replace], modules: Mapping[str, nn.Module] | None = None
+    graph: BlockGraph, actions: Sequence[Replace], modules: Mapping[str, nn.Module] | None = None
 ) -> nn.Module:
     """Put a stand-in at the first module of each span, in place; its other modules hand through.
 
     Args:
-        anatomy: of the network to change.
+        graph: of the network to change.
         actions: what to replace.
         modules: the fitted stand-ins by the path of their first module; without one it is built with fresh weights.
 
     Raises:
         SurgeryError: a span that is none in this network.
     """
-    line = build_segments(anatomy)
+    line = build_segments(graph)
     forms = {path: step.form for step in line.steps for path in step.paths}
     for action in actions:
         _check(line, action)
-    like = like_of(anatomy.model)
+    like = like_of(graph.model)
     ready = dict(modules or {})
     for action in actions:  # all of them before the first change: students are copies of what is replaced
         if action.paths[0] not in ready:
-            ready[action.paths[0]] = build_replacement(action.stand_in, like, anatomy.model)
+            ready[action.paths[0]] = build_replacement(action.stand_in, like, graph.model)
     for action in actions:
         for number, path in enumerate(action.paths):
-            install_(anatomy.model, path, PassThrough() if number else ready[path], forms[path])
-    return anatomy.model
+            install_(graph.model, path, PassThrough() if number else ready[path], forms[path])
+    return graph.model
 
 
 def _check(line: SegmentChain, action: Replace) -> None:
