@@ -197,7 +197,7 @@ def test_its_steps_can_be_read():
     net, path, _, x = prepared("projection")
     remainder = analyze(net, Batch((x,))).shortcut_modules[path]
     assert isinstance(remainder, ShortcutModule)
-    assert repr(remainder).startswith("Remainder(\n  x -> downsample -> relu")
+    assert repr(remainder).startswith("ShortcutModule(\n  x -> downsample -> relu")
 
 
 class Asked(nn.Module):

@@ -98,7 +98,7 @@ def _find_replacements(graph: BlockGraph, block: Block, numbers: list[int]) -> d
     last = _last_calls(run, one, gone, idle)
     if not last:
         raise SurgeryError(
-            f"{_unit_names(block, numbers)} cannot be removed: it is computed by the block's own code, not by modules"
+            f"{_unit_names(block, numbers)} cannot be removed: the block's own code computes it, not a module"
         )
     hooked = next(filter(None, (hook_reason(inner.module, inner.path) for inner in idle)), None)
     if hooked is not None:
