@@ -1,15 +1,10 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from shoal.batches import Batch, as_batch, batches, call, check_logits, device_of, digest_of, like_of, logits_of
+from shoal.batches import Batch, as_batch, batches, call, check_logits, device_of, like_of, logits_of
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError, ShoalError, UsageError
 
 X, Y = torch.randn(3, 4), torch.tensor([0, 1, 2])
@@ -204,95 +199,3 @@ def test_which_answers_count():
     both = {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": IDS}
     assert Batch(kwargs=both).counted((2, 4)) is None
     assert torch.equal(Batch(kwargs={**both, "decoder_attention_mask": MASK}).counted((2, 4)), MASK == 1)
-
-
-def test_a_digest_is_of_the_samples_to_the_bit():
-    first, second = torch.arange(12.0).reshape(3, 4), torch.arange(8.0).reshape(2, 4)
-    known = digest_of([Batch((first,)), Batch((second,))])
-    assert known == digest_of([Batch((first.clone(),)), Batch((second.clone(),))])
-    assert known == digest_of(iter([Batch((first,)), Batch((second,))]))
-    others = [
-        [Batch((second,)), Batch((first,))],
-        [Batch((torch.cat([first, second]),))],
-        [Batch((first,)), Batch((second.double(),))],
-        [Batch((first,)), Batch((second.reshape(4, 2),))],
-        [Batch((first,)), Batch((torch.nextafter(second, second + 1),))],
-        [Batch((first,))],
-        [Batch((first,)), Batch((second,), target=torch.zeros(2))],
-        [Batch((first,), target=torch.zeros(3)), Batch((second,))],
-        [Batch((first, second))],
-        [Batch(kwargs={"x": first}), Batch((second,))],
-    ]
-    assert len({known, *map(digest_of, others)}) == 1 + len(others)
-    assert digest_of([Batch((first.t(),))]) == digest_of([Batch((first.t().contiguous(),))])
-    assert digest_of([Batch((first.bfloat16(),))]) != digest_of([Batch((first.half(),))])
-
-
-class Opaque:
-    def __init__(self, held):
-        self.held = held
-
-
-SIX, TWO = torch.arange(6.0).reshape(2, 3), torch.tensor([0, 1])
-BATCHES = {
-    "inputs": Batch((SIX,)),
-    "labels": Batch((SIX,), target=TWO),
-    "other labels": Batch((SIX,), target=1 - TWO),
-    "labels of another dtype": Batch((SIX,), target=TWO.float()),
-    "by name": Batch(kwargs={"x": SIX, "y": SIX + 1}),
-    "by another name": Batch(kwargs={"x": SIX, "z": SIX + 1}),
-    "names changed over": Batch(kwargs={"y": SIX, "x": SIX + 1}),
-    "labels as an input": Batch((SIX, TWO)),
-    "a flag": Batch((SIX,), {"causal": True}),
-    "another flag": Batch((SIX,), {"causal": False}),
-    "a number": Batch((SIX,), {"causal": 1}),
-    "text": Batch((SIX,), {"causal": "1"}),
-    "nothing": Batch((SIX,), {"causal": None}),
-    "a list": Batch((SIX,), {"sizes": [1, 2]}),
-    "nested": Batch((SIX,), {"sizes": [[1], 2]}),
-    "tensors in a dict": Batch((SIX,), {"more": {"a": SIX}}),
-    "other tensors in a dict": Batch((SIX,), {"more": {"a": SIX + 1}}),
-    "a set": Batch((SIX,), {"sizes": {"a", "b", "c"}}),
-    "an array": Batch((SIX,), {"sizes": np.arange(3)}),
-    "another array": Batch((SIX,), {"sizes": np.arange(3.0)}),
-    "an object": Batch((SIX,), {"of": Opaque(SIX)}),
-    "another object": Batch((SIX,), {"of": Opaque(TWO)}),
-    "a function": Batch((SIX,), {"of": len}),
-    **{
-        str(dtype): Batch((SIX.to(dtype),))
-        for dtype in (torch.bfloat16, torch.half, torch.bool, torch.int8, torch.complex64)
-    },
-    "conjugate": Batch(((SIX + 1j * SIX).conj(),)),
-    "a scalar": Batch((SIX, torch.tensor(3.0))),
-    "no samples": Batch((SIX[:0],)),
-    "sparse": Batch((SIX.to_sparse(), TWO)),
-}
-
-
-def test_a_digest_tells_labels_names_values_and_dtypes_apart():
-    digests = {name: digest_of([batch]) for name, batch in BATCHES.items()}
-    assert len(set(digests.values())) == len(digests)
-    assert digests == {name: digest_of([batch.cloned()]) for name, batch in BATCHES.items()}
-
-
-def test_a_digest_is_the_same_in_another_process():
-    program = (
-        "import torch; from shoal.batches import *; from test_batches import BATCHES\n"
-        "print(digest_of(BATCHES.values()))"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}
-    found = subprocess.run(
-        [sys.executable, "-c", program],
-        check=True,
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    assert found.stdout.strip() == digest_of(BATCHES.values())
-
-
-def test_what_holds_itself_has_a_digest():
-    held = []
-    held.append(held)
-    assert digest_of([Batch((SIX,), {"of": held})]) != digest_of([Batch((SIX,))])

@@ -3,13 +3,11 @@
 Any loader that yields `(inputs, target)`, `inputs`, or a dict of tensors works.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -285,53 +283,3 @@ def check_logits(logits: Tensor, who: str = "the model") -> None:
         NonFiniteError: with the count.
     """
     check_numbers({"": logits}, who)
-
-
-def digest_of(batches_: Iterable[Batch]) -> str:
-    """The same for the same samples and labels in the same mini-batches, to the bit.
-
-    Names of arguments, their order, dtypes, and values that are no tensors count too.
-    """
-    digest = hashlib.sha256()
-    for batch in batches_:
-        _add(digest, ("batch", batch.args, batch.kwargs, batch.target))
-    return digest.hexdigest()[:16]
-
-
-def _add(digest: "hashlib._Hash", value: Any, depth: int = 0) -> None:
-    """A value, with its kind and length, so that no two values run together."""
-    kind = type(value).__qualname__
-    if isinstance(value, Tensor):
-        plain = value.detach().to("cpu").to_dense().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        digest.update(f"{value.layout} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(plain.view(torch.uint8).numpy().tobytes())
-        return
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        digest.update(f"array {value.dtype} {value.shape};".encode() + value.tobytes())
-        return
-    parts = _parts_of(value) if depth < _DEEPEST else None
-    if parts is not None:
-        digest.update(f"{kind} {len(parts)};".encode())
-        for part in parts:
-            _add(digest, part, depth + 1)
-        return
-    text = repr(value)
-    if " at 0x" in text:  # an address tells nothing in another process
-        text = getattr(value, "__qualname__", "")
-    digest.update(f"{kind} {len(text)};{text}".encode())
-
-
-_DEEPEST = 8  # levels of containers, since one may hold itself
-
-
-def _parts_of(value: Any) -> list[Any] | None:
-    """What a container or a plain object holds, in an order that is the same in every process; None for a value."""
-    if isinstance(value, Mapping):
-        return [part for pair in value.items() for part in pair]
-    if isinstance(value, (tuple, list)):
-        return list(value)
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(repr, value))
-    if type(value).__repr__ is object.__dict__["__repr__"]:
-        return list(getattr(value, "__dict__", {}).items())
-    return None

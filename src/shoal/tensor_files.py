@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -15,9 +15,15 @@ DIGEST = "shoal-sha256"
 
 
 def read_tensors(
-    path: Path, kind: type[ShoalError], message: str, hint: str, *, sealed: bool = False
+    path: Path,
+    kind: type[ShoalError],
+    message: str,
+    hint: str,
+    *,
+    keys: Collection[str] | None = None,
+    sealed: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, on the CPU, and the text in its header.
+    """The tensors of a safetensors file by name, on the CPU, and the text in its header with the digest.
 
     They are copies: where a file is mapped into memory its tensors lie at any address, and some kernels round
     otherwise there.
@@ -27,6 +33,8 @@ def read_tensors(
         kind: of the error.
         message: what it says, before the reason.
         hint: what it advises.
+        keys: what Shoal writes into the header besides the digest, where it wrote the file: any other key is a sign of
+            damage, such as a digest whose name was altered. Version 0.1.0 wrote no digests.
         sealed: refuse a file without a digest.
 
     Raises:
@@ -39,8 +47,10 @@ def read_tensors(
         with safe_open(str(path), framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
-        digest = metadata.pop(DIGEST, None)
-        if (sealed or digest is not None) and digest != digest_of_tensors(tensors, metadata):
+        text = {key: value for key, value in metadata.items() if key != DIGEST}
+        if keys is not None and not set(text) <= set(keys):
+            raise ValueError("its header was altered or damaged")
+        if (sealed or DIGEST in metadata) and metadata.get(DIGEST) != digest_of_tensors(tensors, text):
             raise ValueError("it was altered or damaged after it was written: the digest in it is of something else")
     return tensors, metadata
 

@@ -75,11 +75,13 @@ def test_another_command_is_refused(tmp_path):
 
 def test_other_arguments_are_named(tmp_path):
     claimed(tmp_path)
-    with pytest.raises(FolderError, match=r"other arguments: seed was 0\n.*Repeat that command"):
+    with pytest.raises(FolderError, match=r"other arguments: seed was 0, now 1\n.*Repeat that command"):
         claimed(tmp_path, seed=1)
-    with pytest.raises(FolderError, match=r"goal was \{'remove': 2\}, seed was 0"):
+    with pytest.raises(
+        FolderError, match=r"goal.max_drop was None, now 1.0, goal.remove was 2, now None, seed was 0"
+    ):
         claimed(tmp_path, seed=1, goal={"max_drop": 1.0})
-    with pytest.raises(FolderError, match="limit was None"):
+    with pytest.raises(FolderError, match="limit was None, now 100"):
         claimed(tmp_path, limit=100)
     assert claimed(tmp_path).resumed
 
@@ -259,7 +261,7 @@ import torch
 torch.set_num_threads(1)
 import networks
 from shoal.errors import FolderError
-from shoal.pipeline import Settings, compress
+from shoal.pipeline import MeasureConfig, compress
 from shoal.plan import read_plan
 from shoal.store import RunFolder, load
 
@@ -268,7 +270,7 @@ generator = torch.Generator().manual_seed(0)
 data = [torch.randn(16, 1, 8, 8, generator=generator) for _ in range(4)]
 torch.manual_seed(3)
 network = networks.randomised(networks.PreactNet(8, 6))
-settings = Settings(images=64, validation_images=64, latency_seconds=0.001)
+settings = MeasureConfig(images=64, validation_images=64, latency_seconds=0.001)
 
 
 def attempt(path):

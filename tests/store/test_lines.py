@@ -94,12 +94,28 @@ def test_every_flipped_bit_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["[1]", "3", "{}", '{"n": 1}', '{"a": 1, "a": 2}', "[" * 100_000, '{"n": 1' + "0" * 400]
+    "line", ["[1]", "3", '{"a": 1, "a": 2}', "[" * 100_000, '{"n": 1' + "0" * 400, '{"n": 1, "crc32": "00000000"}']
 )
-def test_a_line_without_its_checksum_is_none_of_ours(tmp_path, line):
+def test_a_line_that_is_no_object_or_has_another_checksum_is_dropped(tmp_path, line):
     lines = JsonlFile(tmp_path / "lines.jsonl")
     lines.path.write_text(line + "\n")
     assert lines.read() == []
+
+
+def test_lines_of_version_0_1_0_had_no_checksum(tmp_path):
+    lines = JsonlFile(tmp_path / "lines.jsonl")
+    old = '{"n": 1}\n{"n": 2, "key": "0123456789abcdef"}\n'
+    lines.path.write_text(old)
+    assert [line["n"] for line in lines.read()] == [1, 2]
+    assert lines.path.read_text() == old, "reading changes nothing"
+    lines.append({"n": 3})
+    assert [line["n"] for line in lines.read()] == [1, 2, 3]
+    with lines.path.open("a") as file:
+        file.write('{"n": 4}\n')
+    assert [line["n"] for line in lines.read()] == [1, 2, 3], "after a checksum every line has one"
+    lines.path.write_text(old + '{"n": 3')
+    assert [line["n"] for line in lines.read()] == [1, 2]
+    assert lines.path.read_text() == old
 
 
 def test_numbers_that_are_none_and_an_empty_line_come_back(tmp_path):

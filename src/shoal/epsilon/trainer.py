@@ -25,6 +25,7 @@ from shoal.epsilon.samples import training_samples
 from shoal.epsilon.schedule import EpsilonPlan
 from shoal.epsilon.side import supervised
 from shoal.errors import DataError, NonFiniteError, UsageError, naming_memory_shortage
+from shoal.fingerprint import check_fingerprint
 from shoal.preserve import evaluating
 from shoal.sources import Data
 from shoal.store import lock_folder
@@ -377,14 +378,13 @@ class EpsilonTrainer:
         return True
 
     def _check_settings(self, theirs: dict[str, Any]) -> None:
-        ours = self.settings.to_dict()
-        other = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
-        if other:
-            said = ", ".join(f"{key} was {theirs.get(key)!r}" for key in other[:3])
-            raise UsageError(
-                f"'{self.checkpoint}' belongs to a run with other settings: {said}",
-                "Repeat the command that began it, or choose a new --out.",
-            )
+        check_fingerprint(
+            theirs,
+            self.settings.to_dict(),
+            message=f"'{self.checkpoint}' belongs to a run with other settings",
+            hint="Repeat the command that began it, or choose a new --out.",
+            error=UsageError,
+        )
 
     def _seed_epoch(self) -> None:
         """Random numbers of the network itself (dropout): from the seed, or where the checkpoint left them."""

@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic reads the one of typing only from Python 3.12
 
 from shoal.errors import FolderError
+from shoal.fingerprint import as_json, check_fingerprint
 from shoal.plan import Replacement
 from shoal.reading import read_json, refusing
 from shoal.replace import FittedReplacement, ReplacementSpec, StudentSpec, build_replacement
@@ -68,17 +69,18 @@ class MeasurementCache:
     Args:
         path: created if missing.
         claim: what the tables belong to, as plain data.
+        legacy: values of `claim` as version 0.1.0 wrote them.
 
     Raises:
         FolderError: the folder holds tables of something else, or cannot be written.
     """
 
-    def __init__(self, path: Path | None, claim: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None, claim: Mapping[str, Any], legacy: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self.entries: list[dict[str, Any]] = []
         self.lines: JsonlFile | None = None
         if path is not None:
-            self._claim(path, json.loads(json.dumps(dict(claim))))
+            self._claim(path, as_json(claim), legacy)
             self.lines = JsonlFile(path / _LINES)
             self.entries = self.lines.read()
             with refusing(
@@ -87,7 +89,7 @@ class MeasurementCache:
                 for line in self.entries:
                     _LINE.validate_python(line)
 
-    def _claim(self, path: Path, claim: dict[str, Any]) -> None:
+    def _claim(self, path: Path, claim: dict[str, Any], legacy: Mapping[str, Any] | None) -> None:
         with refusing(FolderError, f"cannot use '{path}' for the tables", "Choose another folder."):
             path.mkdir(parents=True, exist_ok=True)
             self.lock = lock_folder(path, shared=True)
@@ -96,13 +98,13 @@ class MeasurementCache:
             theirs = read_json(path / CLAIM)
             if not isinstance(theirs, dict):
                 raise ValueError(f"{CLAIM} was not written by Shoal")
-        other = sorted(key for key in {*claim, *theirs} if claim.get(key) != theirs.get(key))
-        if other:
-            said = ", ".join(f"{key} was {theirs.get(key)!r}, now {claim.get(key)!r}" for key in other[:3])
-            raise FolderError(
-                f"the tables in '{path}' were made for something else: {said}",
-                "Give the same network, data and settings, or choose a new folder.",
-            )
+        check_fingerprint(
+            theirs,
+            claim,
+            message=f"the tables in '{path}' were made for something else",
+            hint="Give the same network, data and settings, or choose a new folder.",
+            legacy=legacy,
+        )
         remove_partial(path)
 
     def add(self, line: dict[str, Any]) -> None:
@@ -182,7 +184,7 @@ def _restored(
     path: Path, members: Sequence[dict[str, Any]], wanted: Mapping[str, Wish], like: torch.Tensor
 ) -> list[FittedReplacement]:
     message, hint = f"cannot read '{path}'", "Remove the folder of the tables; they are made again."
-    state, _ = read_tensors(path, FolderError, message, hint, sealed=True)
+    state, _ = read_tensors(path, FolderError, message, hint, keys=())
     with refusing(FolderError, message, hint):
         return [_filled(wanted[one["name"]], one, state, like) for one in members]
 

@@ -1,6 +1,7 @@
 """What every step, remainder and stand-in costs: latency, MACs, parameters; alike ones are asked for once."""
 
 import hashlib
+import re
 import statistics
 from collections.abc import Mapping
 
@@ -181,8 +182,20 @@ def _params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+_FORMER_NAMES = {
+    "AffineReplacement": "Mapped",
+    "DigitsBlock": "Block",
+    "PassThrough": "Through",
+    "ResidualReplacement": "ShortcutPlus",
+    "ShortcutModule": "Remainder",
+    "ZeroStub": "Vacant",
+}
+_RENAMED = re.compile(rf"\b({'|'.join(_FORMER_NAMES)})(?=\()")
+
+
 def shape_key(module: nn.Module, shape: Shape) -> str:
     """The same for modules that take the same time: classes, settings, parameters and input shape."""
     parameters = ",".join(str(tuple(one.shape)) for one in module.parameters())
-    # The repr tells strides, activations and the steps of a remainder apart.
-    return hashlib.sha256(f"{module!r} {tuple(shape)} {parameters}".encode()).hexdigest()[:16]
+    # The repr tells strides, activations and the steps of a shortcut apart. Keys outlive the names of Shoal's classes.
+    text = _RENAMED.sub(lambda match: _FORMER_NAMES[match[0]], repr(module))
+    return hashlib.sha256(f"{text} {tuple(shape)} {parameters}".encode()).hexdigest()[:16]

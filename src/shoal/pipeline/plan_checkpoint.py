@@ -3,7 +3,6 @@
 Latencies are measured anew in every process, and a plan made from them may come out otherwise.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from shoal.batches import Batch, device_of, digest_of
+from shoal.batches import Batch, device_of
 from shoal.blocks import analyze
 from shoal.errors import FolderError, UsageError
+from shoal.fingerprint import as_json, check_fingerprint, digest_of
 from shoal.pipeline.context import CompressContext
 from shoal.pipeline.greedy import RemovalChoice
 from shoal.pipeline.planner import function_id
@@ -61,7 +61,7 @@ def cut_fingerprint(told: CompressContext, latency_from: str | Path | None, try_
         "damage": function_id(told.damage),
         "try_plans": try_plans,
     }
-    return json.loads(json.dumps(known))
+    return as_json(known)
 
 
 def save_cut(folder: Path, cut: CutCheckpoint, claim: dict[str, Any]) -> None:
@@ -90,11 +90,13 @@ def load_cut(folder: Path, model: nn.Module, example: Batch, claim: dict[str, An
     if not (folder / CUT).exists():
         return None
     tensors, state = load_checkpoint(folder / CUT)
-    if state.get("claim") != claim:
-        raise UsageError(
-            f"'{folder / CUT}' was made for another network, goal or data, or with other settings",
-            "Repeat that run, or give another folder.",
-        )
+    check_fingerprint(
+        state.get("claim"),
+        claim,
+        message=f"'{folder / CUT}' was made for another network, goal or data, or with other settings",
+        hint="Repeat that run, or give another folder.",
+        error=UsageError,
+    )
     with refusing(FolderError, f"'{folder / CUT}' is damaged", "Choose a new folder."):
         return _rebuilt(model, example, tensors, state)
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from shoal.batches import Batch, device_of, digest_of, like_of
+from shoal.batches import Batch, device_of, like_of
 from shoal.errors import NotReachedError
+from shoal.fingerprint import digest_of, legacy_digest_of
 from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.candidate_table import CandidateBuilder
 from shoal.pipeline.context import CompressContext
@@ -50,7 +51,7 @@ def build_planner(told: CompressContext, latency_from: str | Path | None, tables
     line = build_segments(anatomy)
     if not line.steps:  # before a folder is made for its tables
         raise NotReachedError(nothing_removable(anatomy), "`shoal trace` gives the reason for each block.")
-    shelf = MeasurementCache(tables, _claim(told, fit_on, judge_on))
+    shelf = MeasurementCache(tables, _claim(told, fit_on, judge_on), _legacy_claim(told, fit_on, judge_on))
     maker = CandidateBuilder(
         anatomy,
         fit_on,
@@ -88,6 +89,20 @@ def _claim(told: CompressContext, fit_on: Sequence[Batch], judge_on: Sequence[Ba
         "damage": function_id(told.damage),
         "include": list(told.goal.include),
         "exclude": list(told.goal.exclude),
+    }
+
+
+def _legacy_claim(told: CompressContext, fit_on: Sequence[Batch], judge_on: Sequence[Batch]) -> dict[str, Any]:
+    """The values of `_claim` that version 0.1.0 wrote otherwise, where its tables mean the same.
+
+    Its digests leave out the labels, which the built-in damage does not read; it compared scores of classes alone.
+    """
+    if not told.damage.is_class_divergence:
+        return {}
+    return {
+        "fit_on": legacy_digest_of(fit_on),
+        "judge_on": legacy_digest_of(judge_on),
+        "damage": "shoal.scanning.sweep.divergence",
     }
 
 

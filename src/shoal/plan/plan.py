@@ -1,6 +1,7 @@
 """The plan: what to do to which network, as plain data that can be replayed on a fresh copy."""
 
 import math
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -271,6 +272,12 @@ def parse_plan(text: str, origin: str) -> Plan:
             raise ValueError(f"{where}: {first['msg']}") from error
 
 
+def _current(line: str, now: str) -> str:
+    """A line of a chain as it reads today, where version 0.1.0 had another name for a class of Shoal's own."""
+    renamed = line.replace(":Block:", ":DigitsBlock:", 1)
+    return renamed if renamed == now else line
+
+
 def differences(expected: NetworkSignature, found: NetworkSignature, most: int = 5) -> list[str]:
     """What tells two networks apart, as sentences; empty where they are the same to a plan."""
     said = []
@@ -280,8 +287,9 @@ def differences(expected: NetworkSignature, found: NetworkSignature, most: int =
         elif found.state[name] != kind:
             said.append(f"'{name}' is {found.state[name]}, expected {kind}")
     said += [f"'{name}' is not expected" for name in found.state if name not in expected.state]
-    if not said and expected.chain != found.chain:
-        pairs = zip(expected.chain, found.chain, strict=False)
+    chain = [_current(line, now) for line, now in zip_longest(expected.chain, found.chain, fillvalue="") if line]
+    if not said and chain != found.chain:
+        pairs = zip(chain, found.chain, strict=False)
         first = next((f"block '{b}' stands where '{a}' was" for a, b in pairs if a != b), None)
         said.append(first or f"{len(found.chain)} blocks were traced, expected {len(expected.chain)}")
     hidden = len(said) - most

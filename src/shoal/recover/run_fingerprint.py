@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from shoal.batches import Batch, digest_of
+from shoal.batches import Batch
 from shoal.errors import FolderError, UsageError, WeightsError
+from shoal.fingerprint import digest_of
 from shoal.surgery import model_digest
 
 _GIVEN = {"student": "another student", "teacher": "another teacher", "validation": "other validation samples"}

@@ -59,6 +59,12 @@ class OutputDamage:
         return _checked(found, batch)
 
     @property
+    def is_class_divergence(self) -> bool:
+        """Whether it is the KL divergence of one output, whose last axis holds scores of classes."""
+        outputs = self.reading.outputs
+        return self.function is None and len(outputs) == 1 and outputs[0].task == "classes" and outputs[0].axis == -1
+
+    @property
     def in_words(self) -> str | None:
         """The user's function by name; None where there is none."""
         return f"{getattr(self.function, '__qualname__', repr(self.function))}, of the user" if self.function else None

@@ -14,10 +14,11 @@ from torch import Tensor
 from shoal.errors import WeightsError
 from shoal.reading import parse_json, refusing
 from shoal.store.tensors import write_tensors
-from shoal.tensor_files import read_tensors
+from shoal.tensor_files import DIGEST, read_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
-_VERSION = 2  # since then with a digest
+_VERSION = 2  # with a digest, which version 1 did not have
+_READABLE = (1, _VERSION)
 _KEY = "shoal-training"
 
 
@@ -42,12 +43,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         WeightsError: damaged, or not written by a training run of Shoal.
     """
     message, hint = f"'{path}' is no checkpoint of a training run", "Choose a new --out to start again."
-    tensors, header = read_tensors(path, WeightsError, message, hint, sealed=True)
+    tensors, header = read_tensors(path, WeightsError, message, hint, keys=(_KEY,))
     with refusing(WeightsError, message, hint):
         state = parse_json(header[_KEY], finite=False)
         if not isinstance(state, dict):
-            raise ValueError("its state is none")
-    if state.get("version") != _VERSION:
+            raise ValueError("its state is no JSON object")
+        if DIGEST not in header and state.get("version") != 1:
+            raise ValueError("it holds no digest")
+    if state.get("version") not in _READABLE:
         raise WeightsError(
             f"'{path}' was written by another version of Shoal (format {state.get('version')}, this one: {_VERSION})",
             "Finish the run with that version, or choose a new --out.",

@@ -96,7 +96,7 @@ def read_extras(path: Path) -> tuple[Extras, dict[str, Tensor]]:
     """
     if not path.exists():
         return Extras(), {}
-    tensors, metadata = read_tensors(path, WeightsError, f"'{path}' is damaged", _AGAIN, sealed=True)
+    tensors, metadata = read_tensors(path, WeightsError, f"'{path}' is damaged", _AGAIN, keys=(_KEY,), sealed=True)
     with refusing(WeightsError, f"'{path}' is damaged", _AGAIN):
         return Extras.model_validate(json.loads(metadata[_KEY])), tensors
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from shoal.errors import FolderError
+from shoal.fingerprint import as_json, check_fingerprint
 from shoal.reading import read_json, refusing
 from shoal.store.lines import JsonlFile
 from shoal.store.lock import LOCK, OWNER, lock_folder
@@ -97,19 +98,17 @@ class RunFolder:
             claim = read_json(self.path / RUN)
         if not isinstance(claim, dict) or not isinstance(claim.get("arguments"), dict):
             raise FolderError(f"'{self.path / RUN}' was not written by Shoal", "Choose a new --out.")
-        ours = json.loads(json.dumps(self.claim))
+        ours = as_json(self.claim)
         if claim.get("command") != ours["command"]:
             raise FolderError(
                 f"'{self.path}' holds an unfinished run of `shoal {claim.get('command')}`", "Choose a new --out."
             )
-        theirs = claim["arguments"]
-        other = [key for key in {*theirs, *ours["arguments"]} if theirs.get(key) != ours["arguments"].get(key)]
-        if other:
-            said = ", ".join(f"{key} was {theirs.get(key)!r}" for key in sorted(other)[:4])
-            raise FolderError(
-                f"'{self.path}' holds an unfinished run with other arguments: {said}",
-                "Repeat that command to resume it, or choose a new --out.",
-            )
+        check_fingerprint(
+            claim["arguments"],
+            ours["arguments"],
+            message=f"'{self.path}' holds an unfinished run with other arguments",
+            hint="Repeat that command to resume it, or choose a new --out.",
+        )
 
     def release(self) -> None:
         """Let other commands use the folder."""

@@ -17,7 +17,8 @@ _SUM = "crc32"
 class JsonlFile:
     """The lines of one file; each survives whatever happens after it was appended.
 
-    Each is a JSON object whose last key is the checksum of what stands before it.
+    Each is a JSON object whose last key is the checksum of what precedes it. Lines of version 0.1.0, which had no
+    checksums, are read as long as no other line precedes them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,8 +52,10 @@ class JsonlFile:
             content = read_bytes(self.path, TEXT)
         found: list[dict[str, Any]] = []
         sound = 0
+        is_legacy = True
         for line in content.split(b"\n"):
-            entry = _opened(line)
+            is_legacy = is_legacy and not _has_checksum(line)
+            entry = _parsed(line) if is_legacy else _verified(line)
             if entry is None:
                 break
             found.append(entry)
@@ -75,16 +78,32 @@ def _sealed(line: dict[str, Any]) -> bytes:
     return f'{text}"{_SUM}": "{zlib.crc32(text.encode()):08x}"}}\n'.encode()
 
 
-def _opened(line: bytes) -> dict[str, Any] | None:
-    """What the line says; None where it is damaged."""
-    tail = len(f'"{_SUM}": "00000000"}}')
-    if line[-tail:] != f'"{_SUM}": "{zlib.crc32(line[:-tail]):08x}"}}'.encode():
+def _tail(checksum: int) -> bytes:
+    return f'"{_SUM}": "{checksum:08x}"}}'.encode()
+
+
+def _has_checksum(line: bytes) -> bool:
+    """Whether a line ends in a checksum, even one that was altered a little."""
+    template = _tail(0)
+    fixed = [place for place in range(-len(template), 0) if template[place] != ord("0")]
+    same = sum(line[place] == template[place] for place in fixed) if len(line) >= len(template) else 0
+    return 2 * same > len(fixed)
+
+
+def _verified(line: bytes) -> dict[str, Any] | None:
+    """What a line with a checksum holds; None if it is damaged."""
+    size = len(_tail(0))
+    if line[-size:] != _tail(zlib.crc32(line[:-size])):
         return None
+    entry = _parsed(line)
+    if entry is not None:
+        del entry[_SUM]
+    return entry
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         entry = parse_json(line.decode(), finite=False)
     except ValueError:
         return None
-    if not isinstance(entry, dict):
-        return None
-    del entry[_SUM]
-    return entry
+    return entry if isinstance(entry, dict) else None
