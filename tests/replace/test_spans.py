@@ -287,3 +287,42 @@ def test_no_span_holds_what_has_no_stride(layer):
     chain.append(nn.Flatten(1, 2) if isinstance(layer, nn.Unflatten) else rest)
     assert (0, 1) in places(anatomy_of(chain, 3, 8, 8))
     assert not any(start <= 1 < stop for start, stop in places(anatomy_of(chain, 3, 8, 8)))
+
+
+class Pooled(nn.Module):
+    """A block whose shortcut is pooled: to a size, or by a stride."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.pool, self.conv = pool, nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = self.pool(x)
+        return torch.relu(x + self.conv(x))
+
+
+class CentreCrop(nn.Module):
+    def forward(self, x):
+        return x[:, :, 2:-2, 2:-2]
+
+
+@pytest.mark.parametrize(
+    ("pool", "replaceable"),
+    [
+        (nn.AvgPool2d(2, ceil_mode=True), True),
+        (nn.MaxPool2d(3, 2, 1), True),
+        (nn.AvgPool2d(2), False),  # 7 to 3: rounded down, where a convolution of stride 2 returns 4
+        (nn.AdaptiveAvgPool2d(4), False),
+        (CentreCrop(), False),
+    ],
+)
+def test_no_stand_in_where_the_size_is_not_that_of_a_stride(pool, replaceable):
+    """All of them make 4 x 4 of the 8 x 8 that were traced."""
+    torch.manual_seed(0)
+    blocks = (Pooled(nn.Identity()), Pooled(pool), Pooled(nn.Identity()))
+    net = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).double().eval()
+    anatomy = analyze(net, Batch((torch.randn(2, 4, 8, 8, dtype=torch.float64),)))
+    line = build_segments(anatomy)
+    assert line.step("1").out_shape == (4, 4, 4)
+    covered = {path for span in spans_of(anatomy, line, 3) for path in span.paths}
+    assert covered == ({"0", "1", "2"} if replaceable else {"0", "2"})

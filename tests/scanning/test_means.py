@@ -1,9 +1,14 @@
+import pytest
 import torch
 from torch import nn
 
 from networks import PreactNet, randomised
 from shoal.batches import Batch
 from shoal.blocks import analyze
+from shoal.blocks.prefix_cache import PrefixCache
+from shoal.errors import DataError
+from shoal.preserve import evaluating
+from shoal.scanning.candidates import block_candidates
 from shoal.scanning.means import branch_means
 
 
@@ -25,6 +30,45 @@ def test_a_branch_of_changing_shape_has_no_mean():
     model = randomised(PreactNet(width=4, depth=2))
     anatomy = analyze(model, Batch((torch.randn(2, 1, 8, 8),)))
     assert branch_means(anatomy, [torch.randn(2, 1, 8, 8), torch.randn(2, 1, 6, 6)]) == {}
+
+
+class Turned(nn.Module):
+    """Its blocks see positions first, then samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.ModuleList([PreNorm(), PreNorm()])
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        for block in self.block:
+            x = block(x)
+        return x.transpose(0, 1)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 5])
+def test_a_branch_with_positions_first_has_no_mean(samples):
+    """Also where there are as many positions as samples."""
+    model = Turned().eval()
+    anatomy = analyze(model, Batch((torch.randn(2, 5, 4),)))
+    assert len(anatomy.chain) == 2
+    assert branch_means(anatomy, [torch.randn(samples, 5, 4)] * 2) == {}
+
+
+@pytest.mark.parametrize("side", [4, 16, 1])
+def test_a_mean_serves_no_other_size(side):
+    """A loader may give other sizes when it is read again."""
+    model = randomised(PreactNet(width=4, depth=2))
+    anatomy = analyze(model, Batch((torch.randn(2, 1, 8, 8),)))
+    means = branch_means(anatomy, [torch.randn(4, 1, side, side)])
+    [candidate] = [one for one in block_candidates(anatomy, means) if one.key == "mean:blocks.1"]
+    prefix = PrefixCache(anatomy)
+    with evaluating(model):
+        prefix.capture(Batch((torch.randn(4, 1, side, side),)))
+        assert candidate.run(prefix).shape == (4, 10)
+        prefix.capture(Batch((torch.randn(4, 1, 8, 8),)))
+        with pytest.raises(DataError, match="the loader gives other sizes when it is read again"):
+            candidate.run(prefix)
 
 
 class Tokens(nn.Module):

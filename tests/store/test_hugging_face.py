@@ -98,16 +98,55 @@ def test_nothing_done_nothing_written(tmp_path):
 
 def test_what_computes_something_else_is_not_written(tmp_path, monkeypatch):
     cut, plan = tiny()
+    right = type(cut).save_pretrained
+
+    def wrong(model, place):
+        model.model.norm.weight = torch.nn.Parameter(model.model.norm.weight * 1.5)
+        right(model, place)
+
+    monkeypatch.setattr(type(cut), "save_pretrained", wrong)
+    assert "loaded again it computes something else: 'logits' is up to" in write_hugging_face(tmp_path, cut, plan)
+    assert "precision" in (tmp_path / "hf-not-written.md").read_text()
+    assert [one.name for one in tmp_path.iterdir()] == ["hf-not-written.md"]
+
+
+def scaled_by_index():
+    settings = {"vocab_size": 64, "n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 32}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings, scale_attn_by_inverse_layer_idx=True))
+
+
+def differential():
+    settings = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4}
+    return transformers.DiffLlamaForCausalLM(transformers.DiffLlamaConfig(**settings, num_attention_heads=4))
+
+
+@pytest.mark.parametrize(("build", "removed"), [(scaled_by_index, "transformer.h.1"), (differential, "model.layers.1")])
+def test_layers_that_depend_on_their_index_are_the_reason(build, removed, tmp_path):
+    """Behind the layer that went they would compute something else; nobody changed a precision."""
+    torch.manual_seed(0)
+    cut, plan = changed(build().eval(), {"input_ids": torch.randint(1, 60, (2, 8))}, [removed])
+    reason = write_hugging_face(tmp_path, cut, plan)
+    assert "its layers depend on their index" in reason
+    assert "'logits' of a shorter network of its class is up to" in reason
+    note = (tmp_path / "hf-not-written.md").read_text()
+    assert reason in note
+    assert "precision" not in note
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_shorter_network_that_does_not_run_is_the_reason(tmp_path, monkeypatch):
+    cut, plan = tiny()
     right = hugging_face.compact_hf_model
 
-    def wrong(model, removed):
+    def by_index(model, removed):
         short = right(model, removed)
-        short.model.norm.weight = torch.nn.Parameter(short.model.norm.weight * 1.5)
+        short.model.layers[0].register_forward_pre_hook(lambda *_: {}[3])
         return short
 
-    monkeypatch.setattr(hugging_face, "compact_hf_model", wrong)
-    assert "loaded again it computes something else: 'logits' is up to" in write_hugging_face(tmp_path, cut, plan)
-    assert [one.name for one in tmp_path.iterdir()] == ["hf-not-written.md"]
+    monkeypatch.setattr(hugging_face, "compact_hf_model", by_index)
+    reason = write_hugging_face(tmp_path, cut, plan)
+    assert reason.endswith("its layers depend on their index or on how many there are, which change when layers are "
+                           "removed: a shorter network of its class raises KeyError: 3")  # fmt: skip
 
 
 def test_what_does_not_load_whole_is_not_written(tmp_path, monkeypatch):

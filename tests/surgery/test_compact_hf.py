@@ -163,3 +163,11 @@ def test_the_kind_of_attention_stays():
     model.set_attn_implementation("eager")
     cut = remove_blocks(model, Batch(kwargs={"input_ids": language.tokens()}), ["model.layers.1"])
     assert compact_hf_model(cut, ["model.layers.1"]).config._attn_implementation == "eager"
+
+
+def test_what_is_left_of_a_layer_is_named():
+    """Gemma 4 scales what leaves a layer by a number of the layer's own, which stays when the layer goes."""
+    cut, _, removed = cut_of("llama")
+    cut.get_submodule(removed[0]).register_buffer("layer_scalar", torch.ones(1))
+    with pytest.raises(SurgeryError, match="something is left that its class cannot be without: layer_scalar"):
+        compact_hf_model(cut, removed)

@@ -270,3 +270,70 @@ def test_a_batch_norm_of_which_only_some_channels_are_constant_is_none():
     with torch.no_grad():
         net.blocks[1].last.weight[0] = 0.0
     assert [step for step in fold(net, X).steps if step.kind == "constant"] == []
+
+
+class ByInput(nn.Module):
+    """What enters decides how the stream goes on, or what the blocks add: at 8 x 8 everything is plain."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        self.blocks = nn.ModuleList(WayBlock(way) for _ in range(3))
+        self.norm = nn.BatchNorm2d(4)
+        self.last = SameConv(4, 3, 2, 2) if way == "same" else nn.Conv2d(4, 3, 2)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        rest = -x.shape[-1] % 4
+        if self.way == "pad" and rest:
+            x = F.pad(x, (0, rest, 0, rest))
+        if (self.way == "large" and x.shape[-1] > 8) or (self.way == "samples" and len(x) != 3):
+            x = F.relu(x)
+        if self.way == "values" and float(x.detach().std()) > 3.5:
+            x = F.relu(x)
+        norm = self.norm(x) if self.way != "same" else x
+        return self.last(norm).mean((2, 3))
+
+
+class WayBlock(nn.Module):
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.conv = way, nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        if self.way == "adds" and x.shape[-1] > 10:
+            return x
+        return x + self.conv(x)
+
+
+class SameConv(nn.Conv2d):
+    """Pads where its stride does not divide the size."""
+
+    def forward(self, x):
+        rest = -x.shape[-1] % 2
+        return super().forward(F.pad(x, (0, rest, 0, rest)) if rest else x)
+
+
+@pytest.mark.parametrize("way", ["none", "pad", "large", "samples", "values", "adds", "same"])
+def test_what_is_folded_holds_for_other_sizes_numbers_and_values(way):
+    torch.manual_seed(0)
+    net = randomised(ByInput(way)).double()
+    with torch.no_grad():
+        net.blocks[1].conv.weight.zero_()
+        net.blocks[1].conv.bias.copy_(torch.tensor([1.0, -2.0, 3.0, 0.5]))
+    x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
+    result = fold(net, x)
+    folded = [step.path for step in result.steps if step.kind == "constant"]
+    assert folded == (["blocks.1"] if way == "none" else [])
+    for samples, side, scale in ((3, 8, 1.0), (2, 7, 1.0), (1, 12, 1.0), (5, 16, 9.0), (3, 5, 0.1)):
+        y = scale * torch.randn(samples, 4, side, side, dtype=torch.float64)
+        assert relative(net, result.model, y) < 1e-10
+
+
+def test_a_norm_stays_before_a_layer_that_pads_at_some_sizes():
+    torch.manual_seed(0)
+    net = randomised(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), SameConv(4, 3, 2, 2))).double()
+    result = fold(net, torch.randn(3, 4, 8, 8, dtype=torch.float64))
+    assert result.steps == []
+    assert relative(net, result.model, torch.randn(2, 4, 7, 7, dtype=torch.float64)) < 1e-10

@@ -183,7 +183,7 @@ class Keywords(nn.Module):
 @pytest.mark.parametrize(
     ("net", "x", "said"),
     [
-        (BySize(), torch.randn(2, 3, 8, 8), "another way for inputs of another size"),
+        (BySize(), torch.randn(2, 3, 8, 8), "another way for other inputs"),
         (Complex(), torch.randn(2, 8), ""),
     ],
 )

@@ -6,14 +6,21 @@ to all that leaves the last step. No span crosses a tap: what is inside it is re
 nowhere else.
 """
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 from torch import nn
 
+from shoal.batches import Batch, call
 from shoal.blocks import BlockGraph
+from shoal.blocks.input_variants import resized
+from shoal.errors import ModelRaisedError
+from shoal.offloaded import is_offloaded
 from shoal.plan import Tail
+from shoal.preserve import evaluating
 from shoal.replace.output_format import OutputFormat
 from shoal.replace.segments import Segment, SegmentChain
 
@@ -76,9 +83,10 @@ class Span:
 def spans_of(anatomy: BlockGraph, line: SegmentChain, longest: int) -> list[Span]:
     """Every span of up to `longest` steps that a stand-in can be fitted for."""
     found = []
+    varying = _varying_strides(anatomy, line)
     for start in range(len(line.steps)):
         for stop in range(start + 1, min(start + longest, len(line.steps)) + 1):
-            if not all(line.follows[start + 1 : stop]):
+            if not all(line.follows[start + 1 : stop]) or line.steps[stop - 1].path in varying:
                 break
             span = _span(anatomy, line, start, stop)
             if span is not None:
@@ -113,6 +121,60 @@ def _span(anatomy: BlockGraph, line: SegmentChain, start: int, stop: int) -> Spa
         first.residual,
         tuple(step.form for step in steps for _ in step.paths),
     )
+
+
+def _varying_strides(anatomy: BlockGraph, line: SegmentChain) -> set[str]:
+    """The steps that change the size of other inputs in another way than that of the traced one.
+
+    An adaptive pooling to 4 x 4 halves 8 x 8, but no map of this stride can stand in for it.
+    """
+    if anatomy.example is None or is_offloaded(anatomy.model):  # each run of an offloaded network reads the disk
+        return set()
+    strides = {}
+    for step in line.steps:
+        layout = _layout(anatomy.model, step)
+        stride = _stride(step.in_shape, step.out_shape, layout) if layout is not None else None
+        if layout is not None and stride is not None:
+            strides[step.path] = (layout, stride)
+    varying: set[str] = set()
+    for group in resized(anatomy.example):
+        shapes = next((shapes for batch in group if (shapes := _shapes_of_steps(anatomy.model, line, batch))), {})
+        for path, (entering, leaving) in shapes.items():
+            if path in strides and not _follows_stride(entering, leaving, *strides[path]):
+                varying.add(path)
+    return varying
+
+
+_Shape = tuple[int, ...]
+
+
+def _shapes_of_steps(model: nn.Module, line: SegmentChain, batch: Batch) -> dict[str, tuple[_Shape, _Shape]]:
+    """What enters and leaves every step on this input, of one sample; nothing where the network does not take it."""
+    entering: dict[str, _Shape] = {}
+    leaving: dict[str, _Shape] = {}
+
+    def enter(path: str) -> Callable[..., None]:
+        return lambda module, args: entering.__setitem__(path, tuple(args[0].shape[1:]))
+
+    def leave(step: Segment) -> Callable[..., None]:
+        return lambda module, args, out: leaving.__setitem__(step.path, tuple(step.form.stream(out).shape[1:]))
+
+    with ExitStack() as stack, evaluating(model):
+        for step in line.steps:
+            first, last = (model.get_submodule(path) for path in (step.paths[0], step.paths[-1]))
+            stack.callback(first.register_forward_pre_hook(enter(step.path)).remove)
+            stack.callback(last.register_forward_hook(leave(step)).remove)
+        try:
+            call(model, batch)
+        except ModelRaisedError:
+            return {}
+    return {path: (shape, leaving[path]) for path, shape in entering.items() if path in leaving}
+
+
+def _follows_stride(entering: _Shape, leaving: _Shape, layout: Layout, stride: int) -> bool:
+    if layout == "channels_last":
+        return entering[:-1] == leaving[:-1]
+    return all(-(-before // stride) == after for before, after in zip(entering[1:], leaving[1:], strict=True))
 
 
 def _layout(model: nn.Module, step: Segment) -> Layout | None:

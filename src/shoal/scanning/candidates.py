@@ -14,6 +14,7 @@ from shoal.blocks import Block, BlockGraph
 from shoal.blocks.interception import intercept_additions
 from shoal.blocks.module_replacements import module_replacements
 from shoal.blocks.prefix_cache import PrefixCache
+from shoal.errors import DataError
 from shoal.offloaded import with_tensor
 from shoal.plan import Remove
 
@@ -114,7 +115,17 @@ def _zeros(only: int | None = None) -> Callable[[int, Tensor], Tensor | None]:
 
 
 def _set_to(path: str, means: Mapping[tuple[str, int], Tensor]) -> Callable[[int, Tensor], Tensor | None]:
-    return lambda unit, branch: means[path, unit].to(branch).expand_as(branch).clone()
+    def mean_of(unit: int, branch: Tensor) -> Tensor:
+        mean = means[path, unit]
+        if mean.shape[1:] != branch.shape[1:]:
+            raise DataError(
+                f"the branch of '{path}' has shape {tuple(branch.shape[1:])}, and had {tuple(mean.shape[1:])} when its "
+                "mean was taken: the loader gives other sizes when it is read again",
+                "Give a loader that gives the same sizes each time.",
+            )
+        return mean.to(branch).expand_as(branch).clone()
+
+    return mean_of
 
 
 @dataclass(frozen=True)

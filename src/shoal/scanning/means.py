@@ -1,6 +1,7 @@
 """The mean of every branch over samples: what `mean` ablation puts in its place."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from shoal.batches import Batch, batches, call, device_of
 from shoal.blocks import BlockGraph
 from shoal.blocks.interception import intercept_additions
+from shoal.blocks.input_variants import more_samples
+from shoal.errors import ModelRaisedError
 from shoal.preserve import evaluating
 
 
@@ -16,15 +19,21 @@ def branch_means(anatomy: BlockGraph, loader: Iterable[Any]) -> dict[tuple[str, 
     """The mean of each branch over all samples, shape (1, ...), in float64, by (block path, number of the unit).
 
     Positions of padding do not count; where all samples are padded the mean is 0. A branch whose shape changes between
-    samples (texts of different lengths) has no mean and is left out.
+    samples (texts of different lengths) has no mean and is left out; so is one that does not keep samples apart on its
+    first axis (positions first, windows of an image).
     """
     blocks = [block for block in anatomy.chain if block.units and block.path]
     sums: dict[tuple[str, int], Tensor] = {}
     counts: dict[tuple[str, int], Tensor] = {}
     uneven: set[tuple[str, int]] = set()
+    probing = False
 
     def look(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
         key = (path, unit)
+        if branch.shape[:1] != (batch.size,):
+            uneven.add(key)
+        if key in uneven or probing:
+            return
         weights = _weights(batch, branch)
         total = (branch.double() * weights).sum(0, keepdim=True)
         if key in sums and sums[key].shape != total.shape:
@@ -35,8 +44,14 @@ def branch_means(anatomy: BlockGraph, loader: Iterable[Any]) -> dict[tuple[str, 
         counts[key] = counts[key] + count if key in counts else count
 
     with evaluating(anatomy.model), intercept_additions(anatomy.model, blocks, look), torch.no_grad():
-        for batch in batches(loader, device_of(anatomy.model)):
+        stream = batches(loader, device_of(anatomy.model))
+        for number, batch in enumerate(stream):
             call(anatomy.model, batch)
+            if number == 0:  # as many positions as samples look like samples: one sample more tells them apart
+                batch, probing = more_samples(batch), True
+                with suppress(ModelRaisedError):
+                    call(anatomy.model, batch)
+                probing = False
     return {key: total / counts[key].clamp(min=1) for key, total in sums.items() if key not in uneven}
 
 

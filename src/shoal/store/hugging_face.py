@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from shoal.alignment import align_
 from shoal.batches import Batch, call
-from shoal.errors import FolderError, ShoalError, SurgeryError
+from shoal.errors import FolderError, ModelRaisedError, ShoalError, SurgeryError
 from shoal.outputs import Outputs, distance, mismatch, read_outputs, shown
 from shoal.plan import InputSpec, Plan
 from shoal.preserve import copied, evaluating
@@ -39,6 +39,7 @@ _CARRIED = (
     "COPYING*",
 )  # fmt: skip
 _CARD = "README.md"
+_LOADED = "Shoal loads the output folder itself: shoal.load(folder)."
 
 
 def write_hugging_face(folder: Path, model: nn.Module, plan: Plan, record: Record | None = None) -> str | None:
@@ -90,6 +91,8 @@ def _is_asked_for(model: nn.Module, plan: Plan) -> bool:
 def _write_checked(place: Path, model: nn.Module, plan: Plan, record: Record | None) -> None:
     _check_plan(plan)
     short: Any = compact_hf_model(model, plan.removed)
+    trial = _trial(plan.inputs, model)
+    _check_indices(model, short, trial)
     try:
         short.save_pretrained(place)
     except (OSError, SafetensorError) as error:  # a full disk comes as one of these
@@ -103,7 +106,7 @@ def _write_checked(place: Path, model: nn.Module, plan: Plan, record: Record | N
     for file in place.iterdir():
         if file.is_file():
             file.chmod(mode)  # as the umask gives it, which not every library that writes here asks
-    _check_reload(place, model, _trial(plan.inputs, model))
+    _check_reload(place, model, trial)
 
 
 def _check_plan(plan: Plan) -> None:
@@ -169,6 +172,32 @@ def _put_in_place(place: Path, target: Path) -> None:
         place.rename(target)
     except OSError as error:
         raise FolderError(f"cannot write '{target}': {error.strerror or error}", "Choose another --out.") from error
+
+
+def _check_indices(model: nn.Module, short: nn.Module, trial: Batch) -> None:
+    """Refuse a network whose layers compute something else once those before them are gone and they move up.
+
+    Raises:
+        SurgeryError: names how far the outputs are off, or what its class raised.
+    """
+    moved = "its layers depend on their index or on how many there are, which change when layers are removed"
+    with evaluating(model), evaluating(short):
+        expected = read_outputs(call(model, trial))
+        try:
+            outputs = read_outputs(call(short, trial))
+        except ModelRaisedError as error:
+            cause = error.__cause__ or error
+            raise SurgeryError(
+                f"{moved}: a shorter network of its class raises {type(cause).__name__}: {_first_line(cause)}", _LOADED
+            ) from error
+    if mismatch(expected, outputs) is None:
+        off = {name: distance(tensor, outputs.tensors[name]) for name, tensor in expected.tensors.items()}
+        name = max(off, key=lambda name: off[name].largest, default=None)
+        if name is not None and not all(each.bitwise for each in off.values()):
+            raise SurgeryError(
+                f"{moved}: {shown(name)} of a shorter network of its class is up to {off[name].largest:.3g} away",
+                _LOADED,
+            )
 
 
 def _check_reload(place: Path, model: Any, trial: Batch) -> None:

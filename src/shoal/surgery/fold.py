@@ -18,7 +18,7 @@ from shoal.outputs import distance, mismatch, read_outputs
 from shoal.plan import FoldStep
 from shoal.preserve import copied, evaluating
 from shoal.surgery.fold_constants import ConstantFold, find_constant_folds, take_in
-from shoal.surgery.fold_graph import FoldGraph, FoldLayer, runs_of_other_sizes
+from shoal.surgery.fold_graph import FoldGraph, FoldLayer, runs_of_other_inputs
 from shoal.surgery.fold_layers import carry_out_chain, carry_out_norm, find_chain_fold, find_norm_fold
 
 
@@ -79,7 +79,7 @@ def fold_(block_graph: BlockGraph) -> FoldResult:
 
     For eval mode: see `fold` about training.
     """
-    run = FoldRun(block_graph, runs_of_other_sizes(block_graph))
+    run = FoldRun(block_graph, runs_of_other_inputs(block_graph))
     with torch.no_grad():
         run.everything()
     return FoldResult(block_graph.model, [describe_folds(step) for step in run.steps], run.refused, run.steps)

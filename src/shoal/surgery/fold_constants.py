@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shoal.blocks import Block, BlockGraph
 from shoal.blocks.additions import Addition, add_operands
+from shoal.blocks.discover import graph_from_trace
 from shoal.blocks.operations import plain_name
 from shoal.blocks.template import tensor_refs
 from shoal.blocks.trace import OpRecord
@@ -54,18 +55,43 @@ class _ConstantStopsError(Exception):
 
 
 def find_constant_folds(block_graph: BlockGraph, graph: FoldGraph) -> tuple[list[ConstantFold], dict[str, str]]:
-    """The blocks that add constants and can go, and those that cannot, each with the reason."""
+    """The blocks that add constants and can go, and those that cannot, each with the reason.
+
+    What holds for the traced input must hold for all: in runs on other inputs the same layers have to take in the same
+    constants, since code may pad, pool or choose its layers by the size of what it gets.
+    """
+    folds, refused = _folds_of_run(block_graph, graph)
+    for run in graph.others if folds else ():
+        variant = graph_from_trace(block_graph.model, run)
+        variant_folds, reasons = _folds_of_run(variant, FoldGraph(variant))
+        for path, fold in list(folds.items()):
+            if path not in variant_folds or not _same_shifts(fold, variant_folds[path]):
+                shapes = ", ".join(str(run.values[value].shape) for value in run.inputs)
+                reason = reasons.get(path, "it adds a constant, but other layers take it in, or it adds another one")
+                refused[path] = f"on an input of shape {shapes}: {reason}"
+                del folds[path]
+    return list(folds.values()), refused
+
+
+def _folds_of_run(block_graph: BlockGraph, graph: FoldGraph) -> tuple[dict[str, ConstantFold], dict[str, str]]:
+    """What can be folded and what not, each by the path of its block, as far as this one run tells."""
     known = constants(graph)
-    found, refused = [], {}
+    folds, refused = {}, {}
     for block in block_graph.chain:
         additions = block_graph.additions.get(block.path, ())
-        if not additions or any(one.branch not in known for one in additions):
+        if not additions or any(addition.branch not in known for addition in additions):
             continue
         try:
-            found.append(_fold_of(block, additions, known, graph))
+            folds[block.path] = _fold_of(block, additions, known, graph)
         except _ConstantStopsError as stopped:
             refused[block.path] = f"it adds a constant, but {stopped}"
-    return found, refused
+    return folds, refused
+
+
+def _same_shifts(fold: ConstantFold, variant: ConstantFold) -> bool:
+    """Whether the same layers take in the same numbers, in any order."""
+    shifts, variants = ({layer.path: numbers for layer, numbers in each.shifts} for each in (fold, variant))
+    return shifts.keys() == variants.keys() and all(torch.equal(shifts[path], variants[path]) for path in shifts)
 
 
 def _fold_of(

@@ -7,6 +7,7 @@ own parameters, once, with nobody else reading them. The modules around it do no
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch
 from shoal.blocks import BlockGraph
+from shoal.blocks.input_variants import more_samples, other_values, resized
 from shoal.blocks.operations import plain_name
 from shoal.blocks.template import TensorRef, tensor_refs
 from shoal.blocks.trace import ModuleCall, OpRecord, Trace, trace_run
@@ -122,8 +124,8 @@ class FoldGraph:
 
     def _why_not_plain(self, one: ModuleCall, ops: list[OpRecord]) -> str | None:
         module = one.module
-        if any(_reader_names(other, module) != _reader_names(self.trace, module) for other in self.others):
-            return "the network uses it in another way for inputs of another size"
+        if any(_course(other, module) != _course(self.trace, module) for other in self.others):
+            return "the network uses it in another way for other inputs (sizes, numbers of samples, values)"
         if any(tensor.is_complex() for tensor in (*module.parameters(), *module.buffers())):
             return "its weights are complex numbers"
         if self.trace.written:
@@ -246,38 +248,55 @@ class FoldGraph:
         self.maps = [one for one in self.maps if id(one.module) in self._paths]
 
 
-def _reader_names(trace: Trace, module: nn.Module) -> list[list[tuple[str, str]]]:
-    """Who reads what a layer makes, call by call."""
+def _course(trace: Trace, module: nn.Module) -> list[Any]:
+    """What a layer runs, with which padding, and who reads what it makes, call by call."""
 
     def reader(index: int) -> tuple[str, str]:
         op = trace.ops[index]
         return (trace.calls[op.call].path if op.call >= 0 else "", op.name)
 
-    calls = trace.calls_of(module)
-    return [sorted(reader(op) for value in call.outputs for op in trace.readers.get(value, [])) for call in calls]
+    def steps(call: ModuleCall) -> list[tuple[str, Any]]:
+        ops = trace.ops[call.start : call.stop]
+        return [(op.name, op.signature.get("padding", 0) if op.signature is not None else None) for op in ops]
+
+    return [
+        (steps(call), sorted(reader(op) for value in call.outputs for op in trace.readers.get(value, [])))
+        for call in trace.calls_of(module)
+    ]
 
 
-def runs_of_other_sizes(block_graph: BlockGraph) -> list[Trace]:
-    """The network on inputs of other sizes, as far as it takes them: its code may choose a layer by the size."""
-    found = []
-    for factor in (0.5, 1.5, 2.0):
-        example = block_graph.example
-        if example is not None:
-            with suppress(ModelRaisedError, TraceError):
-                args = tuple(_resized(item, factor) for item in example.args)
-                kwargs = {key: _resized(item, factor) for key, item in example.kwargs.items()}
-                found.append(trace_run(block_graph.model, Batch(args, kwargs)))
-    return found
+def runs_of_other_inputs(block_graph: BlockGraph) -> list[Trace]:
+    """The network on inputs of other sizes, numbers of samples and values, as far as it takes them.
+
+    Its code may choose a layer, or pad, by any of them.
+    """
+    if block_graph.example is None:
+        return []
+    example, values = block_graph.example, other_values(block_graph.example)
+    groups = [[more_samples(values), values], *([_resized(example, factor)] for factor in (0.5, 1.5, 2.0))]
+    return [run for group in chain(groups, resized(example)) if (run := _first_run(block_graph.model, group))]
 
 
-def _resized(item: Any, factor: float) -> Any:
-    """A tensor with more or fewer positions: of an image, of a sequence of features or of tokens."""
-    if not isinstance(item, Tensor) or item.dim() not in (2, 3, 4) or (item.dim() == 2 and item.is_floating_point()):
+def _first_run(model: nn.Module, group: Sequence[Batch]) -> Trace | None:
+    """The trace of the first input that the network takes."""
+    for batch in group:
+        with suppress(ModelRaisedError, TraceError):
+            return trace_run(model, batch)
+    return None
+
+
+def _resized(batch: Batch, factor: float) -> Batch:
+    """More or fewer positions: of an image, of a sequence of features or of tokens."""
+
+    def change(item: Any) -> Any:
+        if not isinstance(item, Tensor) or (item.dim() == 2 and item.is_floating_point()):
+            return item
+        for axis in {2: (1,), 3: (1,), 4: (2, 3)}.get(item.dim(), ()):
+            length = max(1, int(item.shape[axis] * factor))
+            item = item.index_select(axis, torch.arange(length, device=item.device) % item.shape[axis])
         return item
-    for axis in {2: (1,), 3: (1,), 4: (2, 3)}[item.dim()]:
-        length = max(1, int(item.shape[axis] * factor))
-        item = item.index_select(axis, torch.arange(length, device=item.device) % item.shape[axis])
-    return item
+
+    return Batch(tuple(map(change, batch.args)), {key: change(item) for key, item in batch.kwargs.items()})
 
 
 def as_float64(tensor: Tensor | None, like: int) -> Tensor:

@@ -108,13 +108,13 @@ def _emptied_lists(model: nn.Module, removed: Sequence[str]) -> list[EmptiedLaye
 
 def _drop_norms_hint(model: nn.Module, path: str) -> str:
     """What could be done where only norms are left."""
-    owners = {name.rpartition(".")[0] for name in _named_tensors(model.get_submodule(path))}
+    owners = {name.rpartition(".")[0] or name for name in _named_tensors(model.get_submodule(path))}
     norms = bool(owners) and all("norm" in owner.lower() for owner in owners)
     return " Removed with norms 'drop' nothing would be left of it." if norms else ""
 
 
 def _leftover_reason(model: nn.Module, path: str) -> str:
-    inside = sorted({name.rpartition(".")[0] for name in _named_tensors(model.get_submodule(path))})
+    inside = sorted({name.rpartition(".")[0] or name for name in _named_tensors(model.get_submodule(path))})
     if inside:
         return f"of the layer '{path}' something is left that its class cannot be without: {', '.join(inside)}"
     return f"'{path}' is no layer of a list, and its class has no network without it"
