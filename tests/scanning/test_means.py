@@ -64,9 +64,9 @@ def test_a_mean_serves_no_other_size(side):
     [candidate] = [one for one in block_candidates(anatomy, means) if one.key == "mean:blocks.1"]
     prefix = PrefixCache(anatomy)
     with evaluating(model):
-        prefix.capture(Batch((torch.randn(4, 1, side, side),)))
+        prefix.record(Batch((torch.randn(4, 1, side, side),)))
         assert candidate.run(prefix).shape == (4, 10)
-        prefix.capture(Batch((torch.randn(4, 1, 8, 8),)))
+        prefix.record(Batch((torch.randn(4, 1, 8, 8),)))
         with pytest.raises(DataError, match="the loader gives other sizes when it is read again"):
             candidate.run(prefix)
 

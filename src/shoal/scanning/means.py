@@ -9,8 +9,8 @@ from torch import Tensor
 
 from shoal.batches import Batch, batches, call, device_of
 from shoal.blocks import BlockGraph
-from shoal.blocks.interception import intercept_additions
 from shoal.blocks.input_variants import more_samples
+from shoal.blocks.interception import intercept_additions
 from shoal.errors import ModelRaisedError
 from shoal.preserve import evaluating
 
