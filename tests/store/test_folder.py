@@ -77,9 +77,7 @@ def test_other_arguments_are_named(tmp_path):
     claimed(tmp_path)
     with pytest.raises(FolderError, match=r"other arguments: seed was 0, now 1\n.*Repeat that command"):
         claimed(tmp_path, seed=1)
-    with pytest.raises(
-        FolderError, match=r"goal.max_drop was None, now 1.0, goal.remove was 2, now None, seed was 0"
-    ):
+    with pytest.raises(FolderError, match=r"goal.max_drop was None, now 1.0, goal.remove was 2, now None, seed was 0"):
         claimed(tmp_path, seed=1, goal={"max_drop": 1.0})
     with pytest.raises(FolderError, match="limit was None, now 100"):
         claimed(tmp_path, limit=100)
