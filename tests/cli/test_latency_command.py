@@ -30,7 +30,7 @@ def test_a_table_made_there_decides_here(run, tmp_path):
     assert code == 0
     assert planning["latency_source"] == "there.json (cpu, batch 16)"
     assert planning["latency_guessed_ms"] == planning["latency_measured_ms"] <= 0.606 * table["whole_ms"]
-    code, out, _ = run("compress", "--from", "o", "--latency", "0.5", "--out", "p", "--json")
+    code, out, _ = run("compress", "--from", "o", "--latency", "0.5", "--out", "p", "--json", "--trust-code")
     assert json.loads(out)["planning"]["latency_source"] == "there.json (cpu, batch 16)"
 
 

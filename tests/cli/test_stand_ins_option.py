@@ -37,8 +37,8 @@ def test_students_are_trained_and_another_goal_needs_no_training(run, tmp_path, 
     kinds = {one["stand_in"]["kind"] for one in plan["actions"] if one["kind"] == "replace"}
     assert kinds <= {"block", "narrow"}
     monkeypatch.setattr("shoal.pipeline.candidate_table.train_students", lambda *_, **__: pytest.fail("trained again"))
-    assert run("compress", "--from", "o", "--macs", 0.8, "--json")[0] == 0
-    code, _, err = run("compress", "--from", "o", "--macs", 0.8, "--stand-ins", "conv3")
+    assert run("compress", "--from", "o", "--macs", 0.8, "--json", "--trust-code")[0] == 0
+    code, _, err = run("compress", "--from", "o", "--macs", 0.8, "--stand-ins", "conv3", "--trust-code")
     assert (code, "--stand-ins is conv3, the tables were made with block,narrow" in err) == (2, True), err
 
 

@@ -14,7 +14,7 @@ from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer, with_overrides
 from shoal.errors import FolderError, ModelRaisedError, NonFiniteError, SurgeryError, UsageError, WeightsError
 from shoal.sources import load_data
 from shoal.sources.digits_resnet import DigitsResNet
-from shoal.store import checkpoint as checkpoint_file
+from shoal.store import tensors as tensor_writing
 
 pytestmark = pytest.mark.heavy
 
@@ -203,7 +203,7 @@ def test_a_network_that_raises_in_training_is_named_and_the_users_own_is_as_befo
     assert (model.calls, model.training) == (0, True)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert torch.equal(torch.get_rng_state(), drawn)
-    assert (tmp_path / checkpoint_file.CHECKPOINT).exists(), "four steps an epoch: the first one was finished"
+    assert (tmp_path / "checkpoint.safetensors").exists(), "four steps an epoch: the first one was finished"
 
 
 def test_all_processes_stop_where_the_loss_of_one_is_nan(data, monkeypatch):
@@ -223,7 +223,7 @@ def test_a_whole_stage_may_be_lost_down_to_its_shortcut(data):
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(data, tmp_path, monkeypatch):
-    save, calls = checkpoint_file.save_file, []
+    save, calls = tensor_writing.save_file, []
 
     def fills_up(*args, **kwargs):
         calls.append(1)
@@ -231,7 +231,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(data, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         return save(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint_file, "save_file", fills_up)
+    monkeypatch.setattr(tensor_writing, "save_file", fills_up)
     with pytest.raises(FolderError, match="No space left"):
         EpsilonTrainer(network(), data, settings(), folder=tmp_path).train()
     run = EpsilonTrainer(network(), data, settings(), folder=tmp_path)

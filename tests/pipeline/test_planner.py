@@ -198,7 +198,7 @@ def test_latencies_of_another_device_decide_and_are_named(tmp_path):
     assert same.removed == here.record.removed
     document = json.loads(table.to_json())
     for one in document["entries"].values():
-        if one["what"].startswith(("Mapped", "ShortcutPlus")):  # stand-ins take an age there
+        if one["what"].startswith(("AffineReplacement", "ResidualReplacement")):  # stand-ins take an age there
             one["ms"] = 1e3
     (tmp_path / "other.json").write_text(json.dumps(document))
     other = planned(latency=0.5, latency_from=str(tmp_path / "other.json")).record

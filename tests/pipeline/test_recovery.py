@@ -191,7 +191,7 @@ def test_interruptions_damaged_files_and_faults_of_the_program_are_not_swallowed
     assert raised.value is error
 
 
-@pytest.mark.parametrize("place", ["check_recover", "kept_cut", "keep_cut", "recovered"])
+@pytest.mark.parametrize("place", ["check_recover", "load_cut", "save_cut", "run_recovery"])
 def test_faults_of_the_program_are_not_swallowed_wherever_they_are(monkeypatch, place, tmp_path):
     def broken(*args, **kwargs):
         raise AttributeError("a slip of the pen")

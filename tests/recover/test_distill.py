@@ -23,7 +23,7 @@ from shoal.recover.distill import CHECKPOINT, _Run
 from shoal.recover.evaluation import TeacherKL
 from shoal.recover.lr_search import LrSearchResult
 from shoal.recover.optim import ClippedOptimizer
-from shoal.store import checkpoint as checkpoint_file
+from shoal.store import tensors as tensor_writing
 
 pytestmark = pytest.mark.heavy
 
@@ -104,7 +104,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from lessons import student, teacher, training, validation
-from shoal.recover import DistilSettings, distil
+from shoal.recover import DistillConfig, distill
 from shoal.recover.distill import CHECKPOINT, _Run
 
 step = _Run._step
@@ -120,9 +120,9 @@ def attempt(folder, killed):
     _Run._step = maybe_the_last
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
-    settings = DistilSettings(rate=0.1, looks=12, clip=0.05)
+    settings = DistillConfig(rate=0.1, looks=12, clip=0.05)
     known = {"validation": validation(), "budget": 12, "settings": settings, "folder": folder}
-    found = distil(student(), teacher(), training(), **known)
+    found = distill(student(), teacher(), training(), **known)
     torch.save(found.model.state_dict(), folder / "out.pt")
     os._exit(0)
 
@@ -160,17 +160,17 @@ def test_the_checkpoint_is_safetensors_with_the_optimizer_in_it(tmp_path):
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
-    save, saved = checkpoint_file.save_file, []
+    save, saved = tensor_writing.save_file, []
 
     def full(*args, **more):
         if len(saved) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         saved.append(save(*args, **more))
 
-    monkeypatch.setattr(checkpoint_file, "save_file", full)
+    monkeypatch.setattr(tensor_writing, "save_file", full)
     with pytest.raises(FolderError, match="No space left"):
         run(12, folder=tmp_path)
-    monkeypatch.setattr(checkpoint_file, "save_file", save)
+    monkeypatch.setattr(tensor_writing, "save_file", save)
     found = run(12, folder=tmp_path)
     assert found.recovery.resumed
     assert same(found.model, run(12).model)
@@ -382,7 +382,7 @@ def test_what_is_rounded_on_the_way_back_cannot_make_it_worse(monkeypatch):
     def half(loader):
         return [one.bfloat16() for one in loader]
 
-    monkeypatch.setattr(sys.modules[_Run.__module__], "leave_form_", spoiled)
+    monkeypatch.setattr(sys.modules[_Run.__module__], "from_trainable_", spoiled)
     own = student().bfloat16()
     found = run(
         12, student=own, teacher=teacher().bfloat16(), training=lambda epoch: half(training()(epoch)),
