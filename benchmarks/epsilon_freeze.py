@@ -17,10 +17,10 @@ import torch
 from shoal.epsilon.recipes import recipe
 from shoal.epsilon.schedule import DecayPlan
 from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer
+from shoal.files.writing import write_text
 from shoal.measure import machine, wilson
 from shoal.sources import load_data
-from shoal.sources.digits_resnet import digits_resnet
-from shoal.store import write_text
+from shoal.sources.builtin_networks import digits_resnet
 
 LONGEST = 12
 

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from shoal.epsilon import epsilonize_
+from shoal.files.writing import write_text
 from shoal.measure import machine
 from shoal.sources import load_model
-from shoal.store import write_text
 
 EPSILON = {"plain": None, "open": 1e-9, "closed": 1e6}
 

@@ -30,10 +30,10 @@ from shoal.epsilon.finish import TrainRunInfo, finish
 from shoal.epsilon.recipes import recipe
 from shoal.epsilon.schedule import DecayPlan, Falls, RatePlan
 from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer, with_overrides
+from shoal.files.writing import write_text
 from shoal.measure import compare, machine, mean_interval
 from shoal.measure.quality import Predictions
 from shoal.sources import load_data, load_model
-from shoal.store import write_text
 
 KINDS = ("plain", "plain-side", "epsilon")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

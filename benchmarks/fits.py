@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, batches, call, logits_of
 from shoal.blocks import BlockGraph, analyze
+from shoal.files.writing import write_text
 from shoal.measure import kl_per_sample, log_probabilities, machine
 from shoal.pipeline.candidate_table import span_forwards
 from shoal.pipeline.mixed_calibration import with_mixup
@@ -42,7 +43,7 @@ from shoal.replace.kinds import MomentsView
 from shoal.replace.modules import build_replacement, load_solution_
 from shoal.replace.neighbourhoods import patches, picked, positions_of
 from shoal.sources import load_data, load_model
-from shoal.store import Lines, write_text
+from shoal.store import Lines
 
 LENGTHS = (1, 2, 4)
 STEPS = 600

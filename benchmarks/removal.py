@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
+from shoal.files.writing import write_text
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality
 from shoal.pipeline import RunInfo, compress
 from shoal.preserve import evaluating
 from shoal.sources import load_data, load_model
-from shoal.store import load, write_text
+from shoal.store import load
 from shoal.surgery import certify
 
 

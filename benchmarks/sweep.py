@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, batches, logits_of
 from shoal.blocks import BlockGraph, analyze
+from shoal.files.writing import write_text
 from shoal.measure import answers, machine
 from shoal.preserve import evaluating, swapped
 from shoal.scanning.candidates import Candidate, block_candidates
 from shoal.scanning.sweep import SweepObserver, sweep
 from shoal.sources import load_data, load_model
-from shoal.store import write_text
 
 
 class Losses(SweepObserver):

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from shoal.sources.builtin_networks import WEIGHTS, DigitsResNet
 from shoal.sources.data import load_data
-from shoal.sources.digits_resnet import WEIGHTS, DigitsResNet
 
 RECIPE = {
     "optimizer": "SGD, momentum 0.9, Nesterov",

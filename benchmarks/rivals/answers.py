@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from shoal.files.writing import write_atomically
 from shoal.measure import Predictions, compare, kl_per_sample, mcnemar, mean_interval, paired_drop, quality
-from shoal.store import write_atomically
 
 
 @dataclass(frozen=True, eq=False)

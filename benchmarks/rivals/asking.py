@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import ShoalError
+from shoal.files.writing import write_text
 from shoal.sources import Data, load_data
-from shoal.store import write_text
 
 
 class Stages:

@@ -18,10 +18,10 @@ from rivals.answers import Answers, against, against_original
 from rivals.ground import SLACK, Ground
 from rivals.keeping import again, keep, same
 from rivals.made import Made, Unreached
+from shoal.files.writing import write_text
 from shoal.measure import Predictions, cost, predictions
 from shoal.record import Latency
 from shoal.sources import Data
-from shoal.store import write_text
 from shoal.surgery import model_digest
 
 _ATTEMPTS = 4

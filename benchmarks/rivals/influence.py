@@ -9,8 +9,8 @@ from pathlib import Path
 from rivals.ground import Ground
 from rivals.made import Made, Unreached
 from rivals.prefixes import shortest_prefix
+from shoal.files.writing import write_text
 from shoal.scanning.scores.collect import block_scores
-from shoal.store import write_text
 
 
 def influence(ground: Ground, target: float) -> Made:

@@ -20,9 +20,9 @@ from rivals.ground import Ground
 from rivals.made import Made, Unreached
 from rivals.prefixes import shortest_prefix
 from shoal.batches import Batch, call
+from shoal.files.writing import write_text
 from shoal.preserve import evaluating
 from shoal.recover.features import capture_outputs
-from shoal.store import write_text
 from shoal.surgery import remove_blocks
 
 RATE, BATCH = 0.02, 64

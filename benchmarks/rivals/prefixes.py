@@ -9,8 +9,8 @@ from scipy.optimize import isotonic_regression
 from rivals.ground import SLACK, Ground
 from rivals.made import Made, Unreached
 from rivals.norms import with_better_norms
+from shoal.files.writing import write_text
 from shoal.plan import Plan, Remove
-from shoal.store import write_text
 from shoal.surgery import input_specs, remove_blocks, signature_of
 
 _CURVE_SECONDS = 2.0

@@ -19,13 +19,13 @@ from rivals.made import Made
 from rivals.practise import last_block
 from rivals.tuning import tuned
 from shoal.errors import UsageError
+from shoal.files.writing import write_text
 from shoal.pipeline import Recover
 from shoal.pipeline.recovery import run_recovery
 from shoal.plan import Plan, read_plan
 from shoal.recover import DistillConfig, TrainingBudget
 from shoal.recover.loaders import EpochOf
 from shoal.replace.kinds.scale import ChannelScale
-from shoal.store import write_text
 from shoal.store.folder import PLAN
 from shoal.surgery import model_digest
 

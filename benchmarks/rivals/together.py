@@ -8,7 +8,7 @@ from rivals import METHODS
 from rivals.cell import Place, plain
 from rivals.ground import Ground
 from rivals.keeping import again
-from shoal.store import write_text
+from shoal.files.writing import write_text
 
 _SECONDS = 4.0
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from shoal.sources.digits_resnet import DigitsResNet
+from shoal.sources.builtin_networks import DigitsResNet
 
 
 def _random(seed: int) -> nn.Module:

@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ParamSpec, TypeVar
 
 from shoal.errors import PluginError, ShoalError, check_memory
-from shoal.reading import reason_of
+from shoal.files.reading import reason_of
 
 Value = TypeVar("Value")
 Expected = TypeVar("Expected")

@@ -12,9 +12,9 @@ from shoal.epsilon.recipes import recipe
 from shoal.epsilon.schedule import DecayPlan, RatePlan
 from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer, with_overrides
 from shoal.errors import FolderError, ModelRaisedError, NonFiniteError, SurgeryError, UsageError, WeightsError
+from shoal.files import tensors as tensor_writing
 from shoal.sources import load_data
-from shoal.sources.digits_resnet import DigitsResNet
-from shoal.store import tensors as tensor_writing
+from shoal.sources.builtin_networks import DigitsResNet
 
 pytestmark = pytest.mark.heavy
 

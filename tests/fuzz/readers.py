@@ -17,15 +17,16 @@ from torch import nn
 
 from shoal.epsilon.metrics import METRICS, MetricsFile
 from shoal.errors import FolderError, ShoalError
+from shoal.files.jsonl import JsonlFile
+from shoal.files.reading import read_json, refusing
 from shoal.pipeline.cache import CLAIM, MeasurementCache
 from shoal.pipeline.latency_backends import LatencyTableFile
 from shoal.plan import InputSpec, NetworkSignature, Plan, Remove, read_plan
-from shoal.reading import read_json, refusing
-from shoal.sources.folders import image_folder
+from shoal.sources.image_sets import image_folder
 from shoal.sources.npz import npz
 from shoal.sources.text import documents
 from shoal.sources.weights import load_weights
-from shoal.store import JsonlFile, RunFolder, read_record
+from shoal.store import RunFolder, read_record
 from shoal.store.checkpoint import load_checkpoint, save_checkpoint
 from shoal.store.save import restore_weights, save_weights
 from shoal.surgery import example_of

@@ -85,7 +85,7 @@ def cifar():
 
 def projected():
     """A block that goes down to its projection and the activation after the addition."""
-    from shoal.sources.digits_resnet import DigitsResNet
+    from shoal.sources.builtin_networks import DigitsResNet
 
     x = images()
     torch.manual_seed(0)

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from shoal.errors import DataError, FolderError, SurgeryError, UsageError, WeightsError
+from shoal.files import tensors as tensor_writing
 from shoal.recover import DistillConfig, distill
 from shoal.recover.distill import CHECKPOINT, _Run
 from shoal.recover.evaluation import TeacherKL
 from shoal.recover.lr_search import LrSearchResult
 from shoal.recover.optim import ClippedOptimizer
-from shoal.store import tensors as tensor_writing
 
 pytestmark = pytest.mark.heavy
 

@@ -4,7 +4,7 @@ import torch
 import shoal
 from shoal.errors import SpecError
 from shoal.sources import load_model
-from shoal.sources.cifar_preact_resnet import CifarPreactResNet, cifar_preact_resnet
+from shoal.sources.builtin_networks import CifarPreactResNet, cifar_preact_resnet
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

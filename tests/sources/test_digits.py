@@ -1,6 +1,6 @@
 import torch
 
-from shoal.sources.digits import digits
+from shoal.sources.image_sets import digits
 
 
 def test_sizes_and_values():

@@ -3,8 +3,8 @@ import json
 import torch
 from torch import nn
 
+from shoal.sources.builtin_networks import WEIGHTS, DigitsResNet, digits_resnet
 from shoal.sources.data import load_data
-from shoal.sources.digits_resnet import WEIGHTS, DigitsResNet, digits_resnet
 
 
 def test_shapes():

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from shoal.errors import DataError
-from shoal.sources.folders import cifar10, cifar100, image_folder, svhn
+from shoal.sources.image_sets import cifar10, cifar100, image_folder, svhn
 
 image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 

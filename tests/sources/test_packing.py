@@ -5,10 +5,8 @@ import torch
 
 import language
 from shoal.errors import DataError
-from shoal.sources import packing
-from shoal.sources.packing import TokenPart, text_parts, to_batch
 from shoal.sources.text import Documents
-from shoal.sources.tokens import TextFormat, tokens_of
+from shoal.sources.tokens import TextFormat, TokenPart, text_parts, to_batch, tokens_of
 
 READING = TextFormat("somewhere", 16, vocabulary=128, positions=64, task="next", start=9)
 DOCUMENTS = Documents(language.text(2000).split("\n\n"))
@@ -122,9 +120,9 @@ def test_too_little_text(tokenizer):
 
 
 def test_logits_stay_within_memory(tokenizer, monkeypatch):
-    monkeypatch.setattr(packing, "_LOGITS", 3 * 16 * 128)
+    monkeypatch.setattr("shoal.sources.tokens._LOGITS", 3 * 16 * 128)
     assert [part.batch_size for part in parts(tokenizer, batch_size=8)] == [3, 3, 3]
-    monkeypatch.setattr(packing, "_LOGITS", 1)
+    monkeypatch.setattr("shoal.sources.tokens._LOGITS", 1)
     assert parts(tokenizer, batch_size=8)[0].batch_size == 1
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from shoal.sources.split import hold_out, random_subset
+from shoal.sources.parts import hold_out, random_subset
 
 
 @pytest.mark.parametrize("labels", [None, torch.arange(100) % 4])

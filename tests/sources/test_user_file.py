@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from shoal.errors import ModelRaisedError, SpecError
-from shoal.sources.user_file import call_function, is_file_spec
+from shoal.sources.user_code import call_function, is_file_spec
 
 
 @pytest.fixture(autouse=True)

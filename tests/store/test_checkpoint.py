@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from shoal.errors import FolderError, WeightsError
-from shoal.store import tensors
+from shoal.files import tensors
 from shoal.store.checkpoint import check_same_network, load_checkpoint, save_checkpoint
 
 

@@ -10,8 +10,8 @@ import pytest
 
 import networks
 from shoal.errors import FolderError
+from shoal.files.locking import LOCK, OWNER
 from shoal.store.folder import PROGRESS, RECORD, RUN, RunFolder
-from shoal.store.lock import LOCK, OWNER
 
 ARGUMENTS = {"model": "digits-resnet", "goal": {"remove": 2}, "seed": 0}
 

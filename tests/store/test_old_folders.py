@@ -10,12 +10,13 @@ import torch
 
 import shoal
 from shoal.cli import main
+from shoal.files.jsonl import JsonlFile
 from shoal.plan import read_plan
 from shoal.plan.plan import differences
 from shoal.record import Network
 from shoal.report import render, render_training
 from shoal.sources import load_data, load_function, load_model
-from shoal.store import JsonlFile, read_record
+from shoal.store import read_record
 from shoal.store.checkpoint import load_checkpoint
 from shoal.surgery import signature_of
 from shoal.training import TrainRecord

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from shoal.errors import ShoalError, UsageError, check_memory
 
 if TYPE_CHECKING:
-    from shoal.sources.consent import Consent
+    from shoal.sources.user_code import Consent
 
 # As a shell reports them: 128 and the number of the signal.
 INTERRUPTED, CLOSED_PIPE = 130, 141
@@ -44,7 +44,7 @@ class Session:
     @cached_property
     def consent(self) -> "Consent":
         """What may be run and fetched: what was typed."""
-        from shoal.sources.consent import Consent  # with torch behind it, which takes a while
+        from shoal.sources.user_code import Consent  # with torch behind it, which takes a while
 
         return Consent.of_words(sys.argv[1:], trust_code=self.trust_code)
 

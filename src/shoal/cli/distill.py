@@ -15,12 +15,13 @@ from shoal.cli.compress import epochs_of
 from shoal.cli.console import Session
 from shoal.cli.loading import DataOptions, check_input, open_data, open_network, output_folder, pick_device
 from shoal.errors import TraceError, UsageError
+from shoal.files.writing import write_text
 from shoal.measure import Predictions, compare, machine, paired_predictions, quality
 from shoal.plan import Fold, Plan, Replace
 from shoal.record import DistillRecord
 from shoal.recover import DistillConfig, DistillResult, TrainingBudget, distill, read_budget
 from shoal.sources import Data
-from shoal.store import OpenedFolder, RunFolder, read_folder_plan, save, write_text
+from shoal.store import OpenedFolder, RunFolder, read_folder_plan, save
 from shoal.store.folder import RECORD
 from shoal.surgery import input_specs, model_digest, signature_of
 

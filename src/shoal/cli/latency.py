@@ -6,8 +6,8 @@ from pathlib import Path
 from shoal.batches import Batch, device_of
 from shoal.cli.console import Session
 from shoal.cli.loading import DataOptions, example_for, open_data, open_network, pick_device
+from shoal.files.writing import write_text
 from shoal.pipeline.latency_table import latency_table
-from shoal.store import write_text
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import nn
 from shoal.batches import Batch, call, device_of
 from shoal.cli.console import Session
 from shoal.errors import ModelRaisedError, UsageError
+from shoal.files.reading import is_folder
 from shoal.plan import InputSpec
 from shoal.preserve import evaluating
-from shoal.reading import is_folder
 from shoal.sources import Data, TextFormat, infer_text_format, load_data
 from shoal.store import OpenedFolder, open_model, read_folder_plan
 from shoal.surgery import example_of, input_specs

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shoal.cli.compress import TABLES, CompressRequest
 from shoal.cli.loading import DataOptions
 from shoal.errors import FolderError, UsageError
+from shoal.files.reading import is_file, read_json, refusing
 from shoal.pipeline import Budget, parse_goal
 from shoal.pipeline.cache import CLAIM
 from shoal.pipeline.candidate_table import STUDENT_BUDGET
-from shoal.reading import is_file, read_json, refusing
 from shoal.recover import read_budget
 from shoal.store.folder import RUN
 

@@ -7,11 +7,12 @@ from typing import Any
 from shoal.cli.console import Session
 from shoal.cli.loading import DataOptions, check_input, open_data, open_network, output_folder, pick_device
 from shoal.errors import UsageError
+from shoal.files.writing import write_text
 from shoal.record import ScanRecord
 from shoal.report import render_scan, show_scan
 from shoal.scanning import ScanRunInfo, ScanSettings, scan
 from shoal.sources import Data
-from shoal.store import RunFolder, write_text
+from shoal.store import RunFolder
 from shoal.store.folder import RECORD, REPORT
 from shoal.surgery import model_digest
 

@@ -27,7 +27,7 @@ from shoal.errors import UsageError
 from shoal.measure import compare
 from shoal.report import show_training
 from shoal.sources import Data
-from shoal.sources.digits_resnet import digits_resnet
+from shoal.sources.builtin_networks import digits_resnet
 from shoal.store import RunFolder
 from shoal.surgery import model_digest
 from shoal.training import Beside, TrainRecord

@@ -15,13 +15,14 @@ from shoal.epsilon.attach import gates_of
 from shoal.epsilon.gate import Gate
 from shoal.epsilon.trainer import EpsilonTrainer
 from shoal.errors import ExportError
+from shoal.files.writing import write_text
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.measure.quality import Predictions
 from shoal.plan import NetworkSignature, Plan, Remove
 from shoal.preserve import evaluating
 from shoal.record import BlockRecord, Latency, Network
 from shoal.report import render_training
-from shoal.store import export_program, save, write_text
+from shoal.store import export_program, save
 from shoal.store.folder import PROGRAM, RECORD, REPORT
 from shoal.surgery import certify, input_specs
 from shoal.training import Beside, EpochRow, LiveGates, LostBlock, Settled, TrainRecord

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import FolderError
-from shoal.reading import refusing
-from shoal.store import JsonlFile
+from shoal.files.jsonl import JsonlFile
+from shoal.files.reading import refusing
 from shoal.training import EpochRow
 
 METRICS = "metrics.jsonl"

@@ -12,7 +12,7 @@ from shoal.batches import Batch, batches
 from shoal.epsilon.augment import Augmentation
 from shoal.errors import DataError
 from shoal.sources import Data
-from shoal.sources.folders import ImageFiles
+from shoal.sources.image_sets import ImageFiles
 from shoal.sources.image_transform import ImageTransform
 from shoal.sources.parts import ImagePart, Images, InMemory
 

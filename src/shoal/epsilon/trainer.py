@@ -25,10 +25,10 @@ from shoal.epsilon.samples import training_samples
 from shoal.epsilon.schedule import EpsilonPlan
 from shoal.epsilon.side import supervised
 from shoal.errors import DataError, NonFiniteError, UsageError, naming_memory_shortage
+from shoal.files.locking import lock_folder
 from shoal.fingerprint import check_fingerprint
 from shoal.preserve import evaluating
 from shoal.sources import Data
-from shoal.store import lock_folder
 from shoal.store.checkpoint import CHECKPOINT, check_same_network, load_checkpoint, resuming, save_checkpoint
 from shoal.surgery import signature_of
 from shoal.training import EpochRow

@@ -15,13 +15,14 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic reads the one of typing only from Python 3.12
 
 from shoal.errors import FolderError
+from shoal.files.jsonl import JsonlFile
+from shoal.files.locking import lock_folder
+from shoal.files.reading import read_json, refusing
+from shoal.files.tensors import read_tensors, write_tensors
+from shoal.files.writing import remove_partial, write_text
 from shoal.fingerprint import as_json, check_fingerprint
 from shoal.plan import Replacement
-from shoal.reading import read_json, refusing
 from shoal.replace import FittedReplacement, ReplacementSpec, StudentSpec, build_replacement
-from shoal.store import JsonlFile, lock_folder, remove_partial, write_text
-from shoal.store.tensors import write_tensors
-from shoal.tensor_files import read_tensors
 
 Wish = ReplacementSpec | StudentSpec
 

@@ -12,11 +12,11 @@ from shoal.batches import Batch
 from shoal.blocks import BlockGraph
 from shoal.blocks.module_replacements import module_replacements, normalize_removals, removable_units
 from shoal.errors import FolderError, NotReachedError, SurgeryError
+from shoal.files.reading import refusing
 from shoal.measure import Predictions, Reading, compare, predictions
 from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks
 from shoal.plan import Remove
 from shoal.preserve import patched
-from shoal.reading import refusing
 from shoal.record import BlockAction, Comparison, Planning, RemovalStep, metric_drop
 from shoal.scanning import Damage, OutputDamage, RemovalDamage, removal_sweep, responses
 from shoal.surgery import check_removable, strict_identities

@@ -15,8 +15,8 @@ from torch import nn
 
 from shoal.batches import Batch
 from shoal.errors import SpecError, UsageError, check_memory
+from shoal.files.reading import read_json, refusing
 from shoal.measure import interleaved_latency, latency
-from shoal.reading import read_json, refusing
 from shoal.sources import load_function
 
 Shape = tuple[int, ...]

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from shoal.batches import Batch, device_of
 from shoal.blocks import analyze
 from shoal.errors import FolderError, UsageError
+from shoal.files.reading import refusing
 from shoal.fingerprint import as_json, check_fingerprint, digest_of
 from shoal.pipeline.context import CompressContext
 from shoal.pipeline.greedy import RemovalChoice
 from shoal.pipeline.planner import function_id
 from shoal.plan import Fold, Remove, Replace
 from shoal.preserve import copied
-from shoal.reading import refusing
 from shoal.store.checkpoint import load_checkpoint, save_checkpoint
 from shoal.surgery import model_digest, remove_blocks_
 from shoal.surgery.replace import replace_spans_

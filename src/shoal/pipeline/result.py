@@ -9,10 +9,11 @@ from torch import nn
 
 from shoal.batches import Batch
 from shoal.errors import ExportError, FolderError
+from shoal.files.writing import write_text
 from shoal.plan import Plan
 from shoal.record import Record
 from shoal.report import render
-from shoal.store import check_reload, check_savable, export_program, save, write_text
+from shoal.store import check_reload, check_savable, export_program, save
 from shoal.store.folder import PROGRAM, REPORT
 
 

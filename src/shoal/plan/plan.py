@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from shoal.errors import PlanError
-from shoal.reading import parse_json, read_text, refusing
+from shoal.files.reading import parse_json, read_text, refusing
 from shoal.record import FrozenModel
 
 # Version 2 added `unit` and `norms` to the removal of a block; plans of version 1 are read as they are.

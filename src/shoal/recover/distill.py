@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch
 from shoal.engine import Engine
 from shoal.errors import UsageError, naming_memory_shortage
+from shoal.files.locking import holding
 from shoal.measure import Reading, reading_of
 from shoal.plan import Replace
 from shoal.preserve import copied
@@ -47,7 +48,6 @@ from shoal.recover.training_log import MetricsLog
 from shoal.recover.weight_averaging import WeightAverage
 from shoal.replace import recalibrate_
 from shoal.store.checkpoint import check_same_network, load_checkpoint, resuming, save_checkpoint
-from shoal.store.lock import holding
 from shoal.surgery.signature import state_of
 
 Progress = Callable[[str, int, int], None]

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from shoal.files.jsonl import JsonlFile
 from shoal.record import RecoveryEvaluation
-from shoal.store import JsonlFile
 
 METRICS = "recovery.jsonl"
 

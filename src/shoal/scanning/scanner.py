@@ -14,11 +14,11 @@ from shoal.batches import Batch, Repeatable, batches, check_one_purpose, device_
 from shoal.blocks import BlockGraph, analyze
 from shoal.blocks.prefix_cache import restart_notes
 from shoal.errors import DataError, FolderError, UsageError, naming_memory_shortage
+from shoal.files.reading import refusing
 from shoal.measure import Accumulator, Answers, Reading, answers, machine, reading_of, wilson
 from shoal.measure.classes import no_better_than_chance
 from shoal.measure.output_reading import check_pairing
 from shoal.outputs import as_names
-from shoal.reading import refusing
 from shoal.record import Ablation, Baseline, ScannedBlock, ScannedLayer, ScanRecord, ScoreQuality, SecondData
 from shoal.scanning.candidates import Candidate, KernelLayer, block_candidates, layer_candidates, layers_of
 from shoal.scanning.means import branch_means

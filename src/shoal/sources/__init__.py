@@ -1,11 +1,10 @@
 """Where networks, weights and data come from: each named by a short specification."""
 
-from shoal.sources.consent import Consent
+from shoal.sources.builtin_networks import DigitsResNet, digits_resnet
 from shoal.sources.data import Data, load_data
-from shoal.sources.digits_resnet import DigitsResNet, digits_resnet
 from shoal.sources.models import LoadedModel, load_model
 from shoal.sources.tokens import TextFormat, infer_text_format
-from shoal.sources.user_file import load_function
+from shoal.sources.user_code import Consent, load_function
 from shoal.sources.weights import load_weights
 
 __all__ = [

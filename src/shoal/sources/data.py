@@ -7,18 +7,14 @@ from typing import Any
 
 from shoal.batches import Batch, batches
 from shoal.errors import DataError, SpecError, did_you_mean
-from shoal.sources.digits import digits
-from shoal.sources.folders import cifar10, cifar100, image_folder, svhn
+from shoal.sources.image_sets import cifar10, cifar100, digits, image_folder, svhn
 from shoal.sources.image_transform import ImageTransform
 from shoal.sources.npz import npz
-from shoal.sources.packing import text_parts
-from shoal.sources.parts import NEEDS_MORE, ImagePart, NoPart, Part, why_none_held
-from shoal.sources.source import Source
-from shoal.sources.split import hold_out, random_subset
+from shoal.sources.parts import NEEDS_MORE, ImagePart, NoPart, Part, Source, hold_out, random_subset, why_none_held
 from shoal.sources.text import documents
-from shoal.sources.tokens import TextFormat, open_tokenizer, tokens_of
+from shoal.sources.tokens import TextFormat, open_tokenizer, text_parts, tokens_of
+from shoal.sources.user_code import call_function, is_file_spec
 from shoal.sources.user_data import own_parts
-from shoal.sources.user_file import call_function, is_file_spec
 
 _VALIDATION = 0.2
 _FOLDERS: dict[str, Callable[[Path], Source]] = {

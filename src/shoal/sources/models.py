@@ -10,10 +10,9 @@ from torch import nn
 
 from shoal.alignment import align_
 from shoal.errors import ConsentError, ShoalError, SpecError, UsageError, WeightsError, check_memory, did_you_mean
-from shoal.reading import is_file, is_folder
-from shoal.sources.cifar_preact_resnet import cifar_preact_resnet
-from shoal.sources.digits_resnet import digits_resnet
-from shoal.sources.user_file import call_function, is_file_spec
+from shoal.files.reading import is_file, is_folder
+from shoal.sources.builtin_networks import cifar_preact_resnet, digits_resnet
+from shoal.sources.user_code import call_function, is_file_spec
 from shoal.sources.weights import load_weights
 
 _FORMS = [

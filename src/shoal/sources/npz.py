@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from shoal.errors import DataError, did_you_mean
-from shoal.reading import check_member, is_file, open_file, refusing
+from shoal.files.reading import check_member, is_file, open_file, refusing
 from shoal.sources.image_transform import ImageTransform
-from shoal.sources.parts import InMemory
-from shoal.sources.source import Source
+from shoal.sources.parts import InMemory, Source
 
 _MAGIC = b"\x93NUMPY"
 _LABELS = 10**6  # more classes than any data set has

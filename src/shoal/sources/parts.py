@@ -1,4 +1,7 @@
-"""The parts of a data set, and the mini-batches they are read in: always the same ones, in the same order."""
+"""Calibration, validation and test: how samples are split, and the mini-batches they are read in.
+
+They are always the same mini-batches, in the same order.
+"""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -10,6 +13,47 @@ from torch import Tensor
 
 from shoal.errors import DataError
 from shoal.sources.image_transform import AugmentationParams, ImageTransform
+
+
+def hold_out(count: int, fraction: float, seed: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Split `count` samples into (kept, held out), each class in the same proportion where labels are known.
+
+    Args:
+        count: how many samples there are.
+        fraction: the part that is held out, above 0 and below 1.
+        seed: the same seed gives the same split on every machine.
+        labels: class indices, shape (count,), or None.
+
+    Returns:
+        Two index tensors (int64) in seeded random order, so that the first k of either are a fair sample;
+        together they hold every index once.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(count, generator=generator)
+    if labels is None:
+        cut = _held(count, fraction)
+        return order[cut:], order[:cut]
+    held = torch.zeros(count, dtype=torch.bool)
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        held[members[: _held(len(members), fraction)]] = True
+    return order[~held[order]], order[held[order]]
+
+
+def random_subset(count: int, limit: int | None, seed: int) -> Tensor:
+    """Indices of at most `limit` of `count` samples, in order.
+
+    They are chosen at random: data is often sorted by class, and the first samples would be of one class.
+    """
+    if limit is None or limit >= count:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+
+
+def _held(count: int, fraction: float) -> int:
+    # A class of one sample stays in train: a network cannot be judged on what it never saw.
+    return min(count - 1, max(1, round(count * fraction))) if count > 1 else 0
+
 
 _EPOCH = 1_000_003  # a prime far above any seed a user types, so that seed and epoch do not collide
 
@@ -152,3 +196,24 @@ class Loader:
             rows = self.rows[here]
             x = part.look(part.images.take(rows), self.draw[here] if self.draw is not None else None)
             yield x if part.labels is None else (x, part.labels[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Train and test samples as they are stored, and how they become input.
+
+    Args:
+        train: stored samples.
+        test: stored samples that nothing but the final record reads.
+        train_labels: class indices, shape (len(train),), or None.
+        test_labels: likewise for test.
+        look: scale, usual mean and standard deviation, and which augmentation keeps the class.
+        split_seed: fixes the validation part whatever seed the user gives; None leaves it to the user.
+    """
+
+    train: Images
+    test: Images
+    train_labels: Tensor | None
+    test_labels: Tensor | None
+    look: ImageTransform
+    split_seed: int | None = None

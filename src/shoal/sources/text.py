@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import DataError, did_you_mean
-from shoal.reading import TEXT, is_file, is_folder, read_text, reason_of, refusing
+from shoal.files.reading import TEXT, is_file, is_folder, read_text, reason_of, refusing
 
 _PLAIN, _LINES = (".txt", ".text", ".md"), (".jsonl", ".ndjson")
 _KINDS = (*_PLAIN, *_LINES)

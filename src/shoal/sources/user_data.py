@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from shoal.batches import as_batch, batches, is_read_once
 from shoal.errors import DataError
-from shoal.sources.parts import NEEDS_MORE, NoPart, Part, why_none_held
-from shoal.sources.split import hold_out, random_subset
+from shoal.sources.parts import NEEDS_MORE, NoPart, Part, hold_out, random_subset, why_none_held
 
 _EVERY = 5  # of a loader that cannot be indexed, every fifth mini-batch is validation
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from shoal.errors import WeightsError, did_you_mean
+from shoal.files.reading import check_member, is_file, is_folder, open_file, read_json, refusing
+from shoal.files.tensors import read_tensors
 from shoal.preserve import check_finite
-from shoal.reading import check_member, is_file, is_folder, open_file, read_json, refusing
-from shoal.tensor_files import read_tensors
 
 State = dict[str, Tensor]
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "state_dict_ema", "ema_state_dict", "model_ema")

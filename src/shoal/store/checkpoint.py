@@ -12,9 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from shoal.errors import WeightsError
-from shoal.reading import parse_json, refusing
-from shoal.store.tensors import write_tensors
-from shoal.tensor_files import DIGEST, read_tensors
+from shoal.files.reading import parse_json, refusing
+from shoal.files.tensors import DIGEST, read_tensors, write_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 _VERSION = 2  # with a digest, which version 1 did not have

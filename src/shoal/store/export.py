@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, call
 from shoal.errors import ExportError, ShoalError
+from shoal.files.writing import write_atomically
 from shoal.outputs import distance, read_outputs, shown
 from shoal.preserve import evaluating
 from shoal.store.save import independent_copy
-from shoal.store.writing import write_atomically
 
 _WHOLE = "The other files of the folder are whole."
 

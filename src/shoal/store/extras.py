@@ -18,16 +18,15 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, call
 from shoal.errors import ShoalError, WeightsError
+from shoal.files.reading import refusing
+from shoal.files.tensors import read_tensors, write_tensors
 from shoal.offloaded import is_offloaded
 from shoal.outputs import read_outputs
 from shoal.plan import InputSpec
 from shoal.preserve import copied, evaluating
-from shoal.reading import refusing
 from shoal.record import FrozenModel
 from shoal.store.entries import decode, encode, is_plain_tensor, special_entries
-from shoal.store.tensors import write_tensors
 from shoal.surgery import example_of
-from shoal.tensor_files import read_tensors
 
 _KEY = "shoal-extras"
 _AGAIN = "Run the command that made the folder again."

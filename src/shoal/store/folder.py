@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from shoal.errors import FolderError
+from shoal.files.jsonl import JsonlFile
+from shoal.files.locking import LOCK, OWNER, lock_folder
+from shoal.files.reading import read_json, refusing
+from shoal.files.writing import is_partial, remove_partial, write_text
 from shoal.fingerprint import as_json, check_fingerprint
-from shoal.reading import read_json, refusing
-from shoal.store.lines import JsonlFile
-from shoal.store.lock import LOCK, OWNER, lock_folder
-from shoal.store.writing import is_partial, remove_partial, write_text
 
 RUN, PROGRESS, RECORD, PLAN = "run.json", "progress.jsonl", "record.json", "plan.json"
 WEIGHTS, EXTRAS = "model.safetensors", "extras.safetensors"

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from shoal.alignment import align_
 from shoal.batches import Batch, call
 from shoal.errors import FolderError, ModelRaisedError, ShoalError, SurgeryError
+from shoal.files.reading import read_bytes, read_text, reason_of, refusing
+from shoal.files.writing import PARTIAL, write_text
 from shoal.outputs import Outputs, distance, mismatch, read_outputs, shown
 from shoal.plan import InputSpec, Plan
 from shoal.preserve import copied, evaluating
-from shoal.reading import read_bytes, read_text, reason_of, refusing
 from shoal.record import Quality, Record
-from shoal.store.writing import PARTIAL, write_text
 from shoal.surgery import example_of
 from shoal.surgery.hugging_face import compact_hf_model, is_hugging_face
 

@@ -9,11 +9,11 @@ from torch import nn
 
 from shoal.alignment import align_
 from shoal.errors import FolderError, ModelRaisedError, SpecError, check_memory, naming_memory_shortage
+from shoal.files.reading import is_folder, parse_json, read_text, refusing
 from shoal.plan import Plan, read_plan
-from shoal.reading import is_folder, parse_json, read_text, refusing
 from shoal.record import Record
 from shoal.sources import Consent, load_model
-from shoal.sources.user_file import is_file_spec
+from shoal.sources.user_code import is_file_spec
 from shoal.store.extras import Extras, check_answers, read_extras, restore_extras_, states_of
 from shoal.store.folder import EXTRAS, PLAN, RECORD, RUN, WEIGHTS
 from shoal.store.save import restore_weights

@@ -10,6 +10,8 @@ from torch import nn
 
 from shoal.batches import Batch
 from shoal.errors import WeightsError
+from shoal.files.tensors import read_tensors, write_tensors
+from shoal.files.writing import write_text
 from shoal.offloaded import weights
 from shoal.plan import Plan
 from shoal.preserve import copied
@@ -19,9 +21,6 @@ from shoal.store.entries import encode, is_plain_tensor, special_entries
 from shoal.store.extras import save_extras
 from shoal.store.folder import EXTRAS, PLAN, RECORD, WEIGHTS
 from shoal.store.hugging_face import write_hugging_face
-from shoal.store.tensors import write_tensors
-from shoal.store.writing import write_text
-from shoal.tensor_files import read_tensors
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

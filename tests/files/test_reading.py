@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from shoal.errors import DataError, FolderError, PlanError, ShoalError, SpecError, WeightsError
+from shoal.files.jsonl import JsonlFile
+from shoal.files.reading import parse_json, read_bytes, read_text, refusing
 from shoal.pipeline.latency_backends import LatencyTableFile
 from shoal.plan import read_plan
-from shoal.reading import parse_json, read_bytes, read_text, refusing
-from shoal.sources.folders import image_folder
+from shoal.sources.image_sets import image_folder
 from shoal.sources.models import load_model
 from shoal.sources.npz import npz
 from shoal.sources.text import documents
 from shoal.sources.weights import load_weights
 from shoal.store import read_record
 from shoal.store.checkpoint import load_checkpoint
-from shoal.store.lines import JsonlFile
 from shoal.store.load import open_model
 from shoal.store.save import restore_weights
 

@@ -1,4 +1,4 @@
-"""Read tensors from safetensors files: nothing but a file of them, and where it says so with their digest."""
+"""Tensors in safetensors files, with a digest that tells a flipped bit when they are read."""
 
 import hashlib
 import json
@@ -6,10 +6,32 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from shoal.errors import ShoalError
-from shoal.reading import open_file, refusing
+from shoal.files.reading import open_file, refusing
+from shoal.files.writing import write_atomically
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file; tensors that share memory are written once for each name.
+
+    Raises:
+        FolderError: the disk is full, or the folder is not writable; what stood at `path` is still there.
+    """
+    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+    sealed = {**metadata, DIGEST: digest_of_tensors(plain, metadata)}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(plain, str(temporary), metadata=sealed)
+        except SafetensorError as error:  # a full disk comes as one of these
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
+
 
 DIGEST = "shoal-sha256"
 

@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from shoal.errors import WeightsError
-from shoal.tensor_files import DIGEST, digest_of_tensors, read_tensors
+from shoal.files.tensors import DIGEST, digest_of_tensors, read_tensors
 
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64)
 

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from shoal.errors import FolderError
-from shoal.store.lock import LOCK, OWNER, holding, lock_folder
+from shoal.files.locking import LOCK, OWNER, holding, lock_folder
 
 
 def test_one_at_a_time_by_name(tmp_path):

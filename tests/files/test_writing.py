@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from shoal.errors import FolderError
-from shoal.store.lines import JsonlFile
-from shoal.store.tensors import write_tensors
-from shoal.store.writing import PARTIAL, remove_partial, write_atomically, write_text
+from shoal.files.jsonl import JsonlFile
+from shoal.files.tensors import write_tensors
+from shoal.files.writing import PARTIAL, remove_partial, write_atomically, write_text
 
 
 def full(*_args, **_kwargs):
@@ -87,7 +87,7 @@ def test_the_partial_file_is_hidden_in_a_folder_beside_its_place(tmp_path):
 def test_what_a_writer_leaves_beside_its_file_when_it_is_killed_is_removed_later(tmp_path):
     (tmp_path / "mine.partial").touch()
     code = (
-        "import resource, signal, sys, torch; from pathlib import Path; from shoal.store.tensors import write_tensors\n"
+        "import resource, signal, sys, torch; from pathlib import Path; from shoal.files.tensors import write_tensors\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
         "write_tensors(Path(sys.argv[1]), {'w': torch.ones(10_000)}, {})\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import FolderError
-from shoal.reading import TEXT, parse_json, read_bytes, refusing
-from shoal.store.writing import write_bytes
+from shoal.files.reading import TEXT, parse_json, read_bytes, refusing
+from shoal.files.writing import write_bytes
 
 _SUM = "crc32"
 

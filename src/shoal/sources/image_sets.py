@@ -1,4 +1,7 @@
-"""Data sets of torchvision in a folder that is already there; nothing is downloaded."""
+"""Image data sets: the embedded digits, those of torchvision in a folder that is already there, and folders of images.
+
+Nothing is downloaded.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +14,9 @@ import torch
 from torch import Tensor
 
 from shoal.errors import DataError, check_memory
-from shoal.reading import is_folder, open_file, refusing
+from shoal.files.reading import is_folder, open_file, refusing
 from shoal.sources.image_transform import ImageTransform
-from shoal.sources.parts import InMemory
-from shoal.sources.source import Source
+from shoal.sources.parts import InMemory, Source, hold_out
 
 _IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
 
@@ -177,3 +179,19 @@ def _pillow() -> None:
         import PIL.Image  # noqa: F401
     except ImportError as error:
         raise DataError("Pillow, which reads image files, is not installed", "pip install 'shoal[vision]'") from error
+
+
+def digits() -> Source:
+    """1,797 handwritten digits, (1, 8, 8), 17 grey levels: a quarter of every class is test.
+
+    The split does not follow the user's seed: the embedded network was trained on the calibration part, and
+    validation and test must stay unseen by it.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 8, 8)
+    classes = torch.from_numpy(labels).long()
+    train, test = hold_out(len(images), 0.25, seed=0, labels=classes)
+    look = ImageTransform(scale=1 / 16, mean=(0.3053,), std=(0.3761,), shifts=True)
+    return Source(InMemory(images[train]), InMemory(images[test]), classes[train], classes[test], look, split_seed=0)

@@ -14,8 +14,8 @@ from weakref import WeakValueDictionary
 from filelock import FileLock, Timeout
 
 from shoal.errors import FolderError
-from shoal.reading import read_json
-from shoal.store.writing import write_text
+from shoal.files.reading import read_json
+from shoal.files.writing import write_text
 
 LOCK, OWNER = ".shoal.lock", ".shoal.owner.json"
 _LONGEST = 200  # characters of a command line that an error quotes

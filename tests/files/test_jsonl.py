@@ -4,7 +4,7 @@ import os
 import pytest
 
 from shoal.errors import FolderError
-from shoal.store.lines import JsonlFile
+from shoal.files.jsonl import JsonlFile
 
 ONE = '{"n": 1, "crc32": "d21474d0"}\n'
 

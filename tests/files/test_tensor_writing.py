@@ -3,7 +3,7 @@ import torch
 from safetensors import safe_open
 
 from shoal.errors import FolderError
-from shoal.store.tensors import write_tensors
+from shoal.files.tensors import write_tensors
 
 
 def test_tensors_and_a_digest_in_a_plain_file(tmp_path):
