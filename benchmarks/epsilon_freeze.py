@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from shoal.epsilon.recipes import recipe
-from shoal.epsilon.schedule import DecayPlan
+from shoal.epsilon.recipes import DecayPlan, recipe
 from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer
 from shoal.files.writing import write_text
 from shoal.measure import machine, wilson

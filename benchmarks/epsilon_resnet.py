@@ -25,10 +25,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from shoal.epsilon.augment import Augmentation
 from shoal.epsilon.finish import TrainRunInfo, finish
-from shoal.epsilon.recipes import recipe
-from shoal.epsilon.schedule import DecayPlan, Falls, RatePlan
+from shoal.epsilon.recipes import DecayPlan, Falls, RatePlan, recipe
+from shoal.epsilon.samples import Augmentation
 from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer, with_overrides
 from shoal.files.writing import write_text
 from shoal.measure import compare, machine, mean_interval

@@ -38,10 +38,10 @@ from shoal.pipeline import Progress, Recover
 from shoal.pipeline.recovery import make_probe
 from shoal.pipeline.recovery_probe import RecoveryProbe
 from shoal.recover import DistillConfig, read_budget
-from shoal.recover.loaders import EpochOf
 from shoal.sources import Data, load_model
 from shoal.store import RunFolder
 from shoal.surgery import model_digest
+from shoal.training.loaders import LoaderFactory
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def _trial(
     return make_probe(asked, model, [], lessons.validation, calibration, progress)
 
 
-def _epochs(data: Data, limit: int | None) -> EpochOf:
+def _epochs(data: Data, limit: int | None) -> LoaderFactory:
     """The calibration part by epoch, augmented anew in each."""
     return lambda epoch: data.calibration(augment=True, epoch=epoch, limit=limit)
 

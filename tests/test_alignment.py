@@ -10,12 +10,12 @@ from torch import nn
 from networks import CifarResNet
 from shoal.alignment import align_, aligned, in_aligned_memory, is_aligned
 from shoal.batches import Batch
-from shoal.engine import Engine
 from shoal.measure.latency import interleaved_latency
 from shoal.preserve import copied
 from shoal.sources import load_model
 from shoal.store.checkpoint import load_checkpoint, save_checkpoint
 from shoal.surgery import certify
+from shoal.training.engine import Engine
 
 
 def shift(path, remainder):

@@ -22,7 +22,7 @@ from rivals.prefixes import shortest_prefix
 from shoal.batches import Batch, call
 from shoal.files.writing import write_text
 from shoal.preserve import evaluating
-from shoal.recover.features import capture_outputs
+from shoal.recover.train_step import capture_outputs
 from shoal.surgery import remove_blocks
 
 RATE, BATCH = 0.02, 64

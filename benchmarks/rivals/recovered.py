@@ -24,10 +24,10 @@ from shoal.pipeline import Recover
 from shoal.pipeline.recovery import run_recovery
 from shoal.plan import Plan, read_plan
 from shoal.recover import DistillConfig, TrainingBudget
-from shoal.recover.loaders import EpochOf
 from shoal.replace.kinds.scale import ChannelScale
 from shoal.store.folder import PLAN
 from shoal.surgery import model_digest
+from shoal.training.loaders import LoaderFactory
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Lessons:
         seed: of it all.
     """
 
-    training: EpochOf
+    training: LoaderFactory
     validation: Iterable[Any]
     budget: TrainingBudget
-    unlabelled: EpochOf | None = None
+    unlabelled: LoaderFactory | None = None
     seed: int = 0
     settings: DistillConfig = field(default_factory=DistillConfig)
 

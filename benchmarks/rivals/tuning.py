@@ -17,9 +17,8 @@ from rivals.practise import BATCH, halves, rate_at
 from shoal.batches import Batch, call
 from shoal.preserve import evaluating
 from shoal.recover import TrainingBudget
-from shoal.recover.features import capture_outputs
-from shoal.recover.loaders import EpochOf, MixedLoader, ResumableLoader
-from shoal.recover.norm_modes import set_train_mode_
+from shoal.recover.train_step import capture_outputs, set_train_mode_
+from shoal.training.loaders import LoaderFactory, MixedLoader, ResumableLoader
 
 _FEWEST = 2
 
@@ -28,10 +27,10 @@ def tuned(
     cut: nn.Module,
     original: nn.Module,
     last: str,
-    training: EpochOf,
+    training: LoaderFactory,
     *,
     budget: TrainingBudget,
-    unlabelled: EpochOf | None = None,
+    unlabelled: LoaderFactory | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None],
 ) -> tuple[nn.Module, dict[str, Any]]:

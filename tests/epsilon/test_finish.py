@@ -7,7 +7,7 @@ from shoal.epsilon.attach import gates_of
 from shoal.epsilon.finish import TrainRunInfo, finish
 from shoal.epsilon.trainer import EpsilonTrainer
 from shoal.sources import load_data
-from shoal.training import TrainRecord
+from shoal.training_record import TrainRecord
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from shoal.engine import Engine
 from shoal.epsilon.gate import Gate
 from shoal.epsilon.monitor import GateMonitor
+from shoal.training.engine import Engine
 
 
 @pytest.fixture

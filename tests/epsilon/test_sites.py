@@ -5,7 +5,7 @@ from torch import nn
 import networks
 from shoal.batches import Batch
 from shoal.blocks import analyze
-from shoal.epsilon.sites import sites_of
+from shoal.epsilon.attach import sites_of
 
 IMAGES = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

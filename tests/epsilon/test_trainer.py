@@ -8,8 +8,7 @@ import torch
 from test_sites import Scaled, net
 from torch import nn
 
-from shoal.epsilon.recipes import recipe
-from shoal.epsilon.schedule import DecayPlan, RatePlan
+from shoal.epsilon.recipes import DecayPlan, RatePlan, recipe
 from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer, with_overrides
 from shoal.errors import FolderError, ModelRaisedError, NonFiniteError, SurgeryError, UsageError, WeightsError
 from shoal.files import tensors as tensor_writing

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from shoal.epsilon.metrics import METRICS, MetricsFile
+from shoal.epsilon.trainer import METRICS
 from shoal.errors import FolderError, ShoalError
 from shoal.files.jsonl import JsonlFile
 from shoal.files.reading import read_json, refusing
@@ -30,6 +30,8 @@ from shoal.store import RunFolder, read_record
 from shoal.store.checkpoint import load_checkpoint, save_checkpoint
 from shoal.store.save import restore_weights, save_weights
 from shoal.surgery import example_of
+from shoal.training.metrics import MetricsLog
+from shoal.training_record import EpochRow
 
 
 def _written(write: Callable[[Path], object]) -> bytes:
@@ -131,7 +133,7 @@ _READERS: dict[str, Callable[[Path], object]] = {
     "claim": lambda path: RunFolder(path.parent, "compress", {"seed": 0}).release(),
     "journal": lambda path: JsonlFile(path).read(),
     "tables": _tables,
-    "metrics": lambda path: MetricsFile(path.parent).restart(1),
+    "metrics": lambda path: MetricsLog(EpochRow, "epoch", JsonlFile(path)).resume(1, count=1),
     "latencies": LatencyTableFile,
     "weights": lambda path: restore_weights(nn.Linear(2, 2), path),
     "checkpoint": load_checkpoint,

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lessons import TokenNet, images, same, student, teacher, tokens, training, validation
 from safetensors.torch import load_file
 from torch import nn
 

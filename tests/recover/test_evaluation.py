@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
-from lessons import CLASSES, TokenNet, engine, images, student, teacher, tokens, validation
 
 from shoal.batches import as_batch
 from shoal.errors import DataError
 from shoal.measure import compare, paired_predictions
 from shoal.recover import evaluation as judging
 from shoal.recover.evaluation import TeacherKL, validation_samples
+from teaching import CLASSES, TokenNet, engine, images, student, teacher, tokens, validation
 
 
 def test_the_mean_over_samples_and_as_many_blends():

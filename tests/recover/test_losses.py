@@ -1,12 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lessons import tokens
 
 from shoal.batches import Batch, as_batch
 from shoal.errors import DataError
 from shoal.recover.losses import divergence_loss, feature_loss, label_loss
 from shoal.recover.mixup import Mixup
+from teaching import tokens
 
 X = Batch((torch.zeros(4, 1),), {}, torch.tensor([0, 1, 2, 1]))
 

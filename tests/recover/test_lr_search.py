@@ -2,14 +2,14 @@ import copy
 
 import pytest
 import torch
-from lessons import CLASSES, engine, images, same, student, teacher
 from torch import nn
 
 from shoal.batches import Batch
 from shoal.recover import DistillConfig, TrainingBudget
 from shoal.recover.lr_search import RATES, find_lr, largest_stable_lr, steps_for, try_step
-from shoal.recover.optim import ClippedOptimizer
 from shoal.recover.train_step import DistillStep
+from shoal.training.optim import ClippedOptimizer
+from teaching import CLASSES, engine, images, same, student, teacher
 
 GIVEN = [Batch((images(16, seed),)) for seed in range(8)]
 

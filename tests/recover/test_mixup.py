@@ -1,9 +1,9 @@
 import torch
-from lessons import images, tokens
 
 from shoal.batches import IGNORED, Batch, as_batch
 from shoal.measure import log_probabilities
 from shoal.recover.mixup import mixup, mixup_shape, pairwise_mixup
+from teaching import images, tokens
 
 
 def generator(seed=0):

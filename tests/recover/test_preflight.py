@@ -1,6 +1,5 @@
 import pytest
 import torch
-from lessons import TokenNet, images, student, teacher, tokens
 from torch import nn
 
 from shoal.batches import Batch, as_batch
@@ -12,6 +11,7 @@ from shoal.recover.preflight import (
     check_same_outputs,
     check_unlabelled,
 )
+from teaching import TokenNet, images, student, teacher, tokens
 
 
 def test_a_teacher_with_other_outputs_is_refused_by_number():

@@ -1,10 +1,10 @@
 import copy
 
 import torch
-from lessons import same
 from torch import nn
 
 from shoal.recover.weight_averaging import WeightAverage
+from teaching import same
 
 
 def moved(model, value):

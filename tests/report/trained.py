@@ -3,7 +3,7 @@
 from handmade import latencies
 
 from shoal.record import BlockRecord, Certificate, Comparison, Cost, Machine, Network, Quality
-from shoal.training import Beside, EpochRow, LiveGates, LostBlock, Settled, TrainRecord
+from shoal.training_record import BaselineRun, EpochRow, FinalNetworks, LiveGates, PrunedBlock, TrainRecord
 
 PATHS = [f"stages.{stage}.{number}" for stage in range(2) for number in range(3)]
 GONE = {"stages.1.2": 2, "stages.0.1": 3}
@@ -64,7 +64,7 @@ def make_training(**changes: object) -> TrainRecord:
         "gated": 6,
         "rows": make_rows(),
         "lost": [make_lost(path, epoch) for path, epoch in GONE.items()],
-        "settled": Settled(
+        "settled": FinalNetworks(
             whole=make_network(0.975, 90_000, 1_000_000, 6, 3.0),
             plain=plain,
             comparison=same,
@@ -107,9 +107,9 @@ def make_block(path: str) -> BlockRecord:
     )
 
 
-def make_lost(path: str, epoch: int) -> LostBlock:
+def make_lost(path: str, epoch: int) -> PrunedBlock:
     """One lost block."""
-    return LostBlock(
+    return PrunedBlock(
         path=path,
         stage=1 + int(path.split(".")[1]),
         epoch=epoch,
@@ -122,9 +122,9 @@ def make_lost(path: str, epoch: int) -> LostBlock:
     )
 
 
-def make_beside(name: str, epsilon: float, lost: int) -> Beside:
+def make_beside(name: str, epsilon: float, lost: int) -> BaselineRun:
     """Another run of the same epochs."""
-    return Beside(
+    return BaselineRun(
         name=name,
         epsilon=epsilon,
         side=True,

@@ -17,11 +17,11 @@ from shoal.pipeline.candidate_table import DEFAULT_KINDS, STUDENT_BUDGET
 from shoal.preserve import evaluating
 from shoal.record import summary_of
 from shoal.recover import DistillConfig, TrainingBudget, read_budget
-from shoal.recover.loaders import EpochOf
 from shoal.report import show
 from shoal.sources import Data
 from shoal.store import OpenedFolder, RunFolder
 from shoal.surgery import model_digest
+from shoal.training.loaders import LoaderFactory
 
 TABLES = "tables"
 # What the cut of a plan recovers for where nothing is said: a budget below the original's latency costs accuracy.
@@ -155,7 +155,7 @@ def _recover(budget: TrainingBudget, request: CompressRequest, data: Data, extra
     )
 
 
-def epochs_of(data: Data) -> EpochOf:
+def epochs_of(data: Data) -> LoaderFactory:
     """The calibration part by epoch, each augmented anew."""
     return lambda epoch: data.calibration(augment=True, epoch=epoch)
 

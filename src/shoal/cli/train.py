@@ -18,7 +18,6 @@ from shoal.cli.loading import (
     output_folder,
     pick_device,
 )
-from shoal.engine import told_by_main
 from shoal.epsilon.finish import TrainResult, TrainRunInfo, finish
 from shoal.epsilon.gate import checked_epsilon
 from shoal.epsilon.recipes import recipe, recipe_for
@@ -30,7 +29,8 @@ from shoal.sources import Data
 from shoal.sources.builtin_networks import digits_resnet
 from shoal.store import RunFolder
 from shoal.surgery import model_digest
-from shoal.training import Beside, TrainRecord
+from shoal.training.engine import broadcast_from_main
+from shoal.training_record import BaselineRun, TrainRecord
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _claimed(
     """The output folder; of several processes the main one alone claims it, and tells the others where it is."""
     path = output_folder(request.out, "train")
     folder = RunFolder(path, "train", arguments) if session.rank == 0 else None
-    path = told_by_main(path, device)
+    path = broadcast_from_main(path, device)
     session.resume_hint = f"The same command with --out {path} goes on from the last checkpoint."
     if folder is not None and folder.resumed:
         session.say(f"resuming the run in {path}")
@@ -192,9 +192,9 @@ def beside_plans(settings: EpsilonConfig, epsilons: list[float], *, plain: bool)
     return plans
 
 
-def against(trained: TrainResult, other: TrainResult, name: str, settings: EpsilonConfig) -> Beside:
+def against(trained: TrainResult, other: TrainResult, name: str, settings: EpsilonConfig) -> BaselineRun:
     """Another run, and how much worse the trained network is than it, sample by sample."""
-    return Beside(
+    return BaselineRun(
         name=name,
         epsilon=settings.epsilon,
         side=settings.side,

@@ -2,16 +2,19 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from shoal.batches import as_batch
 from shoal.blocks import BlockGraph, analyze
+from shoal.blocks.additions import Addition
 from shoal.blocks.graph import Block
 from shoal.blocks.interception import intercept_additions
+from shoal.blocks.template import TensorRef
+from shoal.blocks.trace import ModuleCall, Trace
 from shoal.epsilon.gate import Gate, checked_epsilon
-from shoal.epsilon.sites import sites_of
 from shoal.errors import SurgeryError, UsageError
 
 # A shut gate multiplies with this attribute of the module it sits on, so that a trace finds where the zero is from.
@@ -184,3 +187,42 @@ def _hooks(model: nn.Module) -> Iterator[tuple[nn.Module, object]]:
     for module in model.modules():
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             yield module, hook
+
+
+@dataclass(frozen=True)
+class Site:
+    """The place of one gate.
+
+    Args:
+        block: path of the block.
+        unit: number of the residual addition in the block.
+        module: path of the module whose output is the whole branch, or None: then only the addition sees the branch
+            (it ends in a product with a parameter, or leaves its last module in a tuple).
+    """
+
+    block: str
+    unit: int
+    module: str | None
+
+
+def sites_of(anatomy: BlockGraph) -> list[Site]:
+    """One site for every residual addition of every removable block, in the order they run."""
+    return [
+        Site(block.path, number, _last_module(anatomy.trace, anatomy.calls[block.path], addition))
+        for block in anatomy.chain.removable
+        for number, addition in enumerate(anatomy.additions[block.path])
+    ]
+
+
+def _last_module(trace: Trace, block: ModuleCall, addition: Addition) -> str | None:
+    """The outermost module inside the block whose output is the branch and nothing else."""
+    if trace.readers.get(addition.branch, []) != [addition.op]:
+        return None  # somebody else reads the branch: a gate on the module would change that too
+    producer = trace.values[addition.branch].producer
+    found = None
+    for call in trace.enclosing(trace.ops[producer].call):
+        if call.index == block.index or call.holds(addition.op):
+            break
+        if call.output == TensorRef(addition.branch) and len(trace.calls_of(call.module)) == 1:
+            found = call.path
+    return found

@@ -25,7 +25,7 @@ from shoal.report import render_training
 from shoal.store import export_program, save
 from shoal.store.folder import PROGRAM, RECORD, REPORT
 from shoal.surgery import certify, input_specs
-from shoal.training import Beside, EpochRow, LiveGates, LostBlock, Settled, TrainRecord
+from shoal.training_record import BaselineRun, EpochRow, FinalNetworks, LiveGates, PrunedBlock, TrainRecord
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class TrainResult:
     record: TrainRecord
     predictions: Predictions
 
-    def beside(self, others: Sequence[Beside]) -> "TrainResult":
+    def beside(self, others: Sequence[BaselineRun]) -> "TrainResult":
         """The same run, held against other runs of as many epochs."""
         return replace(self, record=self.record.model_copy(update={"beside": list(others)}))
 
@@ -88,7 +88,7 @@ def finish(run: EpsilonTrainer, origin: TrainRunInfo, *, seconds: float = 1.0) -
     before, after = paired_predictions([whole, plain], test)
     lost, live = _lost(run, whole, test, after)
     networks = _networks(run, {"whole": whole, "plain": plain}, {"whole": before, "plain": after}, seconds)
-    settled = Settled(
+    settled = FinalNetworks(
         whole=networks["whole"],
         plain=networks["plain"],
         comparison=compare(before, after, "test"),
@@ -147,7 +147,7 @@ def _networks(
 
 def _lost(
     run: EpsilonTrainer, whole: nn.Module, test: Iterable[Any], after: Predictions
-) -> tuple[list[LostBlock], LiveGates | None]:
+) -> tuple[list[PrunedBlock], LiveGates | None]:
     """Every lost block, with what its gate would do on test if it were live, and what that would change."""
     gates = gates_of(whole)
     if not gates:
@@ -183,9 +183,9 @@ def _lost(
 
 def _lost_block(
     run: EpsilonTrainer, path: str, opened: dict[str, int], largest: dict[str, float], count: int
-) -> LostBlock:
+) -> PrunedBlock:
     row = next(row for row in run.rows if path in row.taken_out)
-    return LostBlock(
+    return PrunedBlock(
         path=path,
         stage=run.shrinking.anatomy.chain[path].stage,
         epoch=row.epoch,
@@ -207,7 +207,7 @@ def _chain_records(chain: Chain, gone: set[str]) -> list[BlockRecord]:
     return [block.record(action="removed" if block.path in gone else "kept") for block in chain]
 
 
-def _remarks(run: EpsilonTrainer, lost: list[LostBlock], settled: Settled) -> list[str]:
+def _remarks(run: EpsilonTrainer, lost: list[PrunedBlock], settled: FinalNetworks) -> list[str]:
     said = []
     alive = [one for one in lost if one.weight_left > 0.01 * one.weight_before]
     if alive:

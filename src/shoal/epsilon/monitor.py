@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal.engine import Engine
 from shoal.epsilon.gate import Gate
+from shoal.training.engine import Engine
 
 
 @dataclass(frozen=True)
 class EpochSummary:
-    """One epoch; blocks in order. See `shoal.training.EpochRow`."""
+    """One epoch; blocks in order. See `shoal.training_record.EpochRow`."""
 
     closed: list[str]
     shares: dict[str, float]

@@ -1,6 +1,6 @@
 """A network that loses blocks while it is trained: each goes down to its shortcut, and is kept aside."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import torch
 from torch import Tensor, nn
@@ -82,3 +82,104 @@ class PrunableNetwork:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def decayed_parameters(anatomy: BlockGraph) -> set[nn.Parameter]:
+    """All kernels and matrices, and the scales, shifts and biases that end a residual branch.
+
+    Args:
+        anatomy: of the network that is trained.
+    """
+    found = {parameter for parameter in anatomy.model.parameters() if parameter.dim() >= 2}
+    for block in anatomy.chain.removable:
+        for unit in block.units:
+            found.update(ending_parameters(anatomy.model, unit.branch))
+    return found
+
+
+def ending_parameters(model: nn.Module, branch: tuple[str, ...]) -> list[nn.Parameter]:
+    """The parameters behind the last kernel of a branch, and that kernel with its bias, in no particular order.
+
+    Args:
+        model: the network.
+        branch: paths of the modules with parameters in a branch, in the order they ran.
+    """
+    found: list[nn.Parameter] = []
+    for path in reversed(branch):
+        own = list(model.get_submodule(path).parameters())
+        found.extend(own)
+        if any(parameter.dim() >= 2 for parameter in own):
+            break
+    return found
+
+
+def largest_ending_weight(find: Callable[[str], nn.Module], branch: tuple[str, ...]) -> float:
+    """The largest magnitude that keeps a branch alive: the smallest over its last layers of their largest weight.
+
+    A product is zero as soon as one factor is: a branch whose last convolution or last batch norm is zero is dead.
+
+    Args:
+        find: gives the module at a path.
+        branch: paths of the modules with parameters in a branch, in the order they ran.
+    """
+    largest = []
+    for path in reversed(branch):
+        own = list(find(path).parameters())
+        if own:
+            largest.append(max(float(parameter.detach().abs().max()) for parameter in own))
+        if any(parameter.dim() >= 2 for parameter in own):
+            break
+    return min(largest, default=0.0)
+
+
+_MOMENTUM = "momentum_buffer"
+
+
+class PrunableSGD:
+    """SGD with momentum; decay reaches the matrices, and whatever ends a branch.
+
+    Args:
+        pair: the network, with its side head as the attribute `side`.
+        decayed: the parameters of the network that decay; of the side head all matrices do.
+        momentum: as in torch's SGD.
+        nesterov: likewise.
+    """
+
+    def __init__(self, pair: nn.Module, decayed: Set[nn.Parameter], momentum: float, *, nesterov: bool) -> None:
+        self.pair = pair
+        known = set(pair.get_submodule("network").parameters())
+        reached = [p for p in pair.parameters() if p in decayed or (p not in known and p.dim() >= 2)]
+        others = [p for p in pair.parameters() if not any(p is one for one in reached)]
+        groups = [{"params": part, "decays": flag} for part, flag in ((reached, True), (others, False)) if part]
+        self.sgd = torch.optim.SGD(groups, lr=0.1, momentum=momentum, nesterov=nesterov)
+
+    def step(self, rate: float, decay: float) -> None:
+        """One step on the gradients that are there, which are used up."""
+        for group in self.sgd.param_groups:
+            group["lr"], group["weight_decay"] = rate, decay if group["decays"] else 0.0
+        self.sgd.step()
+        self.sgd.zero_grad(set_to_none=True)
+
+    def forget_missing(self) -> None:
+        """Drop parameters, and their momentum, that the network no longer has."""
+        there = set(self.pair.parameters())
+        for group in self.sgd.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if parameter in there]
+        for parameter in [one for one in self.sgd.state if one not in there]:
+            del self.sgd.state[parameter]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The momentum by name of the parameter."""
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.pair.named_parameters()}
+        return {
+            f"momentum.{names[parameter]}": state[_MOMENTUM]
+            for parameter, state in self.sgd.state.items()
+            if state.get(_MOMENTUM) is not None
+        }
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Load what `tensors` returned."""
+        for name, parameter in self.pair.named_parameters():
+            kept = tensors.get(f"momentum.{name}")
+            if kept is not None:
+                self.sgd.state[parameter][_MOMENTUM] = kept.to(parameter).clone()

@@ -13,26 +13,25 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, batches, call, logits_of
 from shoal.blocks import analyze
-from shoal.engine import Engine
 from shoal.epsilon.attach import attach_gates_, watches_additions
-from shoal.epsilon.decay import decayed_parameters, largest_ending_weight
-from shoal.epsilon.metrics import MetricsFile
 from shoal.epsilon.monitor import GateMonitor
-from shoal.epsilon.optimizer import PrunableSGD
-from shoal.epsilon.prunable import PrunableNetwork
-from shoal.epsilon.recipes import Recipe
+from shoal.epsilon.prunable import PrunableNetwork, PrunableSGD, decayed_parameters, largest_ending_weight
+from shoal.epsilon.recipes import EpsilonPlan, Recipe
 from shoal.epsilon.samples import training_samples
-from shoal.epsilon.schedule import EpsilonPlan
 from shoal.epsilon.side import supervised
 from shoal.errors import DataError, NonFiniteError, UsageError, naming_memory_shortage
 from shoal.files.locking import lock_folder
 from shoal.fingerprint import check_fingerprint
 from shoal.preserve import evaluating
 from shoal.sources import Data
+from shoal.files.jsonl import JsonlFile
 from shoal.store.checkpoint import CHECKPOINT, check_same_network, load_checkpoint, resuming, save_checkpoint
 from shoal.surgery import signature_of
-from shoal.training import EpochRow
+from shoal.training.engine import Engine
+from shoal.training.metrics import MetricsLog
+from shoal.training_record import EpochRow
 
+METRICS = "metrics.jsonl"
 Progress = Callable[[str, int, int], None]
 
 
@@ -158,11 +157,11 @@ class EpsilonTrainer:
         )
         self.state = _State()
         self.watch = GateMonitor(self.gates, self.engine)
-        self.rows: list[EpochRow] = []
         self.samples_seen = self.samples.size or 0
         self.folder = folder if self.engine.is_main else None
         self.lock = lock_folder(self.folder, shared=True) if self.folder is not None else None
-        self.metrics = MetricsFile(self.folder)
+        file = JsonlFile(self.folder / METRICS) if self.folder is not None else None
+        self.metrics = MetricsLog(EpochRow, "epoch", file)
         self.checkpoint = folder / CHECKPOINT if folder is not None else None
         self.resumed = self._resume()
 
@@ -187,7 +186,6 @@ class EpsilonTrainer:
             self._seed_epoch()
             while self.state.epoch < epochs:
                 row = self._epoch()
-                self.rows.append(row)
                 self.metrics.append(row)
                 if self.state.epoch % self.settings.checkpoint_every == 0 or self.state.epoch == epochs:
                     self._save()
@@ -197,6 +195,11 @@ class EpsilonTrainer:
     def _stage(self) -> str:
         total = len(self.shrinking.anatomy.chain.removable)
         return f"training, {len(self.shrinking.alive)} of {total} blocks alive" if self.gates else "training"
+
+    @property
+    def rows(self) -> list[EpochRow]:
+        """Every epoch so far."""
+        return self.metrics.rows
 
     # One epoch
 
@@ -358,7 +361,7 @@ class EpsilonTrainer:
 
     def _resume(self) -> bool:
         if self.checkpoint is None or not self.checkpoint.exists():
-            self.metrics.restart(0)
+            self.metrics.resume(-1)
             return False
         tensors, state = load_checkpoint(self.checkpoint)
         with resuming(self.checkpoint):
@@ -374,7 +377,7 @@ class EpsilonTrainer:
             self.descent.load(tensors)
             self.engine.set_random_state(tensors)
             self.state = _State(**state["state"])
-        self.rows = self.metrics.restart(self.state.epoch)
+        self.metrics.resume(self.state.epoch, count=self.state.epoch)
         return True
 
     def _check_settings(self, theirs: dict[str, Any]) -> None:

@@ -23,9 +23,9 @@ from shoal.pipeline.greedy import Progress
 from shoal.pipeline.recovery_probe import RecoveryProbe
 from shoal.plan import Fold, Remove, Replace
 from shoal.recover import DistillConfig, DistillResult, TrainingBudget, distill, read_budget
-from shoal.recover.loaders import EpochOf, by_epoch
+from shoal.recover.checkpoint import ensure_dir
 from shoal.recover.preflight import check_disjoint, check_in_memory, check_trainable, check_unlabelled
-from shoal.recover.run_fingerprint import ensure_dir
+from shoal.training.loaders import LoaderFactory, loader_factory
 
 _TRIED = 0.1  # of the budget, for each plan that contends
 
@@ -49,8 +49,8 @@ class Recover:
 
     budget: str | int | TrainingBudget = "5m"
     settings: DistillConfig | None = None
-    training: Iterable[Any] | EpochOf | None = None
-    unlabelled: Iterable[Any] | EpochOf | None = None
+    training: Iterable[Any] | LoaderFactory | None = None
+    unlabelled: Iterable[Any] | LoaderFactory | None = None
     folder: str | Path | None = None
     try_plans: int = 0
     asked: bool = True
@@ -79,7 +79,9 @@ def normalize_recovery(given: Recover | TrainingBudget | str | int | None) -> Re
         given = Recover(given) if given is not None else None
     if given is None or read_budget(given.budget) is None:
         return None
-    training, unlabelled = (by_epoch(one) if one is not None else None for one in (given.training, given.unlabelled))
+    training, unlabelled = (
+        loader_factory(one) if one is not None else None for one in (given.training, given.unlabelled)
+    )
     return replace(given, training=training, unlabelled=unlabelled)
 
 
@@ -132,7 +134,7 @@ def check_recover(
     check_in_memory(model)
     check_trainable(model)
     if recover.unlabelled is not None:
-        first = next(batches(by_epoch(recover.unlabelled)(1), example.tensors[0].device), None)
+        first = next(batches(loader_factory(recover.unlabelled)(1), example.tensors[0].device), None)
         if first is None:
             raise DataError("the unlabelled data is empty", "Leave it out.")
         check_unlabelled(first, example)

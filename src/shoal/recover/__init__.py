@@ -1,9 +1,9 @@
 """Win back what a cut has lost: the student learns from the original."""
 
-from shoal.recover.budget import TrainingBudget, read_budget
 from shoal.recover.config import DistillConfig
 from shoal.recover.distill import DistillResult, distill
 from shoal.recover.trainable import make_plain_, make_trainable_
+from shoal.training.budget import TrainingBudget, read_budget
 
 __all__ = [
     "DistillConfig",

@@ -17,22 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
-from shoal.engine import Engine
 from shoal.errors import UsageError, naming_memory_shortage
 from shoal.files.locking import holding
 from shoal.measure import Reading, reading_of
 from shoal.plan import Replace
 from shoal.preserve import copied
-from shoal.record import Recovery
-from shoal.recover.budget import TrainingBudget, read_budget
+from shoal.record import Recovery, RecoveryEvaluation
+from shoal.recover.checkpoint import check_fingerprint, ensure_dir, fingerprint
 from shoal.recover.config import DistillConfig
-from shoal.recover.cosine import cosine_lr
 from shoal.recover.evaluation import TeacherKL, validation_samples
-from shoal.recover.features import matching_blocks
-from shoal.recover.loaders import EpochOf, MixedLoader, ResumableLoader, by_epoch
-from shoal.recover.lr_search import CAREFUL, RATES, LrSearchResult, find_lr, steps_for, try_step
-from shoal.recover.norm_modes import has_batch_norms
-from shoal.recover.optim import ClippedOptimizer, optimizer_for
+from shoal.recover.lr_search import RATES, SAFE_LR, LrSearchResult, find_lr, steps_for, try_step
 from shoal.recover.preflight import (
     check_disjoint,
     check_in_memory,
@@ -41,18 +35,23 @@ from shoal.recover.preflight import (
     check_trainable,
     check_unlabelled,
 )
-from shoal.recover.run_fingerprint import check_fingerprint, ensure_dir, fingerprint
-from shoal.recover.train_step import DistillStep
-from shoal.recover.trainable_format import from_trainable_, match_dtype, to_trainable_
-from shoal.recover.training_log import MetricsLog
+from shoal.recover.train_step import DistillStep, has_batch_norms, matching_blocks
+from shoal.recover.trainable import from_trainable_, match_dtype, to_trainable_
 from shoal.recover.weight_averaging import WeightAverage
 from shoal.replace import recalibrate_
+from shoal.files.jsonl import JsonlFile
 from shoal.store.checkpoint import check_same_network, load_checkpoint, resuming, save_checkpoint
 from shoal.surgery.signature import state_of
+from shoal.training.budget import TrainingBudget, read_budget
+from shoal.training.engine import Engine
+from shoal.training.loaders import LoaderFactory, MixedLoader, ResumableLoader, loader_factory
+from shoal.training.metrics import MetricsLog
+from shoal.training.optim import ClippedOptimizer, cosine_lr, optimizer_for
 
 Progress = Callable[[str, int, int], None]
 
 CHECKPOINT = "recovery.safetensors"
+METRICS = "recovery.jsonl"
 # Far above the loss of the first mini-batch: the student is no longer learning, it is falling apart. A high rate may
 # well double the loss for a while.
 _FACTOR, _ABOVE = 4.0, 2.0
@@ -77,11 +76,11 @@ class DistillResult:
 def distill(
     student: nn.Module,
     teacher: nn.Module,
-    training: Iterable[Any] | EpochOf,
+    training: Iterable[Any] | LoaderFactory,
     *,
     validation: Iterable[Any],
     budget: str | int | TrainingBudget = "5m",
-    unlabelled: Iterable[Any] | EpochOf | None = None,
+    unlabelled: Iterable[Any] | LoaderFactory | None = None,
     settings: DistillConfig | None = None,
     folder: str | Path | None = None,
     device: str | None = None,
@@ -139,8 +138,8 @@ def distill(
         torch.random.fork_rng(devices=_drawing(where)),
     ):
         torch.manual_seed(settings.seed)  # for loaders that shuffle validation: a run that goes on sees the same
-        extra = by_epoch(unlabelled) if unlabelled is not None else None
-        given = _Given(student, teacher, by_epoch(training), validation, extra, replaced, known, reading)
+        extra = loader_factory(unlabelled) if unlabelled is not None else None
+        given = _Given(student, teacher, loader_factory(training), validation, extra, replaced, known, reading)
         return _Run(given, read, settings, where, path, progress).whole()
 
 
@@ -158,9 +157,9 @@ class _Given:
 
     student: nn.Module
     teacher: nn.Module
-    training: EpochOf
+    training: LoaderFactory
     validation: Iterable[Any]
-    unlabelled: EpochOf | None
+    unlabelled: LoaderFactory | None
     replaced: Sequence[Replace]
     known: Sequence[Batch]
     reading: Reading | None
@@ -263,7 +262,9 @@ class _Run:
         self.stepping = self._stepping(self.student)
         self.best = self._copied(self.student)
         self._resume()
-        self.history = MetricsLog(self.folder, self.state.step if self.resumed else -1)
+        file = JsonlFile(self.folder / METRICS) if self.folder is not None else None
+        self.history = MetricsLog(RecoveryEvaluation, "step", file)
+        self.history.resume(self.state.step if self.resumed else -1)
         try:
             if not self.resumed:
                 self._prepare(first)
@@ -322,7 +323,9 @@ class _Run:
         state.rate, state.tried = found.rate, found.tried
         state.began = self.budget.spent(0, self._elapsed())
         state.looked = int(state.began * state.looks)
-        self.history.add({"step": 0, "seconds": self._elapsed(), "rate": state.rate, "divergence": state.before})
+        self.history.append(
+            RecoveryEvaluation(step=0, seconds=self._elapsed(), rate=state.rate, divergence=state.before)
+        )
 
     def _looks(self, seconds: float) -> int:
         """How often to look: less often where a look takes long."""
@@ -336,7 +339,7 @@ class _Run:
             return LrSearchResult(self.settings.rate, {})
         steps = steps_for(self.budget, step_seconds, len(RATES[self.kind]))
         if not steps:
-            return LrSearchResult(CAREFUL[self.kind], {})
+            return LrSearchResult(SAFE_LR[self.kind], {})
         material = MixedLoader(ResumableLoader(self.epochs, self.settings.seed), None, 0.0)
         given = [material.take(step) for step in range(steps)]
 
@@ -393,17 +396,15 @@ class _Run:
                 self._judged(self.student, "the last step's weights")
                 self._judged_recalibrated()
             state.stopped = state.stopped or self._verdict(last=last)
-        line = {
-            "step": state.step,
-            "seconds": self._elapsed(),
-            "rate": rate,
-            "loss": mean if math.isfinite(mean) else None,
-            "divergence": seen if math.isfinite(seen) else None,
-            "best": state.best,
-            "stopped": state.stopped or None,
-        }
+        row = RecoveryEvaluation(
+            step=state.step,
+            seconds=self._elapsed(),
+            rate=rate,
+            loss=mean if math.isfinite(mean) else None,
+            divergence=seen if math.isfinite(seen) else None,
+        )
         state.loss, state.since = 0.0, 0
-        self.history.add(line)
+        self.history.append(row, best=state.best, stopped=state.stopped or None)
         self._save()
 
     def _judged(self, network: nn.Module, name: str) -> float:
@@ -458,7 +459,7 @@ class _Run:
             rewritten=len(self.form.rewritten),
             resumed=self.resumed,
             settings=self.settings.to_dict(),
-            curve=self.history.curve(),
+            curve=self.history.rows,
         )
         return DistillResult(model, recovery)
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch, batches
-from shoal.engine import Engine
 from shoal.errors import DataError
 from shoal.measure import Reading, reading_of
 from shoal.outputs import read_outputs
 from shoal.preserve import evaluating
 from shoal.recover.mixup import pairwise_mixup
-from shoal.recover.trainable_format import forward_in_format, match_dtype
+from shoal.recover.trainable import forward_in_format, match_dtype
+from shoal.training.engine import Engine
 
 _KEPT = 2**26  # values of the teacher's answers that are kept; beyond, it is asked again each time
 

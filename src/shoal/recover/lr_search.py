@@ -15,16 +15,16 @@ from torch import nn
 
 from shoal.batches import Batch
 from shoal.preserve import copied
-from shoal.recover.budget import TrainingBudget
-from shoal.recover.optim import ClippedOptimizer
 from shoal.recover.train_step import DistillStep
+from shoal.training.budget import TrainingBudget
+from shoal.training.optim import ClippedOptimizer
 
 RATES = {
     "sgd": (0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
     "adamw": (0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003),
 }
 # The rate where there is no time for a test: what merged convolutions without a norm still bore.
-CAREFUL = {"sgd": 0.02, "adamw": 0.0003}
+SAFE_LR = {"sgd": 0.02, "adamw": 0.0003}
 _LEAST, _MOST = 6, 24  # steps for each rate
 _NEAR = 1.6  # times the least loss
 _SHARE = 0.1  # of a budget, at most, for the whole test
@@ -78,7 +78,7 @@ def find_lr(
         twin = copied(student)
         tried[f"{rate:g}"] = _tried(twin, lesson, given, stepping(twin), rate)
     finite = {name: loss for name, loss in tried.items() if loss is not None}
-    best = largest_stable_lr(finite) if finite else CAREFUL[kind]
+    best = largest_stable_lr(finite) if finite else SAFE_LR[kind]
     return LrSearchResult(best, tried, len(given))
 
 

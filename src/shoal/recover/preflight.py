@@ -8,7 +8,7 @@ from shoal.intake import packed
 from shoal.offloaded import is_offloaded
 from shoal.outputs import check_numbers, read_outputs, shown
 from shoal.preserve import evaluating
-from shoal.recover.trainable_format import forward_in_format
+from shoal.recover.trainable import forward_in_format
 
 _SAME_TASK = "Give a teacher of the same task."
 

@@ -25,8 +25,7 @@ from shoal.preserve import evaluating
 from shoal.replace.fitting import FittedReplacement
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.replace.spans import Span
-from shoal.replace.student_trainer import IOPair, LearnedStudent, StudentTrainer
-from shoal.replace.students.memory_batches import MemoryBatch, memory_batches
+from shoal.replace.student_trainer import IOPair, LearnedStudent, MemoryBatch, StudentTrainer, memory_batches
 from shoal.replace.students.specs import StudentSpec
 
 # What students that learn at the same time hold at most, in bytes: weights, moments and best weights of them all.

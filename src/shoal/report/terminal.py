@@ -10,7 +10,7 @@ from shoal.record import BlockRecord, Certificate, Record, ScannedBlock, ScanRec
 from shoal.report import comparison, numbers, plan, scan_metrics, scan_text, text, train
 from shoal.report.chain import by_stage
 from shoal.report.scan_tables import shape_change
-from shoal.training import TrainRecord
+from shoal.training_record import TrainRecord
 
 _ACTIONS = {"kept": "■", "removed": "·", "replaced": "○"}
 _CERTIFICATE_STYLES = {"identical": "green", "equal": "green", "different": "yellow"}

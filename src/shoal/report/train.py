@@ -9,7 +9,7 @@ from shoal.report import chain, numbers, text
 from shoal.report.comparison import Cell, ComparisonRow, LatencyPair, amount_row, speed_change, top1
 from shoal.report.html import Column, KeyFigure, Page, Section, Table, TableCell, TableRow, write_page
 from shoal.report.plots import curves
-from shoal.training import Beside, EpochRow, LostBlock, TrainRecord
+from shoal.training_record import BaselineRun, EpochRow, PrunedBlock, TrainRecord
 
 _STATISTICS = (
     ("Top-1", "share of correct answers, 95 % Wilson score interval; of the network after the last epoch"),
@@ -253,7 +253,7 @@ def pruned_table(record: TrainRecord) -> Table | None:
     )
 
 
-def _pruned_entries(block: LostBlock) -> list[TableCell]:
+def _pruned_entries(block: PrunedBlock) -> list[TableCell]:
     remaining = block.weight_left / block.weight_before if block.weight_before else 0.0
     on_test = f"{numbers.significant(block.largest_on_test)} on test"
     return [
@@ -294,7 +294,7 @@ def baseline_table(record: TrainRecord) -> Table | None:
     )
 
 
-def _baseline_entries(run: Beside, total: int) -> list[TableCell]:
+def _baseline_entries(run: BaselineRun, total: int) -> list[TableCell]:
     drop = run.comparison.top1_drop
     interval = numbers.points_interval(run.comparison.top1_drop_interval)
     entries = _run_entries(run.epsilon, run.side, run.lost, total, run.quality)

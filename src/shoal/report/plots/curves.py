@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shoal.record import Recovery, RemovalStep
 from shoal.report import numbers
 from shoal.report.plots.figure import WIDTHS, Plot
-from shoal.training import EpochRow
+from shoal.training_record import EpochRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,9 @@ from torch import nn
 import networks
 from shoal.batches import Batch
 from shoal.blocks import analyze
-from shoal.engine import Engine
 from shoal.measure.output_reading import OutputReading, Reading
 from shoal.surgery import remove_blocks
+from shoal.training.engine import Engine
 
 CLASSES = Reading((OutputReading("", "classes", "as the test says"),))
 

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from shoal.batches import Batch
-from shoal.engine import Engine, told_by_main
 from shoal.errors import SurgeryError
+from shoal.training.engine import Engine, broadcast_from_main
 
 
 def test_it_works_on_a_copy_in_the_layout_asked_for():
@@ -34,7 +34,7 @@ def test_one_process_has_nothing_to_add_up():
 
 def test_one_process_tells_itself(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert told_by_main({"a": 1}, "cpu") == {"a": 1}
+    assert broadcast_from_main({"a": 1}, "cpu") == {"a": 1}
 
 
 def test_of_several_processes_the_main_one_is_asked(monkeypatch):
@@ -45,8 +45,8 @@ def test_of_several_processes_the_main_one_is_asked(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(accelerate, "PartialState", lambda *, cpu: asked.append(cpu))
     monkeypatch.setattr(accelerate.utils, "broadcast_object_list", lambda told: told.__setitem__(0, "of the first"))
-    assert told_by_main("mine", "cpu") == "of the first"
-    assert told_by_main("mine", "cuda") == "of the first"
+    assert broadcast_from_main("mine", "cpu") == "of the first"
+    assert broadcast_from_main("mine", "cuda") == "of the first"
     assert asked == [True, False]
 
 

@@ -8,11 +8,11 @@ import torch
 from shoal.batches import Batch, Repeatable, as_batch, batches
 from shoal.errors import DataError
 
-EpochOf = Callable[[int], Iterable[Any]]
+LoaderFactory = Callable[[int], Iterable[Any]]
 _PRIME = 1_000_003  # far above any number of mini-batches, so that epoch and mini-batch do not collide
 
 
-def by_epoch(given: Iterable[Any] | EpochOf) -> EpochOf:
+def loader_factory(given: Iterable[Any] | LoaderFactory) -> LoaderFactory:
     """A function that gives the loader of an epoch, from 1, whatever was given: that, or a loader to read anew."""
     if callable(given):
         return given
@@ -32,7 +32,7 @@ class ResumableLoader:
         name: what the data is, for errors.
     """
 
-    def __init__(self, epochs: EpochOf, seed: int, name: str = "training") -> None:
+    def __init__(self, epochs: LoaderFactory, seed: int, name: str = "training") -> None:
         self.epochs, self.seed, self.name = epochs, seed, name
         self.epoch, self.used = 0, 0
         self._items: Iterator[Any] = iter(())

@@ -1,7 +1,7 @@
 import pytest
 
 from shoal.record import BlockRecord, Machine
-from shoal.training import LostBlock, TrainRecord
+from shoal.training_record import PrunedBlock, TrainRecord
 
 
 def block(path):
@@ -11,7 +11,7 @@ def block(path):
 
 def lost(path):
     numbers = dict.fromkeys(("largest", "weight_before", "weight_left", "opens_on_test", "largest_on_test"), 0.0)
-    return LostBlock(path=path, stage=1, epoch=1, at_end=False, **numbers)
+    return PrunedBlock(path=path, stage=1, epoch=1, at_end=False, **numbers)
 
 
 @pytest.mark.parametrize(("blocks", "gone", "share"), [(4, 3, 0.75), (4, 0, 0.0), (0, 0, 0.0)])

@@ -2,11 +2,11 @@ import copy
 
 import pytest
 import torch
-from lessons import TokenNet, same, teacher
 from torch import nn
 
 from shoal.errors import SurgeryError
-from shoal.recover.optim import ClippedOptimizer, adaptive_clip_, optimizer_for
+from shoal.training.optim import ClippedOptimizer, adaptive_clip_, cosine_lr, optimizer_for
+from teaching import TokenNet, same, teacher
 
 
 def test_a_gradient_is_limited_by_the_size_of_what_it_changes():
@@ -63,3 +63,16 @@ def test_which_optimizer():
 def test_a_network_without_anything_to_learn_is_refused():
     with pytest.raises(SurgeryError, match="requires_grad_"):
         ClippedOptimizer(nn.Linear(2, 2).requires_grad_(False), "sgd", 0.0, 0.0)
+
+
+def test_up_in_a_line_and_down_along_a_cosine():
+    assert cosine_lr(0.0, 2.0, 0.1) == 0
+    assert cosine_lr(0.05, 2.0, 0.1) == pytest.approx(1.0)
+    assert cosine_lr(0.1, 2.0, 0.1) == pytest.approx(2.0)
+    assert cosine_lr(0.55, 2.0, 0.1) == pytest.approx(1.0)
+    assert cosine_lr(1.0, 2.0, 0.1) == pytest.approx(0.0)
+    assert cosine_lr(7.0, 2.0, 0.1) == pytest.approx(0.0)
+
+
+def test_without_a_warm_up_it_begins_at_the_top():
+    assert cosine_lr(0.0, 2.0, 0.0) == 2.0

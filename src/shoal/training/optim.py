@@ -4,6 +4,7 @@ A norm for all gradients at once is no help here: the weights of a block that do
 norm blows its gradient up, and a single step that is harmless anywhere else destroys it.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -99,3 +100,11 @@ class ClippedOptimizer:
                 parameter = self.names[name]
                 # AdamW counts its steps in a tensor without axes, which stays on the CPU.
                 self.optimizer.state[parameter][key] = value.clone().to(parameter.device if value.dim() else "cpu")
+
+
+def cosine_lr(spent: float, highest: float, warm_up: float) -> float:
+    """The rate where `spent` (0..1) of the budget is used up; `warm_up` is the share in which it rises."""
+    spent = min(max(spent, 0.0), 1.0)
+    if spent < warm_up:
+        return highest * spent / warm_up
+    return highest * (1 + math.cos(math.pi * (spent - warm_up) / (1 - warm_up))) / 2

@@ -2,11 +2,11 @@ import itertools
 
 import pytest
 import torch
-from lessons import images, training
 from torch.utils.data import DataLoader
 
 from shoal.errors import DataError
-from shoal.recover.loaders import MixedLoader, ResumableLoader, by_epoch
+from shoal.training.loaders import MixedLoader, ResumableLoader, loader_factory
+from teaching import images, training
 
 
 def values(stream, count):
@@ -22,7 +22,7 @@ def test_epoch_follows_epoch():
 @pytest.mark.parametrize("used", [0, 2, 3, 5])
 def test_a_shuffling_loader_goes_on_where_it_was(used):
     loader = DataLoader(list(images(9)), batch_size=3, shuffle=True)
-    one, other = (ResumableLoader(by_epoch(loader), 4) for _ in range(2))
+    one, other = (ResumableLoader(loader_factory(loader), 4) for _ in range(2))
     values(one, used)
     torch.rand(7)
     other.go_to(one.place())
@@ -30,18 +30,21 @@ def test_a_shuffling_loader_goes_on_where_it_was(used):
 
 
 def test_an_iterator_is_read_once_and_kept():
-    stream = ResumableLoader(by_epoch(iter([images(2, 1), images(2, 2)])), 0)
+    stream = ResumableLoader(loader_factory(iter([images(2, 1), images(2, 2)])), 0)
     first = values(stream, 2)
     assert values(stream, 2) == first
 
 
 def test_no_data_is_said():
     with pytest.raises(DataError, match="unlabelled data is empty"):
-        ResumableLoader(by_epoch([]), 0, "unlabelled").take()
+        ResumableLoader(loader_factory([]), 0, "unlabelled").take()
 
 
 def test_extra_data_comes_in_its_share_of_the_steps_without_labels():
-    own, extra = ResumableLoader(by_epoch([images(2)]), 0), ResumableLoader(by_epoch([(images(3), torch.zeros(3))]), 0)
+    own, extra = (
+        ResumableLoader(loader_factory([images(2)]), 0),
+        ResumableLoader(loader_factory([(images(3), torch.zeros(3))]), 0),
+    )
     sizes = [MixedLoader(own, extra, 0.25).take(step).size for step in range(8)]
     assert sizes == [2, 2, 2, 3] * 2
     assert MixedLoader(own, extra, 1.0).take(0).target is None

@@ -18,7 +18,7 @@ from shoal.preserve import copied
 Told = TypeVar("Told")
 
 
-def told_by_main(value: Told, device: str) -> Told:
+def broadcast_from_main(value: Told, device: str) -> Told:
     """The value that the main process has, in every process that trains together; with one process it is `value`.
 
     Args:

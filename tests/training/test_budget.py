@@ -1,7 +1,7 @@
 import pytest
 
 from shoal.errors import UsageError
-from shoal.recover import TrainingBudget, read_budget
+from shoal.training import TrainingBudget, read_budget
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 import pytest
-from lessons import images, student, teacher
 
 from shoal.batches import Batch
 from shoal.errors import FolderError, UsageError, WeightsError
-from shoal.recover.run_fingerprint import check_fingerprint, ensure_dir, fingerprint
+from shoal.recover.checkpoint import check_fingerprint, ensure_dir, fingerprint
+from teaching import images, student, teacher
 
 
 def given(**more):

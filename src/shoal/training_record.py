@@ -32,7 +32,7 @@ class EpochRow(FrozenModel):
     seconds: float
 
 
-class LostBlock(FrozenModel):
+class PrunedBlock(FrozenModel):
     """One block that was lost.
 
     `epoch` is the one at whose end it was frozen; `largest` the largest response of its branch in that epoch;
@@ -61,7 +61,7 @@ class LiveGates(FrozenModel):
     batches_with_an_opening: int
 
 
-class Settled(FrozenModel):
+class FinalNetworks(FrozenModel):
     """What came out of a run: the whole network with frozen gates, and the plain one without the lost blocks."""
 
     whole: Network
@@ -71,7 +71,7 @@ class Settled(FrozenModel):
     live: LiveGates | None = None
 
 
-class Beside(FrozenModel):
+class BaselineRun(FrozenModel):
     """Another run of the same epochs: how it ended, and this run against it (positive = this is worse)."""
 
     name: str
@@ -101,9 +101,9 @@ class TrainRecord(FrozenModel):
     blocks: list[BlockRecord]
     gated: int
     rows: list[EpochRow]
-    lost: list[LostBlock]
-    settled: Settled
-    beside: list[Beside] = Field(default_factory=list)
+    lost: list[PrunedBlock]
+    settled: FinalNetworks
+    beside: list[BaselineRun] = Field(default_factory=list)
     machine: Machine
     warnings: list[str] = Field(default_factory=list)
     seconds: float
