@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from teaching import TokenNet, images, same, student, teacher, tokens, training, validation
 from torch import nn
 
 from shoal.errors import DataError, FolderError, SurgeryError, UsageError, WeightsError
@@ -22,7 +23,7 @@ from shoal.recover import DistillConfig, distill
 from shoal.recover.distill import CHECKPOINT, _Run
 from shoal.recover.evaluation import TeacherKL
 from shoal.recover.lr_search import LrSearchResult
-from shoal.recover.optim import ClippedOptimizer
+from shoal.training.optim import ClippedOptimizer
 
 pytestmark = pytest.mark.heavy
 
@@ -102,7 +103,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from lessons import student, teacher, training, validation
+from teaching import student, teacher, training, validation
 from shoal.recover import DistillConfig, distill
 from shoal.recover.distill import CHECKPOINT, _Run
 

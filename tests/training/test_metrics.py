@@ -3,8 +3,8 @@ import json
 import pytest
 
 from shoal.errors import FolderError
-from shoal.record import RecoveryEvaluation
 from shoal.files.jsonl import JsonlFile
+from shoal.record import RecoveryEvaluation
 from shoal.training.metrics import MetricsLog
 from shoal.training_record import EpochRow
 

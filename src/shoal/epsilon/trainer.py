@@ -20,11 +20,11 @@ from shoal.epsilon.recipes import EpsilonPlan, Recipe
 from shoal.epsilon.samples import training_samples
 from shoal.epsilon.side import supervised
 from shoal.errors import DataError, NonFiniteError, UsageError, naming_memory_shortage
+from shoal.files.jsonl import JsonlFile
 from shoal.files.locking import lock_folder
 from shoal.fingerprint import check_fingerprint
 from shoal.preserve import evaluating
 from shoal.sources import Data
-from shoal.files.jsonl import JsonlFile
 from shoal.store.checkpoint import CHECKPOINT, check_same_network, load_checkpoint, resuming, save_checkpoint
 from shoal.surgery import signature_of
 from shoal.training.engine import Engine

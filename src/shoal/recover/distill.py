@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch
 from shoal.errors import UsageError, naming_memory_shortage
+from shoal.files.jsonl import JsonlFile
 from shoal.files.locking import holding
 from shoal.measure import Reading, reading_of
 from shoal.plan import Replace
@@ -39,7 +40,6 @@ from shoal.recover.train_step import DistillStep, has_batch_norms, matching_bloc
 from shoal.recover.trainable import from_trainable_, match_dtype, to_trainable_
 from shoal.recover.weight_averaging import WeightAverage
 from shoal.replace import recalibrate_
-from shoal.files.jsonl import JsonlFile
 from shoal.store.checkpoint import check_same_network, load_checkpoint, resuming, save_checkpoint
 from shoal.surgery.signature import state_of
 from shoal.training.budget import TrainingBudget, read_budget
