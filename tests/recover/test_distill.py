@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from teaching import TokenNet, images, same, student, teacher, tokens, training, validation
 from torch import nn
 
 from shoal.errors import DataError, FolderError, SurgeryError, UsageError, WeightsError
@@ -24,6 +23,7 @@ from shoal.recover.distill import CHECKPOINT, _Run
 from shoal.recover.evaluation import TeacherKL
 from shoal.recover.lr_search import LrSearchResult
 from shoal.training.optim import ClippedOptimizer
+from teaching import TokenNet, images, same, student, teacher, tokens, training, validation
 
 pytestmark = pytest.mark.heavy
 
