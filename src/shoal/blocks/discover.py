@@ -11,7 +11,7 @@ from shoal.blocks.adapters import adapter_of, declared_shortcut
 from shoal.blocks.additions import Addition, add_operands, post_addition_norms, residual_additions
 from shoal.blocks.control_flow import RngWatch, data_dependent_blocks
 from shoal.blocks.graph import Block, BlockGraph, Chain, Unit, note_of, without_removable
-from shoal.blocks.hooks import hook_reason
+from shoal.blocks.hooks import removal_hook_reason, with_forward_hooks_of
 from shoal.blocks.operations import STRUCTURE, plain_name
 from shoal.blocks.shortcut_modules import extract_shortcut, main_output
 from shoal.blocks.sign_analysis import non_negative_values
@@ -109,12 +109,14 @@ def _add_declared(found: GraphParts, run: Trace, call: ModuleCall) -> None:
     """A block that an adapter knows, and what it says is left of it."""
     if call.path in found.calls or not call.inputs or not call.outputs:
         return
-    reason = _repeated_calls_reason(run, call) or hook_reason(call.module, call.path)
+    reason = _repeated_calls_reason(run, call) or removal_hook_reason(call.module, call.path)
     if reason is None:
         try:
-            found.shortcut_modules[call.path] = declared_shortcut(call.module, call.path)
+            shortcut = declared_shortcut(call.module, call.path)
         except SurgeryError as error:
             reason = error.message
+        else:
+            found.shortcut_modules[call.path] = with_forward_hooks_of(call.module, shortcut)
     found.additions[call.path] = ()
     found.calls[call.path] = call
     found.blocks.append(replace(_plain_block(run, call), shortcut="declared", removable=reason is None, reason=reason))
@@ -164,7 +166,7 @@ def _add_residual(
         reason = "its addition stands in the forward of the whole network, not in a block of its own"
     elif holds:
         reason = "it holds other blocks, which are removed one by one"
-    reason = reason or hook_reason(call.module, path)
+    reason = reason or removal_hook_reason(call.module, path)
     if reason is None:
         try:
             found.shortcut_modules[path], premise = extract_shortcut(run, call, additions, non_negative=signs)

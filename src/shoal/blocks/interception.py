@@ -31,7 +31,7 @@ def intercept_additions(model: nn.Module, blocks: list[Block], callback: BranchC
         for block in blocks:
             module = model.get_submodule(block.path)
             handles.append(module.register_forward_pre_hook(mode.entering(block)))
-            handles.append(module.register_forward_hook(mode.leaving))
+            handles.append(module.register_forward_hook(mode.leaving, prepend=True))
         with mode:
             yield
     finally:

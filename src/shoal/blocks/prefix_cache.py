@@ -58,7 +58,7 @@ class PrefixCache:
 
     def _run_recorded(self, batch: Batch) -> Any:
         self.outputs, self.batch = {}, batch
-        handles = [one.module.register_forward_hook(self._keeper(one.path)) for one in self.segments]
+        handles = [one.module.register_forward_hook(self._keeper(one.path), prepend=True) for one in self.segments]
         try:
             with patched(self.base):
                 return call(self.model, batch)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.blocks.additions import Addition
+from shoal.blocks.hooks import with_forward_hooks_of
 from shoal.blocks.operations import parts_of, without_in_place
 from shoal.blocks.sign_analysis import non_negative_results
 from shoal.blocks.template import Opaque, TensorRef, leaves, substitute, tensor_refs
@@ -84,8 +85,11 @@ class ShortcutModule(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             # Where a network is tried without the block this is the reason that its user reads.
-            said = f"what is left of it has no attribute '{name}', which code outside of it asks for"
-            raise AttributeError(said) from None
+            reason = (
+                f"its shortcut has no attribute '{name}', which the code that calls the blocks reads; remove another "
+                "block instead, or call the blocks in a loop that reads nothing of them"
+            )
+            raise AttributeError(reason) from None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's own arguments in, the block's own kind of result out."""
@@ -129,7 +133,14 @@ def extract_shortcut(
     output = _output_without(trace, call, main, sliced.result)
     left = _plain_module(sliced, call, output) or ShortcutModule(sliced, call, output)
     _mimic_first_encoder_layer_(left, trace, call)
-    return left, sliced.premise
+    return with_forward_hooks_of(call.module, left), sliced.premise
+
+
+def match_mode_(shortcut: nn.Module, block: nn.Module) -> None:
+    """Put a shortcut in the mode of its block, training or not; parts of the block keep their own."""
+    parts = {id(part._parameters) for part in block.modules()}  # of a part with hooks a shallow copy stands here
+    if id(shortcut._parameters) not in parts:
+        shortcut.training = block.training
 
 
 def _mimic_first_encoder_layer_(left: nn.Module, trace: Trace, call: ModuleCall) -> None:

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from shoal.batches import Batch, call
+from shoal.blocks.hooks import has_forward_hooks
 from shoal.blocks.operations import OpSignature, bind
 from shoal.blocks.template import TensorRef, template, tensor_refs
 from shoal.errors import TraceError
@@ -349,7 +350,9 @@ class TraceRecorder(TorchFunctionMode):
         try:
             for module in self.model.modules():
                 handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+                # A call is what `forward` does: hooks of the user act before it begins and after it ends.
+                first = has_forward_hooks(module)
+                handles.append(module.register_forward_hook(self._leave, with_kwargs=True, prepend=first))
             yield
         finally:
             for handle in handles:

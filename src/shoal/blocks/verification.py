@@ -25,6 +25,7 @@ from shoal.batches import Batch, call, logits_of
 from shoal.blocks.additions import post_addition_norms
 from shoal.blocks.control_flow import seeded
 from shoal.blocks.graph import BlockGraph, without_removable
+from shoal.blocks.hooks import has_forward_hooks
 from shoal.blocks.input_variants import more_samples, other_values, resized, scaled
 from shoal.blocks.interception import intercept_additions
 from shoal.blocks.prefix_cache import same_tensors
@@ -42,6 +43,11 @@ _SAMPLES = 2
 _READ_ELSEWHERE = (
     "what it returns is also taken by another way (an attribute, a list, a hook), which would be empty or stale "
     "without it: take it from the module around the block instead"
+)
+
+_READ_BY_HOOK = (
+    "the network reads what a forward hook on it keeps: register the hook on a module that stays instead (as a forward "
+    "pre-hook of the next one it sees the same tensor)"
 )
 
 
@@ -63,8 +69,12 @@ def verified(graph: BlockGraph, example: Batch, *, drew: bool) -> BlockGraph:
         graph = without_removable(graph, _frozen_reasons(_recheck(graph, looks)))
     graph = _runnable(graph, one)
     taken = side_reads(graph.model, list(graph.shortcut_modules), one)
-    graph = without_removable(graph, dict.fromkeys(taken, _READ_ELSEWHERE))
+    graph = without_removable(graph, {path: _read_elsewhere_reason(graph, path) for path in taken})
     return _without_needed_elsewhere(graph, looks if graph is before else _recheck(graph, looks))
+
+
+def _read_elsewhere_reason(graph: BlockGraph, path: str) -> str:
+    return _READ_BY_HOOK if has_forward_hooks(graph.model.get_submodule(path)) else _READ_ELSEWHERE
 
 
 def _runnable(graph: BlockGraph, example: Batch) -> BlockGraph:
@@ -243,20 +253,23 @@ def _comparing(graph: BlockGraph, paths: Sequence[str], wrong: list[str]) -> Ite
             entering, leaving = _comparison(graph.shortcut_modules[path], partial(wrong.append, path))
             module = graph.model.get_submodule(path)
             stack.callback(module.register_forward_pre_hook(entering, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(leaving, with_kwargs=True).remove)
+            first = has_forward_hooks(module)  # they act on what the shortcut returns, too
+            stack.callback(module.register_forward_hook(leaving, with_kwargs=True, prepend=first).remove)
         yield
 
 
 def _comparison(shortcut: nn.Module, note: Callable[[], object]) -> tuple[Callable[..., None], Callable[..., None]]:
     """A hook in front of a block and one behind it."""
     entered: list[Any] = []
+    # Hooks of the user act around both: before the block is entered, and after this comparison.
+    forward = shortcut.forward if has_forward_hooks(shortcut) else shortcut
 
     def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
         entered[:] = [_cloned_args(args), _cloned_args(kwargs)]  # a block may write into what it is given
 
     def leaving(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         try:
-            left = shortcut(*entered[0], **entered[1])
+            left = forward(*entered[0], **entered[1])
         except Exception:  # noqa: BLE001 - whatever it is, the block itself did not raise
             note()
         else:
@@ -320,11 +333,12 @@ def side_reads(model: nn.Module, paths: Sequence[str], batch: Batch) -> set[str]
     """
     watch = SideReadWatch()
     modules = {path: model.get_submodule(path) for path in paths}
-    recorded = {path for path, module in modules.items() if module._forward_hooks}  # a framework's, that list outputs
+    # A framework's hooks list outputs. What a user's hook takes counts: the network is seen to need it.
+    recorded = {path for path, module in modules.items() if module._forward_hooks and not has_forward_hooks(module)}
     with evaluating(model), ExitStack() as stack:
         for path, module in modules.items():
-            hook = watch.leaving(path)
-            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+            handle = module.register_forward_hook(watch.leaving(path), with_kwargs=True)
+            stack.callback(handle.remove)
         try:
             with watch:
                 output = call(model, batch)

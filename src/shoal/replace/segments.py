@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from shoal.blocks import BlockGraph
-from shoal.blocks.hooks import hook_reason
+from shoal.blocks.hooks import has_forward_hooks, hook_reason
 from shoal.blocks.shortcut_modules import main_output
 from shoal.blocks.template import TensorRef, tensor_refs
 from shoal.blocks.trace import ModuleCall, Trace
@@ -107,6 +107,8 @@ def _form(anatomy: BlockGraph, path: str) -> OutputFormat | None:
     """The form in which a block that may be in a span gives the stream back; None of any other."""
     call = anatomy.calls.get(path)
     if call is None or path not in anatomy.shortcut_modules or not call.args or not isinstance(call.args[0], TensorRef):
+        return None
+    if has_forward_hooks(call.module):  # its shortcut would carry them, no stand-in does
         return None
     # Masks, position embeddings, caches may come along; the stream comes first. A declared block has no additions.
     if not anatomy.additions[path] or not anatomy.trace.depends(anatomy.additions[path][0].origin, call.args[0].value):

@@ -90,6 +90,6 @@ def _forking(forward: Forward, remainder: nn.Module, size: int) -> Forward:
     """The block on every sample, and behind them its remainder on the whole network's own samples."""
 
     def run(x: Tensor) -> Tensor:
-        return torch.cat([forward(x), remainder(x[:size])])
+        return torch.cat([forward(x), remainder.forward(x[:size])])
 
     return run

@@ -12,6 +12,7 @@ from torch import nn
 
 from shoal.batches import as_batch, call
 from shoal.blocks import BlockGraph, analyze
+from shoal.blocks.shortcut_modules import match_mode_
 from shoal.blocks.trace import Trace
 from shoal.errors import PlanError, ShoalError, SurgeryError, naming_memory_shortage
 from shoal.outputs import distance, mismatch, read_outputs
@@ -184,8 +185,7 @@ class FoldRun:
             if reason is not None:
                 return reason
         block = self.block_graph.model.get_submodule(path)
-        if all(part is not shortcut for part in block.modules()):  # parts of the block have their own mode
-            shortcut.training = block.training
+        match_mode_(shortcut, block)
         self.block_graph.model.set_submodule(path, shortcut, strict=True)
         additions = self.block_graph.additions[path]
         self.graph.drop([op for one in additions for op in (*one.branch_ops, one.op)])

@@ -7,6 +7,7 @@ from torch import nn
 from shoal.batches import Batch, as_batch, call, device_of
 from shoal.blocks import BlockGraph, Chain, analyze
 from shoal.blocks.module_replacements import module_replacements
+from shoal.blocks.shortcut_modules import match_mode_
 from shoal.errors import PlanError, ShoalError, SurgeryError, UnknownBlockError, did_you_mean, naming_memory_shortage
 from shoal.intake import check_usable, plain
 from shoal.outputs import mismatch, read_outputs
@@ -62,8 +63,7 @@ def remove_blocks_(graph: BlockGraph, removals: Sequence[Removal]) -> nn.Module:
     attentions = attention_slots(graph.model)
     for path, module in module_replacements(graph, listed).items():
         before = graph.model.get_submodule(path)
-        if all(part is not module for part in before.modules()):  # parts of the block have their own mode
-            module.training = before.training
+        match_mode_(module, before)
         graph.model.set_submodule(path, module, strict=True)
     repair_kv_cache_(graph.model, attentions)
     return graph.model

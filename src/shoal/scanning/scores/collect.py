@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, batches, call, device_of
 from shoal.blocks import Block, BlockGraph
+from shoal.blocks.hooks import has_forward_hooks
 from shoal.blocks.interception import intercept_additions
 from shoal.blocks.shortcut_modules import main_output
 from shoal.blocks.template import TensorRef, template
@@ -338,7 +339,8 @@ def _watching(model: nn.Module, collector: _Collector) -> Iterator[None]:
         for path, watched in collector.watched.items():
             module = model.get_submodule(path)
             handles.append(module.register_forward_pre_hook(collector.entering(watched), with_kwargs=True))
-            handles.append(module.register_forward_hook(collector.leaving(watched), with_kwargs=True))
+            first = has_forward_hooks(module)
+            handles.append(module.register_forward_hook(collector.leaving(watched), with_kwargs=True, prepend=first))
         yield
     finally:
         for handle in handles:
