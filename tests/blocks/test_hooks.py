@@ -171,7 +171,7 @@ def test_a_block_with_hooks_taken_out_for_the_time_being(register, block):
 
 
 def test_weights_of_a_shortcut_are_named_as_without_hooks():
-    net, passed = hooked(Projecting, several)
+    net, _ = hooked(Projecting, several)
     plain = Net().eval()
     plain.blocks[1] = Projecting()
     names = [list(remove_blocks(one, as_batch(torch.randn(2, 8)), ["blocks.1"]).state_dict()) for one in (net, plain)]

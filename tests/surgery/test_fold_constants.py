@@ -129,6 +129,14 @@ def refusal(net, path, x=X):
     return result.refused[path]
 
 
+def test_a_hook_on_the_block_would_see_another_stream():
+    net = made()
+    constant_(net.blocks[1], ends_in_norm=False)
+    assert fold(net, X).steps[0].path == "blocks.1"
+    net.blocks[1].register_forward_hook(lambda module, args, output: None)
+    assert "carries hooks" in refusal(net, "blocks.1")
+
+
 def test_a_relu_on_the_stream_stops_it():
     net = made(head="relu")
     constant_(net.blocks[3], False)

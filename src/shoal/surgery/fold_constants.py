@@ -15,6 +15,7 @@ from torch import Tensor
 from shoal.blocks import Block, BlockGraph
 from shoal.blocks.additions import Addition, add_operands
 from shoal.blocks.discover import graph_from_trace
+from shoal.blocks.hooks import has_forward_hooks
 from shoal.blocks.operations import plain_name
 from shoal.blocks.template import tensor_refs
 from shoal.blocks.trace import OpRecord
@@ -104,6 +105,8 @@ def _fold_of(
     shapes = graph.trace.values
     if any(shapes[one.branch].shape != shapes[one.result].shape for one in additions):
         raise _ConstantStopsError("its branch is broadcast")
+    if has_forward_hooks(graph.model.get_submodule(block.path)):
+        raise _ConstantStopsError("it carries hooks, which would see the stream without it")
     return ConstantFold(block.path, tuple(ConstantPropagation(graph, additions, known).run()))
 
 
