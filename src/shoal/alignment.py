@@ -68,7 +68,7 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
 
 def _misplaced(model: nn.Module) -> list[list[Tensor]]:
     """The tensors to move, in groups that share memory."""
-    tensors = [one for one in (*model.parameters(), *model.buffers()) if _is_plain(one)]
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if _is_plain(tensor)]
     return [group for group in _overlapping(tensors) if not all(map(_is_fine, group)) and _is_movable(group)]
 
 
@@ -88,13 +88,13 @@ def _overlapping(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 def _is_movable(group: list[Tensor]) -> bool:
     """Whether the tensors are views of one storage that all can begin where they begin now, counted from the first."""
     first = _extent(group[0])[0]
-    whole = all((_extent(one)[0] - first) % one.element_size() == 0 for one in group)
-    return whole and len({one.untyped_storage().data_ptr() for one in group}) == 1
+    whole = all((_extent(tensor)[0] - first) % tensor.element_size() == 0 for tensor in group)
+    return whole and len({tensor.untyped_storage().data_ptr() for tensor in group}) == 1
 
 
 def _move_(group: list[Tensor]) -> None:
     """All tensors of a group into one new piece of memory, byte by byte, each as far behind its beginning as before."""
-    first, behind = _extent(group[0])[0], max(_extent(one)[1] for one in group)
+    first, behind = _extent(group[0])[0], max(_extent(tensor)[1] for tensor in group)
     source = group[0].untyped_storage()
     mapped = torch.empty(0, dtype=torch.uint8).set_(source, first - source.data_ptr(), (behind - first,), (1,))
     storage = mapped.clone().untyped_storage()

@@ -51,8 +51,8 @@ class Batch:
         Args:
             shape: of the answers without their classes. A mask of another shape says nothing about them.
         """
-        own = "decoder_attention_mask" if "decoder_input_ids" in self.kwargs else "attention_mask"
-        mask = self.kwargs.get(own)
+        key = "decoder_attention_mask" if "decoder_input_ids" in self.kwargs else "attention_mask"
+        mask = self.kwargs.get(key)
         if not isinstance(mask, Tensor) or tuple(mask.shape) != tuple(shape) or bool((mask != 0).all()):
             return None
         return mask != 0
@@ -116,11 +116,11 @@ def as_batch(item: Any) -> Batch:
         if any(isinstance(value, Tensor) for value in inputs.values()):
             return Batch(kwargs=inputs, target=target)
     if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2 and isinstance(item[0], (Tensor, Mapping)):
-        given = as_batch(item[0])
-        target = item[1] if len(item) == 2 else given.target
+        batch = as_batch(item[0])
+        target = item[1] if len(item) == 2 else batch.target
         if target is not None and not isinstance(target, Tensor):
             target = torch.as_tensor(target)
-        return Batch(given.args, given.kwargs, target)
+        return Batch(batch.args, batch.kwargs, target)
     raise DataError(
         f"a loader yielded {type(item).__name__}, expected (inputs, target), inputs, or a dict of tensors",
         "Wrap the loader so that each item is one of these.",
@@ -225,7 +225,7 @@ class Repeatable:
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter or buffer lives, or is computed on if it is offloaded; the CPU without any."""
     tensors = list(chain(model.parameters(), model.buffers()))
-    tensor: Tensor | None = next((one for one in tensors if not one.is_meta), None)
+    tensor: Tensor | None = next((candidate for candidate in tensors if not candidate.is_meta), None)
     if tensor is not None:
         return tensor.device
     return where_it_runs(model) or torch.device("meta" if tensors else "cpu")
@@ -245,9 +245,9 @@ def call(model: nn.Module, batch: Batch, *, clone: bool = True) -> Any:
     Raises:
         ModelRaisedError: the model raised; the cause is attached.
     """
-    given = batch.cloned() if clone else batch
+    inputs = batch.cloned() if clone else batch
     try:
-        return model(*given.args, **given.kwargs)
+        return model(*inputs.args, **inputs.kwargs)
     except ShoalError:
         raise
     except Exception as error:

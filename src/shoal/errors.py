@@ -154,8 +154,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    said_by_torch = isinstance(error, RuntimeError) and not isinstance(error, ShoalError)
-    if said_by_torch and any(words in str(error).lower() for words in _SHORTAGES):
+    is_from_torch = isinstance(error, RuntimeError) and not isinstance(error, ShoalError)
+    if is_from_torch and any(text in str(error).lower() for text in _SHORTAGES):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
@@ -204,12 +204,12 @@ def _is_control(char: str) -> bool:
     return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
-def did_you_mean(name: str, known: list[str]) -> str:
+def did_you_mean(name: str, candidates: list[str]) -> str:
     """A sentence with near matches of `name` among `known`, or the first known names."""
     import difflib
 
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
     if near:
         return "Did you mean " + " or ".join(repr(match) for match in near) + "?"
-    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    return f"Known: {shown}." if known else ""
+    shown = ", ".join(candidates[:12]) + (", ..." if len(candidates) > 12 else "")
+    return f"Known: {shown}." if candidates else ""

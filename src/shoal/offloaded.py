@@ -44,8 +44,8 @@ def where_it_runs(model: nn.Module) -> torch.device | None:
     for module in model.modules():
         for hook in _hooks(module):
             if getattr(hook, "execution_device", None) is not None:
-                found = hook.execution_device
-                return torch.device("cuda", found) if isinstance(found, int) else torch.device(found)
+                device = hook.execution_device
+                return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     return None
 
 
@@ -78,7 +78,9 @@ def with_tensor(module: nn.Module, name: str, value: Tensor) -> Iterator[None]:
 
     An offloaded module reads its weights anew at each call, so there the place they are read from gives the value.
     """
-    hook = next((one for one in _hooks(module) if name in (getattr(one, "weights_map", None) or ())), None)
+    hook = next(
+        (candidate for candidate in _hooks(module) if name in (getattr(candidate, "weights_map", None) or ())), None
+    )
     if hook is not None and getattr(module, name).is_meta:
         before, hook.weights_map = hook.weights_map, _Instead(hook.weights_map, name, value)
         try:
@@ -124,14 +126,14 @@ def _read(model: nn.Module, name: str) -> Tensor:
     """The values of a tensor on a disk, from the hook of its module or of one around it."""
     parts = name.split(".")
     for count in range(len(parts) - 1, -1, -1):
-        own = ".".join(parts[count:])
+        local_name = ".".join(parts[count:])
         for hook in _hooks(model.get_submodule(".".join(parts[:count]))):
             try:
-                found: Tensor | None = (getattr(hook, "weights_map", None) or {})[own]
+                value: Tensor | None = (getattr(hook, "weights_map", None) or {})[local_name]
             except KeyError:
                 continue
-            if found is not None:
-                return found
+            if value is not None:
+                return value
     raise WeightsError(
         f"'{name}' has no values: it is on torch's 'meta' device, and nothing says where its values are",
         "Load the weights, or offload them with accelerate (docs/large-networks.md).",

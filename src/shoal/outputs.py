@@ -45,13 +45,13 @@ def read_outputs(output: Any) -> Outputs:
     Raises:
         DataError: something in it cannot be read; says where.
     """
-    found = Outputs({}, {})
+    outputs = Outputs({}, {})
     for name, leaf in _leaves(output, "", 0):
         if isinstance(leaf, Tensor):
-            found.tensors[name] = _readable(leaf)
+            outputs.tensors[name] = _readable(leaf)
         else:
-            found.plain[name] = leaf
-    return found
+            outputs.plain[name] = leaf
+    return outputs
 
 
 def as_names(output: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ def _parts(item: Any) -> Mapping[Any, Any] | None:
     if isinstance(item, type) or callable(item):
         return None
     if is_dataclass(item):
-        return {one.name: getattr(item, one.name, None) for one in fields(item)}
+        return {part.name: getattr(item, part.name, None) for part in fields(item)}
     held = getattr(item, "__dict__", None)
     if held and any(isinstance(part, Tensor) for part in held.values()):
         return {key: part for key, part in held.items() if not callable(part)}
@@ -161,7 +161,7 @@ def rebuilt(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
         # A ModelOutput is made of keywords, any other mapping of pairs.
         return type(output)(**parts) if is_dataclass(output) else type(output)(parts)  # type: ignore[call-arg]
     if is_dataclass(output) and not isinstance(output, type):
-        parts = {one.name: rebuilt(getattr(output, one.name), change) for one in fields(output) if one.init}
+        parts = {part.name: rebuilt(getattr(output, part.name), change) for part in fields(output) if part.init}
         return replace(output, **parts)
     return output
 
@@ -198,16 +198,16 @@ def mismatch(left: Outputs, right: Outputs, *, rows: int | None = None) -> str |
             that of the boxes that a detector finds.
     """
     for name in dict.fromkeys((*left.tensors, *right.tensors, *left.plain, *right.plain)):
-        one, other = left.tensors.get(name), right.tensors.get(name)
-        if one is None or other is None:
-            if (name in left.plain) and (name in right.plain) and one is other:
+        first, second = left.tensors.get(name), right.tensors.get(name)
+        if first is None or second is None:
+            if (name in left.plain) and (name in right.plain) and first is second:
                 continue
             return f"{shown(name)} is {_kind(left, name)} of one network and {_kind(right, name)} of the other"
-        if one.dtype != other.dtype:
-            return f"{shown(name)} is of the dtypes {one.dtype} and {other.dtype}"
-        free = rows is not None and one.dim() == other.dim() > 0 and one.shape[0] != rows
-        if one.shape[int(free) :] != other.shape[int(free) :]:
-            return f"{shown(name)} is of shape {tuple(one.shape)} and {tuple(other.shape)}"
+        if first.dtype != second.dtype:
+            return f"{shown(name)} is of the dtypes {first.dtype} and {second.dtype}"
+        free = rows is not None and first.dim() == second.dim() > 0 and first.shape[0] != rows
+        if first.shape[int(free) :] != second.shape[int(free) :]:
+            return f"{shown(name)} is of shape {tuple(first.shape)} and {tuple(second.shape)}"
     return None
 
 

@@ -62,7 +62,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 def cuda_devices(model: nn.Module) -> list[int]:
     """The graphics cards that parameters are on."""
-    return sorted({one.device.index or 0 for one in model.parameters() if one.device.type == "cuda"})
+    return sorted({parameter.device.index or 0 for parameter in model.parameters() if parameter.device.type == "cuda"})
 
 
 @contextmanager

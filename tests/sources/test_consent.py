@@ -14,7 +14,7 @@ def here(tmp_path, monkeypatch):
 
 
 def consent(*words, trust_code=False):
-    return Consent.of_words(words, trust_code=trust_code)
+    return Consent.of_specs(words, trust_code=trust_code)
 
 
 @pytest.mark.parametrize(

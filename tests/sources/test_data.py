@@ -177,7 +177,7 @@ def corpus(tmp_path_factory):
 
 def test_text(corpus):
     model = load_model(f"hf:{corpus / 'net'}").model
-    data = load_data(f"text:{corpus / 'corpus.txt'}", reading=infer_text_format(model), batch_size=4)
+    data = load_data(f"text:{corpus / 'corpus.txt'}", text_format=infer_text_format(model), batch_size=4)
     said = data.describe()
     assert (said["num_classes"], said["shape"], data.runs_code) == (None, [64], False)
     assert min(said["calibration"], said["validation"], said["test"]) >= 4
@@ -187,15 +187,15 @@ def test_text(corpus):
     with torch.no_grad():
         theirs = model(**batch.kwargs, labels=batch.kwargs["input_ids"]).loss
     assert quality(predictions(model, [batch]), "test").loss == pytest.approx(float(theirs), rel=1e-5)
-    shorter = load_data(f"text:{corpus / 'corpus.txt'}", reading=infer_text_format(model, length=16), limit=3)
+    shorter = load_data(f"text:{corpus / 'corpus.txt'}", text_format=infer_text_format(model, length=16), limit=3)
     assert [shorter.describe()[part] for part in ("calibration", "validation", "test")] == [3, 3, 3]
 
 
 def test_text_with_a_tokenizer_of_its_own(corpus):
     reading = infer_text_format(language.llama(), tokenizer=corpus / "net")
-    assert load_data(f"text:{corpus / 'corpus.txt'}", reading=reading).describe()["shape"] == [64]
+    assert load_data(f"text:{corpus / 'corpus.txt'}", text_format=reading).describe()["shape"] == [64]
     with pytest.raises(DataError, match=r"--tokenizer PATH"):
-        load_data(f"text:{corpus / 'corpus.txt'}", reading=infer_text_format(language.llama()))
+        load_data(f"text:{corpus / 'corpus.txt'}", text_format=infer_text_format(language.llama()))
 
 
 def test_text_that_does_not_fit(corpus):
@@ -203,9 +203,9 @@ def test_text_that_does_not_fit(corpus):
     with pytest.raises(DataError, match="can only be read for a network"):
         load_data(f"text:{corpus / 'corpus.txt'}")
     with pytest.raises(DataError, match="--size do not apply to text"):
-        load_data(f"text:{corpus / 'corpus.txt'}", reading=reading, size=3)
+        load_data(f"text:{corpus / 'corpus.txt'}", text_format=reading, size=3)
     with pytest.raises(DataError, match="no file or folder"):
-        load_data(f"text:{corpus / 'none'}", reading=reading)
+        load_data(f"text:{corpus / 'none'}", text_format=reading)
     small = infer_text_format(language.llama(vocab_size=50), tokenizer=corpus / "net")
     with pytest.raises(DataError, match="does not fit the network"):
-        load_data(f"text:{corpus / 'corpus.txt'}", reading=small)
+        load_data(f"text:{corpus / 'corpus.txt'}", text_format=small)

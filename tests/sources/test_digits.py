@@ -8,12 +8,12 @@ def test_sizes_and_values():
     assert len(source.train) + len(source.test) == 1797
     assert len(source.test) >= 400
     assert source.train.shape == (1, 8, 8)
-    assert source.look(source.train.take(torch.arange(5))).dtype == torch.float32
+    assert source.transform(source.train.take(torch.arange(5))).dtype == torch.float32
 
 
 def test_normalised():
     source = digits()
-    x = source.look(source.train.take(torch.arange(len(source.train))))
+    x = source.transform(source.train.take(torch.arange(len(source.train))))
     assert abs(x.mean().item()) < 0.02
     assert abs(x.std().item() - 1) < 0.02
 

@@ -39,12 +39,12 @@ def test_channels_last_keeps_the_pixels(write):
 def test_floats_are_used_as_they_are(write):
     source = npz(write(**arrays((5,), np.float64)))
     assert source.train.shape == (5,)
-    assert not source.look.shifts
+    assert not source.transform.shifts
 
 
 def test_only_colour_images_are_mirrored(write):
-    assert npz(write(**arrays((3, 6, 6)))).look.flips
-    assert not npz(write(**arrays((1, 6, 6)))).look.flips
+    assert npz(write(**arrays((3, 6, 6)))).transform.flips
+    assert not npz(write(**arrays((1, 6, 6)))).transform.flips
 
 
 def test_labels_are_optional(write):

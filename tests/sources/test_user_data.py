@@ -4,7 +4,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from shoal.batches import batches
 from shoal.errors import DataError
-from shoal.sources.user_data import own_parts
+from shoal.sources.user_data import user_parts
 
 
 def dataset(count=20):
@@ -12,7 +12,7 @@ def dataset(count=20):
 
 
 def parts(returned, **changes):
-    return own_parts(returned, **{"seed": 0, "batch_size": 4, "limit": None, **changes})
+    return user_parts(returned, **{"seed": 0, "batch_size": 4, "limit": None, **changes})
 
 
 def values(part, **options):
@@ -93,7 +93,7 @@ def test_a_part_that_nobody_can_be_judged_on_is_refused_when_it_is_asked_for():
 
 def test_a_list_of_labelled_samples_is_a_data_set():
     samples = [(torch.full((1, 2, 2), float(number)), number % 2) for number in range(10)]
-    calibration, validation, test = own_parts((samples, samples), seed=0, batch_size=4, limit=None)
+    calibration, validation, test = user_parts((samples, samples), seed=0, batch_size=4, limit=None)
     assert (calibration.size, validation.size, test.size) == (8, 2, 10)
     images, labels = next(iter(test.loader()))
     assert images.shape == (4, 1, 2, 2)

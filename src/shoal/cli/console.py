@@ -46,7 +46,7 @@ class Session:
         """What may be run and fetched: what was typed."""
         from shoal.sources.user_code import Consent  # with torch behind it, which takes a while
 
-        return Consent.of_words(sys.argv[1:], trust_code=self.trust_code)
+        return Consent.of_specs(sys.argv[1:], trust_code=self.trust_code)
 
     def check_alone(self, command: str) -> None:
         """Refuse several processes where each would do, and write, the same.

@@ -48,7 +48,7 @@ def open_data(session: Session, spec: str, options: DataOptions, network: Opened
         seed=options.seed,
         batch_size=options.batch_size,
         limit=options.limit,
-        reading=_reading(session, spec, options, network),
+        text_format=_reading(session, spec, options, network),
     )
 
 

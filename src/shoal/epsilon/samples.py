@@ -140,7 +140,7 @@ class StoredSamples:
         device: torch.device,
         share: tuple[int, int],
     ) -> None:
-        self.images, self.look, self.rows, self.seed, self.device = part.images, part.look, rows, seed, device
+        self.images, self.look, self.rows, self.seed, self.device = part.images, part.transform, rows, seed, device
         self.augmentation, self.batch_size, self.share = augmentation, batch_size, share
         self.labels = part.labels.to(device) if part.labels is not None else torch.empty(0)
         self.resident: Tensor | None = None

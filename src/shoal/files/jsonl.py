@@ -50,7 +50,7 @@ class JsonlFile:
             return []
         with refusing(FolderError, f"cannot read '{self.path}'", "Choose a new --out."):
             content = read_bytes(self.path, TEXT)
-        found: list[dict[str, Any]] = []
+        entries: list[dict[str, Any]] = []
         sound = 0
         is_legacy = True
         for line in content.split(b"\n"):
@@ -58,11 +58,11 @@ class JsonlFile:
             entry = _parsed(line) if is_legacy else _verified(line)
             if entry is None:
                 break
-            found.append(entry)
+            entries.append(entry)
             sound += len(line) + 1
         if sound != len(content):
             write_bytes(self.path, content[:sound] if sound <= len(content) else content + b"\n")
-        return found
+        return entries
 
     def rewrite(self, lines: Iterable[dict[str, Any]]) -> None:
         """Put these lines in the place of all that stand there, in one step.

@@ -99,7 +99,7 @@ def _owner() -> dict[str, str | int]:
 def _occupied(folder: Path) -> FolderError:
     try:
         owner = read_json(folder / OWNER)
-        words = f"by process {owner['pid']} on {owner['host']} since {owner['since']}: {owner['command']}"
+        owner_text = f"by process {owner['pid']} on {owner['host']} since {owner['since']}: {owner['command']}"
     except (OSError, ValueError, KeyError, TypeError):
-        words = "by another command"  # which is about to write who it is, or to leave
-    return FolderError(f"'{folder}' is in use {words}", "Wait until it has ended, or choose a new --out.")
+        owner_text = "by another command"  # which is about to write who it is, or to leave
+    return FolderError(f"'{folder}' is in use {owner_text}", "Wait until it has ended, or choose a new --out.")

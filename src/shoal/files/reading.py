@@ -140,17 +140,17 @@ def parse_json(text: str, *, finite: bool = True) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    document = dict(pairs)
+    if len(document) < len(pairs):
         (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice!r} stands twice")
-    return found
+    return document
 
 
 def _check(document: Any, finite: bool) -> None:
-    left = [(document, 1)]
-    while left:
-        value, depth = left.pop()
+    pending = [(document, 1)]
+    while pending:
+        value, depth = pending.pop()
         if isinstance(value, str):
             value.encode("utf-8")  # half a surrogate pair could be read, but never be written again
         elif isinstance(value, int):
@@ -163,7 +163,7 @@ def _check(document: Any, finite: bool) -> None:
             if depth > _DEPTH:
                 raise ValueError("it is nested too deeply")
             inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-            left += ((one, depth + 1) for one in inner)
+            pending += ((part, depth + 1) for part in inner)
 
 
 def check_member(member: zipfile.ZipInfo) -> None:

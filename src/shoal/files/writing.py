@@ -49,12 +49,12 @@ def is_partial(path: Path) -> bool:
 
 def remove_partial(folder: Path) -> None:
     """Remove what a crash cut short in a folder that is ours alone."""
-    for left in filter(is_partial, list(folder.iterdir())):
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
+    for path in filter(is_partial, list(folder.iterdir())):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
         else:
             with suppress(OSError):
-                left.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
 
 def _created(path: Path) -> int:

@@ -154,13 +154,13 @@ class CifarPreactResNet(nn.Module):
         return self.head(x.mean(dim=(2, 3)))
 
 
-def cifar_preact_resnet(words: str) -> nn.Module:
+def cifar_preact_resnet(size: str) -> nn.Module:
     """The network for `DEPTH` or `DEPTH:CLASSES`, with random weights.
 
     Raises:
         SpecError: no depth of the form 6n + 2, or no number of classes.
     """
-    depth, _, classes = words.partition(":")
+    depth, _, classes = size.partition(":")
     if not depth.isdigit() or int(depth) < 8 or (int(depth) - 2) % 6:
         raise SpecError(
             f"'{depth}' is no depth of a cifar-preact-resnet, expected 6n + 2 layers",

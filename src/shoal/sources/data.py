@@ -14,7 +14,7 @@ from shoal.sources.parts import NEEDS_MORE, ImagePart, NoPart, Part, Source, hol
 from shoal.sources.text import documents
 from shoal.sources.tokens import TextFormat, open_tokenizer, text_parts, tokens_of
 from shoal.sources.user_code import call_function, is_file_spec
-from shoal.sources.user_data import own_parts
+from shoal.sources.user_data import user_parts
 
 _VALIDATION = 0.2
 _FOLDERS: dict[str, Callable[[Path], Source]] = {
@@ -105,7 +105,7 @@ def load_data(
     seed: int = 0,
     batch_size: int = 128,
     limit: int | None = None,
-    reading: TextFormat | None = None,
+    text_format: TextFormat | None = None,
 ) -> Data:
     """Load data. Nothing is downloaded, nothing is unpickled.
 
@@ -120,7 +120,7 @@ def load_data(
         seed: of the validation split (but for `digits`, whose split is fixed) and of the augmentation.
         batch_size: samples in a mini-batch.
         limit: read only so many samples of each part; a fair sample, not the first ones.
-        reading: for text: how the network reads it, see `reading_of`.
+        text_format: for text: how the network reads it, see `infer_text_format`.
 
     Raises:
         SpecError: unknown DATA, with near matches.
@@ -132,15 +132,15 @@ def load_data(
     if is_file_spec(spec):
         if mean is not None or std is not None or size is not None:
             raise DataError("--mean, --std and --size do not apply to FILE.py:FUNCTION", "Let the function do that.")
-        parts = own_parts(call_function(spec), seed=seed, batch_size=batch_size, limit=limit)
+        parts = user_parts(call_function(spec), seed=seed, batch_size=batch_size, limit=limit)
         return Data(spec, None, True, parts)
     if spec.partition(":")[0] == "text":
         if mean is not None or std is not None or size is not None:
             raise DataError("--mean, --std and --size do not apply to text", "Leave them out.")
-        return Data(spec, None, False, _text(spec, reading, seed, batch_size, limit))
+        return Data(spec, None, False, _text(spec, text_format, seed, batch_size, limit))
     source = _source(spec, size)
-    look = _adapted(source.look, source.train.shape, mean, std, size)
-    return Data(spec, _classes(source), False, _parts(source, look, seed, batch_size, limit))
+    transform = _adapted(source.transform, source.train.shape, mean, std, size)
+    return Data(spec, _classes(source), False, _parts(source, transform, seed, batch_size, limit))
 
 
 def _source(spec: str, size: int | None) -> Source:
@@ -161,41 +161,41 @@ def _source(spec: str, size: int | None) -> Source:
 
 
 def _text(
-    spec: str, reading: TextFormat | None, seed: int, batch_size: int, limit: int | None
+    spec: str, text_format: TextFormat | None, seed: int, batch_size: int, limit: int | None
 ) -> tuple[Part, Part, Part]:
     place = spec.partition(":")[2]
     if not place:
         raise SpecError(f"'{spec}' does not say where the data is", "Write text:FILE or text:FOLDER.")
-    if reading is None:
+    if text_format is None:
         raise DataError(
             "text can only be read for a network: its tokens are those of the network",
-            "In Python: load_data(spec, reading=reading_of(model)).",
+            "In Python: load_data(spec, text_format=infer_text_format(model)).",
         )
-    found = documents(Path(place).expanduser())
-    tokens = tokens_of(open_tokenizer(reading), reading)
-    return text_parts(found, tokens, reading, seed=seed, batch_size=batch_size, limit=limit)
+    texts = documents(Path(place).expanduser())
+    tokens = tokens_of(open_tokenizer(text_format), text_format)
+    return text_parts(texts, tokens, text_format, seed=seed, batch_size=batch_size, limit=limit)
 
 
 def _parts(
-    source: Source, look: ImageTransform, seed: int, batch_size: int, limit: int | None
+    source: Source, transform: ImageTransform, seed: int, batch_size: int, limit: int | None
 ) -> tuple[Part, Part, Part]:
     split_seed = seed if source.split_seed is None else source.split_seed
     kept, held = hold_out(len(source.train), _VALIDATION, split_seed, source.train_labels)
     if len(source.train) == 0:
         raise DataError("train is empty", "Give data that is not empty.")
-    validation: Part = ImagePart(source.train, source.train_labels, held[:limit], look, batch_size, seed)
+    validation: Part = ImagePart(source.train, source.train_labels, held[:limit], transform, batch_size, seed)
     if len(held) == 0:
         validation = NoPart(why_none_held(len(kept)), NEEDS_MORE)
     rows = random_subset(len(source.test), limit, seed)
     return (
-        ImagePart(source.train, source.train_labels, kept[:limit], look, batch_size, seed),
+        ImagePart(source.train, source.train_labels, kept[:limit], transform, batch_size, seed),
         validation,
-        ImagePart(source.test, source.test_labels, rows, look, batch_size, seed),
+        ImagePart(source.test, source.test_labels, rows, transform, batch_size, seed),
     )
 
 
 def _adapted(
-    look: ImageTransform,
+    transform: ImageTransform,
     shape: tuple[int, ...],
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
@@ -207,9 +207,9 @@ def _adapted(
         if values is not None and len(values) not in (1, shape[0]):
             raise DataError(f"{len(values)} values of {name} for {shape[0]} channels", f"Give 1 or {shape[0]}.")
     return replace(
-        look,
-        mean=look.mean if mean is None else tuple(mean),
-        std=look.std if std is None else tuple(std),
+        transform,
+        mean=transform.mean if mean is None else tuple(mean),
+        std=transform.std if std is None else tuple(std),
         size=size,
     )
 

@@ -45,13 +45,13 @@ def svhn(root: Path) -> Source:
     datasets = _datasets()
     expected = f"'{root}' must hold train_32x32.mat and test_32x32.mat"
     train, test = (_opened(partial(datasets.SVHN, root, split=s), root, expected) for s in ("train", "test"))
-    look = ImageTransform(mean=_SVHN[0], std=_SVHN[1], shifts=True)  # a mirrored digit is another sign
+    transform = ImageTransform(mean=_SVHN[0], std=_SVHN[1], shifts=True)  # a mirrored digit is another sign
     return Source(
         InMemory(torch.from_numpy(train.data)),
         InMemory(torch.from_numpy(test.data)),
         torch.as_tensor(train.labels).long(),
         torch.as_tensor(test.labels).long(),
-        look,
+        transform,
     )
 
 
@@ -78,8 +78,8 @@ def image_folder(root: Path, size: int | None = None) -> Source:
         )
     train_images, train_labels = _files(root / "train", classes, size or 224)
     test_images, test_labels = _files(test, classes, size or 224)
-    look = ImageTransform(mean=_IMAGENET[0], std=_IMAGENET[1], shifts=True, flips=True)
-    return Source(train_images, test_images, train_labels, test_labels, look)
+    transform = ImageTransform(mean=_IMAGENET[0], std=_IMAGENET[1], shifts=True, flips=True)
+    return Source(train_images, test_images, train_labels, test_labels, transform)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +115,8 @@ def _decoded(path: Path, size: int) -> Tensor:
         width, height = (max(size, round(side * scale)) for side in file.size)
         _check_size((width, height))
         image = file.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    x, y = (width - size) // 2, (height - size) // 2
+    pixels = np.array(image.crop((x, y, x + size, y + size)))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -131,9 +131,9 @@ def _files(folder: Path, classes: list[str], size: int) -> tuple[ImageFiles, Ten
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _IMAGE_FILES)
-        paths += found
-        labels += [label] * len(found)
+        images = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _IMAGE_FILES)
+        paths += images
+        labels += [label] * len(images)
     if not paths:
         raise DataError(
             f"there are no images in '{folder}'", f"Expected: CLASS/*.jpg in it, for {len(classes)} classes."
@@ -147,13 +147,13 @@ def _cifar(name: str, root: Path, folder: str, mean: tuple[float, ...], std: tup
     expected = f"'{root}' must hold the folder {folder} with the Python version of the data set"
     train, test = (_opened(partial(kind, root, train=t, download=False), root, expected) for t in (True, False))
     train_images, test_images = (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test))
-    look = ImageTransform(mean=mean, std=std, shifts=True, flips=True)
+    transform = ImageTransform(mean=mean, std=std, shifts=True, flips=True)
     return Source(
         InMemory(train_images),
         InMemory(test_images),
         torch.tensor(train.targets),
         torch.tensor(test.targets),
-        look,
+        transform,
     )
 
 
@@ -193,5 +193,7 @@ def digits() -> Source:
     images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 8, 8)
     classes = torch.from_numpy(labels).long()
     train, test = hold_out(len(images), 0.25, seed=0, labels=classes)
-    look = ImageTransform(scale=1 / 16, mean=(0.3053,), std=(0.3761,), shifts=True)
-    return Source(InMemory(images[train]), InMemory(images[test]), classes[train], classes[test], look, split_seed=0)
+    transform = ImageTransform(scale=1 / 16, mean=(0.3053,), std=(0.3761,), shifts=True)
+    return Source(
+        InMemory(images[train]), InMemory(images[test]), classes[train], classes[test], transform, split_seed=0
+    )

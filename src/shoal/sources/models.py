@@ -115,9 +115,9 @@ def _from_file(spec: str) -> nn.Module:
 def _torchvision(name: str, fetch: bool) -> nn.Module:
     torchvision = _library("torchvision", "vision")
     name, pretrained = name.removesuffix(_PRETRAINED), name.endswith(_PRETRAINED)
-    known = torchvision.models.list_models()
-    if name not in known:
-        raise SpecError(f"torchvision has no network '{name}'", did_you_mean(name, known))
+    names = torchvision.models.list_models()
+    if name not in names:
+        raise SpecError(f"torchvision has no network '{name}'", did_you_mean(name, names))
     builder = torchvision.models.get_model_builder(name)
     # Detection and segmentation networks would fetch a trained backbone unasked.
     backbone = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
@@ -233,9 +233,9 @@ def _not_fetched(library: str, name: str, error: Exception) -> ShoalError:
 
 def _classes(model: nn.Module) -> int | None:
     """The number of classes: what the network says of itself, or the outputs of a linear layer at its end."""
-    said = getattr(model, "num_classes", None)
-    if isinstance(said, int) and said > 0:
-        return said
+    num_classes = getattr(model, "num_classes", None)
+    if isinstance(num_classes, int) and num_classes > 0:
+        return num_classes
     config = getattr(model, "config", None)
     if config is not None:
         is_classifier = type(model).__name__.endswith("Classification")

@@ -43,8 +43,8 @@ def npz(path: Path) -> Source:
     train_labels = _labels(arrays["y_train"], "y_train", len(train)) if has_labels else None
     test_labels = _labels(arrays["y_test"], "y_test", len(test)) if has_labels else None
     is_image = train.dim() == 4
-    look = ImageTransform(shifts=is_image, flips=is_image and train.shape[1] == 3)
-    return Source(InMemory(train), InMemory(test), train_labels, test_labels, look)
+    transform = ImageTransform(shifts=is_image, flips=is_image and train.shape[1] == 3)
+    return Source(InMemory(train), InMemory(test), train_labels, test_labels, transform)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -58,7 +58,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         if file.read(len(_MAGIC)) == _MAGIC:
             raise DataError(f"'{path.name}' holds one array, not named ones", "Save it with numpy.savez.")
         with zipfile.ZipFile(file) as archive:
-            members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             return {key: _array(archive, members[key], path) for key in _KEYS if key in members}, list(members)
 
 

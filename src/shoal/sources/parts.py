@@ -138,7 +138,7 @@ class ImagePart:
         images: the stored samples.
         labels: class indices of all of them, shape (len(images),), or None.
         rows: which of them belong to this part, in the order they are read.
-        look: how they become input.
+        transform: how they become input.
         batch_size: samples in a mini-batch.
         seed: of the augmentation.
     """
@@ -146,7 +146,7 @@ class ImagePart:
     images: Images
     labels: Tensor | None
     rows: Tensor
-    look: ImageTransform
+    transform: ImageTransform
     batch_size: int
     seed: int
 
@@ -167,7 +167,7 @@ class ImagePart:
         seed = self.seed + _EPOCH * epoch
         if epoch:
             rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
-        draw = self.look.draw(len(rows), self.images.shape, seed) if augment else None
+        draw = self.transform.draw(len(rows), self.images.shape, seed) if augment else None
         return Loader(self, rows, draw)
 
 
@@ -194,7 +194,7 @@ class Loader:
         for start in range(0, len(self.rows), part.batch_size):
             here = slice(start, start + part.batch_size)
             rows = self.rows[here]
-            x = part.look(part.images.take(rows), self.draw[here] if self.draw is not None else None)
+            x = part.transform(part.images.take(rows), self.draw[here] if self.draw is not None else None)
             yield x if part.labels is None else (x, part.labels[rows])
 
 
@@ -207,7 +207,7 @@ class Source:
         test: stored samples that nothing but the final record reads.
         train_labels: class indices, shape (len(train),), or None.
         test_labels: likewise for test.
-        look: scale, usual mean and standard deviation, and which augmentation keeps the class.
+        transform: scale, usual mean and standard deviation, and which augmentation keeps the class.
         split_seed: fixes the validation part whatever seed the user gives; None leaves it to the user.
     """
 
@@ -215,5 +215,5 @@ class Source:
     test: Images
     train_labels: Tensor | None
     test_labels: Tensor | None
-    look: ImageTransform
+    transform: ImageTransform
     split_seed: int | None = None

@@ -38,7 +38,7 @@ def documents(path: Path) -> Documents:
         return Documents(_enough(_of_file(path, divided=True), path))
     train, test = (
         _part(path, "train"),
-        next(filter(None, (_part(path, one) for one in ("test", "validation", "val"))), []),
+        next(filter(None, (_part(path, name) for name in ("test", "validation", "val"))), []),
     )
     if train and test:
         return Documents(_enough(_of_files(train), path, least=2), _enough(_of_files(test), path, least=1))
@@ -53,10 +53,10 @@ def _part(folder: Path, name: str) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _KINDS and path.is_file())
-    if not found:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _KINDS and path.is_file())
+    if not paths:
         raise DataError(f"there is no text in '{folder}'", f"Expected files of these kinds: {', '.join(_KINDS)}.")
-    return found
+    return paths
 
 
 def _of_files(files: Iterable[Path]) -> list[str]:
@@ -98,10 +98,10 @@ def _lines(path: Path) -> Iterator[str]:
             ) from error
         text = entry.get("text") if isinstance(entry, dict) else None
         if not isinstance(text, str):
-            known = did_you_mean("text", list(entry)) if isinstance(entry, dict) else ""
+            hint = did_you_mean("text", list(entry)) if isinstance(entry, dict) else ""
             raise DataError(
                 f"'{path.name}', line {number} has no text under \"text\"",
-                f'Expected: {{"text": "..."}}. {known}'.strip(),
+                f'Expected: {{"text": "..."}}. {hint}'.strip(),
             )
         with refusing(DataError, f"'{path.name}', line {number} is no text", "Convert the file to UTF-8."):
             text.encode("utf-8")  # half a surrogate pair is read by JSON, and by no tokenizer
@@ -116,13 +116,13 @@ def _read(path: Path) -> str:
             raise DataError(f"'{path.name}' is not UTF-8 text: {error}", "Convert the file to UTF-8.") from error
 
 
-def _enough(found: list[str], path: Path, least: int = _LEAST) -> list[str]:
-    if not found:
+def _enough(texts: list[str], path: Path, least: int = _LEAST) -> list[str]:
+    if not texts:
         raise DataError(f"the text in '{path}' is empty", "Give files with something in them.")
-    if len(found) < least:
+    if len(texts) < least:
         raise DataError(
-            f"'{path}' holds {len(found)} document{'s' if len(found) > 1 else ''}, and it takes {least} to keep "
+            f"'{path}' holds {len(texts)} document{'s' if len(texts) > 1 else ''}, and it takes {least} to keep "
             "calibration, validation and test apart",
             "Part the documents by blank lines, or give a folder of files.",
         )
-    return found
+    return texts

@@ -80,8 +80,8 @@ def infer_text_format(model: nn.Module, tokenizer: str | Path | None = None, len
 
 
 def _positions(model: nn.Module, text: Any) -> int | None:
-    said = getattr(text, "max_position_embeddings", None)
-    limits = [said] if isinstance(said, int) and said > 0 else []
+    limit = getattr(text, "max_position_embeddings", None)
+    limits = [limit] if isinstance(limit, int) and limit > 0 else []
     for name, module in model.named_modules():
         # RoBERTa counts positions from behind the padding token, which takes as many away from its table.
         if "position" in name and isinstance(module, nn.Embedding) and module.padding_idx is not None:
@@ -95,7 +95,7 @@ def _task(model: Any, config: Any) -> Task:
     return "next" if hasattr(model, "can_generate") and model.can_generate() else "none"
 
 
-def open_tokenizer(reading: TextFormat) -> Any:
+def open_tokenizer(text_format: TextFormat) -> Any:
     """The network's tokenizer; code that lies beside it is never run.
 
     Raises:
@@ -103,7 +103,7 @@ def open_tokenizer(reading: TextFormat) -> Any:
         DataError: there is none, or it cannot be read.
     """
     hint = "Give its folder with --tokenizer PATH."
-    if reading.tokenizer is None:
+    if text_format.tokenizer is None:
         raise DataError("nobody knows the tokenizer of this network: it was not loaded from a folder", hint)
     try:
         from transformers import AutoTokenizer
@@ -111,31 +111,31 @@ def open_tokenizer(reading: TextFormat) -> Any:
         raise SpecError("transformers is not installed", "pip install 'shoal[text]'") from error
     try:
         return AutoTokenizer.from_pretrained(
-            reading.tokenizer, trust_remote_code=False, local_files_only=not reading.fetch
+            text_format.tokenizer, trust_remote_code=False, local_files_only=not text_format.fetch
         )
     except Exception as error:
         reason = str(error).strip().splitlines()
-        said = reason[0] if reason else type(error).__name__
-        raise DataError(f"there is no tokenizer in '{reading.tokenizer}': {said}", hint) from error
+        detail = reason[0] if reason else type(error).__name__
+        raise DataError(f"there is no tokenizer in '{text_format.tokenizer}': {detail}", hint) from error
 
 
-def length_of(reading: TextFormat) -> int:
+def length_of(text_format: TextFormat) -> int:
     """Tokens in a sequence.
 
     Raises:
         DataError: longer than the network takes, or too short to ask anything.
     """
-    limit = reading.positions if reading.positions is not None else _NO_LIMIT
-    if reading.length is None:
+    limit = text_format.positions if text_format.positions is not None else _NO_LIMIT
+    if text_format.length is None:
         return min(_USUAL_LENGTH, limit)
-    if reading.length > limit:
+    if text_format.length > limit:
         raise DataError(
-            f"sequences of {reading.length} tokens are longer than the network takes: it has {limit} positions",
+            f"sequences of {text_format.length} tokens are longer than the network takes: it has {limit} positions",
             f"Give --sequence-length {limit} or less.",
         )
-    if reading.length < 4:
-        raise DataError(f"sequences of {reading.length} tokens are too short", "Give --sequence-length 4 or more.")
-    return reading.length
+    if text_format.length < 4:
+        raise DataError(f"sequences of {text_format.length} tokens are too short", "Give --sequence-length 4 or more.")
+    return text_format.length
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +170,7 @@ class Tokens:
             )
 
 
-def tokens_of(tokenizer: Any, reading: TextFormat) -> Tokens:
+def tokens_of(tokenizer: Any, text_format: TextFormat) -> Tokens:
     """The tokenizer with what it puts before and after a text, found on a text; an end token where it puts none.
 
     Raises:
@@ -181,11 +181,11 @@ def tokens_of(tokenizer: Any, reading: TextFormat) -> Tokens:
     starts = [at for at in range(len(full) - len(plain) + 1) if full[at : at + len(plain)] == plain]
     before, after = (full[: starts[0]], full[starts[0] + len(plain) :]) if starts and plain else ([], [])
     end = tokenizer.eos_token_id
-    if not after and end is not None and reading.task != "none":
+    if not after and end is not None and text_format.task != "none":
         after = [end]
-    found = Tokens(tokenizer, reading.vocabulary, tuple(before), tuple(after))
-    found.check([*before, *after])
-    return found
+    tokens = Tokens(tokenizer, text_format.vocabulary, tuple(before), tuple(after))
+    tokens.check([*before, *after])
+    return tokens
 
 
 _HELD = 0.2
@@ -248,14 +248,14 @@ def to_batch(sequences: Tensor, task: Task, start: int) -> Batch:
 
 
 def text_parts(
-    found: Documents, tokens: Tokens, reading: TextFormat, *, seed: int, batch_size: int, limit: int | None
+    documents: Documents, tokens: Tokens, text_format: TextFormat, *, seed: int, batch_size: int, limit: int | None
 ) -> tuple[Part, Part, Part]:
     """Calibration, validation and test, split by document, each packed on its own.
 
     Args:
-        found: the documents.
+        documents: the texts.
         tokens: the tokenizer.
-        reading: how the network reads.
+        text_format: how the network reads.
         seed: of the split.
         batch_size: sequences in a mini-batch; fewer where their logits would take more than 1 GiB.
         limit: at most so many sequences of each part.
@@ -263,26 +263,26 @@ def text_parts(
     Raises:
         DataError: a part does not fill one sequence.
     """
-    length, least = length_of(reading), 1 if reading.length is not None else _FEW
-    wanted = limit * length if limit is not None else None
-    streams = [_stream(part, tokens, reading.task, wanted) for part in _split(found, seed)]
-    while reading.length is None and length > _SHORTEST and min(map(len, streams)) < least * length:
+    length, least = length_of(text_format), 1 if text_format.length is not None else _FEW
+    num_tokens = limit * length if limit is not None else None
+    streams = [_stream(part, tokens, text_format.task, num_tokens) for part in _split(documents, seed)]
+    while text_format.length is None and length > _SHORTEST and min(map(len, streams)) < least * length:
         length //= 2
-    size = max(1, min(batch_size, _LOGITS // (length * reading.vocabulary)))
+    size = max(1, min(batch_size, _LOGITS // (length * text_format.vocabulary)))
     parts: list[Part] = []
     for name, stream in zip(("calibration", "validation", "test"), streams, strict=True):
-        sequences = _packed(stream, length, tokens, reading.task)[:limit]
+        sequences = _packed(stream, length, tokens, text_format.task)[:limit]
         reason = f"the {name} part holds {len(stream)} tokens, which do not fill one sequence of {length}"
         hint = "Give more text, or shorter sequences with --sequence-length."
         if not len(sequences) and name != "validation":
             raise DataError(reason, hint)
-        whole = TokenPart(sequences, reading.task, reading.start, size, seed)
+        whole = TokenPart(sequences, text_format.task, text_format.start, size, seed)
         parts.append(whole if len(sequences) else NoPart(reason, hint))
     return parts[0], parts[1], parts[2]
 
 
-def _split(found: Documents, seed: int) -> list[list[str]]:
-    train, test = found.train, found.test
+def _split(documents: Documents, seed: int) -> list[list[str]]:
+    train, test = documents.train, documents.test
     if test is None:
         kept, held = hold_out(len(train), _HELD, seed)
         train, test = [train[row] for row in kept], [train[row] for row in held]
@@ -290,17 +290,17 @@ def _split(found: Documents, seed: int) -> list[list[str]]:
     return [[train[row] for row in kept], [train[row] for row in held], test]
 
 
-def _stream(documents: Iterable[str], tokens: Tokens, task: Task, wanted: int | None) -> Tensor:
+def _stream(documents: Iterable[str], tokens: Tokens, task: Task, num_tokens: int | None) -> Tensor:
     """All documents behind each other; a network that reads both ways gets its marks around each sequence instead."""
     before, after = (tokens.before, tokens.after) if task != "none" else ((), tokens.after)
-    found: list[Tensor] = []
+    pieces: list[Tensor] = []
     count = 0
-    for one in tokens.of(documents):
-        found.append(torch.tensor(list(chain(before, one, after)), dtype=torch.int64))
-        count += len(found[-1])
-        if wanted is not None and count >= wanted:
+    for document in tokens.of(documents):
+        pieces.append(torch.tensor(list(chain(before, document, after)), dtype=torch.int64))
+        count += len(pieces[-1])
+        if num_tokens is not None and count >= num_tokens:
             break
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+    return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
 
 
 def _packed(stream: Tensor, length: int, tokens: Tokens, task: Task) -> Tensor:

@@ -46,8 +46,8 @@ def load_function(spec: str) -> Callable[..., Any]:
     """
     path, name = parts_of(spec)
     if not is_file(path):
-        given = spec[: spec.rindex(".py") + 3]
-        raise SpecError(f"there is no file '{given}'", "Give a path that exists, relative to this folder.")
+        file = spec[: spec.rindex(".py") + 3]
+        raise SpecError(f"there is no file '{file}'", "Give a path that exists, relative to this folder.")
     if not name:
         raise SpecError(f"'{spec}' does not name a function", f"Write FILE.py:FUNCTION. {_defined_in(path)}".strip())
     with _folder_first(path.parent):
@@ -87,13 +87,13 @@ def _import(path: Path) -> ModuleType:
 
 
 def _function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
-    found = getattr(module, name, None)
-    if callable(found):
-        return found
-    own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    own.sort(key=lambda key: getattr(vars(module)[key], "__module__", "") != module.__name__)
-    what = "is not a function" if found is not None else "is not there"
-    raise SpecError(f"'{name}' {what} in '{path.name}'", did_you_mean(name, own))
+    value = getattr(module, name, None)
+    if callable(value):
+        return value
+    names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    names.sort(key=lambda key: getattr(vars(module)[key], "__module__", "") != module.__name__)
+    what = "is not a function" if value is not None else "is not there"
+    raise SpecError(f"'{name}' {what} in '{path.name}'", did_you_mean(name, names))
 
 
 def _defined_in(path: Path) -> str:
@@ -170,10 +170,10 @@ class Consent:
     trust_code: bool = False
 
     @classmethod
-    def of_words(cls, words: Iterable[str], *, trust_code: bool) -> "Consent":
+    def of_specs(cls, specs: Iterable[str], *, trust_code: bool) -> "Consent":
         """The consent in the words of a command line; `--option=SPEC` gives SPEC."""
-        given = [part for word in words for part in (word, word.partition("=")[2]) if part]
-        return cls(frozenset(map(_identity, given)), trust_code)
+        typed = [part for spec in specs for part in (spec, spec.partition("=")[2]) if part]
+        return cls(frozenset(map(_identity, typed)), trust_code)
 
     def covers(self, spec: str) -> bool:
         """Whether this very specification was given, or everything is allowed."""

@@ -17,7 +17,7 @@ from shoal.sources.parts import NEEDS_MORE, NoPart, Part, hold_out, random_subse
 _EVERY = 5  # of a loader that cannot be indexed, every fifth mini-batch is validation
 
 
-def own_parts(returned: Any, *, seed: int, batch_size: int, limit: int | None) -> tuple[Part, Part, Part]:
+def user_parts(returned: Any, *, seed: int, batch_size: int, limit: int | None) -> tuple[Part, Part, Part]:
     """Calibration, validation and test from the (train, test) that the user's function returned.
 
     A data set (`len` and indexing) and the data set of a DataLoader are split by sample; what the DataLoader
@@ -112,7 +112,7 @@ class BatchSubset:
 
     def loader(self, *, augment: bool = False, limit: int | None = None, epoch: int = 0) -> "BatchesLoader":
         """Mini-batches as the user's loader yields them; `augment` and `epoch` change nothing here."""
-        limits = [one for one in (limit, self.limit) if one is not None]
+        limits = [count for count in (limit, self.limit) if count is not None]
         return BatchesLoader(self, min(limits) if limits else None)
 
 

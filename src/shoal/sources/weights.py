@@ -115,8 +115,8 @@ def _read_torch(path: Path) -> State:
     return _unwrapped(content, path.name)
 
 
-def _unwrapped(found: Any, file: str) -> State:
-    content: Mapping[Any, Any] = found if isinstance(found, Mapping) else {}
+def _unwrapped(loaded: Any, file: str) -> State:
+    content: Mapping[Any, Any] = loaded if isinstance(loaded, Mapping) else {}
     for _ in _WRAPPERS:  # not for ever: a checkpoint may hold itself
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -125,7 +125,7 @@ def _unwrapped(found: Any, file: str) -> State:
     state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not state:
         raise WeightsError(
-            f"'{file}' holds no state dict but {type(found).__name__}",
+            f"'{file}' holds no state dict but {type(loaded).__name__}",
             "Expected: names and tensors, alone or under 'state_dict', 'model' or 'model_state_dict'.",
         )
     for name, value in state.items():
@@ -153,12 +153,12 @@ def kind_of(dtype: torch.dtype) -> str:
 
 def _without_prefix(state: State, model: nn.Module, file: str) -> State:
     """The state dict under the names of the network, where just one prefix in front of all its names fits."""
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    if not any(infix in name for name in own for infix in _INFIXES):
+    expected = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    if not any(infix in name for name in expected for infix in _INFIXES):
         state = {_without_infixes(name): value for name, value in state.items()}
-    needed = next((name for name in own if not name.endswith("num_batches_tracked")), "")
+    needed = next((name for name in expected if not name.endswith("num_batches_tracked")), "")
     prefixes = sorted({name[: -len(needed)] for name in state if needed and name.endswith(f".{needed}")})
-    whole = [one for one in ("", *prefixes) if _has_all(own, _below(state, one))]
+    whole = [prefix for prefix in ("", *prefixes) if _has_all(expected, _below(state, prefix))]
     if "" in whole or not prefixes:
         return state
     if len(whole) > 1:
@@ -167,7 +167,7 @@ def _without_prefix(state: State, model: nn.Module, file: str) -> State:
             "Save the one to load in a file of its own, without its prefix.",
         )
     # Where none fits whole, the one that fits best makes the message of what is missing readable.
-    best = max(prefixes, key=lambda one: len(own.keys() & _below(state, one).keys()))
+    best = max(prefixes, key=lambda prefix: len(expected.keys() & _below(state, prefix).keys()))
     return _below(state, (whole or [best])[0])
 
 
@@ -181,28 +181,28 @@ def _below(state: State, prefix: str) -> State:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _has_all(own: State, state: State) -> bool:
-    return all(name in state or _may_be_absent(name, own, state) for name in own)
+def _has_all(expected: State, state: State) -> bool:
+    return all(name in state or _may_be_absent(name, expected, state) for name in expected)
 
 
 def _check_fit(model: nn.Module, state: State, file: str) -> None:
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    missing = [name for name in own if name not in state and not _may_be_absent(name, own, state)]
-    unexpected = [name for name in state if name not in own]
-    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
+    expected = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    missing = [name for name in expected if name not in state and not _may_be_absent(name, expected, state)]
+    unexpected = [name for name in state if name not in expected]
+    wrong = [name for name in expected if name in state and expected[name].shape != state[name].shape]
     kinds = [
-        f"{name} holds {kind_of(state[name].dtype)}, expected {kind_of(own[name].dtype)}"
-        for name in own
-        if name in state and kind_of(state[name].dtype) != kind_of(own[name].dtype)
+        f"{name} holds {kind_of(state[name].dtype)}, expected {kind_of(expected[name].dtype)}"
+        for name in expected
+        if name in state and kind_of(state[name].dtype) != kind_of(expected[name].dtype)
     ]
     if not (missing or unexpected or wrong or kinds):
         return
     parts = [
-        _listed("missing", [f"{name} {tuple(own[name].shape)}" for name in missing]),
+        _listed("missing", [f"{name} {tuple(expected[name].shape)}" for name in missing]),
         _listed("unexpected", [f"{name} {tuple(state[name].shape)}" for name in unexpected]),
         _listed(
             "of another shape",
-            [f"{name} {tuple(state[name].shape)}, expected {tuple(own[name].shape)}" for name in wrong],
+            [f"{name} {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}" for name in wrong],
         ),
         _listed("of another kind", kinds),
     ]
@@ -212,14 +212,17 @@ def _check_fit(model: nn.Module, state: State, file: str) -> None:
     raise WeightsError(f"'{file}' does not fit the network: " + "; ".join(part for part in parts if part), hint)
 
 
-def _may_be_absent(name: str, own: State, state: State) -> bool:
+def _may_be_absent(name: str, expected: State, state: State) -> bool:
     # Old checkpoints do not count batches; tied weights are saved under one of their names only.
     if name.endswith("num_batches_tracked"):
         return True
-    place = own[name].data_ptr()
+    place = expected[name].data_ptr()
     return place != 0 and any(
-        other != name and other in state and own[other].data_ptr() == place and own[other].shape == own[name].shape
-        for other in own
+        alias != name
+        and alias in state
+        and expected[alias].data_ptr() == place
+        and expected[alias].shape == expected[name].shape
+        for alias in expected
     )
 
 

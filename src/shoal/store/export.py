@@ -76,11 +76,11 @@ def export_onnx(model: nn.Module, batch: Batch, path: Path) -> Exported:
     def check(temporary: Path) -> Exported:
         # From memory: a session may keep a file open.
         session = onnxruntime.InferenceSession(temporary.read_bytes(), providers=["CPUExecutionProvider"])
-        names = [one.name for one in session.get_inputs()]
+        names = [node.name for node in session.get_inputs()]
 
         def run(part: Batch) -> Any:
             feed = dict(zip(names, (tensor.numpy() for tensor in part.tensors), strict=True))
-            return [torch.from_numpy(one) for one in session.run(None, feed)]
+            return [torch.from_numpy(node) for node in session.run(None, feed)]
 
         return _compared(plain, inputs, path, dynamic, run)
 
@@ -140,26 +140,26 @@ def _compared(model: nn.Module, batch: Batch, path: Path, dynamic: bool, run: An
     for part in parts:
         with evaluating(model):
             expected = read_outputs(call(model, part)).tensors
-            found = list(read_outputs(run(part)).tensors.values())
-        if len(found) != len(expected):
-            raise ExportError(f"'{path}' returns {len(found)} tensors, expected {len(expected)}", _WHOLE)
-        for (name, tensor), other in zip(expected.items(), found, strict=True):
-            off = _deviation(path, name, tensor, other)
+            actual = list(read_outputs(run(part)).tensors.values())
+        if len(actual) != len(expected):
+            raise ExportError(f"'{path}' returns {len(actual)} tensors, expected {len(expected)}", _WHOLE)
+        for (name, tensor), result in zip(expected.items(), actual, strict=True):
+            off = _deviation(path, name, tensor, result)
             largest = max(largest, off)
-        main, other = next(iter(zip(expected.values(), found, strict=True)))
+        main, result = next(iter(zip(expected.values(), actual, strict=True)))
         if main.is_floating_point() and main.dim() > 1 and len(main) == part.size:
-            agreed += int((other.flatten(1).argmax(1) == main.flatten(1).argmax(1)).sum())
+            agreed += int((result.flatten(1).argmax(1) == main.flatten(1).argmax(1)).sum())
             counted += part.size
         n += part.size
     return Exported(path, largest, agreed / counted if counted else float(largest == 0), n, dynamic)
 
 
-def _deviation(path: Path, name: str, expected: Tensor, found: Tensor) -> float:
-    if found.shape != expected.shape:
+def _deviation(path: Path, name: str, expected: Tensor, actual: Tensor) -> float:
+    if actual.shape != expected.shape:
         raise ExportError(
-            f"'{path}' returns {shown(name)} in shape {tuple(found.shape)}, expected {tuple(expected.shape)}", _WHOLE
+            f"'{path}' returns {shown(name)} in shape {tuple(actual.shape)}, expected {tuple(expected.shape)}", _WHOLE
         )
-    off = distance(expected, found).largest
+    off = distance(expected, actual).largest
     finite = expected[torch.isfinite(expected)].abs() if expected.is_floating_point() else expected.new_zeros(0)
     scale = max(float(finite.max()) if finite.numel() else 0.0, 1.0)
     if off > 1e-3 * scale:

@@ -157,10 +157,10 @@ def check_answers(model: nn.Module, specs: list[InputSpec], extras: Extras, *, b
     if extras.inputs is None:
         return
     try:
-        found = _answers(model, _trial(specs, extras.highest, extras.inputs))
+        actual = _answers(model, _trial(specs, extras.highest, extras.inputs))
     except ShoalError as error:
         raise WeightsError(f"the network does not run as it did when it was saved: {error.message}", _HINT) from error
-    reason = _difference(extras.outputs, found, by_rounding=by_rounding)
+    reason = _difference(extras.outputs, actual, by_rounding=by_rounding)
     if reason is not None:
         raise WeightsError(f"the network computes something else than the one that was saved: {reason}", _HINT)
 
@@ -178,8 +178,8 @@ def _extras_of(model: nn.Module, specs: list[InputSpec], example: Batch | None) 
     if inputs is not None:  # what another run changes is no state: counters, features that are kept
         _answers(model, _trial(specs, highest, inputs, seed=1))
         later, made = _held(model)
-        numbers = {key: one for key, one in numbers.items() if key in later and _same_number(later[key], one)}
-        tensors = {key: one for key, one in tensors.items() if made.get(key) is one}
+        numbers = {key: value for key, value in numbers.items() if key in later and _same_number(later[key], value)}
+        tensors = {key: value for key, value in tensors.items() if made.get(key) is value}
     kept: dict[str, Tensor] = {}
 
     def keep(tensor: Tensor) -> str:
@@ -235,41 +235,47 @@ def _print(tensor: Tensor) -> OutputPrint:
     )
 
 
-def _difference(saved: Mapping[str, OutputPrint], found: Mapping[str, OutputPrint], *, by_rounding: bool) -> str | None:
-    if set(saved) != set(found):
-        return f"it returns {', '.join(map(repr, found)) or 'no tensor'}, not {', '.join(map(repr, saved))}"
-    for name, one in saved.items():
-        other, which = found[name], f"its output '{name}'" if name else "its output"
-        if (one.shape, one.dtype) != (other.shape, other.dtype):
-            return f"{which} is {other.dtype}{other.shape}, expected {one.dtype}{one.shape}"
-        if one.sha256 == other.sha256:
+def _difference(
+    saved: Mapping[str, OutputPrint], actual: Mapping[str, OutputPrint], *, by_rounding: bool
+) -> str | None:
+    if set(saved) != set(actual):
+        return f"it returns {', '.join(map(repr, actual)) or 'no tensor'}, not {', '.join(map(repr, saved))}"
+    for name, expected in saved.items():
+        observed, which = actual[name], f"its output '{name}'" if name else "its output"
+        if (expected.shape, expected.dtype) != (observed.shape, observed.dtype):
+            return f"{which} is {observed.dtype}{observed.shape}, expected {expected.dtype}{expected.shape}"
+        if expected.sha256 == observed.sha256:
             continue
-        dtype = getattr(torch, one.dtype)
+        dtype = getattr(torch, expected.dtype)
         if not dtype.is_floating_point:
             return f"{which} holds other numbers"
         share = _ROUNDING * torch.finfo(dtype).eps if by_rounding else _ELSEWHERE.get(dtype, 0.1)
-        off = (torch.tensor(one.values) - torch.tensor(other.values)).abs()
-        alike = torch.tensor(one.values).eq(torch.tensor(other.values)) | _both_nan(one.values, other.values)
+        off = (torch.tensor(expected.values) - torch.tensor(observed.values)).abs()
+        alike = torch.tensor(expected.values).eq(torch.tensor(observed.values)) | _both_nan(
+            expected.values, observed.values
+        )
         largest = float(off.masked_fill(alike, 0.0).nan_to_num(nan=torch.inf).max())
-        if max(largest, abs(one.largest - other.largest)) > share * one.largest:
-            return f"{which} is up to {largest:.3g} away (largest value {one.largest:.3g})"
+        if max(largest, abs(expected.largest - observed.largest)) > share * expected.largest:
+            return f"{which} is up to {largest:.3g} away (largest value {expected.largest:.3g})"
     return None
 
 
-def _both_nan(one: list[float], other: list[float]) -> Tensor:
-    return torch.tensor(one).isnan() & torch.tensor(other).isnan()
+def _both_nan(first: list[float], second: list[float]) -> Tensor:
+    return torch.tensor(first).isnan() & torch.tensor(second).isnan()
 
 
 def _highest(example: Batch | None) -> dict[int, int]:
     tensors = example.tensors if example is not None else []
-    whole = {place: one for place, one in enumerate(tensors) if not (one.is_floating_point() or one.is_complex())}
-    return {place: int(one.max()) for place, one in whole.items() if one.numel()}
+    whole = {
+        place: tensor for place, tensor in enumerate(tensors) if not (tensor.is_floating_point() or tensor.is_complex())
+    }
+    return {place: int(tensor.max()) for place, tensor in whole.items() if tensor.numel()}
 
 
 def _trial(specs: list[InputSpec], highest: Mapping[int, int], inputs: str, seed: int = 0) -> Batch:
     """An input as the network takes it: seeded random numbers, masks that hide nothing, or zeros."""
     generator, batch = torch.Generator().manual_seed(seed), example_of(specs)
-    ordered = [*[one for one in specs if one.keyword is None], *[one for one in specs if one.keyword is not None]]
+    ordered = [*[spec for spec in specs if spec.keyword is None], *[spec for spec in specs if spec.keyword is not None]]
     for place, (tensor, spec) in enumerate(zip(batch.tensors, ordered, strict=True)):
         if inputs == "zeros":
             continue
@@ -313,8 +319,8 @@ def _is_number(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float)
 
 
-def _same_number(one: Number, other: Number) -> bool:
-    return one == other or (one != one and other != other)
+def _same_number(first: Number, second: Number) -> bool:
+    return first == second or (first != first and second != second)
 
 
 def _is_kept(tensor: Tensor) -> bool:

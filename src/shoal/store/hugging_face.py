@@ -132,8 +132,8 @@ def _source(model: Any) -> Path | None:
     from transformers.utils import cached_file
 
     with suppress(OSError, ValueError):
-        found = cached_file(name, "config.json", local_files_only=True)
-        return Path(found).parent if found else None
+        path = cached_file(name, "config.json", local_files_only=True)
+        return Path(path).parent if path else None
     return None
 
 
@@ -220,17 +220,17 @@ def _check_reload(place: Path, model: Any, trial: Batch) -> None:
     if wrong:
         raise SurgeryError(f"loaded again it has other tensors: {', '.join(map(str, wrong[:3]))}")
     with evaluating(model), evaluating(loaded):
-        expected, found = read_outputs(call(model, trial)), read_outputs(call(loaded, trial))
-        _check_same(expected, found)
+        expected, actual = read_outputs(call(model, trial)), read_outputs(call(loaded, trial))
+        _check_same(expected, actual)
         _check_cache(loaded.float(), trial)
 
 
-def _check_same(expected: Outputs, found: Outputs) -> None:
-    reason = mismatch(expected, found)
+def _check_same(expected: Outputs, actual: Outputs) -> None:
+    reason = mismatch(expected, actual)
     if not expected.tensors or reason is not None:
         raise SurgeryError(f"loaded again it returns something else{f': {reason}' if reason else ''}")
-    off = {name: distance(tensor, found.tensors[name]) for name, tensor in expected.tensors.items()}
-    if not all(one.bitwise for one in off.values()):
+    off = {name: distance(tensor, actual.tensors[name]) for name, tensor in expected.tensors.items()}
+    if not all(difference.bitwise for difference in off.values()):
         name = max(off, key=lambda name: off[name].largest)
         raise SurgeryError(
             f"loaded again it computes something else: {shown(name)} is up to {off[name].largest:.3g} away",
@@ -243,13 +243,13 @@ def _check_cache(model: Any, trial: Batch) -> None:
         return
     inputs = {key: _as_float(value) for key, value in trial.kwargs.items() if not key.startswith("decoder")}
     inputs = {key: _beginning(key, value) for key, value in inputs.items()}
-    asked = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS, "do_sample": False, "num_beams": 1}
+    settings = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS, "do_sample": False, "num_beams": 1}
     try:
-        without = model.generate(**inputs, **asked, use_cache=False)
+        without = model.generate(**inputs, **settings, use_cache=False)
     except Exception:  # noqa: BLE001 - it cannot generate from these inputs at all, so there is no cache to break
         return
     try:
-        cached = model.generate(**inputs, **asked, use_cache=True)
+        cached = model.generate(**inputs, **settings, use_cache=True)
     except Exception as error:
         raise SurgeryError(f"cached generation fails: {_first_line(error)}") from error
     if not torch.equal(cached, without):
@@ -302,11 +302,11 @@ def _note(error: ShoalError) -> str:
 
 def _card(source: Path | None, plan: Plan, record: Record | None, left_out: list[str]) -> str:
     """The card of the original, where there was one, and behind it what was done."""
-    own = ""
+    original = ""
     if source is not None and _is_own(source / _CARD, source):
         with suppress(OSError, ValueError):
-            own = read_text(source / _CARD).rstrip() + "\n\n"
-    bare = {one.path for one in plan.removals if one.norms == "drop"}
+            original = read_text(source / _CARD).rstrip() + "\n\n"
+    bare = {removal.path for removal in plan.removals if removal.norms == "drop"}
     with_norms = {path: " and the norms behind its additions" if path in bare else "" for path in plan.removed}
     layers = "\n".join(f"- `{path}`{more}" for path, more in with_norms.items())
     lines = [
@@ -318,30 +318,30 @@ def _card(source: Path | None, plan: Plan, record: Record | None, left_out: list
         *([f"Links to other folders, not carried over: {', '.join(left_out)}."] if left_out else []),
         "Loaded again with plain transformers: the same outputs as Shoal's, to the bit, on random input.",
     ]
-    return own + "\n\n".join(lines) + "\n"
+    return original + "\n\n".join(lines) + "\n"
 
 
 def _measured(record: Record) -> list[str]:
     name = Path(record.data.partition(":")[2]).name
     data = f"{record.data.partition(':')[0]}:{name}" if name else record.data
     before, after = record.original.quality, record.compressed.quality
-    said = [f"Chosen and measured on `{data}` (seed {record.seed}), {after.split} part, n = {after.n}."]
+    lines = [f"Chosen and measured on `{data}` (seed {record.seed}), {after.split} part, n = {after.n}."]
     if before.top1 is not None and after.top1 is not None:
-        said.append(f"Top-1 accuracy: {_share(before)} before, {_share(after)} after.")
+        lines.append(f"Top-1 accuracy: {_share(before)} before, {_share(after)} after.")
     if before.loss is not None and after.loss is not None:
-        said.append(f"Loss, cross-entropy in nats: {before.loss:.4g} before, {after.loss:.4g} after.")
+        lines.append(f"Loss, cross-entropy in nats: {before.loss:.4g} before, {after.loss:.4g} after.")
     if before.perplexity is not None and after.perplexity is not None:
-        said.append(
+        lines.append(
             f"Perplexity over {after.tokens} tokens, intervals by sequence: {_perplexity(before)} before, "
             f"{_perplexity(after)} after."
         )
     seen = record.comparison
     if seen.agreement is None:
-        said.append(f"Mean squared error relative to the variance of the original's output: {seen.mse or 0.0:.4g}.")
-        return ["\n".join(f"- {one}" for one in said)]
+        lines.append(f"Mean squared error relative to the variance of the original's output: {seen.mse or 0.0:.4g}.")
+        return ["\n".join(f"- {line}" for line in lines)]
     low, high = seen.kl_interval
-    said.append(f"KL(original || this): {seen.kl:.4g} nats, 95 % interval {low:.4g} to {high:.4g}.")
-    return ["\n".join(f"- {one}" for one in said)]
+    lines.append(f"KL(original || this): {seen.kl:.4g} nats, 95 % interval {low:.4g} to {high:.4g}.")
+    return ["\n".join(f"- {line}" for line in lines)]
 
 
 def _perplexity(quality: Quality) -> str:

@@ -97,11 +97,11 @@ def _loaded(
     return align_(cut).eval(), extras
 
 
-def _original(path: Path, plan: Plan, consent: Consent, given: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
-    if isinstance(given, nn.Module):
-        return given
-    if given is not None:
-        return _called(given)
+def _original(path: Path, plan: Plan, consent: Consent, model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    if model is not None:
+        return _called(model)
     hint = "Call load(folder, model=...) with the original network or its factory."
     if plan.model is None:
         raise SpecError(f"'{path}' does not know the factory of its network", hint)
@@ -183,7 +183,7 @@ def open_model(spec: str, weights: Path | None = None, consent: Consent | None =
         weights: a checkpoint to load into it.
         consent: what may be run and fetched; by default `spec` itself, and nothing that a folder names.
     """
-    consent = consent or Consent.of_words([spec], trust_code=False)
+    consent = consent or Consent.of_specs([spec], trust_code=False)
     if is_folder(Path(spec)):
         if weights is not None:
             raise SpecError("an output folder brings its own weights", "Leave out --weights.")

@@ -62,18 +62,18 @@ def restore_weights(model: nn.Module, path: Path, states: Mapping[str, Any] | No
     """
     hint = "Run the command that made the folder again."
     state, _ = read_tensors(path, WeightsError, f"cannot read '{path}'", hint, keys=("format",))
-    own = {name: tensor for name, tensor in model.state_dict().items() if is_plain_tensor(tensor)}
-    wrong = [f"'{name}' is missing" for name in own if name not in state]
-    wrong += [f"'{name}' is not expected" for name in state if name not in own]
+    expected = {name: tensor for name, tensor in model.state_dict().items() if is_plain_tensor(tensor)}
+    wrong = [f"'{name}' is missing" for name in expected if name not in state]
+    wrong += [f"'{name}' is not expected" for name in state if name not in expected]
     wrong += [
-        f"'{name}' holds {kind_of(state[name].dtype)}, expected {kind_of(own[name].dtype)}"
-        for name in own
-        if name in state and kind_of(state[name].dtype) != kind_of(own[name].dtype)
+        f"'{name}' holds {kind_of(state[name].dtype)}, expected {kind_of(expected[name].dtype)}"
+        for name in expected
+        if name in state and kind_of(state[name].dtype) != kind_of(expected[name].dtype)
     ]
     wrong += [
-        f"'{name}' is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+        f"'{name}' is {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
     ]
     if wrong:
         raise WeightsError(
@@ -81,7 +81,7 @@ def restore_weights(model: nn.Module, path: Path, states: Mapping[str, Any] | No
             "The files of an output folder belong together; do not mix them.",
         )
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in expected.items():
             if tensor.dtype != state[name].dtype:
                 _retype(model, name, state[name].dtype)
     # Some modules ask for the version their state was written at; these are of this very version.
