@@ -32,16 +32,16 @@ from shoal.replace import (
     ReplacementSpec,
     Span,
     build_segments,
+    find_spans,
     fit_all,
     recording,
-    spans_of,
     students_of,
     train_students,
 )
 from shoal.replace.fitting import FittedReplacement, SpanMoments
 from shoal.replace.kinds import MomentsView
 from shoal.replace.modules import build_replacement, load_solution_
-from shoal.replace.neighbourhoods import patches, picked, positions_of
+from shoal.replace.row_sampler import Window, extract_patches, gather_outputs, sample_grid
 from shoal.sources import load_data, load_model
 from shoal.store import Lines
 
@@ -146,7 +146,7 @@ def _by_sums(ground: Ground, images: Sequence[Batch], kind: type[SpanMoments]) -
                 one.add(seen.inputs[one.key.start], [seen.sums[end] for end in one.ends])
     like = next(ground.anatomy.model.parameters())
     for one in sums:
-        found += one.solved(like)
+        found += one.solve_all(like)
     return found
 
 
@@ -163,10 +163,10 @@ def _one_weighted(ground: Ground, span: Span, images: Sequence[Batch], share: fl
         with evaluating(model), recording(ground.anatomy, [span.paths[0], span.end]) as seen:
             call(model, batch)
         x, y = seen.inputs[span.paths[0]], seen.sums[span.end]
-        positions = positions_of(y.shape[2:], sums.most, sums.generator)
-        rows = patches(x, positions, kernel=3, stride=span.stride, dilation=span.dilation).double()
-        outputs = picked(y, positions).double()
-        weights = picked(felt[:, None], positions).double().flatten()
+        positions = sample_grid(y.shape[2:], sums.sampler.per_sample, sums.sampler.generator)
+        rows = extract_patches(x, positions, Window(3, span.stride, span.dilation)).double()
+        outputs = gather_outputs(y, positions).double()
+        weights = gather_outputs(felt[:, None], positions).double().flatten()
         weights = (1 - share) + share * weights / weights.mean().clamp(min=1e-30)
         held = torch.arange(len(rows)) < len(rows) // 5
         sums.held_out = sums.held_out.merged(_weighted_moments(rows[held], outputs[held], weights[held]))
@@ -174,7 +174,7 @@ def _one_weighted(ground: Ground, span: Span, images: Sequence[Batch], share: fl
     target = sums._shortcuts()
     fit = fits(sums.train, sums.held_out, [slice(0, sums.train.outputs)], target=target)[0]
     stand_in = wanted.stand_in
-    solution = wanted.rule.solve(MomentsView(sums.train, sums.held_out, slice(0, len(target)), target), fit, stand_in)
+    solution = wanted.type.solve(MomentsView(sums.train, sums.held_out, slice(0, len(target)), target), fit, stand_in)
     module = build_replacement(stand_in, next(model.parameters()))
     load_solution_(module, solution)
     return FittedReplacement(span, "conv3", stand_in, module, fit.ridge, fit.r2_fit, fit.r2_held_out)
@@ -273,7 +273,7 @@ def _ground(args: argparse.Namespace) -> Ground:
         tests["second set"] = _first([Batch(one.args) for one in batches(other.test())], args.second)
     anatomy = analyze(model.eval(), images[0].take(2))
     line = build_segments(anatomy)
-    every = [one for one in spans_of(anatomy, line, max(LENGTHS)) if one.stop - one.start in LENGTHS]
+    every = [one for one in find_spans(anatomy, line, max(LENGTHS)) if one.stop - one.start in LENGTHS]
     spans = [one for one in every if _suits(one, "conv3")][:: args.every]
     return Ground(anatomy, spans, images, tests)
 

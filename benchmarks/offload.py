@@ -38,7 +38,7 @@ from shoal.blocks import analyze
 from shoal.measure import machine
 from shoal.plan import Remove, Replace
 from shoal.preserve import evaluating
-from shoal.replace import ReplacementSpec, build_segments, fit_all, spans_of
+from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all
 from shoal.scanning import removal_sweep
 from shoal.scanning.scores.collect import block_scores
 from shoal.surgery import remove_blocks_
@@ -159,7 +159,7 @@ def _work(folder: Path, limit: int, tokens: str, found: Any) -> None:
     worths = step("scan", lambda: removal_sweep(anatomy, given[:1], paths))
     found["damages"] = {one.path: one.damage for one in worths}
     step("scores", lambda: block_scores(anatomy, given[:1]))
-    spans = [one for one in spans_of(anatomy, build_segments(anatomy), 2) if one.stop - one.start == 2]
+    spans = [one for one in find_spans(anatomy, build_segments(anatomy), 2) if one.stop - one.start == 2]
     wanted = [
         ReplacementSpec(spans[0], "linear"),
         ReplacementSpec(spans[len(spans) // 2], "linear"),
@@ -187,7 +187,7 @@ def _warm_up() -> None:
     batch = Batch(kwargs={"input_ids": torch.zeros(4, 4, dtype=torch.long)})
     anatomy = analyze(model, batch)
     removal_sweep(anatomy, [batch], anatomy.chain.paths[:1])
-    fit_all(anatomy, [batch, batch], [ReplacementSpec(spans_of(anatomy, build_segments(anatomy), 1)[0], "linear")])
+    fit_all(anatomy, [batch, batch], [ReplacementSpec(find_spans(anatomy, build_segments(anatomy), 1)[0], "linear")])
 
 
 def _limited(limit: int) -> int:

@@ -33,7 +33,7 @@ class Losses(SweepObserver):
     def __init__(self) -> None:
         self.found: dict[str, list[Tensor]] = {}
 
-    def see(self, candidate: Candidate, batch: Batch, output: Tensor) -> None:
+    def on_candidate(self, candidate: Candidate, batch: Batch, output: Tensor) -> None:
         """Keep the losses."""
         self.found.setdefault(candidate.path, []).append(loss_of(output, batch))
 

@@ -27,7 +27,7 @@ def turns(models, batch, **_):
 def shares_in_place(model, line, others, batch, *, channels_last=False):
     """In the place of `shoal.pipeline.profiling.shares_in_place`: nothing takes longer where it stands."""
     whole = milliseconds(model, batch)
-    steps = {step.path: on_zeros(line.module(model, step.path), step.in_shape) / whole for step in line.steps}
+    steps = {step.path: on_zeros(line.module(model, step.path), step.in_shape) / whole for step in line.segments}
     return steps, {key: on_zeros(one.module, one.shape) / whole for key, one in others.items()}
 
 

@@ -17,7 +17,7 @@ from shoal.errors import NonFiniteError, WeightsError
 from shoal.offloaded import is_offloaded, loading_unwatched, weights, where_it_runs, with_tensor
 from shoal.pipeline import MeasureConfig, compress
 from shoal.preserve import check_finite
-from shoal.replace import ReplacementSpec, build_segments, fit_all, spans_of
+from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all
 from shoal.scanning import ScanSettings, removal_sweep, scan
 from shoal.store.save import save_weights
 from shoal.surgery import remove_blocks
@@ -89,7 +89,7 @@ def test_fits_are_the_same(pair):
     found = []
     for model in pair:
         anatomy = analyze(model, batch(2))
-        span = next(one for one in spans_of(anatomy, build_segments(anatomy), 2) if one.stop - one.start == 2)
+        span = next(one for one in find_spans(anatomy, build_segments(anatomy), 2) if one.stop - one.start == 2)
         [fitted] = fit_all(anatomy, [batch(8), batch(8, seed=1)], [ReplacementSpec(span, "linear")])
         found.append(fitted.module.state_dict())
     assert found[0].keys() == found[1].keys()

@@ -19,7 +19,7 @@ from shoal.measure.cost import cost
 from shoal.plan import Plan, Remove
 from shoal.preserve import check_finite, evaluating, patched, swapped
 from shoal.recover import DistillConfig, distill
-from shoal.replace import ReplacementSpec, build_segments, fit_all, recording, refit_, spans_of
+from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all, recording, refit_
 from shoal.scanning import ScanSettings, removal_sweep, responses, scan
 from shoal.scanning.means import branch_means
 from shoal.scanning.scores.collect import block_scores
@@ -105,7 +105,7 @@ def call_all(net):
 
 def fit_stand_ins(net):
     anatomy = dissected(net)
-    spans = spans_of(anatomy, build_segments(anatomy), 1)
+    spans = find_spans(anatomy, build_segments(anatomy), 1)
     return fit_all(anatomy, [as_batch(item) for item in loader()], [ReplacementSpec(span, "linear") for span in spans])
 
 

@@ -2,7 +2,7 @@
 
 from shoal.blocks import BlockGraph
 from shoal.blocks.template import TensorRef
-from shoal.replace import MOST_UNKNOWNS, Span, build_segments, spans_of
+from shoal.replace import MAX_UNKNOWNS, Span, build_segments, find_spans
 
 _LONGEST = 3
 
@@ -11,8 +11,8 @@ def chosen_span(anatomy: BlockGraph, inside: str) -> Span | None:
     """A span across a change of stage where there is one, of two blocks where there are; the first of these."""
     found = [
         span
-        for span in spans_of(anatomy, build_segments(anatomy), _LONGEST)
-        if span.paths[0].startswith(inside) and span.in_channels <= MOST_UNKNOWNS and span.residual
+        for span in find_spans(anatomy, build_segments(anatomy), _LONGEST)
+        if span.paths[0].startswith(inside) and span.in_channels <= MAX_UNKNOWNS and span.residual
     ]
     return min(found, key=lambda span: (span.keeps_shape, abs(len(span.paths) - 2), span.start), default=None)
 
@@ -34,6 +34,6 @@ def _obstacle(anatomy: BlockGraph, path: str) -> str:
         return "the first argument of a block is no tensor"
     if path not in build_segments(anatomy).paths:
         return f"the stream is not the first argument, or comes back in a {type(call.output).__name__} with more"
-    if block.in_shape and max(block.in_shape[0], block.in_shape[-1]) > MOST_UNKNOWNS:
-        return f"more than {MOST_UNKNOWNS} channels"
+    if block.in_shape and max(block.in_shape[0], block.in_shape[-1]) > MAX_UNKNOWNS:
+        return f"more than {MAX_UNKNOWNS} channels"
     return f"no layout for {list(block.in_shape)} to {list(block.out_shape)}"

@@ -8,7 +8,7 @@ What Shoal ships stands in an explicit table; a distribution adds a line of its 
 Nothing is looked up before a table is used, and nothing is imported before its name is.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -115,7 +115,7 @@ class PluginTable(Mapping[str, Value]):
         return self._entries
 
 
-def discover(group: str, reserved: Mapping[str, Any]) -> dict[str, EntryPoint]:
+def discover(group: str, reserved: Container[str]) -> dict[str, EntryPoint]:
     """The entry points of a group by name, in alphabetical order; nothing is imported.
 
     Raises:

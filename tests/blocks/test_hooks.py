@@ -291,4 +291,4 @@ def test_a_layer_with_a_hook_bounds_the_spans_of_a_plain_network():
     net[2].register_forward_hook(lambda module, args, output: output * 2)
     line = build_segments(analyze(net, as_batch(x)))
     assert line.paths == ("0", "1", "3", "4")
-    assert line.follows == (False, True, False, True)
+    assert line.is_contiguous == (False, True, False, True)

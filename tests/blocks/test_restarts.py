@@ -11,7 +11,7 @@ from shoal.batches import Batch, as_batch, call
 from shoal.blocks import analyze
 from shoal.blocks.prefix_cache import PrefixCache, has_no_hidden_reads, restart_notes, same_tensors
 from shoal.preserve import evaluating, patched
-from shoal.scanning.candidates import block_candidates, layer_candidates, layers_of
+from shoal.scanning.candidates import block_candidates, kernel_layers, layer_candidates
 from shoal.scanning.sweep import SweepObserver, sweep
 
 MINI_BATCHES = 2
@@ -21,10 +21,10 @@ class Outputs(SweepObserver):
     def __init__(self):
         self.seen, self.number = {}, 0
 
-    def whole(self, index, batch, output):
+    def on_baseline(self, index, batch, output):
         self.number = index
 
-    def see(self, candidate, batch, output):
+    def on_candidate(self, candidate, batch, output):
         self.seen[candidate.key, self.number] = output.clone()
 
 
@@ -41,7 +41,7 @@ class Whole(PrefixCache):
 
 def compared(net, data, stack=1):
     anatomy = analyze(net, as_batch(data[0][:2]))
-    tried = [*block_candidates(anatomy, {}), *layer_candidates(anatomy, layers_of(anatomy))]
+    tried = [*block_candidates(anatomy, {}), *layer_candidates(anatomy, kernel_layers(anatomy))]
     outputs = Outputs()
     sweep(anatomy, data, tried, outputs, stack=stack)
     brute = Whole(anatomy)

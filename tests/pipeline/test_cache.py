@@ -6,14 +6,16 @@ from footing import batches, maker
 
 from shoal.errors import FolderError
 from shoal.pipeline.cache import MeasurementCache
-from shoal.replace import ReplacementSpec, fit_all, spans_of
+from shoal.replace import ReplacementSpec, find_spans, fit_all
 
 CLAIM = {"network": "abc", "stand_ins": ("linear", "conv3"), "longest": 2}
 
 
 def fitted(kinds=("linear", "conv3"), longest=1):
     one = maker()
-    wanted = [ReplacementSpec(span, kind) for span in spans_of(one.anatomy, one.prices.line, longest) for kind in kinds]
+    wanted = [
+        ReplacementSpec(span, kind) for span in find_spans(one.anatomy, one.prices.line, longest) for kind in kinds
+    ]
     return wanted, fit_all(one.anatomy, batches(12, 3, 8, 8), wanted), torch.zeros(1)
 
 

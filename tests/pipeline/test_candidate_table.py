@@ -9,7 +9,7 @@ import stopwatch
 from shoal.errors import NonFiniteError
 from shoal.measure import kl_per_sample, log_probabilities
 from shoal.pipeline.candidate_table import enumerate_candidates, timed_modules
-from shoal.replace import KINDS, build_replacement, build_segments, spans_of
+from shoal.replace import REPLACEMENTS, build_replacement, build_segments, find_spans
 from shoal.surgery import remove_blocks
 
 
@@ -197,16 +197,16 @@ def test_a_fitted_stand_in_can_be_built_again(made):
 
 def test_maps_too_wide_to_be_fitted_are_not_wanted(monkeypatch):
     one = maker()
-    spans = spans_of(one.anatomy, build_segments(one.anatomy), 1)
+    spans = find_spans(one.anatomy, build_segments(one.anatomy), 1)
     assert {item.kind for item in enumerate_candidates(spans, ("linear", "conv3"))} == {"linear", "conv3"}
-    monkeypatch.setattr("shoal.pipeline.candidate_table.MOST_UNKNOWNS", 30)
+    monkeypatch.setattr("shoal.pipeline.candidate_table.MAX_UNKNOWNS", 30)
     assert {item.kind for item in enumerate_candidates(spans[2:], ("linear", "conv3"))} == {"linear"}
 
 
 def test_everything_that_a_plan_could_need_the_time_of_is_named():
     one = maker()
     line = build_segments(one.anatomy)
-    named = timed_modules(one.anatomy, line, tuple(KINDS), 2)
+    named = timed_modules(one.anatomy, line, tuple(REPLACEMENTS), 2)
     assert set(line.paths) < set(named)
     assert "conv3 layer1.0..layer1.1" in named
     assert "linear layer1.0..layer2.0" not in {name for name in named if name.count("layer") > 2}

@@ -12,7 +12,7 @@ from shoal.pipeline.candidate_table import removal_candidates
 from shoal.pipeline.costs import FREE, CostModel, shape_key
 from shoal.pipeline.latency_backends import MeasuredLatency
 from shoal.pipeline.profiling import PlacedModule
-from shoal.replace import build_segments, spans_of
+from shoal.replace import build_segments, find_spans
 
 
 def prices(model=None, clock=None, shelf=None):
@@ -35,7 +35,7 @@ def test_every_step_costs_what_it_costs_alone_and_the_rest_is_fixed():
     for path, price in one.steps.items():
         module = network().get_submodule(path)
         assert price.params == sum(p.numel() for p in module.parameters())
-        assert price.latency_ms == pytest.approx(stopwatch.on_zeros(module, one.line.step(path).in_shape))
+        assert price.latency_ms == pytest.approx(stopwatch.on_zeros(module, one.line.segment(path).in_shape))
     for name in ("latency_ms", "macs", "params"):
         total = getattr(one.fixed, name) + sum(getattr(price, name) for price in one.steps.values())
         assert total == pytest.approx(getattr(one.whole, name))
@@ -56,7 +56,7 @@ def test_a_clock_by_which_the_parts_take_longer_than_the_whole_leaves_nothing_fi
 def test_a_span_takes_the_sum_of_its_steps():
     one, others = prices()
     one.measure(others)
-    [span] = [span for span in spans_of(one.anatomy, one.line, 2) if (span.start, span.stop) == (1, 3)]
+    [span] = [span for span in find_spans(one.anatomy, one.line, 2) if (span.start, span.stop) == (1, 3)]
     assert one.span(span) == pytest.approx(sum(one.steps[path].latency_ms for path in ("layer1.1", "layer2.0")))
 
 
@@ -150,7 +150,7 @@ def test_this_machine_times_steps_where_they_stand(monkeypatch, make):
     one.measure(others)
     assert len(seen) == 1
     for path, price in one.steps.items():
-        step = one.line.step(path)
+        step = one.line.segment(path)
         assert price.latency_ms == pytest.approx(2 * stopwatch.on_zeros(one.line.module(model, path), step.in_shape))
     for placed in others.values():
         alone = stopwatch.on_zeros(placed.module, placed.shape)
@@ -176,7 +176,7 @@ def test_latencies_are_by_likeness():
     one, others = prices()
     one.measure(others)
     found = one.latencies()
-    step = one.line.step("layer2.1")
+    step = one.line.segment("layer2.1")
     assert found[shape_key(one.anatomy.model.layer2[1], step.in_shape)] == one.steps["layer2.1"].latency_ms
     for key, price in one.found.items():
         assert found[key] == price.latency_ms

@@ -12,7 +12,7 @@ from shoal.pipeline.candidate_table import timed_modules
 from shoal.pipeline.costs import CostModel
 from shoal.pipeline.latency_backends import LatencyTableFile
 from shoal.pipeline.latency_table import latency_table
-from shoal.replace import KINDS, build_segments
+from shoal.replace import REPLACEMENTS, build_segments
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def prices(model, clock):
     anatomy = analyze(model, data.take(2))
     line = build_segments(anatomy)
     return CostModel(anatomy, line, data, clock, MeasurementCache(None, {})), timed_modules(
-        anatomy, line, tuple(KINDS), 5
+        anatomy, line, tuple(REPLACEMENTS), 5
     )
 
 

@@ -7,7 +7,7 @@ import networks
 from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.regress import Moments
-from shoal.replace import build_segments, spans_of
+from shoal.replace import build_segments, find_spans
 from shoal.replace.kinds import MomentsView
 
 
@@ -28,7 +28,7 @@ def made(build, seed=0):
 
 def spans(anatomy, longest=9):
     """Every span by its start and stop."""
-    return {(one.start, one.stop): one for one in spans_of(anatomy, build_segments(anatomy), longest)}
+    return {(one.start, one.stop): one for one in find_spans(anatomy, build_segments(anatomy), longest)}
 
 
 def dissected(build, *shape):

@@ -14,7 +14,7 @@ from shoal.blocks import analyze
 from shoal.errors import DataError, NonFiniteError
 from shoal.plan import Replacement
 from shoal.preserve import patched
-from shoal.replace import StudentSpec, blockwise, build_segments, spans_of, students_of, train_students, two_blocks
+from shoal.replace import StudentSpec, blockwise, build_segments, find_spans, students_of, train_students, two_blocks
 from shoal.replace.students import student_of
 
 pytestmark = pytest.mark.heavy
@@ -31,7 +31,7 @@ def anatomy():
 
 def wanted(anatomy, *kinds, longest=2):
     line = build_segments(anatomy)
-    return students_of(anatomy, line, spans_of(anatomy, line, longest), kinds)
+    return students_of(anatomy, line, find_spans(anatomy, line, longest), kinds)
 
 
 def held_out_error(anatomy, one, batches):

@@ -6,9 +6,9 @@ from torch import nn
 from shoal.errors import UsageError
 from shoal.plan import Replacement
 from shoal.regress import fit
-from shoal.replace import KINDS, ReplacementSpec, build_replacement, fit_all, with_shortcut
+from shoal.replace import REPLACEMENTS, ReplacementSpec, build_replacement, fit_all, with_shortcut
 from shoal.replace.modules import load_solution_
-from shoal.replace.neighbourhoods import patches, picked, positions_of
+from shoal.replace.row_sampler import Window, extract_patches, gather_outputs, sample_grid
 
 
 def chain(inputs, outputs, kernel=3, act=nn.ReLU, **settings):
@@ -62,16 +62,16 @@ def test_what_a_grouped_convolution_does_not_look_at_gets_no_weight():
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
 def test_it_is_least_squares_over_neighbourhoods(stride, dilation):
     x, y = randn(8, 2, 9, 9), randn(8, 3, -(-9 // stride), -(-9 // stride), seed=1)
-    grid = positions_of(y.shape[2:], 999, torch.Generator().manual_seed(0))
-    rows, outputs = patches(x, grid, kernel=3, stride=stride, dilation=dilation), picked(y, grid)
+    grid = sample_grid(y.shape[2:], 999, torch.Generator().manual_seed(0))
+    rows, outputs = extract_patches(x, grid, Window(3, stride, dilation)), gather_outputs(y, grid)
     sums = sums_of(rows, outputs)
     stand_in = Replacement(
         kind="conv", layout="channels_first", in_channels=2, out_channels=3, kernel=3, stride=stride, dilation=dilation
     )
     module = build_replacement(stand_in, x)
-    load_solution_(module, KINDS["conv3"].solve(sums, fit(sums.train, sums.held_out, ridges=[0.0]), stand_in))
+    load_solution_(module, REPLACEMENTS["conv3"].solve(sums, fit(sums.train, sums.held_out, ridges=[0.0]), stand_in))
     weight, bias = least_squares(rows, outputs)
-    torch.testing.assert_close(picked(module(x), grid), rows @ weight.T + bias, rtol=0, atol=1e-10)
+    torch.testing.assert_close(gather_outputs(module(x), grid), rows @ weight.T + bias, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["conv3", "conv5"])
@@ -84,7 +84,7 @@ def test_the_shortcut_form_is_the_same_function(kind):
     assert beside.stand_in == with_shortcut(plain.stand_in)
     x = randn(4, 4, 9, 9, seed=9)
     torch.testing.assert_close(plain.module(x), beside.module(x), rtol=0, atol=1e-10)
-    middle = KINDS[kind].kernel // 2
+    middle = REPLACEMENTS[kind].kernel // 2
     moved = plain.module[0].weight - beside.module.branch.weight
     torch.testing.assert_close(moved[:, :, middle, middle], torch.eye(4, dtype=torch.float64))
     assert plain.r2_fit == beside.r2_fit
@@ -94,6 +94,6 @@ def test_it_needs_neighbours():
     features = spans(dissected(mlp, 4))[1, 2]
     single = spans(dissected(chain(4, 4, padding=1), 3, 1, 1))[1, 2]
     for span in (features, single):
-        assert not KINDS["conv3"].suits(span)
-        with pytest.raises(UsageError, match=r"'conv3' cannot stand in for .*\n.*needs a span of images"):
+        assert not REPLACEMENTS["conv3"].supports(span)
+        with pytest.raises(UsageError, match=r"'conv3' cannot replace .*\n.*needs a span of images"):
             ReplacementSpec(span, "conv3")

@@ -11,10 +11,10 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import DataError, NonFiniteError, UsageError
 from shoal.regress import fit
-from shoal.replace import ReplacementSpec, fit_all, in_portions
+from shoal.replace import ReplacementSpec, fit_all, split_by_memory
 from shoal.replace.fitting import MomentsKey, SpanMoments
-from shoal.replace.neighbourhoods import patches, picked, positions_of
 from shoal.replace.recording import recording
+from shoal.replace.row_sampler import Window, extract_patches, gather_outputs, sample_grid
 
 
 class Convolution(nn.Module):
@@ -135,16 +135,16 @@ def test_ridge_zero_is_least_squares():
     span = spans(anatomy)[1, 3]
     sums = SpanMoments(MomentsKey(span.paths[0], 2, 3), [ReplacementSpec(span, "conv3")], 24)
     rows, outputs = [], []
-    grid = positions_of((4, 4), 99, torch.Generator())
+    grid = sample_grid((4, 4), 99, torch.Generator())
     with torch.no_grad(), recording(anatomy, [span.paths[0], span.paths[-1]]) as seen:
         for batch in batches:
             model(*batch.args)
             sums.add(seen.inputs[span.paths[0]], [seen.sums[span.end]])
             held = round(0.2 * batch.size)
-            rows.append(patches(seen.inputs[span.paths[0]][held:], grid, kernel=3, stride=2))
-            outputs.append(picked(seen.sums[span.paths[-1]][held:], grid))
+            rows.append(extract_patches(seen.inputs[span.paths[0]][held:], grid, Window(3, 2)))
+            outputs.append(gather_outputs(seen.sums[span.paths[-1]][held:], grid))
     x = torch.cat(rows)
-    assert sums.most >= 16
+    assert sums.sampler.per_sample >= 16
     assert sums.train.n == len(x)
     solution = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1).double()], 1), torch.cat(outputs)).solution
     found = fit(sums.train, sums.held_out, ridges=[0.0])
@@ -249,14 +249,17 @@ def test_ticks_count_the_batches():
     anatomy = analyze(model, Batch((randn(2, 3, 8, 8),)))
     seen = []
     fit_all(
-        anatomy, data(side=8), [ReplacementSpec(spans(anatomy)[1, 2], "linear")], tick=lambda *one: seen.append(one)
+        anatomy,
+        data(side=8),
+        [ReplacementSpec(spans(anatomy)[1, 2], "linear")],
+        on_progress=lambda *one: seen.append(one),
     )
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_name_that_is_no_kind_is_refused():
     anatomy = analyze(network(), Batch((randn(2, 3, 8, 8),)))
-    with pytest.raises(UsageError, match=r"no stand-in is called 'conv9'\n.*There are identity, scale, linear"):
+    with pytest.raises(UsageError, match=r"there is no replacement 'conv9'\n.*Choose from identity, scale, linear"):
         ReplacementSpec(spans(anatomy)[0, 1], "conv9")
 
 
@@ -310,12 +313,12 @@ def test_plain_networks_are_left_as_they_were(build):
 def test_portions_hold_whole_groups_and_everything_once():
     anatomy = analyze(network(), Batch((randn(2, 3, 8, 8),)))
     wanted = [ReplacementSpec(span, kind) for span in spans(anatomy).values() for kind in ("conv5", "linear", "conv3")]
-    assert len(in_portions(wanted)) == 1
-    portions = in_portions(wanted, 32 * 75**2 + 32 * 27**2)
+    assert len(split_by_memory(wanted)) == 1
+    portions = split_by_memory(wanted, 32 * 75**2 + 32 * 27**2)
     assert len(portions) > 3
     assert sorted(one.name for part in portions for one in part) == sorted(one.name for one in wanted)
     homes = {}
     for number, part in enumerate(portions):
         for one in part:
             assert homes.setdefault(one.key, number) == number
-    assert in_portions([]) == []
+    assert split_by_memory([]) == []

@@ -7,7 +7,7 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import UsageError
 from shoal.plan import Replace
-from shoal.replace import KINDS, ReplacementSpec, fit_all
+from shoal.replace import REPLACEMENTS, ReplacementSpec, fit_all
 from shoal.surgery.replace import replace_spans_
 
 
@@ -64,4 +64,4 @@ def test_it_has_no_shortcut_form():
 
 def test_residual_blocks_are_removed_by_name_instead(residual):
     assert all(span.keeps_shape for span in residual.values())
-    assert not any(KINDS["identity"].suits(span) for span in residual.values())
+    assert not any(REPLACEMENTS["identity"].supports(span) for span in residual.values())

@@ -4,8 +4,8 @@ from given import VGG, data, dissected, mlp, randn, spans
 
 import networks
 from shoal.plan import Replacement
-from shoal.replace import KINDS, ReplacementSpec, build_replacement, fit_all, recording, with_shortcut
-from shoal.replace.kinds import kind_of
+from shoal.replace import REPLACEMENTS, ReplacementSpec, build_replacement, fit_all, recording, with_shortcut
+from shoal.replace.kinds import replacement_type
 
 SOURCES = {
     "images": (lambda: networks.CifarResNet(2, widths=(8, 8, 16)), (3, 8, 8)),
@@ -26,16 +26,16 @@ def every(anatomy, longest=3):
     return [
         ReplacementSpec(span, kind)
         for span in spans(anatomy, longest).values()
-        for kind in KINDS
-        if KINDS[kind].suits(span)
+        for kind in REPLACEMENTS
+        if REPLACEMENTS[kind].supports(span)
     ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", REPLACEMENTS)
 def test_every_kind_says_what_it_needs_costs_and_comes_from(kind):
-    rule = KINDS[kind]
-    assert rule.needs
-    assert rule.costs
+    rule = REPLACEMENTS[kind]
+    assert rule.requirement
+    assert rule.macs_note
     assert rule.source
     assert kind.startswith(rule.family)
 
@@ -47,14 +47,14 @@ def test_what_suits_a_span_can_be_built_again_from_plain_data_and_returns_its_sh
         assert again == stand_in
         assert (stand_in.in_channels, stand_in.out_channels) == (wanted.span.in_channels, wanted.span.out_channels)
         assert (stand_in.tail, stand_in.layout) == (wanted.span.tail, wanted.span.layout)
-        assert type(kind_of(again)) is type(wanted.rule)
+        assert type(replacement_type(again)) is type(wanted.type)
         module = build_replacement(again, torch.zeros(1))
         assert module(torch.randn(2, *wanted.span.in_shape)).shape == (2, *wanted.span.out_shape)
 
 
 def test_every_kind_is_used_somewhere():
     found = {one.kind for build_, shape in SOURCES.values() for one in every(dissected(build_, *shape))}
-    assert found == set(KINDS)
+    assert found == set(REPLACEMENTS)
 
 
 def test_what_is_fitted_is_what_is_said_of_it(anatomy):
@@ -93,7 +93,7 @@ def _rows(anatomy, span, batches):
 def test_only_convolutions_are_dilated():
     span = spans(dissected(_dilated, 3, 9, 9))[1, 2]
     assert span.dilation == 2
-    assert {kind: KINDS[kind].describe(span).dilation for kind in ("conv3", "linear", "lowrank1/4")} == {
+    assert {kind: REPLACEMENTS[kind].spec(span).dilation for kind in ("conv3", "linear", "lowrank1/4")} == {
         "conv3": 2,
         "linear": 1,
         "lowrank1/4": 1,

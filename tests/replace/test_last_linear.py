@@ -13,7 +13,7 @@ from shoal.replace.last_linear import LastLinear, last_linear
 
 
 def found(anatomy, path, most=9999):
-    return last_linear(anatomy, build_segments(anatomy).step(path), most)
+    return last_linear(anatomy, build_segments(anatomy).segment(path), most)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_a_layer_without_a_bias_gets_its_weight_alone():
     one = found(anatomy, "1.0")
     assert one == LastLinear("1.0.branch", None, biased=False)
     weight = randn(4, 36)
-    one.write_(anatomy.model, weight, randn(4))
-    assert torch.equal(one.effective(anatomy.model), weight)
+    one.set_fused_(anatomy.model, weight, randn(4))
+    assert torch.equal(one.fused_weight(anatomy.model), weight)
     assert anatomy.model[1][0].branch.bias is None
 
 
@@ -177,15 +177,15 @@ def test_what_is_written_is_what_is_computed(build, shape, path, entering):
     one, x = found(anatomy, path), randn(5, *entering, seed=1)
     with torch.no_grad():
         before = computed(anatomy, one, x)
-        old = one.effective(anatomy.model)
+        old = one.fused_weight(anatomy.model)
         constant = computed(anatomy, one, 0 * x)
         bias = constant[0] if constant.dim() == 2 else constant[0, :, 2, 2]
-        assert float((old - one.effective(anatomy.model)).abs().max()) == 0
-        one.write_(anatomy.model, old, bias)
+        assert float((old - one.fused_weight(anatomy.model)).abs().max()) == 0
+        one.set_fused_(anatomy.model, old, bias)
         torch.testing.assert_close(computed(anatomy, one, x), before, rtol=0, atol=1e-12)
         weight, bias = randn(*old.shape, seed=2), randn(len(old), seed=3)
-        one.write_(anatomy.model, weight, bias)
-        torch.testing.assert_close(one.effective(anatomy.model), weight, rtol=0, atol=1e-12)
+        one.set_fused_(anatomy.model, weight, bias)
+        torch.testing.assert_close(one.fused_weight(anatomy.model), weight, rtol=0, atol=1e-12)
         layer = anatomy.model.get_submodule(one.layer)
         if isinstance(layer, nn.Linear):
             expected = F.linear(x, weight, bias)
@@ -205,7 +205,7 @@ def test_channels_that_the_norm_switches_off_are_not_touched(gamma, off):
         weights, shifts, x = conv.weight.clone(), norm.bias.clone(), randn(3, 4, 8, 8)
         before = computed(anatomy, one, x)
         weight, bias = randn(4, 36, seed=1), randn(4, seed=2)
-        one.write_(model, weight, bias)
+        one.set_fused_(model, weight, bias)
         after = computed(anatomy, one, x)
     assert torch.isfinite(conv.weight).all()
     if off < 3 or gamma == 0:  # where most are small, small is not switched off
@@ -222,7 +222,7 @@ def test_half_stays_half(dtype):
     anatomy = analyze(model, Batch((randn(2, 3, 8, 8, dtype=dtype),)))
     one = found(anatomy, "layer1.0")
     weight = randn(4, 36)
-    one.write_(model, weight, randn(4, seed=1))
+    one.set_fused_(model, weight, randn(4, seed=1))
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
-    assert one.effective(model).dtype == torch.float64
-    torch.testing.assert_close(one.effective(model), weight, rtol=0.01, atol=0.01)
+    assert one.fused_weight(model).dtype == torch.float64
+    torch.testing.assert_close(one.fused_weight(model), weight, rtol=0.01, atol=0.01)

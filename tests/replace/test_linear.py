@@ -5,10 +5,10 @@ from torch import nn
 
 from shoal.plan import Replacement
 from shoal.regress import fit
-from shoal.replace import KINDS, ReplacementSpec, build_replacement, fit_all, with_shortcut
+from shoal.replace import REPLACEMENTS, ReplacementSpec, build_replacement, fit_all, with_shortcut
 from shoal.replace.modules import load_solution_
 
-LINEAR = KINDS["linear"]
+LINEAR = REPLACEMENTS["linear"]
 
 
 def test_it_is_least_squares():

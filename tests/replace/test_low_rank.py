@@ -6,8 +6,8 @@ from torch import nn
 import networks
 from shoal.errors import UsageError
 from shoal.regress import fit
-from shoal.replace import KINDS, ReplacementSpec, fit_all
-from shoal.replace.kinds.low_rank import reduced
+from shoal.replace import REPLACEMENTS, ReplacementSpec, fit_all
+from shoal.replace.kinds.low_rank import truncate_rank
 
 EYE = torch.eye(8, dtype=torch.float64)
 
@@ -35,7 +35,9 @@ class HalvedTokens(nn.Module):
 
 @pytest.mark.parametrize(("kind", "width"), [("lowrank1/4", 8), ("lowrank3/8", 16)])
 def test_a_residual_of_that_rank_is_met(kind, width):
-    stem = lambda: nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.Sequential(Halved(width, KINDS[kind].kernel)))
+    stem = lambda: nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.Sequential(Halved(width, REPLACEMENTS[kind].kernel))
+    )
     anatomy = dissected(stem, 3, 7, 7)
     [found] = fit_all(anatomy, data(20, 3, 7, 7), [ReplacementSpec(spans(anatomy)[0, 1], kind)])
     assert (found.stand_in.rank, found.stand_in.tail) == (2, "hardswish")
@@ -72,7 +74,7 @@ def test_a_plain_layer_gets_it_beside_a_shortcut_of_its_own():
 def test_no_map_of_that_rank_keeps_more_of_the_outputs(rank):
     """The best approximation of W x is that of W C^(1/2) (Eckart and Young), C the covariance of x."""
     weight, root = randn(5, 7), randn(7, 7, seed=1)
-    left, rows = reduced(weight, root @ root.T, rank)
+    left, rows = truncate_rank(weight, root @ root.T, rank)
     assert (left.shape, rows.shape) == ((5, rank), (rank, 7))
     lost = float(((weight - left @ rows) @ root).square().sum())
     best = float(torch.linalg.svdvals(weight @ root)[rank:].square().sum())
@@ -87,8 +89,8 @@ def test_it_is_reduced_rank_regression_with_the_best_bias():
     y = y + x @ randn(8, 8, seed=3)
     sums = sums_of(x, y, EYE)
     whole = fit(sums.train, sums.held_out, target=EYE, ridges=[0.0])
-    stand_in = KINDS["lowrank1/4"].describe(spans(dissected(lambda: mlp(8), 4))[1, 2])
-    solution = KINDS["lowrank1/4"].solve(sums, whole, stand_in)
+    stand_in = REPLACEMENTS["lowrank1/4"].spec(spans(dissected(lambda: mlp(8), 4))[1, 2])
+    solution = REPLACEMENTS["lowrank1/4"].solve(sums, whole, stand_in)
     assert torch.linalg.matrix_rank(solution.weight - EYE) == 2
     error = float(sums.train.error(solution.weight, solution.bias).sum())
     # What is lost beside the regression itself are the small singular values of the fitted outputs (Izenman 1975).
@@ -112,7 +114,7 @@ def test_it_needs_a_shortcut_channels_and_neighbours():
         (single, "lowrank3/8"),
         (tokens, "lowrank3/8"),
     ):
-        with pytest.raises(UsageError, match=f"'{kind}' cannot stand in for"):
+        with pytest.raises(UsageError, match=f"'{kind}' cannot replace"):
             ReplacementSpec(span, kind)
-    assert KINDS["lowrank1/4"].suits(single)
-    assert KINDS["lowrank1/4"].suits(tokens)
+    assert REPLACEMENTS["lowrank1/4"].supports(single)
+    assert REPLACEMENTS["lowrank1/4"].supports(tokens)

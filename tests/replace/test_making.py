@@ -7,7 +7,7 @@ from given import dissected, randn
 import networks
 from shoal.errors import SurgeryError, UsageError
 from shoal.plan import Inner, Replacement
-from shoal.replace import build_replacement, build_segments, spans_of, students_of
+from shoal.replace import build_replacement, build_segments, find_spans, students_of
 from shoal.replace.students import Student, student_of
 
 IMAGES = {"layout": "channels_first", "in_channels": 4, "out_channels": 4}
@@ -67,7 +67,7 @@ def test_depthwise_convolutions_and_gates_follow():
     line = build_segments(found)
     one = next(
         one
-        for one in students_of(found, line, spans_of(found, line, 1), ["narrow"])
+        for one in students_of(found, line, find_spans(found, line, 1), ["narrow"])
         if one.span.paths == ("features.3",)
     )
     made = student_of(one.stand_in, found.model)

@@ -8,7 +8,7 @@ from torch import nn
 import networks
 from shoal.errors import UsageError
 from shoal.plan import Replacement
-from shoal.replace import KINDS, build_replacement, with_shortcut
+from shoal.replace import REPLACEMENTS, build_replacement, with_shortcut
 from shoal.replace.kinds import Solution
 from shoal.replace.modules import ResidualReplacement, load_solution_
 
@@ -30,11 +30,11 @@ def tokens():
 @pytest.mark.parametrize("place", [(0, 1), (0, 3), (1, 6), (2, 3)])
 def test_a_stand_in_returns_what_its_span_returns_in_shape(images, kind, place):
     span = images[place]
-    module = build_replacement(KINDS[kind].describe(span), LIKE)
+    module = build_replacement(REPLACEMENTS[kind].spec(span), LIKE)
     y = module(torch.randn(2, *span.in_shape))
     assert y.shape == (2, *span.out_shape)
     assert y.min() >= 0
-    assert module[0].kernel_size == (KINDS[kind].kernel,) * 2
+    assert module[0].kernel_size == (REPLACEMENTS[kind].kernel,) * 2
     assert not module.training
 
 
@@ -53,21 +53,21 @@ def test_low_rank_goes_through_few_features_beside_the_shortcut(kernel):
 
 
 def test_tokens_get_a_linear_map_and_keep_their_tail(tokens):
-    module = build_replacement(KINDS["linear"].describe(tokens), LIKE)
+    module = build_replacement(REPLACEMENTS["linear"].spec(tokens), LIKE)
     assert isinstance(module[0], nn.Linear)
     assert isinstance(module[1], nn.Identity)
     assert module(torch.randn(2, 5, 8)).shape == (2, 5, 8)
-    low = build_replacement(KINDS["lowrank1/4"].describe(tokens), LIKE)
+    low = build_replacement(REPLACEMENTS["lowrank1/4"].spec(tokens), LIKE)
     assert [tuple(one.shape) for one in low.branch.parameters()] == [(2, 8), (8, 2), (8,)]
 
 
 def test_a_shortcut_is_of_spans_that_keep_their_shape(images):
     for place in ((0, 3), (2, 3)):
         with pytest.raises(UsageError, match="from 8 to 16 channels at stride 2 has no shortcut"):
-            with_shortcut(KINDS["conv3"].describe(images[place]))
-    with pytest.raises(UsageError, match="an identity beside a shortcut would be the input twice"):
-        with_shortcut(KINDS["identity"].describe(spans(dissected(mlp, 4))[1, 2]))
-    beside = with_shortcut(KINDS["conv3"].describe(images[0, 2]))
+            with_shortcut(REPLACEMENTS["conv3"].spec(images[place]))
+    with pytest.raises(UsageError, match="an identity with a shortcut would be the input twice"):
+        with_shortcut(REPLACEMENTS["identity"].spec(spans(dissected(mlp, 4))[1, 2]))
+    beside = with_shortcut(REPLACEMENTS["conv3"].spec(images[0, 2]))
     assert beside.shortcut
     assert with_shortcut(beside) == beside
 
@@ -77,7 +77,7 @@ SAVED = ["conv3", "linear", "scale", "lowrank1/4"]
 
 @pytest.mark.parametrize("kind", SAVED)
 def test_the_state_dict_fits_a_stand_in_built_again(images, kind):
-    stand_in = KINDS[kind].describe(images[0, 2])
+    stand_in = REPLACEMENTS[kind].spec(images[0, 2])
     one, other = (
         build_replacement(stand_in, LIKE),
         build_replacement(type(stand_in).model_validate_json(stand_in.model_dump_json()), LIKE),
@@ -92,7 +92,7 @@ def test_the_state_dict_fits_a_stand_in_built_again(images, kind):
 @pytest.mark.parametrize("shortcut", [True, False])
 @pytest.mark.parametrize("kind", SAVED)
 def test_it_can_be_copied_and_trained(images, kind, shortcut):
-    stand_in = KINDS[kind].describe(images[0, 2])
+    stand_in = REPLACEMENTS[kind].spec(images[0, 2])
     module = copy.deepcopy(build_replacement(with_shortcut(stand_in) if shortcut else stand_in, LIKE)).train()
     module(torch.randn(2, 8, 8, 8)).square().sum().backward()
     assert all(one.grad is not None and one.grad.abs().sum() > 0 for one in module.parameters())
@@ -101,13 +101,13 @@ def test_it_can_be_copied_and_trained(images, kind, shortcut):
 @pytest.mark.parametrize("kind", SAVED)
 def test_building_takes_the_dtype_and_moves_no_random_state(images, kind):
     before = torch.get_rng_state()
-    module = build_replacement(KINDS[kind].describe(images[0, 2]), LIKE.bfloat16())
+    module = build_replacement(REPLACEMENTS[kind].spec(images[0, 2]), LIKE.bfloat16())
     assert {one.dtype for one in module.parameters()} == {torch.bfloat16}
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_filling_writes_the_map_in_the_order_of_the_flattened_weight(images):
-    module = build_replacement(KINDS["conv3"].describe(images[0, 3]), LIKE.double())
+    module = build_replacement(REPLACEMENTS["conv3"].spec(images[0, 3]), LIKE.double())
     weight, bias = randn(16, 8, 3, 3), randn(16)
     load_solution_(module, Solution({"weight": weight.flatten(1), "bias": bias}, weight.flatten(1), bias, 0.0))
     x = randn(2, 8, 8, 8, seed=1)
@@ -115,7 +115,7 @@ def test_filling_writes_the_map_in_the_order_of_the_flattened_weight(images):
 
 
 def test_filling_what_stands_beside_a_shortcut(images):
-    module = build_replacement(KINDS["lowrank1/4"].describe(images[0, 2]), LIKE.double())
+    module = build_replacement(REPLACEMENTS["lowrank1/4"].spec(images[0, 2]), LIKE.double())
     left, rows, bias = randn(8, 2), randn(2, 8), randn(8)
     load_solution_(module, Solution({"0.weight": rows, "1.weight": left, "1.bias": bias}, left @ rows, bias, 0.0))
     x = randn(2, 8, 8, 8, seed=1)

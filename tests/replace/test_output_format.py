@@ -11,8 +11,8 @@ from shoal.blocks import analyze
 from shoal.blocks.template import Opaque, TensorRef
 from shoal.pipeline import MeasureConfig, compress
 from shoal.plan import Replace
-from shoal.replace import ReplacementSpec, build_segments, fit_all, refit_, spans_of
-from shoal.replace.output_format import ALONE, OutputFormat, copy_format_, infer_format, install_
+from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all, refit_
+from shoal.replace.output_format import PLAIN, OutputFormat, copy_format_, infer_format, install_
 from shoal.surgery.replace import replace_spans_
 
 
@@ -64,18 +64,18 @@ def network() -> Plainer:
 def test_a_form_takes_the_stream_out_and_puts_it_back() -> None:
     form = infer_format(((4, 5), [TensorRef(7), TensorRef(9), "x"], True), 7)
     assert form is not None
-    assert form.at == (1, 0)
+    assert form.index_path == (1, 0)
     assert form.stream(((0, 0), ["stream", "other"])) == "stream"
-    assert form.around("new") == ((4, 5), ["new", None, "x"], True)  # type: ignore[arg-type]
-    assert form.answering(lambda x, **named: x + named["more"])(1, more=2) == ((4, 5), [3, None, "x"], True)
+    assert form.wrap("new") == ((4, 5), ["new", None, "x"], True)  # type: ignore[arg-type]
+    assert form.wrap_forward(lambda x, **named: x + named["more"])(1, more=2) == ((4, 5), [3, None, "x"], True)
 
 
 def test_a_stream_alone_stays_alone() -> None:
-    assert infer_format(TensorRef(7), 7) == ALONE
+    assert infer_format(TensorRef(7), 7) == PLAIN
     x = torch.ones(2)
-    assert ALONE.stream(x) is x
-    assert ALONE.around(x) is x
-    assert ALONE.answering(torch.relu) is torch.relu
+    assert PLAIN.stream(x) is x
+    assert PLAIN.wrap(x) is x
+    assert PLAIN.wrap_forward(torch.relu) is torch.relu
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,14 @@ def test_such_blocks_are_steps_that_follow_each_other(network: Plainer) -> None:
     anatomy = analyze(network, batches()[0].take(2))
     line = build_segments(anatomy)
     assert line.paths == tuple(f"blocks.{number}" for number in range(4))
-    assert line.follows == (False, True, True, True)
-    assert {step.form for step in line.steps} == {OutputFormat(((5, 6), (None, None)), (1, 0))}
+    assert line.is_contiguous == (False, True, True, True)
+    assert {step.output_format for step in line.segments} == {OutputFormat(((5, 6), (None, None)), (1, 0))}
 
 
 def test_stand_ins_answer_as_the_blocks_did(network: Plainer) -> None:
     given = batches()
     anatomy = analyze(network, given[0].take(2))
-    spans = {(one.start, one.stop): one for one in spans_of(anatomy, build_segments(anatomy), 2)}
+    spans = {(one.start, one.stop): one for one in find_spans(anatomy, build_segments(anatomy), 2)}
     fitted = fit_all(anatomy, given, [ReplacementSpec(spans[0, 2], "linear")])
     student = analyze(copy.deepcopy(network), given[0].take(2))
     actions = [Replace(paths=list(one.span.paths), stand_in=one.stand_in) for one in fitted]

@@ -7,7 +7,7 @@ import networks
 from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.replace import build_segments
-from shoal.replace.post_activation import TAILS, post_activation, post_activation_module
+from shoal.replace.post_activation import POST_ACTIVATIONS, post_activation, post_activation_module
 
 SETTLED = {
     "identity": lambda x: x,
@@ -37,7 +37,7 @@ def dissected(tail):
 
 @pytest.mark.parametrize("tail", SETTLED)
 def test_a_tail_is_made_as_it_was_found(tail):
-    assert set(TAILS) == set(SETTLED)
+    assert set(POST_ACTIVATIONS) == set(SETTLED)
     x = torch.linspace(-4, 4, 101)
     assert torch.equal(post_activation_module(tail)(x), SETTLED[tail](x))
     assert post_activation(dissected(SETTLED[tail]), "1.0") == tail
@@ -98,5 +98,5 @@ def test_pre_activation_blocks_have_none():
 def test_tails_of_plain_layers(layers, found):
     chain = nn.Sequential(nn.Linear(3, 4), *layers, nn.Linear(4, 2)).eval()
     line = build_segments(analyze(chain, Batch((torch.randn(2, 3),))))
-    assert [step.tail for step in line.steps] == [found, "identity"]
-    assert line.follows == (False, True)
+    assert [step.tail for step in line.segments] == [found, "identity"]
+    assert line.is_contiguous == (False, True)

@@ -137,8 +137,8 @@ def test_of_a_norm_behind_the_addition_both_the_sum_and_what_leaves_are_seen():
     x = randn(3, 5, 8, seed=1)
     with torch.no_grad(), recording(anatomy, [path]) as seen:
         model(x)
-    torch.testing.assert_close(norm(seen.sums[path]), seen.leaving[path])
-    assert seen.target(path) is seen.leaving[path]
+    torch.testing.assert_close(norm(seen.sums[path]), seen.outputs[path])
+    assert seen.target(path) is seen.outputs[path]
     plain = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
     with torch.no_grad(), recording(analyze(plain, Batch((randn(2, 8),))), ["0"]) as seen:
         plain(randn(3, 8, seed=1))

@@ -11,7 +11,16 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError
 from shoal.plan import Replace
-from shoal.replace import ReplacementSpec, build_segments, fit_all, recording, refit_, students_of, train_students
+from shoal.replace import (
+    RefitConfig,
+    ReplacementSpec,
+    build_segments,
+    fit_all,
+    recording,
+    refit_,
+    students_of,
+    train_students,
+)
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
 
@@ -63,7 +72,7 @@ def test_a_refit_makes_good_what_an_upstream_removal_did(place):
     one = fitted(anatomy, batches, *place)
     model = student(anatomy, batches, one, ["layer1.0", "layer1.1"])
     before, others = error(anatomy, model, one, batches), copy.deepcopy(model.state_dict())
-    refit_(anatomy, model, [one], batches, removed=["layer1.0", "layer1.1"], kept=False)
+    refit_(anatomy, model, [one], batches, removed=["layer1.0", "layer1.1"], config=RefitConfig(kept_segments=False))
     assert error(anatomy, model, one, batches) < 0.9 * before
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, others[name])}
     assert changed == {f"{one.span.paths[0]}.0.weight", f"{one.span.paths[0]}.0.bias"}
@@ -85,7 +94,7 @@ def test_tokens():
     one = fitted(anatomy, batches, 1, 3, "linear")
     model = student(anatomy, batches, one, ["block1"])
     before = error(anatomy, model, one, batches)
-    refit_(anatomy, model, [one], batches, removed=["block1"], kept=False)
+    refit_(anatomy, model, [one], batches, removed=["block1"], config=RefitConfig(kept_segments=False))
     assert error(anatomy, model, one, batches) < before
 
 
@@ -96,7 +105,7 @@ def test_a_low_rank_stand_in_is_refitted_within_its_rank():
     one = fitted(anatomy, batches, 1, 2, "lowrank3/8")
     model = student(anatomy, batches, one, ["layer1.0"])
     before = error(anatomy, model, one, batches)
-    refit_(anatomy, model, [one], batches, removed=["layer1.0"], kept=False)
+    refit_(anatomy, model, [one], batches, removed=["layer1.0"], config=RefitConfig(kept_segments=False))
     assert error(anatomy, model, one, batches) < before
     assert model.layer1[1].branch[0].out_channels == 2
 
@@ -201,7 +210,7 @@ def test_kept_blocks_make_good_what_was_removed(gap, bias):
     anatomy = analyze(made(lambda: Mappings(gap=gap, bias=bias)), batches[0].take(2))
     gone, *rest = ["blocks.2", "blocks.3"] if gap else ["blocks.1", "blocks.2", "blocks.3"]
     model = cut(anatomy, batches, gone)
-    plain = refit_(anatomy, copy.deepcopy(model), [], batches, removed=[gone], kept=False)
+    plain = refit_(anatomy, copy.deepcopy(model), [], batches, removed=[gone], config=RefitConfig(kept_segments=False))
     for path in rest:
         before = distance(anatomy, model, path, batches)
         assert before > 1e-2
@@ -319,7 +328,8 @@ def test_the_same_seed_gives_the_same_network():
     anatomy = teacher(batches)
     one = fitted(anatomy, batches, 1, 3, "linear")
     models = [
-        refit_(anatomy, student(anatomy, batches, one), [one], batches, seed=seed).state_dict() for seed in (3, 3, 4)
+        refit_(anatomy, student(anatomy, batches, one), [one], batches, config=RefitConfig(seed=seed)).state_dict()
+        for seed in (3, 3, 4)
     ]
     assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
     assert any(not torch.equal(models[0][key], models[2][key]) for key in models[0])
@@ -334,7 +344,7 @@ def test_less_memory_means_fewer_samples(memory, used):
     model = student(anatomy, batches, one)
     seen = []
     handle = model.conv1.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    refit_(anatomy, model, [one], batches, memory=memory)
+    refit_(anatomy, model, [one], batches, config=RefitConfig(memory=memory))
     handle.remove()
     assert sum(seen) == used
 
@@ -390,7 +400,7 @@ def test_ticks_count_the_steps_behind_the_first_change():
     anatomy = teacher(batches)
     one = fitted(anatomy, batches, 1, 3)
     seen = []
-    refit_(anatomy, student(anatomy, batches, one), [one], batches, tick=lambda *now: seen.append(now))
+    refit_(anatomy, student(anatomy, batches, one), [one], batches, on_progress=lambda *now: seen.append(now))
     assert seen == [(3, 6), (4, 6), (5, 6), (6, 6)]
 
 

@@ -6,10 +6,10 @@ from torch import nn
 from shoal.errors import UsageError
 from shoal.plan import Replacement
 from shoal.regress import RIDGES, fit
-from shoal.replace import KINDS, ReplacementSpec, build_replacement, fit_all, with_shortcut
+from shoal.replace import REPLACEMENTS, ReplacementSpec, build_replacement, fit_all, with_shortcut
 from shoal.replace.modules import load_solution_
 
-SCALE = KINDS["scale"]
+SCALE = REPLACEMENTS["scale"]
 EYE = torch.eye(4, dtype=torch.float64)
 
 
@@ -99,5 +99,5 @@ def test_few_rows_stay_near_the_shortcut():
 def test_it_needs_the_same_shape():
     chain = lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2))
     span = spans(dissected(chain, 3, 8, 8))[0, 1]
-    with pytest.raises(UsageError, match=r"'scale' cannot stand in for 0\.\.0"):
+    with pytest.raises(UsageError, match=r"'scale' cannot replace 0\.\.0"):
         ReplacementSpec(span, "scale")

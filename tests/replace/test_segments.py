@@ -13,13 +13,13 @@ def test_blocks_of_a_residual_network():
     anatomy = dissected(lambda: networks.CifarResNet(2, widths=(4, 8, 16)), 3, 8, 8)
     line = build_segments(anatomy)
     assert line.paths == tuple(f"layer{stage}.{number}" for stage in (1, 2, 3) for number in (0, 1))
-    assert line.follows == (False, *[True] * 5)
-    assert all(step.residual and step.ends and step.paths == (step.path,) for step in line.steps)
-    step = line.step("layer2.0")
+    assert line.is_contiguous == (False, *[True] * 5)
+    assert all(step.residual and step.can_bound_span and step.paths == (step.path,) for step in line.segments)
+    step = line.segment("layer2.0")
     assert (step.in_shape, step.out_shape, step.tail) == ((4, 8, 8), (8, 4, 4), "relu")
     assert line.module(anatomy.model, "layer2.0") is anatomy.model.layer2[0]
     with pytest.raises(KeyError):
-        line.step("conv1")
+        line.segment("conv1")
 
 
 def test_layers_of_a_vgg():
@@ -31,13 +31,24 @@ def test_layers_of_a_vgg():
         "classifier.0", "classifier.3", "classifier.6",
     )  # fmt: skip
     # The network's own code flattens what the pooling returns.
-    assert line.follows == (False, *[True] * 6, False, True, True)
-    assert [step.ends for step in line.steps] == [True, True, False, True, True, False, False, True, True, True]
-    assert not any(step.residual for step in line.steps)
-    assert line.step("features.3").paths == ("features.3", "features.4", "features.5")
-    assert line.step("classifier.0").paths == ("classifier.0", "classifier.1", "classifier.2")
-    assert line.step("features.6").in_shape == (4, 8, 8)
-    assert line.step("features.6").out_shape == (4, 4, 4)
+    assert line.is_contiguous == (False, *[True] * 6, False, True, True)
+    assert [step.can_bound_span for step in line.segments] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert not any(step.residual for step in line.segments)
+    assert line.segment("features.3").paths == ("features.3", "features.4", "features.5")
+    assert line.segment("classifier.0").paths == ("classifier.0", "classifier.1", "classifier.2")
+    assert line.segment("features.6").in_shape == (4, 8, 8)
+    assert line.segment("features.6").out_shape == (4, 4, 4)
 
 
 def test_the_steps_in_order_are_the_network():
@@ -48,7 +59,7 @@ def test_the_steps_in_order_are_the_network():
         for path in line.paths:
             y = line.module(anatomy.model, path)(y)
         assert torch.equal(y, anatomy.model(x))
-        assert line.follows == (False, *[True] * 3)
+        assert line.is_contiguous == (False, *[True] * 3)
 
 
 @pytest.mark.parametrize("idle", [nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.Identity])
@@ -58,8 +69,8 @@ def test_what_does_nothing_in_eval_mode_does_not_part_a_chain(idle):
         nn.Linear(4, 6), nn.ReLU(), idle(), idle(), nn.Linear(6, 6), idle(), nn.ReLU(), nn.Linear(6, 2)
     )
     line = build_segments(analyze(chain.double().eval(), Batch((randn(2, 5, 4),))))
-    assert [step.paths for step in line.steps] == [("0", "1", "2", "3"), ("4", "5", "6"), ("7",)]
-    assert line.follows == (False, True, True)
+    assert [step.paths for step in line.segments] == [("0", "1", "2", "3"), ("4", "5", "6"), ("7",)]
+    assert line.is_contiguous == (False, True, True)
 
 
 class Wired(nn.Module):
@@ -91,7 +102,7 @@ class Wired(nn.Module):
 def test_taps_and_gaps_part_a_plain_chain(wiring):
     torch.manual_seed(0)
     line = build_segments(analyze(Wired(wiring).eval(), Batch((torch.randn(2, 4),))))
-    steps = dict(zip(line.paths, line.follows, strict=True))
+    steps = dict(zip(line.paths, line.is_contiguous, strict=True))
     assert {key: steps[key] for key in ("layers.0.0", "layers.1.0", "layers.2.0", "layers.3.0")} == {
         "layers.0.0": False,
         "layers.1.0": True,
@@ -112,16 +123,16 @@ def test_a_tap_inside_a_layer_parts_it_too():
 
     line = build_segments(analyze(Peeking().eval(), Batch((torch.randn(2, 4),))))
     assert line.paths == ("first", "norm", "last")
-    assert line.follows == (False, False, True)
-    assert [step.ends for step in line.steps] == [True, False, True]
+    assert line.is_contiguous == (False, False, True)
+    assert [step.can_bound_span for step in line.segments] == [True, False, True]
 
 
 def test_a_layer_that_is_called_twice_is_in_no_line():
     shared = nn.Linear(4, 4)
     chain = nn.Sequential(nn.Linear(4, 4), shared, nn.ReLU(), shared, nn.Linear(4, 4))
     line = build_segments(analyze(chain.eval(), Batch((torch.randn(2, 4),))))
-    assert not any("1" in step.paths for step in line.steps)
-    assert not any(line.follows)
+    assert not any("1" in step.paths for step in line.segments)
+    assert not any(line.is_contiguous)
 
 
 def test_the_modules_stay_where_they_are():

@@ -10,7 +10,7 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.pipeline import MeasureConfig, compress
 from shoal.plan import Replace
-from shoal.replace import ReplacementSpec, build_segments, fit_all, refit_, spans_of
+from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all, refit_
 from shoal.surgery.replace import replace_spans_
 
 
@@ -54,14 +54,14 @@ def test_such_blocks_are_steps_that_follow_each_other(network: MaskedNet) -> Non
     anatomy = analyze(network, batches()[0].take(2))
     line = build_segments(anatomy)
     assert line.paths == tuple(f"blocks.{number}" for number in range(5))
-    assert line.follows == (False, True, True, True, True)
-    assert len(spans_of(anatomy, line, 5)) == 15
+    assert line.is_contiguous == (False, True, True, True, True)
+    assert len(find_spans(anatomy, line, 5)) == 15
 
 
 def test_a_stand_in_takes_what_it_does_not_need(network: MaskedNet) -> None:
     given = batches()
     anatomy = analyze(network, given[0].take(2))
-    spans = {(one.start, one.stop): one for one in spans_of(anatomy, build_segments(anatomy), 2)}
+    spans = {(one.start, one.stop): one for one in find_spans(anatomy, build_segments(anatomy), 2)}
     fitted = fit_all(anatomy, given, [ReplacementSpec(spans[0, 2], "scale"), ReplacementSpec(spans[2, 4], "linear")])
     student = analyze(copy.deepcopy(network), given[0].take(2))
     actions = [Replace(paths=list(one.span.paths), stand_in=one.stand_in) for one in fitted]

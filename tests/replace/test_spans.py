@@ -7,7 +7,7 @@ from torch import nn
 import networks
 from shoal.batches import Batch
 from shoal.blocks import analyze
-from shoal.replace import build_segments, spans_of
+from shoal.replace import build_segments, find_spans
 
 
 def anatomy_of(model, *shape, seed=0):
@@ -21,14 +21,14 @@ def cifar():
 
 
 def found(anatomy, longest=9):
-    return {one.paths: one for one in spans_of(anatomy, build_segments(anatomy), longest)}
+    return {one.paths: one for one in find_spans(anatomy, build_segments(anatomy), longest)}
 
 
 def test_every_span_of_a_network_of_three_stages(cifar):
     line = build_segments(cifar)
     assert line.paths == ("layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1")
-    assert line.follows == (False, True, True, True, True, True)
-    spans = spans_of(cifar, line, 6)
+    assert line.is_contiguous == (False, True, True, True, True, True)
+    spans = find_spans(cifar, line, 6)
     assert [(one.start, one.stop) for one in spans] == [(i, j) for i in range(6) for j in range(i + 1, 7)]
     assert all(one.paths == line.paths[one.start : one.stop] for one in spans)
     assert {one.tail for one in spans} == {"relu"}
@@ -52,7 +52,7 @@ def test_strides_channels_and_shapes(cifar):
 
 @pytest.mark.parametrize(("longest", "count"), [(1, 6), (2, 11), (5, 20), (99, 21)])
 def test_none_is_longer_than_asked(cifar, longest, count):
-    spans = spans_of(cifar, build_segments(cifar), longest)
+    spans = find_spans(cifar, build_segments(cifar), longest)
     assert len(spans) == count
     assert max(len(one.paths) for one in spans) == min(longest, 6)
 
@@ -84,7 +84,7 @@ class Tapped(networks.PreactNet):
 
 def test_no_span_crosses_a_tap():
     anatomy = anatomy_of(Tapped(4, 4), 1, 8, 8)
-    assert build_segments(anatomy).follows == (False, True, False, True)
+    assert build_segments(anatomy).is_contiguous == (False, True, False, True)
     assert ("blocks.0", "blocks.1") in found(anatomy)
     assert ("blocks.2", "blocks.3") in found(anatomy)
     assert not any({"blocks.1", "blocks.2"} <= set(paths) for paths in found(anatomy))
@@ -101,7 +101,7 @@ class Returning(networks.PreactNet):
 
 
 def test_what_the_network_returns_is_a_tap():
-    assert build_segments(anatomy_of(Returning(4, 3), 1, 8, 8)).follows == (False, False, True)
+    assert build_segments(anatomy_of(Returning(4, 3), 1, 8, 8)).is_contiguous == (False, False, True)
 
 
 class Gapped(networks.PreactNet):
@@ -115,7 +115,7 @@ class Gapped(networks.PreactNet):
 
 
 def test_no_span_crosses_a_gap():
-    assert build_segments(anatomy_of(Gapped(4, 3), 1, 8, 8)).follows == (False, False, True)
+    assert build_segments(anatomy_of(Gapped(4, 3), 1, 8, 8)).is_contiguous == (False, False, True)
 
 
 class Conditioned(nn.Module):
@@ -154,7 +154,7 @@ class Mixed(nn.Module):
 def test_blocks_that_are_given_more_than_the_stream_are_in_the_line():
     """A second tensor or a number beside the stream: a stand-in does not need them."""
     anatomy = anatomy_of(Mixed(), 4)
-    assert build_segments(anatomy).follows == (False, True, True, True)
+    assert build_segments(anatomy).is_contiguous == (False, True, True, True)
     assert len(found(anatomy)) == 10
 
 
@@ -168,16 +168,17 @@ def test_a_block_whose_stream_does_not_come_first_is_not_in_the_line():
 def test_a_block_that_is_called_twice_is_not_in_the_line():
     line = build_segments(anatomy_of(networks.SharedNet(), 4, 8, 8))
     assert line.paths == ("first", "blocks.1", "blocks.3")
-    assert not any(line.follows)
+    assert not any(line.is_contiguous)
 
 
 def test_a_norm_behind_the_addition_is_no_tail_but_part_of_what_is_computed():
     anatomy = anatomy_of(networks.PostNormNet(), 5, 8)
     assert build_segments(anatomy).paths
-    assert {(step.tail, step.whole) for step in build_segments(anatomy).steps} == {("identity", True)}
+    assert {(step.tail, step.replaces_output) for step in build_segments(anatomy).segments} == {("identity", True)}
     assert {one.tail for one in found(anatomy).values()} == {"identity"}
     assert not any(
-        step.whole for step in build_segments(anatomy_of(networks.CifarResNet(1, widths=(4, 8, 16)), 3, 8, 8)).steps
+        step.replaces_output
+        for step in build_segments(anatomy_of(networks.CifarResNet(1, widths=(4, 8, 16)), 3, 8, 8)).segments
     )
 
 
@@ -206,7 +207,7 @@ def test_plain_features():
 
 
 def places(anatomy):
-    return [(one.start, one.stop) for one in spans_of(anatomy, build_segments(anatomy), 9)]
+    return [(one.start, one.stop) for one in find_spans(anatomy, build_segments(anatomy), 9)]
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -323,6 +324,6 @@ def test_no_stand_in_where_the_size_is_not_that_of_a_stride(pool, replaceable):
     net = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).double().eval()
     anatomy = analyze(net, Batch((torch.randn(2, 4, 8, 8, dtype=torch.float64),)))
     line = build_segments(anatomy)
-    assert line.step("1").out_shape == (4, 4, 4)
-    covered = {path for span in spans_of(anatomy, line, 3) for path in span.paths}
+    assert line.segment("1").out_shape == (4, 4, 4)
+    covered = {path for span in find_spans(anatomy, line, 3) for path in span.paths}
     assert covered == ({"0", "1", "2"} if replaceable else {"0", "2"})

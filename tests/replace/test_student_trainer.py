@@ -6,7 +6,7 @@ import torch
 from given import dissected, randn
 
 import networks
-from shoal.replace import build_segments, spans_of, students_of
+from shoal.replace import build_segments, find_spans, students_of
 from shoal.replace.student_trainer import IOPair, StudentTrainer, bytes_to_learn, memory_batches
 
 
@@ -14,7 +14,7 @@ from shoal.replace.student_trainer import IOPair, StudentTrainer, bytes_to_learn
 def learner():
     anatomy = dissected(lambda: networks.PreactNet(4, 2), 1, 6, 6)
     line = build_segments(anatomy)
-    return StudentTrainer(students_of(anatomy, line, spans_of(anatomy, line, 1), ["narrow"])[0])
+    return StudentTrainer(students_of(anatomy, line, find_spans(anatomy, line, 1), ["narrow"])[0])
 
 
 def pair(learner, **more):
@@ -92,7 +92,7 @@ def test_a_loss_that_is_no_number_stops_it(learner):
 def wanted():
     anatomy = dissected(lambda: networks.CifarResNet(2, widths=(4, 8, 16)), 3, 8, 8)
     line = build_segments(anatomy)
-    return students_of(anatomy, line, spans_of(anatomy, line, 2), ["block", "narrow"])
+    return students_of(anatomy, line, find_spans(anatomy, line, 2), ["block", "narrow"])
 
 
 def test_a_student_holds_its_weights_four_times_while_it_learns(wanted):

@@ -4,7 +4,7 @@ from given import dissected, mlp
 from torch import nn
 
 import networks
-from shoal.replace import build_segments, spans_of, students_of, two_blocks
+from shoal.replace import build_segments, find_spans, students_of, two_blocks
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def resnet():
 
 def asked(anatomy, *kinds, longest=9):
     line = build_segments(anatomy)
-    found = students_of(anatomy, line, spans_of(anatomy, line, longest), kinds)
+    found = students_of(anatomy, line, find_spans(anatomy, line, longest), kinds)
     return {(one.kind, one.span.start, one.span.stop): one for one in found}
 
 

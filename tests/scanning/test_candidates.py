@@ -7,7 +7,7 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.blocks.prefix_cache import PrefixCache
 from shoal.preserve import evaluating
-from shoal.scanning.candidates import block_candidates, layer_candidates, layers_of
+from shoal.scanning.candidates import block_candidates, kernel_layers, layer_candidates
 from shoal.scanning.means import branch_means
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -28,7 +28,7 @@ def outputs(model, x, make):
 
 def test_a_zero_kernel_is_the_network_with_that_weight_set_to_zero():
     model = small_cifar()
-    found = outputs(model, IMAGES, lambda anatomy: layer_candidates(anatomy, layers_of(anatomy)))
+    found = outputs(model, IMAGES, lambda anatomy: layer_candidates(anatomy, kernel_layers(anatomy)))
     assert len(found) == 1 + 6 * 2 + 1
     for key, output in found.items():
         path = key.removeprefix("kernel:")
@@ -44,7 +44,7 @@ def test_a_zero_kernel_is_the_network_with_that_weight_set_to_zero():
 def test_the_parameter_itself_is_never_written_to():
     model = small_cifar()
     before = {name: (tensor, tensor._version, tensor.clone()) for name, tensor in model.named_parameters()}
-    outputs(model, IMAGES, lambda anatomy: layer_candidates(anatomy, layers_of(anatomy)))
+    outputs(model, IMAGES, lambda anatomy: layer_candidates(anatomy, kernel_layers(anatomy)))
     for name, parameter in model.named_parameters():
         tensor, version, content = before[name]
         assert parameter is tensor
@@ -55,13 +55,13 @@ def test_the_parameter_itself_is_never_written_to():
 def test_a_bias_stays_when_the_kernel_goes():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
     x = torch.randn(2, 4)
-    found = outputs(model, x, lambda anatomy: layer_candidates(anatomy, layers_of(anatomy)))
+    found = outputs(model, x, lambda anatomy: layer_candidates(anatomy, kernel_layers(anatomy)))
     assert torch.equal(found["kernel:1"], model[1].bias.expand(2, 3))
 
 
 def test_layers_know_their_block_and_their_channels():
     anatomy = analyze(small_cifar(), Batch((IMAGES[:2],)))
-    layers = {layer.path: layer for layer in layers_of(anatomy)}
+    layers = {layer.path: layer for layer in kernel_layers(anatomy)}
     assert layers["conv1"].block is None
     assert layers["layer2.0.conv1"].block == "layer2.0"
     assert (layers["layer2.0.conv1"].in_channels, layers["layer2.0.conv1"].out_channels) == (4, 8)
@@ -70,7 +70,7 @@ def test_layers_know_their_block_and_their_channels():
 
 def test_a_plain_network_has_layers_and_no_blocks():
     anatomy = analyze(PlainNet().eval(), Batch((torch.randn(2, 1, 8, 8),)))
-    assert [layer.path for layer in layers_of(anatomy)] == ["features.0", "features.2", "head"]
+    assert [layer.path for layer in kernel_layers(anatomy)] == ["features.0", "features.2", "head"]
     assert block_candidates(anatomy, {}) == []
 
 
@@ -118,5 +118,5 @@ def test_a_raising_network_gets_its_weight_back():
     model = nn.Sequential(Raises(4, 4), nn.Linear(4, 2)).eval()
     weight = model[0].weight
     with pytest.raises(Exception, match="no kernel"):
-        outputs(model, torch.randn(2, 4), lambda anatomy: layer_candidates(anatomy, layers_of(anatomy)))
+        outputs(model, torch.randn(2, 4), lambda anatomy: layer_candidates(anatomy, kernel_layers(anatomy)))
     assert model[0].weight is weight

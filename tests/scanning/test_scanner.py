@@ -10,7 +10,7 @@ from shoal.errors import DataError, UsageError
 from shoal.measure.output_reading import OutputReading, Reading
 from shoal.record import ScanRecord
 from shoal.scanning import ScanSettings, scan
-from shoal.scanning.scanner import _Tallies
+from shoal.scanning.scanner import ScanAccumulator
 
 
 def loader(count=3, seed=0, labels=True):
@@ -160,7 +160,7 @@ def test_the_tolerance_is_in_points_with_labels_and_in_nats_without():
         record = scan(tiny.network(), loader(1, labels=labels), settings=ScanSettings(tolerance=2.0, scores=False))
         assert record.tolerance == pytest.approx(expected)
     reading = Reading((OutputReading("", "classes", "as the test says"),))
-    assert _Tallies("first", ScanSettings(), reading, 1, None).tolerance == 0.01
+    assert ScanAccumulator("first", ScanSettings(), reading, 1, None).tolerance == 0.01
 
 
 def test_what_stands_at_padding_changes_no_figure():

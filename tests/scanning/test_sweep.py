@@ -96,7 +96,9 @@ def test_any_damage_per_sample_can_be_measured_and_progress_is_told():
         seen.append((original.shape, output.shape, batch.size))
         return (output.argmax(1) != batch.target).float()
 
-    found = removal_sweep(anatomy, loader, ["layer1.0", "layer1.1"], damage=mistakes, tick=lambda *at: ticks.append(at))
+    found = removal_sweep(
+        anatomy, loader, ["layer1.0", "layer1.1"], damage=mistakes, on_progress=lambda *at: ticks.append(at)
+    )
     assert all(0 <= one.damage <= 1 for one in found)
     assert set(seen) == {((5, 10), (5, 10), 5)}
     assert ticks[-1][0] == ticks[-1][1]

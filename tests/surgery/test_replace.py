@@ -12,7 +12,7 @@ from shoal.blocks import analyze
 from shoal.errors import PlanError, SurgeryError
 from shoal.pipeline import MeasureConfig, compress
 from shoal.plan import Plan, Replace
-from shoal.replace import KINDS, PassThrough, build_replacement, build_segments, spans_of
+from shoal.replace import REPLACEMENTS, PassThrough, build_replacement, build_segments, find_spans
 from shoal.surgery import apply, input_specs, signature_of
 from shoal.surgery.replace import replace_spans_
 
@@ -31,8 +31,8 @@ def dissected():
 
 
 def replacing(anatomy, *paths, kind="conv3"):
-    [span] = [one for one in spans_of(anatomy, build_segments(anatomy), 9) if one.paths == paths]
-    return Replace(paths=list(paths), stand_in=KINDS[kind].describe(span))
+    [span] = [one for one in find_spans(anatomy, build_segments(anatomy), 9) if one.paths == paths]
+    return Replace(paths=list(paths), stand_in=REPLACEMENTS[kind].spec(span))
 
 
 def test_the_stand_in_is_at_the_first_path_and_identities_at_the_others():

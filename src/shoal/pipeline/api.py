@@ -49,7 +49,7 @@ from shoal.plan import Fold, Plan, Remove, Replace
 from shoal.record import BlockRecord, Certificate, Comparison, Latency, Network, Record, Recovery, metric_drop
 from shoal.recover import TrainingBudget, read_budget
 from shoal.replace import build_segments
-from shoal.scanning import Damage
+from shoal.scanning import DamageFunction
 from shoal.surgery import FoldResult, certify, input_specs, remove_blocks, signature_of
 from shoal.surgery import fold as folded_copy
 
@@ -89,7 +89,7 @@ def compress(
     fold: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    damage: Damage | None = None,
+    damage: DamageFunction | None = None,
     output: str | Sequence[str] | None = None,
     settings: MeasureConfig | None = None,
     provenance: RunInfo | None = None,
@@ -458,7 +458,7 @@ def _depths(anatomy: BlockGraph, actions: Sequence[Remove | Replace | Fold], gon
     """Blocks before and after, or layers of a network without blocks; a stand-in counts as one, an identity as none."""
     units = [block.path for block in anatomy.chain]
     if not any(block.units or block.removable for block in anatomy.chain):
-        units = [step.path for step in build_segments(anatomy).steps if step.ends]
+        units = [step.path for step in build_segments(anatomy).segments if step.can_bound_span]
     spans = [one for one in actions if isinstance(one, Replace)]
     away = {*gone, *(path for span in spans for path in span.paths)}
     stand_ins = sum(span.stand_in.depth for span in spans)

@@ -26,8 +26,8 @@ from shoal.quantities import Cost
 from shoal.record import Interval
 from shoal.recover import TrainingBudget
 from shoal.replace import (
-    KINDS,
-    MOST_UNKNOWNS,
+    MAX_UNKNOWNS,
+    REPLACEMENTS,
     STUDENTS,
     FittedReplacement,
     ReplacementSpec,
@@ -35,14 +35,14 @@ from shoal.replace import (
     Span,
     StudentSpec,
     build_replacement,
+    find_spans,
     fit_all,
-    in_portions,
-    spans_of,
+    split_by_memory,
     students_of,
     train_students,
     two_blocks,
 )
-from shoal.scanning import Damage, RemovalDamage, divergence
+from shoal.scanning import DamageFunction, RemovalDamage, divergence
 
 Progress = Callable[[str, int, int], None]
 
@@ -98,14 +98,14 @@ class CandidateBuilder:
     longest: int = LONGEST
     kinds: Sequence[str] = DEFAULT_KINDS
     allowed: frozenset[str] | None = None
-    damage: Damage = divergence
+    damage: DamageFunction = divergence
     progress: Progress = lambda stage, done, total: None
     student_budget: TrainingBudget = field(default_factory=lambda: TrainingBudget(seconds=300))
 
     def make(self) -> CandidateTable:
         """Time, fit and try everything; what costs no less than what it replaces is dropped before it is fitted."""
         line, prices = self.prices.line, self.prices
-        spans = spans_of(self.anatomy, line, self.longest)
+        spans = find_spans(self.anatomy, line, self.longest)
         spans = [one for one in spans if self._may(*line.paths[one.start : one.stop])]
         samples = sum(batch.size for batch in self.fit_on)
         wanted = [
@@ -182,9 +182,11 @@ class CandidateBuilder:
 
     def _fit(self, wanted: Sequence[ReplacementSpec], like: torch.Tensor) -> list[FittedReplacement]:
         found = {_name(one): one for one in self.shelf.fitted(wanted, like)}
-        portions = in_portions([one for one in wanted if one.name not in found])
+        portions = split_by_memory([one for one in wanted if one.name not in found])
         for number, portion in enumerate(portions):
-            fitted = fit_all(self.anatomy, self.fit_on, portion, tick=self._ticker(len(wanted), number, len(portions)))
+            fitted = fit_all(
+                self.anatomy, self.fit_on, portion, on_progress=self._ticker(len(wanted), number, len(portions))
+            )
             self.shelf.add_fitted(fitted, [_name(one) for one in fitted])
             found |= {_name(one): one for one in fitted}
         return [found[one.name] for one in wanted]
@@ -211,9 +213,9 @@ class CandidateBuilder:
         damages: Mapping[str, tuple[float, Interval]],
     ) -> tuple[list[Edge], dict[int, FittedReplacement]]:
         edges, behind = [], {}
-        for number, step in enumerate(line.steps):
+        for number, step in enumerate(line.segments):
             path = step.path
-            edges.append(_edge(number, number + 1, "keep", "", 0.0, self.prices.steps[path], int(step.ends)))
+            edges.append(_edge(number, number + 1, "keep", "", 0.0, self.prices.steps[path], int(step.can_bound_span)))
             if path in removals and self._may(path):
                 left = self.prices.of(removals[path].module, removals[path].shape)
                 edges.append(_edge(number, number + 1, "remove", "", damages[f"remove {path}"][0], left, 0))
@@ -228,7 +230,7 @@ class CandidateBuilder:
         """Mean damage of each change alone, with its interval."""
         model = self.anatomy.model
         changes: dict[str, tuple[str, Mapping[nn.Module, Forward]]] = {}
-        for step in line.steps:
+        for step in line.segments:
             if step.residual:
                 forward = self.anatomy.shortcut_modules[step.path].forward
                 changes[f"remove {step.path}"] = (step.path, {model.get_submodule(step.path): forward})
@@ -275,9 +277,9 @@ def check_kinds(kinds: Sequence[str]) -> None:
     Raises:
         UsageError: names those there are.
     """
-    unknown = next((kind for kind in kinds if kind not in (*KINDS, *STUDENTS)), None)
+    unknown = next((kind for kind in kinds if kind not in (*REPLACEMENTS, *STUDENTS)), None)
     if unknown is not None:
-        raise UsageError(f"no stand-in is called '{unknown}'", f"There are {', '.join((*KINDS, *STUDENTS))}.")
+        raise UsageError(f"no stand-in is called '{unknown}'", f"There are {', '.join((*REPLACEMENTS, *STUDENTS))}.")
 
 
 def enumerate_candidates(spans: Sequence[Span], kinds: Sequence[str]) -> list[ReplacementSpec]:
@@ -286,8 +288,8 @@ def enumerate_candidates(spans: Sequence[Span], kinds: Sequence[str]) -> list[Re
         ReplacementSpec(span, kind)
         for span in spans
         for kind in kinds
-        if kind in KINDS
-        if KINDS[kind].suits(span) and span.in_channels * KINDS[kind].kernel ** 2 <= MOST_UNKNOWNS
+        if kind in REPLACEMENTS
+        if REPLACEMENTS[kind].supports(span) and span.in_channels * REPLACEMENTS[kind].kernel ** 2 <= MAX_UNKNOWNS
     ]
 
 
@@ -295,7 +297,7 @@ def removal_candidates(anatomy: BlockGraph, line: SegmentChain) -> dict[str, Pla
     """What is left of each residual block without its branches."""
     return {
         step.path: PlacedModule(anatomy.shortcut_modules[step.path], step.in_shape, step.paths)
-        for step in line.steps
+        for step in line.segments
         if step.residual
     }
 
@@ -304,14 +306,14 @@ def timed_modules(
     anatomy: BlockGraph, line: SegmentChain, kinds: Sequence[str], longest: int
 ) -> dict[str, PlacedModule]:
     """Everything but the steps that a plan might need the time of, by name."""
-    wanted = enumerate_candidates(spans_of(anatomy, line, longest), kinds)
+    wanted = enumerate_candidates(find_spans(anatomy, line, longest), kinds)
     unfitted = {one.name: placed for one, placed in _untrained(wanted, like_of(anatomy.model))}
     return {**unfitted, **removal_candidates(anatomy, line)}
 
 
 def span_forwards(model: nn.Module, span: Span, module: nn.Module) -> dict[nn.Module, Forward]:
     """Forwards that put `module` in the place of a span."""
-    placed = PlacedModule(module, span.in_shape, span.paths, span.forms)
+    placed = PlacedModule(module, span.in_shape, span.paths, span.output_formats)
     return {model.get_submodule(path): forward for path, forward in placed.forwards}
 
 
@@ -325,7 +327,7 @@ def _untrained(
         described = one.stand_in
         if described not in made:
             made[described] = build_replacement(described, like, one.original)
-        found.append((one, PlacedModule(made[described], one.span.in_shape, one.span.paths, one.span.forms)))
+        found.append((one, PlacedModule(made[described], one.span.in_shape, one.span.paths, one.span.output_formats)))
     return found
 
 

@@ -16,7 +16,7 @@ from shoal.pipeline.goals import Goal
 from shoal.pipeline.greedy import Progress
 from shoal.preserve import copied
 from shoal.recover import read_budget
-from shoal.scanning import Damage, OutputDamage
+from shoal.scanning import DamageFunction, OutputDamage
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def build_context(
     judged_on: list[Batch] | None,
     goal: Goal,
     settings: MeasureConfig,
-    damage: Damage | None,
+    damage: DamageFunction | None,
     progress: Progress,
     output: str | Sequence[str] | None = None,
 ) -> CompressContext:

@@ -53,10 +53,10 @@ class CostModel:
         kinds = self._kinds(others)
         own = {
             path: PlacedModule(self.line.module(self.anatomy.model, path), step.in_shape, step.paths)
-            for path, step in zip(self.line.paths, self.line.steps, strict=True)
+            for path, step in zip(self.line.paths, self.line.segments, strict=True)
         }
         steps, latencies = self._latencies(own, kinds)
-        for step in self.line.steps:
+        for step in self.line.segments:
             macs, params = self._step_macs(step), _params(own[step.path].module)
             self.steps[step.path] = Cost(steps[step.path], macs, params)
         for key, one in kinds.items():
@@ -69,10 +69,12 @@ class CostModel:
     def may_pay(self, one: ReplacementSpec | StudentSpec) -> bool:
         """Whether a stand-in may be faster than its span, by its MACs: what has no chance is not even timed."""
         span = one.span
-        steps = [self.line.step(path) for path in self.line.paths[span.start : span.stop]]
+        steps = [self.line.segment(path) for path in self.line.paths[span.start : span.stop]]
         replaced = sum(self._step_macs(step) for step in steps)
         module = build_replacement(one.stand_in, like_of(self.anatomy.model), one.original)
-        return self._placed_macs(PlacedModule(module, span.in_shape, span.paths, span.forms)) <= _TIMES * replaced
+        return (
+            self._placed_macs(PlacedModule(module, span.in_shape, span.paths, span.output_formats)) <= _TIMES * replaced
+        )
 
     def of(self, module: nn.Module, shape: Shape) -> Cost:
         """The price of something alike that was among the others; nothing for an identity."""
@@ -87,7 +89,7 @@ class CostModel:
         model = self.anatomy.model
         steps = {
             shape_key(self.line.module(model, step.path), step.in_shape): self.steps[step.path].latency_ms
-            for step in self.line.steps
+            for step in self.line.segments
         }
         return {key: price.latency_ms for key, price in self.found.items()} | steps
 

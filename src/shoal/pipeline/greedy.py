@@ -18,7 +18,7 @@ from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks
 from shoal.plan import Remove
 from shoal.preserve import patched
 from shoal.record import BlockAction, Comparison, Planning, RemovalStep, metric_drop
-from shoal.scanning import Damage, OutputDamage, RemovalDamage, removal_sweep, responses
+from shoal.scanning import DamageFunction, OutputDamage, RemovalDamage, removal_sweep, responses
 from shoal.surgery import check_removable, strict_identities
 
 Progress = Callable[[str, int, int], None]
@@ -92,7 +92,7 @@ class GreedyRemoval:
     goal: Goal
     calibration: Sequence[Batch]
     validation: Sequence[Batch]
-    damage: Damage | None = None
+    damage: DamageFunction | None = None
     journal: Journal = field(default_factory=NullJournal)
     progress: Progress = lambda stage, done, total: None
 
@@ -214,7 +214,9 @@ class GreedyRemoval:
             count += 1
             self.progress(stage, count, total)
 
-        return removal_sweep(self.anatomy, self.calibration, candidates, removed=removed, damage=self.damage, tick=tick)
+        return removal_sweep(
+            self.anatomy, self.calibration, candidates, removed=removed, damage=self.damage, on_progress=tick
+        )
 
     def _greedy(self, candidates: list[str]) -> RemovalChoice:
         every = dict.fromkeys([*(block.path for block in self.anatomy.chain.removable), *candidates])

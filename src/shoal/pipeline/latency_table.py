@@ -14,7 +14,7 @@ from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.candidate_table import LONGEST, Progress, timed_modules
 from shoal.pipeline.costs import CostModel
 from shoal.pipeline.latency_backends import MeasuredLatency
-from shoal.replace import KINDS, build_segments
+from shoal.replace import REPLACEMENTS, build_segments
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def latency_table(
     clock = MeasuredLatency(like, batch, channels_last=channels_last)
     prices = CostModel(anatomy, line, batch, clock, MeasurementCache(None, {}))
     progress("timing every kind of block", 0, 1)
-    others = timed_modules(anatomy, line, tuple(KINDS), longest)
+    others = timed_modules(anatomy, line, tuple(REPLACEMENTS), longest)
     prices.measure(others)
     entries = {key: {"ms": ms, "what": prices.words.get(key, "")} for key, ms in prices.latencies().items()}
     return LatencyTable(

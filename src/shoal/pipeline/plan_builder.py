@@ -13,8 +13,8 @@ from shoal.pipeline.candidate_table import CandidateTable
 from shoal.pipeline.data_splits import split_samples
 from shoal.plan import Path, Remove, Replace
 from shoal.preserve import copied, evaluating
-from shoal.replace import FittedReplacement, recalibrate_, refit_
-from shoal.scanning import Damage, OutputDamage, divergence
+from shoal.replace import FittedReplacement, RefitConfig, recalibrate_, refit_
+from shoal.scanning import DamageFunction, OutputDamage, divergence
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
 
@@ -60,7 +60,7 @@ class PlanBuilder:
     tables: CandidateTable
     fit_on: Sequence[Batch]
     judge_on: Sequence[Batch]
-    damage: Damage = divergence
+    damage: DamageFunction = divergence
     progress: Progress = lambda stage, done, total: None
 
     @property
@@ -110,7 +110,7 @@ class PlanBuilder:
         """Built, and refitted on a part of the samples."""
         part, _ = split_samples(self.fit_on, _PART)
         stand_ins, removed = self.stand_ins(path), self._removed(path)
-        return refit_(self.anatomy, self.build(path), stand_ins, part, removed=removed, kept=True)
+        return refit_(self.anatomy, self.build(path), stand_ins, part, removed=removed)
 
     def best_of(self, path: Path) -> RefinedPlan:
         """The network as it was built, refitted, with norms recalibrated: whichever does least damage."""
@@ -126,8 +126,8 @@ class PlanBuilder:
                     stand_ins,
                     self.fit_on,
                     removed=removed,
-                    kept=kept,
-                    tick=lambda done, of, name=name: self.progress(name, done, of),  # type: ignore[misc]
+                    config=RefitConfig(kept_segments=kept),
+                    on_progress=lambda done, of, name=name: self.progress(name, done, of),  # type: ignore[misc]
                 )
                 variants.append((name, twin))
         damages = {name: self.damage_of(network) for name, network in variants}

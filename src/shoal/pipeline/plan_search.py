@@ -418,7 +418,7 @@ class PlanSearch:
 
     def _others(self) -> int:
         """Blocks that no plan can touch."""
-        return len(self.anatomy.chain) - sum(step.residual for step in self.tables.line.steps)
+        return len(self.anatomy.chain) - sum(step.residual for step in self.tables.line.segments)
 
     def _unreachable(self, limits: Cost, depth: int | None) -> str:
         reach = {}
@@ -452,7 +452,7 @@ def _words(actions: Sequence[Remove | Replace], line: SegmentChain) -> str:
     removed = sum(isinstance(one, Remove) for one in actions)
     spans = [one for one in actions if isinstance(one, Replace)]
     paths = {path for one in spans for path in one.paths}
-    covered = [step for step in line.steps if step.ends and step.path in paths]
+    covered = [step for step in line.segments if step.can_bound_span and step.path in paths]
     said = [f"{removed} blocks removed"] if removed else []
     if spans:
         what = "blocks" if covered[0].residual else "layers"

@@ -49,7 +49,7 @@ def build_planner(told: CompressContext, latency_from: str | Path | None, tables
     fit_on, judge_on = parts.fit_on, with_mixup(parts.judge_on) if told.damage.function is None else parts.judge_on
     allowed = frozenset(block.path for block in anatomy.chain.select(goal.include, goal.exclude))
     line = build_segments(anatomy)
-    if not line.steps:  # before a folder is made for its tables
+    if not line.segments:  # before a folder is made for its tables
         raise NotReachedError(nothing_removable(anatomy), "`shoal trace` gives the reason for each block.")
     shelf = MeasurementCache(tables, _claim(told, fit_on, judge_on), _legacy_claim(told, fit_on, judge_on))
     maker = CandidateBuilder(

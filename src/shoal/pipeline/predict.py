@@ -14,7 +14,7 @@ from shoal.pipeline.goals import Budget, Goal, ParetoPoint
 from shoal.pipeline.greedy import Progress
 from shoal.pipeline.planner import build_planner
 from shoal.record import FrontPoint
-from shoal.scanning import Damage
+from shoal.scanning import DamageFunction
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def predict_plan(
     validation: Iterable[Any] | None = None,
     tables: str | Path | None = None,
     latency_from: str | Path | None = None,
-    damage: Damage | None = None,
+    damage: DamageFunction | None = None,
     output: str | Sequence[str] | None = None,
     settings: MeasureConfig | None = None,
     progress: Progress = lambda stage, done, total: None,

@@ -18,7 +18,7 @@ from torch import nn
 
 from shoal.batches import Batch, call, device_of
 from shoal.preserve import evaluating, patched
-from shoal.replace import ALONE, OutputFormat, SegmentChain
+from shoal.replace import PLAIN, OutputFormat, SegmentChain
 
 # Rounds, and the seconds after which no new one is begun once there are enough to take a median of.
 _ROUNDS, _FEWEST, _SECONDS = 8, 3, 20.0
@@ -39,9 +39,9 @@ class PlacedModule:
     @property
     def forwards(self) -> list[tuple[str, Any]]:
         """What is to be called in the place of each module."""
-        forms = self.forms or (ALONE,) * len(self.paths)
+        forms = self.forms or (PLAIN,) * len(self.paths)
         forward: list[Any] = [self.module.forward, *[_handed_through] * (len(self.paths) - 1)]
-        return [(path, form.answering(one)) for path, form, one in zip(self.paths, forms, forward, strict=True)]
+        return [(path, form.wrap_forward(one)) for path, form, one in zip(self.paths, forms, forward, strict=True)]
 
 
 def latency_shares(
@@ -68,7 +68,7 @@ def latency_shares(
         for one in others.values():
             one.module.to(memory_format=torch.channels_last)
         given = batch.to(device_of(model), torch.channels_last)
-    steps = {step.path: [(path, model.get_submodule(path).forward) for path in step.paths] for step in line.steps}
+    steps = {step.path: [(path, model.get_submodule(path).forward) for path in step.paths] for step in line.segments}
     mosaics = [{key: others[key].forwards for key in keys} for keys in _mosaics(others)]
     found: dict[str, list[float]] = {}
     found_others: dict[str, list[float]] = {}  # by themselves: one may have the name of a step

@@ -5,10 +5,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from shoal.errors import PlanError
 from shoal.files.reading import parse_json, read_text, refusing
+from shoal.plugins import discover
 from shoal.record import FrozenModel
 
 # Version 2 added `unit` and `norms` to the removal of a block; plans of version 1 are read as they are.
@@ -98,16 +99,19 @@ class Inner(FrozenModel):
     width: int = Field(ge=1)
 
 
+_KINDS = ("identity", "scale", "linear", "conv", "lowrank", "block", "narrow")
+
+
 class Replacement(FrozenModel):
     """What stands in for a span: one map of the kind named, then the tail; or a student.
 
     `layout` tells where the channels are; `kernel`, `stride` and `dilation` are those of a convolution. With `shortcut`
     the map is added to what enters; `rank` is that of a low-rank map. A student ('block', 'narrow') is a row of copies
     of the original's blocks at `copies`, which bring their own shortcuts and tails; the inner features of a narrow one
-    are fewer, as `inner` says.
+    are fewer, as `inner` says. Any other kind is that of an installed distribution (entry points `shoal.replacements`).
     """
 
-    kind: Literal["identity", "scale", "linear", "conv", "lowrank", "block", "narrow"]
+    kind: str
     layout: Literal["channels_first", "channels_last"]
     in_channels: int = Field(ge=1)
     out_channels: int = Field(ge=1)
@@ -136,6 +140,14 @@ class Replacement(FrozenModel):
             raise ValueError(f"a map of {self.in_channels} to {self.out_channels} channels is too large")
         return self
 
+    @field_validator("kind")
+    @classmethod
+    def _kind_is_known(cls, kind: str) -> str:
+        if kind not in _KINDS and kind not in discover("shoal.replacements", ()):
+            offered = f"built in are {', '.join(_KINDS)}, and no installed distribution offers it"
+            raise ValueError(f"there is no replacement '{kind}': {offered}")
+        return kind
+
     @model_validator(mode="after")
     def _copies_fit(self) -> "Replacement":
         if self.student != (self.kind in ("block", "narrow")):
@@ -155,9 +167,9 @@ class Replacement(FrozenModel):
             raise ValueError("an identity beside a shortcut would be the input twice")
         if self.layout == "channels_last" and (self.kind == "conv" or self.kernel > 1 or self.stride > 1):
             raise ValueError("channels_last has no neighbours: no convolution, no kernel, no stride")
-        if (self.rank is not None) != (self.kind == "lowrank"):
+        if self.kind in _KINDS and (self.rank is not None) != (self.kind == "lowrank"):
             raise ValueError("a rank belongs to 'lowrank', and to nothing else")
-        if self.kernel % 2 == 0 or (self.kernel > 1 and self.kind not in ("conv", "lowrank")):
+        if self.kernel % 2 == 0 or (self.kernel > 1 and self.kind in _KINDS and self.kind not in ("conv", "lowrank")):
             raise ValueError(f"kernel {self.kernel} for '{self.kind}', expected an odd one, 1 but for convolutions")
         return self
 

@@ -129,7 +129,7 @@ def matching_blocks(
     spans = {path for one in replaced for path in one.paths}
     try:
         line = build_segments(analyze(copied(teacher).eval(), match_dtype(teacher, example)))
-        whole = [step.paths for step in line.steps if spans.isdisjoint(step.paths)]
+        whole = [step.paths for step in line.segments if spans.isdisjoint(step.paths)]
         kept = [paths[-1] for paths in whole if all(_kept(teacher, student, path) for path in paths)]
         with evaluating(teacher), evaluating(student):
             with capture_outputs(teacher, kept) as wanted:

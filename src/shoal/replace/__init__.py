@@ -1,25 +1,26 @@
-"""What could stand in the place of a span: found, fitted in closed form or trained, built again from plain data."""
+"""Replacements for spans of blocks: fitted in closed form or trained, refitted, and rebuilt from plain data."""
 
 from shoal.replace.blockwise import TrainedStudent, train_students
 from shoal.replace.calibrate import recalibrate_
-from shoal.replace.fitting import MOST_UNKNOWNS, FittedReplacement, ReplacementSpec, fit_all, in_portions
-from shoal.replace.kinds import KINDS
+from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, ReplacementSpec, fit_all, split_by_memory
+from shoal.replace.kinds import REPLACEMENTS
 from shoal.replace.modules import PassThrough, build_replacement, with_shortcut
-from shoal.replace.output_format import ALONE, OutputFormat, copy_format_, install_
+from shoal.replace.output_format import PLAIN, OutputFormat, copy_format_, install_
 from shoal.replace.recording import recording
-from shoal.replace.refit import refit_
+from shoal.replace.refit import RefitConfig, refit_
 from shoal.replace.segments import Segment, SegmentChain, build_segments
-from shoal.replace.spans import Span, spans_of
+from shoal.replace.spans import Span, find_spans
 from shoal.replace.students import STUDENTS, StudentSpec, students_of, two_blocks
 
 __all__ = [
-    "ALONE",
-    "KINDS",
-    "MOST_UNKNOWNS",
+    "MAX_UNKNOWNS",
+    "PLAIN",
+    "REPLACEMENTS",
     "STUDENTS",
     "FittedReplacement",
     "OutputFormat",
     "PassThrough",
+    "RefitConfig",
     "ReplacementSpec",
     "Segment",
     "SegmentChain",
@@ -29,13 +30,13 @@ __all__ = [
     "build_replacement",
     "build_segments",
     "copy_format_",
+    "find_spans",
     "fit_all",
-    "in_portions",
     "install_",
     "recalibrate_",
     "recording",
     "refit_",
-    "spans_of",
+    "split_by_memory",
     "students_of",
     "train_students",
     "two_blocks",

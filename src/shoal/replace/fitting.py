@@ -1,13 +1,12 @@
-"""Fit every stand-in of a table of spans in closed form, in one pass over the data.
+"""Fit the replacements of many spans in closed form, in one pass over the data.
 
-Spans with the same start, stride, kernel and dilation share the same neighbourhoods, so their Gram matrix is summed and
-factored once and every end is one more set of right-hand sides. Memory is that of one mini-batch and the moments.
+Spans with the same start, stride, kernel and dilation share their neighbourhoods, so their Gram matrix is summed and
+factored once, and every end is one more set of right-hand sides. Memory is that of one mini-batch and the moments.
 
 Source: normal equations as in ReplaceMe (arXiv:2505.02819), here with neighbourhoods, bias, strides and a ridge chosen
 on held-out samples, shrinking towards the shortcut where shapes match.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,24 +19,22 @@ from shoal.errors import DataError, NonFiniteError, UsageError
 from shoal.plan import Replacement
 from shoal.preserve import evaluating
 from shoal.regress import Fit, Moments, fits, r2
-from shoal.replace.kinds import KINDS, MomentsView, ReplacementType
+from shoal.replace.kinds import REPLACEMENTS, MomentsView, ReplacementType
 from shoal.replace.modules import build_replacement, load_solution_, with_shortcut
-from shoal.replace.neighbourhoods import patches, picked, positions_of
 from shoal.replace.recording import recording
+from shoal.replace.row_sampler import ROWS_PER_UNKNOWN, RowSampler, Window
 from shoal.replace.spans import Span
 
-# Rows for each unknown of the map: some tens are enough, more cost time and change little.
-ROWS_PER_UNKNOWN = 40
 # A Gram matrix of this many unknowns takes 170 MB; beyond it neither memory nor time are worth it.
-MOST_UNKNOWNS = 4608
+MAX_UNKNOWNS = 4608
 _HELD_OUT = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class FittedReplacement:
-    """A stand-in for a span, fitted.
+    """A replacement for a span, fitted.
 
-    `r2_fit` and `r2_held_out` are of the sum before the tail; where they part, there were too few samples.
+    `r2_fit` and `r2_held_out` are of the sum before the tail; a gap between them means too few samples.
     """
 
     span: Span
@@ -51,104 +48,104 @@ class FittedReplacement:
 
 @dataclass(frozen=True)
 class ReplacementSpec:
-    """One stand-in that is asked for: a name of the table KINDS; `shortcut` writes it as the shortcut plus the rest."""
+    """A replacement to be fitted: a name of `REPLACEMENTS`; with `shortcut` written as the shortcut plus a residual."""
 
     span: Span
     kind: str
     shortcut: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"no stand-in is called '{self.kind}'", f"There are {', '.join(KINDS)}.")
-        if not self.rule.suits(self.span):
-            raise UsageError(f"'{self.kind}' cannot stand in for {self.span.name}", f"It needs {self.rule.needs}.")
+        if self.kind not in REPLACEMENTS:
+            raise UsageError(f"there is no replacement '{self.kind}'", f"Choose from {', '.join(REPLACEMENTS)}.")
+        if not self.type.supports(self.span):
+            raise UsageError(f"'{self.kind}' cannot replace {self.span.name}", f"It needs {self.type.requirement}.")
 
     @property
     def original(self) -> None:
-        """A closed form is made of nothing but data."""
+        """None: a closed form needs no blocks of the original."""
 
     @property
-    def rule(self) -> ReplacementType:
-        """The kind itself."""
-        return KINDS[self.kind]
+    def type(self) -> ReplacementType:
+        """The kind of replacement."""
+        return REPLACEMENTS[self.kind]
 
     @property
     def stand_in(self) -> Replacement:
-        """As plain data."""
-        described = self.rule.describe(self.span)
-        return with_shortcut(described) if self.shortcut else described
+        """The replacement as plain data."""
+        replacement = self.type.spec(self.span)
+        return with_shortcut(replacement) if self.shortcut else replacement
 
     @property
     def name(self) -> str:
-        """Of this stand-in at this span, unique in a network."""
+        """The name of this replacement at this span, unique in a network."""
         return f"{self.kind} {self.span.name}"
 
     @property
     def key(self) -> "MomentsKey":
-        """What it shares its neighbourhoods with."""
-        described = self.stand_in
-        return MomentsKey(self.span.paths[0], self.span.stride, described.kernel, described.dilation)
+        """Replacements with the same key share their neighbourhoods."""
+        replacement = self.stand_in
+        return MomentsKey(self.span.paths[0], self.span.stride, replacement.kernel, replacement.dilation)
 
     @property
     def unknowns(self) -> int:
         """Features of one position."""
-        return self.span.in_channels * self.rule.kernel**2
+        return self.span.in_channels * self.type.kernel**2
 
 
 def fit_all(
-    anatomy: BlockGraph,
+    graph: BlockGraph,
     batches: Sequence[Batch],
-    wanted: Sequence[ReplacementSpec],
+    specs: Sequence[ReplacementSpec],
     *,
     seed: int = 0,
     rows_per_unknown: float = ROWS_PER_UNKNOWN,
-    tick: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[FittedReplacement]:
-    """Every stand-in of `wanted`, fitted on the activations of the network on `batches`.
+    """Fit every replacement of `specs` to the activations of the network on `batches`.
 
     Args:
-        anatomy: the original network; it is left as it was.
+        graph: the original network; it is left as it was.
         batches: calibration mini-batches; a fifth of the samples of each is held out to choose the ridge.
-        wanted: what to fit.
+        specs: what to fit.
         seed: of the positions drawn.
         rows_per_unknown: how many positions to draw, about.
-        tick: called with (mini-batches done, mini-batches).
+        on_progress: called with (mini-batches done, mini-batches).
 
     Raises:
         DataError: too little data to hold any out.
         NonFiniteError: NaN or Inf in the activations.
     """
     samples = sum(batch.size for batch in batches)
-    sums = [SpanMoments(key, members, samples, seed, rows_per_unknown) for key, members in _groups(wanted).items()]
-    paths = sorted({path for one in wanted for path in (one.span.paths[0], one.span.end)})
-    with evaluating(anatomy.model), recording(anatomy, paths) as seen:
+    groups = [SpanMoments(key, members, samples, seed, rows_per_unknown) for key, members in _groups(specs).items()]
+    paths = sorted({path for spec in specs for path in (spec.span.paths[0], spec.span.end)})
+    with evaluating(graph.model), recording(graph, paths) as record:
         for number, batch in enumerate(batches, 1):
-            call(anatomy.model, batch)
-            for one in sums:
-                one.add(seen.inputs[one.key.start], [seen.target(end) for end in one.ends])
-            if tick is not None:
-                tick(number, len(batches))
-    like = like_of(anatomy.model)
-    return [fitted for one in sums for fitted in one.solved(like)]
+            call(graph.model, batch)
+            for moments in groups:
+                moments.add(record.inputs[moments.key.start], [record.target(end) for end in moments.ends])
+            if on_progress is not None:
+                on_progress(number, len(batches))
+    like = like_of(graph.model)
+    return [fitted for moments in groups for fitted in moments.solve_all(like)]
 
 
-def in_portions(wanted: Sequence[ReplacementSpec], most_bytes: float = 1e9) -> list[list[ReplacementSpec]]:
-    """`wanted` in portions whose moments fit into so much memory; one pass over the data each."""
+def split_by_memory(specs: Sequence[ReplacementSpec], max_bytes: float = 1e9) -> list[list[ReplacementSpec]]:
+    """Split `specs` into portions whose moments fit into memory; each takes one pass over the data."""
     portions: list[list[ReplacementSpec]] = []
-    left = 0.0
-    for members in _groups(wanted).values():
+    remaining = 0.0
+    for members in _groups(specs).values():
         size = 32.0 * members[0].unknowns ** 2
-        if not portions or size > left:
+        if not portions or size > remaining:
             portions.append([])
-            left = most_bytes
+            remaining = max_bytes
         portions[-1] += members
-        left -= size
+        remaining -= size
     return portions
 
 
 @dataclass(frozen=True)
 class MomentsKey:
-    """What spans must have in common to share their neighbourhoods: the first step, stride, kernel, dilation."""
+    """What spans must have in common to share their neighbourhoods: first segment, stride, kernel, dilation."""
 
     start: str
     stride: int
@@ -156,15 +153,15 @@ class MomentsKey:
     dilation: int = 1
 
 
-def _groups(wanted: Iterable[ReplacementSpec]) -> dict[MomentsKey, list[ReplacementSpec]]:
-    found: dict[MomentsKey, list[ReplacementSpec]] = {}
-    for one in wanted:
-        found.setdefault(one.key, []).append(one)
-    return found
+def _groups(specs: Iterable[ReplacementSpec]) -> dict[MomentsKey, list[ReplacementSpec]]:
+    groups: dict[MomentsKey, list[ReplacementSpec]] = {}
+    for spec in specs:
+        groups.setdefault(spec.key, []).append(spec)
+    return groups
 
 
 class SpanMoments:
-    """The moments of one group: the same inputs, one set of outputs for every end."""
+    """The moments of the replacements with one key: shared inputs, one set of outputs for every end."""
 
     def __init__(
         self,
@@ -175,64 +172,59 @@ class SpanMoments:
         rows_per_unknown: float = ROWS_PER_UNKNOWN,
     ) -> None:
         self.key, self.members = key, members
-        self.ends = list(dict.fromkeys(one.span.end for one in members))
-        widths = {one.span.end: one.span.out_channels for one in members}
-        starts, total = {}, 0
+        self.ends = list(dict.fromkeys(spec.span.end for spec in members))
+        widths = {spec.span.end: spec.span.out_channels for spec in members}
+        self.columns: dict[str, slice] = {}
+        total = 0
         for end in self.ends:
-            starts[end], total = slice(total, total + widths[end]), total + widths[end]
-        self.columns: dict[str, slice] = starts
-        self.images = members[0].span.layout == "channels_first"
+            self.columns[end] = slice(total, total + widths[end])
+            total += widths[end]
         self.unknowns = members[0].unknowns
-        self.most = max(8, math.ceil(rows_per_unknown * self.unknowns / max(samples, 1)))
         self.train = Moments(self.unknowns, total, joint=False)
         self.held_out = Moments(self.unknowns, total, joint=False)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.sampler = RowSampler(
+            self.unknowns,
+            samples,
+            Window(key.kernel, key.stride, key.dilation) if members[0].span.layout == "channels_first" else None,
+            rows_per_unknown,
+            seed,
+        )
 
     def add(self, x: Tensor, ys: list[Tensor]) -> None:
-        """Take in one mini-batch: what enters the span, and the sum at each of `ends`; a fifth is held out."""
+        """Add one mini-batch: the input of the span, and the sum at each of `ends`; a fifth is held out."""
         for moments, part in fit_heldout_slices(self.train, self.held_out, x.shape[0]):
-            rows, outputs = self._rows(x[part], [y[part] for y in ys])
+            rows, outputs = self.sampler.draw(x[part], [y[part] for y in ys])
             if not bool(torch.isfinite(rows).all() and torch.isfinite(outputs).all()):
                 raise NonFiniteError(f"NaN or Inf in the activations at '{self.key.start}'", "Check weights and data.")
             moments.add(rows, outputs)
 
-    def _rows(self, x: Tensor, ys: list[Tensor]) -> tuple[Tensor, Tensor]:
-        if not self.images:
-            flat = x.reshape(-1, x.shape[-1])
-            keep = torch.randperm(len(flat), generator=self.generator)[: self.most * x.shape[0]].to(x.device)
-            return flat[keep].double(), torch.cat([y.reshape(-1, y.shape[-1])[keep] for y in ys], dim=1).double()
-        positions = positions_of(ys[0].shape[2:], self.most, self.generator)
-        key = self.key
-        rows = patches(x, positions, kernel=key.kernel, stride=key.stride, dilation=key.dilation)
-        return rows.double(), torch.cat([picked(y, positions) for y in ys], dim=1).double()
-
-    def solved(self, like: Tensor) -> list[FittedReplacement]:
+    def solve_all(self, like: Tensor) -> list[FittedReplacement]:
         """Every member, fitted, in the dtype and on the device of `like`."""
         target = self._shortcuts()
-        found = dict(
-            zip(self.ends, fits(self.train, self.held_out, list(self.columns.values()), target=target), strict=True)
-        )
-        return [self._fitted(one, found[one.span.end], target, like) for one in self.members]
+        solutions = fits(self.train, self.held_out, list(self.columns.values()), target=target)
+        by_end = dict(zip(self.ends, solutions, strict=True))
+        return [self._solve(spec, by_end[spec.span.end], target, like) for spec in self.members]
 
     def _shortcuts(self) -> Tensor:
         """The shortcut as a map, for ends of the same shape; zero for the others."""
         target = torch.zeros(self.train.outputs, self.unknowns, dtype=torch.float64)
-        around = self.key.kernel**2
-        for one in self.members:
-            if one.span.keeps_shape:
-                columns = self.columns[one.span.end]
-                for channel in range(one.span.in_channels):
-                    target[columns.start + channel, channel * around + around // 2] = 1.0
+        taps = self.key.kernel**2
+        for spec in self.members:
+            if spec.span.keeps_shape:
+                columns = self.columns[spec.span.end]
+                for channel in range(spec.span.in_channels):
+                    target[columns.start + channel, channel * taps + taps // 2] = 1.0
         return target
 
-    def _fitted(self, one: ReplacementSpec, fit: Fit, target: Tensor, like: Tensor) -> FittedReplacement:
-        columns, stand_in = self.columns[one.span.end], one.stand_in
-        solution = one.rule.solve(MomentsView(self.train, self.held_out, columns, target[columns]), fit, stand_in)
-        module = build_replacement(stand_in, like)
+    def _solve(self, spec: ReplacementSpec, fit: Fit, target: Tensor, like: Tensor) -> FittedReplacement:
+        columns, replacement = self.columns[spec.span.end], spec.stand_in
+        view = MomentsView(self.train, self.held_out, columns, target[columns])
+        solution = spec.type.solve(view, fit, replacement)
+        module = build_replacement(replacement, like)
         load_solution_(module, solution)
         parts = (self.train.part(columns), self.held_out.part(columns))
-        reached = [r2(part, solution.weight, solution.bias) for part in parts]
-        return FittedReplacement(one.span, one.kind, stand_in, module, solution.ridge, *reached)
+        scores = [r2(part, solution.weight, solution.bias) for part in parts]
+        return FittedReplacement(spec.span, spec.kind, replacement, module, solution.ridge, *scores)
 
 
 def fit_heldout_slices(train: Moments, held_out: Moments, samples: int) -> list[tuple[Moments, slice]]:

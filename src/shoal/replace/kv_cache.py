@@ -1,7 +1,7 @@
-"""Run a network of transformers without its cache of keys and values.
+"""Run a transformers model without its key-value cache.
 
-With a cache every block is handed the one that all blocks fill. A block that runs once more, beside the network, would
-add to what is in it: it would then see every position twice.
+With a cache every block gets the same cache object and appends to it. Running a block a second time, outside the
+network, would append again, and the block would see every position twice.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from torch import nn
 
 @contextmanager
 def without_kv_cache(model: nn.Module) -> Iterator[nn.Module]:
-    """The network with its caches switched off by default, as its configurations say it; they come back at the end.
+    """Set `use_cache` to False in every configuration of the network for the duration of the context.
 
-    A cache that a caller asks for (`use_cache=True` in a mini-batch) is made all the same: see `is_cache`.
+    A cache that a caller requests (`use_cache=True` in a mini-batch) is still made: see `is_kv_cache`.
     """
     with ExitStack() as stack:
         for config in _configurations(model):
@@ -25,11 +25,11 @@ def without_kv_cache(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_kv_cache(value: Any) -> bool:
-    """Whether something that was handed to a block is a cache of transformers, or has the same interface."""
+    """Whether an argument of a block is a cache of transformers, or has the same interface."""
     return all(callable(getattr(value, name, None)) for name in ("update", "get_seq_length"))
 
 
 def _configurations(model: nn.Module) -> list[Any]:
-    """Every configuration in a network that switches a cache on, once; the parts of a network may share one."""
-    found = (getattr(module, "config", None) for module in model.modules())
-    return list({id(one): one for one in found if getattr(one, "use_cache", None) is True}.values())
+    """Every configuration in a network that switches a cache on, once each; modules may share one."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    return list({id(config): config for config in configs if getattr(config, "use_cache", None) is True}.values())

@@ -1,7 +1,7 @@
-"""In what form a block gives the stream back: alone, or in a tuple beside things that nobody reads.
+"""How a block returns the stream: as a plain tensor, or inside a tuple with values that nobody reads.
 
-Code that calls its blocks unpacks what they return (`x = block(x)[0]`), and may ask them for plain attributes; what
-stands in for a block has to bear both.
+The network's code unpacks what its blocks return (`x = block(x)[0]`) and may read plain attributes of them; a
+replacement has to support both.
 """
 
 from collections.abc import Callable, Collection
@@ -15,94 +15,95 @@ from shoal.blocks.template import Opaque, TensorRef, tensor_refs
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """What a block returns, with the stream at `at`: a path of indices through nested tuples and lists.
+    """What a block returns.
 
     Args:
-        template: numbers, strings and None around the stream; whatever stands at `at` is not looked at.
-        at: () where the stream is returned alone.
+        template: the numbers, strings and None around the stream; the value at `index_path` is ignored.
+        index_path: indices through nested tuples and lists that lead to the stream; () for a plain tensor.
     """
 
     template: Any = None
-    at: tuple[int, ...] = ()
+    index_path: tuple[int, ...] = ()
 
-    def stream(self, returned: Any) -> Tensor:
-        """The stream in what a block of this form returned."""
-        for index in self.at:
-            returned = returned[index]
-        found: Tensor = returned
-        return found
+    def stream(self, output: Any) -> Tensor:
+        """The stream in the output of a block."""
+        for index in self.index_path:
+            output = output[index]
+        stream: Tensor = output
+        return stream
 
-    def around(self, stream: Tensor) -> Any:
-        """What a block of this form returns for this stream."""
-        return _put(self.template, self.at, stream)
+    def wrap(self, stream: Tensor) -> Any:
+        """The output of a block for this stream."""
+        return _put(self.template, self.index_path, stream)
 
-    def answering(self, forward: Callable[..., Tensor]) -> Callable[..., Any]:
-        """A forward that returns in this form what `forward` returns alone."""
-        if not self.at:
+    def wrap_forward(self, forward: Callable[..., Tensor]) -> Callable[..., Any]:
+        """A forward that returns in this format what `forward` returns as a plain tensor."""
+        if not self.index_path:
             return forward
-        return lambda *args, **kwargs: self.around(forward(*args, **kwargs))
+        return lambda *args, **kwargs: self.wrap(forward(*args, **kwargs))
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Any:
-        """As a forward hook of what stands in for a block."""
-        return self.around(output)
+        """As a forward hook of a replacement."""
+        return self.wrap(output)
 
 
-ALONE = OutputFormat()
+PLAIN = OutputFormat()
 
 
 def infer_format(output: Any, stream: int, entering: Collection[int] = ()) -> OutputFormat | None:
-    """The form of a call's output template, in which value `stream` is the stream.
+    """The format of a call's output template, in which value `stream` is the stream.
 
-    None where something is in it that a stand-in cannot give: one of the tensors `entering`, an unknown object, a
-    mapping. Tensors made inside become None; that nobody reads them is the caller's premise.
+    None where it contains something that a replacement cannot return: one of the tensors `entering`, an unknown object,
+    a mapping. Tensors made inside become None; the caller has to know that nobody reads them.
     """
-    at = _place(output, stream)
-    handed = [value for value in tensor_refs(output) if value in entering and value != stream]
-    if at is None or handed or not _is_plain(output):
+    index_path = _index_path(output, stream)
+    passed_through = [value for value in tensor_refs(output) if value in entering and value != stream]
+    if index_path is None or passed_through or not _is_plain_data(output):
         return None
-    return OutputFormat(_without_tensors(output) if at else None, at)
+    return OutputFormat(_without_tensors(output) if index_path else None, index_path)
 
 
-def install_(model: nn.Module, path: str, module: nn.Module, form: OutputFormat = ALONE) -> None:
-    """Put `module`, which returns the stream alone, in the place of a block that returns it in `form`.
+def install_(model: nn.Module, path: str, module: nn.Module, output_format: OutputFormat = PLAIN) -> None:
+    """Replace the block at `path` by `module`, which returns a plain tensor, and make it return `output_format`.
 
-    Plain attributes of the block go over to it: the network's own code may ask for them.
+    Plain attributes of the block are copied to it: the network's code may read them.
     """
-    _adopt(module, model.get_submodule(path))
-    if form.at:
-        module.register_forward_hook(form)
+    copy_plain_attrs_(module, model.get_submodule(path))
+    if output_format.index_path:
+        module.register_forward_hook(output_format)
     model.set_submodule(path, module, strict=True)
 
 
 def copy_format_(old: nn.Module, new: nn.Module) -> nn.Module:
-    """`new`, about to take the place of a stand-in, answers in the same form and has the same plain attributes."""
+    """`new`, made to return the format of `old` and to have its plain attributes, before it takes its place."""
     for hook in old._forward_hooks.values():
         if isinstance(hook, OutputFormat):
             new.register_forward_hook(hook)
-    _adopt(new, old)
+    copy_plain_attrs_(new, old)
     return new
 
 
-def _adopt(module: nn.Module, block: nn.Module) -> None:
+def copy_plain_attrs_(module: nn.Module, block: nn.Module) -> None:
+    """Give `module` the numbers, flags and strings that are public attributes of `block`."""
     for name, value in vars(block).items():
         if not name.startswith("_") and not hasattr(module, name) and isinstance(value, int | float | str):
             vars(module)[name] = value
 
 
-def _place(item: Any, stream: int) -> tuple[int, ...] | None:
+def _index_path(item: Any, stream: int) -> tuple[int, ...] | None:
     if isinstance(item, TensorRef):
         return () if item.value == stream else None
     if isinstance(item, (tuple, list)):
         for index, part in enumerate(item):
-            inner = _place(part, stream)
+            inner = _index_path(part, stream)
             if inner is not None:
                 return (index, *inner)
     return None
 
 
-def _is_plain(item: Any) -> bool:
+def _is_plain_data(item: Any) -> bool:
     if isinstance(item, (tuple, list)):
-        return all(map(_is_plain, item))
+        return all(map(_is_plain_data, item))
     return not isinstance(item, (Opaque, dict))
 
 
@@ -112,7 +113,8 @@ def _without_tensors(item: Any) -> Any:
     return None if isinstance(item, TensorRef) else item
 
 
-def _put(item: Any, at: tuple[int, ...], stream: Tensor) -> Any:
-    if not at:
+def _put(item: Any, index_path: tuple[int, ...], stream: Tensor) -> Any:
+    if not index_path:
         return stream
-    return type(item)(_put(part, at[1:], stream) if index == at[0] else part for index, part in enumerate(item))
+    first, *rest = index_path
+    return type(item)(_put(part, tuple(rest), stream) if index == first else part for index, part in enumerate(item))

@@ -1,4 +1,4 @@
-"""The activation behind the sum of a span: found in a trace, made again as a module."""
+"""The activation after the sum of a span: read from a trace, and built as a module."""
 
 from collections.abc import Callable
 from typing import get_args
@@ -10,7 +10,7 @@ from shoal.blocks.shortcut_modules import main_output
 from shoal.blocks.trace import OpRecord, Trace
 from shoal.plan import Tail
 
-TAILS: dict[Tail, Callable[[], nn.Module]] = {
+POST_ACTIVATIONS: dict[Tail, Callable[[], nn.Module]] = {
     "identity": nn.Identity,
     "relu": nn.ReLU,
     "silu": nn.SiLU,
@@ -22,25 +22,25 @@ TAILS: dict[Tail, Callable[[], nn.Module]] = {
 
 def post_activation_module(tail: Tail) -> nn.Module:
     """The module for a tail."""
-    return TAILS[tail]()
+    return POST_ACTIVATIONS[tail]()
 
 
-def post_activation(anatomy: BlockGraph, path: str) -> Tail | None:
-    """What follows the last addition of a block: nothing, or an activation of the table; None for anything else."""
-    additions = list(anatomy.additions[path])
-    leaving, last = main_output(anatomy.trace, anatomy.calls[path], additions), additions[-1]
-    if leaving == last.result:
+def post_activation(graph: BlockGraph, path: str) -> Tail | None:
+    """What follows the last addition of a block: "identity", or an activation of the table; None for anything else."""
+    additions = list(graph.additions[path])
+    output, last = main_output(graph.trace, graph.calls[path], additions), additions[-1]
+    if output == last.result:
         return "identity"
-    op = _producer(anatomy.trace, leaving)
+    op = _producer(graph.trace, output)
     return activation_of(op) if op is not None and op.inputs == [last.result] else None
 
 
 def activation_of(op: OpRecord) -> Tail | None:
-    """The tail an operation is, if it has no other settings than a module of the table would have."""
+    """The activation of the table that an operation computes; None where it has settings that no module there has."""
     name = op.name.rstrip("_")
     settings = {key: value for key, value in op.kwargs.items() if key not in ("input", "inplace")}
     approximate = settings.pop("approximate", "none")
-    plain = not settings and not [one for one in op.args[1:] if not isinstance(one, bool)]
+    plain = not settings and not [arg for arg in op.args[1:] if not isinstance(arg, bool)]
     if not plain or name not in get_args(Tail):
         return None
     if name == "gelu":

@@ -1,4 +1,4 @@
-"""Watch a network run: what enters every step of its line, the sum at its end, and what a stand-in has to compute."""
+"""Record activations while a network runs: the input and the sum of each segment, and what a replacement computes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,78 +12,78 @@ from shoal.replace.segments import Segment, build_segments, last_active_call
 
 
 class Recording:
-    """Of the last mini-batch: `inputs[path]` entering each step, `sums[path]` before its tail.
+    """Activations of the last mini-batch by segment: `inputs`, and `sums` before the tail.
 
-    `leaving[path]` is what leaves a step whose sum is followed by more than a stand-in can carry.
+    `outputs` holds the output of the segments whose replacement computes that (`Segment.replaces_output`).
     """
 
     def __init__(self) -> None:
         self.inputs: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
-        self.leaving: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
 
     def target(self, path: str) -> Tensor:
-        """What a stand-in for a span that ends with this step has to compute, before its tail."""
-        return self.leaving[path] if path in self.leaving else self.sums[path]
+        """What a replacement for a span that ends with this segment has to compute, before its tail."""
+        return self.outputs[path] if path in self.outputs else self.sums[path]
 
 
 @contextmanager
-def recording(anatomy: BlockGraph, paths: Sequence[str]) -> Iterator[Recording]:
-    """While the context lasts, every run of the network fills the recording; nothing is kept from run to run."""
-    found = Recording()
-    blocks = [anatomy.chain[path] for path in paths if path in anatomy.additions]
-    layers = [path for path in paths if path not in anatomy.additions]
+def recording(graph: BlockGraph, paths: Sequence[str]) -> Iterator[Recording]:
+    """Every run of the network inside the context overwrites the recording."""
+    record = Recording()
+    blocks = [graph.chain[path] for path in paths if path in graph.additions]
+    layers = [path for path in paths if path not in graph.additions]
     last = {block.path: len(block.units) - 1 for block in blocks}
 
-    def look(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
+    def record_sum(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
         if unit == last[path]:
-            found.sums[path] = stream + branch
+            record.sums[path] = stream + branch
 
     with ExitStack() as stack:
         for path in paths:
-            copied = path not in anatomy.calls or _overwritten(anatomy, path)
-            module = anatomy.model.get_submodule(path)
-            handle = module.register_forward_pre_hook(_entering(found.inputs, path, copied=copied))
+            copied = path not in graph.calls or _overwritten(graph, path)
+            module = graph.model.get_submodule(path)
+            handle = module.register_forward_pre_hook(_record_input(record.inputs, path, copied=copied))
             stack.callback(handle.remove)
-        steps = {step.path: step for step in build_segments(anatomy).steps}
+        segments = {segment.path: segment for segment in build_segments(graph).segments}
         for path in layers:
-            stack.callback(_watch_layer(anatomy, steps[path], found.sums))
+            stack.callback(_record_layer(graph, segments[path], record.sums))
         for block in blocks:
-            if block.path in steps and steps[block.path].whole:
-                stack.callback(_watch_leaving(anatomy, steps[block.path], found.leaving))
+            if block.path in segments and segments[block.path].replaces_output:
+                stack.callback(_record_output(graph, segments[block.path], record.outputs))
         if blocks:
-            stack.enter_context(intercept_additions(anatomy.model, blocks, look))
-        yield found
+            stack.enter_context(intercept_additions(graph.model, blocks, record_sum))
+        yield record
 
 
-def _entering(inputs: dict[str, Tensor], path: str, *, copied: bool) -> Any:
+def _record_input(inputs: dict[str, Tensor], path: str, *, copied: bool) -> Any:
     def hook(module: nn.Module, args: Any) -> None:
         inputs[path] = args[0].clone() if copied else args[0]
 
     return hook
 
 
-def _watch_layer(anatomy: BlockGraph, step: Segment, sums: dict[str, Tensor]) -> Callable[[], None]:
-    """Keep what the activation of a plain layer reads, or what the layer returns where there is none."""
-    last = last_active_call([one for one in anatomy.trace.calls if one.path in step.paths])
-    module = anatomy.model.get_submodule(last.path)
-    if step.tail != "identity":
-        return module.register_forward_pre_hook(_entering(sums, step.path, copied=True)).remove
+def _record_layer(graph: BlockGraph, segment: Segment, sums: dict[str, Tensor]) -> Callable[[], None]:
+    """Record the input of a plain layer's activation, or the layer's output where there is none."""
+    last = last_active_call([call for call in graph.trace.calls if call.path in segment.paths])
+    module = graph.model.get_submodule(last.path)
+    if segment.tail != "identity":
+        return module.register_forward_pre_hook(_record_input(sums, segment.path, copied=True)).remove
 
-    def leaving(module: nn.Module, args: Any, output: Tensor) -> None:
-        sums[step.path] = output.clone()  # whatever comes next may work in place
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        sums[segment.path] = output.clone()  # the next operation may work in place
 
-    return module.register_forward_hook(leaving).remove
+    return module.register_forward_hook(hook).remove
 
 
-def _watch_leaving(anatomy: BlockGraph, step: Segment, leaving: dict[str, Tensor]) -> Callable[[], None]:
+def _record_output(graph: BlockGraph, segment: Segment, outputs: dict[str, Tensor]) -> Callable[[], None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        leaving[step.path] = step.form.stream(output).clone()  # whatever comes next may work in place
+        outputs[segment.path] = segment.output_format.stream(output).clone()  # the next operation may work in place
 
-    return anatomy.model.get_submodule(step.path).register_forward_hook(hook).remove
+    return graph.model.get_submodule(segment.path).register_forward_hook(hook).remove
 
 
-def _overwritten(anatomy: BlockGraph, path: str) -> bool:
-    """Whether what enters the block is changed in place later, by the block itself or behind it."""
-    call = anatomy.calls[path]
-    return any(set(call.inputs) & set(op.changed) for op in anatomy.trace.ops[call.start :])
+def _overwritten(graph: BlockGraph, path: str) -> bool:
+    """Whether the block's input is changed in place later, by the block itself or after it."""
+    call = graph.calls[path]
+    return any(set(call.inputs) & set(op.changed) for op in graph.trace.ops[call.start :])

@@ -1,9 +1,9 @@
-"""Refit a cut network from input to output: what it computes is brought back to what the original computes there.
+"""Refit a cut network from input to output, so that it computes what the original computes at each segment.
 
-Every stand-in was fitted on the original's activations, but behind another stand-in it meets others. So the line is
-walked once, both networks side by side: at each step the stand-in, or the last map of a kept step, is fitted anew from
-what really enters it to the original's sum at that place. Errors do not pile up, and what a stand-in could not do the
-kept steps behind it make good as far as they can. Closed forms, no labels.
+Every replacement was fitted to the original's activations, but behind another replacement it sees different inputs. So
+both networks walk along the segments side by side: at each, the replacement or the last linear map of a kept segment is
+refitted from the student's actual input to the original's sum at that place. Errors do not accumulate, and kept
+segments compensate for what a replacement before them could not do. Closed forms, no labels.
 
 Source: sequential layer-wise reconstruction; for channel pruning He et al. 2017, arXiv:1707.06168, Sec. 3.1.
 """
@@ -26,8 +26,7 @@ from shoal.offloaded import is_offloaded
 from shoal.preserve import evaluating
 from shoal.regress import Moments, fits
 from shoal.replace.fitting import (
-    MOST_UNKNOWNS,
-    ROWS_PER_UNKNOWN,
+    MAX_UNKNOWNS,
     FittedReplacement,
     ReplacementSpec,
     SpanMoments,
@@ -35,53 +34,64 @@ from shoal.replace.fitting import (
 )
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.replace.last_linear import LastLinear, last_linear
-from shoal.replace.neighbourhoods import patches, picked, positions_of
 from shoal.replace.recording import recording
+from shoal.replace.row_sampler import RowSampler, Window
 from shoal.replace.segments import Segment, SegmentChain, build_segments
 
-# Activations of both networks are held for so many bytes; more samples than fit are not used.
-_MEMORY = 1e9
+Forward = Callable[[nn.Module, Sequence[Segment], Tensor], Tensor]
+SideInputs = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
 
-Tick = Callable[[int, int], None]
-Others = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
+
+@dataclass(frozen=True)
+class RefitConfig:
+    """How to refit.
+
+    Args:
+        kept_segments: whether to refit the kept segments after the first change too; never with offloaded weights.
+        memory: bytes for the activations of both networks; samples that do not fit are not used.
+        seed: of the positions drawn.
+    """
+
+    kept_segments: bool = True
+    memory: float = 1e9
+    seed: int = 1
 
 
 def refit_(
     teacher: BlockGraph,
     student: nn.Module,
-    stand_ins: Sequence[FittedReplacement],
+    replacements: Sequence[FittedReplacement],
     batches: Sequence[Batch],
     *,
     removed: Collection[str] = (),
-    kept: bool = True,
-    memory: float = _MEMORY,
-    seed: int = 1,
-    tick: Tick | None = None,
+    config: RefitConfig | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> nn.Module:
-    """Fit the stand-ins of `student` again, in place, and (with `kept`) the last maps of the steps that were kept.
+    """Refit the replacements of `student` in place, and the last linear maps of the kept segments.
 
     Args:
-        teacher: the original, dissected; it is left as it was.
-        student: the cut network; each stand-in is at the first path of its span.
-        stand_ins: those that stand in `student`.
-        batches: calibration mini-batches; as many are used as fit into `memory`.
-        removed: names of the steps that are gone.
-        kept: whether kept steps behind the first change are fitted too; never where weights are on a disk.
-        memory: bytes for the activations of both networks.
-        seed: of the positions drawn.
-        tick: called with (steps done, steps).
+        teacher: the original, analysed; it is left as it was.
+        student: the cut network; each replacement is at the first path of its span.
+        replacements: those in `student`.
+        batches: calibration mini-batches; as many are used as fit into memory.
+        removed: names of the removed segments.
+        config: how to refit.
+        on_progress: called with (segments done, segments).
 
     Raises:
         NonFiniteError: NaN or Inf in the activations.
     """
-    kept = kept and not is_offloaded(student)  # what is read anew at each call cannot be written to
-    line = build_segments(teacher)
-    walk = _Walk(teacher, student, line, {one.span.start: one for one in stand_ins}, frozenset(removed), kept, seed)
-    changes = [*walk.stand_ins, *(number for number, path in enumerate(line.paths) if path in walk.removed)]
+    config = config or RefitConfig()
+    # Offloaded weights are loaded for each call: there is nothing to write to.
+    refit_kept = config.kept_segments and not is_offloaded(student)
+    chain = build_segments(teacher)
+    by_start = {fitted.span.start: fitted for fitted in replacements}
+    walk = SequentialRefit(teacher, student, chain, by_start, frozenset(removed), refit_kept, config.seed)
+    changes = [*by_start, *(index for index, path in enumerate(chain.paths) if path in walk.removed)]
     if not changes:
         return student
-    chosen = _affordable(batches, line, memory)
-    bounds = [number for number, follows in enumerate(line.follows) if not follows] + [len(line.steps)]
+    batches = _fit_to_memory(batches, chain, config.memory)
+    bounds = [index for index, contiguous in enumerate(chain.is_contiguous) if not contiguous] + [len(chain.segments)]
     with (
         without_kv_cache(teacher.model),
         without_kv_cache(student),
@@ -91,228 +101,228 @@ def refit_(
     ):
         for start, stop in pairwise(bounds):
             first = min(changes)
-            if first < stop and (kept or any(start <= one < stop for one in changes)):
-                walk.section(max(start, first), stop, chosen, tick)
+            if first < stop and (refit_kept or any(start <= index < stop for index in changes)):
+                walk.run(max(start, first), stop, batches, on_progress)
     return student
 
 
 @dataclass
-class _Walk:
-    """Both networks on their way through the line."""
+class SequentialRefit:
+    """Both networks side by side at one segment: what enters it, for each mini-batch.
+
+    `teacher_x` and `student_x` are the streams; `side_inputs` what blocks take besides (masks, position embeddings).
+    """
 
     teacher: BlockGraph
     student: nn.Module
-    line: SegmentChain
-    stand_ins: dict[int, FittedReplacement]
+    chain: SegmentChain
+    replacements: dict[int, FittedReplacement]
     removed: frozenset[str]
-    kept: bool
+    refit_kept: bool
     seed: int
-    left: list[Tensor] = field(default_factory=list)
-    right: list[Tensor] = field(default_factory=list)
-    others: list[Others] = field(default_factory=list)
+    teacher_x: list[Tensor] = field(default_factory=list)
+    student_x: list[Tensor] = field(default_factory=list)
+    side_inputs: list[SideInputs] = field(default_factory=list)
 
-    def section(self, start: int, stop: int, batches: Sequence[Batch], tick: Tick | None) -> None:
-        """From step `start` to `stop`, which follow each other directly."""
-        path = self.line.paths[start]
-        calls = self.teacher.calls
-        steps = [step.path for step in self.line.steps[start:stop] if step.residual]
-        asked = [path for path in steps if len(calls[path].args) > 1 or calls[path].kwargs]
-        self.others = [_others(self.teacher.model, asked, batch) for batch in batches]
-        self.left = [_entering(self.teacher.model, path, batch) for batch in batches]
-        self.right = [_entering(self.student, path, batch) for batch in batches]
-        number = start
-        while number < stop:
-            number = self._step(number)
-            if tick is not None:
-                tick(number, len(self.line.steps))
-        self.left, self.right, self.others = [], [], []
+    def run(
+        self, start: int, stop: int, batches: Sequence[Batch], on_progress: Callable[[int, int], None] | None
+    ) -> None:
+        """Refit the contiguous segments `start` to `stop` - 1."""
+        path, calls = self.chain.paths[start], self.teacher.calls
+        blocks = [segment.path for segment in self.chain.segments[start:stop] if segment.residual]
+        with_side_inputs = [block for block in blocks if len(calls[block].args) > 1 or calls[block].kwargs]
+        self.side_inputs = [_side_inputs(self.teacher.model, with_side_inputs, batch) for batch in batches]
+        self.teacher_x = [_input_of(self.teacher.model, path, batch) for batch in batches]
+        self.student_x = [_input_of(self.student, path, batch) for batch in batches]
+        index = start
+        while index < stop:
+            index = self._advance(index)
+            if on_progress is not None:
+                on_progress(index, len(self.chain.segments))
+        self.teacher_x, self.student_x, self.side_inputs = [], [], []
 
-    def _step(self, number: int) -> int:
-        """Take one step, fitting what is to be fitted; returns the number of the next."""
-        one = self.stand_ins.get(number)
-        if one is not None:
-            return self._stand_in(one)
-        step = self.line.steps[number]
-        found = last_linear(self.teacher, step, MOST_UNKNOWNS) if self.kept and step.path not in self.removed else None
-        if found is not None:
-            self._map(step, found)
+    def _advance(self, index: int) -> int:
+        """Pass one segment or replaced span, refitting it if possible; returns the index of the next segment."""
+        fitted = self.replacements.get(index)
+        if fitted is not None:
+            if fitted.stand_in.student:
+                self._pass_student(fitted)
+            else:
+                self._refit_replacement(fitted)
+            return fitted.span.stop
+        segment = self.chain.segments[index]
+        refittable = self.refit_kept and segment.path not in self.removed
+        linear = last_linear(self.teacher, segment, MAX_UNKNOWNS) if refittable else None
+        if linear is not None:
+            self._refit_last_linear(segment, linear)
         else:
-            self.left = [self._through(self.teacher.model, [step], x, place) for place, x in enumerate(self.left)]
-        self.right = [self._through(self.student, [step], x, place) for place, x in enumerate(self.right)]
-        return number + 1
+            self.teacher_x = [
+                self.forward_segments(self.teacher.model, [segment], x, batch) for batch, x in enumerate(self.teacher_x)
+            ]
+        self.student_x = [
+            self.forward_segments(self.student, [segment], x, batch) for batch, x in enumerate(self.student_x)
+        ]
+        return index + 1
 
-    def _stand_in(self, one: FittedReplacement) -> int:
-        if one.stand_in.student:
-            return self._student(one)
-        wanted = ReplacementSpec(one.span, one.kind, one.stand_in.shortcut)
-        sums = SpanMoments(wanted.key, [wanted], sum(len(x) for x in self.left), self.seed)
-        steps = self.line.steps[one.span.start : one.span.stop]
-        with recording(self.teacher, [one.span.end]) as seen:
-            for place, entering in enumerate(self.right):
-                self.left[place] = self._through(self.teacher.model, steps, self.left[place], place)
-                if len(entering) > 1:
-                    sums.add(entering, [seen.target(one.span.end)])
-        module = self.student.get_submodule(one.span.paths[0])
+    def _refit_replacement(self, fitted: FittedReplacement) -> None:
+        spec = ReplacementSpec(fitted.span, fitted.kind, fitted.stand_in.shortcut)
+        moments = SpanMoments(spec.key, [spec], sum(len(x) for x in self.teacher_x), self.seed)
+        segments = self.chain.segments[fitted.span.start : fitted.span.stop]
+        with recording(self.teacher, [fitted.span.end]) as record:
+            for batch, x in enumerate(self.student_x):
+                self.teacher_x[batch] = self.forward_segments(
+                    self.teacher.model, segments, self.teacher_x[batch], batch
+                )
+                if len(x) > 1:
+                    moments.add(x, [record.target(fitted.span.end)])
+        module = self.student.get_submodule(fitted.span.paths[0])
         if any(True for _ in module.parameters()):
-            module.load_state_dict(sums.solved(next(module.parameters()))[0].module.state_dict())
-        self.right = [steps[0].form.stream(module(x)) for x in self.right]
-        return one.span.stop
+            [refitted] = moments.solve_all(next(module.parameters()))
+            module.load_state_dict(refitted.module.state_dict())
+        self.student_x = [segments[0].output_format.stream(module(x)) for x in self.student_x]
 
-    def _student(self, one: FittedReplacement) -> int:
-        """Past a student as it is: it has no closed form."""
-        steps = self.line.steps[one.span.start : one.span.stop]
-        module = self.student.get_submodule(one.span.paths[0])
-        for place, entering in enumerate(self.right):
-            others, named = self.others[place].get(steps[0].path, ((), {}))
-            self.left[place] = self._through(self.teacher.model, steps, self.left[place], place)
-            self.right[place] = module(entering.clone(), *others, **named)
-        return one.span.stop
+    def _pass_student(self, fitted: FittedReplacement) -> None:
+        """Run a student without refitting it: it has no closed form."""
+        segments = self.chain.segments[fitted.span.start : fitted.span.stop]
+        module = self.student.get_submodule(fitted.span.paths[0])
+        for batch, x in enumerate(self.student_x):
+            args, kwargs = self.side_inputs[batch].get(segments[0].path, ((), {}))
+            self.teacher_x[batch] = self.forward_segments(self.teacher.model, segments, self.teacher_x[batch], batch)
+            self.student_x[batch] = module(x.clone(), *args, **kwargs)
 
-    def _map(self, step: Segment, found: LastLinear) -> None:
-        """Fit the last map of a kept step to what is missing at its sum."""
-        layer: Any = self.student.get_submodule(found.layer)
-        rows = _Rows(layer, sum(len(x) for x in self.left), self.seed)
-        watch = _Watch(self.teacher, self.student, step, found)
-        for place, entering in enumerate(self.right):
-            through = partial(self._through, place=place)
-            self.left[place], wanted = watch.teacher_sum(self.left[place], through)
-            features, stream = watch.student_parts(entering.clone(), through)
-            if len(entering) > 1:
-                rows.add(features, wanted if stream is None else wanted - stream)
-        target = found.effective(self.student)
-        train, held_out = rows.train, rows.held_out
-        if not found.biased:
+    def _refit_last_linear(self, segment: Segment, linear: LastLinear) -> None:
+        """Refit the last linear map of a kept segment to what is missing at its sum."""
+        moments = LayerMoments(self.student.get_submodule(linear.layer), sum(map(len, self.teacher_x)), self.seed)
+        probe = SegmentProbe(self.teacher, self.student, segment, linear)
+        for batch, x in enumerate(self.student_x):
+            forward = partial(self.forward_segments, batch=batch)
+            self.teacher_x[batch], target = probe.teacher_sum(self.teacher_x[batch], forward)
+            features, stream = probe.student_parts(x.clone(), forward)
+            if len(x) > 1:
+                moments.add(features, target if stream is None else target - stream)
+        weight = linear.fused_weight(self.student)
+        train, held_out = moments.train, moments.held_out
+        if not linear.biased:
             train, held_out = train.about_zero(), held_out.about_zero()
-        fit = fits(train, held_out, [slice(0, len(target))], target=target)[0]
-        found.write_(self.student, fit.weight, fit.bias)
+        fit = fits(train, held_out, [slice(0, len(weight))], target=weight)[0]
+        linear.set_fused_(self.student, fit.weight, fit.bias)
 
-    def _through(self, model: nn.Module, steps: Sequence[Segment], x: Tensor, place: int) -> Tensor:
-        for step in steps:
-            others, named = self.others[place].get(step.path, ((), {}))
-            for path in step.paths:
+    def forward_segments(self, model: nn.Module, segments: Sequence[Segment], x: Tensor, batch: int) -> Tensor:
+        """The stream after these segments, for the mini-batch of this index."""
+        for segment in segments:
+            args, kwargs = self.side_inputs[batch].get(segment.path, ((), {}))
+            for path in segment.paths:
                 # A copy: a block that works in place must not change what the next fit reads.
-                x = step.form.stream(model.get_submodule(path)(x.clone(), *others, **named))
+                x = segment.output_format.stream(model.get_submodule(path)(x.clone(), *args, **kwargs))
         return x
 
 
 @dataclass
-class _Watch:
-    """Looks at one kept step in both networks."""
+class SegmentProbe:
+    """Reads what a refit needs of one kept segment, in both networks."""
 
     teacher: BlockGraph
     student: nn.Module
-    step: Segment
-    found: LastLinear
+    segment: Segment
+    linear: LastLinear
 
-    def teacher_sum(self, x: Tensor, through: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-        """What leaves the step in the original, and its sum before the tail."""
-        with recording(self.teacher, [self.step.path]) as seen:
-            leaving = through(self.teacher.model, [self.step], x)
-        return leaving, seen.sums[self.step.path]
+    def teacher_sum(self, x: Tensor, forward: Forward) -> tuple[Tensor, Tensor]:
+        """The output of the segment in the original, and its sum before the tail."""
+        with recording(self.teacher, [self.segment.path]) as record:
+            output = forward(self.teacher.model, [self.segment], x)
+        return output, record.sums[self.segment.path]
 
-    def student_parts(self, x: Tensor, through: Callable[..., Tensor]) -> tuple[Tensor, Tensor | None]:
-        """What enters the last map in the student, and the stream that its result is added to."""
-        caught: dict[str, Tensor] = {}
-        handle = self.student.get_submodule(self.found.layer).register_forward_pre_hook(
-            lambda _, args: caught.__setitem__("features", args[0].clone())
+    def student_parts(self, x: Tensor, forward: Forward) -> tuple[Tensor, Tensor | None]:
+        """The input of the last linear map in the student, and the stream that its output is added to."""
+        captured: dict[str, Tensor] = {}
+        handle = self.student.get_submodule(self.linear.layer).register_forward_pre_hook(
+            lambda _, args: captured.__setitem__("features", args[0].clone())
         )
         try:
-            if not self.step.residual:
-                through(self.student, [self.step], x)
-                return caught["features"], None
-            block = self.teacher.chain[self.step.path]
+            if not self.segment.residual:
+                forward(self.student, [self.segment], x)
+                return captured["features"], None
+            block = self.teacher.chain[self.segment.path]
 
-            def look(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
+            def capture_stream(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
                 if unit == len(block.units) - 1:
-                    caught["stream"] = stream.clone()
+                    captured["stream"] = stream.clone()
 
-            with intercept_additions(self.student, [block], look):
-                through(self.student, [self.step], x)
-            return caught["features"], caught["stream"]
+            with intercept_additions(self.student, [block], capture_stream):
+                forward(self.student, [self.segment], x)
+            return captured["features"], captured["stream"]
         finally:
             handle.remove()
 
 
-class _Rows:
-    """Moments of what enters a layer against what it should return, at some positions."""
+class LayerMoments:
+    """Moments of the input of a layer and the output it should have, at some positions."""
 
     def __init__(self, layer: Any, samples: int, seed: int) -> None:
-        self.kernel = layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else 1
-        self.stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
-        self.dilation = layer.dilation[0] if isinstance(layer, nn.Conv2d) else 1
-        self.images = isinstance(layer, nn.Conv2d)
+        window = None
+        if isinstance(layer, nn.Conv2d):
+            window = Window(layer.kernel_size[0], int(layer.stride[0]), int(layer.dilation[0]))
         outputs, unknowns = len(layer.weight), layer.weight[0].numel()
-        self.most = max(8, -(-ROWS_PER_UNKNOWN * unknowns // max(samples, 1)))
+        self.sampler = RowSampler(unknowns, samples, window, seed=seed)
         self.train, self.held_out = (Moments(unknowns, outputs, joint=False) for _ in range(2))
-        self.generator = torch.Generator().manual_seed(seed)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Take in one mini-batch; a fifth is held out."""
+        """Add one mini-batch; a fifth is held out."""
         if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
             raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
         for moments, part in fit_heldout_slices(self.train, self.held_out, x.shape[0]):
-            moments.add(*self._rows(x[part], y[part]))
-
-    def _rows(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.images:
-            flat = x.reshape(-1, x.shape[-1])
-            keep = torch.randperm(len(flat), generator=self.generator)[: self.most * len(x)].to(x.device)
-            return flat[keep].double(), y.reshape(-1, y.shape[-1])[keep].double()
-        positions = positions_of(y.shape[2:], self.most, self.generator)
-        rows = patches(x, positions, kernel=self.kernel, stride=self.stride, dilation=self.dilation)
-        return rows.double(), picked(y, positions).double()
+            moments.add(*self.sampler.draw(x[part], [y[part]]))
 
 
-class _Reached(Exception):  # noqa: N818 - no error: the step was reached, the rest of the forward is not needed
+class _StopForward(Exception):  # noqa: N818 - no error: the rest of the forward is not needed
     """Carries nothing."""
 
 
-def _others(model: nn.Module, paths: Sequence[str], batch: Batch) -> Others:
-    """What blocks of the original are given beside the stream: masks, position embeddings; held by reference."""
-    found: Others = {}
+def _side_inputs(model: nn.Module, paths: Sequence[str], batch: Batch) -> SideInputs:
+    """What blocks of the original take besides the stream (masks, position embeddings), by reference."""
+    inputs: SideInputs = {}
     if not paths:
-        return found
+        return inputs
 
     def hook(path: str) -> Any:
-        return lambda _, args, kwargs: found.__setitem__(path, (args[1:], kwargs))
+        return lambda _, args, kwargs: inputs.__setitem__(path, (args[1:], kwargs))
 
     with ExitStack() as stack:
         for path in paths:
             handle = model.get_submodule(path).register_forward_pre_hook(hook(path), with_kwargs=True)
             stack.callback(handle.remove)
         call(model, batch)
-    return found
+    return inputs
 
 
-def _entering(model: nn.Module, path: str, batch: Batch) -> Tensor:
-    """What enters the module at `path` when the network runs."""
-    caught: list[Tensor] = []
+def _input_of(model: nn.Module, path: str, batch: Batch) -> Tensor:
+    """The input of the module at `path` when the network runs."""
+    captured: list[Tensor] = []
 
     def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        caught.append(args[0].clone())
-        raise _Reached
+        captured.append(args[0].clone())
+        raise _StopForward
 
     handle = model.get_submodule(path).register_forward_pre_hook(hook)
     try:
         call(model, batch)
     except ModelRaisedError:
-        if not caught:  # its own error, before it came so far
+        if not captured:  # the network's own error, before it reached the module
             raise
     finally:
         handle.remove()
-    return caught[0]
+    return captured[0]
 
 
-def _affordable(batches: Sequence[Batch], line: SegmentChain, memory: float) -> list[Batch]:
-    """As many mini-batches as fit into `memory`, at least one; those too small to hold a sample out are left out."""
-    largest = max(
-        (torch.Size(shape).numel() for step in line.steps for shape in (step.in_shape, step.out_shape)), default=1
-    )
-    most = max(2, int(memory / (2 * 4 * largest)))
-    found, count = [], 0
+def _fit_to_memory(batches: Sequence[Batch], chain: SegmentChain, memory: float) -> list[Batch]:
+    """As many mini-batches as fit into `memory`, at least one, without those too small to hold a sample out."""
+    shapes = (shape for segment in chain.segments for shape in (segment.in_shape, segment.out_shape))
+    largest = max((torch.Size(shape).numel() for shape in shapes), default=1)
+    max_samples = max(2, int(memory / (2 * 4 * largest)))
+    chosen, count = [], 0
     for batch in batches:
-        if count >= most:
+        if count >= max_samples:
             break
-        found.append(batch.take(most - count) if count + batch.size > most else batch)
+        chosen.append(batch.take(max_samples - count) if count + batch.size > max_samples else batch)
         count += batch.size
-    return [batch for batch in found if batch.size > 1] or found[:1]
+    return [batch for batch in chosen if batch.size > 1] or chosen[:1]

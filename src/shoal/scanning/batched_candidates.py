@@ -24,25 +24,21 @@ from shoal.outputs import read_outputs, rebuilt, shown
 _SAMPLES = 2
 
 
-def stackable(anatomy: BlockGraph, path: str) -> bool:
+def stackable(graph: BlockGraph, path: str) -> bool:
     """Whether a block takes one tensor and returns one, so that the batch axis may grow inside it."""
-    call = anatomy.calls[path]
+    call = graph.calls[path]
     plain = len(call.args) == 1 and isinstance(call.args[0], TensorRef) and not tensor_refs(call.kwargs)
     return plain and isinstance(call.output, TensorRef)
 
 
-def stacking_agrees(
-    anatomy: BlockGraph, base: Mapping[str, Forward], batch: Batch, paths: list[str], most: int
-) -> bool:
+def stacking_agrees(graph: BlockGraph, base: Mapping[str, Forward], batch: Batch, paths: list[str], most: int) -> bool:
     """Whether candidates that share a forward come out as each does alone, on a few samples of a mini-batch."""
-    prefix = PrefixCache(anatomy, base)
+    prefix = PrefixCache(graph, base)
     prefix.record(batch.take(_SAMPLES))
     try:
         return all(
-            same_tensors(
-                _listed(output), _listed(prefix.run_without(path, anatomy.shortcut_modules[path])), exact=False
-            )
-            for path, output in run_batched(anatomy, prefix, paths, most)
+            same_tensors(_listed(output), _listed(prefix.run_without(path, graph.shortcut_modules[path])), exact=False)
+            for path, output in run_batched(graph, prefix, paths, most)
         )
     except (ModelRaisedError, UsageError):
         return False
@@ -52,25 +48,25 @@ def _listed(output: Any) -> list[Tensor]:
     return list(read_outputs(output).tensors.values())
 
 
-def run_batched(anatomy: BlockGraph, prefix: PrefixCache, paths: list[str], most: int) -> Iterator[tuple[str, Any]]:
+def run_batched(graph: BlockGraph, prefix: PrefixCache, paths: list[str], most: int) -> Iterator[tuple[str, Any]]:
     """The outputs with each block of `paths` taken out alone, up to `most` of them in one forward.
 
     Blocks that cannot share a forward are left out; the caller runs them alone.
     """
-    if not all(stackable(anatomy, path) for path in prefix.order if path in anatomy.calls):
+    if not all(stackable(graph, path) for path in prefix.order if path in graph.calls):
         return
     ordered = [path for path in prefix.order if path in paths]
     for start in range(0, len(ordered), most):
         group = ordered[start : start + most]
-        yield from zip(group, _run_group(anatomy, prefix, group), strict=True)
+        yield from zip(group, _run_group(graph, prefix, group), strict=True)
 
 
-def _run_group(anatomy: BlockGraph, prefix: PrefixCache, group: list[str]) -> list[Any]:
+def _run_group(graph: BlockGraph, prefix: PrefixCache, group: list[str]) -> list[Any]:
     size = prefix.batch.size if prefix.batch is not None else 0
     forwards: dict[nn.Module, Forward] = {}
     for path in group:
         module = prefix.model.get_submodule(path)
-        forwards[module] = _forking(module.forward, anatomy.shortcut_modules[path], size)
+        forwards[module] = _forking(module.forward, graph.shortcut_modules[path], size)
     output = prefix.run_from(group[0], forwards)
     rows = size * (len(group) + 1)
     for name, tensor in read_outputs(output).tensors.items():

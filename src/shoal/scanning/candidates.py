@@ -38,23 +38,23 @@ class Candidate:
     run: Run
 
 
-def block_candidates(anatomy: BlockGraph, means: Mapping[tuple[str, int], Tensor]) -> list[Candidate]:
+def block_candidates(graph: BlockGraph, means: Mapping[tuple[str, int], Tensor]) -> list[Candidate]:
     """For each residual block: taken out, each unit of several taken out alone, every branch set to its mean.
 
     `branch` (F = 0, the activation after the addition stays) is what taking a block out means in Shoal, so it is the
     same run as `block` for a removable block; for others it is tried by itself.
 
     Args:
-        anatomy: the dissected network.
+        graph: the analysed network.
         means: the mean of each branch over samples, by (block path, unit); blocks without one have no `mean`.
     """
     found = []
-    for block in anatomy.chain:
-        several = block.path and len(anatomy.trace.calls_of(anatomy.calls[block.path].module)) > 1
+    for block in graph.chain:
+        several = block.path and len(graph.trace.calls_of(graph.calls[block.path].module)) > 1
         if not block.path or several or not (block.units or block.removable):
             continue
         if block.removable:
-            found.append(_candidate(block, "block", _without(block.path, anatomy.shortcut_modules[block.path])))
+            found.append(_candidate(block, "block", _without(block.path, graph.shortcut_modules[block.path])))
         else:
             found.append(_candidate(block, "branch", _with_branches(block, _zeros())))
         if len(block.units) > 1:
@@ -65,11 +65,11 @@ def block_candidates(anatomy: BlockGraph, means: Mapping[tuple[str, int], Tensor
     return found
 
 
-def removal_candidates(anatomy: BlockGraph, names: Sequence[str], removed: Sequence[str] = ()) -> list[Candidate]:
+def removal_candidates(graph: BlockGraph, names: Sequence[str], removed: Sequence[str] = ()) -> list[Candidate]:
     """What `plan.Remove` calls by these names, each taken out in earnest: the modules swapped, the code as it is then.
 
     Args:
-        anatomy: the dissected network.
+        graph: the analysed network.
         names: of what to take out, one at a time.
         removed: of what is gone already; a unit is taken out together with the other units its block has lost.
     """
@@ -80,7 +80,7 @@ def removal_candidates(anatomy: BlockGraph, names: Sequence[str], removed: Seque
         beside = [other for other in gone if other.path == one.path]
         found.append(
             Candidate(
-                f"removal:{name}", name, "removal", _swapped(one.path, module_replacements(anatomy, [*beside, one]))
+                f"removal:{name}", name, "removal", _swapped(one.path, module_replacements(graph, [*beside, one]))
             )
         )
     return found
@@ -140,14 +140,14 @@ class KernelLayer:
     params: int
 
 
-def layers_of(anatomy: BlockGraph) -> list[KernelLayer]:
+def kernel_layers(graph: BlockGraph) -> list[KernelLayer]:
     """Every convolution and linear layer of the network, in the order they run: stem, projections and head too."""
     found = []
-    for one in anatomy.trace.calls:
+    for one in graph.trace.calls:
         channels = _channels(one.module)
-        if channels is None or not one.path or len(anatomy.trace.calls_of(one.module)) > 1:
+        if channels is None or not one.path or len(graph.trace.calls_of(one.module)) > 1:
             continue
-        block = next((path for path in anatomy.calls if path and one.path.startswith(path + ".")), None)
+        block = next((path for path in graph.calls if path and one.path.startswith(path + ".")), None)
         params = sum(parameter.numel() for parameter in one.module.parameters(recurse=False))
         found.append(KernelLayer(one.path, type(one.module).__name__, block, *channels, params))
     return found
@@ -165,7 +165,7 @@ def _channels(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def layer_candidates(anatomy: BlockGraph, layers: list[KernelLayer]) -> list[Candidate]:
+def layer_candidates(graph: BlockGraph, layers: list[KernelLayer]) -> list[Candidate]:
     """Every layer with its kernel set to zero (a bias stays), all else as it was."""
     return [Candidate(f"kernel:{layer.path}", layer.path, "kernel", _without_kernel(layer.path)) for layer in layers]
 

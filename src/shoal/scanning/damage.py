@@ -12,7 +12,7 @@ from shoal.errors import NonFiniteError, ShoalError, UsageError
 from shoal.measure.output_reading import Reading, inferred
 
 # (raw outputs of the original, raw outputs of the changed network, the mini-batch) -> damage per sample, (samples,)
-Damage = Callable[[Any, Any, Batch], Tensor]
+DamageFunction = Callable[[Any, Any, Batch], Tensor]
 
 
 def divergence(original: Any, other: Any, batch: Batch) -> Tensor:
@@ -33,7 +33,7 @@ class OutputDamage:
     """
 
     reading: Reading
-    function: Damage | None = None
+    function: DamageFunction | None = None
 
     def __call__(self, original: Any, other: Any, batch: Batch) -> Tensor:
         """The damage of each sample.

@@ -15,14 +15,14 @@ from shoal.errors import ModelRaisedError
 from shoal.preserve import evaluating
 
 
-def branch_means(anatomy: BlockGraph, loader: Iterable[Any]) -> dict[tuple[str, int], Tensor]:
+def branch_means(graph: BlockGraph, loader: Iterable[Any]) -> dict[tuple[str, int], Tensor]:
     """The mean of each branch over all samples, shape (1, ...), in float64, by (block path, number of the unit).
 
     Positions of padding do not count; where all samples are padded the mean is 0. A branch whose shape changes between
     samples (texts of different lengths) has no mean and is left out; so is one that does not keep samples apart on its
     first axis (positions first, windows of an image).
     """
-    blocks = [block for block in anatomy.chain if block.units and block.path]
+    blocks = [block for block in graph.chain if block.units and block.path]
     sums: dict[tuple[str, int], Tensor] = {}
     counts: dict[tuple[str, int], Tensor] = {}
     uneven: set[tuple[str, int]] = set()
@@ -43,14 +43,14 @@ def branch_means(anatomy: BlockGraph, loader: Iterable[Any]) -> dict[tuple[str, 
         count = weights.sum(0, keepdim=True)
         counts[key] = counts[key] + count if key in counts else count
 
-    with evaluating(anatomy.model), intercept_additions(anatomy.model, blocks, look), torch.no_grad():
-        stream = batches(loader, device_of(anatomy.model))
+    with evaluating(graph.model), intercept_additions(graph.model, blocks, look), torch.no_grad():
+        stream = batches(loader, device_of(graph.model))
         for number, batch in enumerate(stream):
-            call(anatomy.model, batch)
+            call(graph.model, batch)
             if number == 0:  # as many positions as samples look like samples: one sample more tells them apart
                 batch, probing = more_samples(batch), True
                 with suppress(ModelRaisedError):
-                    call(anatomy.model, batch)
+                    call(graph.model, batch)
                 probing = False
     return {key: total / counts[key].clamp(min=1) for key, total in sums.items() if key not in uneven}
 

@@ -42,15 +42,15 @@ class Response:
         return self.largest_branch / mean if mean > 0 else float("inf")
 
 
-def responses(anatomy: BlockGraph, loader: Iterable[Any]) -> dict[str, Response]:
+def responses(graph: BlockGraph, loader: Iterable[Any]) -> dict[str, Response]:
     """The response of every block with a residual addition, over all mini-batches of `loader`."""
-    blocks = [block for block in anatomy.chain if block.units and block.path]
+    blocks = [block for block in graph.chain if block.units and block.path]
     found = {block.path: Response() for block in blocks}
 
     def look(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
         found[path].see(stream, branch)
 
-    with evaluating(anatomy.model), intercept_additions(anatomy.model, blocks, look):
-        for batch in batches(loader, device_of(anatomy.model)):
-            call(anatomy.model, batch)
+    with evaluating(graph.model), intercept_additions(graph.model, blocks, look):
+        for batch in batches(loader, device_of(graph.model)):
+            call(graph.model, batch)
     return found

@@ -1,4 +1,4 @@
-"""scan(): what is every block, branch and kernel of a network worth, on data? Nothing is changed."""
+"""scan(): ablate every block, branch and kernel of a network, one at a time. The network is left as it was."""
 
 import time
 import warnings
@@ -20,7 +20,7 @@ from shoal.measure.classes import no_better_than_chance
 from shoal.measure.output_reading import check_pairing
 from shoal.outputs import as_names
 from shoal.record import Ablation, Baseline, ScannedBlock, ScannedLayer, ScanRecord, ScoreQuality, SecondData
-from shoal.scanning.candidates import Candidate, KernelLayer, block_candidates, layer_candidates, layers_of
+from shoal.scanning.candidates import Candidate, KernelLayer, block_candidates, kernel_layers, layer_candidates
 from shoal.scanning.means import branch_means
 from shoal.scanning.scores import SCORES
 from shoal.scanning.scores.collect import block_scores
@@ -30,18 +30,18 @@ from shoal.scanning.verdicts import ablation_of, channel_change_hypothesis, verd
 
 Progress = Callable[[str, int, int], None]
 
-# An early verdict needs this many samples, and holds at 95 % for all candidates and all looks together.
-_LEAST_SAMPLES = 64
+# An early verdict needs this many samples, and holds at 95 % for all candidates and all interim analyses together.
+_MIN_SAMPLES = 64
 
 
-class Journal(Protocol):
-    """Where finished mini-batches go, so that an interrupted scan resumes."""
+class ScanJournal(Protocol):
+    """Stores finished mini-batches, so that an interrupted scan can be resumed."""
 
     def append(self, line: dict[str, Any]) -> None:
-        """Keep one line."""
+        """Store one event."""
 
     def measured(self) -> list[dict[str, Any]]:
-        """What earlier attempts kept."""
+        """The events of earlier runs."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,11 @@ class ScanSettings:
     """How to scan.
 
     Args:
-        tolerance: what still counts as nothing: points of top-1; None means 1.0, or 0.01 nat of loss without labels, or
-            0.01 of the variance of outputs that are no scores of classes.
-        fast: stop trying a candidate once its verdict is clear.
-        stack: how many candidates share a forward (see `stacked`); 1 is exact to the bit.
-        include: patterns of blocks and layers; all by default.
-        layers: whether to try every kernel.
+        tolerance: the equivalence margin, in points of top-1; None means 1.0, or 0.01 nat of loss without labels, or
+            0.01 of the variance of outputs other than class scores.
+        fast: stop measuring a candidate once its verdict is clear.
+        stack: how many candidates share a forward (see `batched_candidates`); 1 is exact to the bit.
+        layers: whether to ablate every kernel.
         scores: whether to compute scores.
         output: names of the outputs that count (`logits`, `[1]`, `aux`); all that are floating-point by default.
     """
@@ -93,7 +92,7 @@ def scan(
     also_name: str = "given in Python",
     settings: ScanSettings | None = None,
     origin: ScanRunInfo | None = None,
-    journal: Journal | None = None,
+    journal: ScanJournal | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> ScanRecord:
     """Ablate every block, branch and kernel of `model`, one at a time, and score the blocks.
@@ -103,14 +102,14 @@ def scan(
         loader: mini-batches to measure on; it is read three times (means, scores, ablations), so an
             iterator is kept in memory.
         also: a second data set for the same ablations.
-        also_name: its name for the record.
+        also_name: the name of the second data set in the record.
         settings: how to scan.
         origin: where model and data came from.
-        journal: keeps finished mini-batches, so that a later call goes on from them.
+        journal: stores finished mini-batches, so that a later call resumes after them.
         progress: called with (stage, done, total).
 
     Raises:
-        DataError: no data, labels out of range, or a network without anything to ablate.
+        DataError: no data, labels out of range, or nothing to ablate in the network.
         NonFiniteError, ModelRaisedError: weights, data or model at fault.
     """
     started = time.perf_counter()
@@ -122,23 +121,14 @@ def scan(
     if example is None:
         raise DataError("there is no data to scan on", "Give a loader with at least one mini-batch.")
     progress("tracing", 0, 1)
-    anatomy = analyze(model, example.take(2))
+    graph = analyze(model, example.take(2))
     reading = reading_of(model, loader, as_names(settings.output))
     reading.check_labels(batches(loader))
-    scanner = _Scanner(anatomy, settings, reading, journal, progress)
+    scanner = _Scanner(graph, settings, reading, journal, progress)
     first = scanner.run(loader, "first")
-    second = None
-    if also is not None:
-        other = scanner.run(also, "also")
-        second = SecondData(
-            data=also_name,
-            baseline=other.baseline("test"),
-            blocks=scanner.blocks(other, {}),
-            layers=scanner.layers(other),
-            differing=_differing(first, other),
-        )
+    second = scanner.second_data(first, also, also_name) if also is not None else None
     progress("scores", 0, 1)
-    scores, said = _scores(anatomy, loader, reading) if settings.scores else ({}, [])
+    scores, warned = _scores(graph, loader, reading) if settings.scores else ({}, [])
     blocks, layers = scanner.blocks(first, scores), scanner.layers(first)
     return ScanRecord(
         command=origin.command,
@@ -156,7 +146,7 @@ def scan(
         also=second,
         early_stopped=sorted(first.stopped),
         outputs=reading.to_record(),
-        notes=[*_notes(anatomy, first, settings), *reading.warnings(), *first.remarks(), *said],
+        notes=[*_notes(graph, first, settings), *reading.warnings(), *first.warnings(), *warned],
         machine=machine(device_of(model)),
         seconds=time.perf_counter() - started,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -164,67 +154,80 @@ def scan(
 
 
 def _scores(
-    anatomy: BlockGraph, loader: Iterable[Any], reading: Reading
+    graph: BlockGraph, loader: Iterable[Any], reading: Reading
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """The scores of every block, and as notes what could not be scored."""
+    """The scores of every block, and notes about scores that could not be computed."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        found = block_scores(anatomy, loader, reading=reading)
-    return found, [str(one.message).splitlines()[0] for one in caught if issubclass(one.category, UserWarning)]
+        scores = block_scores(graph, loader, reading=reading)
+    warned = [caution.message for caution in caught if issubclass(caution.category, UserWarning)]
+    return scores, [str(message).splitlines()[0] for message in warned]
 
 
 class _Scanner:
-    """The candidates of one network and how they are run on one data set after another."""
+    """The candidates of one network, run on one data set after another."""
 
     def __init__(
         self,
-        anatomy: BlockGraph,
+        graph: BlockGraph,
         settings: ScanSettings,
         reading: Reading,
-        journal: Journal | None,
+        journal: ScanJournal | None,
         progress: Progress,
     ) -> None:
         self.reading = reading
-        self.anatomy, self.settings, self.journal, self.progress = anatomy, settings, journal, progress
-        self.found_layers: list[KernelLayer] = layers_of(anatomy) if settings.layers else []
+        self.graph, self.settings, self.journal, self.progress = graph, settings, journal, progress
+        self.kernel_layers: list[KernelLayer] = kernel_layers(graph) if settings.layers else []
         self.candidates: list[Candidate] = []
 
-    def run(self, loader: Iterable[Any], name: str) -> "_Tallies":
+    def run(self, loader: Iterable[Any], name: str) -> "ScanAccumulator":
         """Every ablation on every mini-batch of `loader`."""
         self.progress("mean of every branch", 0, 1)
-        means = branch_means(self.anatomy, loader)
+        means = branch_means(self.graph, loader)
         self.candidates = [
-            *block_candidates(self.anatomy, means),
-            *layer_candidates(self.anatomy, self.found_layers),
+            *block_candidates(self.graph, means),
+            *layer_candidates(self.graph, self.kernel_layers),
         ]
         if not self.candidates:
             raise DataError("the network has nothing to ablate: no residual block, no convolution or linear layer", "")
-        tallies = _Tallies(name, self.settings, self.reading, len(self.candidates), self.journal)
-        skip = tallies.resume()
+        sums = ScanAccumulator(name, self.settings, self.reading, len(self.candidates), self.journal)
+        skip = sums.resume()
         total = _length(loader) * len(self.candidates)
-        seen = skip * len(self.candidates)
+        finished = skip * len(self.candidates)
 
-        def tick(done: int, of: int) -> None:
-            nonlocal seen
-            seen += 1
-            self.progress(f"{len(self.candidates)} ablations", seen, max(total, seen))
+        def on_progress(done: int, of: int) -> None:
+            nonlocal finished
+            finished += 1
+            self.progress(f"{len(self.candidates)} ablations", finished, max(total, finished))
 
-        sweep(self.anatomy, loader, self.candidates, tallies, skip=skip, stack=self.settings.stack, tick=tick)
-        return tallies
+        stack = self.settings.stack
+        sweep(self.graph, loader, self.candidates, sums, skip=skip, stack=stack, on_progress=on_progress)
+        return sums
 
-    def blocks(self, tallies: "_Tallies", scores: dict[str, dict[str, float]]) -> list[ScannedBlock]:
+    def second_data(self, first: "ScanAccumulator", loader: Iterable[Any], name: str) -> SecondData:
+        """The same ablations on a second data set."""
+        second = self.run(loader, "also")
+        return SecondData(
+            data=name,
+            baseline=second.baseline("test"),
+            blocks=self.blocks(second, {}),
+            layers=self.layers(second),
+            differing=_differing(first, second),
+        )
+
+    def blocks(self, sums: "ScanAccumulator", scores: dict[str, dict[str, float]]) -> list[ScannedBlock]:
         """The chain with the ablations and scores of each block."""
-        found = []
-        for block in self.anatomy.chain:
-            own = {
-                one.ablation: one.key for one in self.candidates if one.path == block.path and one.ablation != "kernel"
+        blocks = []
+        for block in self.graph.chain:
+            ablations = {
+                candidate.ablation: sums.ablation(candidate.key)
+                for candidate in self.candidates
+                if candidate.path == block.path and candidate.ablation != "kernel"
             }
-            ablations = {name: tallies.ablation(key) for name, key in own.items()}
-            if (
-                "block" in ablations and block.units
-            ):  # taking a block out is F = 0 with the activation kept: one run serves both
+            # Removing a block is F = 0 with the activation kept: one run serves both.
+            if "block" in ablations and block.units:
                 ablations["branch"] = ablations["block"]
-            found.append(
+            blocks.append(
                 ScannedBlock(
                     path=block.path,
                     kind=block.kind,
@@ -239,9 +242,9 @@ class _Scanner:
                     scores=scores.get(block.path, {}),
                 )
             )
-        return found
+        return blocks
 
-    def layers(self, tallies: "_Tallies") -> list[ScannedLayer]:
+    def layers(self, sums: "ScanAccumulator") -> list[ScannedLayer]:
         """Every layer with its ablation."""
         return [
             ScannedLayer(
@@ -252,130 +255,138 @@ class _Scanner:
                 out_channels=layer.out_channels,
                 changes_channels=layer.in_channels != layer.out_channels,
                 params=layer.params,
-                ablations={"kernel": tallies.ablation(f"kernel:{layer.path}")},
+                ablations={"kernel": sums.ablation(f"kernel:{layer.path}")},
             )
-            for layer in self.found_layers
+            for layer in self.kernel_layers
         ]
 
 
 @dataclass
-class _Tallies(SweepObserver):
-    """Paired sums of every candidate on one data set, kept in the journal after every mini-batch."""
+class ScanAccumulator(SweepObserver):
+    """Paired sums of every candidate on one data set, written to the journal after every mini-batch."""
 
     name: str
     settings: ScanSettings
     reading: Reading
     comparisons: int
-    journal: Journal | None
-    found: dict[str, Accumulator] = field(default_factory=dict)
-    own: Accumulator = field(default_factory=Accumulator)
+    journal: ScanJournal | None
+    by_candidate: dict[str, Accumulator] = field(default_factory=dict)
+    unchanged: Accumulator = field(default_factory=Accumulator)
     stopped: set[str] = field(default_factory=set)
     answers: Answers | None = None
     original: dict[str, torch.Tensor] = field(default_factory=dict)
     classes: int | None = None
-    looks: int = 0
+    batches_done: int = 0
 
     @property
     def metric(self) -> Literal["top1", "loss", "kl", "mse", "damage"]:
-        """What verdicts are about."""
+        """The figure that verdicts are about."""
         if self.reading.classes is None:
-            return "mse" if all(one.task == "values" for one in self.reading.outputs) else "damage"
-        if self.own.top1 is not None:
+            return "mse" if all(output.task == "values" for output in self.reading.outputs) else "damage"
+        if self.unchanged.top1 is not None:
             return "top1"
-        return "loss" if self.own.labelled == self.own.n else "kl"
+        return "loss" if self.unchanged.labelled == self.unchanged.n else "kl"
 
     @property
     def tolerance(self) -> float:
-        """As a fraction of top-1, in nats, or as a share of the variance."""
+        """The equivalence margin: a fraction of top-1, nats, or a share of the variance."""
         if self.settings.tolerance is not None:
             return self.settings.tolerance / 100 if self.metric == "top1" else self.settings.tolerance
         return 0.01
 
     def resume(self) -> int:
-        """Take up what the journal holds; returns how many mini-batches are done."""
-        lines = [] if self.journal is None else self.journal.measured()
+        """Restore the state in the journal; returns the number of finished mini-batches."""
+        events = [] if self.journal is None else self.journal.measured()
         with refusing(FolderError, "the journal of the scan is damaged", "Choose a new --out."):
             last = next(
-                (line for line in reversed(lines) if line.get("kind") == "scan" and line["name"] == self.name), None
+                (event for event in reversed(events) if event.get("kind") == "scan" and event["name"] == self.name),
+                None,
             )
             if last is None:
                 return 0
-            self.found = {key: Accumulator.from_dict(plain) for key, plain in last["tallies"].items()}
-            self.own = Accumulator.from_dict(last["own"])
-            self.stopped, self.looks = set(last["stopped"]), last["batches"]
+            self.by_candidate = {key: Accumulator.from_dict(plain) for key, plain in last["tallies"].items()}
+            self.unchanged = Accumulator.from_dict(last["own"])
+            self.stopped, self.batches_done = set(last["stopped"]), last["batches"]
             return int(last["batches"])
 
-    def wants(self, candidate: Candidate) -> bool:
+    def is_active(self, candidate: Candidate) -> bool:
+        """Whether its verdict is still open."""
         return candidate.key not in self.stopped
 
-    def whole(self, index: int, batch: Batch, output: Any) -> None:
+    def on_baseline(self, index: int, batch: Batch, output: Any) -> None:
+        """Add the outputs of the unchanged network."""
         self.original = self.reading.tensors(output, batch)
-        read = self.reading.classes
-        if read is not None:
-            self.answers = answers(self.original[read.name], batch.target, batch, read.axis)
+        classes = self.reading.classes
+        if classes is not None:
+            self.answers = answers(self.original[classes.name], batch.target, batch, classes.axis)
             self.classes = int(self.answers.log_probs.shape[-1])
-        self._add(self.own, self.original, batch)
+        self._add(self.unchanged, self.original, batch)
 
-    def see(self, candidate: Candidate, batch: Batch, output: Any) -> None:
-        self._add(self.found.setdefault(candidate.key, Accumulator()), self.reading.tensors(output, batch), batch)
+    def on_candidate(self, candidate: Candidate, batch: Batch, output: Any) -> None:
+        """Add the outputs under a candidate."""
+        sums = self.by_candidate.setdefault(candidate.key, Accumulator())
+        self._add(sums, self.reading.tensors(output, batch), batch)
 
-    def _add(self, tally: Accumulator, tensors: dict[str, torch.Tensor], batch: Batch) -> None:
-        read = self.reading.classes
-        if read is None or self.answers is None:
-            tally.add_damage(self.reading.damage_between(self.original, tensors, batch))
+    def _add(self, sums: Accumulator, tensors: dict[str, torch.Tensor], batch: Batch) -> None:
+        classes = self.reading.classes
+        if classes is None or self.answers is None:
+            sums.add_damage(self.reading.damage_between(self.original, tensors, batch))
         else:
-            check_pairing(read, self.original[read.name], tensors[read.name])
-            tally.add(self.answers, tensors[read.name], batch.target, batch, read.axis)
+            check_pairing(classes, self.original[classes.name], tensors[classes.name])
+            sums.add(self.answers, tensors[classes.name], batch.target, batch, classes.axis)
 
-    def remarks(self) -> list[str]:
-        """What makes the figures doubtful."""
-        return no_better_than_chance(self.own.right, self.own.n, self.classes) if self.own.top1 is not None else []
+    def warnings(self) -> list[str]:
+        """Reasons to doubt the figures."""
+        sums = self.unchanged
+        return no_better_than_chance(sums.right, sums.n, self.classes) if sums.top1 is not None else []
 
-    def done(self, index: int) -> None:
-        self.looks = index + 1
+    def on_batch_end(self, index: int) -> None:
+        """Stop clear candidates, and write the sums to the journal."""
+        self.batches_done = index + 1
         if self.settings.fast:
-            self._stop_clear_ones()
+            self._stop_clear()
         if self.journal is not None:
-            tallies = {key: tally.to_dict() for key, tally in self.found.items()}
-            line = {"kind": "scan", "name": self.name, "batches": self.looks, "stopped": sorted(self.stopped)}
-            self.journal.append({**line, "own": self.own.to_dict(), "tallies": tallies})
+            sums = {key: sums.to_dict() for key, sums in self.by_candidate.items()}
+            event = {"kind": "scan", "name": self.name, "batches": self.batches_done, "stopped": sorted(self.stopped)}
+            self.journal.append({**event, "own": self.unchanged.to_dict(), "tallies": sums})
 
-    def _stop_clear_ones(self) -> None:
-        # Bonferroni over candidates, and over looks by 1/(k(k+1)), which sums to 1 however many there are.
-        share = 1 / (self.looks * (self.looks + 1))
+    def _stop_clear(self) -> None:
+        # Bonferroni over candidates, and over interim analyses by 1/(k(k+1)), which sums to 1 however many there are.
+        share = 1 / (self.batches_done * (self.batches_done + 1))
         confidence = 1 - 0.05 / self.comparisons * share
-        for key, tally in self.found.items():
-            if key not in self.stopped and tally.n >= _LEAST_SAMPLES and self._is_clear(tally, confidence):
+        for key, sums in self.by_candidate.items():
+            if key not in self.stopped and sums.n >= _MIN_SAMPLES and self._is_clear(sums, confidence):
                 self.stopped.add(key)
 
-    def _is_clear(self, tally: Accumulator, confidence: float) -> bool:
-        drop = tally.top1_drop
+    def _is_clear(self, sums: Accumulator, confidence: float) -> bool:
+        drop = sums.top1_drop
         if drop is not None:
-            interval = tally.drop_interval(confidence)
+            interval = sums.drop_interval(confidence)
             return interval is not None and verdict_of(interval, drop, self.tolerance) != "undecided"
-        mean = tally.increase / tally.n
-        return verdict_of(tally.increase_interval(confidence), mean, self.tolerance) != "undecided"
+        mean = sums.increase / sums.n
+        return verdict_of(sums.increase_interval(confidence), mean, self.tolerance) != "undecided"
 
     def ablation(self, key: str) -> Ablation:
         """The figures of one candidate."""
         counted = self.reading.classes is not None
-        return ablation_of(self.found[key], tolerance=self.tolerance, comparisons=self.comparisons, counted=counted)
+        sums = self.by_candidate[key]
+        return ablation_of(sums, tolerance=self.tolerance, comparisons=self.comparisons, counted=counted)
 
     def baseline(self, split: str) -> Baseline:
-        """The whole network."""
-        top1 = self.own.top1
+        """The figures of the unchanged network."""
+        sums, top1 = self.unchanged, self.unchanged.top1
         return Baseline(
             top1=top1,
-            top1_interval=wilson(self.own.right, self.own.n) if top1 is not None else None,
-            loss=self.own.loss / self.own.n if self.own.labelled == self.own.n else None,
-            n=self.own.n,
+            top1_interval=wilson(sums.right, sums.n) if top1 is not None else None,
+            loss=sums.loss / sums.n if sums.labelled == sums.n else None,
+            n=sums.n,
             split=split,
         )
 
 
-def _differing(first: _Tallies, other: _Tallies) -> list[str]:
-    """The candidates whose verdicts on the two data sets contradict each other or are decided in one only."""
-    return [key for key in first.found if first.ablation(key).verdict != other.ablation(key).verdict]
+def _differing(first: ScanAccumulator, second: ScanAccumulator) -> list[str]:
+    """The candidates with different verdicts on two data sets."""
+    return [key for key in first.by_candidate if first.ablation(key).verdict != second.ablation(key).verdict]
 
 
 def _qualities(blocks: Sequence[ScannedBlock]) -> list[ScoreQuality]:
@@ -384,36 +395,36 @@ def _qualities(blocks: Sequence[ScannedBlock]) -> list[ScoreQuality]:
         for block in blocks
         if "block" in block.ablations or "branch" in block.ablations
     }
-    found = []
+    qualities = []
     for name, score in SCORES.items():
-        own = {block.path: block.scores[name] for block in blocks if name in block.scores and block.path in damage}
-        correlation, interval = rank_correlation(own, damage, score.high_means)
-        found.append(
+        values = {block.path: block.scores[name] for block in blocks if name in block.scores and block.path in damage}
+        correlation, interval = rank_correlation(values, damage, score.high_means)
+        qualities.append(
             ScoreQuality(
                 name=name,
                 source=score.source,
                 high_means=score.high_means,
                 correlation=correlation,
                 correlation_interval=interval,
-                blocks=len(own),
+                blocks=len(values),
             )
         )
-    return found
+    return qualities
 
 
-def _notes(anatomy: BlockGraph, tallies: _Tallies, settings: ScanSettings) -> list[str]:
-    m = tallies.comparisons
+def _notes(graph: BlockGraph, sums: ScanAccumulator, settings: ScanSettings) -> list[str]:
+    m = sums.comparisons
     notes = [
         f"{m} ablations were compared with the whole network; each interval is 95 % for its own comparison, so about "
         f"{0.05 * m:.0f} of {m} may miss; `familywise` verdicts use Bonferroni's correction and hold together at 95 %"
     ]
-    if anatomy.chain.note:
-        notes.append(anatomy.chain.note)
-    notes += restart_notes(anatomy)
-    if tallies.stopped:
+    if graph.chain.note:
+        notes.append(graph.chain.note)
+    notes += restart_notes(graph)
+    if sums.stopped:
         notes.append(
-            f"{len(tallies.stopped)} ablations were clear early and were not measured on all {tallies.own.n} samples; "
-            "their n is given"
+            f"{len(sums.stopped)} ablations were clear early and were not measured on all {sums.unchanged.n} samples; "
+            "each states its n"
         )
     if settings.stack > 1:
         notes.append(

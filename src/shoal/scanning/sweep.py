@@ -1,7 +1,7 @@
-"""The sweep: what the network's outputs become under each candidate ablation, exactly and cheaply.
+"""Run every candidate ablation on every mini-batch: exact, at about half the cost of whole forwards.
 
-No approximation but the sample: each mini-batch runs once whole, then once for every candidate from that candidate on
-(see `blocks.prefix`), which halves the work. Candidates may also ride together on the batch axis (see `stacked`).
+Each mini-batch runs through the unchanged network once, and then for every candidate from that candidate on (see
+`blocks.prefix_cache`). Candidates may also share a forward on the batch axis (see `batched_candidates`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,100 +22,96 @@ from shoal.preserve import evaluating
 from shoal.record import Interval
 from shoal.scanning.batched_candidates import run_batched, stacking_agrees
 from shoal.scanning.candidates import Candidate, removal_candidates
-from shoal.scanning.damage import Damage, OutputDamage
-
-Ticker = Callable[[int, int], None]
+from shoal.scanning.damage import DamageFunction, OutputDamage
 
 
 class SweepObserver:
-    """What a sweep calls as outputs come in; the methods do nothing until they are overridden."""
+    """What a sweep calls as outputs come in; the methods do nothing unless overridden."""
 
-    def wants(self, candidate: Candidate) -> bool:
-        """Whether the candidate is still of interest; asked before each mini-batch."""
+    def is_active(self, candidate: Candidate) -> bool:
+        """Whether to run the candidate on the next mini-batch."""
         return True
 
-    def whole(self, index: int, batch: Batch, output: Any) -> None:
-        """Mini-batch number `index`: what the whole original network returned."""
+    def on_baseline(self, index: int, batch: Batch, output: Any) -> None:
+        """The output of the unchanged network on mini-batch number `index`."""
 
-    def see(self, candidate: Candidate, batch: Batch, output: Any) -> None:
-        """What was returned under a candidate, on the mini-batch of the last `whole`."""
+    def on_candidate(self, candidate: Candidate, batch: Batch, output: Any) -> None:
+        """The output under a candidate, on the mini-batch of the last `on_baseline`."""
 
-    def done(self, index: int) -> None:
-        """Every candidate has been seen on mini-batch number `index`."""
+    def on_batch_end(self, index: int) -> None:
+        """Every active candidate was run on mini-batch number `index`."""
 
 
 def sweep(
-    anatomy: BlockGraph,
+    graph: BlockGraph,
     loader: Iterable[Any],
     candidates: Sequence[Candidate],
-    visitor: SweepObserver,
+    observer: SweepObserver,
     *,
     removed: Sequence[str] = (),
     skip: int = 0,
     stack: int = 1,
-    tick: Ticker | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Run every candidate on every mini-batch and hand the outputs to `visitor`; the network is left as it was.
+    """Run every candidate on every mini-batch and report the outputs to `observer`; the network is left as it was.
 
     Args:
-        anatomy: the original network, dissected.
+        graph: the analysed original network.
         loader: mini-batches, read once.
-        candidates: what to try.
-        visitor: takes the outputs in.
-        removed: what is gone in every run but the whole one: block paths, or names of `plan.Remove`.
+        candidates: the ablations.
+        observer: receives the outputs.
+        removed: what is removed in every run except the baseline: block paths, or names of `plan.Remove`.
         skip: mini-batches at the beginning that are read but not run (a resumed scan).
-        stack: how many removed-block candidates share a forward on the batch axis, where the network bears it; 1 runs
-            each alone, which is bitwise what a whole forward gives.
-        tick: called with (candidates done, candidates) in each mini-batch.
+        stack: how many removed-block candidates share a forward on the batch axis, where the network supports it; 1
+            runs each alone, which is bitwise what a whole forward gives.
+        on_progress: called with (candidates done, candidates) in each mini-batch.
 
     Raises:
         DataError: the loader is empty.
         NonFiniteError, ModelRaisedError: as the network behaves.
     """
-    gone = module_replacements(anatomy, [Remove.named(one) for one in removed])
-    base = {path: module.forward for path, module in gone.items()}
+    modules = module_replacements(graph, [Remove.named(name) for name in removed])
+    base = {path: module.forward for path, module in modules.items()}
     count = 0
-    with evaluating(anatomy.model):
-        whole, current = PrefixCache(anatomy), PrefixCache(anatomy, base)
-        for index, batch in enumerate(batches(loader, device_of(anatomy.model))):
+    with evaluating(graph.model):
+        baseline, current = PrefixCache(graph), PrefixCache(graph, base)
+        for index, batch in enumerate(batches(loader, device_of(graph.model))):
             count += 1
             if index < skip:
                 continue
-            output = whole.record(batch)
-            visitor.whole(index, batch, output)
+            observer.on_baseline(index, batch, baseline.record(batch))
             if removed:
                 current.record(batch)
-            prefix = current if removed else whole
-            wanted = [one for one in candidates if visitor.wants(one)]
+            prefix = current if removed else baseline
+            active = [candidate for candidate in candidates if observer.is_active(candidate)]
             if stack > 1 and index == skip:
-                paths = [one.path for one in wanted if one.ablation == "block"]
-                stack = stack if stacking_agrees(anatomy, base, batch, paths, stack) else 1
-            for done, (candidate, output) in enumerate(_outputs(anatomy, prefix, wanted, stack), 1):
-                visitor.see(candidate, batch, output)
-                if tick is not None:
-                    tick(done, len(wanted))
-            visitor.done(index)
+                paths = [candidate.path for candidate in active if candidate.ablation == "block"]
+                stack = stack if stacking_agrees(graph, base, batch, paths, stack) else 1
+            for done, (candidate, output) in enumerate(_outputs(graph, prefix, active, stack), 1):
+                observer.on_candidate(candidate, batch, output)
+                if on_progress is not None:
+                    on_progress(done, len(active))
+            observer.on_batch_end(index)
     if not count:
         raise DataError("there is no data to measure on", "Give a loader with at least one mini-batch.")
 
 
 def _outputs(
-    anatomy: BlockGraph, prefix: PrefixCache, wanted: Sequence[Candidate], stack: int
+    graph: BlockGraph, prefix: PrefixCache, candidates: Sequence[Candidate], stack: int
 ) -> Iterable[tuple[Candidate, Any]]:
-    alone: Sequence[Candidate] = wanted
+    remaining = list(candidates)
     if stack > 1:
-        together = {one.path: one for one in wanted if one.ablation == "block"}
-        stacked = run_batched(anatomy, prefix, list(together), stack)
-        for path, output in stacked:
-            yield together.pop(path), output
-        alone = [one for one in wanted if one.ablation != "block" or one.path in together]
-    for candidate in alone:
+        blocks = {candidate.path: candidate for candidate in candidates if candidate.ablation == "block"}
+        for path, output in run_batched(graph, prefix, list(blocks), stack):
+            yield blocks[path], output
+            remaining.remove(blocks[path])
+    for candidate in remaining:
         yield candidate, candidate.run(prefix)
 
 
 @dataclass(frozen=True)
 class RemovalDamage:
-    """What taking one block or unit out does to the outputs: mean damage a sample, 95 % interval."""
+    """The effect of removing one block or unit on the outputs: mean damage per sample, 95 % interval."""
 
     path: str
     damage: float
@@ -124,29 +120,29 @@ class RemovalDamage:
 
 
 def removal_sweep(
-    anatomy: BlockGraph,
+    graph: BlockGraph,
     loader: Iterable[Any],
     candidates: Sequence[str],
     *,
     removed: Sequence[str] = (),
-    damage: Damage | None = None,
-    tick: Ticker | None = None,
+    damage: DamageFunction | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[RemovalDamage]:
-    """The worth of every candidate, given that what is in `removed` is gone already.
+    """The damage of removing each candidate, in addition to what is in `removed`.
 
     Damage is measured against the whole original network, on the same samples for every candidate.
 
     Args:
-        anatomy: the original network, dissected; it is left as it was.
+        graph: the analysed original network; it is left as it was.
         loader: mini-batches, read once.
         candidates: block paths, or names of `plan.Remove`: single units, blocks with their norms.
-        removed: what is gone in every run, likewise.
-        damage: what to measure; by default how far the outputs are, read as the first mini-batch and its labels tell.
-            `loader` is then read more than once.
-        tick: called with (runs done, runs in this mini-batch).
+        removed: what is removed in every run, likewise.
+        damage: what to measure; by default the divergence of the outputs, read as the first mini-batch and its labels
+            suggest. `loader` is then read more than once.
+        on_progress: called with (runs done, runs in this mini-batch).
 
     Returns:
-        One `Worth` a candidate, in the order given.
+        One for each candidate, in order.
 
     Raises:
         DataError: the loader is empty.
@@ -154,26 +150,26 @@ def removal_sweep(
     """
     if damage is None:
         loader = list(loader) if isinstance(loader, Iterator) else loader
-        damage = OutputDamage(reading_of(anatomy.model, loader))
-    tried = removal_candidates(anatomy, candidates, removed)
-    collector = _Damages(damage)
-    sweep(anatomy, loader, tried, collector, removed=removed, tick=tick)
-    return [_worth(path, collector.found[path]) for path in candidates]
+        damage = OutputDamage(reading_of(graph.model, loader))
+    collector = _DamageCollector(damage)
+    ablations = removal_candidates(graph, candidates, removed)
+    sweep(graph, loader, ablations, collector, removed=removed, on_progress=on_progress)
+    return [_mean_damage(path, collector.by_path[path]) for path in candidates]
 
 
-class _Damages(SweepObserver):
-    def __init__(self, damage: Damage) -> None:
+class _DamageCollector(SweepObserver):
+    def __init__(self, damage: DamageFunction) -> None:
         self.damage = damage
-        self.found: dict[str, list[torch.Tensor]] = {}
+        self.by_path: dict[str, list[torch.Tensor]] = {}
         self.original: Any = None
 
-    def whole(self, index: int, batch: Batch, output: Any) -> None:
+    def on_baseline(self, index: int, batch: Batch, output: Any) -> None:
         self.original = output
 
-    def see(self, candidate: Candidate, batch: Batch, output: Any) -> None:
-        self.found.setdefault(candidate.path, []).append(self.damage(self.original, output, batch).cpu())
+    def on_candidate(self, candidate: Candidate, batch: Batch, output: Any) -> None:
+        self.by_path.setdefault(candidate.path, []).append(self.damage(self.original, output, batch).cpu())
 
 
-def _worth(path: str, parts: list[torch.Tensor]) -> RemovalDamage:
+def _mean_damage(path: str, parts: list[torch.Tensor]) -> RemovalDamage:
     values = np.asarray(torch.cat(parts).double())
     return RemovalDamage(path, float(values.mean()), mean_interval(values), len(values))

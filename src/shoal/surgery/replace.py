@@ -25,7 +25,7 @@ def replace_spans_(
         SurgeryError: a span that is none in this network.
     """
     line = build_segments(graph)
-    forms = {path: step.form for step in line.steps for path in step.paths}
+    forms = {path: step.output_format for step in line.segments for path in step.paths}
     for action in actions:
         _check(line, action)
     like = like_of(graph.model)
@@ -44,9 +44,9 @@ def _check(line: SegmentChain, action: Replace) -> None:
     start = names.index(action.paths[0]) if action.paths and action.paths[0] in names else len(names)
     covered: list[str] = []
     for number in range(start, len(names)):
-        if len(covered) >= len(action.paths) or (number > start and not line.follows[number]):
+        if len(covered) >= len(action.paths) or (number > start and not line.is_contiguous[number]):
             break
-        covered += line.steps[number].paths
+        covered += line.segments[number].paths
     if not covered or covered != action.paths:
         raise SurgeryError(
             f"{', '.join(action.paths) or '(none)'} are no span: they do not follow each other directly",

@@ -4,7 +4,7 @@ from torch import nn
 
 from shoal.plan import Replacement
 from shoal.regress import Fit
-from shoal.replace.kinds.interface import MomentsView, ReplacementType, Solution
+from shoal.replace.kinds.base import MomentsView, ReplacementType, Solution
 from shoal.replace.spans import Span
 
 
@@ -12,30 +12,30 @@ class ConvFit(ReplacementType):
     """y = W * x + b over k x k neighbourhoods, zero-padded as the span's own convolutions are."""
 
     family = "conv"
-    needs = "a span of images (channels, height, width)"
-    costs = "k x k x channels in x channels out"
+    requirement = "a span of images (channels, height, width)"
+    macs_note = "k x k x channels in x channels out"
     source = "normal equations over neighbourhoods (im2col); the depth merge of LayerMerge, arXiv:2406.12837, is dearer"
 
     def __init__(self, kernel: int) -> None:
         self.kernel = kernel
 
-    def suits(self, span: Span) -> bool:
-        """Only where there are neighbours: on a single position it would be a linear map with idle weights."""
+    def supports(self, span: Span) -> bool:
+        """Only where there are neighbours: at a single position it would be a linear map with unused weights."""
         return span.layout == "channels_first" and max(span.in_shape[1:]) > 1
 
-    def make(self, stand_in: Replacement) -> nn.Module:
+    def build(self, replacement: Replacement) -> nn.Module:
         """A convolution."""
-        return convolution(stand_in, stand_in.out_channels)
+        return convolution(replacement, replacement.out_channels)
 
-    def solve(self, sums: MomentsView, fit: Fit, stand_in: Replacement) -> Solution:
+    def solve(self, moments: MomentsView, fit: Fit, replacement: Replacement) -> Solution:
         """The ridge regression, in the order of a convolution's weight."""
-        weight = fit.weight - sums.shortcut if stand_in.shortcut else fit.weight
-        shape = (stand_in.out_channels, stand_in.in_channels, self.kernel, self.kernel)
+        weight = fit.weight - moments.shortcut if replacement.shortcut else fit.weight
+        shape = (replacement.out_channels, replacement.in_channels, self.kernel, self.kernel)
         return Solution({"weight": weight.reshape(shape), "bias": fit.bias}, fit.weight, fit.bias, fit.ridge)
 
 
-def convolution(stand_in: Replacement, outputs: int, *, bias: bool = True) -> nn.Module:
+def convolution(replacement: Replacement, outputs: int, *, bias: bool = True) -> nn.Module:
     """A convolution from the channels of the span."""
-    k, dilation = stand_in.kernel, stand_in.dilation
+    k, dilation = replacement.kernel, replacement.dilation
     padding = dilation * (k // 2)
-    return nn.Conv2d(stand_in.in_channels, outputs, k, stand_in.stride, padding, dilation=dilation, bias=bias)
+    return nn.Conv2d(replacement.in_channels, outputs, k, replacement.stride, padding, dilation=dilation, bias=bias)

@@ -1,11 +1,11 @@
-"""Nothing at all: the layers go, and only the activation behind them stays."""
+"""No map at all: the layers are removed, only the activation after them stays."""
 
 import torch
 from torch import nn
 
 from shoal.plan import Replacement
 from shoal.regress import Fit
-from shoal.replace.kinds.interface import MomentsView, ReplacementType, Solution
+from shoal.replace.kinds.base import MomentsView, ReplacementType, Solution
 from shoal.replace.spans import Span
 
 
@@ -13,18 +13,18 @@ class ShortcutOnly(ReplacementType):
     """Removal of a span of plain layers; residual blocks are removed by name, down to their shortcuts."""
 
     family = "identity"
-    needs = "a span of plain layers that keeps its shape"
-    costs = "0"
+    requirement = "a span of plain layers that keeps its shape"
+    macs_note = "0"
     source = "Veit et al. 2016, arXiv:1605.06431 (removal of single layers)"
 
-    def suits(self, span: Span) -> bool:
-        """Only where the same shape leaves as enters."""
+    def supports(self, span: Span) -> bool:
+        """Only spans of plain layers that keep their shape."""
         return span.keeps_shape and not span.residual
 
-    def make(self, stand_in: Replacement) -> nn.Module:
+    def build(self, replacement: Replacement) -> nn.Module:
         """An nn.Identity."""
         return nn.Identity()
 
-    def solve(self, sums: MomentsView, fit: Fit, stand_in: Replacement) -> Solution:
+    def solve(self, moments: MomentsView, fit: Fit, replacement: Replacement) -> Solution:
         """Nothing to fit."""
-        return Solution({}, sums.shortcut, torch.zeros_like(fit.bias), 0.0)
+        return Solution({}, moments.shortcut, torch.zeros_like(fit.bias), 0.0)

@@ -50,8 +50,8 @@ def students_of(
     found: list[StudentSpec] = []
     known: dict[str, list[ChannelGroup]] = {}
     for span in spans:
-        steps = line.steps[span.start : span.stop]
-        alone = span.residual and not any(step.form.at for step in steps)
+        steps = line.segments[span.start : span.stop]
+        alone = span.residual and not any(step.output_format.index_path for step in steps)
         if not alone or not _asked_alike(anatomy, steps):
             continue
         for kind in kinds:
@@ -66,7 +66,7 @@ def students_of(
 
 def two_blocks(anatomy: BlockGraph, span: Span, line: SegmentChain) -> StudentSpec | None:
     """Two blocks of the span in its place, where it is longer than that."""
-    steps = line.steps[span.start : span.stop]
+    steps = line.segments[span.start : span.stop]
     copied = _chain(steps, span, 2) if len(steps) >= _FEWEST_FOR_TWO else None
     return StudentSpec(span, _TWO, _described(span, "block", copied), anatomy.model) if copied else None
 
@@ -94,7 +94,7 @@ def _chain(steps: Sequence[Segment], span: Span, count: int) -> tuple[str, ...] 
 
 def _described(span: Span, kind: str, copied: tuple[str, ...], inner: tuple[Inner, ...] = ()) -> Replacement:
     return Replacement(
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         layout=span.layout,
         in_channels=span.in_channels,
         out_channels=span.out_channels,

@@ -35,7 +35,7 @@ _IGNORED = -100  # the label that torch's cross-entropy skips
 
 
 def block_scores(
-    anatomy: BlockGraph, loader: Iterable[Any], *, limit: int | None = None, reading: Reading | None = None
+    graph: BlockGraph, loader: Iterable[Any], *, limit: int | None = None, reading: Reading | None = None
 ) -> dict[str, dict[str, float]]:
     """Every score of `SCORES` for every block with a residual addition; one that is not defined for a block is absent.
 
@@ -43,7 +43,7 @@ def block_scores(
     Memory: one mini-batch with the graph of its forward, whatever the number of mini-batches.
 
     Args:
-        anatomy: the network, dissected.
+        graph: the analysed network.
         loader: mini-batches; read once. Where there are labels the loss of `taylor` is the cross-entropy to them,
             without them (or with such as are no class indices) to the network's own most likely answer.
         limit: look at this many samples at most.
@@ -58,19 +58,19 @@ def block_scores(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit = {limit} samples", "Expected at least one.")
-    blocks = [block for block in anatomy.chain if block.units and block.path]
-    watched = {block.path: _Watched.of(anatomy, block) for block in blocks}
-    collector = _Collector(watched, device_of(anatomy.model), reading)
+    blocks = [block for block in graph.chain if block.units and block.path]
+    watched = {block.path: _Watched.of(graph, block) for block in blocks}
+    collector = _Collector(watched, device_of(graph.model), reading)
     with (
-        evaluating(anatomy.model),
-        _without_gradients(anatomy.model),
-        intercept_additions(anatomy.model, blocks, collector.tap),
-        _watching(anatomy.model, collector),
+        evaluating(graph.model),
+        _without_gradients(graph.model),
+        intercept_additions(graph.model, blocks, collector.tap),
+        _watching(graph.model, collector),
     ):
         for batch in _first(batches(loader, collector.device), limit):
             if collector.samples == 0:
-                collector.try_backward(anatomy.model, batch.take(1))
-            collector.run(anatomy.model, batch)
+                collector.try_backward(graph.model, batch.take(1))
+            collector.run(graph.model, batch)
     if collector.samples == 0:
         raise DataError("there is no data to score on", "Give a loader with at least one mini-batch.")
     return {path: _scores(watched.seen) for path, watched in collector.watched.items()}
@@ -109,16 +109,16 @@ class _Watched:
     reached: bool = False
 
     @classmethod
-    def of(cls, anatomy: BlockGraph, block: Block) -> "_Watched":
+    def of(cls, graph: BlockGraph, block: Block) -> "_Watched":
         """Where the stream is among the tensors that go in and come out, as the trace saw it."""
-        run, one, additions = anatomy.trace, anatomy.calls[block.path], list(anatomy.additions[block.path])
+        run, one, additions = graph.trace, graph.calls[block.path], list(graph.additions[block.path])
         entry = next((value for value in one.inputs if run.depends(additions[0].origin, value)), -1)
         try:
             leaving = one.outputs.index(main_output(run, one, additions))
         except SurgeryError:
             leaving = None
         changed = {value for op in run.ops[one.start : one.stop] for value in op.changed}
-        branch = [anatomy.model.get_submodule(path) for unit in block.units for path in unit.branch]
+        branch = [graph.model.get_submodule(path) for unit in block.units for path in unit.branch]
         place = one.inputs.index(entry) if entry >= 0 else -1
         return cls(block, branch, place, leaving if entry >= 0 else None, entry in changed)
 

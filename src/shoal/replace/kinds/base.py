@@ -1,8 +1,8 @@
-"""What every kind of stand-in says of itself and does: one interface for all of them."""
+"""The interface of a kind of replacement: what it supports, how it is described, built and fitted."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -10,17 +10,15 @@ from shoal.plan import Replacement
 from shoal.regress import Fit, Moments
 from shoal.replace.spans import Span
 
-KindName = Literal["identity", "scale", "linear", "conv", "lowrank"]
-
 
 @dataclass(frozen=True, eq=False)
 class MomentsView:
-    """What a closed form is computed from: moments of the rows to fit and of those held out.
+    """What a closed form is computed from.
 
     Args:
-        train: of phi, the neighbourhood of a position, and the sums at the ends of every span that shares it.
-        held_out: of other samples, to choose the ridge.
-        columns: which outputs are this span's.
+        train: moments of phi, the neighbourhood of a position, and of the sums at the ends of all spans that share it.
+        held_out: the same of other samples, to choose the ridge.
+        columns: the outputs of this span.
         shortcut: the span's shortcut as a map on phi, (outputs, inputs); zero where the shape changes.
     """
 
@@ -32,13 +30,13 @@ class MomentsView:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A fitted stand-in.
+    """A fitted replacement.
 
     Args:
-        state: its parameters by name, without the shortcut if the stand-in carries one.
-        weight: the map it computes in all, (outputs, inputs), shortcut included.
+        state: the parameters of its branch by name, without the shortcut.
+        weight: the map that it computes including the shortcut, (outputs, inputs).
         bias: (outputs,).
-        ridge: the ridge that did best on the held-out rows.
+        ridge: the best ridge on the held-out rows.
     """
 
     state: dict[str, Tensor]
@@ -48,24 +46,24 @@ class Solution:
 
 
 class ReplacementType(ABC):
-    """One kind of stand-in.
+    """One kind of replacement.
 
     `needs` says when it can be used, `costs` its multiply-accumulates per position, `source` where it comes from.
     """
 
-    family: ClassVar[KindName]
-    needs: ClassVar[str]
-    costs: ClassVar[str]
+    family: ClassVar[str]
+    requirement: ClassVar[str]
+    macs_note: ClassVar[str]
     source: ClassVar[str]
     kernel: int = 1
     always_shortcut: ClassVar[bool] = False
 
-    def suits(self, span: Span) -> bool:
-        """Whether it can stand in for this span."""
+    def supports(self, span: Span) -> bool:
+        """Whether it can replace this span."""
         return span.layout == "channels_first" or self.kernel == 1
 
-    def describe(self, span: Span) -> Replacement:
-        """It as plain data, for one span."""
+    def spec(self, span: Span) -> Replacement:
+        """The replacement for a span as plain data."""
         return Replacement(
             kind=self.family,
             layout=span.layout,
@@ -80,13 +78,13 @@ class ReplacementType(ABC):
         )
 
     def rank(self, span: Span) -> int | None:
-        """Of a low-rank map, for this span."""
+        """The rank of a low-rank map for this span; None for other maps."""
         return None
 
     @abstractmethod
-    def make(self, stand_in: Replacement) -> nn.Module:
-        """The module, untrained, without shortcut and tail."""
+    def build(self, replacement: Replacement) -> nn.Module:
+        """The branch, unfitted, without shortcut and tail."""
 
     @abstractmethod
-    def solve(self, sums: MomentsView, fit: Fit, stand_in: Replacement) -> Solution:
-        """The closed form; `fit` is the ridge regression on all of phi, shared by every kind that starts from it."""
+    def solve(self, moments: MomentsView, fit: Fit, replacement: Replacement) -> Solution:
+        """The closed form; `fit` is the ridge regression on all of phi, which most kinds start from."""
