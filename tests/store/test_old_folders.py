@@ -19,7 +19,7 @@ from shoal.sources import load_data, load_function, load_model
 from shoal.store import read_record
 from shoal.store.checkpoint import load_checkpoint
 from shoal.surgery import signature_of
-from shoal.training import TrainRecord
+from shoal.training_record import TrainRecord
 
 FOLDERS = Path(__file__).parent.parent / "fixtures" / "folders-0.1.0"
 

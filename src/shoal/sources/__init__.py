@@ -3,6 +3,7 @@
 from shoal.sources.builtin_networks import DigitsResNet, digits_resnet
 from shoal.sources.data import Data, load_data
 from shoal.sources.models import LoadedModel, load_model
+from shoal.sources.registry import DataSource, ModelSource
 from shoal.sources.tokens import TextFormat, infer_text_format
 from shoal.sources.user_code import Consent, load_function
 from shoal.sources.weights import load_weights
@@ -10,8 +11,10 @@ from shoal.sources.weights import load_weights
 __all__ = [
     "Consent",
     "Data",
+    "DataSource",
     "DigitsResNet",
     "LoadedModel",
+    "ModelSource",
     "TextFormat",
     "digits_resnet",
     "infer_text_format",

@@ -1,6 +1,6 @@
 """Data by specification, and who sees what: calibration, validation, test."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,28 +11,22 @@ from shoal.sources.image_sets import cifar10, cifar100, digits, image_folder, sv
 from shoal.sources.image_transform import ImageTransform
 from shoal.sources.npz import npz
 from shoal.sources.parts import NEEDS_MORE, ImagePart, NoPart, Part, Source, hold_out, random_subset, why_none_held
+from shoal.sources.registry import DataSource, source_table, takes_rest
 from shoal.sources.text import documents
 from shoal.sources.tokens import TextFormat, open_tokenizer, text_parts, tokens_of
 from shoal.sources.user_code import call_function, is_file_spec
 from shoal.sources.user_data import user_parts
 
 _VALIDATION = 0.2
-_FOLDERS: dict[str, Callable[[Path], Source]] = {
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "svhn": svhn,
-    "npz": npz,
+_BUILTIN = {
+    "digits": DataSource("digits", lambda path, size: digits()),
+    "cifar10": DataSource("cifar10:ROOT", lambda path, size: cifar10(path)),
+    "cifar100": DataSource("cifar100:ROOT", lambda path, size: cifar100(path)),
+    "svhn": DataSource("svhn:ROOT", lambda path, size: svhn(path)),
+    "imagefolder": DataSource("imagefolder:ROOT", image_folder),
+    "npz": DataSource("npz:FILE", lambda path, size: npz(path)),
 }
-_FORMS = [
-    "digits",
-    "cifar10:ROOT",
-    "cifar100:ROOT",
-    "svhn:ROOT",
-    "imagefolder:ROOT",
-    "npz:FILE",
-    "text:FILE",
-    "FILE.py:FUNCTION",
-]
+DATA_SOURCES = source_table(_BUILTIN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,35 +123,36 @@ def load_data(
     """
     spec = spec.strip()
     _check_numbers(size, batch_size, limit, std)
+    is_transformed = mean is not None or std is not None or size is not None
     if is_file_spec(spec):
-        if mean is not None or std is not None or size is not None:
+        if is_transformed:
             raise DataError("--mean, --std and --size do not apply to FILE.py:FUNCTION", "Let the function do that.")
         parts = user_parts(call_function(spec), seed=seed, batch_size=batch_size, limit=limit)
         return Data(spec, None, True, parts)
     if spec.partition(":")[0] == "text":
-        if mean is not None or std is not None or size is not None:
+        if is_transformed:
             raise DataError("--mean, --std and --size do not apply to text", "Leave them out.")
         return Data(spec, None, False, _text(spec, text_format, seed, batch_size, limit))
-    source = _source(spec, size)
+    source = _opened(spec, size)
+    if not isinstance(source, Source):
+        if mean is not None or std is not None:
+            raise DataError(f"--mean and --std do not apply to '{spec}'", "Leave them out.")
+        return Data(spec, None, False, user_parts(source, seed=seed, batch_size=batch_size, limit=limit))
     transform = _adapted(source.transform, source.train.shape, mean, std, size)
     return Data(spec, _classes(source), False, _parts(source, transform, seed, batch_size, limit))
 
 
-def _source(spec: str, size: int | None) -> Source:
-    name, _, place = spec.partition(":")
-    if spec == "digits":
-        return digits()
-    if name == "imagefolder" and place:
-        return image_folder(Path(place).expanduser(), size)
-    if name in _FOLDERS and place:
-        return _FOLDERS[name](Path(place).expanduser())
-    if name in (*_FOLDERS, "imagefolder"):
-        raise SpecError(
-            f"'{spec}' does not say where the data is", f"Write {name}:{'FILE' if name == 'npz' else 'ROOT'}."
-        )
-    near = did_you_mean(name, ["digits", *_FOLDERS, "imagefolder", "text"])
+def _opened(spec: str, size: int | None) -> Any:
+    name, colon, place = spec.partition(":")
+    source = DATA_SOURCES.get(name)
+    if isinstance(source, DataSource) and bool(colon) == bool(place) == takes_rest(source.form):
+        return source.open(Path(place).expanduser(), size)
+    if isinstance(source, DataSource) and takes_rest(source.form):
+        raise SpecError(f"'{spec}' does not say where the data is", f"Write {source.form}.")
+    near = did_you_mean(name, [*DATA_SOURCES, "text"])
     hint = f"{near} " if near.startswith("Did") else ""
-    raise SpecError(f"unknown DATA '{spec}'", f"{hint}Known forms: {', '.join(_FORMS)}.")
+    forms = [*(source.form for source in _BUILTIN.values()), "text:FILE", "FILE.py:FUNCTION"]
+    raise SpecError(f"unknown DATA '{spec}'", f"{hint}Known forms: {', '.join(forms)}.")
 
 
 def _text(

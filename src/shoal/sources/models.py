@@ -12,17 +12,10 @@ from shoal.alignment import align_
 from shoal.errors import ConsentError, ShoalError, SpecError, UsageError, WeightsError, check_memory, did_you_mean
 from shoal.files.reading import is_file, is_folder
 from shoal.sources.builtin_networks import cifar_preact_resnet, digits_resnet
+from shoal.sources.registry import ModelSource, source_table, takes_rest
 from shoal.sources.user_code import call_function, is_file_spec
 from shoal.sources.weights import load_weights
 
-_FORMS = [
-    "digits-resnet",
-    "cifar-preact-resnet:DEPTH",
-    "torchvision:NAME",
-    "timm:NAME",
-    "hf:PATH_OR_ID",
-    "FILE.py:FUNCTION",
-]
 _PRETRAINED = "@pretrained"
 
 
@@ -77,28 +70,24 @@ def load_model(spec: str, weights: Path | None = None, *, fetch: bool = True) ->
 
 
 def _build(spec: str, from_config: bool, fetch: bool) -> nn.Module:
-    source, _, name = spec.partition(":")
-    if spec == "digits-resnet":
-        return digits_resnet()
-    if source == "cifar-preact-resnet":
-        return cifar_preact_resnet(name)
-    if source == "torchvision" and name:
-        return _torchvision(name, fetch)
-    if source == "timm" and name:
-        return _timm(name, fetch)
-    if source == "hf" and name:
-        return _hugging_face(name, from_config, fetch)
     if is_file_spec(spec):
         return _from_file(spec)
+    name, colon, rest = spec.partition(":")
+    source = MODEL_SOURCES.get(name)
+    if isinstance(source, ModelSource) and bool(colon) == bool(rest) == takes_rest(source.form):
+        return source.build(rest, from_config, fetch)
     if spec and is_folder(Path(spec)):
         raise SpecError(
             f"'{spec}' is a folder, but not an output folder of Shoal",
             "A Hugging Face folder is loaded with hf:PATH.",
         )
-    kinds = ["digits-resnet", "cifar-preact-resnet:", "torchvision:", "timm:", "hf:"]
-    near = did_you_mean(f"{source}:" if ":" in spec else spec, kinds)
+    names = [f"{name}:" if takes_rest(source.form) else name for name, source in _BUILTIN.items()]
+    near = did_you_mean(
+        f"{name}:" if colon else spec, [*names, *(f"{key}:" for key in MODEL_SOURCES if key not in _BUILTIN)]
+    )
     hint = f"{near} " if near.startswith("Did") else ""
-    raise SpecError(f"unknown MODEL '{spec}'", f"{hint}Known forms: {', '.join(_FORMS)}.")
+    forms = [*(source.form for source in _BUILTIN.values()), "FILE.py:FUNCTION"]
+    raise SpecError(f"unknown MODEL '{spec}'", f"{hint}Known forms: {', '.join(forms)}.")
 
 
 def _from_file(spec: str) -> nn.Module:
@@ -112,7 +101,7 @@ def _from_file(spec: str) -> nn.Module:
     return model
 
 
-def _torchvision(name: str, fetch: bool) -> nn.Module:
+def _torchvision(name: str, from_config: bool, fetch: bool) -> nn.Module:
     torchvision = _library("torchvision", "vision")
     name, pretrained = name.removesuffix(_PRETRAINED), name.endswith(_PRETRAINED)
     names = torchvision.models.list_models()
@@ -134,7 +123,7 @@ def _torchvision(name: str, fetch: bool) -> nn.Module:
         raise _not_fetched("torchvision", name, error) from error
 
 
-def _timm(name: str, fetch: bool) -> nn.Module:
+def _timm(name: str, from_config: bool, fetch: bool) -> nn.Module:
     timm = _library("timm", "vision")
     name, pretrained = name.removesuffix(_PRETRAINED), name.endswith(_PRETRAINED)
     if not timm.is_model(name.partition(".")[0]):
@@ -243,3 +232,15 @@ def _classes(model: nn.Module) -> int | None:
         return labels if is_classifier and isinstance(labels, int) else None
     layers = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
     return layers[-1].out_features if layers and isinstance(layers[-1], nn.Linear) else None
+
+
+_BUILTIN = {
+    "digits-resnet": ModelSource("digits-resnet", lambda rest, from_config, fetch: digits_resnet()),
+    "cifar-preact-resnet": ModelSource(
+        "cifar-preact-resnet:DEPTH", lambda rest, from_config, fetch: cifar_preact_resnet(rest)
+    ),
+    "torchvision": ModelSource("torchvision:NAME", _torchvision),
+    "timm": ModelSource("timm:NAME", _timm),
+    "hf": ModelSource("hf:PATH_OR_ID", _hugging_face),
+}
+MODEL_SOURCES = source_table(_BUILTIN)
