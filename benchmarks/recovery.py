@@ -34,8 +34,8 @@ from rivals.together import side_by_side
 
 from shoal.batches import Batch
 from shoal.measure import machine
-from shoal.pipeline import Progress, Recover
-from shoal.pipeline.recovery import make_probe
+from shoal.pipeline import RecoveryConfig
+from shoal.pipeline.recovery import RecoveryTask
 from shoal.pipeline.recovery_probe import RecoveryProbe
 from shoal.recover import DistillConfig, read_budget
 from shoal.sources import Data, load_model
@@ -97,11 +97,11 @@ def _lessons(args: argparse.Namespace, data: Data, extra: Data | None) -> Lesson
 
 
 def _trial(
-    model: torch.nn.Module, lessons: Lessons, plans: int, calibration: Sequence[Batch], progress: Progress
+    model: torch.nn.Module, lessons: Lessons, plans: int, calibration: Sequence[Batch], progress: ProgressCallback
 ) -> RecoveryProbe | None:
     """How Shoal's plans that contend are told apart."""
-    asked = Recover(lessons.budget, lessons.settings, lessons.training, lessons.unlabelled, try_plans=plans)
-    return make_probe(asked, model, [], lessons.validation, calibration, progress)
+    asked = RecoveryConfig(lessons.budget, lessons.settings, lessons.training, lessons.unlabelled, try_plans=plans)
+    return RecoveryTask(asked, model, [], lessons.validation, calibration, progress).probe()
 
 
 def _epochs(data: Data, limit: int | None) -> LoaderFactory:

@@ -14,7 +14,7 @@ import torch
 
 from shoal.files.writing import write_text
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality
-from shoal.pipeline import RunInfo, compress
+from shoal.pipeline import Blocks, CompressConfig, RemoveBlocks, RunInfo, compress
 from shoal.preserve import evaluating
 from shoal.sources import load_data, load_model
 from shoal.store import load
@@ -30,10 +30,10 @@ def main() -> None:
     greedy = compress(
         loaded.model,
         data.calibration(),
-        eval=data.test(),
+        RemoveBlocks(args.remove),
         validation=data.validation(augment=True),
-        remove=args.remove,
-        provenance=origin,
+        test=data.test(),
+        config=CompressConfig(run_info=origin),
     )
     order = [step.removed for step in greedy.record.steps]
     rows = [_row(loaded.model, data, order[:count], origin) for count in range(1, len(order) + 1)]
@@ -59,10 +59,10 @@ def _row(model: torch.nn.Module, data: object, paths: list[str], origin: RunInfo
     result = compress(
         model,
         data.calibration(limit=64),
-        eval=data.test(),
+        Blocks(paths),
         validation=data.validation(limit=64),
-        blocks=paths,
-        provenance=origin,
+        test=data.test(),
+        config=CompressConfig(run_info=origin),
     )
     before, after = paired_predictions([model, result.model], data.test())
     comparison = compare(before, after, "test")

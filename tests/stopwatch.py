@@ -54,7 +54,7 @@ def taking(ms, batch=1):
 
 def install(monkeypatch):
     """Time everything of a compression by the fake clock."""
-    for place in ("latency_backends", "api"):
+    for place in ("latency_backends", "outcome"):
         monkeypatch.setattr(f"shoal.pipeline.{place}.latency", latency)
     monkeypatch.setattr("shoal.pipeline.latency_backends.interleaved_latency", turns)
     monkeypatch.setattr("shoal.pipeline.costs.latency_shares", shares_in_place)

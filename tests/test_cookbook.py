@@ -11,12 +11,12 @@ import torch
 import networks
 import shoal
 import stopwatch
-from shoal.pipeline import MeasureConfig
+from shoal.pipeline import CompressConfig, parse_goal
 
 pytestmark = pytest.mark.heavy
 
 PAGE = Path(__file__).parents[1] / "docs" / "cookbook-training.md"
-QUICK = MeasureConfig(images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
+QUICK = CompressConfig(images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
 
 
 def snippets():
@@ -45,7 +45,7 @@ def images(size=12, count=3):
 def prepared(**goal):
     """What the snippets start from."""
     model = build()
-    result = shoal.compress(model, images(), settings=QUICK, **goal)
+    result = shoal.compress(model, images(), parse_goal(goal), config=QUICK)
     return {"model": model, "result": result, "train_loader": [(x, None) for x in images()]}
 
 
@@ -110,7 +110,9 @@ def test_hugging_faces_trainer():
     tokenised = [{"input_ids": one, "attention_mask": torch.ones(6, dtype=torch.long), "labels": int(one[0]) % 3}
                  for one in ids]  # fmt: skip
     loader = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
-    result = shoal.compress(model, loader, remove=1, settings=MeasureConfig(images=16, latency_seconds=0.001))
+    result = shoal.compress(
+        model, loader, shoal.RemoveBlocks(1), config=shoal.CompressConfig(images=16, latency_seconds=0.001)
+    )
     scope = {"result": result, "tokenised": tokenised, "teacher": model}
     for text in snippets()["Hugging Face's Trainer"]:
         before = {name: one.clone() for name, one in result.model.state_dict().items()}

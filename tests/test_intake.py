@@ -10,7 +10,7 @@ from shoal.errors import NotReachedError, ShoalError, SurgeryError, UsageError, 
 from shoal.intake import is_compiled, packed, plain
 from shoal.preserve import copied, evaluating
 
-QUICK = shoal.MeasureConfig(latency_seconds=0.001)
+QUICK = shoal.CompressConfig(latency_seconds=0.001)
 
 
 class Residual(nn.Module):
@@ -103,7 +103,7 @@ def test_compiled_networks_are_seen_through(compiled, norm, x, tmp_path):
     assert is_compiled(network)
     assert shoal.trace(network, x).paths == [f"blocks.{number}" for number in range(4)]
     assert [block.path for block in shoal.scan(network, [x]).blocks] == [f"blocks.{number}" for number in range(4)]
-    result = shoal.compress(network, [x], blocks=["blocks.1"], settings=QUICK)
+    result = shoal.compress(network, [x], shoal.Blocks(["blocks.1"]), config=QUICK)
     assert not is_compiled(result.model)
     assert any("was compiled" in warning for warning in result.record.warnings)
     assert not any("_orig_mod" in name for name in result.model.state_dict())
@@ -123,7 +123,7 @@ def test_a_compiled_function_runs_as_it_was_written(x):
     with torch.no_grad():
         network(x)
     assert shoal.trace(network, x).paths == [f"net.blocks.{number}" for number in range(4)]
-    result = shoal.compress(network, [x], remove=1, settings=QUICK)
+    result = shoal.compress(network, [x], shoal.RemoveBlocks(1), config=QUICK)
     assert len(result.record.removed) == 1
 
 
@@ -187,7 +187,7 @@ def test_weights_computed_from_others_after_training(name, x):
     model.train()
     model(x).sum().backward()
     model.eval()
-    result = shoal.compress(model, [x], blocks=["blocks.1"], settings=QUICK)
+    result = shoal.compress(model, [x], shoal.Blocks(["blocks.1"]), config=QUICK)
     with torch.no_grad():
         model(x)
         expected = skipped(model, x, "blocks.1")
@@ -205,8 +205,10 @@ def test_what_weights_are_computed_from_goes_on_learning(name, x):
     for block in model.blocks:
         block.a = WRAPS[name](block.a)
     model(x).sum().backward()
-    settings = shoal.MeasureConfig(latency_seconds=0.001)
-    result = shoal.compress(model.eval(), [x], blocks=["blocks.1"], validation=[x + 0.1], recover=4, settings=settings)
+    settings = shoal.CompressConfig(latency_seconds=0.001)
+    result = shoal.compress(
+        model.eval(), [x], shoal.Blocks(["blocks.1"]), validation=[x + 0.1], recovery=4, config=settings
+    )
     assert result.record.recovery is not None
 
 
@@ -242,7 +244,7 @@ def test_lazy_modules_are_named_before_their_first_run(factory, verb, x):
     calls = {
         "trace": lambda model: shoal.trace(model, x),
         "scan": lambda model: shoal.scan(model, [x]),
-        "compress": lambda model: shoal.compress(model, [x], remove=1, settings=QUICK),
+        "compress": lambda model: shoal.compress(model, [x], shoal.RemoveBlocks(1), config=QUICK),
         "certify": lambda model: shoal.certify(model, model, [x]),
     }
     model = factory().eval()
@@ -255,7 +257,7 @@ def test_lazy_modules_are_named_before_their_first_run(factory, verb, x):
 def test_torchscript_is_refused(x):
     for script in (torch.jit.script(Net().eval()), torch.jit.trace(Net().eval(), x)):
         with pytest.raises(SurgeryError, match=r"(?s)TorchScript.*as it was before"):
-            shoal.compress(script, [x], remove=1, settings=QUICK)
+            shoal.compress(script, [x], shoal.RemoveBlocks(1), config=QUICK)
 
 
 def test_weights_that_are_no_plain_tensors_are_refused(x):
@@ -279,7 +281,7 @@ def test_weights_that_are_no_plain_tensors_are_refused(x):
     model = Net().eval()
     model.blocks[1].a.weight = nn.Parameter(Wrapped(torch.randn(8, 8)), requires_grad=False)
     with pytest.raises(WeightsError, match=r"(?s)'weight' of 'blocks.1.a' is a Wrapped.*before it is quantised"):
-        shoal.compress(model, [x], remove=1, settings=QUICK)
+        shoal.compress(model, [x], shoal.RemoveBlocks(1), config=QUICK)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -288,10 +290,10 @@ def test_packed_weights_can_be_removed_and_scanned_but_not_trained(x):
     assert packed(model)[0] == "stem._packed_params._packed_params"
     assert not packed(Net())
     assert any("no Taylor scores" in note for note in shoal.scan(model, [x]).notes)
-    result = shoal.compress(model, [x], blocks=["blocks.1"], settings=QUICK)
+    result = shoal.compress(model, [x], shoal.Blocks(["blocks.1"]), config=QUICK)
     assert torch.equal(result.model(x), skipped(copied(model), x, "blocks.1"))
     with pytest.raises(UsageError, match="packed"):
-        shoal.compress(model, [x], remove=1, validation=[x + 1], recover=2, settings=QUICK)
+        shoal.compress(model, [x], shoal.RemoveBlocks(1), validation=[x + 1], recovery=2, config=QUICK)
 
 
 def test_complex_weights_that_are_no_numbers_are_found(x):
@@ -316,4 +318,4 @@ def test_graphs_hold_no_blocks_and_say_so(x):
         assert not chain.removable
         assert chain.note or "addition" in (chain.blocks[0].reason or "")
         with pytest.raises(NotReachedError):
-            shoal.compress(graph, [x], remove=1, settings=QUICK)
+            shoal.compress(graph, [x], shoal.RemoveBlocks(1), config=QUICK)

@@ -15,7 +15,7 @@ from shoal.batches import Batch, device_of, like_of
 from shoal.blocks import analyze
 from shoal.errors import NonFiniteError, WeightsError
 from shoal.offloaded import is_offloaded, loading_unwatched, weights, where_it_runs, with_tensor
-from shoal.pipeline import MeasureConfig, compress
+from shoal.pipeline import Budget, CompressConfig, compress
 from shoal.preserve import check_finite
 from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all
 from shoal.scanning import ScanSettings, removal_sweep, scan
@@ -111,8 +111,10 @@ def test_a_removal_and_its_weights_on_the_disk(pair, tmp_path):
 
 
 def test_a_plan_with_stand_ins(pair):
-    settings = MeasureConfig(images=32, latency_seconds=0.01)
-    records = [compress(model, [batch(8), batch(8, seed=1)], macs=0.7, settings=settings).record for model in pair]
+    settings = CompressConfig(images=32, latency_seconds=0.01)
+    records = [
+        compress(model, [batch(8), batch(8, seed=1)], Budget(macs=0.7), config=settings).record for model in pair
+    ]
     assert all(one.reached and one.replaced for one in records)
     assert records[1].compressed.cost.macs <= 0.7 * records[0].original.cost.macs
 

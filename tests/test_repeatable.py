@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import networks
 from shoal.batches import Repeatable, check_one_purpose, is_read_once
 from shoal.errors import DataError
-from shoal.pipeline import MeasureConfig, compress
+from shoal.pipeline import Blocks, CompressConfig, MaxDrop, RemoveBlocks, compress
 from shoal.recover import DistillConfig, distill
 from shoal.scanning import ScanSettings, scan
 from shoal.surgery import certify
@@ -91,14 +91,14 @@ def scanned(loader):
 
 
 def compressed(loader):
-    settings = MeasureConfig(latency_seconds=0.01)
-    record = compress(network(), loader, eval=items(), remove=1, settings=settings).record
+    settings = CompressConfig(latency_seconds=0.01)
+    record = compress(network(), loader, RemoveBlocks(1), test=items(), config=settings).record
     return record.removed, [block.removal_kl for block in record.blocks]
 
 
 def evaluated(loader):
-    settings = MeasureConfig(latency_seconds=0.01)
-    return compress(network(), items(), eval=loader, blocks=["layer1.1"], settings=settings).record.comparison
+    settings = CompressConfig(latency_seconds=0.01)
+    return compress(network(), items(), Blocks(["layer1.1"]), test=loader, config=settings).record.comparison
 
 
 def certified(loader):
@@ -145,9 +145,9 @@ def test_what_can_be_read_once_is_known_without_reading_it(name):
 def test_one_iterator_does_not_serve_twice():
     shared = iter(items())
     with pytest.raises(DataError, match="the calibration data and the evaluation data are the same iterator"):
-        compress(network(), shared, eval=shared, remove=1)
+        compress(network(), shared, RemoveBlocks(1), test=shared)
     with pytest.raises(DataError, match="the calibration data and the validation data are the same"):
-        compress(network(), shared, validation=shared, max_drop=1.0)
+        compress(network(), shared, MaxDrop(1.0), validation=shared)
     with pytest.raises(DataError, match="the first data and the second data are the same"):
         scan(network(), shared, also=shared)
     assert len(list(shared)) == 3, "nothing was read"
@@ -160,5 +160,5 @@ def test_one_iterator_does_not_serve_twice():
 def test_evaluation_data_that_is_empty_is_refused_before_anything_is_done(empty):
     told = []
     with pytest.raises(DataError, match="the evaluation data is empty"):
-        compress(network(), items(), eval=empty, remove=1, progress=lambda *stage: told.append(stage))
+        compress(network(), items(), RemoveBlocks(1), test=empty, callbacks=lambda *stage: told.append(stage))
     assert told == []

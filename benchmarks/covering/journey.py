@@ -18,7 +18,7 @@ from shoal.batches import Batch, call
 from shoal.blocks import Block, BlockGraph, analyze
 from shoal.blocks.module_replacements import removable_units, unit_replacements
 from shoal.errors import ShoalError
-from shoal.pipeline import compress
+from shoal.pipeline import RemoveBlocks, compress
 from shoal.plan import Plan, Remove, Replace
 from shoal.preserve import evaluating
 from shoal.replace import ReplacementSpec, fit_all
@@ -186,7 +186,7 @@ def _unit(anatomy: BlockGraph, paths: list[str]) -> list[Remove]:
 def _refused(model: nn.Module, batch: Batch) -> str:
     """What is said when blocks of a network without any are to be removed."""
     try:
-        compress(model, [batch], remove=1)
+        compress(model, [batch], RemoveBlocks(1))
     except ShoalError as error:
         return error.message
     raise NotPossibleError("nothing was refused")

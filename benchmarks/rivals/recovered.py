@@ -20,8 +20,8 @@ from rivals.practise import last_block
 from rivals.tuning import tuned
 from shoal.errors import UsageError
 from shoal.files.writing import write_text
-from shoal.pipeline import Recover
-from shoal.pipeline.recovery import run_recovery
+from shoal.pipeline import RecoveryConfig
+from shoal.pipeline.recovery import RecoveryTask
 from shoal.plan import Plan, read_plan
 from shoal.recover import DistillConfig, TrainingBudget
 from shoal.replace.kinds.scale import ChannelScale
@@ -125,18 +125,10 @@ def _taught(
             seed=lessons.seed,
             progress=ground.progress,
         )
-    asked = Recover(lessons.budget, lessons.settings, lessons.training, lessons.unlabelled, place.folder)
+    asked = RecoveryConfig(lessons.budget, lessons.settings, lessons.training, lessons.unlabelled, place.folder)
     actions = plan.actions if plan is not None else []
-    found = run_recovery(
-        network,
-        ground.model,
-        actions,
-        asked,
-        ground.calibration,
-        lessons.validation,
-        ground.fit_on,
-        ground.progress,
-    )
+    task = RecoveryTask(asked, ground.model, ground.calibration, lessons.validation, ground.fit_on, ground.progress)
+    found = task.run(network, actions)
     return found.model, found.recovery.model_dump(mode="json")
 
 

@@ -1,79 +1,100 @@
 """Shoal makes deep residual networks shallow.
 
-The verbs: `trace`, `scan`, `compress`, `apply`, `certify`, `load`; and `adapter`, for blocks that Shoal cannot see
-through. Each is imported when it is first used, so that `import shoal` stays cheap.
+The verbs: `trace`, `scan`, `compress`, `distill`, `apply`, `certify`, `fold`, `load`. The goals of `compress`:
+`Budget`, `MaxDrop`, `RemoveBlocks`, `Blocks`, `ExactOnly`, `ParetoPoint`. And `adapter`, for blocks that Shoal cannot
+see through. Each is imported when it is first used, so that `import shoal` stays cheap.
 """
 
-from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from shoal.deprecated import former_names
 
 if TYPE_CHECKING:
     from shoal.blocks import Block, Chain, Shortcut, adapter, trace
     from shoal.epsilon import epsilonize_
     from shoal.errors import ShoalError
-    from shoal.pipeline import MeasureConfig, Result, compress
+    from shoal.pipeline import (
+        Blocks,
+        Budget,
+        CompressConfig,
+        CompressResult,
+        ExactOnly,
+        MaxDrop,
+        MeasureConfig,
+        ParetoPoint,
+        RecoveryConfig,
+        RemoveBlocks,
+        compress,
+    )
     from shoal.plan import Plan, read_plan
+    from shoal.progress import Callbacks
     from shoal.record import Certificate, Record, ScanRecord
+    from shoal.recover import DistillConfig, TrainingBudget
+    from shoal.recover.distill import DistillResult, distill
     from shoal.scanning import ScanSettings, scan
     from shoal.store import load
-    from shoal.surgery import apply, certify
+    from shoal.surgery import FoldResult, apply, certify, fold
 
 __version__ = version("shoal")
 
 _HOMES = {
-    "Block": "blocks",
-    "Certificate": "record",
-    "Chain": "blocks",
-    "MeasureConfig": "pipeline",
-    "Plan": "plan",
-    "Record": "record",
-    "Result": "pipeline",
-    "ScanRecord": "record",
-    "ScanSettings": "scanning",
-    "ShoalError": "errors",
-    "Shortcut": "blocks",
-    "adapter": "blocks",
-    "apply": "surgery",
-    "certify": "surgery",
-    "compress": "pipeline",
-    "epsilonize_": "epsilon",
-    "load": "store",
-    "read_plan": "plan",
-    "scan": "scanning",
-    "trace": "blocks",
+    "blocks": ("Block", "Chain", "Shortcut", "adapter", "trace"),
+    "epsilon": ("epsilonize_",),
+    "errors": ("ShoalError",),
+    "pipeline": (
+        *("Blocks", "Budget", "ExactOnly", "MaxDrop", "ParetoPoint", "RemoveBlocks"),
+        *("CompressConfig", "CompressResult", "MeasureConfig", "RecoveryConfig", "compress"),
+    ),
+    "plan": ("Plan", "read_plan"),
+    "record": ("Certificate", "Record", "ScanRecord"),
+    "progress": ("Callbacks",),
+    "recover": ("DistillConfig", "DistillResult", "TrainingBudget", "distill"),
+    "scanning": ("ScanSettings", "scan"),
+    "store": ("load",),
+    "surgery": ("FoldResult", "apply", "certify", "fold"),
 }
 
 __all__ = [
     "Block",
+    "Blocks",
+    "Budget",
+    "Callbacks",
     "Certificate",
     "Chain",
+    "CompressConfig",
+    "CompressResult",
+    "DistillConfig",
+    "DistillResult",
+    "ExactOnly",
+    "FoldResult",
+    "MaxDrop",
     "MeasureConfig",
+    "ParetoPoint",
     "Plan",
     "Record",
-    "Result",
+    "RecoveryConfig",
+    "RemoveBlocks",
     "ScanRecord",
     "ScanSettings",
     "ShoalError",
     "Shortcut",
+    "TrainingBudget",
     "adapter",
     "apply",
     "certify",
     "compress",
+    "distill",
     "epsilonize_",
+    "fold",
     "load",
     "read_plan",
     "scan",
     "trace",
 ]
 
-
-# Names of version 0.1.0, which code may still use.
-_FORMER = {"Settings": "MeasureConfig"}
-
-
-def __getattr__(name: str) -> Any:
-    name = _FORMER.get(name, name)
-    if name not in _HOMES:
-        raise AttributeError(f"module 'shoal' has no attribute '{name}'")
-    return getattr(import_module(f"shoal.{_HOMES[name]}"), name)
+__getattr__ = former_names(
+    __name__,
+    {"Result": "shoal.pipeline:CompressResult", "Settings": "shoal.pipeline:MeasureConfig"},
+    lazy={name: f"shoal.{room}" for room, names in _HOMES.items() for name in names},
+)

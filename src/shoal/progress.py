@@ -1,6 +1,8 @@
-"""How long-running work reports what it is doing."""
+"""How long-running work reports what it is doing, and keeps what it has measured."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -8,3 +10,44 @@ ProgressCallback = Callable[[str, int, int], None]
 
 def no_progress(stage: str, done: int, total: int) -> None:
     """Report nothing: the default wherever a `ProgressCallback` is taken."""
+
+
+class Journal(Protocol):
+    """Keeps finished measurements, so that none is lost to a crash."""
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Keep one measurement."""
+
+    def measured(self) -> list[dict[str, Any]]:
+        """What earlier attempts kept."""
+
+
+class NullJournal:
+    """Keeps nothing."""
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def measured(self) -> list[dict[str, Any]]:
+        """Nothing."""
+        return []
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What is called while a run goes on.
+
+    Args:
+        progress: called with (stage, done, total).
+        journal: keeps finished measurements; a later call resumes from them.
+    """
+
+    progress: ProgressCallback = no_progress
+    journal: Journal = field(default_factory=NullJournal)
+
+
+def as_callbacks(callbacks: Callbacks | ProgressCallback | None) -> Callbacks:
+    """A bare function is called with the progress."""
+    if isinstance(callbacks, Callbacks):
+        return callbacks
+    return Callbacks(callbacks) if callbacks is not None else Callbacks()

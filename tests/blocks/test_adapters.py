@@ -87,7 +87,9 @@ def test_scan_and_compress_know_declared_blocks():
     assert {block.path: sorted(block.ablations) for block in record.blocks} == {
         f"layers.{number}": ["block"] for number in range(3)
     }
-    result = shoal.compress(Net().eval(), data, remove=2, settings=shoal.MeasureConfig(latency_seconds=0.01))
+    result = shoal.compress(
+        Net().eval(), data, shoal.RemoveBlocks(2), config=shoal.CompressConfig(latency_seconds=0.01)
+    )
     assert len(result.record.removed) == 2
     assert (result.record.original.blocks, result.record.compressed.blocks) == (3, 1)
 

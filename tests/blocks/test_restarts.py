@@ -132,5 +132,5 @@ def test_records_say_it():
     net = side_channels.Net(4, [("outside", 0, 2)], alone=True).eval()
     data = [(torch.randn(8, 4), torch.arange(8) % 3)]
     assert any("hand values on beside" in note for note in shoal.scan(net, data).notes)
-    result = shoal.compress(net, data, remove=1, settings=shoal.MeasureConfig(latency_seconds=0.01)).record
+    result = shoal.compress(net, data, shoal.RemoveBlocks(1), config=shoal.CompressConfig(latency_seconds=0.01)).record
     assert any("hand values on beside" in said for said in result.warnings)

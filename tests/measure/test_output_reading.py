@@ -15,7 +15,7 @@ from shoal.errors import DataError, NonFiniteError, UsageError
 from shoal.measure.output_reading import Spread, inferred, reading_of
 from shoal.scanning import removal_sweep
 
-FAST = shoal.MeasureConfig(latency_seconds=0.02)
+FAST = shoal.CompressConfig(latency_seconds=0.02)
 
 
 class Block(nn.Module):
@@ -223,13 +223,15 @@ def test_max_drop_counts_the_output_that_lost_most():
         for block in net.blocks[2:]:
             block.b.weight.mul_(20)
     data = [(x, net(x)[1].argmax(1))]
-    record = shoal.compress(net, data, max_drop=1.0, settings=FAST).record
+    record = shoal.compress(net, data, shoal.MaxDrop(1.0), config=FAST).record
     assert not {"blocks.2", "blocks.3"} & set(record.removed)
     assert [one.output for one in record.comparison.outputs] == ["[0]", "[1]"]
     assert record.certificate.outputs == ["[0]", "[1]"]
     assert [one.task for one in record.outputs.outputs] == ["classes", "classes"]
     assert any("2 outputs that count" in warning for warning in record.warnings)
-    only_early = shoal.compress(net, data, max_drop=1.0, output="[0]", settings=FAST).record
+    only_early = shoal.compress(
+        net, data, shoal.MaxDrop(1.0), config=shoal.CompressConfig.of(FAST, output="[0]")
+    ).record
     assert {"blocks.2", "blocks.3"} <= set(only_early.removed)
     assert only_early.certificate.verdict == "different"
 
@@ -245,11 +247,16 @@ def test_a_damage_of_the_user_gets_what_the_networks_return():
         seen.append((original, other))
         return (original[1] - other[1]).square().mean(1)
 
-    record = shoal.compress(net, [x], remove=1, damage=own, settings=FAST).record
+    record = shoal.compress(net, [x], shoal.RemoveBlocks(1), config=shoal.CompressConfig.of(FAST, damage=own)).record
     assert record.removed == ["blocks.2"]
     assert torch.equal(seen[0][0][1], whole[1])
     assert "own" in record.outputs.damage
-    shoal.compress(net, [x], remove=1, damage=lambda a, b, batch: (a - b).abs().mean(1), output="[1]", settings=FAST)
+    shoal.compress(
+        net,
+        [x],
+        shoal.RemoveBlocks(1),
+        config=shoal.CompressConfig.of(FAST, damage=lambda a, b, batch: (a - b).abs().mean(1), output="[1]"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -264,26 +271,26 @@ def test_a_damage_of_the_user_gets_what_the_networks_return():
 def test_a_damage_that_is_none_is_refused(own, said):
     net, x = made()
     with pytest.raises(UsageError, match=said):
-        shoal.compress(net, [x], remove=1, damage=own, settings=FAST)
+        shoal.compress(net, [x], shoal.RemoveBlocks(1), config=shoal.CompressConfig.of(FAST, damage=own))
 
 
 def test_labels_that_start_at_one_are_refused_before_anything_is_measured():
     net, x = made(lambda early, late: late)
     with pytest.raises(DataError, match=r"label 3 does not fit .* 3 classes(.|\n)*seem to start at 1"):
-        shoal.compress(net, [(x, torch.arange(12) % 3 + 1)], remove=1, settings=FAST)
+        shoal.compress(net, [(x, torch.arange(12) % 3 + 1)], shoal.RemoveBlocks(1), config=FAST)
 
 
 def test_an_original_no_better_than_chance_is_said():
     net, x = made(lambda early, late: late)
     wrong = (net(x).argmax(1) + 1) % 3
-    record = shoal.compress(net, [(x, wrong)], remove=1, settings=FAST).record
+    record = shoal.compress(net, [(x, wrong)], shoal.RemoveBlocks(1), config=FAST).record
     assert any("no better than chance: 0 of 12" in warning for warning in record.warnings)
     assert any("no better than chance" in note for note in shoal.scan(net, [(x, wrong)]).notes)
 
 
 def test_labels_of_the_test_data_alone_are_used_and_said():
     net, x = made(lambda early, late: late)
-    record = shoal.compress(net, [x], eval=[(x, net(x).argmax(1))], remove=1, settings=FAST).record
+    record = shoal.compress(net, [x], shoal.RemoveBlocks(1), test=[(x, net(x).argmax(1))], config=FAST).record
     assert record.original.quality.top1 == 1.0
     assert any("the calibration data has no labels" in warning for warning in record.warnings)
 

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import networks
 import shoal
+from flat_options import typed
 from shoal.blocks import trace
 from shoal.errors import (
     DataError,
@@ -19,11 +20,11 @@ from shoal.errors import (
     UnknownBlockError,
     UsageError,
 )
-from shoal.pipeline import MeasureConfig, RunInfo, block_records, compress
+from shoal.pipeline import CompressConfig, RunInfo, block_records, compress
 from shoal.record import Record
 from shoal.surgery import apply
 
-QUICK = MeasureConfig(images=64, validation_images=64, latency_seconds=0.001)
+QUICK = CompressConfig(images=64, validation_images=64, latency_seconds=0.001)
 
 
 def images(n=16, seed=0):
@@ -42,7 +43,7 @@ def labelled(model, *seeds):
 
 
 def quick(model, calibration, **more):
-    return compress(model, calibration, settings=more.pop("settings", QUICK), **more)
+    return compress(model, calibration, **typed(**{"settings": QUICK, **more}))
 
 
 def snapshot(model):
@@ -376,7 +377,7 @@ def test_test_data_is_not_read_before_the_choice_is_made():
 
 def test_no_more_samples_than_asked_for():
     model = preact()
-    settings = MeasureConfig(images=20, validation_images=10, latency_seconds=0.001)
+    settings = CompressConfig(images=20, validation_images=10, latency_seconds=0.001)
     endless = Endless()
     record = quick(model, endless, eval=[images()], validation=endless, remove=2, settings=settings).record
     assert record.steps[0].n == 20
@@ -456,7 +457,7 @@ def test_a_class_that_nobody_knows_is_called_by_its_name():
 @pytest.mark.parametrize("settings", [{"images": 0}, {"validation_images": 0}, {"latency_seconds": 0.0}])
 def test_settings_out_of_range(settings):
     with pytest.raises(UsageError, match=f"{next(iter(settings))} is 0"):
-        MeasureConfig(**settings)
+        CompressConfig(**settings)
 
 
 def test_the_chain_as_plain_data():

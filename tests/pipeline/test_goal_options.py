@@ -7,9 +7,10 @@ import torch
 from typer.testing import CliRunner
 
 import networks
+from flat_options import typed
 from shoal.cli.app import app
 from shoal.errors import ShoalError, UsageError
-from shoal.pipeline import Recover, compress
+from shoal.pipeline import ExactOnly, RecoveryConfig, compress
 from shoal.pipeline.goals import USED_BY, check_options, parse_goal
 
 GOALS = {
@@ -26,9 +27,9 @@ OPTIONS = {
     "exclude": {"exclude": ["layer1.0"]},
     "latency_from": {"latency_from": "nosuch"},
     "tables": {"tables": "nosuch"},
-    "try_plans": {"recover": Recover(3, try_plans=2)},
+    "try_plans": {"recover": RecoveryConfig(3, try_plans=2)},
     "recover": {"recover": 3},
-    "unlabelled": {"recover": Recover(3, unlabelled=[torch.rand(2, 3, 8, 8)])},
+    "unlabelled": {"recover": RecoveryConfig(3, unlabelled=[torch.rand(2, 3, 8, 8)])},
 }
 FLAGS = {
     "include": ["--include", "layer1.*"],
@@ -79,7 +80,7 @@ class Data:
 def test_from_python_what_does_nothing_is_refused_before_data_are_read(option, goal):
     expected = Looked if is_used(option, goal) else UsageError
     with pytest.raises(expected) as raised:
-        compress(networks.CifarResNet(), Data(), **GOALS[goal], **OPTIONS[option])
+        compress(networks.CifarResNet(), Data(), **typed(**GOALS[goal], **OPTIONS[option]))
     if expected is UsageError:
         assert " does nothing" in raised.value.message
         assert raised.value.hint == f"Leave out {option}." or option == "unlabelled"
@@ -106,11 +107,11 @@ def test_students_that_are_tried_have_a_budget():
 @pytest.mark.parametrize("goal", ["budget", "pick"])
 def test_plans_replace_anyway(goal):
     with pytest.raises(UsageError, match=r"replace does nothing with .*: plans for a budget"):
-        compress(networks.CifarResNet(), Data(), **GOALS[goal], replace=True)
+        compress(networks.CifarResNet(), Data(), **typed(**GOALS[goal], replace=True))
 
 
 def test_a_default_of_the_command_line_is_no_wish():
     with pytest.raises(Looked):
-        compress(networks.CifarResNet(), Data(), exact=True, recover=Recover(3, asked=False))
+        compress(networks.CifarResNet(), Data(), ExactOnly(), recovery=RecoveryConfig(3, required=False))
     with pytest.raises(ShoalError, match="recover does nothing with exact"):
-        compress(networks.CifarResNet(), Data(), exact=True, recover=3)
+        compress(networks.CifarResNet(), Data(), ExactOnly(), recovery=3)

@@ -10,9 +10,10 @@ from torch import nn
 
 import networks
 import stopwatch
+from flat_options import typed
 from shoal.errors import DataError, NotReachedError, SpecError, UsageError
 from shoal.measure import cost
-from shoal.pipeline import MeasureConfig, compress
+from shoal.pipeline import Budget, CompressConfig, compress
 from shoal.pipeline.latency_table import latency_table
 from shoal.plan import Remove, Replace
 from shoal.record import Record, summary_of
@@ -21,7 +22,7 @@ from shoal.surgery import apply
 
 pytestmark = pytest.mark.heavy
 
-QUICK = MeasureConfig(images=36, validation_images=60, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
+QUICK = CompressConfig(images=36, validation_images=60, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def data(first=0, count=3, size=12):
 
 def planned(model=None, calibration=None, **more):
     model = model if model is not None else network()
-    return compress(model, calibration or data(), settings=more.pop("settings", QUICK), **more)
+    return compress(model, calibration or data(), **typed(**{"settings": QUICK, **more}))
 
 
 def counted(model):
@@ -145,7 +146,7 @@ def test_a_plain_network_goes_the_whole_way(tmp_path, goal):
 
 
 def test_layers_that_go_for_an_identity_are_counted_as_gone():
-    settings = MeasureConfig(images=36, latency_seconds=0.001, stand_ins=("identity",), longest=1)
+    settings = CompressConfig(images=36, latency_seconds=0.001, stand_ins=("identity",), longest=1)
     record = planned(footing.plain(), settings=settings, depth=5).record
     gone = len(record.replaced)  # one layer each
     assert gone >= 1
@@ -302,7 +303,7 @@ def test_a_network_with_nothing_to_plan_is_refused(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(12, 4)
     with pytest.raises(NotReachedError, match="no residual block"):
-        compress(Rigid(), [x], latency=0.5, settings=QUICK, tables=tmp_path / "t")
+        compress(Rigid(), [x], Budget(latency=0.5), config=CompressConfig.of(QUICK, tables=tmp_path / "t"))
     assert not (tmp_path / "t").exists()
 
 
@@ -356,8 +357,8 @@ def test_resnet50_of_torchvision_goes_the_whole_way(tmp_path):
         return torchvision.models.resnet50(weights=None).eval()
 
     x = [torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
-    settings = MeasureConfig(images=24, latency_seconds=0.01, stand_ins=("linear", "lowrank1/4"), longest=3)
-    result = compress(build(), x, macs=0.6, settings=settings)
+    settings = CompressConfig(images=24, latency_seconds=0.01, stand_ins=("linear", "lowrank1/4"), longest=3)
+    result = compress(build(), x, Budget(macs=0.6), config=settings)
     record = result.record
     assert record.reached
     assert record.original.blocks == 16

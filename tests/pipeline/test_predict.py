@@ -6,13 +6,13 @@ from footing import batches, network
 import stopwatch
 from shoal.errors import NotReachedError, UsageError
 from shoal.measure import cost
-from shoal.pipeline import Budget, MaxDrop, MeasureConfig, ParetoPoint, compress, predict_plan
+from shoal.pipeline import Budget, CompressConfig, MaxDrop, ParetoPoint, compress, predict_plan
 from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.plan_builder import PlanBuilder
 
 pytestmark = pytest.mark.heavy
 
-QUICK = MeasureConfig(images=36, latency_seconds=0.001, stand_ins=("linear",), longest=2)
+QUICK = CompressConfig(images=36, latency_seconds=0.001, stand_ins=("linear",), longest=2)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def data():
 
 @pytest.fixture
 def tables(tmp_path):
-    compress(network(), data(), macs=0.7, settings=QUICK, tables=tmp_path / "t")
+    compress(network(), data(), Budget(macs=0.7), config=CompressConfig.of(QUICK, tables=tmp_path / "t"))
     return tmp_path / "t"
 
 
@@ -49,7 +49,9 @@ def test_finished_tables_are_solved_without_measuring_or_building(tables, monkey
 
 def test_it_is_the_plan_that_is_built_first(tables):
     promised = solved(tables, macs="0.5").plan
-    built = compress(network(), data(), macs=0.5, settings=QUICK, tables=tables).record.planning
+    built = compress(
+        network(), data(), Budget(macs=0.5), config=CompressConfig.of(QUICK, tables=tables)
+    ).record.planning
     assert built.rounds[0].damage_guessed == pytest.approx(promised.damage)
 
 

@@ -10,17 +10,18 @@ from torch import nn
 
 import shoal
 import stopwatch
+from flat_options import typed
 from shoal.batches import Batch
 from shoal.errors import DataError, FolderError, OutOfMemoryError, PlanError, SurgeryError, UsageError, WeightsError
 from shoal.measure import compare, paired_predictions
-from shoal.pipeline import MeasureConfig, Recover, api, compress, context
-from shoal.pipeline.recovery import check_recover, normalize_recovery, skip_or_raise
+from shoal.pipeline import Blocks, Budget, CompressConfig, RecoveryConfig, api, compress, context
+from shoal.pipeline.recovery import RecoveryTask, check_recovery, normalize_recovery, skip_or_raise
 from shoal.recover import DistillConfig
 from shoal.recover.distill import _Run
 
 pytestmark = pytest.mark.heavy
 
-QUICK = MeasureConfig(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
+QUICK = CompressConfig(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
 LEARN = DistillConfig(rate=0.1, looks=3)
 
 
@@ -43,12 +44,12 @@ def confident():
 
 def cut(goal=None, **more):
     given = {"validation": data(50), "settings": QUICK, **more}
-    return compress(confident(), data(), **(goal or {"macs": 0.6}), **given)
+    return compress(confident(), data(), **typed(**(goal or {"macs": 0.6}), **given))
 
 
 def test_a_plan_recovers_and_its_folder_still_loads(tmp_path):
     plain = cut({"macs": 0.25}).record
-    found = cut({"macs": 0.25}, recover=Recover(40, DistillConfig(rate=0.02, looks=3)))
+    found = cut({"macs": 0.25}, recover=RecoveryConfig(40, DistillConfig(rate=0.02, looks=3)))
     recovery = found.record.recovery
     assert plain.recovery is None
     assert recovery.divergence_after < recovery.divergence_before
@@ -61,25 +62,25 @@ def test_a_plan_recovers_and_its_folder_still_loads(tmp_path):
 
 
 def test_a_mere_default_gives_way_where_it_cannot_be_done():
-    default = Recover("5m", LEARN, asked=False)
-    found = compress(confident(), data(), macs=0.6, settings=QUICK, recover=default)
+    default = RecoveryConfig("5m", LEARN, required=False)
+    found = compress(confident(), data(), Budget(macs=0.6), recovery=default, config=QUICK)
     assert found.record.recovery is None
     assert "not recovered: recovery needs validation data of its own" in " ".join(found.record.warnings)
-    short = cut({"macs": 0.25}, recover=Recover("0.000001s", LEARN, asked=False))
+    short = cut({"macs": 0.25}, recover=RecoveryConfig("0.000001s", LEARN, required=False))
     assert short.record.recovery is None
     assert "too short for one step" in " ".join(short.record.notes)
     with pytest.raises(UsageError, match="too short for one step"):
-        cut({"macs": 0.25}, recover=Recover("0.000001s", LEARN))
+        cut({"macs": 0.25}, recover=RecoveryConfig("0.000001s", LEARN))
 
 
 def test_what_lost_nothing_is_left_as_it_is():
-    unchanged = cut({"macs": 1.0}, recover=Recover(12, LEARN))
+    unchanged = cut({"macs": 1.0}, recover=RecoveryConfig(12, LEARN))
     assert unchanged.plan.actions == []
     assert unchanged.record.recovery is None
 
 
 def test_removal_recovers_too_and_folding_comes_behind():
-    found = cut({"remove": 2}, recover=Recover(12, LEARN), fold=True)
+    found = cut({"remove": 2}, recover=RecoveryConfig(12, LEARN), fold=True)
     assert found.record.recovery.steps == 12
     assert found.record.folded
 
@@ -90,7 +91,7 @@ def test_a_number_or_a_word_will_do():
 
 
 def test_an_interrupted_recovery_goes_on_with_the_plan_it_began_with(tmp_path, monkeypatch):
-    whole = cut(recover=Recover(9, LEARN))
+    whole = cut(recover=RecoveryConfig(9, LEARN))
     step = _Run._step
 
     def interrupted(self):
@@ -100,10 +101,10 @@ def test_an_interrupted_recovery_goes_on_with_the_plan_it_began_with(tmp_path, m
 
     monkeypatch.setattr(_Run, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        cut(recover=Recover(9, LEARN, folder=tmp_path))
+        cut(recover=RecoveryConfig(9, LEARN, folder=tmp_path))
     monkeypatch.setattr(_Run, "_step", step)
-    monkeypatch.setattr(api, "_planned", lambda *args: pytest.fail("planned again"))
-    found = cut(recover=Recover(9, LEARN, folder=tmp_path))
+    monkeypatch.setattr(api, "build_planner", lambda *args: pytest.fail("planned again"))
+    found = cut(recover=RecoveryConfig(9, LEARN, folder=tmp_path))
     assert found.record.recovery.resumed
     assert found.plan == whole.plan
     assert found.record.planning == whole.record.planning
@@ -118,17 +119,17 @@ def test_what_cannot_be_recovered_is_refused_before_the_choice(monkeypatch):
     with pytest.raises(UsageError, match="exact removal loses nothing"):
         cut({"exact": True}, recover="10")
     with pytest.raises(DataError, match=r"unlabelled data: samples of shape \(1, 4, 4\)"):
-        cut(recover=Recover(3, unlabelled=[torch.zeros(2, 1, 4, 4)]))
+        cut(recover=RecoveryConfig(3, unlabelled=[torch.zeros(2, 1, 4, 4)]))
     with pytest.raises(DataError, match="unlabelled data is empty"):
-        cut(recover=Recover(3, unlabelled=[]))
+        cut(recover=RecoveryConfig(3, unlabelled=[]))
     with pytest.raises(UsageError, match="expected steps or a time"):
         cut(recover="soon")
 
 
 def test_a_plain_network_recovers():
     found = compress(
-        footing.plain(), data(), validation=data(50), macs=0.7, settings=QUICK, recover=Recover(9, LEARN)
-    )  # fmt: skip
+        footing.plain(), data(), Budget(macs=0.7), validation=data(50), recovery=RecoveryConfig(9, LEARN), config=QUICK
+    )
     assert found.record.recovery.divergence_after <= found.record.recovery.divergence_before
 
 
@@ -149,15 +150,15 @@ def failing(monkeypatch, error):
 
 
 def test_a_mere_default_gives_way_to_a_shortage_of_memory_and_a_later_call_goes_on(tmp_path, monkeypatch):
-    whole = cut(BLOCK, recover=Recover(9, LEARN))
-    default = Recover(9, LEARN, folder=tmp_path / "run", asked=False)
+    whole = cut(BLOCK, recover=RecoveryConfig(9, LEARN))
+    default = RecoveryConfig(9, LEARN, folder=tmp_path / "run", required=False)
     step = failing(monkeypatch, RuntimeError("CUDA out of memory\nTried to allocate"))
     found = cut(BLOCK, recover=default)
     assert found.record.recovery is None
     assert found.record.notes[-1] == "not recovered: out of memory: CUDA out of memory"
     assert found.record.compressed.blocks == 5
     with pytest.raises(OutOfMemoryError, match="out of memory"):
-        cut(BLOCK, recover=Recover(9, LEARN))
+        cut(BLOCK, recover=RecoveryConfig(9, LEARN))
     monkeypatch.setattr(_Run, "_step", step)
     again = cut(BLOCK, recover=default)
     assert again.record.recovery.resumed
@@ -182,59 +183,59 @@ UNEXPECTED = [
 ]
 
 
-@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("required", [True, False])
 @pytest.mark.parametrize("error", UNEXPECTED, ids=lambda error: type(error).__name__)
-def test_interruptions_damaged_files_and_faults_of_the_program_are_not_swallowed(monkeypatch, error, asked):
+def test_interruptions_damaged_files_and_faults_of_the_program_are_not_swallowed(monkeypatch, error, required):
     failing(monkeypatch, error)
     with pytest.raises(type(error)) as raised:
-        cut(BLOCK, recover=Recover(9, LEARN, asked=asked))
+        cut(BLOCK, recover=RecoveryConfig(9, LEARN, required=required))
     assert raised.value is error
 
 
-@pytest.mark.parametrize("place", ["check_recover", "load_cut", "save_cut", "run_recovery"])
+@pytest.mark.parametrize("place", ["check_recovery", "load_cut", "save_cut", "RecoveryTask"])
 def test_faults_of_the_program_are_not_swallowed_wherever_they_are(monkeypatch, place, tmp_path):
     def broken(*args, **kwargs):
         raise AttributeError("a slip of the pen")
 
     monkeypatch.setattr(api, place, broken)
     with pytest.raises(AttributeError, match="a slip of the pen"):
-        cut(BLOCK, recover=Recover(9, LEARN, folder=tmp_path, asked=False))
+        cut(BLOCK, recover=RecoveryConfig(9, LEARN, folder=tmp_path, required=False))
 
 
 def test_a_folder_of_another_run_leaves_a_mere_default_without_recovery(tmp_path):
-    cut(BLOCK, recover=Recover(2, LEARN, folder=tmp_path))
+    cut(BLOCK, recover=RecoveryConfig(2, LEARN, folder=tmp_path))
     other = {"blocks": ["layer2.1"]}
-    found = cut(other, recover=Recover(2, LEARN, folder=tmp_path, asked=False))
+    found = cut(other, recover=RecoveryConfig(2, LEARN, folder=tmp_path, required=False))
     assert found.record.recovery is None
     assert "was made for another network, goal or data" in " ".join(found.record.warnings)
     with pytest.raises(UsageError, match="was made for another network, goal or data"):
-        cut(other, recover=Recover(2, LEARN, folder=tmp_path))
+        cut(other, recover=RecoveryConfig(2, LEARN, folder=tmp_path))
 
 
 def test_what_is_noted_is_the_first_line():
-    default = Recover(2, asked=False)
+    default = RecoveryConfig(2, required=False)
     assert skip_or_raise(default, DataError("first\nsecond")) == "not recovered: first"
     assert (
         skip_or_raise(default, SurgeryError("it cannot be copied", "Do this.")) == "not recovered: it cannot be copied"
     )
     assert skip_or_raise(default, SurgeryError("")) == "not recovered: SurgeryError"
     with pytest.raises(DataError):
-        skip_or_raise(Recover(2), DataError("none"))
+        skip_or_raise(RecoveryConfig(2), DataError("none"))
 
 
 def test_generators_are_read_again_and_again():
-    generated = Recover(9, LEARN, training=iter(data(20)), unlabelled=iter(data(80)))
-    listed = Recover(9, LEARN, training=data(20), unlabelled=data(80))
+    generated = RecoveryConfig(9, LEARN, training=iter(data(20)), unlabelled=iter(data(80)))
+    listed = RecoveryConfig(9, LEARN, training=data(20), unlabelled=data(80))
     one, other = (cut(BLOCK, recover=given).model.state_dict() for given in (generated, listed))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    given = normalize_recovery(Recover(2, training=iter(data(20))))
+    given = normalize_recovery(RecoveryConfig(2, training=iter(data(20))))
     assert [len(given.training(epoch)) for epoch in (1, 2)] == [3, 3]
 
 
 @pytest.mark.parametrize("more", [{}, {"replace": True}])
 def test_the_figures_on_validation_are_those_after_recovery(more):
     goal = {"max_drop": 80.0, **more}
-    plain, found = cut(goal).record, cut(goal, recover=Recover(20, DistillConfig(rate=0.05, looks=3)))
+    plain, found = cut(goal).record, cut(goal, recover=RecoveryConfig(20, DistillConfig(rate=0.05, looks=3)))
     original, after = paired_predictions([confident().eval(), found.model], data(50)[:2])  # 36 samples
     record = found.record
     assert record.recovery.kept_step > 0
@@ -247,18 +248,18 @@ def test_the_figures_on_validation_are_those_after_recovery(more):
 
 
 def test_a_drop_that_recovery_makes_worse_is_said(monkeypatch):
-    recovered = api.run_recovery
+    recover = RecoveryTask.run
 
     def spoiled(*args):
-        found = recovered(*args)
+        found = recover(*args)
         nn.init.zeros_(found.model.linear.weight)
         nn.init.zeros_(found.model.linear.bias)
         seldom = confident().eval()(torch.cat(data(50))).argmax(1).bincount(minlength=10).argmin()
         found.model.linear.bias.data[seldom] = 1
         return found
 
-    monkeypatch.setattr(api, "run_recovery", spoiled)
-    record = cut({"max_drop": 80.0}, recover=Recover(3, LEARN)).record
+    monkeypatch.setattr(RecoveryTask, "run", spoiled)
+    record = cut({"max_drop": 80.0}, recover=RecoveryConfig(3, LEARN)).record
     assert not record.reached
     assert record.validation.agreement < 0.2
 
@@ -267,15 +268,17 @@ def test_networks_on_a_disk_and_calibration_as_validation_are_refused():
     gone, calibration = copy.deepcopy(confident()).to("meta"), data()
     example = Batch((calibration[0],))
     with pytest.raises(UsageError, match="some of them are on a disk"):
-        check_recover(Recover(2), gone, calibration, data(50), example, exact=False)
+        check_recovery(RecoveryConfig(2), gone, calibration, data(50), example, exact=False)
     with pytest.raises(UsageError, match="the validation data is the very calibration data"):
-        check_recover(Recover(2), confident(), calibration, calibration, example, exact=False)
-    default = Recover(2, asked=False)
-    found = compress(confident(), calibration, validation=calibration, settings=QUICK, recover=default, **BLOCK)
+        check_recovery(RecoveryConfig(2), confident(), calibration, calibration, example, exact=False)
+    default = RecoveryConfig(2, required=False)
+    found = compress(
+        confident(), calibration, Blocks(BLOCK["blocks"]), validation=calibration, recovery=default, config=QUICK
+    )
     assert "not recovered: the validation data is the very calibration data" in " ".join(found.record.warnings)
 
 
 def test_a_checkpoint_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderError, match="cannot use"):
-        cut(BLOCK, recover=Recover(2, LEARN, folder=tmp_path / "file" / "run"))
+        cut(BLOCK, recover=RecoveryConfig(2, LEARN, folder=tmp_path / "file" / "run"))

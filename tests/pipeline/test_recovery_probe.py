@@ -2,11 +2,12 @@ import math
 
 import pytest
 from footing import batches, planner
+from torch import nn
 
 import shoal
 import stopwatch
 from shoal.errors import FolderError, OutOfMemoryError, UsageError
-from shoal.pipeline import MeasureConfig, Recover, recovery
+from shoal.pipeline import CompressConfig, RecoveryConfig, recovery
 from shoal.pipeline.goals import Budget
 from shoal.pipeline.recovery_probe import RecoveryProbe, sentence
 from shoal.plan import Remove, Replace, Replacement
@@ -34,21 +35,21 @@ def test_a_plan_that_could_not_be_recovered_is_named():
 
 
 def test_a_mere_default_that_fails_does_not_stop_the_plan(monkeypatch):
-    def failing(error, *, asked):
-        def fails(*args):
+    def failing(error, *, required):
+        def fails(*args, **keywords):
             raise error
 
-        monkeypatch.setattr(recovery, "run_recovery", fails)
-        recover = Recover(20, try_plans=2, asked=asked)
-        return recovery.make_probe(recover, None, [], [], [], print).recovered(None, [])
+        monkeypatch.setattr(recovery, "distill", fails)
+        config = RecoveryConfig(20, try_plans=2, required=required)
+        return recovery.RecoveryTask(config, None, [], [], [], print).probe().recovered(nn.Linear(1, 1), [])
 
-    assert failing(OutOfMemoryError("out of memory"), asked=False) == math.inf
+    assert failing(OutOfMemoryError("out of memory"), required=False) == math.inf
     with pytest.raises(OutOfMemoryError, match="out of memory"):
-        failing(OutOfMemoryError("out of memory"), asked=True)
+        failing(OutOfMemoryError("out of memory"), required=True)
     with pytest.raises(RuntimeError, match="a fault of the program"):
-        failing(RuntimeError("a fault of the program"), asked=False)
+        failing(RuntimeError("a fault of the program"), required=False)
     with pytest.raises(FolderError):
-        failing(FolderError("full"), asked=False)
+        failing(FolderError("full"), required=False)
 
 
 def removals(actions):
@@ -84,13 +85,15 @@ def test_the_best_few_recover_before_one_is_chosen(monkeypatch):
     from test_recovering import confident, data
 
     stopwatch.install(monkeypatch)
-    settings = MeasureConfig(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("conv3",), longest=2)
-    more = Recover(20, DistillConfig(rate=0.05, looks=2), try_plans=2)
-    found = shoal.compress(confident(), data(), validation=data(50), macs=0.5, settings=settings, recover=more)
+    settings = CompressConfig(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("conv3",), longest=2)
+    more = RecoveryConfig(20, DistillConfig(rate=0.05, looks=2), try_plans=2)
+    found = shoal.compress(
+        confident(), data(), shoal.Budget(macs=0.5), validation=data(50), recovery=more, config=settings
+    )
     assert any("2 plans recovered for 2 steps each" in note for note in found.record.notes)
     assert found.record.recovery.steps == 20
 
 
 def test_a_number_of_plans_below_one_is_refused():
     with pytest.raises(UsageError, match="try_plans is -1"):
-        Recover("5m", try_plans=-1)
+        RecoveryConfig("5m", try_plans=-1)

@@ -7,11 +7,11 @@ from torch import nn
 
 import networks
 from shoal.errors import FolderError
-from shoal.pipeline import MeasureConfig, compress, result
+from shoal.pipeline import CompressConfig, compress, parse_goal, result
 from shoal.record import Record
 from shoal.store import RunFolder, load
 
-QUICK = MeasureConfig(images=16, validation_images=16, latency_seconds=0.001)
+QUICK = CompressConfig(images=16, validation_images=16, latency_seconds=0.001)
 FILES = {"model.safetensors", "extras.safetensors", "plan.json", "record.json", "report.html", "model.pt2"}
 
 
@@ -21,7 +21,7 @@ def images(n=8, seed=0):
 
 def shortened(model, x, **goal):
     torch.manual_seed(0)
-    return compress(networks.randomised(model), [x], settings=QUICK, **goal)
+    return compress(networks.randomised(model), [x], parse_goal(goal), config=QUICK)
 
 
 @pytest.fixture(scope="module")

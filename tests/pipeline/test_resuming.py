@@ -6,14 +6,15 @@ import torch
 from footing import batches, network
 
 import stopwatch
+from flat_options import typed
 from shoal.blocks.prefix_cache import PrefixCache
 from shoal.errors import FolderError
-from shoal.pipeline import MeasureConfig, candidate_table, compress, planner
+from shoal.pipeline import CompressConfig, candidate_table, compress, planner
 from shoal.pipeline.candidate_table import CandidateBuilder
 
 pytestmark = pytest.mark.heavy
 
-QUICK = MeasureConfig(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
+QUICK = CompressConfig(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +30,8 @@ def planned(tables=None, model=None, **more):
     goal = more.pop("goal", {"macs": 0.6})
     settings = more.pop("settings", QUICK)
     return compress(
-        model if model is not None else network(), more.pop("calibration", data()), tables=tables,
-        settings=settings, **goal, **more,
+        model if model is not None else network(), more.pop("calibration", data()),
+        **typed(tables=tables, settings=settings, **goal, **more),
     )  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def own_damage(original, output, batch):
         ({"model": footing.plain()}, "network was '"),
         ({"calibration": [one + 1 for one in data()]}, "fit_on was '.*judge_on was '"),
         (
-            {"settings": MeasureConfig(images=36, latency_seconds=0.001, longest=3)},
+            {"settings": CompressConfig(images=36, latency_seconds=0.001, longest=3)},
             "longest was 2, now 3, stand_ins was",
         ),
         ({"exclude": ["layer1.0"]}, r"exclude was \[\], now \['layer1.0'\]"),

@@ -9,10 +9,11 @@ import torch
 from footing import batches, maker, network
 
 import stopwatch
+from flat_options import typed
 from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import UsageError
-from shoal.pipeline import MeasureConfig, Recover, candidate_table, compress
+from shoal.pipeline import CompressConfig, RecoveryConfig, candidate_table, compress
 from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.greedy import RemovalChoice
 from shoal.pipeline.plan_checkpoint import CutCheckpoint, load_cut, save_cut
@@ -24,7 +25,7 @@ from shoal.surgery.replace import replace_spans_
 
 pytestmark = pytest.mark.heavy
 
-QUICK = MeasureConfig(
+QUICK = CompressConfig(
     images=36, validation_images=60, latency_seconds=0.001, stand_ins=("block", "narrow"), longest=3, student_budget=8
 )
 
@@ -115,7 +116,7 @@ def test_the_untrained_are_gone_before_others_learn(monkeypatch):
 
 
 def planned(**more):
-    return compress(network(), data(), settings=more.pop("settings", QUICK), **more)
+    return compress(network(), data(), **typed(**{"settings": QUICK, **more}))
 
 
 def replaced(result):
@@ -151,7 +152,7 @@ def test_so_many_steps_give_the_same_plan():
 
 
 def test_they_recover_and_an_interrupted_recovery_finds_its_cut(tmp_path):
-    steps = Recover(6, DistillConfig(rate=0.01, looks=2), folder=tmp_path)
+    steps = RecoveryConfig(6, DistillConfig(rate=0.01, looks=2), folder=tmp_path)
     result = planned(macs=0.6, validation=data(first=40, count=2), recover=steps)
     assert result.record.recovery.divergence_after <= result.record.recovery.divergence_before
     again = apply(network(), result.plan, weights_follow=True)
@@ -175,7 +176,7 @@ def test_a_depth_counts_their_blocks():
 
 def test_tables_of_another_budget_are_refused(tmp_path):
     planned(macs=0.6, tables=tmp_path / "t")
-    other = MeasureConfig(**{**vars(QUICK), "student_budget": "90s"})
+    other = CompressConfig(**{**vars(QUICK), "student_budget": "90s"})
     with pytest.raises(Exception, match="student_budget was '8 steps', now '90 seconds'"):
         planned(macs=0.6, tables=tmp_path / "t", settings=other)
 
@@ -190,4 +191,4 @@ def test_tables_of_another_budget_are_refused(tmp_path):
 )
 def test_what_makes_no_sense_is_refused(given, said):
     with pytest.raises(UsageError, match=said):
-        MeasureConfig(**given)
+        CompressConfig(**given)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.blocks.template import Opaque, TensorRef
-from shoal.pipeline import MeasureConfig, compress
+from shoal.pipeline import Budget, CompressConfig, compress
 from shoal.plan import Replace
 from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all, refit_
 from shoal.replace.output_format import PLAIN, OutputFormat, copy_format_, infer_format, install_
@@ -122,7 +122,7 @@ def test_stand_ins_answer_as_the_blocks_did(network: Plainer) -> None:
 
 
 def test_compress_by_macs(network: Plainer) -> None:
-    result = compress(network, batches(6), macs=0.6, settings=MeasureConfig(images=96, latency_seconds=0.01))
+    result = compress(network, batches(6), Budget(macs=0.6), config=CompressConfig(images=96, latency_seconds=0.01))
     assert result.plan.replaced
     x = batches()[0].args[0]
     assert result.model(x).shape == (16, 3)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch
 from shoal.blocks import analyze
-from shoal.pipeline import MeasureConfig, compress
+from shoal.pipeline import Budget, CompressConfig, compress
 from shoal.plan import Replace
 from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all, refit_
 from shoal.surgery.replace import replace_spans_
@@ -80,7 +80,7 @@ def error_at_end(network: nn.Module, cut: nn.Module, given: list[Batch]) -> floa
 
 
 def test_compress_by_macs(network: MaskedNet) -> None:
-    result = compress(network, batches(6), macs=0.6, settings=MeasureConfig(images=96, latency_seconds=0.01))
+    result = compress(network, batches(6), Budget(macs=0.6), config=CompressConfig(images=96, latency_seconds=0.01))
     assert result.record.reached
     assert result.plan.replaced or result.plan.removed
     assert result.record.compressed.cost.macs <= 0.6 * result.record.original.cost.macs

@@ -13,12 +13,12 @@ from torch import nn
 import networks
 from shoal.batches import Batch
 from shoal.errors import ExportError, FolderError
-from shoal.pipeline import MeasureConfig, compress
+from shoal.pipeline import CompressConfig, RemoveBlocks, compress
 from shoal.store import export, export_onnx, export_program, load, read_record
 
 pytestmark = pytest.mark.heavy
 
-QUICK = MeasureConfig(images=32, validation_images=32, latency_seconds=0.001)
+QUICK = CompressConfig(images=32, validation_images=32, latency_seconds=0.001)
 missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
@@ -72,7 +72,7 @@ def test_a_program_loads_without_shoal_for_any_batch_size(tmp_path, network):
 def test_a_shallow_network_is_exported_too(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(4, 3, 32, 32)
-    result = compress(networks.randomised(networks.CifarResNet(2)), [x], remove=2, settings=QUICK)
+    result = compress(networks.randomised(networks.CifarResNet(2)), [x], RemoveBlocks(2), config=QUICK)
     made = export_program(result.model, Batch((x,)), tmp_path / "model.pt2")
     program = torch.export.load(tmp_path / "model.pt2").module()
     assert torch.allclose(program(x[:3]), result.model(x[:3]), atol=1e-5)
@@ -197,7 +197,7 @@ def test_a_network_that_cannot_be_exported(tmp_path, write):
 def test_a_run_whose_network_cannot_be_exported_keeps_the_rest(tmp_path):
     torch.manual_seed(0)
     model = networks.randomised(DecidesByValue(4, 3))
-    result = compress(model, [images(8)], remove=1, settings=QUICK)
+    result = compress(model, [images(8)], RemoveBlocks(1), config=QUICK)
     record = result.save(tmp_path / "out")
     assert record == read_record(tmp_path / "out")
     said = [one for one in record.warnings if one.startswith("no model.pt2 was written: torch.export cannot export")]

@@ -14,7 +14,7 @@ from shoal.errors import WeightsError
 from shoal.store import check_savable
 from shoal.store.folder import EXTRAS, WEIGHTS
 
-QUICK = shoal.MeasureConfig(latency_seconds=0.001)
+QUICK = shoal.CompressConfig(latency_seconds=0.001)
 
 
 class Residual(nn.Module):
@@ -60,7 +60,7 @@ def x():
 
 
 def compressed(model, x, folder, **how):
-    result = shoal.compress(model.eval(), [x], blocks=["blocks.1"], settings=QUICK)
+    result = shoal.compress(model.eval(), [x], shoal.Blocks(["blocks.1"]), config=QUICK)
     result.save(folder, **how)
     return result
 
@@ -232,7 +232,7 @@ def test_extra_states_come_back(note, x, tmp_path):
 @pytest.mark.parametrize("note", [State(2.0), {"scale": object()}, lambda: 0])
 def test_extra_states_that_need_a_pickle_are_refused_before_anything_is_written(note, x, tmp_path):
     model = with_extra().eval()
-    result = shoal.compress(model, [x], blocks=["blocks.1"], settings=QUICK)
+    result = shoal.compress(model, [x], shoal.Blocks(["blocks.1"]), config=QUICK)
     for block in result.model.blocks:
         if isinstance(block, Residual):
             block.a.note = note
@@ -282,7 +282,7 @@ def test_tokens_are_drawn_as_large_as_the_example(tmp_path):
 
     ids = torch.arange(22).reshape(2, 11) % 11
     batch = {"ids": ids, "attention_mask": torch.ones_like(ids)}
-    result = shoal.compress(Tokens(1.0).eval(), [batch], blocks=["net.blocks.1"], settings=QUICK)
+    result = shoal.compress(Tokens(1.0).eval(), [batch], shoal.Blocks(["net.blocks.1"]), config=QUICK)
     result.save(tmp_path / "out")
     shoal.load(tmp_path / "out", model=lambda: Tokens(1.0))
 

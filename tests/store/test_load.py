@@ -24,7 +24,7 @@ from shoal.errors import (
     UnknownBlockError,
     WeightsError,
 )
-from shoal.pipeline import MeasureConfig, RunInfo, compress
+from shoal.pipeline import CompressConfig, RunInfo, compress, parse_goal
 from shoal.plan import read_plan
 from shoal.sources import Consent, load_model
 from shoal.store import RunFolder, load, open_model, read_folder_plan, read_record
@@ -32,7 +32,7 @@ from shoal.store.folder import EXTRAS, PLAN, PROGRAM, RECORD, WEIGHTS
 
 pytestmark = pytest.mark.heavy
 
-QUICK = MeasureConfig(images=32, validation_images=32, latency_seconds=0.001)
+QUICK = CompressConfig(images=32, validation_images=32, latency_seconds=0.001)
 NETWORKS = networks.__file__
 
 
@@ -41,7 +41,9 @@ def images(channels, side, n=16, seed=0):
 
 
 def compressed(model, x, folder, spec=None, **goal):
-    result = compress(model, [x], settings=QUICK, provenance=RunInfo(model=spec), **(goal or {"remove": 2}))
+    result = compress(
+        model, [x], parse_goal(goal or {"remove": 2}), config=CompressConfig.of(QUICK, run_info=RunInfo(model=spec))
+    )
     result.save(folder)
     return result
 

@@ -11,13 +11,13 @@ import networks
 from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import PlanError, SurgeryError
-from shoal.pipeline import MeasureConfig, compress
+from shoal.pipeline import CompressConfig, RemoveBlocks, compress
 from shoal.plan import Fold, FoldStep, Plan, Remove, parse_plan
 from shoal.sources import load_model
 from shoal.store import load, save
 from shoal.surgery import apply, certify, fold, fold_, input_specs, remove_blocks, signature_of
 
-QUICK = MeasureConfig(images=16, validation_images=16, latency_seconds=0.001)
+QUICK = CompressConfig(images=16, validation_images=16, latency_seconds=0.001)
 
 
 def images(channels, side, n=4, seed=0):
@@ -193,7 +193,7 @@ def test_a_shift_that_was_zero_needs_weights_that_follow():
 def test_compress_folds_what_is_left(tmp_path):
     torch.manual_seed(0)
     net, x = preact(), images(1, 6, n=8)
-    result = compress(net, [x], remove=1, exclude=["blocks.1"], fold=True, settings=QUICK)
+    result = compress(net, [x], RemoveBlocks(1, exclude=["blocks.1"]), config=CompressConfig.of(QUICK, fold=True))
     assert [action.kind for action in result.plan.actions] == ["remove", "fold"]
     assert result.record.folded[0].startswith("the constant of blocks.1 into ")
     assert 0 <= result.record.fold_deviation < 1e-5
@@ -207,7 +207,7 @@ def test_compress_folds_what_is_left(tmp_path):
 
 
 def test_compress_folds_only_when_asked():
-    result = compress(preact(), [images(1, 6, n=8)], remove=1, settings=QUICK)
+    result = compress(preact(), [images(1, 6, n=8)], RemoveBlocks(1), config=QUICK)
     assert [action.kind for action in result.plan.actions] == ["remove"]
     assert (result.record.folded, result.record.fold_deviation) == ([], None)
 

@@ -10,7 +10,7 @@ import stopwatch
 from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import PlanError, SurgeryError
-from shoal.pipeline import MeasureConfig, compress
+from shoal.pipeline import Budget, CompressConfig, compress
 from shoal.plan import Plan, Replace
 from shoal.replace import REPLACEMENTS, PassThrough, build_replacement, build_segments, find_spans
 from shoal.surgery import apply, input_specs, signature_of
@@ -145,9 +145,9 @@ def test_what_compress_made_is_loaded_back_bit_for_bit(tmp_path, monkeypatch):
     stopwatch.install(monkeypatch)
     model = network()
     before = copy.deepcopy(model.state_dict())
-    settings = MeasureConfig(images=48, validation_images=16, latency_seconds=0.001)
+    settings = CompressConfig(images=48, validation_images=16, latency_seconds=0.001)
     batches = [randn(16, 3, 8, 8, seed=seed) for seed in range(3)]
-    result = compress(model, batches, latency=0.6, settings=settings)
+    result = compress(model, batches, Budget(latency=0.6), config=settings)
     assert result.plan.replaced
     assert result.record.reached
     result.save(tmp_path)

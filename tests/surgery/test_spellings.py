@@ -18,7 +18,7 @@ from shoal.surgery import remove_blocks
 from shoal.surgery.canonical_form import CanonicalForm
 from spellings import ELEMENTS, EXPRESSIONS, LAYERS, PRODUCTS, SUMS, WIDTH, Spelled, fresh
 
-FAST = shoal.MeasureConfig(latency_seconds=0.002, images=16)
+FAST = shoal.CompressConfig(latency_seconds=0.002, images=16)
 
 
 def example(samples=2):
@@ -123,7 +123,7 @@ def test_what_exact_removes_changes_no_bit(choices):
     torch.manual_seed(0)
     net = Net(choices).eval()
     try:
-        result = shoal.compress(net, [example(4).args[0]], exact=True, settings=FAST)
+        result = shoal.compress(net, [example(4).args[0]], shoal.ExactOnly(), config=FAST)
     except (NotReachedError, NonFiniteError):
         return
     assert result.record.certificate.verdict == "identical"

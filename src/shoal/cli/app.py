@@ -211,7 +211,7 @@ def compress(
         given = _given(context)
         idle = {"recover"} if read_budget(recover) is None else set()
         idle |= {"student_budget"} if from_ is not None else set()  # which is held against that run
-        check_options(goal, given - idle, asked.settings().stand_ins, _flag)
+        check_options(goal, given - idle, asked.config().stand_ins, _flag)
         if from_ is not None:
             return run_compress(session, load_previous_request(from_, asked, given))
         spec, source = check_pair(model, data)

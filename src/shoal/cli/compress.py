@@ -12,7 +12,18 @@ from shoal.blocks import analyze
 from shoal.cli.console import Session
 from shoal.cli.loading import DataOptions, check_input, open_data, open_network, output_folder, pick_device
 from shoal.errors import UsageError
-from shoal.pipeline import ExactOnly, Goal, Grain, MaxDrop, MeasureConfig, Recover, RemoveBlocks, RunInfo, compress
+from shoal.pipeline import (
+    Callbacks,
+    CompressConfig,
+    ExactOnly,
+    Goal,
+    Grain,
+    MaxDrop,
+    RecoveryConfig,
+    RemoveBlocks,
+    RunInfo,
+    compress,
+)
 from shoal.pipeline.candidate_table import DEFAULT_KINDS, STUDENT_BUDGET
 from shoal.preserve import evaluating
 from shoal.record import summary_of
@@ -54,13 +65,17 @@ class CompressRequest:
     student_budget: str = STUDENT_BUDGET
     output: list[str] | None = None
 
-    def settings(self) -> MeasureConfig:
-        """How to measure."""
-        return MeasureConfig(
+    def config(self, **more: Any) -> CompressConfig:
+        """How to compress."""
+        return CompressConfig(
             images=self.images,
             channels_last=self.channels_last,
             stand_ins=_kinds(self.stand_ins),
             student_budget=self.student_budget,
+            fold=self.fold,
+            latency_from=self.latency_from,
+            output=self.output,
+            **more,
         )
 
 
@@ -74,7 +89,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     if request.latency_from is not None:
         session.consent.check(request.latency_from, "a folder")
     budget, extra = _recovery(session, request, opened)
-    settings = request.settings()
+    request.config()  # refuses what cannot be, before anything is read
     if request.dry_run and request.tables is not None:
         from shoal.cli.dry_run import dry_run_plan
 
@@ -92,18 +107,15 @@ def run_compress(session: Session, request: CompressRequest) -> int:
             result = compress(
                 opened.model,
                 data.calibration(augment=True),
-                eval=data.test(),
+                request.goal,
                 validation=validation,
-                **request.goal.to_dict(),
-                recover=_recover(budget, request, data, extra, path) if budget else None,
-                fold=request.fold,
-                latency_from=request.latency_from,
-                tables=(request.tables or path / TABLES) if request.goal.by_plan else None,
-                output=request.output,
-                settings=settings,
-                provenance=_provenance(request, opened.spec, data),
-                journal=folder,
-                progress=progress,
+                test=data.test(),
+                recovery=_recover(budget, request, data, extra, path) if budget else None,
+                config=request.config(
+                    tables=(request.tables or path / TABLES) if request.goal.by_plan else None,
+                    run_info=_provenance(request, opened.spec, data),
+                ),
+                callbacks=Callbacks(progress, folder),
             )
             progress("writing model, report and record", 0, 1)
             record = result.save(path, claimed=True)
@@ -143,15 +155,17 @@ def _recovery(
     return budget, open_data(session, request.unlabelled, request.data_options, opened)
 
 
-def _recover(budget: TrainingBudget, request: CompressRequest, data: Data, extra: Data | None, path: Path) -> Recover:
-    return Recover(
+def _recover(
+    budget: TrainingBudget, request: CompressRequest, data: Data, extra: Data | None, path: Path
+) -> RecoveryConfig:
+    return RecoveryConfig(
         budget,
         DistillConfig(seed=request.data_options.seed, channels_last=request.channels_last),
         training=epochs_of(data),
         unlabelled=epochs_of(extra) if extra is not None else None,
         folder=path,
         try_plans=request.try_plans,
-        asked=request.recovery_asked,
+        required=request.recovery_asked,
     )
 
 

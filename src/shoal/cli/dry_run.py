@@ -19,11 +19,8 @@ def dry_run_plan(session: Session, request: CompressRequest, model: nn.Module, d
             data.calibration(augment=True),
             request.goal,
             validation=data.validation(augment=True),
-            tables=request.tables,
-            latency_from=request.latency_from,
-            output=request.output,
-            settings=request.settings(),
-            progress=progress,
+            config=request.config(tables=request.tables),
+            callbacks=progress,
         )
     if session.as_json:
         session.print_json(_document(request, solved))

@@ -1,16 +1,32 @@
-"""The whole way: choose, remove, prove, measure, keep."""
+"""The whole way: choose, remove or replace, recover, prove, measure, keep."""
 
-from shoal.pipeline.api import RunInfo, block_records, compress
-from shoal.pipeline.context import MeasureConfig
-from shoal.pipeline.goals import Blocks, Budget, ExactOnly, Goal, Grain, MaxDrop, ParetoPoint, RemoveBlocks, parse_goal
-from shoal.pipeline.greedy import Journal, NullJournal, Progress
+from shoal.deprecated import former_names
+from shoal.pipeline.api import compress
+from shoal.pipeline.config import CompressConfig, MeasureConfig, RunInfo
+from shoal.pipeline.goals import (
+    Blocks,
+    Budget,
+    ExactOnly,
+    Goal,
+    Grain,
+    MaxDrop,
+    ParetoPoint,
+    RemoveBlocks,
+    goal_from_dict,
+    parse_goal,
+)
+from shoal.pipeline.outcome import block_records
 from shoal.pipeline.predict import PlanPrediction, predict_plan
-from shoal.pipeline.recovery import Recover
-from shoal.pipeline.result import Result
+from shoal.pipeline.recovery import RecoveryConfig
+from shoal.pipeline.result import CompressResult
+from shoal.progress import Callbacks, Journal, NullJournal
 
 __all__ = [
     "Blocks",
     "Budget",
+    "Callbacks",
+    "CompressConfig",
+    "CompressResult",
     "ExactOnly",
     "Goal",
     "Grain",
@@ -20,13 +36,22 @@ __all__ = [
     "NullJournal",
     "ParetoPoint",
     "PlanPrediction",
-    "Progress",
-    "Recover",
+    "RecoveryConfig",
     "RemoveBlocks",
-    "Result",
     "RunInfo",
     "block_records",
     "compress",
+    "goal_from_dict",
     "parse_goal",
     "predict_plan",
 ]
+
+__getattr__ = former_names(
+    __name__,
+    {
+        "Provenance": "shoal.pipeline:RunInfo",
+        "Recover": "shoal.pipeline:RecoveryConfig",
+        "Result": "shoal.pipeline:CompressResult",
+        "Settings": "shoal.pipeline:MeasureConfig",
+    },
+)

@@ -8,44 +8,14 @@ from torch import nn
 
 from shoal.batches import Batch, batches
 from shoal.blocks import BlockGraph, analyze
-from shoal.errors import DataError, UsageError
+from shoal.errors import DataError
 from shoal.measure import reading_of
 from shoal.outputs import as_names
-from shoal.pipeline.candidate_table import DEFAULT_KINDS, LONGEST, STUDENT_BUDGET, check_kinds
+from shoal.pipeline.config import MeasureConfig
 from shoal.pipeline.goals import Goal
-from shoal.pipeline.greedy import Progress
 from shoal.preserve import copied
-from shoal.recover import read_budget
+from shoal.progress import ProgressCallback
 from shoal.scanning import DamageFunction, OutputDamage
-
-
-@dataclass(frozen=True)
-class MeasureConfig:
-    """How to measure.
-
-    `images` caps the calibration samples, `validation_images` those of validation, `judge_images` those that damage is
-    measured on (validation samples where there are any, else a `judged_share` of calibration's). `stand_ins` are the
-    kinds to try, `longest` the steps of the longest span. The students among them ('block', 'narrow', 'narrow1/4') are
-    trained for `student_budget` in all, a time or a number of mini-batches.
-    """
-
-    images: int = 512
-    judged_share: float = 0.15
-    judge_images: int = 128
-    validation_images: int = 2048
-    stand_ins: tuple[str, ...] = DEFAULT_KINDS
-    longest: int = LONGEST
-    student_budget: str | int = STUDENT_BUDGET
-    channels_last: bool = False
-    latency_seconds: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("images", "judge_images", "longest", "validation_images", "latency_seconds"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected more than 0", "Leave it out.")
-        check_kinds(self.stand_ins)
-        if read_budget(self.student_budget) is None:
-            raise UsageError("students without a budget learn nothing", "Ask for no students in `stand_ins`.")
 
 
 @dataclass(frozen=True)
@@ -70,7 +40,7 @@ class CompressContext:
     judged_on: list[Batch] | None
     settings: MeasureConfig
     damage: OutputDamage
-    progress: Progress
+    progress: ProgressCallback
 
 
 def materialize(
@@ -94,7 +64,7 @@ def build_context(
     goal: Goal,
     settings: MeasureConfig,
     damage: DamageFunction | None,
-    progress: Progress,
+    progress: ProgressCallback,
     output: str | Sequence[str] | None = None,
 ) -> CompressContext:
     """Dissect a copy of the network, and put everything together.

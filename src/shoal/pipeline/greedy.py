@@ -1,10 +1,10 @@
 """Choose the blocks to remove: those named, the strict identities, or greedily with true re-scoring after each step."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -17,35 +17,13 @@ from shoal.measure import Predictions, Reading, compare, predictions
 from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks
 from shoal.plan import Remove
 from shoal.preserve import patched
+from shoal.progress import Journal, NullJournal, ProgressCallback, no_progress
 from shoal.record import BlockAction, Comparison, Planning, RemovalStep, metric_drop
 from shoal.scanning import DamageFunction, OutputDamage, RemovalDamage, removal_sweep, responses
 from shoal.surgery import check_removable, strict_identities
 
-Progress = Callable[[str, int, int], None]
-
 # Two steps beyond the limit in a row end the search: the drop is not monotone in the number of blocks.
 _PATIENCE = 2
-
-
-class Journal(Protocol):
-    """Where finished measurements go, so that none is lost to a crash."""
-
-    def append(self, line: dict[str, Any]) -> None:
-        """Keep one measurement."""
-
-    def measured(self) -> list[dict[str, Any]]:
-        """What earlier attempts kept."""
-
-
-class NullJournal:
-    """Keeps nothing."""
-
-    def append(self, line: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def measured(self) -> list[dict[str, Any]]:
-        """Nothing."""
-        return []
 
 
 @dataclass(frozen=True)
@@ -94,7 +72,7 @@ class GreedyRemoval:
     validation: Sequence[Batch]
     damage: DamageFunction | None = None
     journal: Journal = field(default_factory=NullJournal)
-    progress: Progress = lambda stage, done, total: None
+    progress: ProgressCallback = no_progress
 
     @property
     def units(self) -> bool:

@@ -3,7 +3,7 @@
 Latencies are measured anew in every process, and a plan made from them may come out otherwise.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,14 @@ from shoal.fingerprint import as_json, check_fingerprint, digest_of
 from shoal.pipeline.context import CompressContext
 from shoal.pipeline.greedy import RemovalChoice
 from shoal.pipeline.planner import function_id
-from shoal.plan import Fold, Remove, Replace
+from shoal.pipeline.result import CompressedModel
+from shoal.plan import Remove, Replace
 from shoal.preserve import copied
 from shoal.store.checkpoint import load_checkpoint, save_checkpoint
 from shoal.surgery import model_digest, remove_blocks_
 from shoal.surgery.replace import replace_spans_
 
 CUT = "cut.safetensors"
-
-
-@dataclass(frozen=True)
-class CutCheckpoint:
-    """A changed copy of the network, how it was chosen, and what was done to it."""
-
-    model: nn.Module
-    choice: RemovalChoice
-    actions: list[Remove | Replace | Fold]
-    notes: list[str] = field(default_factory=list)
 
 
 _CHOICE: TypeAdapter[RemovalChoice] = TypeAdapter(RemovalChoice)
@@ -64,7 +55,7 @@ def cut_fingerprint(told: CompressContext, latency_from: str | Path | None, try_
     return as_json(known)
 
 
-def save_cut(folder: Path, cut: CutCheckpoint, claim: dict[str, Any]) -> None:
+def save_cut(folder: Path, cut: CompressedModel, claim: dict[str, Any]) -> None:
     """Write it whole, or not at all; `claim` is all that it depends on.
 
     Raises:
@@ -80,7 +71,7 @@ def save_cut(folder: Path, cut: CutCheckpoint, claim: dict[str, Any]) -> None:
     save_checkpoint(folder / CUT, tensors, state)
 
 
-def load_cut(folder: Path, model: nn.Module, example: Batch, claim: dict[str, Any]) -> CutCheckpoint | None:
+def load_cut(folder: Path, model: nn.Module, example: Batch, claim: dict[str, Any]) -> CompressedModel | None:
     """What `keep_cut` wrote for this network and goal; None where there is nothing.
 
     Raises:
@@ -101,7 +92,7 @@ def load_cut(folder: Path, model: nn.Module, example: Batch, claim: dict[str, An
         return _rebuilt(model, example, tensors, state)
 
 
-def _rebuilt(model: nn.Module, example: Batch, tensors: dict[str, Tensor], state: dict[str, Any]) -> CutCheckpoint:
+def _rebuilt(model: nn.Module, example: Batch, tensors: dict[str, Tensor], state: dict[str, Any]) -> CompressedModel:
     choice = _CHOICE.validate_python(state["choice"])
     actions = _ACTIONS.validate_python(state["actions"])
     anatomy = analyze(copied(model).eval(), example)
@@ -110,4 +101,4 @@ def _rebuilt(model: nn.Module, example: Batch, tensors: dict[str, Tensor], state
     beside = {name: one for name, one in anatomy.model.state_dict().items() if not isinstance(one, Tensor)}
     with torch.no_grad():
         anatomy.model.load_state_dict({**beside, **tensors})  # what a module keeps besides tensors is not on the disk
-    return CutCheckpoint(anatomy.model.eval(), choice, list(actions), list(state.get("notes", [])))
+    return CompressedModel(anatomy.model.eval(), choice, list(actions), list(state.get("notes", [])))

@@ -1,4 +1,4 @@
-"""Recovery of a cut network: how it is asked for, what is refused, and where a mere default gives way."""
+"""Recovery of a compressed network: its configuration, what is refused, and when a mere default is skipped."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -19,20 +19,20 @@ from shoal.errors import (
     UsageError,
 )
 from shoal.measure import Reading
-from shoal.pipeline.greedy import Progress
 from shoal.pipeline.recovery_probe import RecoveryProbe
 from shoal.plan import Fold, Remove, Replace
+from shoal.progress import ProgressCallback
 from shoal.recover import DistillConfig, DistillResult, TrainingBudget, distill, read_budget
 from shoal.recover.checkpoint import ensure_dir
 from shoal.recover.preflight import check_disjoint, check_in_memory, check_trainable, check_unlabelled
 from shoal.training.loaders import LoaderFactory, loader_factory
 
-_TRIED = 0.1  # of the budget, for each plan that contends
+_PROBE_SHARE = 0.1  # of the budget, for each plan that is tried
 
 
 @dataclass(frozen=True, eq=False)
-class Recover:
-    """How to win back what a cut has lost.
+class RecoveryConfig:
+    """How to win back what a compressed network has lost.
 
     Args:
         budget: `10m`, `90s`, or a number of steps.
@@ -40,11 +40,11 @@ class Recover:
         training: what to learn from: mini-batches, or a function that gives those of an epoch, from 1; by default the
             calibration data as it was given.
         unlabelled: extra mini-batches of the same form, in the same way.
-        folder: keeps the cut network, checkpoints and metrics: the same call goes on from there.
-        try_plans: where a plan is made for a budget, so many of the best contend, and each recovers for a tenth of
-            `budget` before one is chosen, on top of the budget; 0 takes the one of least damage.
-        asked: somebody asked for it. False for a mere default: where it cannot be done the cut stays as it is, and
-            the notes say why.
+        folder: keeps the network before recovery, checkpoints and metrics: the same call resumes from there.
+        try_plans: for a `Budget`, distill this many of the best plans for a tenth of `budget` each, on top of it, and
+            keep the best; 0 takes the plan of least damage.
+        required: a recovery that cannot be done is an error. False for a mere default: then the network stays as it
+            is, and the notes say why.
     """
 
     budget: str | int | TrainingBudget = "5m"
@@ -53,7 +53,7 @@ class Recover:
     unlabelled: Iterable[Any] | LoaderFactory | None = None
     folder: str | Path | None = None
     try_plans: int = 0
-    asked: bool = True
+    required: bool = True
 
     def __post_init__(self) -> None:
         if self.try_plans < 0:
@@ -69,47 +69,47 @@ class Recover:
         return ensure_dir(self.folder) if self.folder is not None else None
 
 
-def normalize_recovery(given: Recover | TrainingBudget | str | int | None) -> Recover | None:
-    """What was asked, its data such that it can be read again and again; None for no recovery.
+def normalize_recovery(recovery: RecoveryConfig | TrainingBudget | str | int | None) -> RecoveryConfig | None:
+    """What was asked for, its data such that it can be read again and again; None for no recovery.
 
     Raises:
         UsageError: a budget that is none.
     """
-    if not isinstance(given, Recover):
-        given = Recover(given) if given is not None else None
-    if given is None or read_budget(given.budget) is None:
+    if not isinstance(recovery, RecoveryConfig):
+        recovery = RecoveryConfig(recovery) if recovery is not None else None
+    if recovery is None or read_budget(recovery.budget) is None:
         return None
     training, unlabelled = (
-        loader_factory(one) if one is not None else None for one in (given.training, given.unlabelled)
+        loader_factory(data) if data is not None else None for data in (recovery.training, recovery.unlabelled)
     )
-    return replace(given, training=training, unlabelled=unlabelled)
+    return replace(recovery, training=training, unlabelled=unlabelled)
 
 
-# Why a recovery that nobody asked for may be left out: it does not go with what was given, or network or machine do not
-# bear it. A full disk, damaged files and faults of the program itself are always raised.
+# Why a recovery that nobody asked for may be skipped: it does not go with the arguments, or is too much for network or
+# machine. A full disk, damaged files and faults of the program itself are always raised.
 REASONS_TO_SKIP = (UsageError, DataError, NonFiniteError, ModelRaisedError, SurgeryError, OutOfMemoryError)
 
 
-def skip_or_raise(recover: Recover, error: ShoalError) -> str:
+def skip_or_raise(recovery: RecoveryConfig, error: ShoalError) -> str:
     """What is noted where a recovery by default is left out; one that was asked for raises.
 
     Args:
-        recover: what failed.
+        recovery: what failed.
         error: one of `REASONS_TO_SKIP`.
     """
-    if recover.asked:
+    if recovery.required:
         raise error
     lines = error.message.strip().splitlines()
     return f"not recovered: {lines[0] if lines else type(error).__name__}"
 
 
-def check_recover(
-    recover: Recover, model: nn.Module, calibration: object, validation: object, example: Batch, *, exact: bool
+def check_recovery(
+    recovery: RecoveryConfig, model: nn.Module, calibration: object, validation: object, example: Batch, *, exact: bool
 ) -> None:
     """Refuse what could only fail after the choice was made, which may have taken long.
 
     Args:
-        recover: as `as_recover` returns it.
+        recovery: as `normalize_recovery` returns it.
         model: the original.
         calibration: as it was given.
         validation: likewise; None for none.
@@ -133,79 +133,77 @@ def check_recover(
     check_disjoint(validation, calibration=calibration)
     check_in_memory(model)
     check_trainable(model)
-    if recover.unlabelled is not None:
-        first = next(batches(loader_factory(recover.unlabelled)(1), example.tensors[0].device), None)
+    if recovery.unlabelled is not None:
+        first = next(batches(loader_factory(recovery.unlabelled)(1), example.tensors[0].device), None)
         if first is None:
             raise DataError("the unlabelled data is empty", "Leave it out.")
         check_unlabelled(first, example)
 
 
-def run_recovery(
-    cut: nn.Module,
-    original: nn.Module,
-    actions: Sequence[Remove | Replace | Fold],
-    recover: Recover,
-    calibration: Iterable[Any],
-    validation: Iterable[Any],
-    known: Sequence[Batch],
-    progress: Progress,
-    reading: Reading | None = None,
-) -> DistillResult:
-    """Distil a copy of a cut network from the original; it comes back in the form of the plan.
+@dataclass(frozen=True, eq=False)
+class RecoveryTask:
+    """A recovery with everything it needs but the network that learns.
 
     Args:
-        cut: left as it was.
-        original: the teacher; likewise.
-        actions: of the plan.
-        recover: how.
-        calibration: to learn from where `recover` names nothing else.
-        validation: to choose on.
-        known: calibration mini-batches on the device, that batch norms of stand-ins are set from.
+        config: how.
+        teacher: the original; it is left as it was.
+        calibration: what to learn from where `config` names nothing else.
+        validation: what the network is chosen on.
+        samples: calibration mini-batches on the device, that batch norms of replacements are set from.
         progress: called with (stage, done, total).
         reading: how outputs are read; None: as the data tells.
     """
-    return distill(
-        cut,
-        original,
-        recover.training if recover.training is not None else calibration,
-        validation=validation,
-        budget=recover.budget,
-        unlabelled=recover.unlabelled,
-        settings=recover.settings,
-        folder=recover.path,
-        device=str(device_of(cut)),
-        replaced=[one for one in actions if isinstance(one, Replace)],
-        known=known,
-        reading=reading,
-        progress=progress,
-    )
 
+    config: RecoveryConfig
+    teacher: nn.Module
+    calibration: Iterable[Any]
+    validation: Iterable[Any]
+    samples: Sequence[Batch]
+    progress: ProgressCallback
+    reading: Reading | None = None
 
-def make_probe(
-    recover: Recover | None,
-    original: nn.Module,
-    calibration: Iterable[Any],
-    validation: Iterable[Any],
-    known: Sequence[Batch],
-    progress: Progress,
-    reading: Reading | None = None,
-) -> RecoveryProbe | None:
-    """How plans are told apart by a short recovery; None where it was not asked for. Arguments as in `recovered`.
+    def run(self, student: nn.Module, actions: Sequence[Remove | Replace | Fold]) -> DistillResult:
+        """Distill a copy of a network from the original; it comes back in the form of the plan.
 
-    A mere default that fails leaves a plan as far from the original as can be: then the best by damage is taken.
-    """
-    budget = read_budget(recover.budget) if recover is not None else None
-    if recover is None or budget is None or recover.try_plans < 2:
-        return None
-    settings = replace(recover.settings or DistillConfig(), looks=1)
-    short = replace(recover, budget=budget.part(_TRIED), settings=settings, folder=None)
+        Args:
+            student: it is left as it was.
+            actions: of its plan.
+        """
+        config = self.config
+        return distill(
+            student,
+            self.teacher,
+            config.training if config.training is not None else self.calibration,
+            validation=self.validation,
+            budget=config.budget,
+            unlabelled=config.unlabelled,
+            settings=config.settings,
+            folder=config.path,
+            device=str(device_of(student)),
+            replaced=[action for action in actions if isinstance(action, Replace)],
+            known=self.samples,
+            reading=self.reading,
+            progress=self.progress,
+        )
 
-    def after(cut: nn.Module, actions: Sequence[Remove | Replace]) -> float:
-        try:
-            found = run_recovery(cut, original, actions, short, calibration, validation, known, progress, reading)
-        except REASONS_TO_SKIP as error:
-            skip_or_raise(recover, error)
-            return math.inf
-        return found.recovery.divergence_after
+    def probe(self) -> RecoveryProbe | None:
+        """How plans are compared by a short recovery; None where that was not asked for.
 
-    return RecoveryProbe(recover.try_plans, after, str(short.budget))
+        A mere default that fails leaves a plan as far from the original as can be: then the best by damage is taken.
+        """
+        config, budget = self.config, read_budget(self.config.budget)
+        if budget is None or config.try_plans < 2:
+            return None
+        settings = replace(config.settings or DistillConfig(), looks=1)
+        short = replace(config, budget=budget.part(_PROBE_SHARE), settings=settings, folder=None)
+        task = replace(self, config=short)
+
+        def recover(student: nn.Module, actions: Sequence[Remove | Replace]) -> float:
+            try:
+                result = task.run(student, actions)
+            except REASONS_TO_SKIP as error:
+                skip_or_raise(config, error)
+                return math.inf
+            return result.recovery.divergence_after
+
+        return RecoveryProbe(config.try_plans, recover, str(short.budget))

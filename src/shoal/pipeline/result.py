@@ -1,7 +1,7 @@
-"""What compress() gives back: the network, the plan, the record, and how to keep them."""
+"""What compress() returns: the network, the plan, the record, and how to keep them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -10,15 +10,38 @@ from torch import nn
 from shoal.batches import Batch
 from shoal.errors import ExportError, FolderError
 from shoal.files.writing import write_text
-from shoal.plan import Plan
-from shoal.record import Record
+from shoal.pipeline.greedy import RemovalChoice
+from shoal.plan import Fold, Plan, Remove, Replace
+from shoal.record import Record, Recovery
 from shoal.report import render
 from shoal.store import check_reload, check_savable, export_program, save
 from shoal.store.folder import PROGRAM, REPORT
+from shoal.surgery import FoldResult
 
 
 @dataclass(frozen=True)
-class Result:
+class CompressedModel:
+    """A changed copy of the network, how it was chosen, and what was done to it.
+
+    Args:
+        model: the network, in eval mode.
+        choice: the blocks and why these.
+        actions: what a plan replays.
+        notes: what happened on the way, for the record.
+        folded: what was folded, if it was.
+        recovery: what recovery came to, if there was one.
+    """
+
+    model: nn.Module
+    choice: RemovalChoice
+    actions: list[Remove | Replace | Fold]
+    notes: list[str] = field(default_factory=list)
+    folded: FoldResult | None = None
+    recovery: Recovery | None = None
+
+
+@dataclass(frozen=True)
+class CompressResult:
     """One finished run.
 
     Args:

@@ -1,0 +1,97 @@
+"""How compress() works: what is measured, and how the network is changed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import UsageError
+from shoal.pipeline.candidate_table import DEFAULT_KINDS, LONGEST, STUDENT_BUDGET, check_kinds
+from shoal.recover import read_budget
+from shoal.scanning import DamageFunction
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How candidates are measured.
+
+    Args:
+        images: calibration samples, at most.
+        judged_share: the share of the calibration samples that damage is measured on, where there is no validation.
+        judge_images: samples that damage is measured on, at most: of validation where there is any.
+        validation_images: validation samples, at most.
+        stand_ins: the kinds of replacement to try. The students among them ('block', 'narrow', 'narrow1/4') are
+            trained.
+        longest: the steps of the longest span that is replaced.
+        student_budget: how long all students together are trained: a time, or a number of mini-batches.
+        channels_last: time images with the channels last in memory.
+        latency_seconds: how long each network is timed for the record.
+    """
+
+    images: int = 512
+    judged_share: float = 0.15
+    judge_images: int = 128
+    validation_images: int = 2048
+    stand_ins: tuple[str, ...] = DEFAULT_KINDS
+    longest: int = LONGEST
+    student_budget: str | int = STUDENT_BUDGET
+    channels_last: bool = False
+    latency_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("images", "judge_images", "longest", "validation_images", "latency_seconds"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected more than 0", "Leave it out.")
+        check_kinds(self.stand_ins)
+        if read_budget(self.student_budget) is None:
+            raise UsageError("students without a budget learn nothing", "Ask for no students in `stand_ins`.")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Where a run came from, for the record: specs, seed, command. `model` is None for a module made in Python."""
+
+    model: str | None = None
+    data: str = "given in Python"
+    seed: int = 0
+    command: str = "shoal.compress(...)"
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CompressConfig(MeasureConfig):
+    """How compress() works; the fields of `MeasureConfig`, and these.
+
+    Args:
+        fold: afterwards fold batch norms, constants and chains of linear maps: exact algebra in eval mode, the same
+            outputs up to rounding, so the certificate is *equal* at best. Not for a network that is trained further.
+        damage: what the choice minimises, `damage(original, candidate, batch)`: both are what the networks returned,
+            unchanged (the tensor itself where there is one or `output` names one); it returns one number a sample. By
+            default KL(original || candidate) of scores of classes, else the squared error relative to the variance of
+            the original's output, and the mean over several outputs: `record.outputs` says which and why.
+        output: names of the outputs that count (`logits`, `[1]`, `aux`); all that are floating-point by default. The
+            certificate looks at all of them in any case.
+        latency_from: latencies of another device: a table by `shoal latency`, or 'FILE.py:FUNCTION', which runs that
+            file; by default they are measured here.
+        tables: a folder for the tables of a plan. What it holds already, for the same network, data and configuration,
+            is not measured again, so that another goal takes seconds.
+        run_info: where model and data came from, for the record.
+    """
+
+    fold: bool = False
+    damage: DamageFunction | None = None
+    output: str | Sequence[str] | None = None
+    latency_from: str | Path | None = None
+    tables: str | Path | None = None
+    run_info: RunInfo = field(default_factory=RunInfo)
+
+    @property
+    def measure(self) -> MeasureConfig:
+        """How candidates are measured, alone."""
+        return MeasureConfig(**{one.name: getattr(self, one.name) for one in fields(MeasureConfig)})
+
+    @classmethod
+    def of(cls, measure: MeasureConfig | None = None, **more: Any) -> "CompressConfig":
+        """A configuration that measures as `measure` does."""
+        measured = {one.name: getattr(measure, one.name) for one in fields(MeasureConfig)} if measure else {}
+        return cls(**measured, **more)

@@ -1,0 +1,193 @@
+"""The record of original against compressed: quality, latency, cost, certificate, and what to doubt about them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from torch import nn
+
+from shoal.batches import Batch, Repeatable, batches, device_of
+from shoal.blocks import BlockGraph, Chain
+from shoal.errors import DataError
+from shoal.measure import (
+    Predictions,
+    Reading,
+    compare,
+    cost,
+    latency,
+    machine,
+    paired_predictions,
+    quality,
+    within_noise,
+)
+from shoal.measure.classes import no_better_than_chance
+from shoal.measure.output_reading import OutputReading
+from shoal.pipeline.config import MeasureConfig
+from shoal.pipeline.context import CompressContext
+from shoal.pipeline.greedy import RemovalChoice
+from shoal.pipeline.result import CompressedModel
+from shoal.plan import Fold, Remove, Replace
+from shoal.record import BlockRecord, Comparison, Latency, Network, Record
+from shoal.replace import build_segments
+from shoal.surgery import FoldResult, certify
+
+
+def measure_outcome(context: CompressContext, compressed: CompressedModel, test: "FirstBatchLoader") -> Record:
+    """The record of original against compressed, but for what only the caller knows."""
+    anatomy, settings, reading = context.anatomy, context.settings, context.damage.reading
+    cut, choice, folded = compressed.model, compressed.choice, compressed.folded
+    original = anatomy.model
+    whole = [one.path for one in choice.removals if one.unit is None]
+    gone = [*whole, *_constant_blocks(folded)]
+    had, has = _depths(anatomy, compressed.actions, gone)
+    before, after = paired_predictions([original, cut], test, reading=reading)
+    split = "test"
+    comparison = compare(before, after, split)
+    batch = test.batch().to(device_of(original))
+    times = _latencies(original, cut, batch, settings)
+    networks = [
+        Network(
+            quality=quality(one, split, comparison.output),
+            latency=times[name],
+            cost=cost(network, batch.take(1)),
+            blocks=blocks,
+        )
+        for name, network, one, blocks in (
+            ("original", original, before, had),
+            ("compressed", cut, after, has),
+        )
+    ]
+    certificate = certify(original, cut, test)
+    return Record(
+        command="",
+        model="",
+        data="",
+        seed=0,
+        goal={},
+        reached=choice.reached,
+        message=choice.message + (f", {len(folded.folded)} layers folded" if folded else ""),
+        original=networks[0],
+        compressed=networks[1],
+        comparison=comparison,
+        validation=choice.validation,
+        certificate=certificate,
+        removed=whole,
+        removed_units=[one.name for one in choice.removals if one.unit is not None],
+        replaced=[" + ".join(span) for span in choice.replaced],
+        planning=choice.planning,
+        recovery=compressed.recovery,
+        folded=folded.folded if folded else [],
+        fold_deviation=folded.deviation if folded else None,
+        blocks=block_records(anatomy.chain, choice, gone),
+        steps=choice.steps,
+        machine=machine(device_of(original)),
+        outputs=reading.to_record(context.damage.in_words),
+        warnings=[
+            *_doubts(before),
+            *reading.warnings(),
+            *_read_anew(reading, before),
+            *_remarks(choice, times, comparison),
+        ],
+        seconds=0.0,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _latencies(original: nn.Module, cut: nn.Module, batch: Batch, settings: MeasureConfig) -> dict[str, list[Latency]]:
+    found: dict[str, list[Latency]] = {"original": [], "compressed": []}
+    for part in [batch.take(1), batch] if batch.size > 1 else [batch]:
+        timed = latency(
+            {"original": original, "compressed": cut},
+            part,
+            channels_last=settings.channels_last,
+            min_seconds=settings.latency_seconds,
+        )
+        for name, one in timed.items():
+            found[name].append(one)
+    return found
+
+
+def _depths(anatomy: BlockGraph, actions: Sequence[Remove | Replace | Fold], gone: Sequence[str]) -> tuple[int, int]:
+    """Blocks before and after, or layers of a network without blocks; a stand-in counts as one, an identity as none."""
+    units = [block.path for block in anatomy.chain]
+    if not any(block.units or block.removable for block in anatomy.chain):
+        units = [step.path for step in build_segments(anatomy).segments if step.can_bound_span]
+    spans = [one for one in actions if isinstance(one, Replace)]
+    away = {*gone, *(path for span in spans for path in span.paths)}
+    stand_ins = sum(span.stand_in.depth for span in spans)
+    return len(units), sum(path not in away for path in units) + stand_ins
+
+
+def _constant_blocks(folded: FoldResult | None) -> list[str]:
+    """The blocks that went because they add a constant."""
+    return [step.path for step in folded.steps if step.kind == "constant"] if folded else []
+
+
+def block_records(chain: Chain, choice: RemovalChoice | None = None, gone: Sequence[str] = ()) -> list[BlockRecord]:
+    """The chain as plain data, with worth and action where a choice was made; `gone` are the blocks no longer there."""
+    worths = choice.worths if choice else {}
+    return [
+        block.record(
+            removal_kl=worths[block.path].damage if block.path in worths else None,
+            removal_kl_interval=worths[block.path].interval if block.path in worths else None,
+            residual_ratio=choice.ratios.get(block.path) if choice else None,
+            action="removed" if block.path in gone else (choice.action_of(block.path) if choice else "kept"),
+            without=choice.units_gone(block.path) if choice else [],
+        )
+        for block in chain
+    ]
+
+
+def _remarks(choice: RemovalChoice, times: dict[str, list[Latency]], comparison: Comparison) -> list[str]:
+    said = []
+    pairs = zip(times["original"], times["compressed"], strict=True)
+    noisy = [str(a.batch) for a, b in pairs if within_noise(a, b)]
+    if (choice.removed or choice.replaced) and noisy:
+        said.append(f"the change in latency is within the noise at batch {', '.join(noisy)}")
+    if comparison.n < 400:
+        said.append(f"only {comparison.n} samples were evaluated: intervals are wide")
+    return said
+
+
+def _read_anew(reading: Reading, original: Predictions) -> list[str]:
+    """That the test data had labels where the calibration data had none, so that it was measured otherwise."""
+    had, has = ([one.task for one in outputs] for outputs in (reading.outputs, _outputs_of(original)))
+    if had == has:
+        return []
+    return [
+        "the calibration data has no labels, those of the test data are class indices: blocks were chosen by the"
+        " squared error of the outputs, and measured as scores of classes"
+    ]
+
+
+def _outputs_of(predictions: Predictions) -> list[OutputReading]:
+    return [part.output for part in predictions.outputs if part.output is not None]
+
+
+def _doubts(original: Predictions) -> list[str]:
+    """What makes the original's figures doubtful, of every output that has labels."""
+    said = []
+    for part in original.outputs:
+        top1 = quality(part, "test").top1 if part.are_classes else None
+        if top1 is not None:
+            said += no_better_than_chance(round(top1 * part.n), part.n, part.classes)
+    return said
+
+
+class FirstBatchLoader:
+    """A loader that can be read again and remembers its first mini-batch, so that the same one can be timed."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = Repeatable(loader, "evaluation data")
+        if isinstance(self.loader.loader, list) and not self.loader.loader:
+            raise DataError("the evaluation data is empty", "Give at least one mini-batch, or leave it out.")
+        self.first: Batch | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in batches(self.loader):
+            self.first = self.first or batch
+            yield batch
+
+    def batch(self) -> Batch:
+        """The first mini-batch."""
+        return self.first or next(iter(self))

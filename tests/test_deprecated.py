@@ -1,0 +1,109 @@
+import importlib
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+import networks
+import shoal
+from shoal.deprecated import former_keywords, renamed
+from shoal.errors import UsageError
+from shoal.pipeline.api import FORMER_KEYWORDS, from_former_keywords
+
+
+@former_keywords(("old",), renamed(old="new"), "write new=")
+def function(value, *, new=0):
+    """What it does."""
+    return value, new
+
+
+def test_a_former_keyword_warns_where_it_was_written_and_works():
+    with pytest.warns(DeprecationWarning, match=r"function\(\) takes old for the last time: write new=") as caught:
+        assert function(1, old=2) == (1, 2)
+    assert caught[0].filename == __file__
+
+
+def test_todays_keywords_do_not_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert function(1, new=2) == (1, 2)
+    assert function.__doc__ == "What it does."
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("shoal", "Settings"), ("shoal", "Result"), ("shoal.pipeline", "Recover")]
+)
+def test_former_names_are_there_and_warn(module, name):
+    with pytest.warns(DeprecationWarning, match=f"{module}.{name} is now shoal.") as caught:
+        assert isinstance(getattr(importlib.import_module(module), name), type)
+    assert caught[0].filename == __file__
+
+
+def test_a_name_that_never_was_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'shoal' has no attribute 'Setings'"):
+        shoal.Setings  # noqa: B018
+
+
+def test_everything_exported_can_be_imported_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(getattr(shoal, name) is not None for name in shoal.__all__)
+
+
+def test_importing_the_package_alone_does_not_import_torch():
+    code = "import sys, shoal; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+FAST = shoal.MeasureConfig(images=8, latency_seconds=0.001)
+GOALS = [
+    ({"remove": 1}, shoal.RemoveBlocks(1)),
+    ({"max_drop": 2.0, "replace": True}, shoal.MaxDrop(2.0, allow_replacement=True)),
+    ({"blocks": ["a"]}, shoal.Blocks(["a"])),
+    ({"exact": True, "include": ["a*"]}, shoal.ExactOnly(include=["a*"])),
+    ({"latency": 0.5, "depth": 3}, shoal.Budget(latency=0.5, depth=3)),
+    ({"pick": 2}, shoal.ParetoPoint(2)),
+]
+
+
+@pytest.mark.parametrize(("former", "goal"), GOALS)
+def test_each_former_goal_is_a_typed_one(former, goal):
+    assert from_former_keywords(former, {}) == {"goal": goal}
+
+
+def test_the_rest_of_the_former_keywords():
+    def damage(original, candidate, batch):
+        return (original - candidate).abs().mean(1)
+
+    info, journal = shoal.pipeline.RunInfo(seed=3), shoal.pipeline.NullJournal()
+    former = {"eval": [1], "recover": "5m", "settings": FAST, "fold": True, "damage": damage, "output": "[0]"}
+    former |= {"latency_from": "f.json", "tables": "t", "provenance": info, "journal": journal, "progress": print}
+    typed = from_former_keywords(former, {"validation": [2]})
+    assert (typed["test"], typed["recovery"], typed["validation"]) == ([1], "5m", [2])
+    config = typed["config"]
+    assert (config.measure, config.fold, config.damage, config.output) == (FAST, True, damage, "[0]")
+    assert (config.latency_from, config.tables, config.run_info) == ("f.json", "t", info)
+    assert typed["callbacks"] == shoal.Callbacks(print, journal)
+    assert set(former) | {key for plain, _ in GOALS for key in plain} | {"macs", "params", "exclude", "grain"} == set(
+        FORMER_KEYWORDS
+    )
+
+
+def test_compress_by_former_keywords_comes_to_the_same():
+    torch.manual_seed(0)
+    model, images = networks.randomised(networks.CifarResNet(2)), torch.randn(8, 3, 8, 8)
+    config = shoal.CompressConfig.of(FAST)
+    now = shoal.compress(model, [images], shoal.RemoveBlocks(1), test=[images + 1], config=config)
+    with pytest.warns(DeprecationWarning, match=r"compress\(\) takes remove, eval, settings for the last time"):
+        then = shoal.compress(model, [images], eval=[images + 1], remove=1, settings=FAST)
+    assert then.record.goal == now.record.goal == {"remove": 1}
+    assert then.record.removed == now.record.removed
+    assert then.record.comparison == now.record.comparison
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_former_and_new_keywords_for_the_same_are_refused():
+    with pytest.raises(UsageError, match="goal is there, and a former keyword for the same"):
+        shoal.compress(torch.nn.Identity(), [], goal=shoal.RemoveBlocks(1), remove=1)
