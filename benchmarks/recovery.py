@@ -37,6 +37,7 @@ from shoal.measure import machine
 from shoal.pipeline import RecoveryConfig
 from shoal.pipeline.recovery import RecoveryTask
 from shoal.pipeline.recovery_probe import RecoveryProbe
+from shoal.progress import ProgressCallback
 from shoal.recover import DistillConfig, read_budget
 from shoal.sources import Data, load_model
 from shoal.store import RunFolder

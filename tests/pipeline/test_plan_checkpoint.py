@@ -6,7 +6,8 @@ from shoal.errors import UsageError, WeightsError
 from shoal.pipeline.context import CompressContext, MeasureConfig
 from shoal.pipeline.goals import RemoveBlocks
 from shoal.pipeline.greedy import RemovalChoice
-from shoal.pipeline.plan_checkpoint import CUT, CutCheckpoint, cut_fingerprint, load_cut, save_cut
+from shoal.pipeline.plan_checkpoint import CUT, cut_fingerprint, load_cut, save_cut
+from shoal.pipeline.result import CompressedModel
 from shoal.plan import Remove, Replace, Replacement
 from shoal.replace import build_replacement
 from shoal.scanning import RemovalDamage, divergence
@@ -27,7 +28,7 @@ def made():
     remove_blocks_(anatomy, ["layer1.1"])
     worth = RemovalDamage("layer1.1", 0.25, (0.1, 0.4), 9)
     choice = RemovalChoice(["layer1.1"], {"layer1.1": worth}, {"layer1.1": 0.5}, True, "done", replaced=[["layer2.1"]])
-    return CutCheckpoint(anatomy.model.eval(), choice, actions, ["a note"])
+    return CompressedModel(anatomy.model.eval(), choice, actions, ["a note"])
 
 
 def test_everything_comes_back(tmp_path):

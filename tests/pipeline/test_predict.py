@@ -32,7 +32,7 @@ def tables(tmp_path):
 
 def solved(tables, **target):
     goal = Budget(**target) if target else MaxDrop(1.0, allow_replacement=True)
-    return predict_plan(network(), data(), goal, tables=tables, settings=QUICK)
+    return predict_plan(network(), data(), goal, config=CompressConfig.of(QUICK, tables=tables))
 
 
 def test_finished_tables_are_solved_without_measuring_or_building(tables, monkeypatch):
@@ -44,7 +44,10 @@ def test_finished_tables_are_solved_without_measuring_or_building(tables, monkey
     assert found.source == "measured"
     assert found.front == sorted(found.front, key=lambda one: one.latency_ms)
     assert solved(tables).plan is None
-    assert predict_plan(network(), data(), ParetoPoint(2), tables=tables, settings=QUICK).plan == found.front[1]
+    assert (
+        predict_plan(network(), data(), ParetoPoint(2), config=CompressConfig.of(QUICK, tables=tables)).plan
+        == found.front[1]
+    )
 
 
 def test_it_is_the_plan_that_is_built_first(tables):
@@ -59,7 +62,7 @@ def test_what_no_plan_reaches(tables):
     with pytest.raises(NotReachedError, match="no plan meets the budget"):
         solved(tables, macs="0.0001")
     with pytest.raises(UsageError, match="there is no plan 99 on the front"):
-        predict_plan(network(), data(), ParetoPoint(99), tables=tables, settings=QUICK)
+        predict_plan(network(), data(), ParetoPoint(99), config=CompressConfig.of(QUICK, tables=tables))
 
 
 def test_tables_are_made_where_there_are_none(tmp_path):

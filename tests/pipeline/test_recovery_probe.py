@@ -82,7 +82,7 @@ def test_a_single_contender_needs_no_trial():
 
 
 def test_the_best_few_recover_before_one_is_chosen(monkeypatch):
-    from test_recovering import confident, data
+    from test_recovery import confident, data
 
     stopwatch.install(monkeypatch)
     settings = CompressConfig(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("conv3",), longest=2)
