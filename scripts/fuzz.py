@@ -1,85 +1,177 @@
 """Alter sound files at random and feed them to every reader, for FUZZ_SECONDS (an hour by default): `make fuzz`.
 
-With atheris installed its mutator is used, which learns from what the code covers in between; without it bytes are
-altered at random. Whatever leaves a reader but a `ShoalError`, takes longer than ten seconds, or makes the process
-larger than 4 GiB ends the run with the input on the disk.
+With atheris installed inputs that reach new lines of the readers are altered further; without it only sound files are.
+An input after which anything leaves
+a reader but a `ShoalError`, that takes longer than ten seconds, or that makes the process larger than 4 GiB, is *lost*:
+it is kept in FUZZ_INPUTS (`fuzz-inputs`), and the run ends with exit code 1. Counts go to FUZZ_RESULTS
+(`benchmarks/results/fuzz.json`), from where `make faults` takes them into `docs/reliability.md`.
 """
 
+import json
 import os
 import random
 import resource
 import signal
 import sys
+import tempfile
 import time
-from collections import Counter
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+try:
+    import atheris
+except ImportError:
+    atheris = None
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "fuzz"))
-import readers
+with atheris.instrument_imports(include=["shoal"]) if atheris else nullcontext():
+    import readers
 
-LONGEST, LARGEST = 10, 4 * 2**20  # seconds for one input, KiB of the process
-
-
-def altered(content: bytes, source: random.Random) -> bytes:
-    """A few bytes flipped, left out, repeated, or cut off."""
-    made = bytearray(content)
-    for _ in range(source.randint(1, 6)):
-        place, many = source.randrange(len(made) + 1), source.randint(1, 32)
-        how = source.randrange(4)
-        if how == 0 and place < len(made):
-            made[place] ^= 1 << source.randrange(8)
-        elif how == 1:
-            made[place:place] = made[max(0, place - many) : place]
-        elif how == 2:
-            del made[place : place + many]
-        else:
-            made[place:place] = source.randbytes(source.randint(1, 8))
-    return bytes(made)
-
-
-def main() -> None:
-    """Feed until the time is up; print how many inputs each reader saw, and how many it refused."""
-    mutate = altered
-    try:
-        import atheris
-
-        mutate = lambda content, source: atheris.Mutate(altered(content, source), 2 * len(content) + 64)  # noqa: E731
-        mutate(b"abc", random.Random(0))
-    except (ImportError, RuntimeError, AttributeError):
-        mutate = altered
-    source, end = random.Random(int(os.environ.get("FUZZ_SEED", "0"))), time.monotonic()
-    end += float(os.environ.get("FUZZ_SECONDS", "3600"))
-    fed, refused = Counter[str](), Counter[str]()
-    while time.monotonic() < end:
-        kind = source.choice(list(readers.SOUND))
-        content = mutate(readers.SOUND[kind], source)
-        signal.alarm(LONGEST)
-        try:
-            error = readers.feed(kind, content)
-        except BaseException:
-            Path(f"fuzz-{kind}.bin").write_bytes(content)
-            print(f"{kind}: the input is in fuzz-{kind}.bin")
-            raise
-        finally:
-            signal.alarm(0)
-        fed[kind] += 1
-        refused[kind] += error is not None
-        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > LARGEST:
-            Path(f"fuzz-{kind}.bin").write_bytes(content)
-            sys.exit(f"{kind}: the process takes more than {LARGEST} KiB, the input is in fuzz-{kind}.bin")
-    for kind in readers.SOUND:
-        print(f"{kind:12} {fed[kind]:7} inputs, {refused[kind]:7} refused")
-    print(f"{sum(fed.values())} inputs in all; nothing but ShoalError left a reader")
+LONGEST, LARGEST = 10.0, 4 * 2**20  # seconds for one input, KiB of the process
+LONGEST_INPUT = 2**16  # bytes
 
 
 class TooLongError(BaseException):
     """No Exception: a reader must not take it for a fault of its file."""
 
 
-def _too_long(*_: object) -> None:
-    raise TooLongError("a reader takes too long")
+@dataclass
+class Count:
+    """What became of the inputs of one reader."""
+
+    reader: str
+    inputs: int = 0
+    refused: int = 0
+    accepted: int = 0
+    lost: int = 0
+
+
+def altered(content: bytes, source: random.Random) -> bytes:
+    """A few bytes flipped, left out, repeated, or cut off."""
+    mutant = bytearray(content)
+    for _ in range(source.randint(1, 6)):
+        place, length = source.randrange(len(mutant) + 1), source.randint(1, 32)
+        how = source.randrange(4)
+        if how == 0 and place < len(mutant):
+            mutant[place] ^= 1 << source.randrange(8)
+        elif how == 1:
+            mutant[place:place] = mutant[max(0, place - length) : place]
+        elif how == 2:
+            del mutant[place : place + length]
+        else:
+            text = bytes(source.choices(range(32, 127), k=source.randint(1, 8)))
+            mutant[place:place] = source.choice((text, source.randbytes(len(text))))
+    return bytes(mutant)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `TooLongError` in the block once it has taken so long."""
+
+    def stop(*_: object) -> None:
+        raise TooLongError(f"it took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again each second: a finaliser may swallow the first
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def feed(count: Count, content: bytes, keep: Path) -> None:
+    """Give one input to a reader and count what became of it."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    count.inputs += 1
+    try:
+        with time_limit(LONGEST):
+            error = readers.feed(count.reader, content)
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if largest > max(LARGEST, before):
+            raise MemoryError(f"the process takes {largest} KiB")
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - whatever it is, it is what is looked for
+        count.lost += 1
+        keep.mkdir(exist_ok=True)
+        path = keep / f"{count.reader}-{count.lost}.bin"
+        path.write_bytes(content)
+        print(f"{count.reader}: lost, the input is in {path}", traceback.format_exc(limit=-4), sep="\n", flush=True)
+    else:
+        count.refused += error is not None
+        count.accepted += error is None
+
+
+def feed_altered(counts: list[Count], seed: int, keep: Path, go_on: Callable[[], bool]) -> None:
+    """Feed sound files, altered at random."""
+    source = random.Random(seed)
+    while go_on():
+        count = source.choice(counts)
+        feed(count, altered(readers.SOUND[count.reader], source), keep)
+
+
+def feed_explored(
+    counts: list[Count], seed: int, keep: Path, go_on: Callable[[], bool], end: Callable[[], Any]
+) -> None:
+    """Feed what atheris finds; the first byte of an input is the number of its reader. `end` has to end the process."""
+
+    def one_input(data: bytes) -> None:
+        if not go_on():
+            end()
+        if data:
+            feed(counts[data[0] % len(counts)], data[1:], keep)
+
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+        source = random.Random(seed)  # half by each: theirs changes single numbers and words, ours longer pieces
+        body = data[1:]
+        body = altered(body, source) if source.random() < 0.5 else atheris.Mutate(body, max_size - 1)
+        return data[:1] + body[: max_size - 1]
+
+    with tempfile.TemporaryDirectory() as corpus:
+        for number, count in enumerate(counts):
+            (Path(corpus) / count.reader).write_bytes(bytes([number]) + readers.SOUND[count.reader])
+        options = [
+            f"-max_len={LONGEST_INPUT}",
+            f"-seed={seed + 1}",
+            "-handle_alrm=0",
+            "-rss_limit_mb=0",
+            "-verbosity=0",
+        ]
+        atheris.Setup([sys.argv[0], *options, corpus], one_input, custom_mutator=mutate)
+        atheris.Fuzz()
+
+
+def main() -> int:
+    """Feed until the time is up; write and print what became of all inputs."""
+    seconds, seed = float(os.environ.get("FUZZ_SECONDS", "3600")), int(os.environ.get("FUZZ_SEED", "0"))
+    results = Path(os.environ.get("FUZZ_RESULTS", "benchmarks/results/fuzz.json"))
+    keep = Path(os.environ.get("FUZZ_INPUTS", "fuzz-inputs"))
+    stop = time.monotonic() + seconds
+    counts = [Count(kind) for kind in readers.SOUND]
+    run = {"seconds": seconds, "seed": seed, "with": "atheris" if atheris else "bytes altered at random"}
+
+    def report() -> int:
+        for count in counts:
+            print(
+                f"{count.reader:12} {count.inputs:7} inputs {count.refused:7} refused {count.lost:4} lost", flush=True
+            )
+        document = {"run": run, "readers": [asdict(count) for count in counts]}
+        results.write_text(json.dumps(document, indent=2) + "\n")
+        return int(any(count.lost for count in counts))
+
+    def go_on() -> bool:
+        return time.monotonic() < stop
+
+    if atheris:
+        feed_explored(counts, seed, keep, go_on, lambda: os._exit(report()))
+    feed_altered(counts, seed, keep, go_on)
+    return report()
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGALRM, _too_long)
-    main()
+    sys.exit(main())

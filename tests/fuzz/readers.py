@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import nn
 
 from shoal.epsilon.trainer import METRICS
 from shoal.errors import FolderError, ShoalError
 from shoal.files.jsonl import JsonlFile
 from shoal.files.reading import read_json, refusing
+from shoal.files.tensors import DIGEST, digest_of_tensors
 from shoal.pipeline.cache import CLAIM, MeasurementCache
 from shoal.pipeline.latency_backends import LatencyTableFile
 from shoal.plan import InputSpec, NetworkSignature, Plan, Remove, read_plan
@@ -76,25 +77,30 @@ _PLAN = Plan(
 )
 _TABLE = {"entries": {"a": {"ms": 1.0}}, "whole_ms": 2.0, "batch": 4, "device": "cpu"}
 _PRICES = {"kind": "prices", "source": "here", "ms": {"a": 1.5}}
+_EPOCH = EpochRow(
+    epoch=1, rate=0.1, decay=1e-4, epsilon=2.5, loss=0.7, train_error=0.3, alive=3, closed=["a"], shares={"b": 0.5},
+    seconds=1.5,
+)  # fmt: skip
+_OLD = Path(__file__).parent.parent / "fixtures" / "folders-0.1.0"
 _CLAIM = {"command": "compress", "arguments": {"seed": 0}, "shoal": "0.1.0"}
 
 SOUND: dict[str, bytes] = {
     "plan": _PLAN.model_dump_json().encode(),
-    "record": b'{"schema_version": 1, "command": "shoal compress"}',
+    "record": (_OLD / "planned" / "record.json").read_bytes(),
     "claim": json.dumps(_CLAIM).encode(),
     "journal": _sealed({"n": 1}) * 2,
     "tables": _sealed(_PRICES),
-    "metrics": _sealed({"epoch": 1, "rate": 0.1}),
+    "metrics": _sealed(_EPOCH.model_dump(mode="json")) * 2,
     "latencies": json.dumps(_TABLE).encode(),
     "weights": _written(lambda path: save_weights(NETWORK, path)),
     "checkpoint": _written(lambda path: save_checkpoint(path, STATE, {"epoch": 1})),
     "safetensors": save(STATE),
     "pt": _torch({"state_dict": STATE}),
-    "shards": b'{"weight_map": {"weight": "a.safetensors"}}',
+    "shards": b'{"weight_map": {"weight": "b.safetensors", "bias": "b.safetensors"}}',
     "npz": _npz(),
     "picture": _picture(),
-    "jsonl": b'{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n',
-    "text": b"one\n\ntwo\n\nthree\n",
+    "jsonl": b"".join(b'{"text": "document %d"}\n' % number for number in range(12)),
+    "text": b"\n\n".join(b"document %d" % number for number in range(12)),
 }
 
 
@@ -104,12 +110,33 @@ def _sums(content: bytes) -> bytes:
     return b"".join(line + b'"crc32": "%08x"}\n' % zlib.crc32(line) for line in lines if line)
 
 
+def _digests(content: bytes) -> bytes:
+    """A file of tensors with the digest that fits it, if it is one, so that what stands in it is read too."""
+    try:
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + min(length, len(content))])
+        text = {key: value for key, value in header.get("__metadata__", {}).items() if key != DIGEST}
+        tensors = load(content)
+        return save(tensors, {**text, DIGEST: digest_of_tensors(tensors, text)})
+    except Exception:  # noqa: BLE001 - no such file: the reader has to see that
+        return content
+
+
+def _repaired(kind: str, content: bytes) -> bytes:
+    """With checksums and digests that fit an altered content: without, every reader would refuse it for these alone."""
+    if kind in ("tables", "metrics", "journal"):
+        return _sums(content)
+    return _digests(content) if kind in ("weights", "checkpoint") else content
+
+
 def _read(kind: str, content: bytes, folder: Path) -> None:
     names = {"weights": "model.safetensors", "pt": "a.pt", "npz": "a.npz", "jsonl": "a.jsonl", "text": "a.txt"}
     names |= {"shards": "a.safetensors.index.json", "safetensors": "b.safetensors", "record": "record.json"}
     names |= {"claim": "run.json", "tables": "tables.jsonl", "metrics": METRICS}
     path = folder / names.get(kind, "file")
-    path.write_bytes(_sums(content) if kind in ("tables", "metrics") else content)
+    path.write_bytes(content)
+    if kind == "shards":
+        (folder / "b.safetensors").write_bytes(SOUND["safetensors"])
     _READERS[kind](path)
 
 
@@ -148,13 +175,16 @@ _READERS: dict[str, Callable[[Path], object]] = {
 
 
 def feed(kind: str, content: bytes) -> ShoalError | None:
-    """Give a reader a file of these bytes; returns why it refused them."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            _read(kind, content, Path(folder))
-        except ShoalError as error:
-            return error
-    return None
+    """Give a reader a file of these bytes, then one with checksums that fit; returns why it refused the last."""
+    refusal = None
+    for version in dict.fromkeys((content, _repaired(kind, content))):
+        refusal = None
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                _read(kind, version, Path(folder))
+            except ShoalError as error:
+                refusal = error
+    return refusal
 
 
 def anything_read_as_json(content: bytes) -> None:
