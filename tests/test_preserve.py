@@ -1,6 +1,15 @@
 import copy
+import logging
+import os
+import random
+import signal
+import sys
+import tempfile
+import warnings
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,8 +25,9 @@ from shoal.epsilon.trainer import EpsilonTrainer as EpsilonRun
 from shoal.errors import ModelRaisedError, NonFiniteError
 from shoal.measure import latency, predictions
 from shoal.measure.cost import cost
+from shoal.pipeline import MeasureConfig, compress
 from shoal.plan import Plan, Remove
-from shoal.preserve import check_finite, evaluating, patched, swapped
+from shoal.preserve import check_finite, copied_arguments, evaluating, patched, swapped
 from shoal.recover import DistillConfig, distill
 from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all, recording, refit_
 from shoal.scanning import ScanSettings, removal_sweep, responses, scan
@@ -155,6 +165,16 @@ def trained_with_gates(net):
     assert run.shrinking.gone
 
 
+def compressed(net, **goal):
+    settings = MeasureConfig(images=6, latency_seconds=0.001, stand_ins=("linear",), longest=2)
+    return compress(net, loader(), validation=loader(), eval=loader(), settings=settings, **goal)
+
+
+def kept_in_a_folder(net):
+    with tempfile.TemporaryDirectory() as folder:
+        compressed(net, remove=1).save(folder, claimed=True)
+
+
 # what is done with a network, and at how many calls of the network it can be made to raise
 VERBS = {
     "trace": (lambda net: trace(net, example()), 2),
@@ -187,15 +207,50 @@ VERBS = {
     "epsilon Run": (trained_with_gates, 1),
     "distil, as the student": (lambda net: distilled(net, None), 1),
     "distil, as the teacher": (lambda net: distilled(None, net), 1),
+    "compress": (lambda net: compressed(net, remove=1), 2),
+    "compress, by plan": (lambda net: compressed(net, macs=0.8, fold=True), 2),
+    "compress, recovered": (lambda net: compressed(net, remove=1, recover="2"), 1),
+    "compress, save": (kept_in_a_folder, 1),
     "refit_, as the teacher": (lambda net: refitted(net, ["net.layer2.1"]), 2),
 }
 HOOKS = ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks"]
+
+
+def surroundings():
+    """The state of the process that Shoal's verbs, and the libraries under them, could leave changed."""
+    backends = torch.backends
+    umask = os.umask(0o22)
+    os.umask(umask)
+    return {
+        "threads": torch.get_num_threads(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "deterministic": (torch.are_deterministic_algorithms_enabled(), backends.cudnn.deterministic),
+        "cudnn": (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.allow_tf32),
+        "mkldnn": backends.mkldnn.enabled,
+        "fast path": backends.mha.get_fastpath_enabled(),
+        "attention": (backends.cuda.flash_sdp_enabled(), backends.cuda.math_sdp_enabled()),
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
+        "anomaly": torch.is_anomaly_enabled(),
+        "device": torch.get_default_device(),
+        "modes": torch.overrides._get_current_function_mode_stack(),
+        "python random": random.getstate(),
+        "numpy random": [str(part) for part in np.random.get_state()],
+        "numpy errors": np.geterr(),
+        "warnings": list(warnings.filters),
+        "logging": (logging.root.manager.disable, logging.root.level, list(logging.root.handlers)),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)],
+        "place": (Path.cwd(), umask, list(sys.path)),
+        "environment": dict(os.environ),
+        "streams": (sys.stdout, sys.stderr, sys.excepthook, sys.getrecursionlimit()),
+        "plots": dict(sys.modules["matplotlib"].rcParams) if "matplotlib" in sys.modules else None,
+    }
 
 
 def fingerprint(net):
     """Everything a caller may rely on that is not the output itself."""
     modules = dict(net.named_modules())
     return {
+        **surroundings(),
         "names": list(modules),
         "identities": {name: id(module) for name, module in modules.items()},
         "modes": {name: module.training for name, module in modules.items()},
@@ -232,6 +287,13 @@ def prepared(seed=0):
     net.net.conv1.weight.requires_grad_(False)
     net.register_forward_hook(lambda module, args, output: None)
     return net
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """Libraries set filters of warnings and variables of the environment when they are imported: once, before all."""
+    for verb in ("trace", "cost", "compress, save"):
+        VERBS[verb][0](prepared())
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -318,3 +380,29 @@ def test_weights_and_statistics_that_are_not_finite_are_named(bad):
     net[1].running_var[1] = bad
     with pytest.raises(NonFiniteError, match=r"1 of 2 values of '1\.running_var'"):
         check_finite(net)
+
+
+def test_a_copy_of_arguments_shares_nothing_that_can_be_written_into():
+    class State:
+        def __init__(self):
+            self.keys = [torch.ones(2)]
+
+    class NoCopies:
+        def __deepcopy__(self, memo):
+            raise RuntimeError("there is one of me")
+
+    shared, module, single = {"a": torch.zeros(3)}, nn.Linear(2, 2), NoCopies()
+    loop: list = [1]
+    loop.append(loop)
+    value = ((torch.ones(2), shared, State()), {"again": shared, "m": module, "single": [single], "loop": loop})
+    (tensor, first, state), named = copied_arguments(value)
+    assert torch.equal(tensor, torch.ones(2))
+    assert first is named["again"]
+    assert first is not shared
+    assert named["m"] is module
+    assert named["single"][0] is single
+    assert named["loop"][1] is named["loop"]
+    first["a"] += 1
+    state.keys[0] += 1
+    assert torch.equal(shared["a"], torch.zeros(3))
+    assert torch.equal(value[0][2].keys[0], torch.ones(2))

@@ -1,12 +1,13 @@
 """Look at a model without leaving a trace: mode, gradients, hooks, random state and patched methods come back."""
 
+import copy
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shoal.alignment import align_
 from shoal.errors import NonFiniteError, ShoalError, SurgeryError, check_memory
@@ -58,6 +59,37 @@ def copied(model: nn.Module) -> nn.Module:
             "Shoal works on a copy: take out of the network what copy.deepcopy refuses.",
         ) from error
     return align_(twin)  # deepcopy leaves a buffer that is a part of something larger where it was
+
+
+def copied_arguments(value: Any, memo: dict[int, Any] | None = None) -> Any:
+    """A copy of what a module was given, or is about to be: it may write into tensors, dicts and objects that it gets.
+
+    Modules, and what cannot be copied, are handed on as they are; what stands in two places does so in the copy.
+
+    Args:
+        value: arguments, in any containers.
+        memo: the copies so far by the identity of what they are of, as `copy.deepcopy` has it.
+    """
+    memo = {} if memo is None else memo
+    if id(value) in memo or isinstance(value, nn.Module):
+        return memo.get(id(value), value)
+    if isinstance(value, Tensor):  # a deep copy would take along all of the memory that it is a part of
+        memo[id(value)] = value.clone()
+    elif type(value) is dict:
+        twin: dict[Any, Any] = {}
+        memo[id(value)] = twin
+        twin.update({key: copied_arguments(part, memo) for key, part in value.items()})
+    elif type(value) is list:
+        parts: list[Any] = []
+        memo[id(value)] = parts
+        parts.extend(copied_arguments(part, memo) for part in value)
+    elif type(value) is tuple:
+        return tuple(copied_arguments(part, memo) for part in value)
+    else:
+        with suppress(Exception):
+            return copy.deepcopy(value, memo)
+        return value
+    return memo[id(value)]
 
 
 def cuda_devices(model: nn.Module) -> list[int]:

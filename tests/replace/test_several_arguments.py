@@ -1,6 +1,7 @@
 """Blocks that are given more than the stream: a mask, a tensor by keyword, constants."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from shoal.blocks import analyze
 from shoal.pipeline import Budget, CompressConfig, compress
 from shoal.plan import Replace
 from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all, refit_
+from shoal.replace.refit import SequentialRefit, _side_inputs
 from shoal.surgery.replace import replace_spans_
 
 
@@ -84,3 +86,56 @@ def test_compress_by_macs(network: MaskedNet) -> None:
     assert result.record.reached
     assert result.plan.replaced or result.plan.removed
     assert result.record.compressed.cost.macs <= 0.6 * result.record.original.cost.macs
+
+
+class Counting(nn.Module):
+    """Writes into what it is given beside the stream: a dict, a list, an object, a tensor."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.norm, self.linear = way, nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, side) -> Tensor:
+        holder = side[0] if self.way == "list" else vars(side) if self.way == "object" else side
+        factor = holder if self.way == "tensor" else holder["factor"]
+        branch = self.linear(self.norm(x)) * factor
+        if self.way in ("dict", "list", "object"):
+            holder["factor"] = factor + 0.5
+        else:
+            factor += 0.5
+        return x + branch
+
+
+class CountingNet(nn.Module):
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.blocks, self.head = nn.ModuleList(Counting(way) for _ in range(4)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = torch.ones(1)
+        sides = {"dict": {"factor": factor}, "list": [{"factor": factor}], "tensor": factor}
+        for block in self.blocks:
+            # Each block gets a state of its own: there is no way from one to the next but the stream.
+            side = SimpleNamespace(factor=factor.clone()) if self.way == "object" else copy.deepcopy(sides[self.way])
+            x = block(x, side)
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("way", ["dict", "list", "object", "tensor"])
+def test_what_blocks_write_into_is_a_copy_for_each_run(way: str) -> None:
+    """Steps are run again and again beside the network; with what the last run left they would compute other things."""
+    torch.manual_seed(0)
+    network = CountingNet(way).eval()
+    calibration = [Batch((torch.randn(16, 6, 8),)) for _ in range(3)]
+    graph = analyze(network, calibration[0].take(2))
+    line = build_segments(graph)
+    assert len(line.paths) == 4
+    walk = SequentialRefit(graph, copy.deepcopy(network), line, {}, frozenset(), False, 0)
+    with torch.no_grad():
+        walk.side_inputs = [_side_inputs(network, line.paths, batch) for batch in calibration]
+        x = calibration[0].args[0]
+        first = walk.forward_segments(network, line.segments, x, 0)
+        again = walk.forward_segments(network, line.segments, x, 0)
+        assert torch.equal(network.head(first.mean(1)), network(x))
+        assert torch.equal(first, again)

@@ -36,7 +36,7 @@ from shoal.blocks.trace import Trace, trace_run
 from shoal.errors import ModelRaisedError, SurgeryError, TraceError
 from shoal.offloaded import is_offloaded
 from shoal.outputs import mismatch, read_outputs, rebuilt
-from shoal.preserve import evaluating, swapped
+from shoal.preserve import copied_arguments, evaluating, swapped
 
 _SAMPLES = 2
 
@@ -265,7 +265,7 @@ def _comparison(shortcut: nn.Module, note: Callable[[], object]) -> tuple[Callab
     forward = shortcut.forward if has_forward_hooks(shortcut) else shortcut
 
     def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
-        entered[:] = [_cloned_args(args), _cloned_args(kwargs)]  # a block may write into what it is given
+        entered[:] = copied_arguments((args, kwargs))  # a block may write into what it is given
 
     def leaving(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         try:
@@ -290,16 +290,6 @@ def _agrees(output: Any, left: Any) -> bool:
     if isinstance(left, (tuple, list)):
         return isinstance(output, (tuple, list)) and all(map(_agrees, output, left))
     return True
-
-
-def _cloned_args(item: Any) -> Any:
-    if isinstance(item, Tensor):
-        return item.clone()
-    if type(item) in (tuple, list):
-        return type(item)(_cloned_args(part) for part in item)
-    if type(item) is dict:
-        return {key: _cloned_args(part) for key, part in item.items()}
-    return item
 
 
 def _with_symbolic_sizes(graph: BlockGraph, paths: Sequence[str], inputs: Sequence[Batch]) -> BlockGraph:

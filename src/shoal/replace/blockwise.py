@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch, call
 from shoal.blocks import BlockGraph
 from shoal.errors import DataError, NonFiniteError
-from shoal.preserve import evaluating
+from shoal.preserve import copied_arguments, evaluating
 from shoal.replace.fitting import FittedReplacement
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.replace.spans import Span
@@ -254,13 +254,13 @@ class _School:
 def _listening(
     model: nn.Module, paths: Sequence[str]
 ) -> Iterator[tuple[dict[str, tuple[tuple[Any, ...], dict[str, Any]]], dict[str, Tensor]]]:
-    """What modules are given (the stream as a copy: a block may work in place) and what they return, by path."""
+    """What modules are given (as a copy: a block may work in place) and what they return, by path."""
     given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     returned: dict[str, Tensor] = {}
 
     def entering(path: str) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            given[path] = ((args[0].clone(), *args[1:]), dict(kwargs))
+            given[path] = copied_arguments((args, kwargs))
 
         return hook
 

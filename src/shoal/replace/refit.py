@@ -23,7 +23,7 @@ from shoal.blocks import BlockGraph
 from shoal.blocks.interception import intercept_additions
 from shoal.errors import ModelRaisedError, NonFiniteError
 from shoal.offloaded import is_offloaded
-from shoal.preserve import evaluating
+from shoal.preserve import copied_arguments, evaluating
 from shoal.regress import Moments, fits
 from shoal.replace.fitting import (
     MAX_UNKNOWNS,
@@ -186,7 +186,7 @@ class SequentialRefit:
         segments = self.chain.segments[fitted.span.start : fitted.span.stop]
         module = self.student.get_submodule(fitted.span.paths[0])
         for batch, x in enumerate(self.student_x):
-            args, kwargs = self.side_inputs[batch].get(segments[0].path, ((), {}))
+            args, kwargs = copied_arguments(self.side_inputs[batch].get(segments[0].path, ((), {})))
             self.teacher_x[batch] = self.forward_segments(self.teacher.model, segments, self.teacher_x[batch], batch)
             self.student_x[batch] = module(x.clone(), *args, **kwargs)
 
@@ -210,9 +210,9 @@ class SequentialRefit:
     def forward_segments(self, model: nn.Module, segments: Sequence[Segment], x: Tensor, batch: int) -> Tensor:
         """The stream after these segments, for the mini-batch of this index."""
         for segment in segments:
-            args, kwargs = self.side_inputs[batch].get(segment.path, ((), {}))
+            # A copy of all: what a block writes into must not change what the next fit reads.
+            args, kwargs = copied_arguments(self.side_inputs[batch].get(segment.path, ((), {})))
             for path in segment.paths:
-                # A copy: a block that works in place must not change what the next fit reads.
                 x = segment.output_format.stream(model.get_submodule(path)(x.clone(), *args, **kwargs))
         return x
 
@@ -279,13 +279,13 @@ class _StopForward(Exception):  # noqa: N818 - no error: the rest of the forward
 
 
 def _side_inputs(model: nn.Module, paths: Sequence[str], batch: Batch) -> SideInputs:
-    """What blocks of the original take besides the stream (masks, position embeddings), by reference."""
+    """What blocks of the original take besides the stream (masks, position embeddings), as copies."""
     inputs: SideInputs = {}
     if not paths:
         return inputs
 
     def hook(path: str) -> Any:
-        return lambda _, args, kwargs: inputs.__setitem__(path, (args[1:], kwargs))
+        return lambda _, args, kwargs: inputs.__setitem__(path, copied_arguments((args[1:], kwargs)))
 
     with ExitStack() as stack:
         for path in paths:

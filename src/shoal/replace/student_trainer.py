@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoal.preserve import copied_arguments
 from shoal.replace.fitting import FittedReplacement
 from shoal.replace.kv_cache import is_kv_cache
 from shoal.replace.students.build import student_of
@@ -82,8 +83,9 @@ class StudentTrainer:
     def loss(self, pair: IOPair) -> Tensor:
         """The squared error as a share of the variance of what is wanted; padding does not count."""
         like = next(self.module.parameters())
-        x, *others = (_handed(one, like) for one in pair.args)
-        found = self.module(x.clone(), *others, **{key: _handed(value, like) for key, value in pair.kwargs.items()})
+        args, kwargs = copied_arguments((pair.args, pair.kwargs))  # each student may write into what it gets
+        arguments = [_handed(value, like) for value in args]
+        found = self.module(*arguments, **{key: _handed(value, like) for key, value in kwargs.items()})
         wanted = pair.output.to(found.dtype)
         if pair.counted is not None:
             found, wanted = found[pair.counted], wanted[pair.counted]
