@@ -60,7 +60,7 @@ def test_a_cache_is_not_handed_on_and_numbers_come_in_its_precision(learner):
     assert seen["named"]["cache"] is None
     assert seen["named"]["pair"][0].dtype == torch.float64
     assert seen["named"]["pair"][1] is None
-    assert seen["named"]["number"] is number
+    assert torch.equal(seen["named"]["number"], number)
     assert seen["named"]["flag"] is True
     assert seen["named"]["words"]["a"] is half
 
