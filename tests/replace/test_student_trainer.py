@@ -62,7 +62,7 @@ def test_a_cache_is_not_handed_on_and_numbers_come_in_its_precision(learner):
     assert seen["named"]["pair"][1] is None
     assert torch.equal(seen["named"]["number"], number)
     assert seen["named"]["flag"] is True
-    assert seen["named"]["words"]["a"] is half
+    assert torch.equal(seen["named"]["words"]["a"], half)
 
 
 def test_what_comes_out_has_the_best_weights(learner):
