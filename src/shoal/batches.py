@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from shoal.deprecated import former_names
 from shoal.errors import DataError, ModelRaisedError, ShoalError, check_memory
 from shoal.offloaded import where_it_runs
 from shoal.outputs import check_numbers, read_outputs
@@ -283,3 +284,6 @@ def check_logits(logits: Tensor, who: str = "the model") -> None:
         NonFiniteError: with the count.
     """
     check_numbers({"": logits}, who)
+
+
+__getattr__ = former_names(__name__, {"digest_of": "shoal.fingerprint:digest_of"})

@@ -1,5 +1,6 @@
 """Measuring: quality with intervals, cost, latency, and the machine. Nothing here changes a network."""
 
+from shoal.deprecated import former_names
 from shoal.measure.classes import check_samples, kl_per_sample, log_probabilities
 from shoal.measure.cost import cost, macs_by_module
 from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, wilson
@@ -41,3 +42,7 @@ __all__ = [
     "wilson",
     "within_noise",
 ]
+
+__getattr__ = former_names(
+    __name__, {"Tally": "shoal.measure:Accumulator", "turns": "shoal.measure:interleaved_latency"}
+)

@@ -49,9 +49,14 @@ __all__ = [
 __getattr__ = former_names(
     __name__,
     {
+        "NoJournal": "shoal.progress:NullJournal",
+        "Progress": "shoal.progress:ProgressCallback",
         "Provenance": "shoal.pipeline:RunInfo",
         "Recover": "shoal.pipeline:RecoveryConfig",
         "Result": "shoal.pipeline:CompressResult",
         "Settings": "shoal.pipeline:MeasureConfig",
+        "Solved": "shoal.pipeline:PlanPrediction",
+        "Target": "shoal.pipeline:Budget",
+        "solve": "shoal.pipeline:predict_plan",
     },
 )

@@ -1,5 +1,6 @@
 """The plan as data: what to remove from which network, and how it is chosen. No torch in this room."""
 
+from shoal.deprecated import former_names
 from shoal.plan.front import front
 from shoal.plan.plan import (
     Fold,
@@ -46,3 +47,12 @@ __all__ = [
     "read_plan",
     "solve",
 ]
+
+__getattr__ = former_names(
+    __name__,
+    {
+        "Budget": "shoal.plan:ResourceLimits",
+        "Signature": "shoal.plan:NetworkSignature",
+        "StandIn": "shoal.plan:Replacement",
+    },
+)

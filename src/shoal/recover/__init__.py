@@ -1,5 +1,6 @@
 """Win back what a cut has lost: the student learns from the original."""
 
+from shoal.deprecated import former_names
 from shoal.recover.config import DistillConfig
 from shoal.recover.distill import DistillResult, distill
 from shoal.recover.trainable import make_plain_, make_trainable_
@@ -14,3 +15,13 @@ __all__ = [
     "make_trainable_",
     "read_budget",
 ]
+
+__getattr__ = former_names(
+    __name__,
+    {
+        "Budget": "shoal.recover:TrainingBudget",
+        "DistilSettings": "shoal.recover:DistillConfig",
+        "Distilled": "shoal.recover:DistillResult",
+        "distil": "shoal.recover:distill",
+    },
+)

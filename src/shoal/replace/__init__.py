@@ -1,5 +1,6 @@
 """Replacements for spans of blocks: fitted in closed form or trained, refitted, and rebuilt from plain data."""
 
+from shoal.deprecated import former_names
 from shoal.replace.blockwise import TrainedStudent, train_students
 from shoal.replace.calibrate import recalibrate_
 from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, ReplacementSpec, fit_all, split_by_memory
@@ -42,3 +43,26 @@ __all__ = [
     "two_blocks",
     "with_shortcut",
 ]
+
+__getattr__ = former_names(
+    __name__,
+    {
+        "ALONE": "shoal.replace:PLAIN",
+        "KINDS": "shoal.replace:REPLACEMENTS",
+        "MOST_UNKNOWNS": "shoal.replace:MAX_UNKNOWNS",
+        "Fitted": "shoal.replace:FittedReplacement",
+        "Form": "shoal.replace:OutputFormat",
+        "Line": "shoal.replace:SegmentChain",
+        "Step": "shoal.replace:Segment",
+        "Through": "shoal.replace:PassThrough",
+        "Trained": "shoal.replace:TrainedStudent",
+        "Wanted": "shoal.replace:ReplacementSpec",
+        "WantedStudent": "shoal.replace:StudentSpec",
+        "build": "shoal.replace:build_replacement",
+        "hand_form_on_": "shoal.replace:copy_format_",
+        "in_portions": "shoal.replace:split_by_memory",
+        "line_of": "shoal.replace:build_segments",
+        "spans_of": "shoal.replace:find_spans",
+        "take_place_": "shoal.replace:install_",
+    },
+)

@@ -1,5 +1,6 @@
 """What is each block, branch and kernel worth? Nothing here changes a network."""
 
+from shoal.deprecated import former_names
 from shoal.scanning.damage import DamageFunction, OutputDamage, divergence
 from shoal.scanning.responses import Response, responses
 from shoal.scanning.scanner import ScanRunInfo, ScanSettings, scan
@@ -17,3 +18,12 @@ __all__ = [
     "responses",
     "scan",
 ]
+
+__getattr__ = former_names(
+    __name__,
+    {
+        "Damage": "shoal.scanning:DamageFunction",
+        "ScanOrigin": "shoal.scanning:ScanRunInfo",
+        "Worth": "shoal.scanning:RemovalDamage",
+    },
+)

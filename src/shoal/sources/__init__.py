@@ -1,5 +1,6 @@
 """Where networks, weights and data come from: each named by a short specification."""
 
+from shoal.deprecated import former_names
 from shoal.sources.builtin_networks import DigitsResNet, digits_resnet
 from shoal.sources.data import Data, load_data
 from shoal.sources.models import LoadedModel, load_model
@@ -23,3 +24,7 @@ __all__ = [
     "load_model",
     "load_weights",
 ]
+
+__getattr__ = former_names(
+    __name__, {"Reading": "shoal.sources:TextFormat", "reading_of": "shoal.sources:infer_text_format"}
+)

@@ -1,5 +1,6 @@
 """Save, load, export: safetensors and JSON, written atomically, nothing unpickled."""
 
+from shoal.deprecated import former_names
 from shoal.store.export import Exported, export_onnx, export_program
 from shoal.store.folder import RunFolder
 from shoal.store.load import (
@@ -32,3 +33,13 @@ __all__ = [
     "save",
     "save_weights",
 ]
+
+__getattr__ = former_names(
+    __name__,
+    {
+        "Lines": "shoal.files.jsonl:JsonlFile",
+        "Opened": "shoal.store:OpenedFolder",
+        "write_atomically": "shoal.files.writing:write_atomically",
+        "write_text": "shoal.files.writing:write_text",
+    },
+)

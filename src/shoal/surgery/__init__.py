@@ -1,5 +1,6 @@
 """Make the change, on a copy, and certify it."""
 
+from shoal.deprecated import former_names
 from shoal.surgery.canonical_form import model_digest
 from shoal.surgery.certify import certify, strict_identities
 from shoal.surgery.fold import FoldResult, fold, fold_
@@ -24,3 +25,5 @@ __all__ = [
     "signature_of",
     "strict_identities",
 ]
+
+__getattr__ = former_names(__name__, {"shorten": "shoal.surgery:compact_hf_model"})
