@@ -127,6 +127,43 @@ def test_minus_zero_and_zero_have_one_digest():
     assert len({content_digest(torch.ones(2, dtype=kind)) for kind in (torch.bfloat16, torch.float16, torch.bool)}) == 3
 
 
+def times_size(make):
+    """Takes a number out of the input by the size of something."""
+
+    def forward(self, x):
+        return self.fc(x) * len(make(x, x.abs().max().long() + 1))
+
+    return forward
+
+
+SIZED_BY_VALUES = [
+    times_size(make)
+    for make in (
+        lambda x, n: torch.arange(n),
+        lambda x, n: torch.arange(0, end=n),
+        lambda x, n: torch.zeros(n),
+        lambda x, n: x.new_ones((n, 2)),
+        lambda x, n: torch.linspace(0, 1, steps=n),
+        lambda x, n: torch.zeros(9)[:n],
+        lambda x, n: torch.zeros(9, 2)[:n, ...],
+        lambda x, n: torch.zeros(9).narrow(0, 0, n),
+        lambda x, n: torch.zeros(1).expand(n),
+        lambda x, n: x.repeat(n, 1),
+        lambda x, n: torch.zeros(1).repeat_interleave(n),
+        lambda x, n: torch.zeros(9).tensor_split(n[None])[0],
+        lambda x, n: torch.zeros(9).split([n, 9 - n])[0],
+        lambda x, n: F.pad(x[0], (0, n)),
+        lambda x, n: F.interpolate(x[None], size=(n,))[0, 0],
+        lambda x, n: torch.zeros(9).topk(n)[0],
+        lambda x, n: F.one_hot(n),
+        lambda x, n: torch.unique(x),
+        lambda x, n: torch.where(x > 0)[0],
+        lambda x, n: x[x > 0],
+        lambda x, n: x.nonzero(as_tuple=True)[0],
+    )
+]
+
+
 @pytest.mark.parametrize(
     ("function", "said"),
     [
@@ -136,11 +173,30 @@ def test_minus_zero_and_zero_have_one_digest():
         (lambda self, x: self.fc(x) + torch.rand_like(x), "draws random numbers"),
         (lambda self, x: F.dropout(self.fc(x), 0.5, training=True), "draws random numbers"),
         (lambda self, x: F.alpha_dropout(self.fc(x), 0.5, training=True), "draws random numbers"),
+        (lambda self, x: self.fc(x) * float(f"{x.max()}"), "decides in Python by the values of tensors"),
+        (lambda self, x: self.fc(x) * len(repr(x)), "decides in Python by the values of tensors"),
+        (lambda self, x: self.fc(x) * bool(x.data_ptr()), "decides in Python by the values of tensors"),
+        (lambda self, x: self.fc(x) + torch.vmap(lambda row: row * 0 + 1)(x), "no torch function made"),
+        *((sized, "size of what .* returns depends on the numbers") for sized in SIZED_BY_VALUES),
     ],
 )
 def test_where_nothing_can_be_said_it_says_why(function, said):
     canonical = CanonicalForm(analyze(Function(function), Batch((torch.ones(2, 4),))))
     assert re.search(said, canonical.obstacle() or "")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, x: self.fc(x)[:, x.argmax() % 4],
+        lambda self, x: self.fc(x).clamp(max=x.max()),
+        lambda self, x: torch.stack([self.fc(x).max(), x.min()]),
+        lambda self, x: self.fc(x).split([1, 3], 1)[1],
+        lambda self, x: F.pad(self.fc(x), (0, x.shape[0])),
+    ],
+)
+def test_a_number_that_is_a_tensor_is_no_obstacle_where_it_sets_no_size(function):
+    assert CanonicalForm(analyze(Function(function).eval(), Batch((torch.ones(2, 4),)))).obstacle() is None
 
 
 def test_without_an_obstacle_there_is_none():

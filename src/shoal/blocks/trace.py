@@ -42,11 +42,14 @@ _ESCAPES = frozenset(
         "equal",
         "allclose",
         "is_nonzero",
+        "__format__",
+        "__repr__",
         # What gives the memory itself away: a change through it is not seen.
         "storage",
         "untyped_storage",
         "_typed_storage",
         "__dlpack__",
+        "data_ptr",
     ]
 )
 
@@ -270,7 +273,9 @@ class TraceRecorder(TorchFunctionMode):
 
     def _constant(self, tensor: Tensor, *, hidden: bool) -> TensorRef:
         ref = self.new_value(tensor, "constant")
-        self.trace.constants[ref.value] = tensor.detach().clone()
+        # Inside torch.vmap and its like a tensor must not outlive the call: of its numbers nothing is claimed.
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        self.trace.constants[ref.value] = torch.empty(0) if wrapped else tensor.detach().clone()
         if hidden:
             self.trace.untracked.append(ref.value)
         return ref

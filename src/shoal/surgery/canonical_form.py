@@ -6,6 +6,7 @@ copies and in-place forms. Weights enter by content.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,15 @@ _COPIES = frozenset(["contiguous", "clone", "alias", "detach", "data"])
 # They read memory by its layout, which no digest of numbers tells.
 _BY_LAYOUT = frozenset(["as_strided", "set_", "resize_", "as_strided_", "resize_as_", "empty_strided"])
 # How much they return depends on the numbers that come in.
-_BY_VALUE = frozenset("nonzero argwhere masked_select unique unique_consecutive bincount histc".split())
+_BY_VALUE = frozenset(
+    """
+    nonzero argwhere masked_select unique unique_consecutive bincount histc one_hot to_sparse to_sparse_coo
+    to_sparse_csr to_sparse_csc coalesce _pack_padded_sequence
+    """.split()
+)
+# The same, where the second argument is a tensor; and functions in Python, which take tensors for sizes.
+_CUT_BY_TENSOR = frozenset(["repeat_interleave", "tensor_split"])
+_UNTYPED_SIZES = frozenset("pad interpolate upsample split".split())
 
 
 class CanonicalForm:
@@ -69,10 +78,24 @@ class CanonicalForm:
             return f"{op.name} reads memory by its layout"
         index = op.args[1:] if op.name == "__getitem__" else ()
         chosen = any(self.trace.values[value].dtype in (torch.bool, torch.uint8) for value in tensor_refs(index))
-        if chosen or op.name in _BY_VALUE or (op.name == "where" and len(op.args) + len(op.kwargs) == 1):
+        if chosen or op.name in _BY_VALUE or self._sized_by_tensor(op) or _is_nonzero(op):
             return f"the size of what {op.name} returns depends on the numbers, and Python may decide by it"
         kind = next((item.kind for item in leaves((op.args, op.kwargs)) if isinstance(item, Opaque)), None)
         return f"{op.name} is called with a {kind}, which cannot be compared" if kind is not None else None
+
+    def _sized_by_tensor(self, op: OpRecord) -> bool:
+        """Whether a tensor stands where torch expects a number, which it takes out unseen: `torch.arange(x.max())`."""
+        if op.name in _CUT_BY_TENSOR:
+            return len(op.inputs) > 1
+        if op.name == "__getitem__":  # an index picks, the bound of a slice cuts
+            indices = op.args[1] if isinstance(op.args[1], tuple) else (op.args[1],)
+            places: list[Any] = [index for index in indices if isinstance(index, slice)]
+        elif op.signature is None:  # where torch's own signatures fit, a tensor stands for no number
+            places = [op.args, op.kwargs]
+        else:
+            places = [op.args[1:], op.kwargs] if op.name in _UNTYPED_SIZES else []
+        numbers = (self.trace.values[value] for value in tensor_refs(places))
+        return any(info.origin in ("op", "input") and math.prod(info.shape) == 1 for info in numbers)
 
     def of(self, value: int) -> str:
         """The digest of one value of the run."""
@@ -193,6 +216,11 @@ def _result_position(op: OpRecord, value: int) -> str:
     """Which of the tensors that an operation returned or changed is meant."""
     returned = tensor_refs(op.result)
     return f"result {returned.index(value)}" if value in returned else f"changed {op.outputs.index(value)}"
+
+
+def _is_nonzero(op: OpRecord) -> bool:
+    """`torch.where(condition)` is `nonzero`."""
+    return op.name == "where" and len(op.args) + len(op.kwargs) == 1
 
 
 def _overwritten_memory(op: OpRecord, value: int) -> tuple[list[int], tuple[str, str] | None]:
