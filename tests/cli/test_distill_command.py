@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import shoal
-from shoal.recover.distill import _Run
+from shoal.recover.distill import Distillation
 
 HERE = Path(__file__).parent.parent
 NETWORK, DATA = f"{HERE}/tiny.py:network", f"{HERE}/tiny.py:data"
@@ -43,18 +43,18 @@ def test_a_cut_network_learns_from_the_original_and_loads(run, tmp_path):
 def test_the_same_command_goes_on(run, tmp_path, monkeypatch):
     run("compress", NETWORK, DATA, "--remove", 6, "--out", "cut", "--batch-size", 16)
     words = ("distill", "cut", DATA, "--teacher", NETWORK, "--budget", 6, "--lr", 0.01, "--out", "o")
-    step = _Run._step
+    step = Distillation.train_step
 
     def interrupted(self):
         if self.state.step == 3:
             raise KeyboardInterrupt
-        step(self)
+        return step(self)
 
-    monkeypatch.setattr(_Run, "_step", interrupted)
+    monkeypatch.setattr(Distillation, "train_step", interrupted)
     code, _, err = run(*words)
     assert code == 130
     assert "goes on from the last checkpoint" in err
-    monkeypatch.setattr(_Run, "_step", step)
+    monkeypatch.setattr(Distillation, "train_step", step)
     code, out, _ = run(*words)
     assert code == 0
     assert "resuming the run in o" in out

@@ -17,7 +17,7 @@ from shoal.measure import compare, paired_predictions
 from shoal.pipeline import Blocks, Budget, CompressConfig, RecoveryConfig, api, compress, context
 from shoal.pipeline.recovery import RecoveryTask, check_recovery, normalize_recovery, skip_or_raise
 from shoal.recover import DistillConfig
-from shoal.recover.distill import _Run
+from shoal.recover.distill import Distillation
 
 pytestmark = pytest.mark.heavy
 
@@ -92,17 +92,17 @@ def test_a_number_or_a_word_will_do():
 
 def test_an_interrupted_recovery_goes_on_with_the_plan_it_began_with(tmp_path, monkeypatch):
     whole = cut(recover=RecoveryConfig(9, LEARN))
-    step = _Run._step
+    step = Distillation.train_step
 
     def interrupted(self):
         if self.state.step == 5:
             raise KeyboardInterrupt
-        step(self)
+        return step(self)
 
-    monkeypatch.setattr(_Run, "_step", interrupted)
+    monkeypatch.setattr(Distillation, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cut(recover=RecoveryConfig(9, LEARN, folder=tmp_path))
-    monkeypatch.setattr(_Run, "_step", step)
+    monkeypatch.setattr(Distillation, "train_step", step)
     monkeypatch.setattr(api, "build_planner", lambda *args: pytest.fail("planned again"))
     found = cut(recover=RecoveryConfig(9, LEARN, folder=tmp_path))
     assert found.record.recovery.resumed
@@ -138,14 +138,14 @@ BLOCK = {"blocks": ["layer1.1"]}
 
 def failing(monkeypatch, error):
     """Every recovery fails after five steps; returns the step that does not."""
-    step = _Run._step
+    step = Distillation.train_step
 
     def fails(self):
         if self.state.step == 5:
             raise error
-        step(self)
+        return step(self)
 
-    monkeypatch.setattr(_Run, "_step", fails)
+    monkeypatch.setattr(Distillation, "train_step", fails)
     return step
 
 
@@ -159,7 +159,7 @@ def test_a_mere_default_gives_way_to_a_shortage_of_memory_and_a_later_call_goes_
     assert found.record.compressed.blocks == 5
     with pytest.raises(OutOfMemoryError, match="out of memory"):
         cut(BLOCK, recover=RecoveryConfig(9, LEARN))
-    monkeypatch.setattr(_Run, "_step", step)
+    monkeypatch.setattr(Distillation, "train_step", step)
     again = cut(BLOCK, recover=default)
     assert again.record.recovery.resumed
     one, other = whole.model.state_dict(), again.model.state_dict()

@@ -19,9 +19,10 @@ from torch import nn
 from shoal.errors import DataError, FolderError, SurgeryError, UsageError, WeightsError
 from shoal.files import tensors as tensor_writing
 from shoal.recover import DistillConfig, distill
-from shoal.recover.distill import CHECKPOINT, _Run
+from shoal.recover.distill import CHECKPOINT, Distillation
 from shoal.recover.evaluation import TeacherKL
 from shoal.recover.lr_search import LrSearchResult
+from shoal.training import loop
 from shoal.training.optim import ClippedOptimizer
 from teaching import TokenNet, images, same, student, teacher, tokens, training, validation
 
@@ -74,18 +75,18 @@ def test_the_same_seed_gives_the_same_network_and_another_does_not():
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_an_interrupted_run_goes_on_bitwise(tmp_path, monkeypatch, stop):
     whole = run(9, folder=_made(tmp_path / "whole"), unlabelled=training(size=5))
-    step = _Run._step
+    step = Distillation.train_step
 
     def interrupted(self):
         if self.state.step == stop:
             raise KeyboardInterrupt
-        step(self)
+        return step(self)
 
     folder = _made(tmp_path / "parts")
-    monkeypatch.setattr(_Run, "_step", interrupted)
+    monkeypatch.setattr(Distillation, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(9, folder=folder, unlabelled=training(size=5))
-    monkeypatch.setattr(_Run, "_step", step)
+    monkeypatch.setattr(Distillation, "train_step", step)
     found = run(9, folder=folder, unlabelled=training(size=5))
     assert same(whole.model, found.model)
     assert found.recovery.divergence_after == whole.recovery.divergence_after
@@ -105,9 +106,9 @@ from pathlib import Path
 import torch
 from teaching import student, teacher, training, validation
 from shoal.recover import DistillConfig, distill
-from shoal.recover.distill import CHECKPOINT, _Run
+from shoal.recover.distill import CHECKPOINT, Distillation
 
-step = _Run._step
+step = Distillation.train_step
 
 def attempt(folder, killed):
     pid = os.fork()
@@ -116,8 +117,8 @@ def attempt(folder, killed):
     def maybe_the_last(self):
         if killed and (folder / CHECKPOINT).exists():
             os.kill(os.getpid(), signal.SIGKILL)
-        step(self)
-    _Run._step = maybe_the_last
+        return step(self)
+    Distillation.train_step = maybe_the_last
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
     settings = DistillConfig(rate=0.1, looks=12, clip=0.05)
@@ -146,7 +147,7 @@ def test_a_killed_process_goes_on_bitwise(tmp_path):
 
 def test_a_finished_run_is_not_repeated(tmp_path, monkeypatch):
     first = run(6, folder=tmp_path)
-    monkeypatch.setattr(_Run, "_step", lambda self: pytest.fail("a step"))
+    monkeypatch.setattr(Distillation, "train_step", lambda self: pytest.fail("a step"))
     again = run(6, folder=tmp_path)
     assert same(first.model, again.model)
     assert again.recovery.resumed
@@ -240,7 +241,7 @@ def test_it_stops_early_where_nothing_more_is_won():
 
 def test_a_run_that_is_shaken_up_at_first_and_then_improves_is_not_stopped(monkeypatch):
     said = [0.5, *(5.0 - number / 4 for number in range(11)), 0.4, 0.6, 0.6, 0.6, 0.6]
-    monkeypatch.setattr(TeacherKL, "of", lambda self, network: said.pop(0))
+    monkeypatch.setattr(TeacherKL, "evaluate", lambda self, network: said.pop(0))
     found = run(12, settings=DistillConfig(rate=0.01, looks=12, patience=3)).recovery
     assert (found.stopped, found.steps) == ("budget", 12)
     assert found.kept == "averaged weights"
@@ -248,7 +249,7 @@ def test_a_run_that_is_shaken_up_at_first_and_then_improves_is_not_stopped(monke
 
 def test_weights_that_only_look_bad_are_found_at_the_end(monkeypatch):
     said = [0.5, 0.9, 0.8, 0.4, 0.45]  # before; averaged and last weights; both with norms of their own
-    monkeypatch.setattr(TeacherKL, "of", lambda self, network: said.pop(0))
+    monkeypatch.setattr(TeacherKL, "evaluate", lambda self, network: said.pop(0))
     found = run(12, settings=DistillConfig(rate=0.01, looks=1)).recovery
     assert found.kept == "averaged weights, batch norms recalibrated"
     assert (found.divergence_after, found.kept_step) == (0.4, 12)
@@ -265,9 +266,12 @@ def test_the_rate_rises_from_zero_however_long_its_test_took(monkeypatch):
         now[0] += 0.01
         return now[0]
 
-    monkeypatch.setattr(sys.modules[_Run.__module__], "time", SimpleNamespace(perf_counter=tick))
-    monkeypatch.setattr(_Run, "_rate", slow)
-    monkeypatch.setattr(_Run, "_stepping", lambda self, model: Noted(rates, model, self.kind, 0.0, 0.05))
+    for module in (sys.modules[Distillation.__module__], loop):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=tick))
+    monkeypatch.setattr(Distillation, "find_lr", slow)
+    monkeypatch.setattr(
+        Distillation, "new_optimizer", lambda self, model: Noted(rates, model, self.optimizer_name, 0.0, 0.05)
+    )
     run("10s", settings=DistillConfig(looks=4, patience=20, warm_up=0.2))
     rates = [one for one in rates if one]
     highest = rates.index(max(rates))
@@ -382,7 +386,7 @@ def test_what_is_rounded_on_the_way_back_cannot_make_it_worse(monkeypatch):
     def half(loader):
         return [one.bfloat16() for one in loader]
 
-    monkeypatch.setattr(sys.modules[_Run.__module__], "from_trainable_", spoiled)
+    monkeypatch.setattr(sys.modules[Distillation.__module__], "from_trainable_", spoiled)
     own = student().bfloat16()
     found = run(
         12, student=own, teacher=teacher().bfloat16(), training=lambda epoch: half(training()(epoch)),
@@ -426,13 +430,13 @@ def test_gradients_may_be_off_where_it_is_called(off):
 
 
 def test_a_look_never_says_a_loss_that_nobody_noted(tmp_path, monkeypatch):
-    begin = _Run._take
+    begin = Distillation.prepare_student
 
     def seldom(self, given):
-        self.note_every = 10
+        self.record_every = 10
         begin(self, given)
 
-    monkeypatch.setattr(_Run, "_take", seldom)
+    monkeypatch.setattr(Distillation, "prepare_student", seldom)
     run(12, folder=tmp_path)
     assert [line["loss"] > 0 for line in _lines(tmp_path)[1:]] == [True] * 4
 
@@ -447,13 +451,13 @@ def test_the_record_holds_every_look_without_a_folder_too():
 
 
 def test_every_look_is_at_the_averaged_weights_the_last_one_too(monkeypatch):
-    judge, judged = _Run._judged, []
+    judge, judged = Distillation.evaluate_weights, []
 
     def noted(self, network, name):
         judged.append((name, judge(self, network, name)))
         return judged[-1][1]
 
-    monkeypatch.setattr(_Run, "_judged", noted)
+    monkeypatch.setattr(Distillation, "evaluate_weights", noted)
     recovery = run(12).recovery
     assert [name for name, _ in judged[-4:-2]] == ["averaged weights", "the last step's weights"]
     assert judged[-3][1] != judged[-4][1]

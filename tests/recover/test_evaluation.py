@@ -16,25 +16,25 @@ def test_the_mean_over_samples_and_as_many_blends():
     found = TeacherKL(model, given, engine(), CLASSES)
     blends = [(x + x.roll(1, 0)) / 2 for x in validation()]
     before, after = paired_predictions([model, cut], [*validation(), *blends], reading=CLASSES)
-    assert found.of(cut) == pytest.approx(compare(before, after, "x").kl, rel=1e-5)
-    assert (found.n, len(found.asked)) == (32, 4)
-    assert found.of(model) == 0
+    assert found.evaluate(cut) == pytest.approx(compare(before, after, "x").kl, rel=1e-5)
+    assert (found.n, len(found.batches)) == (32, 4)
+    assert found.evaluate(model) == 0
 
 
 def test_answers_too_large_to_keep_are_asked_for_again(monkeypatch):
     model, cut, given = teacher(), student(), validation_samples(validation(), 1000)
-    kept = TeacherKL(model, given, engine()).of(cut)
-    monkeypatch.setattr(judging, "_KEPT", 0)
+    kept = TeacherKL(model, given, engine()).evaluate(cut)
+    monkeypatch.setattr(judging, "_MAX_CACHED", 0)
     again = TeacherKL(model, given, engine())
-    assert [again.of(cut), again.of(cut)] == [kept, kept]
+    assert [again.evaluate(cut), again.evaluate(cut)] == [kept, kept]
 
 
 def test_tokens_and_broken_students():
     model = TokenNet().eval()
-    assert TeacherKL(model, [as_batch(tokens())], engine()).of(model) == 0
+    assert TeacherKL(model, [as_batch(tokens())], engine()).evaluate(model) == 0
     cut = student()
     torch.nn.init.constant_(cut.head.bias, float("nan"))
-    assert math.isnan(TeacherKL(teacher(), validation_samples(validation(), 8), engine()).of(cut))
+    assert math.isnan(TeacherKL(teacher(), validation_samples(validation(), 8), engine()).evaluate(cut))
 
 
 def test_so_many_samples_and_at_least_one():

@@ -70,7 +70,7 @@ def test_labels_of_blended_samples_count_by_their_weight():
 def test_missing_labels_are_said_where_the_loss_needs_them():
     with pytest.raises(DataError, match=r"no labels.*\n.*set `labels` to 0"):
         label_loss(torch.randn(4, 3), Batch((torch.zeros(4, 1),)), None)
-    with pytest.raises(DataError, match="one class index for each answer"):
+    with pytest.raises(DataError, match="one class index for each output"):
         label_loss(torch.randn(4, 3), Batch((torch.zeros(4, 1),), {}, torch.rand(4)), None)
 
 

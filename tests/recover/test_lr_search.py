@@ -6,7 +6,7 @@ from torch import nn
 
 from shoal.batches import Batch
 from shoal.recover import DistillConfig, TrainingBudget
-from shoal.recover.lr_search import RATES, find_lr, largest_stable_lr, steps_for, try_step
+from shoal.recover.lr_search import CANDIDATE_LRS, find_lr, largest_stable_lr, steps_for, try_step
 from shoal.recover.train_step import DistillStep
 from shoal.training.optim import ClippedOptimizer
 from teaching import CLASSES, engine, images, same, student, teacher
@@ -28,8 +28,8 @@ def test_nothing_remains_of_the_test():
     assert same(before, own)
     assert all(parameter.grad is None for parameter in own.parameters())
     assert torch.equal(draws, torch.get_rng_state())
-    assert found.rate in RATES["sgd"]
-    assert list(found.tried) == [f"{rate:g}" for rate in RATES["sgd"]]
+    assert found.lr in CANDIDATE_LRS["sgd"]
+    assert list(found.losses) == [f"{rate:g}" for rate in CANDIDATE_LRS["sgd"]]
 
 
 def test_a_rate_that_destroys_is_not_taken():
@@ -42,9 +42,9 @@ def test_a_rate_that_destroys_is_not_taken():
     found = find_lr(
         wild, DistillStep(wide, [], DistillConfig(), engine(), features=0.0, reading=CLASSES), GIVEN, "sgd", stepping
     )
-    worst = found.tried["0.3"]
-    assert worst is None or worst > 2 * min(loss for loss in found.tried.values() if loss is not None)
-    assert found.rate < 0.3
+    worst = found.losses["0.3"]
+    assert worst is None or worst > 2 * min(loss for loss in found.losses.values() if loss is not None)
+    assert found.lr < 0.3
 
 
 def test_the_highest_rate_near_the_least_loss():

@@ -9,7 +9,7 @@ from shoal.errors import DataError
 from shoal.plan import Replace, Replacement
 from shoal.recover import DistillConfig
 from shoal.recover.train_step import DistillStep, capture_outputs, has_batch_norms, matching_blocks, set_train_mode_
-from shoal.recover.trainable import NormedStandIn
+from shoal.recover.trainable import NormedReplacement
 from shoal.training.optim import ClippedOptimizer
 from teaching import CLASSES, TokenNet, engine, images, same, student, teacher, tokens
 
@@ -26,7 +26,7 @@ def test_lessons_bring_the_student_nearer_and_leave_the_teacher_alone():
     one, own = lesson(), student()
     before = copy.deepcopy(one.teacher)
     stepping = ClippedOptimizer(own, "sgd", 0.0, 0.05)
-    losses = [float(one.teach(own, stepping, Batch((images(32),)), 0, 0.1)) for _ in range(30)]
+    losses = [float(one.step(own, stepping, Batch((images(32),)), 0, 0.1)) for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
     assert same(before, one.teacher)
 
@@ -34,7 +34,7 @@ def test_lessons_bring_the_student_nearer_and_leave_the_teacher_alone():
 def test_the_same_step_draws_the_same_whatever_came_before():
     def gradient():
         own = student()
-        loss = lesson().gradients(own, Batch((images(16),)), 5)
+        loss = lesson().backward(own, Batch((images(16),)), 5)
         return loss, own.head.weight.grad
 
     first = gradient()
@@ -44,27 +44,27 @@ def test_the_same_step_draws_the_same_whatever_came_before():
 
 def test_features_and_labels_are_parts_of_the_loss():
     given = Batch((images(16),), {}, torch.zeros(16, dtype=torch.long))
-    alone = float(lesson(features=0.0).gradients(student(), given, 0))
-    once, thrice = (float(lesson(features=weight).gradients(student(), given, 0)) for weight in (1.0, 3.0))
+    alone = float(lesson(features=0.0).backward(student(), given, 0))
+    once, thrice = (float(lesson(features=weight).backward(student(), given, 0)) for weight in (1.0, 3.0))
     assert once > alone
     assert thrice - alone == pytest.approx(3 * (once - alone), rel=1e-3)
-    assert float(lesson(features=0.0, labels=1.0).gradients(student(), given, 0)) > alone
+    assert float(lesson(features=0.0, labels=1.0).backward(student(), given, 0)) > alone
 
 
 def test_missing_labels_are_an_error_but_for_extra_data():
     with pytest.raises(DataError, match="no labels"):
-        lesson(labels=1.0).gradients(student(), Batch((images(16),)), 0)
+        lesson(labels=1.0).backward(student(), Batch((images(16),)), 0)
     lenient = DistillStep(
         teacher(), PATHS, DistillConfig(labels=1.0), engine(), features=1.0, reading=CLASSES, unlabelled=True
     )
-    lenient.gradients(student(), Batch((images(16),)), 0)
+    lenient.backward(student(), Batch((images(16),)), 0)
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.enable_grad])
 def test_it_is_learned_whatever_the_caller_switched_off(off):
     own = student()
     with off():
-        lesson().gradients(own, Batch((images(16),)), 0)
+        lesson().backward(own, Batch((images(16),)), 0)
     assert float(own.head.weight.grad.abs().sum()) > 0
 
 
@@ -96,7 +96,7 @@ def test_kept_blocks_are_shared_and_removed_ones_are_not():
 
 def test_a_block_of_another_shape_is_not_shared():
     cut = student()
-    cut.blocks[3] = NormedStandIn(nn.Conv2d(4, 4, 1), nn.Identity(), nn.Identity(), shortcut=True)
+    cut.blocks[3] = NormedReplacement(nn.Conv2d(4, 4, 1), nn.Identity(), nn.Identity(), shortcut=True)
     assert matching_blocks(teacher(), cut, Batch((images(2),))) == ["blocks.0"]
 
 

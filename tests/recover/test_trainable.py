@@ -10,7 +10,7 @@ from shoal.plan import Replacement
 from shoal.recover import make_plain_, make_trainable_
 from shoal.recover.train_step import set_train_mode_
 from shoal.recover.trainable import (
-    NormedStandIn,
+    NormedReplacement,
     downcast_,
     forward_in_format,
     from_trainable_,
@@ -54,7 +54,7 @@ def test_there_and_back_is_the_same_function_in_the_form_of_the_plan(name):
     model, x = network(stand_in), given(stand_in)
     wanted, names = model(x), list(model.state_dict())
     assert make_trainable_(model, {"1": stand_in}, [Batch((x[:4],)), Batch((x[4:],))]) == ["1"]
-    assert isinstance(model[1], NormedStandIn)
+    assert isinstance(model[1], NormedReplacement)
     assert torch.allclose(model(x), wanted, atol=1e-5)
     make_plain_(model, {"1": stand_in})
     assert torch.allclose(model(x), wanted, atol=1e-5)
@@ -97,7 +97,7 @@ def test_kinds_with_nothing_to_norm_are_left_alone():
     model = network(stand_in)
     assert make_trainable_(model, {"1": stand_in}, []) == []
     make_plain_(model, {"1": stand_in})
-    assert not isinstance(model[1], NormedStandIn)
+    assert not isinstance(model[1], NormedReplacement)
 
 
 def test_channels_that_never_vary_do_no_harm():
@@ -171,7 +171,7 @@ def test_stand_ins_in_half_precision_are_rewritten_in_float32_and_come_back():
     form = to_trainable_(model, {"blocks.1": REPLACEMENT}, [Batch((images(16).bfloat16(),))])
     assert form.changed
     assert form.rewritten == ["blocks.1"]
-    assert isinstance(model.blocks[1], NormedStandIn)
+    assert isinstance(model.blocks[1], NormedReplacement)
     assert {one.dtype for one in model.parameters()} == {torch.float32}
     from_trainable_(model, form)
     assert {name: one.dtype for name, one in model.state_dict().items()} == {

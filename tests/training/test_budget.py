@@ -32,8 +32,8 @@ def test_nothing_is_too_short_for_one_step(text):
 def test_what_is_spent():
     assert TrainingBudget(steps=10).spent(5, 1e9) == 0.5
     assert TrainingBudget(seconds=10.0).spent(10**9, 5.0) == 0.5
-    assert TrainingBudget(steps=10).done_of(5, 0.0) == ("steps", 5, 10)
-    assert TrainingBudget(seconds=10.0).done_of(5, 3.9) == ("seconds", 3, 10)
+    assert TrainingBudget(steps=10).progress(5, 0.0) == ("steps", 5, 10)
+    assert TrainingBudget(seconds=10.0).progress(5, 3.9) == ("seconds", 3, 10)
     assert (str(TrainingBudget(steps=10)), str(TrainingBudget(seconds=90.0))) == ("10 steps", "90 seconds")
 
 

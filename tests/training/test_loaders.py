@@ -10,13 +10,13 @@ from teaching import images, training
 
 
 def values(stream, count):
-    return [float(stream.take().args[0].sum()) for _ in range(count)]
+    return [float(stream.next_batch().args[0].sum()) for _ in range(count)]
 
 
 def test_epoch_follows_epoch():
     stream = ResumableLoader(training(batches=2), 0)
     assert values(stream, 3) == [float(images(16, seed).sum()) for seed in (100, 101, 200)]
-    assert stream.place() == [2, 1]
+    assert stream.position() == [2, 1]
 
 
 @pytest.mark.parametrize("used", [0, 2, 3, 5])
@@ -25,7 +25,7 @@ def test_a_shuffling_loader_goes_on_where_it_was(used):
     one, other = (ResumableLoader(loader_factory(loader), 4) for _ in range(2))
     values(one, used)
     torch.rand(7)
-    other.go_to(one.place())
+    other.seek(one.position())
     assert values(one, 6) == values(other, 6)
 
 
@@ -37,7 +37,7 @@ def test_an_iterator_is_read_once_and_kept():
 
 def test_no_data_is_said():
     with pytest.raises(DataError, match="unlabelled data is empty"):
-        ResumableLoader(loader_factory([]), 0, "unlabelled").take()
+        ResumableLoader(loader_factory([]), 0, "unlabelled").next_batch()
 
 
 def test_extra_data_comes_in_its_share_of_the_steps_without_labels():
@@ -45,9 +45,9 @@ def test_extra_data_comes_in_its_share_of_the_steps_without_labels():
         ResumableLoader(loader_factory([images(2)]), 0),
         ResumableLoader(loader_factory([(images(3), torch.zeros(3))]), 0),
     )
-    sizes = [MixedLoader(own, extra, 0.25).take(step).size for step in range(8)]
+    sizes = [MixedLoader(own, extra, 0.25).next_batch(step).size for step in range(8)]
     assert sizes == [2, 2, 2, 3] * 2
-    assert MixedLoader(own, extra, 1.0).take(0).target is None
+    assert MixedLoader(own, extra, 1.0).next_batch(0).target is None
 
 
 def test_both_streams_go_on():
@@ -56,7 +56,7 @@ def test_both_streams_go_on():
 
     one, other = made(), made()
     for step in range(5):
-        one.take(step)
-    other.go_to(one.place())
+        one.next_batch(step)
+    other.seek(one.position())
     for step in itertools.islice(itertools.count(5), 6):
-        assert torch.equal(one.take(step).args[0], other.take(step).args[0])
+        assert torch.equal(one.next_batch(step).args[0], other.next_batch(step).args[0])

@@ -1,24 +1,25 @@
-"""What the checkpoint of a recovery belongs to: settings, and the very networks and samples it began with."""
+"""What the checkpoint of a recovery belongs to: its configuration, and the networks and samples it began with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from shoal import fingerprint as fingerprints
 from shoal.batches import Batch
 from shoal.errors import FolderError, UsageError, WeightsError
-from shoal.fingerprint import digest_of
+from shoal.fingerprint import digest_of, legacy_digest_of
 from shoal.surgery import model_digest
 
-_GIVEN = {"student": "another student", "teacher": "another teacher", "validation": "other validation samples"}
+_INPUTS = {"student": "another student", "teacher": "another teacher", "validation": "other validation samples"}
 
 
 def ensure_dir(folder: str | Path) -> Path:
-    """The folder, made if it is missing.
+    """The folder, created if it is missing.
 
     Raises:
-        FolderError: it cannot be made.
+        FolderError: it cannot be created.
     """
     path = Path(folder)
     try:
@@ -28,39 +29,46 @@ def ensure_dir(folder: str | Path) -> Path:
     return path
 
 
-def fingerprint(student: nn.Module, teacher: nn.Module, validation: Sequence[Batch]) -> dict[str, str]:
-    """Digests of what a run begins with, before anything is learned."""
+def fingerprint(student: nn.Module, teacher: nn.Module, validation: Sequence[Batch]) -> dict[str, list[str]]:
+    """Digests of what a run begins with: that of today first, then those that older versions wrote."""
     return {
-        "student": model_digest(student)[:16],
-        "teacher": model_digest(teacher)[:16],
-        "validation": digest_of(validation),
+        "student": [model_digest(student)[:16]],
+        "teacher": [model_digest(teacher)[:16]],
+        "validation": [digest_of(validation), legacy_digest_of(validation)],
     }
 
 
-def check_fingerprint(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Refuse a checkpoint that belongs to something else.
+def check_fingerprint(
+    path: Path, recorded: Mapping[str, Any], run: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]
+) -> None:
+    """Refuse a checkpoint that belongs to another run.
 
     Args:
         path: of the checkpoint, for the message.
-        theirs: what stands in it.
-        ours: settings, budget, whether there is extra data, and as `given` what `given_of` returns.
+        recorded: what it says about its run; its inputs as `given`.
+        run: settings and budget of this run.
+        inputs: what `fingerprint` returns.
 
     Raises:
         UsageError: other settings.
         WeightsError: another student or teacher, or other validation samples.
     """
-    one, other = ({**said.get("settings", {}), **said} for said in (theirs, ours))
-    wrong = [key for key in other if key not in ("settings", "given") and one.get(key) != other.get(key)]
-    if wrong:
-        raise UsageError(
-            f"'{path}' belongs to a run with other settings: "
-            + ", ".join(f"{key} was {one.get(key)!r}" for key in wrong[:3]),
-            "Repeat the command that began it, or choose a new folder.",
-        )
-    before, now = theirs.get("given", {}), ours["given"]
-    strangers = [words for key, words in _GIVEN.items() if before.get(key) != now[key]]
-    if strangers:
+    fingerprints.check_fingerprint(
+        _flat({key: value for key, value in recorded.items() if key != "given"}),
+        _flat(run),
+        message=f"'{path}' belongs to a run with other settings",
+        hint="Repeat the command that began it, or choose a new folder.",
+        error=UsageError,
+    )
+    digests = recorded.get("given", {})
+    different = [text for key, text in _INPUTS.items() if digests.get(key) not in inputs[key]]
+    if different:
         raise WeightsError(
-            f"'{path}' is the checkpoint of a run that began with {' and '.join(strangers)}",
+            f"'{path}' is the checkpoint of a run that began with {' and '.join(different)}",
             "Give the very same networks and validation samples, in the same order, or choose a new folder.",
         )
+
+
+def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings beside the rest."""
+    return {**run.get("settings", {}), **{key: value for key, value in run.items() if key != "settings"}}

@@ -1,13 +1,13 @@
-"""Distillation: a student learns to answer as its teacher does, within a budget, and cannot come out worse.
+"""Distillation: a student learns to reproduce its teacher's outputs within a budget, and cannot come out worse.
 
-Labels are not needed: the teacher answers every sample, augmented and blended, and the student is told how far it is
-off (KL on the answers, squared error of the features). What comes out is whatever was nearest to the teacher on
-validation samples: weights averaged over the latest steps, seldom those of a single step, or the ones it began with.
+Labels are not needed: the teacher labels every sample, augmented and mixed, and the loss is how far the student is off
+(KL of the outputs, squared error of the features). The result is whatever was nearest to the teacher on validation
+samples: weights averaged over the latest steps, rarely those of a single step, or the initial ones.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +23,12 @@ from shoal.files.locking import holding
 from shoal.measure import Reading, reading_of
 from shoal.plan import Replace
 from shoal.preserve import copied
+from shoal.progress import ProgressCallback, no_progress
 from shoal.record import Recovery, RecoveryEvaluation
 from shoal.recover.checkpoint import check_fingerprint, ensure_dir, fingerprint
 from shoal.recover.config import DistillConfig
 from shoal.recover.evaluation import TeacherKL, validation_samples
-from shoal.recover.lr_search import RATES, SAFE_LR, LrSearchResult, find_lr, steps_for, try_step
+from shoal.recover.lr_search import CANDIDATE_LRS, SAFE_LR, LrSearchResult, find_lr, steps_for, try_step
 from shoal.recover.preflight import (
     check_disjoint,
     check_in_memory,
@@ -45,23 +46,22 @@ from shoal.surgery.signature import state_of
 from shoal.training.budget import TrainingBudget, read_budget
 from shoal.training.engine import Engine
 from shoal.training.loaders import LoaderFactory, MixedLoader, ResumableLoader, loader_factory
+from shoal.training.loop import BudgetLoop, LoopState
 from shoal.training.metrics import MetricsLog
 from shoal.training.optim import ClippedOptimizer, cosine_lr, optimizer_for
 
-Progress = Callable[[str, int, int], None]
-
 CHECKPOINT = "recovery.safetensors"
 METRICS = "recovery.jsonl"
-# Far above the loss of the first mini-batch: the student is no longer learning, it is falling apart. A high rate may
-# well double the loss for a while.
-_FACTOR, _ABOVE = 4.0, 2.0
+# Far above the loss of the first mini-batch: the student no longer learns, it falls apart. A high rate may well double
+# the loss for a while.
+_DIVERGED_FACTOR, _DIVERGED_OFFSET = 4.0, 2.0
 # Nats: a divergence that rounding alone makes.
 _ROUNDING = 1e-6
-_LOOKING = 0.2  # of a budget of time may go into looks
-_CALIBRATION = 1024  # samples that batch norms are set from at the end
-_BATCHES = 48  # mini-batches looked at for that, at most
+_EVALUATION_SHARE = 0.2  # of a budget of time may go into evaluations
+_CALIBRATION_SAMPLES = 1024  # that batch norms are estimated on at the end
+_CALIBRATION_BATCHES = 48  # read for that, at most
 _RECALIBRATED = ", batch norms recalibrated"
-_NOTED = 10  # steps between two looks at the loss where that makes the device wait
+_RECORD_EVERY = 10  # steps between two readings of the loss where that makes the device wait
 
 
 @dataclass(frozen=True)
@@ -87,24 +87,25 @@ def distill(
     replaced: Sequence[Replace] = (),
     known: Sequence[Batch] = (),
     reading: Reading | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: ProgressCallback = no_progress,
 ) -> DistillResult:
-    """Teach a copy of `student` to answer as `teacher` does.
+    """Train a copy of `student` to reproduce the outputs of `teacher`.
 
     A student in half precision learns in float32, and comes out in its own dtypes.
 
     Args:
         student: any network; it is left as it was.
         teacher: any network with the same outputs; likewise.
-        training: mini-batches (labels are not needed), read again and again; or a function that gives the loader of an
+        training: mini-batches (labels are not needed), read repeatedly; or a function that returns the loader of an
             epoch, from 1, so that each epoch is augmented anew.
         validation: other mini-batches; what comes out is chosen on them. Keep them apart from test too.
         budget: `10m`, `90s`, or a number of steps.
         unlabelled: extra mini-batches of the same form, in the way of `training`.
         settings: everything else.
-        folder: for checkpoint and metrics, made if it is missing; an unfinished run there goes on. None keeps neither.
+        folder: for checkpoint and metrics, created if it is missing; an unfinished run there is resumed. None: neither
+            is kept.
         device: where it runs; by default where the student is.
-        replaced: of the student's plan: its stand-ins learn as shortcut and rest with a batch norm, see
+        replaced: of the student's plan: its replacements learn as shortcut plus residual with a batch norm, see
             `make_trainable_`, and come out as the plan says.
         known: mini-batches that these batch norms are set from.
         reading: how outputs are read, and which count; by default all, as the labels or the teacher's class tell.
@@ -137,23 +138,23 @@ def distill(
         torch.enable_grad(),
         torch.random.fork_rng(devices=_drawing(where)),
     ):
-        torch.manual_seed(settings.seed)  # for loaders that shuffle validation: a run that goes on sees the same
+        torch.manual_seed(settings.seed)  # for loaders that shuffle validation: a resumed run sees the same
         extra = loader_factory(unlabelled) if unlabelled is not None else None
-        given = _Given(student, teacher, loader_factory(training), validation, extra, replaced, known, reading)
-        return _Run(given, read, settings, where, path, progress).whole()
+        inputs = DistillInputs(student, teacher, loader_factory(training), validation, extra, replaced, known, reading)
+        return Distillation(inputs, read, settings, where, path, progress).distill()
 
 
 def _drawing(device: str) -> list[int]:
     """The devices whose random numbers are used up."""
-    one = torch.device(device)
-    if one.type != "cuda":
+    cuda = torch.device(device)
+    if cuda.type != "cuda":
         return []
-    return [one.index if one.index is not None else torch.cuda.current_device()]
+    return [cuda.index if cuda.index is not None else torch.cuda.current_device()]
 
 
 @dataclass(frozen=True, eq=False)
-class _Given:
-    """What `distil` was given to work with; arguments as there."""
+class DistillInputs:
+    """What `distill` works with; arguments as there."""
 
     student: nn.Module
     teacher: nn.Module
@@ -161,391 +162,450 @@ class _Given:
     validation: Iterable[Any]
     unlabelled: LoaderFactory | None
     replaced: Sequence[Replace]
-    known: Sequence[Batch]
+    norm_batches: Sequence[Batch]
     reading: Reading | None
 
 
 @dataclass
-class _State:
-    """What a run knows besides tensors and places; all of it goes through a checkpoint."""
+class DistillState(LoopState):
+    """How far a distillation is, besides tensors and the positions of its loaders; part of its checkpoint."""
 
-    step: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    rate: float = 0.0
-    tried: dict[str, float | None] = field(default_factory=dict)
-    began: float = 0.0
-    looks: int = 0
-    looked: int = 0
-    before: float = math.nan
-    best: float = math.nan
+    lr: float = 0.0
+    lr_tried: dict[str, float | None] = field(default_factory=dict)
+    start_share: float = 0.0  # of the budget, used up before the first step
+    num_evaluations: int = 0
+    divergence_before: float = math.nan
+    best_divergence: float = math.nan
     best_step: int = 0
     kept: str = "the weights it began with"
-    lowest: float = math.nan
-    worse: int = 0
-    first: float = math.nan
-    loss: float = 0.0
-    since: int = 0
-    stopped: str = ""
+    lowest_divergence: float = math.nan  # of an evaluation
+    num_worse: int = 0  # evaluations in a row
+    first_loss: float = math.nan
+    loss_sum: float = 0.0  # since the last evaluation
+    num_losses: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, under the names that checkpoints have for it."""
+        return {_STATE_KEYS.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "DistillState":
+        """What `to_dict` returned."""
+        names = {key: name for name, key in _STATE_KEYS.items()}
+        return cls(**{names.get(key, key): value for key, value in values.items()})
 
 
-class _Run:
-    """One run of `distil`."""
+_STATE_KEYS = {
+    "lr": "rate",
+    "lr_tried": "tried",
+    "start_share": "began",
+    "num_evaluations": "looks",
+    "evaluations": "looked",
+    "divergence_before": "before",
+    "best_divergence": "best",
+    "lowest_divergence": "lowest",
+    "num_worse": "worse",
+    "first_loss": "first",
+    "loss_sum": "loss",
+    "num_losses": "since",
+    "stop_reason": "stopped",
+}
+
+
+class Distillation(BudgetLoop):
+    """One run of `distill`."""
+
+    state: DistillState
 
     def __init__(
         self,
-        given: _Given,
+        inputs: DistillInputs,
         budget: TrainingBudget,
         settings: DistillConfig,
         device: str,
         folder: Path | None,
-        progress: Progress,
+        on_progress: ProgressCallback,
     ) -> None:
-        self.started = time.perf_counter()
-        self.budget, self.settings, self.folder, self.progress = budget, settings, folder, progress
+        super().__init__(budget, settings.looks, DistillState(), on_progress)
+        self.settings, self.folder = settings, folder
         self.engine = Engine(device, settings.precision, channels_last=settings.channels_last)
         if self.engine.processes > 1:
             raise UsageError("distillation runs in one process", "Start it without `accelerate launch` or torchrun.")
-        self.note_every = 1 if self.engine.device.type == "cpu" else _NOTED
-        self.teacher = self.engine.placed(given.teacher).eval().requires_grad_(requires_grad=False)
-        self._take(given)
-        self.kind = optimizer_for(self.student) if settings.optimizer == "auto" else settings.optimizer
-        self.weight = settings.weight_of_features(self.kind)
-        stream, extra = ResumableLoader(given.training, settings.seed), None
-        if given.unlabelled is not None:
-            extra = ResumableLoader(given.unlabelled, settings.seed + 1, "unlabelled")
-        self.material = MixedLoader(stream, extra, settings.unlabelled_share)
-        self.epochs = stream.epochs
-        samples = validation_samples(given.validation, settings.validation_images)
-        self.judge = TeacherKL(self.teacher, samples, self.engine, self._reading(given.reading, samples))
-        self.claim = fingerprint(given.student, given.teacher, samples) if folder is not None else {}
-        self.extra = extra
-        self.state = _State()
+        self.record_every = 1 if self.engine.device.type == "cpu" else _RECORD_EVERY
+        self.teacher = self.engine.placed(inputs.teacher).eval().requires_grad_(requires_grad=False)
+        self.prepare_student(inputs)
+        self.optimizer_name = optimizer_for(self.student) if settings.optimizer == "auto" else settings.optimizer
+        self.features_weight = settings.weight_of_features(self.optimizer_name)
+        self.loader_factory = inputs.training
+        self.unlabelled: ResumableLoader | None = None
+        if inputs.unlabelled is not None:
+            self.unlabelled = ResumableLoader(inputs.unlabelled, settings.seed + 1, "unlabelled")
+        self.loader = MixedLoader(self.new_loader(), self.unlabelled, settings.unlabelled_share)
+        samples = validation_samples(inputs.validation, settings.validation_images)
+        self.teacher_kl = TeacherKL(self.teacher, samples, self.engine, self.read_outputs_as(inputs.reading, samples))
+        self.fingerprint = fingerprint(inputs.student, inputs.teacher, samples) if folder is not None else {}
         self.resumed = False
 
-    def _reading(self, reading: Reading | None, samples: Sequence[Batch]) -> Reading:
-        """How outputs are read: as it was given, or as the labels of validation or training tell."""
+    def new_loader(self) -> ResumableLoader:
+        """The training data from its start."""
+        return ResumableLoader(self.loader_factory, self.settings.seed)
+
+    def read_outputs_as(self, reading: Reading | None, samples: Sequence[Batch]) -> Reading:
+        """How outputs are read: as passed, or as the labels of validation or training tell."""
         if reading is not None and reading.scaled:
             return reading
-        moved = [match_dtype(self.teacher, self.engine.moved(one)) for one in samples]
-        known = any(one.target is not None for one in samples)
-        first = [] if known else [ResumableLoader(self.epochs, self.settings.seed).take()]
+        moved = [match_dtype(self.teacher, self.engine.moved(batch)) for batch in samples]
+        labelled = [] if any(batch.target is not None for batch in samples) else [self.new_loader().next_batch()]
         return reading_of(
-            self.teacher, moved, labelled=[match_dtype(self.teacher, self.engine.moved(one)) for one in first]
+            self.teacher, moved, labelled=[match_dtype(self.teacher, self.engine.moved(batch)) for batch in labelled]
         )
 
-    def _take(self, given: _Given) -> None:
-        """The student in the form in which it learns, and beside it as it was given, where that is another form."""
-        before = self.engine.placed(given.student).eval()
-        self.student = copied(before)
-        self.replaced = given.replaced
-        stand_ins = {one.paths[0]: one.stand_in for one in given.replaced}
-        self.form = to_trainable_(self.student, stand_ins, [self.engine.moved(one) for one in given.known])
-        self.as_given = before if self.form.changed else None
+    def prepare_student(self, inputs: DistillInputs) -> None:
+        """The student in the format in which it learns, and the original, where that has another format."""
+        original = self.engine.placed(inputs.student).eval()
+        self.student = copied(original)
+        self.replaced = inputs.replaced
+        replacements = {action.paths[0]: action.stand_in for action in inputs.replaced}
+        self.format = to_trainable_(
+            self.student, replacements, [self.engine.moved(batch) for batch in inputs.norm_batches]
+        )
+        self.original = original if self.format.changed else None
 
-    # The whole way
+    # The whole run
 
-    def whole(self) -> DistillResult:
+    def distill(self) -> DistillResult:
         """From the checks to the student that comes out."""
-        first = self._checked()
-        self.lesson = DistillStep(
-            self.teacher,
-            self._shared(first.take(2)),
-            self.settings,
-            self.engine,
-            features=self.weight,
-            reading=self.judge.reading,
-            unlabelled=self.extra is not None,
-        )
-        self.network = state_of(self.student)
-        self.average = WeightAverage(self.student)
-        self.stepping = self._stepping(self.student)
-        self.best = self._copied(self.student)
-        self._resume()
-        file = JsonlFile(self.folder / METRICS) if self.folder is not None else None
-        self.history = MetricsLog(RecoveryEvaluation, "step", file)
-        self.history.resume(self.state.step if self.resumed else -1)
+        self.setup()
         try:
             if not self.resumed:
-                self._prepare(first)
-            while not self.state.stopped:
-                self._step()
-            return self._finished()
+                self.start()
+            self.run()
+            return self.result()
         finally:
-            self.history.close()
+            self.metrics.close()
 
-    def _checked(self) -> Batch:
-        """The first training mini-batch, on the device; everything given fits together."""
-        first = self.engine.moved(ResumableLoader(self.epochs, self.settings.seed).take())
+    def setup(self) -> None:
+        """Check that networks and data fit together, prepare the training, resume a checkpoint."""
+        first = self.first_batch = self.checked_batch()
+        self.distill_step = DistillStep(
+            self.teacher,
+            self.compared_blocks(first.take(2)),
+            self.settings,
+            self.engine,
+            features=self.features_weight,
+            reading=self.teacher_kl.reading,
+            unlabelled=self.unlabelled is not None,
+        )
+        self.signature = state_of(self.student)
+        self.average = WeightAverage(self.student)
+        self.optimizer = self.new_optimizer(self.student)
+        self.best_weights = copied_state(self.student)
+        file = JsonlFile(self.folder / METRICS) if self.folder is not None else None
+        self.metrics = MetricsLog(RecoveryEvaluation, "step", file)
+        self.resume()
+        self.metrics.resume(self.state.step if self.resumed else -1)
+
+    def checked_batch(self) -> Batch:
+        """The first training mini-batch, on the device; all inputs fit together."""
+        first = self.engine.moved(self.new_loader().next_batch())
         check_labelled(first, self.settings.labels)
-        for form in (self.as_given, self.student):
-            if form is not None:
-                check_same_outputs(self.teacher, form, first.take(2))
-        if self.extra is not None:
-            own = ResumableLoader(self.extra.epochs, self.settings.seed, "unlabelled").take()
-            check_unlabelled(self.engine.moved(own), first)
+        for network in (self.original, self.student):
+            if network is not None:
+                check_same_outputs(self.teacher, network, first.take(2))
+        if self.unlabelled is not None:
+            extra = ResumableLoader(self.unlabelled.epochs, self.settings.seed, "unlabelled").next_batch()
+            check_unlabelled(self.engine.moved(extra), first)
         return first
 
-    def _shared(self, example: Batch) -> list[str]:
-        if not self.weight:
+    def compared_blocks(self, example: Batch) -> list[str]:
+        """The blocks whose features are compared."""
+        if not self.features_weight:
             return []
         return matching_blocks(self.teacher, self.student, example, self.replaced)
 
-    def _stepping(self, model: nn.Module) -> ClippedOptimizer:
-        return ClippedOptimizer(model, self.kind, self.settings.decay, self.settings.clip)
-
-    def _elapsed(self) -> float:
-        return self.state.seconds + time.perf_counter() - self.started
+    def new_optimizer(self, model: nn.Module) -> ClippedOptimizer:
+        """For the student, or a copy of it."""
+        return ClippedOptimizer(model, self.optimizer_name, self.settings.decay, self.settings.clip)
 
     # Before the first step
 
-    def _prepare(self, first: Batch) -> None:
+    def start(self) -> None:
+        """Measure where the student begins and how long a step takes; find the learning rate."""
         state = self.state
-        look = time.perf_counter()
-        # The teacher's answers are kept from here on.
-        state.before = self.judge.of(self.student if self.as_given is None else self.as_given)
-        look = time.perf_counter() - look
-        state.best = self.judge.of(self.student) if self.as_given is not None else state.before
-        if state.before <= _ROUNDING:
-            state.stopped = "nothing"
+        started = time.perf_counter()
+        # The teacher's outputs are cached from here on.
+        state.divergence_before = self.teacher_kl.evaluate(self.student if self.original is None else self.original)
+        evaluation_seconds = time.perf_counter() - started
+        state.best_divergence = state.divergence_before
+        if self.original is not None:
+            state.best_divergence = self.teacher_kl.evaluate(self.student)
+        if state.divergence_before <= _ROUNDING:
+            state.stop_reason = "nothing"
             return
-        twin = copied(self.student)
-        tries = [try_step(twin, self.lesson, first, self._stepping(twin)) for _ in range(2)]
-        seconds, state.first = min(one for one, _ in tries), tries[0][1]
-        if self.budget.seconds is not None and seconds > self.budget.seconds - self._elapsed():
+        step_seconds = self.try_steps()
+        state.num_evaluations = self.num_evaluations = self.affordable_evaluations(evaluation_seconds)
+        search = self.find_lr(step_seconds)
+        state.lr, state.lr_tried = search.lr, search.losses
+        state.start_share = self.budget.spent(0, self.elapsed)
+        state.evaluations = int(state.start_share * state.num_evaluations)
+        self.metrics.append(
+            RecoveryEvaluation(step=0, seconds=self.elapsed, rate=state.lr, divergence=state.divergence_before)
+        )
+
+    def try_steps(self) -> float:
+        """What a step takes, in seconds, by two steps of a copy; refuses a budget too short for one."""
+        trial = copied(self.student)
+        tries = [try_step(trial, self.distill_step, self.first_batch, self.new_optimizer(trial)) for _ in range(2)]
+        seconds, self.state.first_loss = min(seconds for seconds, _ in tries), tries[0][1]
+        if self.budget.seconds is not None and seconds > self.budget.seconds - self.elapsed:
             raise UsageError(
                 f"a budget of {self.budget} is too short for one step: a step takes {seconds:.2g} seconds here, "
-                f"the checks before it {self._elapsed():.2g}",
-                f"Give at least {math.ceil(2 * self._elapsed() + 10 * seconds)}s, or smaller mini-batches.",
+                f"the checks before it {self.elapsed:.2g}",
+                f"Give at least {math.ceil(2 * self.elapsed + 10 * seconds)}s, or smaller mini-batches.",
             )
-        state.looks = self._looks(look)
-        found = self._rate(seconds)
-        state.rate, state.tried = found.rate, found.tried
-        state.began = self.budget.spent(0, self._elapsed())
-        state.looked = int(state.began * state.looks)
-        self.history.append(
-            RecoveryEvaluation(step=0, seconds=self._elapsed(), rate=state.rate, divergence=state.before)
-        )
+        return seconds
 
-    def _looks(self, seconds: float) -> int:
-        """How often to look: less often where a look takes long."""
-        wanted = self.settings.looks
+    def affordable_evaluations(self, seconds: float) -> int:
+        """How often to evaluate: less often where an evaluation takes long."""
+        requested = self.settings.looks
         if self.budget.steps is not None:
-            return min(wanted, self.budget.steps)
-        return max(1, min(wanted, int(_LOOKING * (self.budget.seconds or 0.0) / max(seconds, 1e-9))))
+            return min(requested, self.budget.steps)
+        return max(1, min(requested, int(_EVALUATION_SHARE * (self.budget.seconds or 0.0) / max(seconds, 1e-9))))
 
-    def _rate(self, step_seconds: float) -> LrSearchResult:
+    def find_lr(self, step_seconds: float) -> LrSearchResult:
+        """The learning rate of the settings, or by a short search on copies where the budget has room for it."""
         if self.settings.rate is not None:
             return LrSearchResult(self.settings.rate, {})
-        steps = steps_for(self.budget, step_seconds, len(RATES[self.kind]))
-        if not steps:
-            return LrSearchResult(SAFE_LR[self.kind], {})
-        material = MixedLoader(ResumableLoader(self.epochs, self.settings.seed), None, 0.0)
-        given = [material.take(step) for step in range(steps)]
+        num_steps = steps_for(self.budget, step_seconds, len(CANDIDATE_LRS[self.optimizer_name]))
+        if not num_steps:
+            return LrSearchResult(SAFE_LR[self.optimizer_name], {})
+        loader = self.new_loader()
 
-        def tick(done: int, of: int) -> None:
-            self.progress("finding the learning rate", done, of)
+        def on_lr(done: int, total: int) -> None:
+            self.on_progress("finding the learning rate", done, total)
 
-        return find_lr(self.student, self.lesson, given, self.kind, self._stepping, tick)
+        return find_lr(
+            self.student,
+            self.distill_step,
+            [loader.next_batch() for _ in range(num_steps)],
+            self.optimizer_name,
+            self.new_optimizer,
+            on_lr,
+        )
 
-    # One step after the other
+    # Steps and evaluations
 
-    def _step(self) -> None:
-        state = self.state
-        batch = self.material.take(state.step)
-        rate = cosine_lr(self._middle(), state.rate, self.settings.warm_up)
-        loss = self.lesson.teach(self.student, self.stepping, batch, state.step, rate)
+    def train_step(self) -> int:
+        """One mini-batch; returns its number of samples."""
+        batch = self.loader.next_batch(self.state.step)
+        self.lr = cosine_lr(self.schedule_position(), self.state.lr, self.settings.warm_up)
+        self.loss = self.distill_step.step(self.student, self.optimizer, batch, self.state.step, self.lr)
         self.average.update(self.student)
-        state.step += 1
-        state.samples += batch.size
-        spent = self.budget.spent(state.step, self._elapsed())
-        looks = spent * state.looks >= state.looked + 1 - 1e-9 or spent >= 1
-        if state.step % self.note_every == 0 or (looks and not state.since):
-            self._note(float(loss))
-        unit, done, of = self.budget.done_of(state.step, self._elapsed())
-        self.progress(f"recovering ({unit})", done, of)
-        if state.stopped or looks:
-            self._look(spent, rate)
+        return batch.size
 
-    def _middle(self) -> float:
-        """The share of what the rate's test has left of the budget, in the middle of the coming step."""
+    def schedule_position(self) -> float:
+        """The share of what the rate's search has left of the budget, in the middle of the coming step."""
         if self.budget.steps is not None:
             return (self.state.step + 0.5) / self.budget.steps
-        began = min(self.state.began, 0.99)
-        return (self.budget.spent(self.state.step, self._elapsed()) - began) / (1 - began)
+        start = min(self.state.start_share, 0.99)
+        return (self.budget.spent(self.state.step, self.elapsed) - start) / (1 - start)
 
-    def _note(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            self.state.stopped = "diverged"
-        self.state.loss += loss
-        self.state.since += 1
+    def after_step(self) -> None:
+        """Read the loss, now and then: on an accelerator that waits for the step to end."""
+        super().after_step()
+        state = self.state
+        if state.step % self.record_every == 0 or (self.is_evaluation_due() and not state.num_losses):
+            loss = float(self.loss)
+            if not math.isfinite(loss):
+                state.stop_reason = "diverged"
+            state.loss_sum += loss
+            state.num_losses += 1
 
-    def _look(self, spent: float, rate: float) -> None:
-        """Judge the averaged weights, keep the best, decide whether to go on, write it all down."""
-        state, last = self.state, spent >= 1
-        mean, seen = state.loss / max(1, state.since), math.nan
-        if mean > _FACTOR * state.first + _ABOVE:
-            state.stopped = "diverged"
-        state.looked = max(state.looked + 1, int(spent * state.looks + 1e-9))
-        if not state.stopped:
-            seen = self._judged(self.average.network, "averaged weights")
-            # Against the looks before, not against where it began: a high rate first shakes the network up.
-            improved = not seen >= state.lowest
-            state.lowest, state.worse = (seen, 0) if improved else (state.lowest, state.worse + 1)
-            if last:
-                self._judged(self.student, "the last step's weights")
-                self._judged_recalibrated()
-            state.stopped = state.stopped or self._verdict(last=last)
+    def is_evaluation_due(self) -> bool:
+        """Also as soon as the loss has diverged."""
+        return super().is_evaluation_due() or bool(self.state.stop_reason)
+
+    def report_progress(self) -> None:
+        """In steps or seconds of the budget."""
+        unit, done, total = self.budget.progress(self.state.step, self.elapsed)
+        self.on_progress(f"recovering ({unit})", done, total)
+
+    def evaluate(self) -> None:
+        """Evaluate the averaged weights, keep the best, apply the stopping rule, log, save."""
+        state = self.state
+        mean_loss, divergence = state.loss_sum / max(1, state.num_losses), math.nan
+        if mean_loss > _DIVERGED_FACTOR * state.first_loss + _DIVERGED_OFFSET:
+            state.stop_reason = "diverged"
+        self.count_evaluation()
+        if not state.stop_reason:
+            divergence = self.evaluate_weights(self.average.network, "averaged weights")
+            # Against the evaluations before, not against where it began: a high rate first shakes the network up.
+            improved = not divergence >= state.lowest_divergence
+            state.lowest_divergence = divergence if improved else state.lowest_divergence
+            state.num_worse = 0 if improved else state.num_worse + 1
+            if self.spent >= 1:
+                self.evaluate_weights(self.student, "the last step's weights")
+                self.evaluate_recalibrated()
+            state.stop_reason = state.stop_reason or self.stop_reason()
         row = RecoveryEvaluation(
             step=state.step,
-            seconds=self._elapsed(),
-            rate=rate,
-            loss=mean if math.isfinite(mean) else None,
-            divergence=seen if math.isfinite(seen) else None,
+            seconds=self.elapsed,
+            rate=self.lr,
+            loss=mean_loss if math.isfinite(mean_loss) else None,
+            divergence=divergence if math.isfinite(divergence) else None,
         )
-        state.loss, state.since = 0.0, 0
-        self.history.append(row, best=state.best, stopped=state.stopped or None)
-        self._save()
+        state.loss_sum, state.num_losses = 0.0, 0
+        self.metrics.append(row, best=state.best_divergence, stopped=state.stop_reason or None)
+        self.save()
 
-    def _judged(self, network: nn.Module, name: str) -> float:
-        """The divergence of a network, which is taken as the best so far, if it is."""
+    def evaluate_weights(self, network: nn.Module, name: str) -> float:
+        """The divergence of a network, which is kept as the best so far if it is."""
         state = self.state
-        found = self.judge.of(network)
-        if not math.isfinite(found):
-            state.stopped = "diverged"
-        if found < state.best:
-            state.best, state.best_step, state.kept = found, state.step, name
-            self.best = self._copied(network)
-        return found
+        divergence = self.teacher_kl.evaluate(network)
+        if not math.isfinite(divergence):
+            state.stop_reason = "diverged"
+        if divergence < state.best_divergence:
+            state.best_divergence, state.best_step, state.kept = divergence, state.step, name
+            self.best_weights = copied_state(network)
+        return divergence
 
-    def _verdict(self, *, last: bool) -> str:
-        if last:
+    def stop_reason(self) -> str:
+        """The stopping rule: the budget is used up, or nothing was won for `patience` evaluations; empty: go on."""
+        if self.spent >= 1:
             return "budget"
-        return "early" if self.state.worse >= self.settings.patience else ""
-
-    @staticmethod
-    def _copied(network: nn.Module) -> dict[str, Tensor]:
-        return {
-            name: tensor.detach().clone() for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)
-        }
+        return "early" if self.state.num_worse >= self.settings.patience else ""
 
     # What comes out
 
-    def _finished(self) -> DistillResult:
+    def result(self) -> DistillResult:
+        """The best student, in its original format, and the record of the run."""
         state = self.state
         model = self.student
-        model.load_state_dict(self.best, strict=False)
+        model.load_state_dict(self.best_weights, strict=False)
         model.eval()
         if has_batch_norms(model) and state.best_step and _RECALIBRATED not in state.kept:
-            model = self._recalibrated(model)
-        model = self._as_it_came(model)
-        seconds = self._elapsed()
+            model = self.recalibrated_if_better(model)
+        model = self.restore_format(model)
         recovery = Recovery(
             budget=str(self.budget),
             steps=state.step,
             samples=state.samples,
-            seconds=seconds,
-            rate=state.rate,
-            rates_tried=state.tried,
-            optimizer=self.kind,
-            divergence_before=state.before,
-            divergence_after=state.best,
-            n=self.judge.n,
-            stopped=state.stopped,  # type: ignore[arg-type]
+            seconds=self.elapsed,
+            rate=state.lr,
+            rates_tried=state.lr_tried,
+            optimizer=self.optimizer_name,
+            divergence_before=state.divergence_before,
+            divergence_after=state.best_divergence,
+            n=self.teacher_kl.n,
+            stopped=state.stop_reason,  # type: ignore[arg-type]
             kept=state.kept,
             kept_step=state.best_step,
-            features=len(self.lesson.paths),
-            features_weight=self.weight,
-            rewritten=len(self.form.rewritten),
+            features=len(self.distill_step.paths),
+            features_weight=self.features_weight,
+            rewritten=len(self.format.rewritten),
             resumed=self.resumed,
             settings=self.settings.to_dict(),
-            curve=self.history.rows,
+            curve=self.metrics.rows,
         )
         return DistillResult(model, recovery)
 
-    def _as_it_came(self, model: nn.Module) -> nn.Module:
-        """In the form that was given, and judged in it: what is rounded on the way back must not make it worse."""
+    def restore_format(self, model: nn.Module) -> nn.Module:
+        """In the original format, and evaluated in it: what is rounded on the way back must not make it worse."""
         state = self.state
-        if self.as_given is None:
+        if self.original is None:
             return model
-        found = self.judge.of(from_trainable_(model, self.form)) if state.best_step else math.nan
-        if found < state.before:
-            state.best = found
+        divergence = math.nan
+        if state.best_step:
+            divergence = self.teacher_kl.evaluate(from_trainable_(model, self.format))
+        if divergence < state.divergence_before:
+            state.best_divergence = divergence
             return model
-        state.best, state.best_step, state.kept = state.before, 0, _State.kept
-        return self.as_given
+        state.best_divergence, state.best_step, state.kept = state.divergence_before, 0, DistillState.kept
+        return self.original
 
-    def _judged_recalibrated(self) -> None:
-        """In a short run statistics lag behind the weights: good weights may look bad until theirs are set anew."""
+    def evaluate_recalibrated(self) -> None:
+        """In a short run statistics lag behind the weights: good weights may look bad until theirs are estimated."""
         for network, name in ((self.average.network, "averaged weights"), (self.student, "the last step's weights")):
-            if has_batch_norms(network) and (twin := self._with_own_norms(network)) is not None:
-                self._judged(twin, f"{name}{_RECALIBRATED}")
+            if has_batch_norms(network) and (recalibrated := self.recalibrated(network)) is not None:
+                self.evaluate_weights(recalibrated, f"{name}{_RECALIBRATED}")
 
-    def _recalibrated(self, model: nn.Module) -> nn.Module:
-        """With batch-norm statistics of unblended samples and these very weights, where that is nearer."""
-        twin = self._with_own_norms(model)
-        found = self.judge.of(twin) if twin is not None else math.nan
-        if twin is None or not found < self.state.best:
+    def recalibrated_if_better(self, model: nn.Module) -> nn.Module:
+        """With batch-norm statistics of samples that were not mixed and these very weights, where that is nearer."""
+        recalibrated = self.recalibrated(model)
+        divergence = self.teacher_kl.evaluate(recalibrated) if recalibrated is not None else math.nan
+        if recalibrated is None or not divergence < self.state.best_divergence:
             return model
-        self.state.best, self.state.kept = found, f"{self.state.kept}{_RECALIBRATED}"
-        return twin
+        self.state.best_divergence, self.state.kept = divergence, f"{self.state.kept}{_RECALIBRATED}"
+        return recalibrated
 
-    def _with_own_norms(self, model: nn.Module) -> nn.Module | None:
+    def recalibrated(self, model: nn.Module) -> nn.Module | None:
         """A copy whose batch norms have the statistics of its own weights; None where there are no mini-batches."""
-        given = self._norms_set_from
-        return recalibrate_(copied(model), [match_dtype(model, one) for one in given]) if given else None
+        calibration = [match_dtype(model, batch) for batch in self.calibration]
+        return recalibrate_(copied(model), calibration) if calibration else None
 
     @cached_property
-    def _norms_set_from(self) -> list[Batch]:
-        """Mini-batches on the device that batch norms are set from at the end, drawn once for all networks."""
-        stream = ResumableLoader(self.epochs, self.settings.seed)
-        given: list[Batch] = []
-        for _ in range(_BATCHES):
-            batch = stream.take()
+    def calibration(self) -> list[Batch]:
+        """Mini-batches on the device that batch norms are estimated on at the end, drawn once for all networks."""
+        loader = self.new_loader()
+        calibration: list[Batch] = []
+        for _ in range(_CALIBRATION_BATCHES):
+            batch = loader.next_batch()
             if batch.size > 1:  # of a single sample there may be no statistics
-                given.append(self.engine.moved(batch))
-            if sum(one.size for one in given) >= _CALIBRATION:
+                calibration.append(self.engine.moved(batch))
+            if sum(batch.size for batch in calibration) >= _CALIBRATION_SAMPLES:
                 break
-        return given
+        return calibration
 
     # Checkpoints
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint, if the run has a folder."""
         if self.folder is None:
             return
-        best = {f"best.{name}": tensor for name, tensor in self.best.items()}
-        own = {f"student.{name}": tensor for name, tensor in self._copied(self.student).items()}
-        tensors = {**own, **best, **self.average.tensors(), **self.stepping.tensors()}
-        state = {
-            "network": self.network,
-            "asked": self._asked(),
-            "places": self.material.place(),
-            "state": {**asdict(self.state), "seconds": self._elapsed()},
+        tensors = {
+            **{f"student.{name}": tensor for name, tensor in copied_state(self.student).items()},
+            **{f"best.{name}": tensor for name, tensor in self.best_weights.items()},
+            **self.average.tensors(),
+            **self.optimizer.tensors(),
         }
-        save_checkpoint(self.folder / CHECKPOINT, tensors, state)
+        header = {
+            "network": self.signature,
+            "asked": {**self.identity(), "given": {name: digests[0] for name, digests in self.fingerprint.items()}},
+            "places": self.loader.position(),
+            "state": {**self.state.to_dict(), "seconds": self.elapsed},
+        }
+        save_checkpoint(self.folder / CHECKPOINT, tensors, header)
 
-    def _asked(self) -> dict[str, Any]:
-        asked = {"settings": self.settings.to_dict(), "budget": str(self.budget), "extra": self.extra is not None}
-        return {**asked, "given": self.claim}
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        extra = self.unlabelled is not None
+        return {"settings": self.settings.to_dict(), "budget": str(self.budget), "extra": extra}
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Continue from the checkpoint in the folder, if there is one."""
         if self.folder is None or not (self.folder / CHECKPOINT).exists():
             return
         path = self.folder / CHECKPOINT
-        tensors, kept = load_checkpoint(path)
+        tensors, header = load_checkpoint(path)
         with resuming(path):
-            check_same_network(path, kept, self.network)
-            check_fingerprint(path, kept.get("asked", {}), self._asked())
+            check_same_network(path, header, self.signature)
+            check_fingerprint(path, header.get("asked", {}), self.identity(), self.fingerprint)
             device = self.engine.device
-            self.student.load_state_dict(_part(tensors, "student.", device), strict=False)
-            self.best = _part(tensors, "best.", device)
+            self.student.load_state_dict(_with_prefix(tensors, "student.", device), strict=False)
+            self.best_weights = _with_prefix(tensors, "best.", device)
             self.average.load(tensors)
-            self.stepping.load(tensors)
-            self.state = _State(**kept["state"])
-            self.material.go_to(kept["places"])
+            self.optimizer.load(tensors)
+            self.state = DistillState.from_dict(header["state"])
+            self.num_evaluations = self.state.num_evaluations
+            self.loader.seek(header["places"])
         self.resumed = True
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
-    own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    return {name.removeprefix(prefix): tensor.to(device) for name, tensor in own.items()}
+def copied_state(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of all tensors of the state dict."""
+    state = network.state_dict()
+    return {name: tensor.detach().clone() for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor.to(device) for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -16,34 +16,34 @@ from shoal.recover.mixup import pairwise_mixup
 from shoal.recover.trainable import forward_in_format, match_dtype
 from shoal.training.engine import Engine
 
-_KEPT = 2**26  # values of the teacher's answers that are kept; beyond, it is asked again each time
+_MAX_CACHED = 2**26  # values of the teacher's outputs that are cached; beyond, it runs again each time
 
 
 def validation_samples(loader: Iterable[Any], limit: int) -> list[Batch]:
-    """The first `limit` samples of a loader, kept.
+    """The first `limit` samples of a loader.
 
     Raises:
         DataError: it is empty.
     """
-    found: list[Batch] = []
-    left = limit
+    samples: list[Batch] = []
+    remaining = limit
     for batch in batches(loader):
-        found.append(batch.take(left))
-        left -= found[-1].size
-        if left <= 0:
+        samples.append(batch.take(remaining))
+        remaining -= samples[-1].size
+        if remaining <= 0:
             break
-    if not found:
+    if not samples:
         raise DataError("the validation data is empty", "Recovery is stopped by it: give at least one mini-batch.")
-    return found
+    return samples
 
 
 class TeacherKL:
-    """Mean damage to the teacher's outputs over validation samples, and over as many blends of two of them.
+    """Mean damage to the teacher's outputs over validation samples, and over as many mixtures of two of them.
 
     Of scores of classes it is KL(teacher || student) in nats, of values the squared error relative to their variance.
 
-    The teacher may know the samples by heart, and then they tell little; about blends both have to think. Tokens cannot
-    be blended.
+    The teacher may know the samples by heart, and then they tell little; mixtures are new to both. Tokens cannot be
+    mixed.
 
     Args:
         teacher: in eval mode, on the engine's device.
@@ -56,41 +56,41 @@ class TeacherKL:
         self, teacher: nn.Module, samples: Sequence[Batch], engine: Engine, reading: Reading | None = None
     ) -> None:
         self.teacher, self.engine = teacher, engine
-        self.reading = reading or reading_of(teacher, [match_dtype(teacher, engine.moved(one)) for one in samples])
-        self.asked = [part for one in samples for part in (one, pairwise_mixup(one)) if part is not None]
-        self.n = sum(one.size for one in samples)
-        self._said: list[dict[str, Tensor] | None] = [None] * len(self.asked)
-        self._free = _KEPT
+        self.reading = reading or reading_of(teacher, [match_dtype(teacher, engine.moved(batch)) for batch in samples])
+        self.batches = [part for batch in samples for part in (batch, pairwise_mixup(batch)) if part is not None]
+        self.n = sum(batch.size for batch in samples)
+        self._cache: list[dict[str, Tensor] | None] = [None] * len(self.batches)
+        self._remaining = _MAX_CACHED
 
-    def of(self, student: nn.Module) -> float:
-        """The divergence of a student, which is left as it was; NaN where its answers are."""
+    def evaluate(self, student: nn.Module) -> float:
+        """The divergence of a student, which is left as it was; NaN where its outputs are."""
         total, count = 0.0, 0
         with evaluating(self.teacher), evaluating(student):
-            for number, given in enumerate(self.asked):
-                batch = self.engine.moved(given)
-                said = self._said_to(number, batch)
+            for index, batch in enumerate(self.batches):
+                moved = self.engine.moved(batch)
+                expected = self._teacher_outputs(index, moved)
                 with self.engine.autocast():
-                    own = read_outputs(forward_in_format(student, batch)).tensors
-                if not all(_finite(own[one.name]) for one in self.reading.outputs):
+                    outputs = read_outputs(forward_in_format(student, moved)).tensors
+                if not all(_is_finite(outputs[output.name]) for output in self.reading.outputs):
                     return math.nan
-                wide = {name: tensor.float() for name, tensor in own.items() if tensor.is_floating_point()}
-                total += float(self.reading.damage_between(said, wide, batch).sum())
-                count += batch.size
+                wide = {name: tensor.float() for name, tensor in outputs.items() if tensor.is_floating_point()}
+                total += float(self.reading.damage_between(expected, wide, moved).sum())
+                count += moved.size
         return total / count
 
-    def _said_to(self, number: int, batch: Batch) -> dict[str, Tensor]:
-        kept = self._said[number]
-        if kept is not None:
-            return kept
+    def _teacher_outputs(self, index: int, batch: Batch) -> dict[str, Tensor]:
+        cached = self._cache[index]
+        if cached is not None:
+            return cached
         with self.engine.autocast():
-            every = read_outputs(forward_in_format(self.teacher, batch)).tensors
-        said = {one.name: every[one.name].float() for one in self.reading.outputs}
-        size = sum(tensor.numel() for tensor in said.values())
-        if size <= self._free:
-            self._free -= size
-            self._said[number] = said
-        return said
+            tensors = read_outputs(forward_in_format(self.teacher, batch)).tensors
+        outputs = {output.name: tensors[output.name].float() for output in self.reading.outputs}
+        size = sum(tensor.numel() for tensor in outputs.values())
+        if size <= self._remaining:
+            self._remaining -= size
+            self._cache[index] = outputs
+        return outputs
 
 
-def _finite(tensor: Tensor) -> bool:
+def _is_finite(tensor: Tensor) -> bool:
     return not bool((torch.isnan(tensor) | torch.isposinf(tensor)).any())

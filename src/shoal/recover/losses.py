@@ -1,4 +1,4 @@
-"""What a student is told: how far its answers and its features are from the teacher's."""
+"""The losses of distillation: how far a student's outputs and features are from the teacher's."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from shoal.measure.output_reading import padding_of, squared_error
 from shoal.recover.mixup import Mixup
 
 _MASKS = ("attention_mask", "decoder_attention_mask")
-_LEAST = 1e-6  # of a feature's variance, so that a dead feature does not divide by zero
+_MIN_VARIANCE = 1e-6  # of a feature's variance, so that a dead feature does not divide by zero
 
 
 def divergence_loss(
@@ -27,16 +27,16 @@ def divergence_loss(
     Args:
         teacher: logits, see `measure.log_probabilities` for the shapes.
         student: logits of the same shape.
-        batch: what both were asked.
+        batch: the inputs of both.
         temperature: both logits are divided by it.
-        axis: of the classes, where it is known.
+        axis: of the classes, if it is known.
     """
-    said = log_probabilities(teacher.float() / temperature, batch.target, axis)
-    answered = log_probabilities(student.float() / temperature, batch.target, axis)
+    expected = log_probabilities(teacher.float() / temperature, batch.target, axis)
+    predicted = log_probabilities(student.float() / temperature, batch.target, axis)
     # A masked class, of probability 0, adds nothing.
-    by_class = F.kl_div(answered, said, reduction="none", log_target=True).masked_fill(said == -torch.inf, 0.0)
-    by_answer = by_class.sum(dim=-1)
-    return mean_over(by_answer, batch.counted(by_answer.shape)).mean() * temperature**2
+    by_class = F.kl_div(predicted, expected, reduction="none", log_target=True).masked_fill(expected == -torch.inf, 0.0)
+    by_position = by_class.sum(dim=-1)
+    return mean_over(by_position, batch.counted(by_position.shape)).mean() * temperature**2
 
 
 def output_loss(
@@ -54,65 +54,65 @@ def output_loss(
         reading: how outputs are read, with their scales.
         teacher: outputs by name.
         student: likewise.
-        batch: what both were asked.
+        batch: the inputs of both.
         temperature: of the divergence.
     """
     losses = []
-    for one in reading.outputs:
-        before, after = teacher[one.name], student[one.name]
-        if one.task == "classes":
-            losses.append(divergence_loss(before, after, batch, temperature, one.axis))
+    for output in reading.outputs:
+        before, after = teacher[output.name], student[output.name]
+        if output.task == "classes":
+            losses.append(divergence_loss(before, after, batch, temperature, output.axis))
         else:
-            padding = padding_of(before, batch) if one.rows else None
-            losses.append(squared_error(before.float(), after.float(), padding).mean().float() / (one.scale or 1.0))
+            padding = padding_of(before, batch) if output.rows else None
+            losses.append(squared_error(before.float(), after.float(), padding).mean().float() / (output.scale or 1.0))
     return torch.stack(losses).mean()
 
 
 def feature_loss(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], batch: Batch | None = None) -> Tensor:
-    """The squared error of the features, as a share of the teacher's variance; the mean over the blocks both have.
+    """The squared error of the features, as a share of the teacher's variance; the mean over the blocks of both.
 
-    Positions of padding do not count where features stand as (samples, positions, values), as the mask does.
+    Positions of padding do not count where features have the shape (samples, positions, values), as the mask does.
 
     Source: Romero et al. 2015, arXiv:1412.6550, here without a regressor, since the shapes are the same.
 
     Args:
         teacher: features by path, (samples, ...); at least one.
         student: of the same paths and shapes.
-        batch: what both were asked; None where nothing is padding.
+        batch: the inputs of both; None where nothing is padding.
     """
     shares = []
-    for path, own in student.items():
-        wanted, own = teacher[path].float(), own.float()
-        counted = _counted(wanted, batch)
+    for path, features in student.items():
+        expected, actual = teacher[path].float(), features.float()
+        counted = _counted(expected, batch)
         if counted is not None:
-            wanted, own = wanted[counted], own[counted]
-        spread = wanted.var(correction=0).clamp(min=_LEAST)
-        shares.append((own - wanted).square().mean() / spread)
+            expected, actual = expected[counted], actual[counted]
+        variance = expected.var(correction=0).clamp(min=_MIN_VARIANCE)
+        shares.append((actual - expected).square().mean() / variance)
     return torch.stack(shares).mean()
 
 
 def _counted(features: Tensor, batch: Batch | None) -> Tensor | None:
-    """Which positions of (samples, positions, values) are no padding; None where all count, or no mask fits alone.
+    """Which positions of (samples, positions, values) are not padding; None where all count, or no single mask fits.
 
     Of a network with an encoder and a decoder, features of either may be compared: the shape tells whose mask it is.
     """
     if batch is None or features.dim() != 3:
         return None
-    given = [batch.kwargs.get(name) for name in _MASKS]
-    masks = [one for one in given if isinstance(one, Tensor) and one.shape == features.shape[:2]]
+    values = [batch.kwargs.get(name) for name in _MASKS]
+    masks = [value for value in values if isinstance(value, Tensor) and value.shape == features.shape[:2]]
     if len(masks) != 1:
         return None
     counted = masks[0] != 0
     return counted if counted.any() and not counted.all() else None
 
 
-def label_loss(student: Tensor, batch: Batch, blend: Mixup | None) -> Tensor:
-    """Cross-entropy with the labels; of blended samples with both labels, by their weights.
+def label_loss(student: Tensor, batch: Batch, mixture: Mixup | None) -> Tensor:
+    """Cross-entropy with the labels; of mixed samples with both labels, by their weights.
 
     Args:
         student: logits.
         batch: with a target: class indices of the answers' shape, on any device; -100 is skipped.
-        blend: what was blended, or None.
+        mixture: of the samples, or None.
 
     Raises:
         DataError: there are no labels, not one for each answer, or of classes that the network does not have.
@@ -124,23 +124,23 @@ def label_loss(student: Tensor, batch: Batch, blend: Mixup | None) -> Tensor:
         )
     log_probs = log_probabilities(student.float(), batch.target)
     target = _class_indices(batch.target, log_probs).to(log_probs.device)
-    own = _cross_entropy(log_probs, target)
-    if blend is None:
-        return own.mean()
-    weight = blend.weight.to(own)
-    return (weight * own + (1 - weight) * _cross_entropy(log_probs, target[blend.partner])).mean()
+    loss = _cross_entropy(log_probs, target)
+    if mixture is None:
+        return loss.mean()
+    weight = mixture.weight.to(loss)
+    return (weight * loss + (1 - weight) * _cross_entropy(log_probs, target[mixture.partner])).mean()
 
 
-def _class_indices(given: Tensor, log_probs: Tensor) -> Tensor:
+def _class_indices(target: Tensor, log_probs: Tensor) -> Tensor:
     """int64, on the CPU, of the answers' shape; whatever integer dtype they had, and also as a column."""
-    given = given.detach().cpu()
-    skipped = given.long() == IGNORED
-    labels = checked_labels(given.masked_fill(skipped, 0), log_probs)
+    target = target.detach().cpu()
+    skipped = target.long() == IGNORED
+    labels = checked_labels(target.masked_fill(skipped, 0), log_probs)
     if labels is None:
         raise DataError(
-            f"labels of shape {tuple(given.shape)} and {given.dtype} for answers of shape"
+            f"labels of shape {tuple(target.shape)} and {target.dtype} for answers of shape"
             f" {tuple(log_probs.shape[:-1])}",
-            "Give one class index for each answer, or set `labels` to 0.",
+            "Give one class index for each output, or set `labels` to 0.",
         )
     return labels.masked_fill(skipped.reshape(labels.shape), IGNORED)
 

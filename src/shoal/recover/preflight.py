@@ -1,4 +1,4 @@
-"""What must hold before a student learns anything: the networks answer alike, and the data fits both."""
+"""Checks before a student learns anything: the networks have the same outputs, and the data fits both."""
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ _SAME_TASK = "Give a teacher of the same task."
 
 
 def check_in_memory(model: nn.Module) -> None:
-    """Refuse a network whose weights lie on a disk.
+    """Refuse a network whose weights are on a disk.
 
     Raises:
         UsageError: it is offloaded.
@@ -40,18 +40,18 @@ def check_trainable(model: nn.Module) -> None:
         )
 
 
-def check_disjoint(validation: object, **others: object) -> None:
-    """Refuse to choose on what is learned from.
+def check_disjoint(validation: object, **training: object) -> None:
+    """Refuse to choose on data that is learned from.
 
     Args:
         validation: what is chosen on.
-        others: what is learned from, by name; None for nothing.
+        training: what is learned from, by name; None for nothing.
 
     Raises:
         UsageError: it is the very same object.
     """
-    for name, other in others.items():
-        if other is not None and other is validation:
+    for name, data in training.items():
+        if data is not None and data is validation:
             raise UsageError(
                 f"the validation data is the very {name} data, and what comes out would be chosen on what it learned",
                 "Give validation data of its own.",
@@ -72,38 +72,39 @@ def check_labelled(batch: Batch, weight: float) -> None:
 
 
 def check_same_outputs(teacher: nn.Module, student: nn.Module, batch: Batch) -> None:
-    """Refuse a teacher that answers something else than the student.
+    """Refuse a teacher with other outputs than the student.
 
     Raises:
         DataError: another number of outputs, or another shape.
         NonFiniteError, ModelRaisedError: a network at fault.
     """
     with evaluating(teacher), evaluating(student):
-        wanted, own = read_outputs(forward_in_format(teacher, batch)), read_outputs(forward_in_format(student, batch))
-    check_numbers(wanted.tensors, "the teacher")
-    check_numbers(own.tensors, "the student")
-    for name, tensor in wanted.floating.items():
-        other = own.tensors.get(name)
-        if other is None or not other.is_floating_point():
+        expected = read_outputs(forward_in_format(teacher, batch))
+        outputs = read_outputs(forward_in_format(student, batch))
+    check_numbers(expected.tensors, "the teacher")
+    check_numbers(outputs.tensors, "the student")
+    for name, tensor in expected.floating.items():
+        output = outputs.tensors.get(name)
+        if output is None or not output.is_floating_point():
             raise DataError(
                 f"the teacher returns {shown(name)}, the student does not", "Give a teacher of the same task."
             )
-        if tensor.shape == other.shape:
+        if tensor.shape == output.shape:
             continue
-        if tensor.dim() == other.dim() == 2:
+        if tensor.dim() == output.dim() == 2:
             raise DataError(
-                f"the teacher has {tensor.shape[1]} outputs, the student {other.shape[1]}:"
+                f"the teacher has {tensor.shape[1]} outputs, the student {output.shape[1]}:"
                 " they answer different questions",
                 "Give a teacher with the classes of the student, in the same order.",
             )
         raise DataError(
-            f"the teacher answers in shape {tuple(tensor.shape)}, the student in {tuple(other.shape)}",
+            f"the teacher answers in shape {tuple(tensor.shape)}, the student in {tuple(output.shape)}",
             _SAME_TASK,
         )
 
 
 def check_unlabelled(unlabelled: Batch, training: Batch) -> None:
-    """Refuse extra data of another form than the training data.
+    """Refuse extra data that differs in form from the training data.
 
     Raises:
         DataError: other inputs, another dtype, or another shape of a sample; sequences may be of another length.
@@ -113,24 +114,24 @@ def check_unlabelled(unlabelled: Batch, training: Batch) -> None:
             f"the unlabelled data has the inputs {_inputs(unlabelled)}, the training data {_inputs(training)}",
             "Give data of the same form.",
         )
-    for name, one in _named(unlabelled).items():
-        other = _named(training)[name]
-        same = _sample(one) == _sample(other) if other.is_floating_point() else one.dim() == other.dim()
-        if not same or one.dtype != other.dtype:
+    for name, extra in _named(unlabelled).items():
+        expected = _named(training)[name]
+        same = _sample(extra) == _sample(expected) if expected.is_floating_point() else extra.dim() == expected.dim()
+        if not same or extra.dtype != expected.dtype:
             raise DataError(
-                f"unlabelled data: samples of shape {_sample(one)} {one.dtype}, expected {_sample(other)}"
-                f" {other.dtype} as in the training data",
+                f"unlabelled data: samples of shape {_sample(extra)} {extra.dtype}, expected {_sample(expected)}"
+                f" {expected.dtype} as in the training data",
                 "Bring it to the same size and scale (--size, --mean, --std).",
             )
 
 
 def _named(batch: Batch) -> dict[str, Tensor]:
-    pairs = [*((str(number), value) for number, value in enumerate(batch.args)), *batch.kwargs.items()]
+    pairs = [*((str(index), value) for index, value in enumerate(batch.args)), *batch.kwargs.items()]
     return {name: value for name, value in pairs if isinstance(value, Tensor)}
 
 
 def _inputs(batch: Batch) -> str:
-    return ", ".join([*(f"#{number}" for number in range(len(batch.args))), *batch.kwargs]) or "(none)"
+    return ", ".join([*(f"#{index}" for index in range(len(batch.args))), *batch.kwargs]) or "(none)"
 
 
 def _sample(tensor: Tensor) -> tuple[int, ...]:

@@ -31,48 +31,48 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after a step; nothing waits for the device."""
+        """Include the weights after a step; nothing waits for the device."""
         share = 1 / (1 + _WINDOW * self.steps)
         by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
-        for own, now in _averaged(self.network, model):
-            by_dtype.setdefault(own.dtype, []).append((own, now))
+        for average, current in _averaged(self.network, model):
+            by_dtype.setdefault(average.dtype, []).append((average, current))
         for pairs in by_dtype.values():
-            torch._foreach_lerp_([own for own, _ in pairs], [now for _, now in pairs], share)
-        for kept, moved in zip(self.network.modules(), model.modules(), strict=True):
-            _copy_the_rest_(kept, moved)
+            torch._foreach_lerp_([average for average, _ in pairs], [current for _, current in pairs], share)
+        for average_module, module in zip(self.network.modules(), model.modules(), strict=True):
+            _copy_buffers_(average_module, module)
         self.steps += 1
 
     def tensors(self) -> dict[str, Tensor]:
         """All that `load` needs."""
         state = self.network.state_dict().items()
-        found = {f"{_PREFIX}{name}": one for name, one in state if isinstance(one, Tensor)}
-        return {**found, _STEPS: torch.tensor(self.steps)}
+        tensors = {f"{_PREFIX}{name}": value for name, value in state if isinstance(value, Tensor)}
+        return {**tensors, _STEPS: torch.tensor(self.steps)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from what `tensors` returned."""
-        own = {name.removeprefix(_PREFIX): one for name, one in tensors.items() if name.startswith(_PREFIX)}
-        self.network.load_state_dict(own, strict=False)  # what a module keeps besides tensors is not in it
+        """Restore what `tensors` returned."""
+        state = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
+        self.network.load_state_dict(state, strict=False)  # what a module keeps besides tensors is not in it
         self.steps = int(tensors[_STEPS])
 
 
 def _averaged(average: nn.Module, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """What has an average, and what it is now: the weights that learn, and the statistics of batch norms."""
-    for own, now in zip(average.parameters(), model.parameters(), strict=True):
-        if now.requires_grad:
-            yield own, now
-    for one, other in zip(average.modules(), model.modules(), strict=True):
-        if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.running_mean is not None:
-            yield from ((getattr(one, name), getattr(other, name)) for name in _STATISTICS)
+    """Averages with their current values: the weights that learn, and the statistics of batch norms."""
+    for parameter, current in zip(average.parameters(), model.parameters(), strict=True):
+        if current.requires_grad:
+            yield parameter, current
+    for norm, module in zip(average.modules(), model.modules(), strict=True):
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+            yield from ((getattr(norm, name), getattr(module, name)) for name in _STATISTICS)
 
 
-def _copy_the_rest_(own: nn.Module, now: nn.Module) -> None:
-    """The buffers without an average; some networks set theirs anew, in another size."""
-    normed = isinstance(own, nn.modules.batchnorm._BatchNorm)
-    for name, value in now.named_buffers(recurse=False):
-        if normed and name in _STATISTICS:
+def _copy_buffers_(average: nn.Module, module: nn.Module) -> None:
+    """The buffers without an average; some networks replace theirs by others of another size."""
+    is_norm = isinstance(average, nn.modules.batchnorm._BatchNorm)
+    for name, value in module.named_buffers(recurse=False):
+        if is_norm and name in _STATISTICS:
             continue
-        before = getattr(own, name, None)
-        if isinstance(before, Tensor) and before.shape == value.shape and before.dtype == value.dtype:
-            before.copy_(value)
+        buffer = getattr(average, name, None)
+        if isinstance(buffer, Tensor) and buffer.shape == value.shape and buffer.dtype == value.dtype:
+            buffer.copy_(value)
         else:
-            setattr(own, name, value.clone())
+            setattr(average, name, value.clone())

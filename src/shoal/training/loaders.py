@@ -1,4 +1,4 @@
-"""An endless stream of mini-batches that can be taken up again at any place: epoch after epoch, and how far in."""
+"""An endless stream of mini-batches that can be resumed at any position: which epoch, and how far into it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -9,25 +9,26 @@ from shoal.batches import Batch, Repeatable, as_batch, batches
 from shoal.errors import DataError
 
 LoaderFactory = Callable[[int], Iterable[Any]]
-_PRIME = 1_000_003  # far above any number of mini-batches, so that epoch and mini-batch do not collide
+"""Returns the loader of an epoch, from 1."""
+_PRIME = 1_000_003  # far above any number of mini-batches, so that seeds of epochs and mini-batches do not collide
 
 
-def loader_factory(given: Iterable[Any] | LoaderFactory) -> LoaderFactory:
-    """A function that gives the loader of an epoch, from 1, whatever was given: that, or a loader to read anew."""
-    if callable(given):
-        return given
-    again = Repeatable(given)
-    return lambda epoch: again
+def loader_factory(data: Iterable[Any] | LoaderFactory) -> LoaderFactory:
+    """The loader of each epoch: by the function that was passed, or the same iterable each time."""
+    if callable(data):
+        return data
+    repeatable = Repeatable(data)
+    return lambda epoch: repeatable
 
 
 class ResumableLoader:
     """Mini-batches without an end.
 
     What a loader draws (order, augmentation) it draws from torch's random numbers, seeded before each mini-batch, so
-    that a run which was interrupted goes on with the very same ones.
+    that an interrupted run resumes with the very same ones.
 
     Args:
-        epochs: gives the loader of an epoch, from 1.
+        epochs: returns the loader of an epoch, from 1.
         seed: of what the loader draws.
         name: what the data is, for errors.
     """
@@ -37,38 +38,38 @@ class ResumableLoader:
         self.epoch, self.used = 0, 0
         self._items: Iterator[Any] = iter(())
 
-    def take(self) -> Batch:
+    def next_batch(self) -> Batch:
         """The next mini-batch.
 
         Raises:
             DataError: an epoch without any.
         """
-        item = self._next()
+        item = self._next_item()
         if item is None:
             self._open(self.epoch + 1)
-            item = self._next()
+            item = self._next_item()
         if item is None:
             raise DataError(f"the {self.name} data is empty", "Give at least one mini-batch.")
         return next(batches([as_batch(item)]))
 
-    def place(self) -> list[int]:
-        """Where it is, for `go_to`."""
+    def position(self) -> list[int]:
+        """Epoch and mini-batches used of it, for `seek`."""
         return [self.epoch, self.used]
 
-    def go_to(self, place: list[int]) -> None:
-        """Go on from a place; what was used of that epoch is read again and thrown away."""
-        epoch, used = place
+    def seek(self, position: list[int]) -> None:
+        """Continue from a position; what was used of that epoch is read again and dropped."""
+        epoch, used = position
         if epoch:
             self._open(epoch)
             for _ in range(used):
-                self._next()
+                self._next_item()
 
     def _open(self, epoch: int) -> None:
         self.epoch, self.used = epoch, 0
         torch.manual_seed(self.seed + _PRIME * epoch)
         self._items = iter(self.epochs(epoch))
 
-    def _next(self) -> Any:
+    def _next_item(self) -> Any:
         torch.manual_seed(self.seed + _PRIME * self.epoch + self.used + 1)
         item = next(self._items, None)
         if item is not None:
@@ -77,30 +78,32 @@ class ResumableLoader:
 
 
 class MixedLoader:
-    """What a run learns from: training data, and unlabelled extra data in a share of the steps.
+    """Training data, and unlabelled extra data in a share of the steps.
 
     Args:
-        training: the stream of the data.
-        unlabelled: another one, or None.
+        training: the loader of the data.
+        unlabelled: another, or None.
         share: of the steps on the latter, spread evenly.
     """
 
     def __init__(self, training: ResumableLoader, unlabelled: ResumableLoader | None, share: float) -> None:
         self.training, self.unlabelled, self.share = training, unlabelled, share
 
-    def take(self, step: int) -> Batch:
-        """The mini-batch of a step, from 0; that of extra data without labels, whatever the loader gave."""
+    def next_batch(self, step: int) -> Batch:
+        """The mini-batch of a step, from 0; that of extra data without its labels."""
         if self.unlabelled is None or int((step + 1) * self.share) == int(step * self.share):
-            return self.training.take()
-        batch = self.unlabelled.take()
+            return self.training.next_batch()
+        batch = self.unlabelled.next_batch()
         return Batch(batch.args, batch.kwargs)
 
-    def place(self) -> list[list[int]]:
-        """Where both streams are."""
-        return [one.place() for one in (self.training, self.unlabelled) if one is not None]
+    def position(self) -> list[list[int]]:
+        """The positions of both loaders."""
+        return [loader.position() for loader in self._loaders()]
 
-    def go_to(self, places: list[list[int]]) -> None:
-        """Go on from there."""
-        streams = [one for one in (self.training, self.unlabelled) if one is not None]
-        for stream, place in zip(streams, places, strict=True):
-            stream.go_to(place)
+    def seek(self, positions: list[list[int]]) -> None:
+        """Continue from there."""
+        for loader, position in zip(self._loaders(), positions, strict=True):
+            loader.seek(position)
+
+    def _loaders(self) -> list[ResumableLoader]:
+        return [loader for loader in (self.training, self.unlabelled) if loader is not None]
