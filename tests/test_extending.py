@@ -10,7 +10,7 @@ from shoal.batches import Batch
 from shoal.plugins import Plugin
 from shoal.replace.kinds import REPLACEMENTS, PluginReplacement
 from shoal.replace.spans import Span
-from shoal.scanning.scores import Statistics
+from shoal.scanning.scores import BlockStatistics
 from shoal.sources import DataSource, ModelSource
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -33,8 +33,8 @@ def test_sources(page):
 
 def test_a_score(page):
     score = page["BRANCH_SUM"]
-    assert score.function(Statistics()) is None
-    assert score.function(Statistics(branch_sum=6.0, branch_count=4)) == 1.5
+    assert score.function(BlockStatistics()) is None
+    assert score.function(BlockStatistics(branch_sum=6.0, branch_count=4)) == 1.5
 
 
 def test_a_kind_of_replacement(page):

@@ -79,7 +79,7 @@ class CompressConfig(MeasureConfig):
     """
 
     fold: bool = False
-    damage: DamageFunction | None = None
+    damage: DamageFunction | str | None = None
     output: str | Sequence[str] | None = None
     latency_from: str | Path | None = None
     tables: str | Path | None = None

@@ -63,7 +63,7 @@ def build_context(
     judged_on: list[Batch] | None,
     goal: Goal,
     settings: MeasureConfig,
-    damage: DamageFunction | None,
+    damage: DamageFunction | str | None,
     progress: ProgressCallback,
     output: str | Sequence[str] | None = None,
 ) -> CompressContext:
@@ -78,7 +78,7 @@ def build_context(
     reading = reading_of(anatomy.model, chosen_on, as_names(output), judged_on or [])
     reading.check_labels([*chosen_on, *(judged_on or [])])
     return CompressContext(
-        anatomy, model, goal, chosen_on, judged_on, settings, OutputDamage(reading, damage), progress
+        anatomy, model, goal, chosen_on, judged_on, settings, OutputDamage.of(reading, damage), progress
     )
 
 

@@ -81,7 +81,7 @@ def measure_outcome(context: CompressContext, compressed: CompressedModel, test:
         blocks=block_records(anatomy.chain, choice, gone),
         steps=choice.steps,
         machine=machine(device_of(original)),
-        outputs=reading.to_record(context.damage.in_words),
+        outputs=reading.to_record(context.damage.description),
         warnings=[
             *_doubts(before),
             *reading.warnings(),

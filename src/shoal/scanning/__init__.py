@@ -1,18 +1,21 @@
-"""What is each block, branch and kernel worth? Nothing here changes a network."""
+"""How much each block, branch and kernel matters, by ablation and by scores. Nothing here changes a network."""
 
 from shoal.deprecated import former_names
 from shoal.scanning.damage import DamageFunction, OutputDamage, divergence
 from shoal.scanning.responses import Response, responses
 from shoal.scanning.scanner import ScanRunInfo, ScanSettings, scan
+from shoal.scanning.scores import BlockStatistics, Score
 from shoal.scanning.sweep import RemovalDamage, removal_sweep
 
 __all__ = [
+    "BlockStatistics",
     "DamageFunction",
     "OutputDamage",
     "RemovalDamage",
     "Response",
     "ScanRunInfo",
     "ScanSettings",
+    "Score",
     "divergence",
     "removal_sweep",
     "responses",

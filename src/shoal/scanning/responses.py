@@ -25,7 +25,7 @@ class Response:
     sum_stream: float = 0.0
     count: int = 0
 
-    def see(self, stream: Tensor, branch: Tensor) -> None:
+    def add(self, stream: Tensor, branch: Tensor) -> None:
         """Take in one addition."""
         self.largest_branch = max(self.largest_branch, float(branch.abs().max()))
         self.largest_stream = max(self.largest_stream, float(stream.abs().max()))
@@ -48,7 +48,7 @@ def responses(graph: BlockGraph, loader: Iterable[Any]) -> dict[str, Response]:
     found = {block.path: Response() for block in blocks}
 
     def look(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
-        found[path].see(stream, branch)
+        found[path].add(stream, branch)
 
     with evaluating(graph.model), intercept_additions(graph.model, blocks, look):
         for batch in batches(loader, device_of(graph.model)):

@@ -72,7 +72,7 @@ class PluginReplacement(ReplacementType):
         expected, computed = _sizes(self.build(replacement).state_dict()), _sizes(solution.state)
         if expected != computed:
             raise self.plugin.error(
-                f"fitted parameters with these numbers of values: {computed}, its module has {expected}"
+                f"fitted parameters of these sizes: {computed}, its module has {expected}"
             )
         if solution.weight.shape != fit.weight.shape or solution.bias.shape != fit.bias.shape:
             raise self.plugin.error(

@@ -25,9 +25,9 @@ from shoal.measure import Reading, inferred, log_probabilities
 from shoal.measure.output_reading import OutputReading, padding_of, squared_error
 from shoal.offloaded import is_offloaded
 from shoal.preserve import evaluating
-from shoal.scanning.scores import SCORES
+from shoal.scanning.scores.block_scores import all_scores
 from shoal.scanning.scores.rows import channel_axis, channels_last, narrowed, some_positions
-from shoal.scanning.scores.statistics import Statistics
+from shoal.scanning.scores.statistics import BlockStatistics
 
 _CUT_OFF = "its gradients are cut off"
 _NO_TARGETS = "outputs that are no scores of classes need targets of their shape"
@@ -73,12 +73,7 @@ def block_scores(
             collector.run(graph.model, batch)
     if collector.samples == 0:
         raise DataError("there is no data to score on", "Give a loader with at least one mini-batch.")
-    return {path: _scores(watched.seen) for path, watched in collector.watched.items()}
-
-
-def _scores(seen: Statistics) -> dict[str, float]:
-    values = {name: score.function(seen) for name, score in SCORES.items()}
-    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+    return {path: all_scores(watched.seen) for path, watched in collector.watched.items()}
 
 
 def _first(source: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
@@ -102,7 +97,7 @@ class _Watched:
     entry: int
     exit: int | None
     overwrites: bool
-    seen: Statistics = field(default_factory=Statistics)
+    seen: BlockStatistics = field(default_factory=BlockStatistics)
     before: Tensor | None = None
     stream: Tensor | None = None
     added: Tensor | None = None
@@ -159,7 +154,7 @@ class _Collector:
                 f"no Taylor scores, the network cannot be differentiated: {reason or self.reason}", stacklevel=3
             )
         for watched in self.watched.values():
-            watched.seen = Statistics()
+            watched.seen = BlockStatistics()
         self.samples = self.turn = 0
 
     def run(self, model: nn.Module, batch: Batch) -> None:
@@ -192,7 +187,7 @@ class _Collector:
     def tap(self, path: str, unit: int, stream: Tensor, branch: Tensor) -> Tensor | None:
         """Take in one addition; what is added instead is the same branch with a zero that the loss can be traced to."""
         watched = self.watched[path]
-        watched.seen.see_unit(branch.detach())
+        watched.seen.add_unit(branch.detach())
         self._sum_up(watched, stream.detach(), branch.detach())
         if self.root is None or not torch.is_grad_enabled():
             return None
@@ -203,7 +198,7 @@ class _Collector:
             if gradient is None:  # an operation behind it has no derivative: a quantised layer
                 return
             watched.reached = True
-            watched.seen.see_gradient(values, gradient)
+            watched.seen.add_gradient(values, gradient)
 
         shifted.register_hook(come_by)
         return shifted
@@ -222,7 +217,7 @@ class _Collector:
     def _close(self, watched: _Watched) -> None:
         if watched.stream is None or watched.added is None:
             return
-        watched.seen.see_branch(watched.stream, watched.added)
+        watched.seen.add_branch(watched.stream, watched.added)
         watched.stream = watched.added = None
         if not math.isfinite(watched.seen.branch_sum + watched.seen.ratio_sum):
             raise NonFiniteError(
@@ -260,12 +255,12 @@ class _Collector:
         if before.shape[1] != after.shape[1]:
             return  # the positions are others: no row of one belongs to a row of the other
         if before.shape == after.shape:
-            watched.seen.see_pair(before, after)
+            watched.seen.add_pair(before, after)
         chosen = some_positions(before.shape[0], before.shape[1], self.turn, before.device)
         numbers = torch.arange(self.samples, self.samples + before.shape[0], device=before.device)
         half = (numbers % 2 == 1).repeat_interleave(len(chosen))
         rows, targets = (narrowed(one[:, chosen].flatten(0, 1)) for one in (before, after))
-        watched.seen.see_rows(rows, targets, half)
+        watched.seen.add_rows(rows, targets, half)
 
 
 def _tensor_at(item: Any, place: int) -> Tensor | None:

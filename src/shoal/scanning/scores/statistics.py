@@ -14,7 +14,7 @@ from shoal.regress import Moments
 
 
 @dataclass
-class Statistics:
+class BlockStatistics:
     """Of one block, over all samples seen so far.
 
     Args:
@@ -41,12 +41,12 @@ class Statistics:
     product_count: int = 0
     halves: tuple[Moments, Moments] | None = field(default=None, repr=False)
 
-    def see_unit(self, branch: Tensor) -> None:
+    def add_unit(self, branch: Tensor) -> None:
         """Take in the branch of one unit."""
         low, high = branch.aminmax()
         self.largest = max(self.largest, -float(low), float(high))
 
-    def see_branch(self, stream: Tensor, branch: Tensor) -> None:
+    def add_branch(self, stream: Tensor, branch: Tensor) -> None:
         """Take in the branches of all units together, and the stream they are added to."""
         branch, stream = _wide(branch).flatten(1), _wide(stream).flatten(1)
         self.branch_sum += _total(branch.abs())
@@ -56,7 +56,7 @@ class Statistics:
         self.ratio_sum += float((added[flows] / there[flows]).sum())
         self.ratio_count += int(flows.sum())
 
-    def see_pair(self, before: Tensor, after: Tensor) -> None:
+    def add_pair(self, before: Tensor, after: Tensor) -> None:
         """Take in the block's input and output, both with the channels last and of one shape."""
         before, after = _wide(before), _wide(after)
         # All three sums are taken the same way, so that a block that changes nothing has a cosine of exactly 1.
@@ -69,7 +69,7 @@ class Statistics:
         self.cosine_sum += float(cosine.clamp(-1, 1).sum())
         self.cosine_count += cosine.numel()
 
-    def see_rows(self, before: Tensor, after: Tensor, half: Tensor) -> None:
+    def add_rows(self, before: Tensor, after: Tensor, half: Tensor) -> None:
         """Take in some of the rows; `half` says for each whether it belongs to the second half."""
         if self.halves is None:
             widths = before.shape[1], after.shape[1]
@@ -77,7 +77,7 @@ class Statistics:
         for moments, chosen in zip(self.halves, (~half, half), strict=True):
             moments.add(before[chosen], after[chosen])
 
-    def see_gradient(self, branch: Tensor, gradient: Tensor) -> None:
+    def add_gradient(self, branch: Tensor, gradient: Tensor) -> None:
         """Take in the branch of one unit and the gradient of the samples' summed losses with respect to it."""
         self.product_sum += _total(_wide(branch) * _wide(gradient))
 
