@@ -71,9 +71,7 @@ class PluginReplacement(ReplacementType):
             raise self.plugin.error(f"returned {type(solution).__name__}, expected a Solution")
         expected, computed = _sizes(self.build(replacement).state_dict()), _sizes(solution.state)
         if expected != computed:
-            raise self.plugin.error(
-                f"fitted parameters of these sizes: {computed}, its module has {expected}"
-            )
+            raise self.plugin.error(f"fitted parameters of these sizes: {computed}, its module has {expected}")
         if solution.weight.shape != fit.weight.shape or solution.bias.shape != fit.bias.shape:
             raise self.plugin.error(
                 f"returned a map of shape {tuple(solution.weight.shape)}, expected {tuple(fit.weight.shape)}"
