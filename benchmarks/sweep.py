@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch, batches, logits_of
 from shoal.blocks import BlockGraph, analyze
 from shoal.files.writing import write_text
-from shoal.measure import answers, machine
+from shoal.measure import machine, read_predictions
 from shoal.preserve import evaluating, swapped
 from shoal.scanning.candidates import Candidate, block_candidates
 from shoal.scanning.sweep import SweepObserver, sweep
@@ -44,7 +44,7 @@ class Losses(SweepObserver):
 
 def loss_of(output: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy of every sample; without labels, minus the log-probability of class 0."""
-    said = answers(output, batch.target)
+    said = read_predictions(output, batch.target)
     return said.loss if said.loss is not None else -said.log_probs[:, 0].double()
 
 

@@ -8,10 +8,10 @@ from shoal.record import (
     BlockRecord,
     Certificate,
     Comparison,
-    Cost,
     Latency,
     Machine,
     Network,
+    NetworkCost,
     Quality,
     Record,
     Recovery,
@@ -36,7 +36,7 @@ def latency(batch, median):
 
 def network(top1, latencies):
     quality = Quality(split="test", n=100, top1=top1, top1_interval=(top1 - 0.01, top1 + 0.01), loss=0.1)
-    cost = Cost(params=10, macs=20, weights_bytes=40, input_shape=[3, 8, 8])
+    cost = NetworkCost(params=10, macs=20, weights_bytes=40, input_shape=[3, 8, 8])
     return Network(quality=quality, latency=latencies, cost=cost, blocks=9)
 
 

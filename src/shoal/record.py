@@ -141,7 +141,7 @@ class Latency(FrozenModel):
     channels_last: bool
 
 
-class Cost(FrozenModel):
+class NetworkCost(FrozenModel):
     """What a network takes. 1 MAC = one multiply-add (FLOPs = 2 MACs), for one sample of shape `input_shape`."""
 
     params: int
@@ -156,7 +156,7 @@ class Network(FrozenModel):
 
     quality: Quality
     latency: list[Latency]
-    cost: Cost
+    cost: NetworkCost
     blocks: int
 
 

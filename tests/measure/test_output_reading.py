@@ -182,14 +182,14 @@ def test_the_spread_of_a_stream_is_the_variance_of_all(sizes, seed):
     values = 100 + torch.randn(sum(sizes), 3, generator=torch.Generator().manual_seed(seed))
     spread = Spread()
     for part in values.split(sizes):
-        spread.take_in(part)
+        spread.add(part)
     assert spread.scale == pytest.approx(float(values.double().var(correction=0)), rel=1e-6)
 
 
 @pytest.mark.parametrize(("value", "scale"), [(0.0, 1.0), (3.0, 9.0)])
 def test_a_constant_output_has_a_scale_too(value, scale):
     spread = Spread()
-    spread.take_in(torch.full((4, 2), value))
+    spread.add(torch.full((4, 2), value))
     assert spread.scale == pytest.approx(scale)
 
 

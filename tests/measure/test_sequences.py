@@ -7,7 +7,7 @@ from torch import nn
 
 from shoal.measure import sequences
 from shoal.measure.quality import compare, paired_predictions, predictions, quality
-from shoal.measure.sequences import gather_positions, joined, sample_positions, sequences_of
+from shoal.measure.sequences import concatenate, gather_positions, reduce_sequences, sample_positions
 
 
 class Words(nn.Module):
@@ -43,24 +43,24 @@ def loader(mask, padding, batch=4):
 def test_loss_and_answers_at_every_position():
     log_p, target = log_probs(3, 5, 7), torch.randint(0, 7, (3, 5))
     target[0, 1:] = -100
-    found = sequences_of(log_p, target, None)
+    found = reduce_sequences(log_p, target, None)
     assert found.labelled.tolist() == [1, 5, 5]
     assert found.tokens == 11
     whole = F.cross_entropy(log_p.movedim(-1, 1), target, ignore_index=-100, reduction="none").sum(1)
     assert torch.allclose(found.loss.float(), whole)
     assert torch.equal(found.answers.long(), log_p.argmax(-1))
-    assert sequences_of(log_p, None, None).loss is None
+    assert reduce_sequences(log_p, None, None).loss is None
 
 
 def test_parts_join_in_order():
-    one = sequences_of(log_probs(2, 3, 5), torch.zeros(2, 3, dtype=torch.int64), None)
+    one = reduce_sequences(log_probs(2, 3, 5), torch.zeros(2, 3, dtype=torch.int64), None)
     mask = torch.tensor([[True, True, False]])
-    two = sequences_of(log_probs(1, 3, 5), torch.zeros(1, 3, dtype=torch.int64), mask)
-    both = joined([one, two])
+    two = reduce_sequences(log_probs(1, 3, 5), torch.zeros(1, 3, dtype=torch.int64), mask)
+    both = concatenate([one, two])
     assert both.counted.tolist() == [[True] * 3, [True] * 3, [True, True, False]]
     assert both.labelled.tolist() == [3, 3, 2]
     assert both.loss.tolist() == [*one.loss.tolist(), *two.loss.tolist()]
-    assert joined([one, one]).counted is None
+    assert concatenate([one, one]).counted is None
 
 
 @pytest.mark.parametrize("padding", [0, 3, 6])

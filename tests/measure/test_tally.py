@@ -5,7 +5,15 @@ import torch
 
 from shoal.batches import Batch
 from shoal.errors import DataError
-from shoal.measure import Accumulator, Predictions, answers, compare, log_probabilities, mean_interval, paired_drop
+from shoal.measure import (
+    Accumulator,
+    Predictions,
+    compare,
+    log_probabilities,
+    mean_interval,
+    paired_drop,
+    read_predictions,
+)
 
 
 def logits_and_labels(n=40, classes=5, seed=0):
@@ -19,7 +27,7 @@ def test_sums_over_mini_batches_give_the_figures_of_compare():
     whole, other, labels = logits_and_labels()
     tally = Accumulator()
     for part in (slice(0, 7), slice(7, 40)):
-        tally.add(answers(whole[part], labels[part]), other[part], labels[part])
+        tally.add(read_predictions(whole[part], labels[part]), other[part], labels[part])
     expected = compare(
         Predictions(log_probabilities(whole), labels), Predictions(log_probabilities(other), labels), "test"
     )
@@ -34,7 +42,7 @@ def test_sums_over_mini_batches_give_the_figures_of_compare():
 def test_the_increase_of_the_loss_has_the_t_interval_of_the_paired_differences():
     whole, other, labels = logits_and_labels(seed=1)
     tally = Accumulator()
-    tally.add(answers(whole, labels), other, labels)
+    tally.add(read_predictions(whole, labels), other, labels)
     cross_entropy = torch.nn.functional.cross_entropy
     difference = cross_entropy(other, labels, reduction="none") - cross_entropy(whole, labels, reduction="none")
     assert tally.increase / tally.n == pytest.approx(float(difference.mean()), abs=1e-5)
@@ -44,7 +52,7 @@ def test_the_increase_of_the_loss_has_the_t_interval_of_the_paired_differences()
 def test_without_labels_the_increase_is_the_divergence_and_there_is_no_top1():
     whole, other, _ = logits_and_labels()
     tally = Accumulator()
-    tally.add(answers(whole, None), other, None)
+    tally.add(read_predictions(whole, None), other, None)
     assert tally.top1 is None
     assert tally.top1_drop is None
     assert tally.drop_interval() is None
@@ -54,7 +62,7 @@ def test_without_labels_the_increase_is_the_divergence_and_there_is_no_top1():
 def test_a_network_does_not_differ_from_itself():
     whole, _, labels = logits_and_labels()
     tally = Accumulator()
-    tally.add(answers(whole, labels), whole.clone(), labels)
+    tally.add(read_predictions(whole, labels), whole.clone(), labels)
     assert (tally.kl, tally.changed, tally.increase, tally.lost, tally.won) == (0, 0, 0, 0, 0)
     low, high = tally.drop_interval()
     assert low < 0 < high
@@ -63,7 +71,7 @@ def test_a_network_does_not_differ_from_itself():
 def test_one_sample_has_an_unbounded_interval():
     whole, other, labels = logits_and_labels(n=1)
     tally = Accumulator()
-    tally.add(answers(whole, labels), other, labels)
+    tally.add(read_predictions(whole, labels), other, labels)
     assert tally.increase_interval() == (-math.inf, math.inf)
 
 
@@ -71,7 +79,7 @@ def test_higher_confidence_is_wider():
     assert paired_drop(100, 5, 2, 0.999)[1] > paired_drop(100, 5, 2)[1]
     whole, other, labels = logits_and_labels()
     tally = Accumulator()
-    tally.add(answers(whole, labels), other, labels)
+    tally.add(read_predictions(whole, labels), other, labels)
     low, high = tally.increase_interval(0.999)
     assert low < tally.increase_interval()[0] < tally.increase_interval()[1] < high
 
@@ -79,14 +87,14 @@ def test_higher_confidence_is_wider():
 def test_it_survives_a_journal():
     whole, other, labels = logits_and_labels()
     tally = Accumulator()
-    tally.add(answers(whole, labels), other, labels)
+    tally.add(read_predictions(whole, labels), other, labels)
     assert Accumulator.from_dict(tally.to_dict()) == tally
 
 
 def test_labels_per_position_give_a_loss_per_sample_and_skip_ignored_ones():
     logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[1, -100, 2], [0, 3, -100]])
-    said = answers(logits, labels)
+    said = read_predictions(logits, labels)
     picked = torch.log_softmax(logits, -1)
     assert float(said.loss[0]) == pytest.approx(-float(picked[0, 0, 1] + picked[0, 2, 2]) / 2, abs=1e-6)
     assert said.hit is None
@@ -94,7 +102,7 @@ def test_labels_per_position_give_a_loss_per_sample_and_skip_ignored_ones():
 
 def test_labels_out_of_range_are_refused():
     with pytest.raises(DataError, match="label 9 does not fit a model with 5 classes"):
-        answers(torch.randn(1, 5), torch.tensor([9]))
+        read_predictions(torch.randn(1, 5), torch.tensor([9]))
 
 
 def test_padding_does_not_count():
@@ -107,10 +115,10 @@ def test_padding_does_not_count():
     for noise in (0.0, 5.0):  # whatever is said at positions of padding
         shaken = other + noise * (1 - mask).unsqueeze(-1) * torch.randn(2, 3, 4, generator=generator)
         tally = Accumulator()
-        tally.add(answers(one, target, batch), shaken, target, batch)
+        tally.add(read_predictions(one, target, batch), shaken, target, batch)
         found.append(tally)
     assert found[0].to_dict() == pytest.approx(found[1].to_dict())
     without = Accumulator()
-    without.add(answers(one, target), other, target)
+    without.add(read_predictions(one, target), other, target)
     assert without.kl != pytest.approx(found[0].kl)
     assert without.loss != pytest.approx(found[0].loss)

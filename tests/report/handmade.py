@@ -4,10 +4,10 @@ from shoal.record import (
     BlockRecord,
     Certificate,
     Comparison,
-    Cost,
     Latency,
     Machine,
     Network,
+    NetworkCost,
     Quality,
     Record,
     RemovalStep,
@@ -88,8 +88,8 @@ def latencies(scale: float) -> list[Latency]:
 def make_record(**changes: object) -> Record:
     blocks = make_blocks()
     removed = [block.path for block in blocks if block.action == "removed"]
-    cost = Cost(params=853_018, macs=125_747_840, weights_bytes=3_412_072, input_shape=[3, 32, 32])
-    small = Cost(params=412_330, macs=60_112_640, weights_bytes=1_649_320, input_shape=[3, 32, 32])
+    cost = NetworkCost(params=853_018, macs=125_747_840, weights_bytes=3_412_072, input_shape=[3, 32, 32])
+    small = NetworkCost(params=412_330, macs=60_112_640, weights_bytes=1_649_320, input_shape=[3, 32, 32])
     before = Quality(split="test", n=400, top1=0.9875, top1_interval=(0.9711, 0.9947), loss=0.0512)
     after = Quality(split="test", n=400, top1=0.985, top1_interval=(0.9677, 0.9931), loss=0.0634)
     comparison = Comparison(

@@ -2,7 +2,7 @@
 
 from handmade import latencies
 
-from shoal.record import BlockRecord, Certificate, Comparison, Cost, Machine, Network, Quality
+from shoal.record import BlockRecord, Certificate, Comparison, Machine, Network, NetworkCost, Quality
 from shoal.training_record import BaselineRun, EpochRow, FinalNetworks, LiveGates, PrunedBlock, TrainRecord
 
 PATHS = [f"stages.{stage}.{number}" for stage in range(2) for number in range(3)]
@@ -42,7 +42,7 @@ def make_network(top1: float, params: int, macs: int, blocks: int, scale: float)
     return Network(
         quality=Quality(split="test", n=400, top1=top1, top1_interval=(top1 - 0.02, top1 + 0.01), loss=0.1),
         latency=latencies(scale),
-        cost=Cost(params=params, macs=macs, weights_bytes=4 * params, input_shape=[1, 8, 8]),
+        cost=NetworkCost(params=params, macs=macs, weights_bytes=4 * params, input_shape=[1, 8, 8]),
         blocks=blocks,
     )
 

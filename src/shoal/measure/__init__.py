@@ -14,14 +14,13 @@ from shoal.measure.quality import (
     predictions,
     quality,
 )
-from shoal.measure.tally import Accumulator, Answers, answers
+from shoal.measure.tally import Accumulator, BatchPredictions, read_predictions
 
 __all__ = [
     "Accumulator",
-    "Answers",
+    "BatchPredictions",
     "Predictions",
     "Reading",
-    "answers",
     "check_samples",
     "compare",
     "cost",
@@ -38,6 +37,7 @@ __all__ = [
     "paired_predictions",
     "predictions",
     "quality",
+    "read_predictions",
     "reading_of",
     "wilson",
     "within_noise",

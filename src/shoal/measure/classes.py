@@ -52,10 +52,10 @@ def log_probabilities(logits: Tensor, target: Tensor | None = None, axis: int | 
             f"the model returned shape {tuple(logits.shape)}, a single value per sample or position",
             "Probabilities need two classes: wrap a binary classifier so that it returns two logits, (0, x).",
         )
-    found = torch.log_softmax(last.float(), dim=-1)
-    if torch.isnan(found).any() and not torch.isnan(last).any():
+    log_probs = torch.log_softmax(last.float(), dim=-1)
+    if torch.isnan(log_probs).any() and not torch.isnan(last).any():
         raise NonFiniteError("every class of an answer is -Inf", "A mask must leave at least one class.")
-    return found
+    return log_probs
 
 
 def _classes_last(logits: Tensor, target: Tensor | None) -> Tensor:
@@ -138,7 +138,7 @@ def mean_over(values: Tensor, counted: Tensor | None) -> Tensor:
 
 
 def kl_per_sample(original_logprobs: Tensor, other_logits: Tensor, counted: Tensor | None = None) -> Tensor:
-    """KL(original || other) of every sample, in nats; the mean over the positions where there are any.
+    """KL(original || changed) of every sample, in nats; the mean over the positions where there are any.
 
     Never negative, and exactly 0 for the logits that `original_logprobs` was made of, on the same device.
     Computed on the device of `other_logits`, in float64 where it has it.
@@ -163,33 +163,33 @@ def kl_per_sample(original_logprobs: Tensor, other_logits: Tensor, counted: Tens
     return mean_kl(original_logprobs.to(last.device), torch.log_softmax(narrow, dim=-1), counted)
 
 
-def _like(original: Tensor, other: Tensor) -> Tensor:
-    """`other` with its classes where `original` has them."""
-    readings = [other] if other.dim() < 3 else [other, other.movedim(1, -1)]
+def _like(original: Tensor, changed: Tensor) -> Tensor:
+    """`changed` with its classes where `original` has them."""
+    readings = [changed] if changed.dim() < 3 else [changed, changed.movedim(1, -1)]
     # Where all axes are equally long both readings fit; then the rule for logits without a target holds.
-    if other.dim() > 3:
+    if changed.dim() > 3:
         readings.reverse()
     for reading in readings:
         if original.dim() >= 2 and reading.shape == original.shape:
             return reading
     raise DataError(
-        f"log-probabilities of shape {tuple(original.shape)} against logits of shape {tuple(other.shape)}",
+        f"log-probabilities of shape {tuple(original.shape)} against logits of shape {tuple(changed.shape)}",
         "Both networks must answer about the same samples with the same classes.",
     )
 
 
-def mean_kl(original: Tensor, other: Tensor, counted: Tensor | None) -> Tensor:
-    """KL(original || other) of every sample, the mean over the positions that count; classes last in both."""
+def mean_kl(original: Tensor, changed: Tensor, counted: Tensor | None) -> Tensor:
+    """KL(original || changed) of every sample, the mean over the positions that count; classes last in both."""
     rows = max(1, _CHUNK // max(1, original[0].numel())) if len(original) else 1
     masks = counted.split(rows) if counted is not None else [None] * len(original.split(rows))
-    parts = zip(original.split(rows), other.split(rows), masks, strict=True)
-    return torch.cat([_kl_rows(one, two, mask) for one, two, mask in parts])
+    parts = zip(original.split(rows), changed.split(rows), masks, strict=True)
+    return torch.cat([_kl_rows(p, q, mask) for p, q, mask in parts])
 
 
-def _kl_rows(original: Tensor, other: Tensor, counted: Tensor | None) -> Tensor:
+def _kl_rows(original: Tensor, changed: Tensor, counted: Tensor | None) -> Tensor:
     wide = torch.float32 if original.device.type == "mps" else torch.float64
     log_p = torch.log_softmax(original.to(wide), dim=-1)
-    log_q = torch.log_softmax(other.to(wide), dim=-1)
+    log_q = torch.log_softmax(changed.to(wide), dim=-1)
     p = log_p.exp()
     # p log(p/q) - p + q sums to the same and is never negative term by term: rounding cannot make it less
     # than zero.

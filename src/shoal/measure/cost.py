@@ -1,7 +1,7 @@
-"""What a network takes: parameters, bytes, and multiply-adds, counted at the dispatcher by torch itself.
+"""The cost of a network: parameters, bytes, and multiply-adds, counted by torch at the dispatcher.
 
-1 MAC = one multiply-add; torch counts FLOPs = 2 MACs. What has no formula is named instead of counted as
-nothing.
+1 MAC = one multiply-add; torch counts FLOPs = 2 MACs. Operators without a formula are named instead of
+counted as zero.
 """
 
 import math
@@ -53,7 +53,7 @@ _CHEAP = re.compile(
 _CHEAP_TAGS = [getattr(torch.Tag, name) for name in ("pointwise", "reduction") if hasattr(torch.Tag, name)]
 
 
-def cost(model: nn.Module, batch: Batch) -> record.Cost:
+def cost(model: nn.Module, batch: Batch) -> record.NetworkCost:
     """Parameters, bytes of the weights, and MACs of one sample, in eval mode; the model comes back as it was.
 
     `params` and `weights_bytes` count a tensor shared by several modules once; the bytes include buffers.
@@ -73,7 +73,7 @@ def cost(model: nn.Module, batch: Batch) -> record.Cost:
         ModelRaisedError: the model raised.
     """
     flops, seen = _count(model, batch)
-    return record.Cost(
+    return record.NetworkCost(
         params=_params(model),
         macs=flops.get_total_flops() // 2,
         not_counted=seen.unknown(flops),
@@ -101,14 +101,14 @@ def macs_by_module(model: nn.Module, batch: Batch) -> dict[str, int]:
     flops, _ = _count(model, batch)
     counts = {name: sum(by_operator.values()) // 2 for name, by_operator in flops.get_flop_counts().items()}
     root = type(model).__name__
-    found = dict.fromkeys((path for path, _ in model.named_modules()), 0)
+    macs = dict.fromkeys((path for path, _ in model.named_modules()), 0)
     first = {id(module): path for path, module in reversed(list(model.named_modules()))}
     # torch files a module with several paths under one of them, not always the one named_modules() gives.
     for path, module in model.named_modules(remove_duplicate=False):
         if path:
-            found[first[id(module)]] = max(found[first[id(module)]], counts.get(f"{root}.{path}", 0))
-    found[""] = counts.get("Global", 0)
-    return found
+            macs[first[id(module)]] = max(macs[first[id(module)]], counts.get(f"{root}.{path}", 0))
+    macs[""] = counts.get("Global", 0)
+    return macs
 
 
 def _count(model: nn.Module, batch: Batch) -> tuple[FlopCounterMode, "_Seen"]:
@@ -197,8 +197,8 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
     return int(2 * math.prod(lead) * queries * key[-2] * (width + value[-1]))
 
 
-def _mm_flops(one: Any, two: Any, *_: Any, **__: Any) -> int:
-    return int(2 * math.prod(one) * (two[1] if len(two) > 1 else 1))
+def _mm_flops(left_shape: Any, right_shape: Any, *_: Any, **__: Any) -> int:
+    return int(2 * math.prod(left_shape) * (right_shape[1] if len(right_shape) > 1 else 1))
 
 
 def _addmv_flops(_: Any, matrix: Any, *__: Any, **___: Any) -> int:
@@ -215,11 +215,11 @@ def _weights_bytes(model: nn.Module) -> int:
 
 
 def _distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Each piece of memory once, also where two tensors are tied by sharing it."""
-    found: dict[Any, Tensor] = {}
+    """Each piece of memory once, also where tied tensors share it."""
+    by_memory: dict[Any, Tensor] = {}
     for tensor in tensors:
         address = tensor.data_ptr()
-        # Meta tensors and empty ones have no address; they differ by being other objects.
+        # Meta tensors and empty ones have no address; they are told apart by identity.
         key = (str(tensor.device), address, tensor.numel(), tensor.dtype) if address else id(tensor)
-        found.setdefault(key, tensor)
-    return list(found.values())
+        by_memory.setdefault(key, tensor)
+    return list(by_memory.values())

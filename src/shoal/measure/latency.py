@@ -1,4 +1,4 @@
-"""How long does one forward take? Several networks in turn, so that all meet the same disturbances."""
+"""The latency of one forward, of several networks in turn so that all are disturbed alike."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -90,9 +90,9 @@ def interleaved_latency(
                 ) from error
 
 
-def within_noise(one: record.Latency, other: record.Latency) -> bool:
+def within_noise(first: record.Latency, second: record.Latency) -> bool:
     """Whether two latencies cannot be told apart: their interquartile ranges overlap."""
-    return one.q1_ms <= other.q3_ms and other.q1_ms <= one.q3_ms
+    return first.q1_ms <= second.q3_ms and second.q1_ms <= first.q3_ms
 
 
 def _check(models: Mapping[str, nn.Module], batch: Batch, min_seconds: float, rounds: int) -> None:

@@ -1,4 +1,4 @@
-"""How a network's outputs are read: as scores of classes, or as values; and how far two networks' outputs are apart.
+"""How a network's outputs are read (as class scores, or as values), and the distance of two networks' outputs.
 
 Nothing is inferred silently. An output is scores of classes where the labels are class indices that fit it, or where
 the network's own class says so; then its damage is the divergence of the probabilities. Any other output is values:
@@ -36,7 +36,7 @@ class OutputReading:
     Args:
         name: see `shoal.outputs`; empty for a network that returns one tensor.
         task: `classes` or `values`.
-        why: in words, for the record.
+        why: the reason, for the record.
         axis: of the classes.
         rows: whether it has a row for each sample; what has none counts as a whole, the same for each sample.
         scale: what squared errors of values are divided by; None until it was measured.
@@ -59,7 +59,7 @@ class Reading:
     Args:
         outputs: in the order they are returned.
         names: those that the user named; empty for all.
-        labelled: whether there were labels to tell.
+        labelled: whether labels were available.
     """
 
     outputs: tuple[OutputReading, ...]
@@ -73,35 +73,35 @@ class Reading:
 
     @property
     def identity(self) -> str:
-        """The same in another process for outputs that are read alike."""
-        return "; ".join(f"{one.name} {one.task} {one.axis}" for one in self.outputs)
+        """Equal, also across processes, for outputs that are read alike."""
+        return "; ".join(f"{head.name} {head.task} {head.axis}" for head in self.outputs)
 
     @property
     def scaled(self) -> bool:
         """Whether all scales are known."""
-        return all(one.task == "classes" or one.scale is not None for one in self.outputs)
+        return all(head.task == "classes" or head.scale is not None for head in self.outputs)
 
     def informed_by(self, model: nn.Module, output: Any, batch: Batch) -> "Reading":
-        """The reading as the labels of this mini-batch tell, where there were none before; scales stay."""
+        """The reading updated with the labels of this mini-batch, where there were none before; scales stay."""
         if self.labelled or batch.target is None:
             return self
-        scales = {one.name: one.scale for one in self.outputs if one.scale is not None}
-        told = inferred(model, output, batch, self.names)
-        return with_scales(told, scales) if all(one.name in scales for one in told.outputs) else told
+        scales = {head.name: head.scale for head in self.outputs if head.scale is not None}
+        informed = inferred(model, output, batch, self.names)
+        return with_scales(informed, scales) if all(head.name in scales for head in informed.outputs) else informed
 
-    def check_labels(self, known: Iterable[Batch]) -> None:
+    def check_labels(self, data: Iterable[Batch]) -> None:
         """Refuse labels out of range before anything is measured on them.
 
         Raises:
             DataError: with the label and the number of classes.
         """
-        one = self.classes
-        if one is None or one.classes is None:
+        head = self.classes
+        if head is None or head.classes is None:
             return
-        for batch in known:
+        for batch in data:
             target = batch.target
             if target is not None and not target.is_floating_point() and target.numel() and target.dim() > 0:
-                check_labels(target.detach().cpu().long(), one.classes)
+                check_labels(target.detach().cpu().long(), head.classes)
 
     def tensors(self, output: Any, batch: Batch) -> dict[str, Tensor]:
         """What counts of an output, by name; checked for numbers, and for a row for each sample.
@@ -110,21 +110,21 @@ class Reading:
             NonFiniteError: NaN or +Inf, with the name.
             DataError: an output is missing, or has no row for each sample though it had before.
         """
-        every = read_outputs(output).tensors
-        found = {}
-        for one in self.outputs:
-            tensor = every.get(one.name)
+        tensors = read_outputs(output).tensors
+        chosen = {}
+        for head in self.outputs:
+            tensor = tensors.get(head.name)
             if tensor is None:
-                raise DataError(f"the network does not return {shown(one.name)} any more", _PAIRING)
-            found[one.name] = tensor
-        check_numbers(found)
-        for one in self.outputs:
-            if one.rows and (found[one.name].dim() == 0 or len(found[one.name]) != batch.size):
-                check_samples(found[one.name], batch, one.name)
-        return found
+                raise DataError(f"the network does not return {shown(head.name)} any more", _PAIRING)
+            chosen[head.name] = tensor
+        check_numbers(chosen)
+        for head in self.outputs:
+            if head.rows and (chosen[head.name].dim() == 0 or len(chosen[head.name]) != batch.size):
+                check_samples(chosen[head.name], batch, head.name)
+        return chosen
 
     def view(self, output: Any) -> Any:
-        """An output as a user's own function gets it.
+        """An output as it is passed to a user's function.
 
         The tensor where only one is returned or was named; several named ones by name; else what the network returned.
         """
@@ -133,20 +133,20 @@ class Reading:
             return next(iter(tensors.values()))
         return tensors if self.names else output
 
-    def damage(self, original: Any, other: Any, batch: Batch) -> Tensor:
+    def damage(self, original: Any, changed: Any, batch: Batch) -> Tensor:
         """The damage of each sample, (samples,): the mean over the outputs, in whichever order they are returned.
 
         Args:
             original: what the original returned, raw.
-            other: what the other network returned.
+            changed: what the changed network returned.
             batch: what both were called with.
         """
-        before, after = self.tensors(original, batch), self.tensors(other, batch)
+        before, after = self.tensors(original, batch), self.tensors(changed, batch)
         return self.damage_between(before, after, batch)
 
     def damage_between(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """As `damage`, of what `tensors` gave."""
-        parts = [damage_of(one, before[one.name], after[one.name], batch) for one in self.outputs]
+        """As `damage`, from the results of `tensors`."""
+        parts = [damage_of(head, before[head.name], after[head.name], batch) for head in self.outputs]
         # Sorted, so that the sum is the same to the bit in whichever order the outputs come.
         return torch.stack(parts).sort(dim=0).values.mean(dim=0) if len(parts) > 1 else parts[0]
 
@@ -156,89 +156,90 @@ class Reading:
             return self
         spreads = {name: Spread() for name in self.tensors(output, batch)}
         for name, tensor in self.tensors(output, batch).items():
-            spreads[name].take_in(tensor, padding_of(tensor, batch))
+            spreads[name].add(tensor, padding_of(tensor, batch))
         return with_scales(self, {name: spread.scale for name, spread in spreads.items()})
 
-    def to_record(self, own_damage: str | None = None) -> record.OutputsRead:
-        """As plain data, with the damage in words."""
+    def to_record(self, damage: str | None = None) -> record.OutputsRead:
+        """As plain data, with a description of the damage."""
         return record.OutputsRead(
             outputs=[
-                record.OutputRead(name=one.name, task=one.task, why=one.why, scale=one.scale) for one in self.outputs
+                record.OutputRead(name=head.name, task=head.task, why=head.why, scale=head.scale)
+                for head in self.outputs
             ],
-            damage=own_damage or _damage_in_words(self),
+            damage=damage or _describe_damage(self),
         )
 
     def warnings(self) -> list[str]:
-        """What a reader of figures must know where not all outputs are classes, or there are several."""
-        said = []
-        values = [one for one in self.outputs if one.task == "values"]
+        """How to read the figures where not all outputs are class scores, or there are several."""
+        messages = []
+        values = [head for head in self.outputs if head.task == "values"]
         if values:
-            said.append(
+            messages.append(
                 f"{_listed(values)} read as values, not as scores of classes ({values[0].why}): damage is the mean"
                 " squared error relative to the variance of the original's output, and a point of drop is one per cent"
                 " of it"
             )
         if len(self.outputs) > 1:
-            said.append(
+            messages.append(
                 f"the network returns {len(self.outputs)} outputs that count ({', '.join(map(_label, self.outputs))}):"
                 " damage is the mean over them, a drop that of the worst; name those that matter with output="
             )
-        return said
+        return messages
 
 
 _PAIRING = "Outputs that come and go cannot be paired: name the outputs to look at (output=, --output)."
 
 
-def _label(one: OutputReading) -> str:
-    return one.name or "the output"
+def _label(head: OutputReading) -> str:
+    return head.name or "the output"
 
 
 def _listed(outputs: Sequence[OutputReading]) -> str:
     return f"{', '.join(map(_label, outputs))} {'is' if len(outputs) == 1 else 'are'}"
 
 
-def _damage_in_words(reading: Reading) -> str:
-    tasks = {one.task for one in reading.outputs}
-    words = {
+def _describe_damage(reading: Reading) -> str:
+    tasks = {head.task for head in reading.outputs}
+    descriptions = {
         "classes": "KL(original || network) in nats",
         "values": "mean squared error relative to the variance of the original's output",
     }
-    text = " and ".join(words[task] for task in ("classes", "values") if task in tasks)
+    text = " and ".join(descriptions[task] for task in ("classes", "values") if task in tasks)
     return text if len(reading.outputs) == 1 else f"{text}, the mean over {len(reading.outputs)} outputs"
 
 
-def damage_of(one: OutputReading, original: Tensor, other: Tensor, batch: Batch) -> Tensor:
+def damage_of(head: OutputReading, original: Tensor, changed: Tensor, batch: Batch) -> Tensor:
     """The damage to one output, (samples,), in float64.
 
     Raises:
-        DataError: the shapes are others, as those of a detector's boxes may be.
+        DataError: the shapes differ, as those of a detector's boxes may.
         NonFiniteError: one is -Inf where the other is not.
     """
-    other = other.to(original.device)
-    check_pairing(one, original, other)
-    if one.task == "classes":
-        log_probs = log_probabilities(original, axis=one.axis)
-        return kl_per_sample(log_probs, other.movedim(one.axis, -1), batch.counted(log_probs.shape[:-1]))
-    if not one.rows:
-        return squared_error(original[None], other[None]).expand(batch.size) / (one.scale or 1.0)
-    return squared_error(original, other, padding_of(original, batch)) / (one.scale or 1.0)
+    changed = changed.to(original.device)
+    check_pairing(head, original, changed)
+    if head.task == "classes":
+        log_probs = log_probabilities(original, axis=head.axis)
+        return kl_per_sample(log_probs, changed.movedim(head.axis, -1), batch.counted(log_probs.shape[:-1]))
+    if not head.rows:
+        return squared_error(original[None], changed[None]).expand(batch.size) / (head.scale or 1.0)
+    return squared_error(original, changed, padding_of(original, batch)) / (head.scale or 1.0)
 
 
-def check_pairing(one: OutputReading, original: Tensor, other: Tensor) -> None:
+def check_pairing(head: OutputReading, original: Tensor, changed: Tensor) -> None:
     """Refuse to compare an output that is of another shape, or masked elsewhere, with a change than without.
 
     Raises:
         DataError, NonFiniteError: see `damage_of`.
     """
-    if original.shape != other.shape:
+    if original.shape != changed.shape:
         raise DataError(
-            f"{shown(one.name)} is of shape {tuple(original.shape)} and, with the change, {tuple(other.shape)}:"
+            f"{shown(head.name)} is of shape {tuple(original.shape)} and, with the change, {tuple(changed.shape)}:"
             " the two cannot be paired",
-            "Name the outputs to look at (output=, --output), or give your own damage.",
+            "Name the outputs to compare (output=, --output), or pass a damage function (damage=).",
         )
-    if not torch.equal(torch.isneginf(original), torch.isneginf(other.to(original.device))):
+    if not torch.equal(torch.isneginf(original), torch.isneginf(changed.to(original.device))):
         raise NonFiniteError(
-            f"{shown(one.name)} is -Inf at other places with the change than without",
+            f"{shown(head.name)} is -Inf at other places with the change than without",
             "Scores may be masked, but the mask must not depend on what is removed.",
         )
 
@@ -249,77 +250,77 @@ def padding_of(values: Tensor, batch: Batch) -> Tensor | None:
     return counted.to(values.device) if counted is not None else None
 
 
-def squared_error(original: Tensor, other: Tensor, counted: Tensor | None = None) -> Tensor:
+def squared_error(original: Tensor, changed: Tensor, counted: Tensor | None = None) -> Tensor:
     """The mean squared error of each row, (samples,); -Inf is no distance from itself, and padding does not count."""
     wide = torch.float32 if original.device.type == "mps" else torch.float64
-    off = torch.where(original == other, 0.0, original.to(wide) - other.to(wide)).square()
-    if not off.numel():
-        return off.new_zeros(len(off))
+    error = torch.where(original == changed, 0.0, original.to(wide) - changed.to(wide)).square()
+    if not error.numel():
+        return error.new_zeros(len(error))
     if counted is not None:
-        return mean_over(off.flatten(2).mean(dim=2), counted)
-    return off.flatten(1).mean(dim=1) if off.dim() > 1 else off
+        return mean_over(error.flatten(2).mean(dim=2), counted)
+    return error.flatten(1).mean(dim=1) if error.dim() > 1 else error
 
 
 def reading_of(
-    model: nn.Module, known: Iterable[Any], names: tuple[str, ...] = (), labelled: Iterable[Batch] = ()
+    model: nn.Module, data: Iterable[Any], names: tuple[str, ...] = (), labelled: Iterable[Batch] = ()
 ) -> Reading:
     """How the outputs of a network are read, with the scale of each output of values over these mini-batches.
 
     Args:
         model: the original; it is left as it was.
-        known: mini-batches; at least one. They are read more than once.
+        data: mini-batches; at least one. They are read more than once.
         names: of the outputs that count; all that are floating-point by default.
-        labelled: other mini-batches of the same kind, whose labels tell where those of `known` do not.
+        labelled: further mini-batches of the same kind, whose labels decide where `data` has none.
 
     Raises:
         UsageError: there is no such output.
         DataError: there is no floating-point tensor in the output, or labels are out of range.
     """
     device = device_of(model)
-    first = next(batches(known, device), None)
+    first = next(batches(data, device), None)
     if first is None:
         raise DataError("there is no data to measure on", "Give a loader with at least one mini-batch.")
     if first.target is None:
-        first = next((one for one in batches(labelled, device) if one.target is not None), first)
+        first = next((batch for batch in batches(labelled, device) if batch.target is not None), first)
     with evaluating(model), torch.no_grad():
-        found = inferred(model, call(model, first), first, names)
-        if found.scaled:
-            return found
-        spreads = {one.name: Spread() for one in found.outputs if one.task == "values"}
-        for batch in batches(known, device):
-            tensors = found.tensors(call(model, batch), batch)
+        reading = inferred(model, call(model, first), first, names)
+        if reading.scaled:
+            return reading
+        spreads = {head.name: Spread() for head in reading.outputs if head.task == "values"}
+        for batch in batches(data, device):
+            tensors = reading.tensors(call(model, batch), batch)
             for name, spread in spreads.items():
-                spread.take_in(tensors[name], padding_of(tensors[name], batch))
-    return with_scales(found, {name: spread.scale for name, spread in spreads.items()})
+                spread.add(tensors[name], padding_of(tensors[name], batch))
+    return with_scales(reading, {name: spread.scale for name, spread in spreads.items()})
 
 
 def with_scales(reading: Reading, scales: Mapping[str, float]) -> Reading:
     """The reading with the scale of each output of values."""
     outputs = [
-        replace(one, scale=scales[one.name]) if one.task == "values" and one.scale is None else one
-        for one in reading.outputs
+        replace(head, scale=scales[head.name]) if head.task == "values" and head.scale is None else head
+        for head in reading.outputs
     ]
     return replace(reading, outputs=tuple(outputs))
 
 
 @dataclass
 class Spread:
-    """The variance of a stream of values about their mean, and what stands in for it where it is zero."""
+    """The variance of a stream of values, and a substitute where it is zero."""
 
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0
 
-    def take_in(self, values: Tensor, counted: Tensor | None = None) -> None:
+    def add(self, values: Tensor, counted: Tensor | None = None) -> None:
         """One mini-batch; padding and -Inf do not count."""
         flat = (values if counted is None else values[counted]).detach().cpu().double().flatten()
         flat = flat[torch.isfinite(flat)]
         if not len(flat):
             return
         mean, count = float(flat.mean()), self.count + len(flat)
-        apart = mean - self.mean
-        self.squares += float((flat - mean).square().sum()) + apart * apart * self.count * len(flat) / count
-        self.mean += apart * len(flat) / count
+        shift = mean - self.mean
+        self.squares += float((flat - mean).square().sum()) + shift * shift * self.count * len(flat) / count
+        self.mean += shift * len(flat) / count
         self.count = count
 
     @property
@@ -333,10 +334,10 @@ class Spread:
 
 
 def inferred(model: nn.Module | None, output: Any, batch: Batch, names: tuple[str, ...] = ()) -> Reading:
-    """How an output is read, from what a few samples came to; scales of values are not known yet.
+    """How an output is read, inferred from a few samples; scales of values are not measured yet.
 
     Args:
-        model: whose class may say what its outputs are.
+        model: its class may tell what its outputs are.
         output: raw.
         batch: what the model was called with, with its labels.
         names: of the outputs that count.
@@ -345,13 +346,13 @@ def inferred(model: nn.Module | None, output: Any, batch: Batch, names: tuple[st
         UsageError, DataError: see `reading_of`.
     """
     outputs = read_outputs(output)
-    floating = {name: one for name, one in chosen_outputs(outputs, names).items() if one.is_floating_point()}
+    floating = {name: tensor for name, tensor in chosen_outputs(outputs, names).items() if tensor.is_floating_point()}
     if not floating:
         raise DataError(
-            f"the model returned {_what(output, outputs)} without a floating-point tensor",
+            f"the model returned {_type_name(output, outputs)} without a floating-point tensor",
             "Wrap the model so that it returns its logits.",
         )
-    if not any(one.dim() > 0 and len(one) == batch.size for one in floating.values()):
+    if not any(tensor.dim() > 0 and len(tensor) == batch.size for tensor in floating.values()):
         name, tensor = next(iter(floating.items()))
         check_samples(tensor, batch, name)
     check_rows(batch)
@@ -367,7 +368,7 @@ def inferred(model: nn.Module | None, output: Any, batch: Batch, names: tuple[st
 
 
 def check_rows(batch: Batch) -> None:
-    """Refuse labels or targets that are not as many as the samples.
+    """Refuse a number of labels or targets that is not that of the samples.
 
     Raises:
         DataError: with the shape.
@@ -379,13 +380,13 @@ def check_rows(batch: Batch) -> None:
         )
 
 
-def _what(output: Any, outputs: Outputs) -> str:
+def _type_name(output: Any, outputs: Outputs) -> str:
     return type(output).__name__ if not outputs.tensors else "an output"
 
 
 def _labels_fit(floating: Mapping[str, Tensor], target: Tensor | None) -> dict[str, int | None]:
     """The axis of the classes of every output that the labels fit; None for all where they fit several widths."""
-    axes = {name: axis for name, one in floating.items() if (axis := _axis(one, target)) is not None}
+    axes = {name: axis for name, tensor in floating.items() if (axis := _axis(tensor, target)) is not None}
     widths = {int(floating[name].shape[axis]) for name, axis in axes.items()}
     if len(widths) < 2:
         return dict(axes)
@@ -439,7 +440,7 @@ def _head(model: nn.Module | None, name: str, tensor: Tensor) -> int | None:
         return None
     base = getattr(model, "get_base_model", None)
     model = base() if callable(base) else getattr(model, "_orig_mod", model)
-    homes = [f"{one.__module__}." for one in type(model).__mro__]
+    homes = [f"{module.__module__}." for module in type(model).__mro__]
     if any(home.startswith("transformers.") for home in homes):
         return _transformers_head(model, name, tensor)
     if tensor.dim() != 2 or tensor.shape[1] < 2 or name:
@@ -447,14 +448,14 @@ def _head(model: nn.Module | None, name: str, tensor: Tensor) -> int | None:
     if any(home.startswith("timm.models.") for home in homes):
         return -1 if getattr(model, "num_classes", None) == tensor.shape[1] else None
     if any(_CLASSIFIERS.match(home) for home in homes):
-        last = [one for one in model.modules() if not any(True for _ in one.children())][-1]
+        last = [module for module in model.modules() if not any(True for _ in module.children())][-1]
         return -1 if isinstance(last, nn.Linear) and last.out_features == tensor.shape[1] else None
     return None
 
 
 def _transformers_head(model: Any, name: str, tensor: Tensor) -> int | None:
     problem = getattr(getattr(model, "config", None), "problem_type", None)
-    named = any(_HEADS.search(one.__name__) for one in type(model).__mro__)
+    named = any(_HEADS.search(base.__name__) for base in type(model).__mro__)
     if not named or name not in _SCORES or problem in ("regression", "multi_label_classification"):
         return None
     axis = 1 if tensor.dim() > 3 else -1

@@ -1,4 +1,4 @@
-"""How good is a network, and how far is it from another one, sample by sample on the same data?
+"""The quality of a network, and its distance from another one, sample by sample on the same data.
 
 Log-probabilities are kept with the classes last: (samples, classes), or (samples, positions..., classes)
 where the network answers at every position of a sample (tokens, pixels). The sample stays the unit: positions
@@ -21,13 +21,19 @@ from shoal.errors import DataError, UsageError
 from shoal.measure.classes import check_labels, checked_labels, log_probabilities, mean_kl, mean_over
 from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, ratio_interval, wilson
 from shoal.measure.output_reading import OutputReading, Reading, Spread, inferred, padding_of, squared_error
-from shoal.measure.sequences import Sequences, gather_positions, joined, sample_positions, sequences_of
+from shoal.measure.sequences import (
+    SequencePredictions,
+    concatenate,
+    gather_positions,
+    reduce_sequences,
+    sample_positions,
+)
 from shoal.preserve import evaluating
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a network says about every sample of a loader, on the CPU: one output, and the `others` where there are any.
+    """The outputs of a network for every sample of a loader, on the CPU: one output, and `others` where there are any.
 
     Args:
         answers: float32; log-probabilities, (samples, classes) or (samples, positions..., classes), or the values of an
@@ -49,7 +55,7 @@ class Predictions:
     target: Tensor | None = None
     inputs: int | None = None
     counted: Tensor | None = None
-    sequences: Sequences | None = None
+    sequences: SequencePredictions | None = None
     output: OutputReading | None = None
     others: tuple["Predictions", ...] = ()
 
@@ -130,7 +136,7 @@ def paired_predictions(
     """
     if not models:
         raise UsageError("no networks to evaluate", "Give at least one.")
-    gathered = [_Gathered() for _ in models]
+    gathered = [_PredictionCollector() for _ in models]
     checksum = 0
     with ExitStack() as stack:
         for model in models:
@@ -145,31 +151,31 @@ def paired_predictions(
                     reading = inferred(model, output, here)
                 reading = reading.informed_by(model, output, here)
                 parts.add(reading, output, here)
-    return [parts.joined(checksum) for parts in gathered]
+    return [parts.concatenate(checksum) for parts in gathered]
 
 
-class _Gathered:
+class _PredictionCollector:
     """The parts of one network's predictions, output by output and mini-batch by mini-batch."""
 
     def __init__(self) -> None:
-        self.outputs: dict[str, _GatheredOutput] = {}
+        self.outputs: dict[str, _OutputCollector] = {}
 
     def add(self, reading: Reading, output: Any, batch: Batch) -> None:
         tensors = reading.tensors(output, batch)
-        for one in reading.outputs:
-            self.outputs.setdefault(one.name, _GatheredOutput(one)).add(tensors[one.name], batch)
+        for head in reading.outputs:
+            self.outputs.setdefault(head.name, _OutputCollector(head)).add(tensors[head.name], batch)
 
-    def joined(self, checksum: int) -> Predictions:
+    def concatenate(self, checksum: int) -> Predictions:
         if not self.outputs:
             raise DataError(
                 "the loader yielded no mini-batch",
                 "Check the data set and its filter; a generator can be read only once.",
             )
-        first, *others = [one.joined(checksum) for one in self.outputs.values()]
+        first, *others = [collector.concatenate(checksum) for collector in self.outputs.values()]
         return replace(first, others=tuple(others))
 
 
-class _GatheredOutput:
+class _OutputCollector:
     """The parts of one output, mini-batch by mini-batch."""
 
     def __init__(self, output: OutputReading) -> None:
@@ -187,7 +193,7 @@ class _GatheredOutput:
             part = _reduced(log_probs, checked_labels(batch.target, log_probs), batch)
         self.parts.append(part)
 
-    def joined(self, checksum: int) -> Predictions:
+    def concatenate(self, checksum: int) -> Predictions:
         shapes = sorted(self.shapes)
         if len(shapes) > 1:
             raise DataError(
@@ -205,7 +211,7 @@ class _GatheredOutput:
                 "Give labels for all samples, or for none.",
             )
         sequences = [part.sequences for part in self.parts if part.sequences is not None]
-        whole = joined(sequences) if sequences else None
+        whole = concatenate(sequences) if sequences else None
         masked = whole is not None and whole.counted is not None and whole.counted.shape == answers.shape[:-1]
         return Predictions(
             answers,
@@ -238,7 +244,7 @@ def _reduced(log_probs: Tensor, target: Tensor | None, batch: Batch) -> Predicti
         return Predictions(log_probs, target)
     counted = batch.counted(log_probs.shape[:-1])
     counted = counted.cpu() if counted is not None else None
-    sequences = sequences_of(log_probs, target, counted)
+    sequences = reduce_sequences(log_probs, target, counted)
     positions = sample_positions(log_probs, counted)
     if positions is None:
         return Predictions(log_probs, target, sequences=sequences)
@@ -258,7 +264,7 @@ def _checksum(batch: Batch, before: int) -> int:
 
 
 def quality(predictions: Predictions, split: str, output: str | None = None) -> record.Quality:
-    """How good: `top1` with its Wilson interval, and the mean cross-entropy in nats.
+    """The quality of one network: `top1` with its Wilson interval, and the mean cross-entropy in nats.
 
     With one label per position there is no `top1`, since positions of one sample are not independent; the
     loss is the mean over the labelled positions (label -100 and padding are skipped), with its exponential, the
@@ -268,19 +274,18 @@ def quality(predictions: Predictions, split: str, output: str | None = None) -> 
     Args:
         predictions: of one network.
         split: which part of the data it was: train, validation, test.
-        output: the one that is told of where there are several; by default the first that is scores of classes. The
-            others stand in `outputs`. Of values there are no figures without the original to compare with.
+        output: which of several outputs the figures are of; by default the first with class scores. `outputs` of the
+            result holds all. Values have no figures without the original to compare with.
 
     Raises:
         DataError: no samples, or labels that do not fit.
     """
-    parts = [_quality(one, split) for one in predictions.outputs]
+    parts = [_quality(part, split) for part in predictions.outputs]
     if len(parts) == 1:
         return parts[0]
-    main = next((one for one in parts if output is not None and one.output == output), None)
-    main = main or next(
-        (one for one, part in zip(parts, predictions.outputs, strict=True) if part.are_classes), parts[0]
-    )
+    main = next((part for part in parts if output is not None and part.output == output), None)
+    by_output = zip(parts, predictions.outputs, strict=True)
+    main = main or next((part for part, output_part in by_output if output_part.are_classes), parts[0])
     return main.model_copy(update={"outputs": parts})
 
 
@@ -305,9 +310,9 @@ def _quality(part: Predictions, split: str) -> record.Quality:
     )
 
 
-def _per_token(given: Predictions) -> dict[str, Any]:
+def _per_token(predictions: Predictions) -> dict[str, Any]:
     """Loss and perplexity over all labelled positions; nothing without any."""
-    whole = _sequences(given)
+    whole = _sequences(predictions)
     if whole is None or whole.loss is None or not whole.tokens:
         return {}
     loss = float(whole.loss.sum()) / whole.tokens
@@ -326,49 +331,50 @@ def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
 
 
-def _sequences(given: Predictions) -> Sequences | None:
+def _sequences(predictions: Predictions) -> SequencePredictions | None:
     """The answers at all positions; None with a single answer a sample."""
-    if given.sequences is not None or given.log_probs.dim() < 3:
-        return given.sequences
-    return sequences_of(given.log_probs, given.target, given.counted)
+    if predictions.sequences is not None or predictions.log_probs.dim() < 3:
+        return predictions.sequences
+    return reduce_sequences(predictions.log_probs, predictions.target, predictions.counted)
 
 
-def _check_predictions(given: Predictions) -> None:
-    if given.n == 0 or (given.are_classes and given.log_probs.dim() < 2):
+def _check_predictions(predictions: Predictions) -> None:
+    if predictions.n == 0 or (predictions.are_classes and predictions.log_probs.dim() < 2):
         raise DataError(
-            f"predictions of shape {tuple(given.log_probs.shape)}",
+            f"predictions of shape {tuple(predictions.log_probs.shape)}",
             "Expected (samples, classes), at least one sample.",
         )
-    if given.target is None:
+    if predictions.target is None:
         return
-    if given.target.shape != given.log_probs.shape[:-1]:
+    if predictions.target.shape != predictions.log_probs.shape[:-1]:
         raise DataError(
-            f"predictions of shape {tuple(given.log_probs.shape)} with labels of {tuple(given.target.shape)}",
+            f"predictions of shape {tuple(predictions.log_probs.shape)}"
+            f" with labels of {tuple(predictions.target.shape)}",
             "Expected one label for each answer.",
         )
-    check_labels(given.target, given.classes)
+    check_labels(predictions.target, predictions.classes)
 
 
-def _hits(given: Predictions) -> Tensor | None:
+def _hits(predictions: Predictions) -> Tensor | None:
     """Which samples are right, (samples,); None without one label per sample."""
-    if given.target is None or given.target.dim() != 1:
+    if predictions.target is None or predictions.target.dim() != 1:
         return None
-    return given.log_probs.argmax(dim=-1) == given.target
+    return predictions.log_probs.argmax(dim=-1) == predictions.target
 
 
-def _loss(given: Predictions) -> float | None:
-    if given.target is None:
+def _loss(predictions: Predictions) -> float | None:
+    if predictions.target is None:
         return None
-    counted = given.target != IGNORED
-    picked = given.log_probs.gather(-1, given.target.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    counted = predictions.target != IGNORED
+    picked = predictions.log_probs.gather(-1, predictions.target.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return -float(picked[counted].double().mean())
 
 
-def compare(original: Predictions, other: Predictions, split: str) -> record.Comparison:
+def compare(original: Predictions, changed: Predictions, split: str) -> record.Comparison:
     """One network against the original, sample by sample.
 
     Agreement is the share of samples with the same most likely class, with a Wilson interval (with positions:
-    the mean share of positions, the interval still for n samples); `kl` the mean of KL(original || other) in
+    the mean share of positions, the interval still for n samples); `kl` the mean of KL(original || changed) in
     nats with a t interval, cut at 0; the drop in top-1 has Tango's interval, McNemar's p, and the counts
     `lost` and `won`. With a label per position there is the increase of the loss instead, its interval paired by
     sample. Padding does not count.
@@ -377,14 +383,14 @@ def compare(original: Predictions, other: Predictions, split: str) -> record.Com
     interval. Of several outputs each stands in `outputs`, and the whole is that of the one that lost most.
 
     Args:
-        original: what the original says.
-        other: what the other network says about the same samples in the same order.
+        original: predictions of the original.
+        changed: those of the changed network for the same samples in the same order.
         split: which part of the data it was.
 
     Raises:
         DataError: different samples, shapes or labels.
     """
-    pairs = list(zip(original.outputs, other.outputs, strict=True))
+    pairs = list(zip(original.outputs, changed.outputs, strict=True))
     damages = [_damage(before, after) for before, after in pairs]
     parts = [_compared(*pair, damage, split) for pair, damage in zip(pairs, damages, strict=True)]
     if len(parts) == 1:
@@ -398,12 +404,12 @@ def compare(original: Predictions, other: Predictions, split: str) -> record.Com
     return worst.model_copy(update={**whole, "mse": error.mse, "mse_interval": error.mse_interval})
 
 
-def _damage(original: Predictions, other: Predictions) -> Tensor:
+def _damage(original: Predictions, changed: Predictions) -> Tensor:
     """Of one output, for each sample."""
-    _check_pair(original, other)
+    _check_pair(original, changed)
     if original.are_classes:
-        return mean_kl(original.answers, other.answers, original.counted).double()
-    return _relative_error(original, other)
+        return mean_kl(original.answers, changed.answers, original.counted).double()
+    return _relative_error(original, changed)
 
 
 def _interval(damage: Tensor) -> record.Interval:
@@ -411,7 +417,7 @@ def _interval(damage: Tensor) -> record.Interval:
     return max(0.0, low), high
 
 
-def _compared(original: Predictions, other: Predictions, damage: Tensor, split: str) -> record.Comparison:
+def _compared(original: Predictions, changed: Predictions, damage: Tensor, split: str) -> record.Comparison:
     """One output."""
     n, mean, interval = original.n, float(damage.mean()), _interval(damage)
     name = (original.output.name if original.output is not None else "") or None
@@ -419,7 +425,7 @@ def _compared(original: Predictions, other: Predictions, damage: Tensor, split: 
         return record.Comparison(
             split=split, n=n, output=name, kl=mean, kl_interval=interval, mse=mean, mse_interval=interval
         )
-    agreeing = float(_agreement(original, other).sum())
+    agreeing = float(_agreement(original, changed).sum())
     return record.Comparison(
         split=split,
         n=n,
@@ -428,31 +434,31 @@ def _compared(original: Predictions, other: Predictions, damage: Tensor, split: 
         agreement_interval=wilson(min(agreeing, n), n),
         kl=mean,
         kl_interval=interval,
-        **_drop(original, other),
-        **_increase(original, other),
+        **_drop(original, changed),
+        **_increase(original, changed),
     )
 
 
-def _relative_error(original: Predictions, other: Predictions) -> Tensor:
+def _relative_error(original: Predictions, changed: Predictions) -> Tensor:
     """The squared error of each sample as a share of the original's variance: as it was read, else of these samples."""
     scale = original.output.scale if original.output is not None else None
     if scale is None:
         spread = Spread()
-        spread.take_in(original.answers, original.counted)
+        spread.add(original.answers, original.counted)
         scale = spread.scale
-    return squared_error(original.answers, other.answers, original.counted) / scale
+    return squared_error(original.answers, changed.answers, original.counted) / scale
 
 
-def _agreement(original: Predictions, other: Predictions) -> Tensor:
+def _agreement(original: Predictions, changed: Predictions) -> Tensor:
     """The share of positions of each sample with the same most likely class."""
-    before, after = _sequences(original), _sequences(other)
+    before, after = _sequences(original), _sequences(changed)
     if before is None or after is None:
-        return (original.log_probs.argmax(dim=-1) == other.log_probs.argmax(dim=-1)).double()
+        return (original.log_probs.argmax(dim=-1) == changed.log_probs.argmax(dim=-1)).double()
     return mean_over((before.answers == after.answers).double(), before.counted)
 
 
-def _increase(original: Predictions, other: Predictions) -> dict[str, Any]:
-    before, after = _sequences(original), _sequences(other)
+def _increase(original: Predictions, changed: Predictions) -> dict[str, Any]:
+    before, after = _sequences(original), _sequences(changed)
     if before is None or after is None or before.loss is None or after.loss is None or not before.tokens:
         return {}
     risen = after.loss - before.loss
@@ -460,8 +466,8 @@ def _increase(original: Predictions, other: Predictions) -> dict[str, Any]:
     return {"loss_increase": float(risen.sum()) / before.tokens, "loss_increase_interval": interval}
 
 
-def _drop(original: Predictions, other: Predictions) -> dict[str, Any]:
-    before, after = _hits(original), _hits(other)
+def _drop(original: Predictions, changed: Predictions) -> dict[str, Any]:
+    before, after = _hits(original), _hits(changed)
     if before is None or after is None:
         return {}
     lost, won = int((before & ~after).sum()), int((~before & after).sum())
@@ -474,17 +480,21 @@ def _drop(original: Predictions, other: Predictions) -> dict[str, Any]:
     }
 
 
-def _check_pair(original: Predictions, other: Predictions) -> None:
+def _check_pair(original: Predictions, changed: Predictions) -> None:
     _check_predictions(original)
-    _check_predictions(other)
-    if original.log_probs.shape != other.log_probs.shape:
+    _check_predictions(changed)
+    if original.log_probs.shape != changed.log_probs.shape:
         raise DataError(
-            f"predictions of shapes {tuple(original.log_probs.shape)} and {tuple(other.log_probs.shape)}",
+            f"predictions of shapes {tuple(original.log_probs.shape)} and {tuple(changed.log_probs.shape)}",
             "Both networks must answer about the same samples with the same classes.",
         )
-    one, two = original.target, other.target
-    same_labels = torch.equal(one, two) if one is not None and two is not None else one is two
-    same_inputs = original.inputs is None or other.inputs is None or original.inputs == other.inputs
+    labels, changed_labels = original.target, changed.target
+    same_labels = (
+        torch.equal(labels, changed_labels)
+        if labels is not None and changed_labels is not None
+        else labels is changed_labels
+    )
+    same_inputs = original.inputs is None or changed.inputs is None or original.inputs == changed.inputs
     if not (same_labels and same_inputs):
         raise DataError(
             "the two networks were not shown the same samples in the same order",

@@ -17,7 +17,7 @@ _LEAST = 4  # positions kept however large the vocabulary is
 
 
 @dataclass(frozen=True, eq=False)
-class Sequences:
+class SequencePredictions:
     """The answers at all positions of some sequences, on the CPU.
 
     Args:
@@ -38,23 +38,25 @@ class Sequences:
         return int(self.labelled.sum())
 
 
-def sequences_of(log_probs: Tensor, target: Tensor | None, counted: Tensor | None) -> Sequences:
+def reduce_sequences(log_probs: Tensor, target: Tensor | None, counted: Tensor | None) -> SequencePredictions:
     """Reduce one mini-batch: (samples, positions..., classes), labels and mask of the same shape without classes."""
     answers = log_probs.argmax(dim=-1).int()
     if target is None:
-        return Sequences(None, torch.zeros(len(answers), dtype=torch.int64), answers, counted)
+        return SequencePredictions(None, torch.zeros(len(answers), dtype=torch.int64), answers, counted)
     labelled = target != IGNORED if counted is None else (target != IGNORED) & counted
     picked = log_probs.gather(-1, target.clamp(min=0).unsqueeze(-1)).squeeze(-1).double()
     loss = -(picked * labelled).flatten(1).sum(dim=1)
-    return Sequences(loss, labelled.flatten(1).sum(dim=1), answers, counted)
+    return SequencePredictions(loss, labelled.flatten(1).sum(dim=1), answers, counted)
 
 
-def joined(parts: Sequence[Sequences]) -> Sequences:
+def concatenate(parts: Sequence[SequencePredictions]) -> SequencePredictions:
     """Mini-batches in one, in order."""
     losses = [part.loss for part in parts if part.loss is not None]
     masked = any(part.counted is not None for part in parts)
-    masks = [torch.ones_like(one.answers, dtype=torch.bool) if one.counted is None else one.counted for one in parts]
-    return Sequences(
+    masks = [
+        torch.ones_like(part.answers, dtype=torch.bool) if part.counted is None else part.counted for part in parts
+    ]
+    return SequencePredictions(
         torch.cat(losses) if len(losses) == len(parts) else None,
         torch.cat([part.labelled for part in parts]),
         torch.cat([part.answers for part in parts]),

@@ -18,7 +18,7 @@ from shoal.record import Interval
 
 
 @dataclass(frozen=True)
-class Answers:
+class BatchPredictions:
     """What one network says about one mini-batch; all per sample but `log_probs`.
 
     `loss` is the cross-entropy in nats (the mean over labelled positions), `hit` whether the answer is right, each None
@@ -33,7 +33,9 @@ class Answers:
     counted: Tensor | None = None
 
 
-def answers(logits: Tensor, target: Tensor | None, batch: Batch | None = None, axis: int | None = None) -> Answers:
+def read_predictions(
+    logits: Tensor, target: Tensor | None, batch: Batch | None = None, axis: int | None = None
+) -> BatchPredictions:
     """Read logits of a mini-batch; labels that fit are used.
 
     Args:
@@ -50,13 +52,13 @@ def answers(logits: Tensor, target: Tensor | None, batch: Batch | None = None, a
     answer = log_probs.argmax(dim=-1)
     counted = batch.counted(answer.shape) if batch is not None else None
     if labels is None:
-        return Answers(log_probs, answer, None, None, counted)
+        return BatchPredictions(log_probs, answer, None, None, counted)
     labels = labels.to(log_probs.device)
     picked = log_probs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).double()
     labelled = labels != IGNORED if counted is None else (labels != IGNORED) & counted
     weights = labelled.reshape(len(labels), -1).double()
     loss = -(picked.reshape(len(labels), -1) * weights).sum(1) / weights.sum(1).clamp(min=1)
-    return Answers(log_probs, answer, loss, (answer == labels) if labels.dim() == 1 else None, counted)
+    return BatchPredictions(log_probs, answer, loss, (answer == labels) if labels.dim() == 1 else None, counted)
 
 
 @dataclass
@@ -88,14 +90,14 @@ class Accumulator:
 
     def add(
         self,
-        whole: Answers,
+        whole: BatchPredictions,
         logits: Tensor,
         target: Tensor | None,
         batch: Batch | None = None,
         axis: int | None = None,
     ) -> None:
         """Take in one mini-batch of scores of classes."""
-        after = answers(logits, target, batch, axis)
+        after = read_predictions(logits, target, batch, axis)
         size = len(after.answer)
         kl = kl_per_sample(whole.log_probs, logits if axis is None else logits.movedim(axis, -1), whole.counted)
         self.n += size

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from shoal.record import Certificate, Cost, Record
+from shoal.record import Certificate, NetworkCost, Record
 from shoal.report import numbers
 from shoal.report.comparison import LatencyPair, latency_pairs, speed_change
 
@@ -81,7 +81,7 @@ def _quality(record: Record) -> str:
     return ""
 
 
-def sample_noun(cost: Cost) -> str:
+def sample_noun(cost: NetworkCost) -> str:
     """What samples are called: images where the input has the shape of one."""
     shape = cost.input_shape
     return "images" if len(shape) >= 3 and shape[-3] in (1, 3) else "samples"

@@ -31,14 +31,16 @@ def stackable(graph: BlockGraph, path: str) -> bool:
     return plain and isinstance(call.output, TensorRef)
 
 
-def stacking_agrees(graph: BlockGraph, base: Mapping[str, Forward], batch: Batch, paths: list[str], most: int) -> bool:
+def stacking_agrees(
+    graph: BlockGraph, base: Mapping[str, Forward], batch: Batch, paths: list[str], max_shared: int
+) -> bool:
     """Whether candidates that share a forward come out as each does alone, on a few samples of a mini-batch."""
     prefix = PrefixCache(graph, base)
     prefix.record(batch.take(_SAMPLES))
     try:
         return all(
             same_tensors(_listed(output), _listed(prefix.run_without(path, graph.shortcut_modules[path])), exact=False)
-            for path, output in run_batched(graph, prefix, paths, most)
+            for path, output in run_batched(graph, prefix, paths, max_shared)
         )
     except (ModelRaisedError, UsageError):
         return False
@@ -48,7 +50,7 @@ def _listed(output: Any) -> list[Tensor]:
     return list(read_outputs(output).tensors.values())
 
 
-def run_batched(graph: BlockGraph, prefix: PrefixCache, paths: list[str], most: int) -> Iterator[tuple[str, Any]]:
+def run_batched(graph: BlockGraph, prefix: PrefixCache, paths: list[str], max_shared: int) -> Iterator[tuple[str, Any]]:
     """The outputs with each block of `paths` taken out alone, up to `most` of them in one forward.
 
     Blocks that cannot share a forward are left out; the caller runs them alone.
@@ -56,8 +58,8 @@ def run_batched(graph: BlockGraph, prefix: PrefixCache, paths: list[str], most: 
     if not all(stackable(graph, path) for path in prefix.order if path in graph.calls):
         return
     ordered = [path for path in prefix.order if path in paths]
-    for start in range(0, len(ordered), most):
-        group = ordered[start : start + most]
+    for start in range(0, len(ordered), max_shared):
+        group = ordered[start : start + max_shared]
         yield from zip(group, _run_group(graph, prefix, group), strict=True)
 
 

@@ -48,21 +48,21 @@ def block_candidates(graph: BlockGraph, means: Mapping[tuple[str, int], Tensor])
         graph: the analysed network.
         means: the mean of each branch over samples, by (block path, unit); blocks without one have no `mean`.
     """
-    found = []
+    candidates = []
     for block in graph.chain:
         several = block.path and len(graph.trace.calls_of(graph.calls[block.path].module)) > 1
         if not block.path or several or not (block.units or block.removable):
             continue
         if block.removable:
-            found.append(_candidate(block, "block", _without(block.path, graph.shortcut_modules[block.path])))
+            candidates.append(_candidate(block, "block", _without(block.path, graph.shortcut_modules[block.path])))
         else:
-            found.append(_candidate(block, "branch", _with_branches(block, _zeros())))
+            candidates.append(_candidate(block, "branch", _with_branches(block, _zeros())))
         if len(block.units) > 1:
             numbers = range(len(block.units))
-            found.extend(_candidate(block, f"unit:{k}", _with_branches(block, _zeros(k))) for k in numbers)
+            candidates.extend(_candidate(block, f"unit:{k}", _with_branches(block, _zeros(k))) for k in numbers)
         if block.units and all((block.path, number) in means for number in range(len(block.units))):
-            found.append(_candidate(block, "mean", _with_branches(block, _set_to(block.path, means))))
-    return found
+            candidates.append(_candidate(block, "mean", _with_branches(block, _set_to(block.path, means))))
+    return candidates
 
 
 def removal_candidates(graph: BlockGraph, names: Sequence[str], removed: Sequence[str] = ()) -> list[Candidate]:
@@ -73,17 +73,20 @@ def removal_candidates(graph: BlockGraph, names: Sequence[str], removed: Sequenc
         names: of what to take out, one at a time.
         removed: of what is gone already; a unit is taken out together with the other units its block has lost.
     """
-    gone = [Remove.named(name) for name in removed]
-    found = []
+    removals = [Remove.named(name) for name in removed]
+    candidates = []
     for name in names:
-        one = Remove.named(name)
-        beside = [other for other in gone if other.path == one.path]
-        found.append(
+        removal = Remove.named(name)
+        same_block = [earlier for earlier in removals if earlier.path == removal.path]
+        candidates.append(
             Candidate(
-                f"removal:{name}", name, "removal", _swapped(one.path, module_replacements(graph, [*beside, one]))
+                f"removal:{name}",
+                name,
+                "removal",
+                _swapped(removal.path, module_replacements(graph, [*same_block, removal])),
             )
         )
-    return found
+    return candidates
 
 
 def _swapped(block: str, modules: Mapping[str, nn.Module]) -> Run:
@@ -142,15 +145,15 @@ class KernelLayer:
 
 def kernel_layers(graph: BlockGraph) -> list[KernelLayer]:
     """Every convolution and linear layer of the network, in the order they run: stem, projections and head too."""
-    found = []
-    for one in graph.trace.calls:
-        channels = _channels(one.module)
-        if channels is None or not one.path or len(graph.trace.calls_of(one.module)) > 1:
+    layers = []
+    for call in graph.trace.calls:
+        channels = _channels(call.module)
+        if channels is None or not call.path or len(graph.trace.calls_of(call.module)) > 1:
             continue
-        block = next((path for path in graph.calls if path and one.path.startswith(path + ".")), None)
-        params = sum(parameter.numel() for parameter in one.module.parameters(recurse=False))
-        found.append(KernelLayer(one.path, type(one.module).__name__, block, *channels, params))
-    return found
+        block = next((path for path in graph.calls if path and call.path.startswith(path + ".")), None)
+        params = sum(parameter.numel() for parameter in call.module.parameters(recurse=False))
+        layers.append(KernelLayer(call.path, type(call.module).__name__, block, *channels, params))
+    return layers
 
 
 def _channels(module: nn.Module) -> tuple[int, int] | None:

@@ -45,12 +45,12 @@ class Response:
 def responses(graph: BlockGraph, loader: Iterable[Any]) -> dict[str, Response]:
     """The response of every block with a residual addition, over all mini-batches of `loader`."""
     blocks = [block for block in graph.chain if block.units and block.path]
-    found = {block.path: Response() for block in blocks}
+    by_path = {block.path: Response() for block in blocks}
 
-    def look(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
-        found[path].add(stream, branch)
+    def add(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
+        by_path[path].add(stream, branch)
 
-    with evaluating(graph.model), intercept_additions(graph.model, blocks, look):
+    with evaluating(graph.model), intercept_additions(graph.model, blocks, add):
         for batch in batches(loader, device_of(graph.model)):
             call(graph.model, batch)
-    return found
+    return by_path

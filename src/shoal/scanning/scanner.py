@@ -15,7 +15,7 @@ from shoal.blocks import BlockGraph, analyze
 from shoal.blocks.prefix_cache import restart_notes
 from shoal.errors import DataError, FolderError, UsageError, naming_memory_shortage
 from shoal.files.reading import refusing
-from shoal.measure import Accumulator, Answers, Reading, answers, machine, reading_of, wilson
+from shoal.measure import Accumulator, BatchPredictions, Reading, machine, read_predictions, reading_of, wilson
 from shoal.measure.classes import no_better_than_chance
 from shoal.measure.output_reading import check_pairing
 from shoal.outputs import as_names
@@ -273,7 +273,7 @@ class ScanAccumulator(SweepObserver):
     by_candidate: dict[str, Accumulator] = field(default_factory=dict)
     unchanged: Accumulator = field(default_factory=Accumulator)
     stopped: set[str] = field(default_factory=set)
-    answers: Answers | None = None
+    answers: BatchPredictions | None = None
     original: dict[str, torch.Tensor] = field(default_factory=dict)
     classes: int | None = None
     batches_done: int = 0
@@ -318,7 +318,7 @@ class ScanAccumulator(SweepObserver):
         self.original = self.reading.tensors(output, batch)
         classes = self.reading.classes
         if classes is not None:
-            self.answers = answers(self.original[classes.name], batch.target, batch, classes.axis)
+            self.answers = read_predictions(self.original[classes.name], batch.target, batch, classes.axis)
             self.classes = int(self.answers.log_probs.shape[-1])
         self._add(self.unchanged, self.original, batch)
 

@@ -1,4 +1,4 @@
-"""What an ablation is worth, in one word that is about an interval and not about the absence of one."""
+"""Verdicts on ablations, from intervals of paired differences."""
 
 from scipy import stats
 
@@ -9,7 +9,7 @@ _CONFIDENCE = 0.95
 
 
 def verdict_of(interval: Interval, centre: float, tolerance: float) -> Verdict:
-    """One word for a difference and its interval.
+    """The verdict on a difference and its interval.
 
     *trivial* if the whole interval lies within the tolerance, *non-trivial* if it excludes zero and its centre lies
     beyond the tolerance, else *undecided*.
@@ -27,34 +27,34 @@ def verdict_of(interval: Interval, centre: float, tolerance: float) -> Verdict:
     return "undecided"
 
 
-def ablation_of(tally: Accumulator, *, tolerance: float, comparisons: int, counted: bool = True) -> Ablation:
+def ablation_of(sums: Accumulator, *, tolerance: float, comparisons: int, counted: bool = True) -> Ablation:
     """The figures of one ablation, with its verdict alone and its verdict among all comparisons of the scan.
 
     Args:
-        tally: paired sums.
+        sums: paired sums over the samples.
         tolerance: a fraction of top-1, or nats of the loss where there is no top-1.
         comparisons: how many ablations the scan makes; `familywise` uses intervals of 1 - 0.05 / comparisons.
         counted: whether there are answers, so that it could be counted how many changed.
     """
     strict = 1 - (1 - _CONFIDENCE) / max(comparisons, 1)
-    increase = tally.increase / tally.n
-    drop, interval = tally.top1_drop, tally.drop_interval()
+    increase = sums.increase / sums.n
+    drop, interval = sums.top1_drop, sums.drop_interval()
     if drop is not None and interval is not None:
-        wide = tally.drop_interval(strict) or interval
+        wide = sums.drop_interval(strict) or interval
         verdict, familywise = verdict_of(interval, drop, tolerance), verdict_of(wide, drop, tolerance)
     else:
-        verdict = verdict_of(tally.increase_interval(), increase, tolerance)
-        familywise = verdict_of(tally.increase_interval(strict), increase, tolerance)
+        verdict = verdict_of(sums.increase_interval(), increase, tolerance)
+        familywise = verdict_of(sums.increase_interval(strict), increase, tolerance)
     return Ablation(
-        n=tally.n,
-        loss=tally.loss / tally.n if tally.labelled == tally.n else tally.kl / tally.n,
-        top1=tally.top1,
-        kl=tally.kl / tally.n,
-        changed=tally.changed / tally.n if counted else None,
+        n=sums.n,
+        loss=sums.loss / sums.n if sums.labelled == sums.n else sums.kl / sums.n,
+        top1=sums.top1,
+        kl=sums.kl / sums.n,
+        changed=sums.changed / sums.n if counted else None,
         top1_drop=drop,
         top1_drop_interval=interval,
         loss_increase=increase,
-        loss_increase_interval=tally.increase_interval(),
+        loss_increase_interval=sums.increase_interval(),
         verdict=verdict,
         familywise=familywise,
     )
@@ -65,22 +65,22 @@ def channel_change_hypothesis(layers: list[ScannedLayer]) -> ChannelChangeHypoth
     if not layers:
         return None
     changing = _counts([layer for layer in layers if layer.changes_channels])
-    others = _counts([layer for layer in layers if not layer.changes_channels])
-    table = [[one["non-trivial"], sum(one.values()) - one["non-trivial"]] for one in (changing, others)]
+    unchanged = _counts([layer for layer in layers if not layer.changes_channels])
+    table = [[counts["non-trivial"], sum(counts.values()) - counts["non-trivial"]] for counts in (changing, unchanged)]
     p_value = None
     if all(sum(row) for row in table):
         p_value = float(stats.fisher_exact(table)[1])
     return ChannelChangeHypothesis(
-        changing=changing, others=others, p_value=p_value, sentence=_sentence(table, p_value)
+        changing=changing, others=unchanged, p_value=p_value, sentence=_sentence(table, p_value)
     )
 
 
 def _counts(layers: list[ScannedLayer]) -> dict[Verdict, int]:
-    found: dict[Verdict, int] = {"trivial": 0, "undecided": 0, "non-trivial": 0}
+    counts: dict[Verdict, int] = {"trivial": 0, "undecided": 0, "non-trivial": 0}
     for layer in layers:
         for ablation in layer.ablations.values():
-            found[ablation.verdict] += 1
-    return found
+            counts[ablation.verdict] += 1
+    return counts
 
 
 def _sentence(table: list[list[int]], p_value: float | None) -> str:

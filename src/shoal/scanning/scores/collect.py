@@ -77,14 +77,14 @@ def block_scores(
 
 
 def _first(source: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
-    left = limit
+    remaining = limit
     for batch in source:
-        if left is None:
+        if remaining is None:
             yield batch
             continue
-        yield batch.take(left)
-        left -= batch.size
-        if left <= 0:
+        yield batch.take(remaining)
+        remaining -= batch.size
+        if remaining <= 0:
             return
 
 
@@ -106,15 +106,15 @@ class _Watched:
     @classmethod
     def of(cls, graph: BlockGraph, block: Block) -> "_Watched":
         """Where the stream is among the tensors that go in and come out, as the trace saw it."""
-        run, one, additions = graph.trace, graph.calls[block.path], list(graph.additions[block.path])
-        entry = next((value for value in one.inputs if run.depends(additions[0].origin, value)), -1)
+        run, call, additions = graph.trace, graph.calls[block.path], list(graph.additions[block.path])
+        entry = next((value for value in call.inputs if run.depends(additions[0].origin, value)), -1)
         try:
-            leaving = one.outputs.index(main_output(run, one, additions))
+            leaving = call.outputs.index(main_output(run, call, additions))
         except SurgeryError:
             leaving = None
-        changed = {value for op in run.ops[one.start : one.stop] for value in op.changed}
+        changed = {value for op in run.ops[call.start : call.stop] for value in op.changed}
         branch = [graph.model.get_submodule(path) for unit in block.units for path in unit.branch]
-        place = one.inputs.index(entry) if entry >= 0 else -1
+        place = call.inputs.index(entry) if entry >= 0 else -1
         return cls(block, branch, place, leaving if entry >= 0 else None, entry in changed)
 
     def clear(self) -> None:
@@ -166,9 +166,9 @@ class _Collector:
                 self.reading = self.reading or inferred(model, output, batch).scaled_by(output, batch)
                 tensors = self.reading.tensors(output, batch)
                 losses = [
-                    _loss(one, tensors[one.name], batch)
-                    for one in self.reading.outputs
-                    if _has_loss(one, tensors[one.name], batch.target)
+                    _loss(head, tensors[head.name], batch)
+                    for head in self.reading.outputs
+                    if _has_loss(head, tensors[head.name], batch.target)
                 ]
                 self.reason = _CUT_OFF if losses else _NO_TARGETS
                 loss = torch.stack(losses).sum() if losses else None
@@ -259,7 +259,7 @@ class _Collector:
         chosen = some_positions(before.shape[0], before.shape[1], self.turn, before.device)
         numbers = torch.arange(self.samples, self.samples + before.shape[0], device=before.device)
         half = (numbers % 2 == 1).repeat_interleave(len(chosen))
-        rows, targets = (narrowed(one[:, chosen].flatten(0, 1)) for one in (before, after))
+        rows, targets = (narrowed(stream[:, chosen].flatten(0, 1)) for stream in (before, after))
         watched.seen.add_rows(rows, targets, half)
 
 
@@ -275,21 +275,21 @@ def _tensor_at(item: Any, place: int) -> Tensor | None:
     return tensors[place] if 0 <= place < len(tensors) else None
 
 
-def _has_loss(one: OutputReading, output: Tensor, target: Tensor | None) -> bool:
+def _has_loss(head: OutputReading, output: Tensor, target: Tensor | None) -> bool:
     """Whether something is known that the output should be; of classes the most likely one stands in for the label."""
-    return one.task == "classes" or (one.rows and target is not None and target.numel() == output.numel())
+    return head.task == "classes" or (head.rows and target is not None and target.numel() == output.numel())
 
 
-def _loss(one: OutputReading, output: Tensor, batch: Batch) -> Tensor:
+def _loss(head: OutputReading, output: Tensor, batch: Batch) -> Tensor:
     """Sum over samples of the cross-entropy, averaged over the positions of each; a sum keeps half precision awake.
 
     Of values the squared error to the target.
     """
     target = batch.target
-    if one.task == "values" and target is not None:
+    if head.task == "values" and target is not None:
         numbers = target.reshape(output.shape).to(output)
-        return squared_error(numbers, output, padding_of(output, batch)).sum() / (one.scale or 1.0)
-    log_probs = log_probabilities(output, axis=one.axis)
+        return squared_error(numbers, output, padding_of(output, batch)).sum() / (head.scale or 1.0)
+    log_probs = log_probabilities(output, axis=head.axis)
     labels = _labels(target, log_probs)
     counted = labels != _IGNORED
     picked = log_probs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1) * counted

@@ -47,8 +47,8 @@ def rank_correlation(
 def _interval(rho: float, n: int) -> Interval | None:
     if n < 4:
         return None
-    most = 1 - 6 / (n**3 - n)
-    z = math.atanh(max(-most, min(most, rho)))
+    largest = 1 - 6 / (n**3 - n)
+    z = math.atanh(max(-largest, min(largest, rho)))
     half = _Z * math.sqrt((1 + rho**2 / 2) / (n - 3))
     low, high = math.tanh(z - half), math.tanh(z + half)
     return min(low, rho), max(high, rho)

@@ -51,21 +51,23 @@ class BlockStatistics:
         branch, stream = _wide(branch).flatten(1), _wide(stream).flatten(1)
         self.branch_sum += _total(branch.abs())
         self.branch_count += branch.numel()
-        added, there = (one.square().sum(dim=1).double().sqrt() for one in (branch, stream))
-        flows = there > 0
-        self.ratio_sum += float((added[flows] / there[flows]).sum())
-        self.ratio_count += int(flows.sum())
+        branch_norm, stream_norm = (values.square().sum(dim=1).double().sqrt() for values in (branch, stream))
+        nonzero = stream_norm > 0
+        self.ratio_sum += float((branch_norm[nonzero] / stream_norm[nonzero]).sum())
+        self.ratio_count += int(nonzero.sum())
 
     def add_pair(self, before: Tensor, after: Tensor) -> None:
         """Take in the block's input and output, both with the channels last and of one shape."""
         before, after = _wide(before), _wide(after)
         # All three sums are taken the same way, so that a block that changes nothing has a cosine of exactly 1.
-        both, one, other = (
-            (left * right).sum(dim=-1).double() for left, right in ((before, after), (before, before), (after, after))
+        product, norm_before, norm_after = (
+            (a * b).sum(dim=-1).double() for a, b in ((before, after), (before, before), (after, after))
         )
-        cosine = both / (one * other).sqrt()
+        cosine = product / (norm_before * norm_after).sqrt()
         # A position that was zero and stays zero is not changed; one that becomes or was zero has lost its direction.
-        cosine = torch.where((one == 0) | (other == 0), ((one == 0) & (other == 0)).double(), cosine)
+        cosine = torch.where(
+            (norm_before == 0) | (norm_after == 0), ((norm_before == 0) & (norm_after == 0)).double(), cosine
+        )
         self.cosine_sum += float(cosine.clamp(-1, 1).sum())
         self.cosine_count += cosine.numel()
 
