@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 # What no two runs share, even undisturbed ones: clocks, and what is computed from them.
 _VOLATILE = frozenset(
-    "seconds created latency machine command resumed out rate_seconds samples_per_second crc32".split()
+    "seconds began created latency machine command resumed out rate_seconds samples_per_second crc32".split()
 )
 _NOISE = "latency is within the noise"  # a warning that hangs on the clock
 _SECONDS = re.compile(r"\bin \d+ s\b")  # in a note

@@ -1,4 +1,7 @@
+import gc
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -37,3 +40,20 @@ def test_a_folder_that_cannot_be_locked(tmp_path):
     (tmp_path / LOCK).mkdir()
     with pytest.raises(FolderError, match="cannot lock the folder"):
         lock_folder(tmp_path)
+
+
+def test_a_lock_that_nobody_holds_any_more_is_released(tmp_path):
+    """As that of tables, which end with the last who reads them."""
+    lock = lock_folder(tmp_path)
+    assert (tmp_path / OWNER).exists()
+    del lock
+    gc.collect()
+    assert not (tmp_path / OWNER).exists()
+    lock_folder(tmp_path).release()
+
+
+def test_a_process_that_ends_leaves_no_owner(tmp_path):
+    imports = "from pathlib import Path; from shoal.files.locking import lock_folder; "
+    code = f"{imports}lock = lock_folder(Path({str(tmp_path)!r})); lock.me = lock"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert [file.name for file in tmp_path.iterdir() if file.name != LOCK] == []

@@ -41,6 +41,35 @@ def test_the_same_command_resumes(tmp_path):
     assert [line["n"] for line in claimed(tmp_path).measured()] == [1, 2]
 
 
+def test_the_seconds_of_all_attempts_count(tmp_path):
+    """A killed attempt took until it last wrote a file; the pause before the next one does not count."""
+    first = claimed(tmp_path)
+    assert 0 <= first.seconds < 5
+    first.append({"n": 1})
+    first.release()
+    for attempt, seconds in enumerate((100.0, 20.0)):
+        claim = json.loads((tmp_path / RUN).read_text())
+        claim["began"] -= 1000.0
+        (tmp_path / RUN).write_text(json.dumps(claim))
+        os.utime(tmp_path / PROGRESS, (claim["began"] + seconds,) * 2)
+        again = claimed(tmp_path)
+        assert again.resumed
+        assert again.seconds == pytest.approx((100, 120)[attempt], abs=5)
+        again.release()
+    assert json.loads((tmp_path / RUN).read_text())["seconds"] == pytest.approx(120, abs=1)
+
+
+@pytest.mark.parametrize(
+    "clock", [{}, {"seconds": -5.0, "began": 1.0}, {"seconds": "x", "began": 1}, {"seconds": 1e300, "began": True}]
+)
+def test_seconds_that_are_none_count_nothing(tmp_path, clock):
+    claimed(tmp_path).release()
+    claim = json.loads((tmp_path / RUN).read_text())
+    del claim["seconds"], claim["began"]
+    (tmp_path / RUN).write_text(json.dumps(claim | clock))
+    assert 0 <= claimed(tmp_path).seconds < 5
+
+
 def test_tuples_and_lists_are_the_same_arguments(tmp_path):
     RunFolder(tmp_path, "compress", {"include": ("a", "b")})
     assert RunFolder(tmp_path, "compress", {"include": ["a", "b"]}).resumed

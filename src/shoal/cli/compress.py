@@ -1,7 +1,7 @@
 """`shoal compress` and `shoal apply`: what they do between the words of the command line and the pipeline."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
                 callbacks=Callbacks(progress, folder),
             )
             progress("writing model, report and record", 0, 1)
+            result = replace(result, record=result.record.model_copy(update={"seconds": folder.seconds}))
             record = result.save(path, claimed=True)
     if session.as_json:
         session.print_json(summary_of(record, str(path)))

@@ -1,7 +1,6 @@
 """`shoal distill`: from the words of the command line to a student that answers as its teacher does."""
 
 import copy
-import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,7 +80,6 @@ def run_distill(session: Session, request: DistillRequest) -> int:
     given = _opened(session, request)
     if request.dry_run:
         return _tell(session, request, given)
-    started = time.perf_counter()
     path = output_folder(request.out, "distill")
     session.resume_hint = f"The same command with --out {path} goes on from the last checkpoint."
     with RunFolder(path, "distill", _arguments(request, given)) as folder:
@@ -93,7 +91,7 @@ def run_distill(session: Session, request: DistillRequest) -> int:
             progress("measuring on test", 0, 1)
             networks = [given.teacher.model, given.student.model, found.model]
             answers = paired_predictions(networks, given.data.test(), given.device)
-            record = _record(request, given, found, answers, said, time.perf_counter() - started)
+            record = _record(request, given, found, answers, said, folder.seconds)
             save(path, found.model, plan)
             write_text(path / RECORD, record.model_dump_json(indent=2) + "\n")
     if session.as_json:

@@ -68,6 +68,7 @@ def run_scan(session: Session, request: ScanRequest) -> int:
                 journal=folder,
                 progress=progress,
             )
+        record = record.model_copy(update={"seconds": folder.seconds})
         write_text(path / REPORT, render_scan(record))
         write_text(path / RECORD, record.model_dump_json(indent=1) + "\n")
     if session.as_json:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 from filelock import FileLock, Timeout
 
@@ -35,6 +35,8 @@ class FolderLock:
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error
             raise FolderError(f"cannot lock the folder '{folder}': {reason}", "Choose another --out.") from error
+        # Also where nobody calls `release`, as with tables: when the last who holds the lock goes, or the process ends.
+        self._finalizer = finalize(self, _unlock, self._lock, folder / OWNER)
         try:
             write_text(folder / OWNER, json.dumps(_owner()) + "\n")
         except FolderError:
@@ -47,10 +49,14 @@ class FolderLock:
         """Let others write there."""
         if _held.get(self.folder) is self:
             del _held[self.folder]
-        with suppress(OSError):
-            (self.folder / OWNER).unlink(missing_ok=True)
-        with suppress(OSError):
-            self._lock.release()
+        self._finalizer()
+
+
+def _unlock(lock: FileLock, owner: Path) -> None:
+    with suppress(OSError):
+        owner.unlink(missing_ok=True)
+    with suppress(OSError):
+        lock.release()
 
 
 def lock_folder(path: Path, *, shared: bool = False) -> FolderLock:

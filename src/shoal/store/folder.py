@@ -5,6 +5,7 @@ whole or not at all; `record.json` comes last and says that the run is finished.
 """
 
 import json
+import time
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +41,7 @@ class RunFolder:
         self.path = path
         self.claim = {"command": command, "arguments": arguments, "shoal": version("shoal")}
         self.lines = JsonlFile(path / PROGRESS)
+        self._seconds_before, self._began = 0.0, time.time()
         self.resumed = self._open()
 
     def __enter__(self) -> Self:
@@ -79,17 +81,32 @@ class RunFolder:
     def _check_claim(self) -> bool:
         names = self._names()  # again: what was there before the lock may have changed
         if names:
-            self._check_own(names)
+            self._seconds_before = self._seconds_of(self._check_own(names))
         remove_partial(self.path)
-        if not names:
-            write_text(self.path / RUN, json.dumps(self.claim, indent=2) + "\n")
+        clock = {"seconds": self._seconds_before, "began": self._began}
+        write_text(self.path / RUN, json.dumps({**self.claim, **clock}, indent=2) + "\n")
         return bool(names)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run took so far, all attempts together; of one that was killed until it last wrote a file."""
+        return self._seconds_before + time.time() - self._began
+
+    def _seconds_of(self, claim: dict[str, Any]) -> float:
+        """How long the attempts before this one took, by what the last of them wrote; 0 for what is no such number."""
+        before, began = (claim.get(key, 0.0) for key in ("seconds", "began"))
+        if not all(type(value) in (int, float) and 0 <= value < self._began for value in (before, began)):
+            return 0.0
+        others = (file for file in self.path.rglob("*") if file.name not in (RUN, LOCK, OWNER))
+        last = max((file.lstat().st_mtime for file in others), default=0.0)
+        return float(before) + (max(0.0, min(last, self._began) - began) if began else 0.0)
 
     def _names(self) -> set[str]:
         """What is there, but for files of the lock and for those that a crash cut short."""
         return {file.name for file in self.path.iterdir() if not is_partial(file)} - {LOCK, OWNER}
 
-    def _check_own(self, names: set[str]) -> None:
+    def _check_own(self, names: set[str]) -> dict[str, Any]:
+        """What `run.json` says, if it is of this command with these arguments."""
         if RUN not in names:
             raise FolderError(f"the output folder '{self.path}' is not empty", "Choose a new --out, or empty it.")
         if RECORD in names:
@@ -109,6 +126,7 @@ class RunFolder:
             message=f"'{self.path}' holds an unfinished run with other arguments",
             hint="Repeat that command to resume it, or choose a new --out.",
         )
+        return claim
 
     def release(self) -> None:
         """Let other commands use the folder."""
