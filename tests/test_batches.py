@@ -1,11 +1,13 @@
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from shoal.batches import Batch, as_batch, batches, call, check_logits, device_of, like_of, logits_of
-from shoal.errors import DataError, ModelRaisedError, NonFiniteError, ShoalError, UsageError
+from shoal.batches import Batch, as_batch, batches, call, call_in_parts, check_logits, device_of, like_of, logits_of
+from shoal.errors import DataError, ModelRaisedError, NonFiniteError, OutOfMemoryError, ShoalError, UsageError
+from shoal.measure import paired_predictions
 
 X, Y = torch.randn(3, 4), torch.tensor([0, 1, 2])
 
@@ -199,3 +201,47 @@ def test_which_answers_count():
     both = {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": IDS}
     assert Batch(kwargs=both).counted((2, 4)) is None
     assert torch.equal(Batch(kwargs={**both, "decoder_attention_mask": MASK}).counted((2, 4)), MASK == 1)
+
+
+class Small(nn.Module):
+    """Takes so many samples at once, and no more; raises as torch does it."""
+
+    def __init__(self, limit, error=torch.OutOfMemoryError):
+        super().__init__()
+        self.limit, self.error, self.sizes = limit, error, []
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x, scale=None):
+        self.sizes.append(len(x))
+        if len(x) > self.limit:
+            raise self.error("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+@pytest.mark.parametrize(("limit", "sizes"), [(7, [7]), (4, [3, 4]), (3, [3, 2, 2]), (1, [1] * 7)])
+def test_a_batch_is_halved_until_memory_suffices(error, limit, sizes):
+    model, x = Small(limit, error).eval(), torch.randn(7, 3)
+    with torch.no_grad():
+        parts = list(call_in_parts(model, Batch((x,), target=torch.arange(7))))
+        assert [part.size for part, _ in parts] == sizes
+        assert torch.equal(torch.cat([part.target for part, _ in parts]), torch.arange(7))
+        torch.testing.assert_close(torch.cat([output for _, output in parts]), model.linear(x))
+
+
+def test_what_cannot_be_halved_is_out_of_memory():
+    with pytest.raises(OutOfMemoryError, match="out of memory in the model on an input of shape"):
+        list(call_in_parts(Small(0), Batch((torch.randn(2, 3),))))
+    with pytest.raises(OutOfMemoryError):
+        list(call_in_parts(Small(1), Batch((torch.randn(2, 3),), {"scale": torch.randn(5)})))
+
+
+def test_predictions_are_those_of_a_machine_with_more_memory():
+    torch.manual_seed(0)
+    small, loader = Small(3), [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(2)]
+    large = copy.deepcopy(small)
+    large.limit = 100
+    one, other = paired_predictions([small, large], loader)
+    assert small.sizes == [8, 4, 2, 2, 4, 2, 2] * 2
+    torch.testing.assert_close(one.log_probs, other.log_probs)
+    assert torch.equal(one.target, other.target)

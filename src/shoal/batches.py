@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from shoal.deprecated import former_names
-from shoal.errors import DataError, ModelRaisedError, ShoalError, check_memory
+from shoal.errors import DataError, ModelRaisedError, OutOfMemoryError, ShoalError, check_memory
 from shoal.offloaded import where_it_runs
 from shoal.outputs import check_numbers, read_outputs
 
@@ -258,6 +258,34 @@ def call(model: nn.Module, batch: Batch, *, clone: bool = True) -> Any:
             f"the model raised {type(error).__name__} on an input of shape {shapes}: {error}",
             "Check the input's shape, channels and dtype (--size, --mean, --std), or the model itself.",
         ) from error
+
+
+def call_in_parts(model: nn.Module, batch: Batch) -> Iterator[tuple[Batch, Any]]:
+    """Run the model on a batch, in halves of halves where memory does not suffice for all samples at once.
+
+    For whoever looks at samples one by one, in eval mode: their outputs are the same, up to the rounding of kernels for
+    other batch sizes.
+
+    Yields:
+        Each part of the batch, in order, with the output of the model.
+
+    Raises:
+        OutOfMemoryError: one sample is too much, or an input has no row for each sample.
+        ModelRaisedError: the model raised.
+    """
+    output, split = None, False
+    try:
+        output = call(model, batch)
+    except OutOfMemoryError:
+        if batch.size < 2 or any(tensor.shape[:1] != (batch.size,) for tensor in batch.tensors):
+            raise
+        split = True  # and no more in here, where the error holds on to what the run that failed has taken
+    if not split:
+        yield batch, output
+        return
+    half = batch.size // 2
+    yield from call_in_parts(model, batch.take(half))
+    yield from call_in_parts(model, batch.rest(half))
 
 
 def logits_of(output: Any) -> Tensor:

@@ -31,6 +31,29 @@ def test_stacked_outputs_are_those_of_single_runs(model, x, most):
             torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("limit", "shared"), [(30, 5), (9, 5), (6, 5), (3, 0)])
+def test_fewer_share_a_forward_where_memory_does_not_suffice(limit, shared):
+    torch.manual_seed(0)
+    model, x = randomised(PreactNet(width=4, depth=5)), torch.randn(3, 1, 8, 8)
+    graph = analyze(model, Batch((x[:2],)))
+    largest = []
+
+    def check(module, args):
+        largest.append(len(args[0]))
+        if len(args[0]) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with evaluating(model):
+        prefix = PrefixCache(graph)
+        prefix.record(Batch((x,)))
+        model.blocks[-1].register_forward_pre_hook(check)
+        outputs = dict(run_batched(graph, prefix, graph.chain.paths, 100))
+        assert len(outputs) == shared
+        for path, output in outputs.items():
+            expected = prefix.run_without(path, graph.shortcut_modules[path])
+            torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_block_that_takes_two_tensors_cannot_share_a_forward():
     class Masked(nn.Module):
         def __init__(self):

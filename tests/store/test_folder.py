@@ -161,7 +161,8 @@ def test_leftover_partial_files_are_removed(tmp_path):
 def test_a_crash_while_claiming_leaves_a_folder_that_can_be_claimed(tmp_path):
     left = tmp_path / ".run.json.abc123.partial"
     left.write_text('{"comm')
-    assert not claimed(tmp_path).resumed
+    folder = claimed(tmp_path)
+    assert not folder.resumed
     assert {one.name for one in tmp_path.iterdir()} == {RUN, LOCK, OWNER}
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal import record
-from shoal.batches import IGNORED, Batch, batches, call, device_of
+from shoal.batches import IGNORED, Batch, batches, call_in_parts, device_of
 from shoal.errors import DataError, UsageError
 from shoal.measure.classes import check_labels, checked_labels, log_probabilities, mean_kl, mean_over
 from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, ratio_interval, wilson
@@ -146,11 +146,11 @@ def paired_predictions(
             checksum = _checksum(batch, checksum)
             for model, parts in zip(models, gathered, strict=True):
                 here = batch.to(device if device is not None else device_of(model))
-                output = call(model, here)
-                if reading is None:
-                    reading = inferred(model, output, here)
-                reading = reading.informed_by(model, output, here)
-                parts.add(reading, output, here)
+                for part, output in call_in_parts(model, here):
+                    if reading is None:
+                        reading = inferred(model, output, part)
+                    reading = reading.informed_by(model, output, part)
+                    parts.add(reading, output, part)
     return [parts.concatenate(checksum) for parts in gathered]
 
 

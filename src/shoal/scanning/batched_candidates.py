@@ -8,6 +8,7 @@ try on a few samples tells.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from shoal.batches import Batch
 from shoal.blocks import BlockGraph
 from shoal.blocks.prefix_cache import Forward, PrefixCache, same_tensors
 from shoal.blocks.template import TensorRef, tensor_refs
-from shoal.errors import ModelRaisedError, UsageError
+from shoal.errors import ModelRaisedError, OutOfMemoryError, UsageError
 from shoal.outputs import read_outputs, rebuilt, shown
 
 # Samples on which stacking is tried.
@@ -51,16 +52,25 @@ def _listed(output: Any) -> list[Tensor]:
 
 
 def run_batched(graph: BlockGraph, prefix: PrefixCache, paths: list[str], max_shared: int) -> Iterator[tuple[str, Any]]:
-    """The outputs with each block of `paths` taken out alone, up to `most` of them in one forward.
+    """The outputs with each block of `paths` taken out alone, up to `max_shared` of them in one forward.
 
-    Blocks that cannot share a forward are left out; the caller runs them alone.
+    Where memory does not suffice fewer share one. Blocks that cannot share a forward are left out; the caller runs them
+    alone.
     """
     if not all(stackable(graph, path) for path in prefix.order if path in graph.calls):
         return
     ordered = [path for path in prefix.order if path in paths]
-    for start in range(0, len(ordered), max_shared):
+    start = 0
+    while start < len(ordered) and max_shared > 0:
         group = ordered[start : start + max_shared]
-        yield from zip(group, _run_group(graph, prefix, group), strict=True)
+        outputs: list[Any] | None = None
+        with suppress(OutOfMemoryError):
+            outputs = _run_group(graph, prefix, group)
+        if outputs is None:
+            max_shared = len(group) // 2
+            continue
+        yield from zip(group, outputs, strict=True)
+        start += len(group)
 
 
 def _run_group(graph: BlockGraph, prefix: PrefixCache, group: list[str]) -> list[Any]:
