@@ -62,15 +62,15 @@ def declared_shortcut(module: nn.Module, path: str) -> nn.Module:
     """
     function = adapter_of(module)
     try:
-        left = function(module) if function is not None else None
+        shortcut = function(module) if function is not None else None
     except Exception as error:
         check_memory(error, "in an adapter")
         raise SurgeryError(f"its adapter raised {type(error).__name__}: {error}") from error
-    if left is None:
+    if shortcut is None:
         raise SurgeryError("its adapter keeps it")
-    if not isinstance(left, nn.Module):
-        raise SurgeryError(f"its adapter returned {type(left).__name__} for '{path}', not a torch.nn.Module")
-    return left
+    if not isinstance(shortcut, nn.Module):
+        raise SurgeryError(f"its adapter returned {type(shortcut).__name__} for '{path}', not a torch.nn.Module")
+    return shortcut
 
 
 @contextmanager

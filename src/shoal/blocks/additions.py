@@ -72,8 +72,8 @@ def sum_operands(signature: OpSignature | None) -> tuple[int, int] | None:
     """The two tensors that an operation adds as they are, however it is spelled; None where it does anything else."""
     if signature is None or signature.name != "add" or signature.get("alpha") != 1:
         return None
-    one, other = signature.tensor("input"), signature.tensor("other")
-    return (one, other) if one is not None and other is not None else None
+    first, second = signature.tensor("input"), signature.tensor("other")
+    return (first, second) if first is not None and second is not None else None
 
 
 class AdditionSearch:
@@ -155,8 +155,8 @@ class AdditionSearch:
         return ("projection" if signature.name in LINEAR else "reshape"), flowing[0]
 
 
-def _heavier_kind(one: ShortcutKind, other: ShortcutKind) -> ShortcutKind:
-    return "projection" if "projection" in (one, other) else other
+def _heavier_kind(first: ShortcutKind, second: ShortcutKind) -> ShortcutKind:
+    return "projection" if "projection" in (first, second) else second
 
 
 def _is_linear(trace: Trace, ops: tuple[int, ...], origin: int) -> bool:
@@ -174,14 +174,14 @@ def _is_linear(trace: Trace, ops: tuple[int, ...], origin: int) -> bool:
 def _ops_between(trace: Trace, value: int, origin: int) -> tuple[int, ...]:
     """The operations that make `value` out of `origin` (and what they need besides)."""
     missing = trace.ancestors[value] & ~trace.ancestors[origin]
-    found = set()
+    producers = set()
     while missing:
         low = missing & -missing
         producer = trace.values[low.bit_length() - 1].producer
         if producer >= 0:
-            found.add(producer)
+            producers.add(producer)
         missing ^= low
-    return tuple(sorted(op for op in found if any(trace.depends(out, origin) for out in trace.ops[op].outputs)))
+    return tuple(sorted(op for op in producers if any(trace.depends(out, origin) for out in trace.ops[op].outputs)))
 
 
 def _params(trace: Trace, ops: tuple[int, ...]) -> int:
@@ -191,7 +191,7 @@ def _params(trace: Trace, ops: tuple[int, ...]) -> int:
 
 
 def _from_input(trace: Trace, value: int) -> bool:
-    return any(trace.depends(value, one) for one in trace.inputs)
+    return any(trace.depends(value, source) for source in trace.inputs)
 
 
 def _without_nested(additions: list[Addition]) -> list[Addition]:
@@ -224,31 +224,31 @@ _INSIDE = _WHOLE | {"rsqrt"}  # what a norm written by hand divides by
 
 def post_addition_norms(run: Trace, block: ModuleCall, additions: list[Addition]) -> dict[int, int]:
     """What each norm behind an addition of a block returns, and the sum that it reads."""
-    found = {}
-    for one in additions:
-        readers = [run.ops[op] for op in run.readers.get(one.result, [])]
+    sums = {}
+    for addition in additions:
+        readers = [run.ops[op] for op in run.readers.get(addition.result, [])]
         if readers and all(block.holds(op.index) for op in readers):
-            normed = _normed(run, one, readers)
+            normed = _normed(run, addition, readers)
             if normed is not None:
-                found[normed] = one.result
-    return found
+                sums[normed] = addition.result
+    return sums
 
 
-def _normed(run: Trace, one: Addition, readers: list[OpRecord]) -> int | None:
+def _normed(run: Trace, addition: Addition, readers: list[OpRecord]) -> int | None:
     first = readers[0]
     if len(readers) == 1 and plain_name(first.name) in _WHOLE:
         return first.outputs[0] if len(first.outputs) == 1 else None
     for call in run.enclosing(first.call):
-        if call.holds(one.op):
+        if call.holds(addition.op):
             return None
-        if all(call.holds(op.index) for op in readers) and _is_norm(run, call, one):
+        if all(call.holds(op.index) for op in readers) and _is_norm(run, call, addition):
             return call.outputs[0]
     return None
 
 
-def _is_norm(run: Trace, call: ModuleCall, one: Addition) -> bool:
+def _is_norm(run: Trace, call: ModuleCall, addition: Addition) -> bool:
     parameters = list(call.module.parameters())
     small = bool(parameters) and all(parameter.dim() == 1 for parameter in parameters)
     divides = any(plain_name(op.name) in _INSIDE for op in run.ops[call.start : call.stop])
-    same = len(call.outputs) == 1 and run.values[call.outputs[0]].shape == run.values[one.result].shape
-    return small and divides and same and call.inputs == [one.result]
+    same = len(call.outputs) == 1 and run.values[call.outputs[0]].shape == run.values[addition.result].shape
+    return small and divides and same and call.inputs == [addition.result]

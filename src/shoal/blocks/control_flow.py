@@ -44,23 +44,23 @@ def data_dependent_blocks(
     """
     if not (run.data_escapes or drew):
         return {}
-    first, found = _profile(run), dict[str, str]()
+    first, reasons = _profile(run), dict[str, str]()
     for number in range(_VARIANTS):
-        other = _profile_of_run(model, _perturbed_input(example, number), number)
-        if other is None:
+        profile = _profile_of_run(model, _perturbed_input(example, number), number)
+        if profile is None:
             continue
         for path in paths:
-            if path not in found and (seen := _difference(first, other, path)):
-                found[path] = f"the network decides while it runs whether it is needed: {seen}"
-    return found
+            if path not in reasons and (difference := _difference(first, profile, path)):
+                reasons[path] = f"the network decides while it runs whether it is needed: {difference}"
+    return reasons
 
 
-def _difference(first: ExecutionProfile, other: ExecutionProfile, path: str) -> str:
-    if first.calls[path] != other.calls[path]:
-        return f"it was called {_times(first.calls[path])}, with other input {_times(other.calls[path])}"
-    if first.additions[path] != other.additions[path]:
-        one, two = first.additions[path], other.additions[path]
-        return f"it made {one} residual addition{'' if one == 1 else 's'}, with other input {two}"
+def _difference(first: ExecutionProfile, second: ExecutionProfile, path: str) -> str:
+    if first.calls[path] != second.calls[path]:
+        return f"it was called {_times(first.calls[path])}, with other input {_times(second.calls[path])}"
+    if first.additions[path] != second.additions[path]:
+        before, after = first.additions[path], second.additions[path]
+        return f"it made {before} residual addition{'' if before == 1 else 's'}, with other input {after}"
     return ""
 
 
@@ -70,8 +70,8 @@ def _times(count: int) -> str:
 
 def _profile(run: Trace) -> ExecutionProfile:
     additions: Counter[str] = Counter()
-    for one in residual_additions(run):
-        for call in run.enclosing(run.ops[one.op].call):
+    for addition in residual_additions(run):
+        for call in run.enclosing(run.ops[addition.op].call):
             additions[call.path] += 1
     return ExecutionProfile(Counter(call.path for call in run.calls), additions)
 

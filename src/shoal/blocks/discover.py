@@ -60,26 +60,26 @@ def graph_from_trace(model: nn.Module, run: Trace) -> BlockGraph:
     declared = _declared_calls(run)
     free = [one for one in residual_additions(run) if not any(call.holds(one.op) for call in declared.values())]
     around = {outer.index for one in declared.values() for outer in run.enclosing(one.parent)}
-    groups = {index: own for index, own in _group(run, free).items() if index not in around}
+    groups = {index: owned for index, owned in _group(run, free).items() if index not in around}
     inner = [run.calls[index].parent for index in groups if index >= 0]
     holders = {outer.index for parent in inner for outer in run.enclosing(parent)}
     signs = non_negative_values(run)
-    found = GraphParts()
+    parts = GraphParts()
     kinds = {type(run.calls[index].module) for index in groups if index >= 0 and run.calls[index].path}
     for one in run.calls:
         if declared and any(outer.index in declared for outer in run.enclosing(one.parent)):
             continue
         if one.index in declared:
-            _add_declared(found, run, one)
+            _add_declared(parts, run, one)
         elif one.index in groups:
-            _add_residual(found, run, one, groups[one.index], signs, holds=one.index in holders)
+            _add_residual(parts, run, one, groups[one.index], signs, holds=one.index in holders)
         elif type(one.module) in kinds and not any(outer.index in groups for outer in run.enclosing(one.parent)):
-            _add_sibling(found, run, one)
+            _add_sibling(parts, run, one)
     if -1 in groups:
-        found.blocks.append(_outside_block())
-    chain = Chain(tuple(_with_stages(found.blocks)), note_of(found.blocks, run))
+        parts.blocks.append(_outside_block())
+    chain = Chain(tuple(_with_stages(parts.blocks)), note_of(parts.blocks, run))
     return BlockGraph(
-        model, run, chain, found.shortcut_modules, found.additions, found.calls, found.shortcuts_without_norms
+        model, run, chain, parts.shortcut_modules, parts.additions, parts.calls, parts.shortcuts_without_norms
     )
 
 
@@ -96,18 +96,18 @@ class GraphParts:
 
 def _declared_calls(run: Trace) -> dict[int, ModuleCall]:
     """The calls of modules whose class has an adapter, the outermost ones, by their numbers."""
-    found: dict[int, ModuleCall] = {}
-    for one in run.calls:
-        if not one.path or adapter_of(one.module) is None:
+    outermost: dict[int, ModuleCall] = {}
+    for module_call in run.calls:
+        if not module_call.path or adapter_of(module_call.module) is None:
             continue
-        if not any(outer.index in found for outer in run.enclosing(one.parent)):
-            found[one.index] = one
-    return found
+        if not any(outer.index in outermost for outer in run.enclosing(module_call.parent)):
+            outermost[module_call.index] = module_call
+    return outermost
 
 
-def _add_declared(found: GraphParts, run: Trace, call: ModuleCall) -> None:
+def _add_declared(parts: GraphParts, run: Trace, call: ModuleCall) -> None:
     """A block that an adapter knows, and what it says is left of it."""
-    if call.path in found.calls or not call.inputs or not call.outputs:
+    if call.path in parts.calls or not call.inputs or not call.outputs:
         return
     reason = _repeated_calls_reason(run, call) or removal_hook_reason(call.module, call.path)
     if reason is None:
@@ -116,22 +116,22 @@ def _add_declared(found: GraphParts, run: Trace, call: ModuleCall) -> None:
         except SurgeryError as error:
             reason = error.message
         else:
-            found.shortcut_modules[call.path] = with_forward_hooks_of(call.module, shortcut)
-    found.additions[call.path] = ()
-    found.calls[call.path] = call
-    found.blocks.append(replace(_plain_block(run, call), shortcut="declared", removable=reason is None, reason=reason))
+            parts.shortcut_modules[call.path] = with_forward_hooks_of(call.module, shortcut)
+    parts.additions[call.path] = ()
+    parts.calls[call.path] = call
+    parts.blocks.append(replace(_plain_block(run, call), shortcut="declared", removable=reason is None, reason=reason))
 
 
 def _group(run: Trace, additions: list[Addition]) -> dict[int, list[Addition]]:
     """The additions by the call of the block they belong to, in the order the blocks ran."""
-    owners = {one.owner for one in additions}
+    owners = {addition.owner for addition in additions}
     groups: dict[int, list[Addition]] = {}
-    for one in additions:
-        block = one.owner
-        for outer in run.enclosing(run.calls[one.owner].parent if one.owner >= 0 else -1):
+    for addition in additions:
+        block = addition.owner
+        for outer in run.enclosing(run.calls[addition.owner].parent if addition.owner >= 0 else -1):
             if outer.index in owners and not _holds_chain(run, outer, owners):
                 block = outer.index
-        groups.setdefault(block, []).append(one)
+        groups.setdefault(block, []).append(addition)
     return groups
 
 
@@ -156,12 +156,12 @@ def _holds_chain(run: Trace, outer: ModuleCall, owners: set[int]) -> bool:
 
 
 def _add_residual(
-    found: GraphParts, run: Trace, call: ModuleCall, additions: list[Addition], signs: frozenset[int], *, holds: bool
+    parts: GraphParts, run: Trace, call: ModuleCall, additions: list[Addition], signs: frozenset[int], *, holds: bool
 ) -> None:
     path = call.path
-    if path in found.calls:  # a later call of the same module: the first entry says so already
+    if path in parts.calls:  # a later call of the same module: the first entry says so already
         return
-    reason, premise = _repeated_calls_reason(run, call), None
+    reason, assumption = _repeated_calls_reason(run, call), None
     if not path:
         reason = "its addition stands in the forward of the whole network, not in a block of its own"
     elif holds:
@@ -169,23 +169,23 @@ def _add_residual(
     reason = reason or removal_hook_reason(call.module, path)
     if reason is None:
         try:
-            found.shortcut_modules[path], premise = extract_shortcut(run, call, additions, non_negative=signs)
+            parts.shortcut_modules[path], assumption = extract_shortcut(run, call, additions, non_negative=signs)
         except SurgeryError as error:
             reason = error.message
         else:
-            _add_shortcut_without_norms(found, run, call, additions, signs)
-    found.additions[path] = tuple(additions)
-    found.calls[path] = call
-    found.blocks.append(_describe(run, call, additions, reason, premise))
+            _add_shortcut_without_norms(parts, run, call, additions, signs)
+    parts.additions[path] = tuple(additions)
+    parts.calls[path] = call
+    parts.blocks.append(_describe(run, call, additions, reason, assumption))
 
 
 def _add_shortcut_without_norms(
-    found: GraphParts, run: Trace, call: ModuleCall, additions: list[Addition], signs: frozenset[int]
+    parts: GraphParts, run: Trace, call: ModuleCall, additions: list[Addition], signs: frozenset[int]
 ) -> None:
     norms = post_addition_norms(run, call, additions)
     if norms:
         with suppress(SurgeryError):
-            found.shortcuts_without_norms[call.path], _ = extract_shortcut(
+            parts.shortcuts_without_norms[call.path], _ = extract_shortcut(
                 run, call, additions, non_negative=signs, norms=norms
             )
 
@@ -198,11 +198,11 @@ def _repeated_calls_reason(run: Trace, call: ModuleCall) -> str | None:
 
 
 def _describe(
-    run: Trace, call: ModuleCall, additions: list[Addition], reason: str | None, premise: str | None
+    run: Trace, call: ModuleCall, additions: list[Addition], reason: str | None, assumption: str | None
 ) -> Block:
-    units = tuple(_unit(run, call, one) for one in additions)
+    units = tuple(_unit(run, call, addition) for addition in additions)
     entry = next((value for value in call.inputs if run.depends(additions[0].origin, value)), additions[0].origin)
-    shortcut = max((one.shortcut for one in additions), key=_SHORTCUT_ORDER.index)
+    shortcut = max((addition.shortcut for addition in additions), key=_SHORTCUT_ORDER.index)
     try:
         result = main_output(run, call, additions)
     except SurgeryError:
@@ -220,15 +220,15 @@ def _describe(
         params=sum(parameter.numel() for parameter in call.module.parameters()),
         removable=reason is None,
         reason=reason,
-        tail=premise,
+        tail=assumption,
     )
 
 
-def _unit(run: Trace, call: ModuleCall, one: Addition) -> Unit:
+def _unit(run: Trace, call: ModuleCall, addition: Addition) -> Unit:
     # The modules themselves, not their paths: one that blocks share is known by the path it has outside of them.
     leaves_of_branch: dict[str, nn.Module] = {}
     parents = {other.parent for other in run.calls}
-    for op in one.branch_ops:
+    for op in addition.branch_ops:
         inner = run.ops[op].call
         holder = run.calls[inner] if inner >= 0 else call
         if inner not in parents or any(True for _ in holder.module.parameters(recurse=False)):
@@ -236,11 +236,11 @@ def _unit(run: Trace, call: ModuleCall, one: Addition) -> Unit:
     with_parameters = [
         path for path, module in leaves_of_branch.items() if any(True for _ in module.parameters(recurse=True))
     ]
-    number = sum(1 for op in run.ops[call.start : one.op] if add_operands(op) is not None)
-    operands = add_operands(run.ops[one.op])
-    stream_first = operands is not None and operands[0] == one.stream
-    path = run.calls[one.owner].path if one.owner >= 0 else ""
-    return Unit(path, one.shortcut, tuple(with_parameters), number, stream_first)
+    number = sum(1 for op in run.ops[call.start : addition.op] if add_operands(op) is not None)
+    operands = add_operands(run.ops[addition.op])
+    stream_first = operands is not None and operands[0] == addition.stream
+    path = run.calls[addition.owner].path if addition.owner >= 0 else ""
+    return Unit(path, addition.shortcut, tuple(with_parameters), number, stream_first)
 
 
 def _activation(run: Trace, call: ModuleCall, last: Addition, result: int) -> str | None:
@@ -252,12 +252,12 @@ def _activation(run: Trace, call: ModuleCall, last: Addition, result: int) -> st
     return "+".join(names) or None
 
 
-def _add_sibling(found: GraphParts, run: Trace, call: ModuleCall) -> None:
+def _add_sibling(parts: GraphParts, run: Trace, call: ModuleCall) -> None:
     """A module of the same class as a residual block that adds nothing: listed, with the reason."""
-    if call.path in found.calls or not call.inputs or not call.outputs:
+    if call.path in parts.calls or not call.inputs or not call.outputs:
         return
-    found.calls[call.path] = call
-    found.blocks.append(_plain_block(run, call))
+    parts.calls[call.path] = call
+    parts.blocks.append(_plain_block(run, call))
 
 
 def _plain_block(run: Trace, call: ModuleCall) -> Block:

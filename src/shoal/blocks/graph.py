@@ -74,7 +74,7 @@ class Block:
     reason: str | None
     tail: str | None = None
 
-    def record(self, **found: Any) -> BlockRecord:
+    def record(self, **results: Any) -> BlockRecord:
         """What it is, for the record, and what was `found` out about it: further fields of `BlockRecord`."""
         return BlockRecord(
             path=self.path,
@@ -87,7 +87,7 @@ class Block:
             params=self.params,
             removable=self.removable,
             reason=self.reason,
-            **found,
+            **results,
         )
 
 
@@ -145,8 +145,8 @@ class Chain:
         for block in self.blocks:
             if not block.removable and (whole or len(block.units) < 2):
                 continue
-            wanted = not include or any(fnmatchcase(block.path, pattern) for pattern in include)
-            if wanted and not any(fnmatchcase(block.path, pattern) for pattern in exclude):
+            included = not include or any(fnmatchcase(block.path, pattern) for pattern in include)
+            if included and not any(fnmatchcase(block.path, pattern) for pattern in exclude):
                 chosen.append(block)
         return tuple(chosen)
 
@@ -239,7 +239,7 @@ def explain_no_residuals(run: Trace) -> str:
 
 def _joins_paths(run: Trace, op: OpRecord) -> bool:
     """Whether at least two of the parts were computed from the network's input by ways of their own."""
-    parts = {value for value in tensor_refs(op.args[:1]) if any(run.depends(value, one) for one in run.inputs)}
+    parts = {value for value in tensor_refs(op.args[:1]) if any(run.depends(value, source) for source in run.inputs)}
     return len(parts) >= 2
 
 

@@ -79,10 +79,10 @@ def _resize_axes(batch: Batch, main: Tensor, lengths: dict[int, int]) -> Batch:
     by_length = {main.shape[axis]: length for axis, length in lengths.items()}
 
     def change(key: str, tensor: Tensor) -> Tensor:
-        asked = lengths
+        targets = lengths
         if tensor is not main:
-            asked = {axis: by_length[old] for axis, old in enumerate(tensor.shape) if axis and old in by_length}
-        for axis, length in asked.items():
+            targets = {axis: by_length[old] for axis, old in enumerate(tensor.shape) if axis and old in by_length}
+        for axis, length in targets.items():
             index = torch.arange(length, device=tensor.device) % tensor.shape[axis]
             tensor = tensor.index_select(axis, index)
         return tensor

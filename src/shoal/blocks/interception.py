@@ -102,5 +102,5 @@ def _operand_places(func: Any, args: Any, kwargs: Any) -> tuple[_ArgumentPlace, 
         TensorRef(at) if isinstance(item, Tensor) else item for at, item in enumerate([*args, *kwargs.values()])
     ]
     named = dict(zip(kwargs, numbered[len(args) :], strict=True))
-    found = sum_operands(bind(func, tuple(numbered[: len(args)]), named))
-    return (places[found[0]], places[found[1]]) if found is not None else None
+    operands = sum_operands(bind(func, tuple(numbered[: len(args)]), named))
+    return (places[operands[0]], places[operands[1]]) if operands is not None else None

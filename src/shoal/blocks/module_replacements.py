@@ -32,30 +32,30 @@ def module_replacements(graph: BlockGraph, removals: Sequence[Remove]) -> dict[s
         KeyError: a block that has no shortcut; see `surgery.check_removable`.
         UnknownBlockError, SurgeryError: a unit that cannot be taken out.
     """
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     units: dict[str, list[int]] = {}
-    for one in removals:
-        if one.unit is not None:
-            units.setdefault(one.path, []).append(one.unit)
+    for removal in removals:
+        if removal.unit is not None:
+            units.setdefault(removal.path, []).append(removal.unit)
         else:
-            found[one.path] = (graph.shortcuts_without_norms if one.norms == "drop" else graph.shortcut_modules)[
-                one.path
-            ]
+            modules[removal.path] = (
+                graph.shortcuts_without_norms if removal.norms == "drop" else graph.shortcut_modules
+            )[removal.path]
     for path, numbers in units.items():
-        found |= unit_replacements(graph, path, numbers)
-    return found
+        modules |= unit_replacements(graph, path, numbers)
+    return modules
 
 
 def normalize_removals(graph: BlockGraph, removals: Sequence[Remove]) -> list[Remove]:
     """The same removals in the order of the chain; a block that loses all its units goes whole, where it can."""
-    found: list[Remove] = []
+    normalized: list[Remove] = []
     for block in graph.chain:
-        own = [one for one in removals if one.path == block.path]
-        units = sorted(one.unit for one in own if one.unit is not None)
+        local = [removal for removal in removals if removal.path == block.path]
+        units = sorted(removal.unit for removal in local if removal.unit is not None)
         if block.removable and units and units == list(range(len(block.units))):
-            own = [Remove(path=block.path)]
-        found += sorted(own, key=lambda one: one.unit or 0)
-    return found
+            local = [Remove(path=block.path)]
+        normalized += sorted(local, key=lambda removal: removal.unit or 0)
+    return normalized
 
 
 def unit_replacements(graph: BlockGraph, path: str, numbers: Iterable[int]) -> dict[str, nn.Module]:
@@ -80,22 +80,22 @@ def removable_units(graph: BlockGraph, block: Block) -> list[int]:
     """The units of a block of several that can be taken out alone."""
     if len(block.units) < 2:
         return []
-    found = []
+    removable = []
     for number in range(len(block.units)):
         try:
             unit_replacements(graph, block.path, [number])
         except SurgeryError:
             continue
-        found.append(number)
-    return found
+        removable.append(number)
+    return removable
 
 
 def _find_replacements(graph: BlockGraph, block: Block, numbers: list[int]) -> dict[str, nn.Module]:
     _check_units(graph, block, numbers)
-    run, one = graph.trace, graph.calls[block.path]
-    gone = [graph.additions[block.path][number] for number in numbers]
-    idle = _idle_calls(run, one, gone)
-    last = _last_calls(run, one, gone, idle)
+    run, block_call = graph.trace, graph.calls[block.path]
+    additions = [graph.additions[block.path][number] for number in numbers]
+    idle = _idle_calls(run, block_call, additions)
+    last = _last_calls(run, block_call, additions, idle)
     if not last:
         raise SurgeryError(
             f"{_unit_names(block, numbers)} cannot be removed: the block's own code computes it, not a module"
@@ -103,13 +103,13 @@ def _find_replacements(graph: BlockGraph, block: Block, numbers: list[int]) -> d
     hooked = next(filter(None, (hook_reason(inner.module, inner.path) for inner in idle)), None)
     if hooked is not None:
         raise SurgeryError(f"{_unit_names(block, numbers)} cannot be removed: {hooked}")
-    writable = any(getattr(module, "inplace", False) for module in one.module.modules())
+    writable = any(getattr(module, "inplace", False) for module in block_call.module.modules())
     failure = ""
     for calls in (idle, last):  # where the code between them asks for more than zeros, only the last ones go
-        swaps = _zero_stubs(run, calls, last, writable=writable)
-        failure = _failure_reason(graph, block, numbers, swaps, [run for run in calls if run.path in swaps])
+        stubs = _zero_stubs(run, calls, last, writable=writable)
+        failure = _failure_reason(graph, block, numbers, stubs, [run for run in calls if run.path in stubs])
         if not failure:
-            return swaps
+            return stubs
     raise SurgeryError(f"{_unit_names(block, numbers)} cannot be removed: {failure}")
 
 
@@ -132,30 +132,35 @@ def _check_units(graph: BlockGraph, block: Block, numbers: list[int]) -> None:
         raise SurgeryError(f"{_unit_names(block, numbers)} cannot be removed: {block.reason}")
 
 
-def _idle_calls(run: Trace, block: ModuleCall, gone: list[Addition]) -> list[ModuleCall]:
+def _idle_calls(run: Trace, block: ModuleCall, removed: list[Addition]) -> list[ModuleCall]:
     """The largest module calls in a block that nobody needs once these additions have lost their branch."""
-    before, after = _needed_ops(run, block, []), _needed_ops(run, block, gone)
-    found: list[ModuleCall] = []
-    for one in run.calls[block.index + 1 :]:
-        if one.start >= block.stop:
+    before, after = _needed_ops(run, block, []), _needed_ops(run, block, removed)
+    calls: list[ModuleCall] = []
+    for module_call in run.calls[block.index + 1 :]:
+        if module_call.start >= block.stop:
             break
-        ops = range(one.start, one.stop)
+        ops = range(module_call.start, module_call.stop)
         idle = any(op in before for op in ops) and not any(op in after for op in ops)
-        inside = any(outer.start <= one.start and one.stop <= outer.stop for outer in found)
-        if idle and not inside and one.path.startswith(block.path + ".") and _is_called_here_only(run, one):
-            found.append(one)
-    return found
+        inside = any(outer.start <= module_call.start and module_call.stop <= outer.stop for outer in calls)
+        if (
+            idle
+            and not inside
+            and module_call.path.startswith(block.path + ".")
+            and _is_called_here_only(run, module_call)
+        ):
+            calls.append(module_call)
+    return calls
 
 
-def _is_called_here_only(run: Trace, one: ModuleCall) -> bool:
-    calls = [other for module in one.module.modules() for other in run.calls_of(module)]
-    own = [other for other in calls if other.module is one.module]
-    return len(own) == 1 and all(one.start <= other.start and other.stop <= one.stop for other in calls)
+def _is_called_here_only(run: Trace, call: ModuleCall) -> bool:
+    calls = [inner for module in call.module.modules() for inner in run.calls_of(module)]
+    same = [inner for inner in calls if inner.module is call.module]
+    return len(same) == 1 and all(call.start <= inner.start and inner.stop <= call.stop for inner in calls)
 
 
-def _needed_ops(run: Trace, block: ModuleCall, gone: list[Addition]) -> set[int]:
+def _needed_ops(run: Trace, block: ModuleCall, removed: list[Addition]) -> set[int]:
     """The operations of a block on which anything outside of it depends, the branches of `gone` cut off."""
-    cut = {one.op: one.stream for one in gone}
+    cut = {addition.op: addition.stream for addition in removed}
     outputs = set(tensor_refs(run.output))
     pending = [
         value.index
@@ -164,46 +169,46 @@ def _needed_ops(run: Trace, block: ModuleCall, gone: list[Addition]) -> set[int]
         and block.holds(value.producer)
         and (value.index in outputs or any(op >= block.stop for op in run.readers.get(value.index, [])))
     ]
-    found: set[int] = set()
+    needed: set[int] = set()
     while pending:
         op = run.ops[run.values[pending.pop()].producer]
-        if op.index in found or not block.holds(op.index):
+        if op.index in needed or not block.holds(op.index):
             continue
-        found.add(op.index)
+        needed.add(op.index)
         read = [cut[op.index]] if op.index in cut else op.inputs
         pending += [value for value in read if run.values[value].producer >= 0]
-    return found
+    return needed
 
 
-def _last_calls(run: Trace, block: ModuleCall, gone: list[Addition], idle: list[ModuleCall]) -> list[ModuleCall]:
+def _last_calls(run: Trace, block: ModuleCall, removed: list[Addition], idle: list[ModuleCall]) -> list[ModuleCall]:
     """Those of the idle calls from which a removed branch comes without another one in between."""
-    found: dict[int, ModuleCall] = {}
-    pending, seen = [one.branch for one in gone], set()
+    calls: dict[int, ModuleCall] = {}
+    pending, seen = [addition.branch for addition in removed], set()
     while pending:
         value = pending.pop()
         producer = run.values[value].producer
         if value in seen or producer < 0 or not block.holds(producer):
             continue
         seen.add(value)
-        inside = next((one for one in idle if one.holds(producer)), None)
+        inside = next((call for call in idle if call.holds(producer)), None)
         if inside is not None:
-            found[inside.index] = inside
+            calls[inside.index] = inside
         else:
             pending += run.ops[producer].inputs
-    return [one for one in idle if one.index in found]
+    return [call for call in idle if call.index in calls]
 
 
 def _zero_stubs(run: Trace, calls: list[ModuleCall], last: list[ModuleCall], *, writable: bool) -> dict[str, nn.Module]:
     """A module of zeros for each call; one that is not the last may stay where its shape is its own affair."""
-    found: dict[str, nn.Module] = {}
-    for one in calls:
-        changed = any(value in op.changed for op in run.ops[one.stop :] for value in one.outputs)
+    stubs: dict[str, nn.Module] = {}
+    for module_call in calls:
+        changed = any(value in op.changed for op in run.ops[module_call.stop :] for value in module_call.outputs)
         try:
-            found[one.path] = ZeroStub(run, one, writable=writable or changed)
+            stubs[module_call.path] = ZeroStub(run, module_call, writable=writable or changed)
         except SurgeryError:
-            if one in last:
+            if module_call in last:
                 raise
-    return found
+    return stubs
 
 
 def _failure_reason(
@@ -212,9 +217,13 @@ def _failure_reason(
     """Why the network without these modules is not the network without these units; empty where it is."""
     if graph.example is None:
         return ""
-    run, one = graph.trace, graph.calls[block.path]
-    left = [op.index for op in run.ops[one.start : one.stop] if not any(other.holds(op.index) for other in vacated)]
-    additions = [op for op in left if add_operands(run.ops[op]) is not None]
+    run, block_call = graph.trace, graph.calls[block.path]
+    remaining = [
+        op.index
+        for op in run.ops[block_call.start : block_call.stop]
+        if not any(stub_call.holds(op.index) for stub_call in vacated)
+    ]
+    additions = [op for op in remaining if add_operands(run.ops[op]) is not None]
     places = {number: graph.additions[block.path][number] for number in numbers}
     units = tuple(replace(block.units[number], addition=additions.index(place.op)) for number, place in places.items())
     seen: dict[int, bool] = {}
@@ -279,48 +288,50 @@ class ZeroStub(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Zeros, in the containers the module returned its results in."""
-        return substitute(self._output, {value: self._zeros(one, args, kwargs) for value, one in self._shapes.items()})
+        return substitute(
+            self._output, {value: self._zeros(shape, args, kwargs) for value, shape in self._shapes.items()}
+        )
 
-    def _zeros(self, one: StubShape, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        given: Tensor = args[one.argument] if isinstance(one.argument, int) else kwargs[one.argument]
-        shape = list(given.shape)
-        if one.axis is not None:
-            shape[one.axis] = one.size
-        dtype = given.dtype if given.is_floating_point() else one.dtype
+    def _zeros(self, spec: StubShape, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        like: Tensor = args[spec.argument] if isinstance(spec.argument, int) else kwargs[spec.argument]
+        shape = list(like.shape)
+        if spec.axis is not None:
+            shape[spec.axis] = spec.size
+        dtype = like.dtype if like.is_floating_point() else spec.dtype
         if self._writable:
-            return torch.zeros(shape, dtype=dtype, device=given.device)
-        return torch.zeros((), dtype=dtype, device=given.device).expand(shape)
+            return torch.zeros(shape, dtype=dtype, device=like.device)
+        return torch.zeros((), dtype=dtype, device=like.device).expand(shape)
 
 
 def _no_hook(module: nn.Module, args: Any, output: Any) -> None:
     """Nothing."""
 
 
-def _keep_only(item: Any, wanted: set[int]) -> Any:
+def _keep_only(item: Any, values: set[int]) -> Any:
     """A template with None for every tensor but these, and for what no template can hold."""
     if isinstance(item, TensorRef):
-        return item if item.value in wanted else None
+        return item if item.value in values else None
     if isinstance(item, Opaque):
         return None
     if isinstance(item, Mapping):
-        return {key: _keep_only(value, wanted) for key, value in item.items()}
+        return {key: _keep_only(value, values) for key, value in item.items()}
     if isinstance(item, (tuple, list)):
-        return type(item)(_keep_only(value, wanted) for value in item)
+        return type(item)(_keep_only(value, values) for value in item)
     return item
 
 
 def _shape_of(run: Trace, call: ModuleCall, value: int) -> StubShape:
     made = run.values[value]
-    given: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
-    tensors = [(key, run.values[one.value]) for key, one in given if isinstance(one, TensorRef)]
+    arguments: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
+    tensors = [(key, run.values[item.value]) for key, item in arguments if isinstance(item, TensorRef)]
     tensors.sort(key=lambda pair: pair[1].dtype != made.dtype)  # a mask of the same shape is not what is worked on
-    for key, one in tensors:
-        if one.shape == made.shape:
+    for key, record in tensors:
+        if record.shape == made.shape:
             return StubShape(key, None, 0, made.dtype)
-    for key, one in tensors:
-        axes = [axis for axis, (a, b) in enumerate(zip(one.shape, made.shape, strict=False)) if a != b]
+    for key, record in tensors:
+        axes = [axis for axis, (a, b) in enumerate(zip(record.shape, made.shape, strict=False)) if a != b]
         # Features stand on the last axis, or behind the batch in an image; other axes are as long as the input is.
         features = {len(made.shape) - 1, 1 if len(made.shape) == 4 else -1}
-        if len(one.shape) == len(made.shape) >= 2 and len(axes) == 1 and axes[0] in features:
+        if len(record.shape) == len(made.shape) >= 2 and len(axes) == 1 and axes[0] in features:
             return StubShape(key, axes[0], made.shape[axes[0]], made.dtype)
     raise SurgeryError(f"the shape of what '{call.path}' returns does not follow from what it is given")

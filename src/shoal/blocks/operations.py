@@ -216,9 +216,9 @@ def _bound(func: Any, name: str, plain: str, args: tuple[Any, ...], kwargs: Mapp
     schemas = [func._schema] if isinstance(func, torch._ops.OpOverload) else _schemas(name, plain)
     for number_as_tensor in (False, True):  # x.max(1) is an axis before it is a number to compare with
         for schema in schemas:
-            found = _by_schema(schema.arguments, args, kwargs, number_as_tensor)
-            if found is not None:
-                return found
+            arguments = _by_schema(schema.arguments, args, kwargs, number_as_tensor)
+            if arguments is not None:
+                return arguments
     return None
 
 
@@ -227,7 +227,7 @@ def _python_signature(func: Any) -> inspect.Signature | None:
     if not inspect.isfunction(func):
         return None
     signature = inspect.signature(func, follow_wrapped=False)
-    wild = [one for one in signature.parameters.values() if one.kind is inspect.Parameter.VAR_KEYWORD]
+    wild = [parameter for parameter in signature.parameters.values() if parameter.kind is inspect.Parameter.VAR_KEYWORD]
     return None if wild else signature
 
 
@@ -237,8 +237,10 @@ def _schemas(name: str, plain: str) -> tuple[Any, ...]:
     for spelled in (name, name.rstrip("_"), name.strip("_"), plain):
         packet = getattr(torch.ops.aten, spelled, None)
         if isinstance(packet, torch._ops.OpOverloadPacket):
-            found = (getattr(packet, overload)._schema for overload in packet.overloads() if "out" not in overload)
-            return tuple(schema for schema in found if any("Tensor" in str(one.type) for one in schema.returns))
+            schemas = (getattr(packet, overload)._schema for overload in packet.overloads() if "out" not in overload)
+            return tuple(
+                schema for schema in schemas if any("Tensor" in str(returned.type) for returned in schema.returns)
+            )
     return ()
 
 
@@ -246,28 +248,28 @@ def _by_schema(
     parameters: list[Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], number_as_tensor: bool
 ) -> dict[str, Any] | None:
     """The arguments under the names of a schema, or None where they do not fit it."""
-    positional = [one for one in parameters if not one.kwarg_only]
+    positional = [parameter for parameter in parameters if not parameter.kwarg_only]
     args = _collect_sizes(positional, args)
     if len(args) > len(positional):
         return None
-    bound = {one.name: item for one, item in zip(positional, args, strict=False)}
+    bound = {parameter.name: item for parameter, item in zip(positional, args, strict=False)}
     names = {"input": "self"} if parameters and parameters[0].name == "self" else {}
-    known = {one.name for one in parameters}
+    names_of_schema = {parameter.name for parameter in parameters}
     for key, item in kwargs.items():
-        key = key if key in known else _NUMPY.get(key, key)
+        key = key if key in names_of_schema else _NUMPY.get(key, key)
         key = names.get(key, key)
-        if key not in known or key in bound:
+        if key not in names_of_schema or key in bound:
             return None
         bound[key] = item
-    for one in parameters:
+    for parameter in parameters:
         # Functions of Python hand on None where a schema has an empty list.
-        absent = bound.get(one.name) is None and not str(one.type).startswith("Optional")
-        if one.name not in bound or (absent and one.has_default_value()):
-            if not one.has_default_value():
+        absent = bound.get(parameter.name) is None and not str(parameter.type).startswith("Optional")
+        if parameter.name not in bound or (absent and parameter.has_default_value()):
+            if not parameter.has_default_value():
                 return None
-            bound[one.name] = one.default_value
-        elif not _fits(str(one.type), bound[one.name]) and not (
-            number_as_tensor and str(one.type) == "Tensor" and isinstance(bound[one.name], _NUMBERS)
+            bound[parameter.name] = parameter.default_value
+        elif not _fits(str(parameter.type), bound[parameter.name]) and not (
+            number_as_tensor and str(parameter.type) == "Tensor" and isinstance(bound[parameter.name], _NUMBERS)
         ):
             return None
     return bound
@@ -275,9 +277,9 @@ def _by_schema(
 
 def _collect_sizes(positional: list[Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments with the sizes of `x.view(2, 3)` in one: `x.view((2, 3))`."""
-    for place, one in enumerate(positional[:2]):
+    for place, parameter in enumerate(positional[:2]):
         rest = args[place:]
-        if str(one.type) == "List[int]" and rest and all(type(item) is int for item in rest):
+        if str(parameter.type) == "List[int]" and rest and all(type(item) is int for item in rest):
             return (*args[:place], list(rest)) if len(positional) == place + 1 else args
     return args
 

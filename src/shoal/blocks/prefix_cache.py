@@ -41,7 +41,7 @@ class PrefixCache:
         self.model = graph.model
         self.base = {self.model.get_submodule(path): forward for path, forward in (base or {}).items()}
         self.segments = _find_segments(graph)
-        self.order = {one.path: one.index for one in self.segments}
+        self.order = {segment.path: segment.index for segment in self.segments}
         self.overwritten = _overwritten_segments(graph, self.segments)
         self.outputs: dict[str, Any] = {}
         self.batch: Batch | None = None
@@ -58,7 +58,9 @@ class PrefixCache:
 
     def _run_recorded(self, batch: Batch) -> Any:
         self.outputs, self.batch = {}, batch
-        handles = [one.module.register_forward_hook(self._keeper(one.path), prepend=True) for one in self.segments]
+        handles = [
+            segment.module.register_forward_hook(self._keeper(segment.path), prepend=True) for segment in self.segments
+        ]
         try:
             with patched(self.base):
                 return call(self.model, batch)
@@ -76,7 +78,9 @@ class PrefixCache:
         """Everything before the segment at `path` from memory."""
         start = self.order[path]
         stubs: dict[nn.Module, Forward] = {
-            one.module: self._stub(one.path) for one in self.segments if one.index < start and one.path in self.outputs
+            segment.module: self._stub(segment.path)
+            for segment in self.segments
+            if segment.index < start and segment.path in self.outputs
         }
         with patched({**self.base, **stubs, **forwards}):
             return call(self.model, self.batch or Batch())
@@ -151,31 +155,31 @@ def _find_segments(graph: BlockGraph) -> list[ModuleCall]:
     A Sequential outside the blocks is opened up too, so that a plain chain has a segment for each of its layers.
     """
     trace = graph.trace
-    blocks = {one.index for one in graph.calls.values()}
+    blocks = {module_call.index for module_call in graph.calls.values()}
     holders = {outer.index for block in graph.calls.values() for outer in trace.enclosing(block.parent)}
     segments = []
-    for one in trace.calls:
-        if not one.path:
-            holders.add(one.index)
-        if one.parent not in holders or one.index in holders:
+    for module_call in trace.calls:
+        if not module_call.path:
+            holders.add(module_call.index)
+        if module_call.parent not in holders or module_call.index in holders:
             continue
-        if isinstance(one.module, nn.Sequential) and one.index not in blocks:
-            holders.add(one.index)
-        elif len(trace.calls_of(one.module)) == 1:
-            segments.append(one)
+        if isinstance(module_call.module, nn.Sequential) and module_call.index not in blocks:
+            holders.add(module_call.index)
+        elif len(trace.calls_of(module_call.module)) == 1:
+            segments.append(module_call)
     return segments
 
 
 def _overwritten_segments(graph: BlockGraph, segments: list[ModuleCall]) -> frozenset[str]:
     """The segments whose output somebody changes in place later; if a block is among them, every block."""
-    found = set()
-    for one in segments:
-        outputs = set(one.outputs)
-        if any(outputs & set(op.changed) for op in graph.trace.ops[one.stop :]):
-            found.add(one.path)
-    blocks = {one.path for one in segments if one.path in graph.calls}
+    paths = set()
+    for segment in segments:
+        outputs = set(segment.outputs)
+        if any(outputs & set(op.changed) for op in graph.trace.ops[segment.stop :]):
+            paths.add(segment.path)
+    blocks = {segment.path for segment in segments if segment.path in graph.calls}
     # A removed block hands its predecessor's output through: what overwrites one block's output may then hit another's.
-    return frozenset(found | blocks if found & blocks else found)
+    return frozenset(paths | blocks if paths & blocks else paths)
 
 
 def _clone_nested(item: Any) -> Any:
@@ -236,8 +240,8 @@ def reproduces(
     """
     sound = [False] * count
     for number in reversed(range(count)):
-        again = restart(number)
-        sound[number] = again is not None and same_tensors(again, whole, exact=exact)
+        rerun = restart(number)
+        sound[number] = rerun is not None and same_tensors(rerun, whole, exact=exact)
     return sound
 
 

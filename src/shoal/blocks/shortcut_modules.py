@@ -131,9 +131,9 @@ def extract_shortcut(
     main = main_output(trace, call, additions)
     sliced = ShortcutSlicer(trace, call, additions, non_negative, norms or {}).run(main)
     output = _output_without(trace, call, main, sliced.result)
-    left = _plain_module(sliced, call, output) or ShortcutModule(sliced, call, output)
-    _mimic_first_encoder_layer_(left, trace, call)
-    return with_forward_hooks_of(call.module, left), sliced.premise
+    shortcut = _plain_module(sliced, call, output) or ShortcutModule(sliced, call, output)
+    _mimic_first_encoder_layer_(shortcut, trace, call)
+    return with_forward_hooks_of(call.module, shortcut), sliced.premise
 
 
 def match_mode_(shortcut: nn.Module, block: nn.Module) -> None:
@@ -143,24 +143,25 @@ def match_mode_(shortcut: nn.Module, block: nn.Module) -> None:
         shortcut.training = block.training
 
 
-def _mimic_first_encoder_layer_(left: nn.Module, trace: Trace, call: ModuleCall) -> None:
+def _mimic_first_encoder_layer_(shortcut: nn.Module, trace: Trace, call: ModuleCall) -> None:
     """Let what is left of an encoder's first layer say what torch's TransformerEncoder asks that layer.
 
     The container reads the layout and the kinds of its first layer's weights, never their values, to choose its fast
     path: parts without values say the same.
     """
     parent, layer = trace.calls[call.parent].module if call.parent >= 0 else None, call.module
-    asked = isinstance(parent, nn.TransformerEncoder) and type(parent).forward is nn.TransformerEncoder.forward
+    is_encoder = isinstance(parent, nn.TransformerEncoder) and type(parent).forward is nn.TransformerEncoder.forward
     # A norm behind the addition would be left, and work on nested tensors that the fast path makes.
-    own = isinstance(left, (ShortcutModule, nn.Identity))  # else it is a module of the network itself
-    if not (asked and own and isinstance(layer, nn.TransformerEncoderLayer) and layer.norm_first):
+    is_new = isinstance(shortcut, (ShortcutModule, nn.Identity))  # else it is a module of the network itself
+    if not (is_encoder and is_new and isinstance(layer, nn.TransformerEncoderLayer) and layer.norm_first):
         return
     for name in ("self_attn", "norm1", "norm2", "linear1", "linear2"):
         part = getattr(layer, name)
         empty = {
-            id(one): nn.Parameter(torch.empty(0, dtype=one.dtype), requires_grad=False) for one in part.parameters()
+            id(parameter): nn.Parameter(torch.empty(0, dtype=parameter.dtype), requires_grad=False)
+            for parameter in part.parameters()
         }
-        left.__dict__[name] = copy.deepcopy(part, empty)  # no submodule: nothing of it is saved or trained
+        shortcut.__dict__[name] = copy.deepcopy(part, empty)  # no submodule: nothing of it is saved or trained
 
 
 def main_output(trace: Trace, call: ModuleCall, additions: list[Addition]) -> int:
@@ -234,8 +235,8 @@ class ShortcutSlicer:
         norms: Mapping[int, int],
     ) -> None:
         self.trace, self.call = trace, call
-        self.instead = {**norms, **{one.result: one.stream for one in additions}}
-        self.add_ops = {one.op for one in additions}
+        self.instead = {**norms, **{addition.result: addition.stream for addition in additions}}
+        self.add_ops = {addition.op for addition in additions}
         self.sliced = ShortcutSlice()
         self.known: dict[int, int] = {}
         self.non_negative = {value for value in call.inputs if value in non_negative}
@@ -281,25 +282,25 @@ class ShortcutSlicer:
     def _module_call(self, producer: int, value: int) -> ModuleCall | None:
         """The outermost module call inside the block that made `value` and holds none of the additions."""
         best = None
-        for one in self.trace.enclosing(self.trace.ops[producer].call):
-            if one.index == self.call.index:
+        for call in self.trace.enclosing(self.trace.ops[producer].call):
+            if call.index == self.call.index:
                 break
-            if value in one.outputs and not any(one.holds(op) for op in self.add_ops):
-                best = one
+            if value in call.outputs and not any(call.holds(op) for op in self.add_ops):
+                best = call
         return best
 
-    def _module_step(self, one: ModuleCall, value: int) -> int:
-        args, kwargs = self._arguments(one.args, one.kwargs)
-        name = one.path.removeprefix(self.call.path + ".").replace(".", "_") or "module"
-        module = one.module
+    def _module_step(self, call: ModuleCall, value: int) -> int:
+        args, kwargs = self._arguments(call.args, call.kwargs)
+        name = call.path.removeprefix(self.call.path + ".").replace(".", "_") or "module"
+        module = call.module
         if type(module) is nn.ReLU and self._idle_relu(tensor_refs(args)[0]):
             return tensor_refs(args)[0]
         if getattr(module, "inplace", False):
             module = copy.copy(module)
             module.inplace = False  # type: ignore[assignment]
         self.sliced.modules[name] = module
-        self.sliced.steps.append(ReplayStep(name, args, kwargs, one.output))
-        self._note_signs(one.start, one.stop)
+        self.sliced.steps.append(ReplayStep(name, args, kwargs, call.output))
+        self._note_signs(call.start, call.stop)
         return value
 
     def _note_signs(self, start: int, stop: int) -> None:
@@ -338,7 +339,7 @@ class ShortcutSlicer:
             return None
         sizes = op.args[1] if len(op.args) == 2 and isinstance(op.args[1], (tuple, list)) else op.args[1:]
         before, after = self.trace.values[op.args[0].value].shape, self.trace.values[value].shape
-        whole = bool(sizes) and all(type(one) is int for one in sizes)
+        whole = bool(sizes) and all(type(size) is int for size in sizes)
         return tuple(sizes[1:]) if whole and before[:1] == after[:1] == (sizes[0],) else None
 
     def _function_step(self, value: int) -> int:
@@ -375,12 +376,12 @@ class ShortcutSlicer:
         streams = [value for value in parts if value not in fills]
         if not fills or not streams or not isinstance(axis, int):
             return
-        beside = TensorRef(self.resolve(streams[0]))
+        neighbour = TensorRef(self.resolve(streams[0]))
         for value, fill in fills.items():
             if value not in self.known:
                 length, dtype = self.trace.values[value].shape[axis], self.trace.values[value].dtype
                 self.sliced.steps.append(
-                    ReplayStep(_filled_like, (beside, axis, length, fill, dtype), {}, TensorRef(value))
+                    ReplayStep(_filled_like, (neighbour, axis, length, fill, dtype), {}, TensorRef(value))
                 )
                 self.known[value] = value
 
@@ -425,5 +426,5 @@ def _bind(pattern: Any, item: Any, values: dict[int, Any]) -> None:
             if key in item:
                 _bind(part, item[key], values)
     elif isinstance(pattern, (tuple, list)) and isinstance(item, (tuple, list)):
-        for part, one in zip(pattern, item, strict=False):
-            _bind(part, one, values)
+        for part, value in zip(pattern, item, strict=False):
+            _bind(part, value, values)

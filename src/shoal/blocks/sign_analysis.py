@@ -18,93 +18,93 @@ def non_negative_values(trace: Trace, zeros: Iterable[int] = ()) -> frozenset[in
         trace: a run of the network.
         zeros: values known to be zero, whatever made them.
     """
-    known: set[int] = set(zeros)
+    non_negative: set[int] = set(zeros)
     for op in trace.ops:
-        known.update(non_negative_results(trace, op, known))
-    return frozenset(known)
+        non_negative.update(non_negative_results(trace, op, non_negative))
+    return frozenset(non_negative)
 
 
-def non_negative_results(trace: Trace, op: OpRecord, known: Set[int]) -> list[int]:
+def non_negative_results(trace: Trace, op: OpRecord, non_negative: Set[int]) -> list[int]:
     """What an operation makes that is never negative, where the values `known` are not."""
     signature = op.signature
-    if signature is None or not _is_non_negative(signature, known):
+    if signature is None or not _is_non_negative(signature, non_negative):
         return []
     several = [] if op.value is not None or op.changed else op.outputs
     results = [op.value] if op.value is not None else several
     # What shares memory with a tensor changed in place keeps its other elements as they were.
-    aliases = [value for value, before in zip(op.outputs, op.changed, strict=False) if before in known]
+    aliases = [value for value, before in zip(op.outputs, op.changed, strict=False) if before in non_negative]
     return [value for value in (*results, *aliases) if trace.values[value].dtype.is_floating_point]
 
 
-def _is_non_negative(signature: OpSignature, known: Collection[int]) -> bool:
+def _is_non_negative(signature: OpSignature, non_negative: Collection[int]) -> bool:
     name = signature.name
     rule = _RULES.get(name)
     if rule is not None:
-        return rule(signature, known)
+        return rule(signature, non_negative)
     if name in NON_NEGATIVE:
         return True
     if name in KEEPS_SIGN:
-        return _all(known, parts_of(signature.get("tensors", signature.get("input"))))
+        return _all(non_negative, parts_of(signature.get("tensors", signature.get("input"))))
     return False
 
 
-def _all(known: Collection[int], items: Iterable[object]) -> bool:
+def _all(non_negative: Collection[int], items: Iterable[object]) -> bool:
     listed = list(items)
-    return bool(listed) and all(_at_least_0(known, item) for item in listed)
+    return bool(listed) and all(_at_least_0(non_negative, item) for item in listed)
 
 
-def _at_least_0(known: Collection[int], item: object) -> bool:
+def _at_least_0(non_negative: Collection[int], item: object) -> bool:
     if isinstance(item, TensorRef):
-        return item.value in known
+        return item.value in non_negative
     return isinstance(item, (int, float)) and item >= 0
 
 
-def _both(one: str, other: str) -> Callable[[OpSignature, Collection[int]], bool]:
-    return lambda signature, known: _all(known, (signature.get(one), signature.get(other)))
+def _both(first: str, second: str) -> Callable[[OpSignature, Collection[int]], bool]:
+    return lambda signature, non_negative: _all(non_negative, (signature.get(first), signature.get(second)))
 
 
 def _above(bound: str) -> Callable[[OpSignature, Collection[int]], bool]:
     """Whatever comes in, nothing below this argument comes out."""
-    return lambda signature, known: _at_least_0(known, signature.get(bound))
+    return lambda signature, non_negative: _at_least_0(non_negative, signature.get(bound))
 
 
-def _sum(signature: OpSignature, known: Collection[int]) -> bool:
-    scaled = _at_least_0(known, signature.get("alpha", 1))
-    return scaled and _all(known, (signature.get("input"), signature.get("other")))
+def _sum(signature: OpSignature, non_negative: Collection[int]) -> bool:
+    scaled = _at_least_0(non_negative, signature.get("alpha", 1))
+    return scaled and _all(non_negative, (signature.get("input"), signature.get("other")))
 
 
-def _pad(signature: OpSignature, known: Collection[int]) -> bool:
-    return _all(known, (signature.get("input"), signature.get("value") or 0))
+def _pad(signature: OpSignature, non_negative: Collection[int]) -> bool:
+    return _all(non_negative, (signature.get("input"), signature.get("value") or 0))
 
 
-def _clamp(signature: OpSignature, known: Collection[int]) -> bool:
+def _clamp(signature: OpSignature, non_negative: Collection[int]) -> bool:
     low, high = signature.get("min"), signature.get("max")
-    return (_at_least_0(known, low) or _at_least_0(known, signature.get("input"))) and (
-        high is None or _at_least_0(known, high)
+    return (_at_least_0(non_negative, low) or _at_least_0(non_negative, signature.get("input"))) and (
+        high is None or _at_least_0(non_negative, high)
     )
 
 
-def _pool(signature: OpSignature, known: Collection[int]) -> bool:
+def _pool(signature: OpSignature, non_negative: Collection[int]) -> bool:
     divisor = signature.get("divisor_override")
-    return _at_least_0(known, signature.get("input")) and (divisor is None or divisor > 0)
+    return _at_least_0(non_negative, signature.get("input")) and (divisor is None or divisor > 0)
 
 
-def _resized(signature: OpSignature, known: Collection[int]) -> bool:
-    return _at_least_0(known, signature.get("input")) and signature.get("mode") in _MODES
+def _resized(signature: OpSignature, non_negative: Collection[int]) -> bool:
+    return _at_least_0(non_negative, signature.get("input")) and signature.get("mode") in _MODES
 
 
-def _view(signature: OpSignature, known: Collection[int]) -> bool:
-    return _at_least_0(known, signature.get("input")) and signature.get("dtype") is None  # else other numbers
+def _view(signature: OpSignature, non_negative: Collection[int]) -> bool:
+    return _at_least_0(non_negative, signature.get("input")) and signature.get("dtype") is None  # else other numbers
 
 
-def _softplus(signature: OpSignature, known: Collection[int]) -> bool:
+def _softplus(signature: OpSignature, non_negative: Collection[int]) -> bool:
     beta = signature.get("beta")
     return isinstance(beta, (int, float)) and beta > 0
 
 
-def _max(signature: OpSignature, known: Collection[int]) -> bool:
-    other: Any = signature.get("other", 0)
-    return _all(known, (signature.get("input"), other))
+def _max(signature: OpSignature, non_negative: Collection[int]) -> bool:
+    operand: Any = signature.get("other", 0)
+    return _all(non_negative, (signature.get("input"), operand))
 
 
 _RULES: dict[str, Callable[[OpSignature, Collection[int]], bool]] = {

@@ -29,17 +29,17 @@ def following_sizes(run: Trace, calls: Sequence[ModuleCall], others: Sequence[Tr
     """
     ops, changed = list(run.ops), list(run.calls)
     for call in calls:
-        alike = [(other, found) for other in others if (found := _same_call(run, call, other)) is not None]
+        alike = [(other, same) for other in others if (same := _same_call(run, call, other)) is not None]
         if not alike:
             continue
         terms = list(_terms([(run, call), *alike]))
         for number, index in enumerate(_op_indices(run, call)):
-            there = [other.ops[_op_indices(other, found)[number]] for other, found in alike]
+            there = [other.ops[_op_indices(other, same)[number]] for other, same in alike]
             args, kwargs = _symbolic([(op.args, op.kwargs) for op in (run.ops[index], *there)], terms)
             ops[index] = replace(run.ops[index], args=args, kwargs=kwargs)
         for number, inner in enumerate(_inner_calls(run, call)):
-            moved = [_inner_calls(other, found)[number] for other, found in alike]
-            args, kwargs = _symbolic([(one.args, one.kwargs) for one in (inner, *moved)], terms)
+            moved = [_inner_calls(other, same)[number] for other, same in alike]
+            args, kwargs = _symbolic([(inner_call.args, inner_call.kwargs) for inner_call in (inner, *moved)], terms)
             changed[inner.index] = replace(inner, args=args, kwargs=kwargs)
     return replace(run, ops=ops, calls=changed)
 
@@ -65,7 +65,7 @@ def _op_indices(run: Trace, call: ModuleCall) -> list[int]:
 
 def _inner_calls(run: Trace, call: ModuleCall) -> list[ModuleCall]:
     """The module calls inside a call."""
-    return [one for one in run.calls if any(outer.index == call.index for outer in run.enclosing(one.parent))]
+    return [inner for inner in run.calls if any(outer.index == call.index for outer in run.enclosing(inner.parent))]
 
 
 _Term = tuple[int, tuple[int, ...], list[int]]
@@ -85,10 +85,10 @@ def _terms(runs: Sequence[tuple[Trace, ModuleCall]]) -> Iterator[_Term]:
 
 
 def _product(shape: tuple[int, ...], axes: Sequence[int]) -> int:
-    found = 1
+    product = 1
     for axis in axes:
-        found *= shape[axis]
-    return found
+        product *= shape[axis]
+    return product
 
 
 def _symbolic(templates: Sequence[Any], terms: Sequence[_Term]) -> Any:

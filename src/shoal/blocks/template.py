@@ -65,7 +65,7 @@ def template(item: Any, refer: Callable[[Tensor], TensorRef]) -> Any:
     if isinstance(item, list):
         return [template(part, refer) for part in item]
     if is_dataclass(item) and not isinstance(item, type):
-        return {one.name: template(getattr(item, one.name, None), refer) for one in fields(item)}
+        return {entry.name: template(getattr(item, entry.name, None), refer) for entry in fields(item)}
     if callable(item):
         return item
     return Opaque(type(item).__name__)

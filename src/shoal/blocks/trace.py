@@ -164,10 +164,10 @@ class Trace:
 
     @cached_property
     def _by_module(self) -> dict[int, list[ModuleCall]]:
-        found: dict[int, list[ModuleCall]] = {}
-        for one in self.calls:
-            found.setdefault(id(one.module), []).append(one)
-        return found
+        calls: dict[int, list[ModuleCall]] = {}
+        for module_call in self.calls:
+            calls.setdefault(id(module_call.module), []).append(module_call)
+        return calls
 
     def calls_of(self, module: nn.Module) -> list[ModuleCall]:
         """Every call of this very module."""
@@ -176,23 +176,23 @@ class Trace:
     @cached_property
     def readers(self) -> dict[int, list[int]]:
         """For each value, the operations that read it."""
-        found: dict[int, list[int]] = {}
+        readers: dict[int, list[int]] = {}
         for op in self.ops:
             for value in set(op.inputs):
-                found.setdefault(value, []).append(op.index)
-        return found
+                readers.setdefault(value, []).append(op.index)
+        return readers
 
     @cached_property
     def ancestors(self) -> list[int]:
         """For each value, a bit set of the values it depends on, itself included."""
-        found = [1 << value.index for value in self.values]
+        masks = [1 << value.index for value in self.values]
         for op in self.ops:
             mask = 0
             for value in op.inputs:
-                mask |= found[value]
+                mask |= masks[value]
             for value in op.outputs:
-                found[value] |= mask
-        return found
+                masks[value] |= mask
+        return masks
 
     def depends(self, value: int, on: int) -> bool:
         """Whether `value` is `on` or was computed from it."""
@@ -223,7 +223,7 @@ def trace_run(model: nn.Module, example: Batch) -> Trace:
         recorder.trace.drew_random = before != _random_states(model)
         recorder.trace.output = recorder.template(output)
     outputs = tensor_refs(recorder.trace.output)
-    if not any(recorder.trace.depends(value, one) for value in outputs for one in recorder.trace.inputs):
+    if not any(recorder.trace.depends(value, source) for value in outputs for source in recorder.trace.inputs):
         raise TraceError(
             f"the model returned no tensor that depends on its input (it returned {type(output).__name__})",
             "Shoal follows tensors through torch functions; a model that leaves torch half-way cannot be traced.",
@@ -261,10 +261,10 @@ class TraceRecorder(TorchFunctionMode):
 
     def value_of(self, tensor: Tensor) -> TensorRef:
         """The number of this tensor; one that no operation made is a parameter, a buffer or a constant."""
-        known = self.numbers.get(tensor)
-        if known is not None and self.versions[tensor] == _version(tensor):
-            return TensorRef(known)
-        if known is not None:  # changed by something that torch does not announce
+        index = self.numbers.get(tensor)
+        if index is not None and self.versions[tensor] == _version(tensor):
+            return TensorRef(index)
+        if index is not None:  # changed by something that torch does not announce
             return self._constant(tensor, hidden=True)
         origin, name = self.names.get(id(tensor)) or self._read_just_now(tensor) or ("constant", "")
         if origin == "constant":
@@ -284,9 +284,9 @@ class TraceRecorder(TorchFunctionMode):
         """What a tensor is that an offloaded module on the stack holds while it runs."""
         for index in reversed(self.stack):
             module, path = self.trace.calls[index].module, self.trace.calls[index].path
-            for origin, own in (("parameter", module._parameters), ("buffer", module._buffers)):
-                for name, one in own.items():
-                    if one is tensor:
+            for origin, held in (("parameter", module._parameters), ("buffer", module._buffers)):
+                for name, candidate in held.items():
+                    if candidate is tensor:
                         return origin, f"{path}.{name}" if path else name
         return None
 
@@ -305,7 +305,7 @@ class TraceRecorder(TorchFunctionMode):
         read = list(_tensors((args, kwargs)))
         versions = [_version(tensor) for tensor in read]
         result = func(*args, **kwargs)
-        changed = [one for one, version in zip(read, versions, strict=True) if _version(one) != version]
+        changed = [tensor for tensor, version in zip(read, versions, strict=True) if _version(tensor) != version]
         if replaced or None in versions:  # tensors made in inference mode keep no version: then it is said by the name
             changed = read[:1] if replaced else [*changed, *_written_by_name(name, args, kwargs)]
         if changed or _has_tensor(result):
@@ -334,9 +334,9 @@ class TraceRecorder(TorchFunctionMode):
         # Views of the same memory changed with it: whoever reads them later depends on this operation too. Weights
         # may lie side by side in one storage: they changed only where they overlap.
         storage = _storage(changed)
-        for other in list(self.numbers.keys()):
-            if _storage(other) == storage and (id(other) not in self.names or _overlap(other, changed)):
-                self._renumber(other, op)
+        for alias in list(self.numbers.keys()):
+            if _storage(alias) == storage and (id(alias) not in self.names or _overlap(alias, changed)):
+                self._renumber(alias, op)
 
     def _renumber(self, tensor: Tensor, op: OpRecord) -> None:
         before = self.trace.values[self.numbers[tensor]]
@@ -365,15 +365,15 @@ class TraceRecorder(TorchFunctionMode):
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         parent = self.stack[-1] if self.stack else -1
-        one = ModuleCall(len(self.trace.calls), self.paths.get(id(module), ""), module, parent, len(self.trace.ops))
-        one.args, one.kwargs = self.template((args, kwargs))
-        self.trace.calls.append(one)
-        self.stack.append(one.index)
+        call = ModuleCall(len(self.trace.calls), self.paths.get(id(module), ""), module, parent, len(self.trace.ops))
+        call.args, call.kwargs = self.template((args, kwargs))
+        self.trace.calls.append(call)
+        self.stack.append(call.index)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        one = self.trace.calls[self.stack.pop()]
-        one.output = self.template(output)
-        one.stop = len(self.trace.ops)
+        call = self.trace.calls[self.stack.pop()]
+        call.output = self.template(output)
+        call.stop = len(self.trace.ops)
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -400,9 +400,9 @@ def _storage(tensor: Tensor) -> int:
         return -id(tensor)
 
 
-def _overlap(one: Tensor, other: Tensor) -> bool:
+def _overlap(first: Tensor, second: Tensor) -> bool:
     """Whether the stretches of memory that two tensors of one storage lie in meet."""
-    (start, stop), (begin, end) = _stretch(one), _stretch(other)
+    (start, stop), (begin, end) = _stretch(first), _stretch(second)
     return start < end and begin < stop
 
 
@@ -423,7 +423,7 @@ def _place(tensor: Tensor) -> str:
 def _random_states(model: nn.Module) -> tuple[Any, ...]:
     """Where the random numbers of torch, Python and numpy stand."""
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    states = [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(one) for one in sorted(devices, key=str))]
+    states = [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in sorted(devices, key=str))]
     drawn: Any = np.random.get_state(legacy=False)
     numpy_ = drawn["state"]["key"].tobytes(), drawn["state"]["pos"], drawn.get("has_gauss")
     return random.getstate(), numpy_, *(state.numpy().tobytes() for state in states)

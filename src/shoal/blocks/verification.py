@@ -59,18 +59,18 @@ def verified(graph: BlockGraph, example: Batch, *, drew: bool) -> BlockGraph:
         example: the traced input.
         drew: whether the network draws random numbers as it runs: then no two runs can be compared.
     """
-    one, inputs = example.take(1), example.take(_SAMPLES)
-    graph = replace(graph, example=one)
-    looks = [] if drew else _check_inputs(graph, inputs)
+    single, inputs = example.take(1), example.take(_SAMPLES)
+    graph = replace(graph, example=single)
+    checks = [] if drew else _check_inputs(graph, inputs)
     before = graph
-    wrong = {path for look in looks for path in look.wrong}
+    wrong = {path for look in checks for path in look.wrong}
     if wrong:
-        graph = _with_symbolic_sizes(graph, sorted(wrong), [look.batch for look in looks])
-        graph = without_removable(graph, _frozen_reasons(_recheck(graph, looks)))
-    graph = _runnable(graph, one)
-    taken = side_reads(graph.model, list(graph.shortcut_modules), one)
+        graph = _with_symbolic_sizes(graph, sorted(wrong), [look.batch for look in checks])
+        graph = without_removable(graph, _frozen_reasons(_recheck(graph, checks)))
+    graph = _runnable(graph, single)
+    taken = side_reads(graph.model, list(graph.shortcut_modules), single)
     graph = without_removable(graph, {path: _read_elsewhere_reason(graph, path) for path in taken})
-    return _without_needed_elsewhere(graph, looks if graph is before else _recheck(graph, looks))
+    return _without_needed_elsewhere(graph, checks if graph is before else _recheck(graph, checks))
 
 
 def _read_elsewhere_reason(graph: BlockGraph, path: str) -> str:
@@ -135,34 +135,34 @@ def _check_inputs(graph: BlockGraph, example: Batch) -> list[InputCheck]:
         groups += [[scaled(example, -1.0)], [scaled(example, 0.05)]]
     # Each run of an offloaded network reads all weights from the disk.
     sizes = () if is_offloaded(graph.model) else resized(example)
-    return [look for group in chain(groups, sizes) if (look := _check_first(graph, group)) is not None]
+    return [check for group in chain(groups, sizes) if (check := _check_first(graph, group)) is not None]
 
 
-def _recheck(graph: BlockGraph, looks: Sequence[InputCheck]) -> list[InputCheck]:
+def _recheck(graph: BlockGraph, checks: Sequence[InputCheck]) -> list[InputCheck]:
     paths = _comparable(graph)
-    return [look for before in looks if paths and (look := _check_input(graph, paths, before.batch)) is not None]
+    return [check for before in checks if paths and (check := _check_input(graph, paths, before.batch)) is not None]
 
 
-def _frozen_reasons(looks: Sequence[InputCheck]) -> dict[str, str]:
-    return {path: _frozen_reason(look) for look in reversed(looks) for path in look.wrong}
+def _frozen_reasons(checks: Sequence[InputCheck]) -> dict[str, str]:
+    return {path: _frozen_reason(check) for check in reversed(checks) for path in check.wrong}
 
 
-def _without_needed_elsewhere(graph: BlockGraph, looks: Sequence[InputCheck]) -> BlockGraph:
+def _without_needed_elsewhere(graph: BlockGraph, checks: Sequence[InputCheck]) -> BlockGraph:
     """The graph with the blocks marked without which the network answers wrong."""
-    for look in looks:
+    for check in checks:
         # A number that left the graph in a block may come back in a later one, which is gone too where all are.
-        asked = _comparable(graph) if not look.answered else _paths_with_escapes(graph)
-        graph = without_removable(graph, _needed_elsewhere(graph, asked, look.batch))
+        paths = _comparable(graph) if not check.answered else _paths_with_escapes(graph)
+        graph = without_removable(graph, _needed_elsewhere(graph, paths, check.batch))
     return graph
 
 
 def _paths_with_escapes(graph: BlockGraph) -> list[str]:
     where = [escape.partition(" in ")[2].strip("'") for escape in graph.trace.data_escapes]
-    return [path for path in _comparable(graph) if any(f"{one}.".startswith(f"{path}.") for one in where)]
+    return [path for path in _comparable(graph) if any(f"{place}.".startswith(f"{path}.") for place in where)]
 
 
-def _frozen_reason(look: InputCheck) -> str:
-    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in look.batch.tensors)
+def _frozen_reason(check: InputCheck) -> str:
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in check.batch.tensors)
     return (
         "its shortcut is computed with numbers that depend on the sizes or the values of the input: what is known of "
         f"it is wrong for an input of shape {shapes}"
@@ -171,7 +171,9 @@ def _frozen_reason(look: InputCheck) -> str:
 
 def _check_first(graph: BlockGraph, group: Sequence[Batch]) -> InputCheck | None:
     """At the first input of a group that the network takes."""
-    return next((look for batch in group if (look := _check_input(graph, _comparable(graph), batch)) is not None), None)
+    return next(
+        (check for batch in group if (check := _check_input(graph, _comparable(graph), batch)) is not None), None
+    )
 
 
 def _check_input(graph: BlockGraph, paths: Sequence[str], batch: Batch) -> InputCheck | None:
@@ -232,17 +234,17 @@ def _same_output(whole: Any, cut: Any) -> bool:
 
 def _needed_elsewhere(graph: BlockGraph, paths: Sequence[str], batch: Batch) -> dict[str, str]:
     """The blocks without which, alone, the network answers otherwise than with zeros for their branches."""
-    found = {}
+    reasons = {}
     for path in paths:
         if graph.example is not None:
             _output_with_zeros(graph, [], graph.example)
         cut, answer = _output_without_blocks(graph, [path], batch), _output_with_zeros(graph, [path], batch)
         if answer is None or (cut is not None and _same_output(answer, cut)):
             continue
-        found[path] = "the network needs what it hands on beside its output (an attribute, a hook, a list): " + (
+        reasons[path] = "the network needs what it hands on beside its output (an attribute, a hook, a list): " + (
             "without it, it does not run on other input" if cut is None else "without it, its answers are wrong"
         )
-    return found
+    return reasons
 
 
 @contextmanager
@@ -269,26 +271,26 @@ def _comparison(shortcut: nn.Module, note: Callable[[], object]) -> tuple[Callab
 
     def leaving(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         try:
-            left = forward(*entered[0], **entered[1])
+            result = forward(*entered[0], **entered[1])
         except Exception:  # noqa: BLE001 - whatever it is, the block itself did not raise
             note()
         else:
-            if not _agrees(output, left):
+            if not _agrees(output, result):
                 note()
 
     return entering, leaving
 
 
-def _agrees(output: Any, left: Any) -> bool:
+def _agrees(output: Any, result: Any) -> bool:
     """Whether what is left of a block returned the same, but for what nobody reads (None)."""
-    if left is None:
+    if result is None:
         return True
-    if isinstance(left, Tensor):
-        return isinstance(output, Tensor) and same_tensors([left], [output], exact=False)
-    if isinstance(left, Mapping):
-        return isinstance(output, Mapping) and all(_agrees(output.get(key), part) for key, part in left.items())
-    if isinstance(left, (tuple, list)):
-        return isinstance(output, (tuple, list)) and all(map(_agrees, output, left))
+    if isinstance(result, Tensor):
+        return isinstance(output, Tensor) and same_tensors([result], [output], exact=False)
+    if isinstance(result, Mapping):
+        return isinstance(output, Mapping) and all(_agrees(output.get(key), part) for key, part in result.items())
+    if isinstance(result, (tuple, list)):
+        return isinstance(output, (tuple, list)) and all(map(_agrees, output, result))
     return True
 
 
@@ -302,13 +304,13 @@ def _with_symbolic_sizes(graph: BlockGraph, paths: Sequence[str], inputs: Sequen
     signs = non_negative_values(run)
     shortcut_modules, shortcuts_without_norms = dict(graph.shortcut_modules), dict(graph.shortcuts_without_norms)
     for path in paths:
-        one, additions = run.calls[graph.calls[path].index], list(graph.additions[path])
+        block_call, additions = run.calls[graph.calls[path].index], list(graph.additions[path])
         with suppress(SurgeryError):
-            shortcut_modules[path], _ = extract_shortcut(run, one, additions, non_negative=signs)
+            shortcut_modules[path], _ = extract_shortcut(run, block_call, additions, non_negative=signs)
             if shortcuts_without_norms.pop(path, None) is not None:
-                norms = post_addition_norms(run, one, additions)
+                norms = post_addition_norms(run, block_call, additions)
                 shortcuts_without_norms[path], _ = extract_shortcut(
-                    run, one, additions, non_negative=signs, norms=norms
+                    run, block_call, additions, non_negative=signs, norms=norms
                 )
     return replace(graph, shortcut_modules=shortcut_modules, shortcuts_without_norms=shortcuts_without_norms)
 
@@ -349,8 +351,8 @@ class SideReadWatch(TorchFunctionMode):
 
     def owner(self, tensor: Tensor) -> str | None:
         """The block that made the memory of a tensor."""
-        known = self.made.get(_memory(tensor))
-        return known[0] if known is not None else None
+        made = self.made.get(_memory(tensor))
+        return made[0] if made is not None else None
 
     def leaving(self, path: str) -> Any:
         """A hook that hands on copies."""

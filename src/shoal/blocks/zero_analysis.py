@@ -119,8 +119,8 @@ class ZeroProof:
         info = self.trace.values[value]
         if info.origin == "constant" and self.model is not None:
             return self.trace.constants[value]
-        known = info.origin in ("parameter", "buffer") and info.name not in self.trace.written
-        tensor = self.named.get(info.name) if known else None
+        constant = info.origin in ("parameter", "buffer") and info.name not in self.trace.written
+        tensor = self.named.get(info.name) if constant else None
         return real(self.model, info.name, tensor) if tensor is not None and self.model is not None else None
 
     def note_infinite(self, op: OpRecord) -> None:
@@ -152,11 +152,11 @@ class ZeroProof:
         reasons = [self.zero(item) for item in items]
         return reasons[0] if reasons and all(reason is not None for reason in reasons) else None
 
-    def product(self, one: object, other: object) -> str | None:
+    def product(self, first: object, second: object) -> str | None:
         """Why a product is zero: one factor is, and the other is not known to be infinite."""
-        for factor, beside in ((one, other), (other, one)):
+        for factor, partner in ((first, second), (second, first)):
             reason = self.zero(factor)
-            if reason is not None and self._finite(beside):
+            if reason is not None and self._finite(partner):
                 return reason
         return None
 
@@ -167,8 +167,8 @@ class ZeroProof:
 
     def of_product(self, signature: OpSignature, op: OpRecord) -> str | None:
         """A product of two."""
-        one, other = _PRODUCTS[signature.name]
-        return self.product(signature.get(one), signature.get(other))
+        first, second = _PRODUCTS[signature.name]
+        return self.product(signature.get(first), signature.get(second))
 
     def of_einsum(self, signature: OpSignature, op: OpRecord) -> str | None:
         """A product of any number."""
@@ -178,8 +178,8 @@ class ZeroProof:
 
     def of_sum_with_product(self, signature: OpSignature, op: OpRecord) -> str | None:
         """Something plus a product."""
-        added, one, other = _FUSED[signature.name]
-        return self.zero(signature.get(added)) and self.product(signature.get(one), signature.get(other))
+        added, first, second = _FUSED[signature.name]
+        return self.zero(signature.get(added)) and self.product(signature.get(first), signature.get(second))
 
     def of_map(self, signature: OpSignature, op: OpRecord) -> str | None:
         """A convolution or linear map."""

@@ -102,7 +102,7 @@ class CanonicalForm:
         pending = [value]
         while pending:  # no recursion: a deep network would exceed Python's stack
             current = pending[-1]
-            missing = [one for one in self._needs(current) if one not in self.digests]
+            missing = [needed for needed in self._needs(current) if needed not in self.digests]
             if missing and current not in self.digests:
                 pending.extend(missing)
                 continue
@@ -166,11 +166,11 @@ class CanonicalForm:
 
     def _beside_zero(self, signature: OpSignature) -> int | None:
         """The operand of a sum that is left when the other is zero."""
-        stream, other = signature.get("input"), signature.get("other")
-        if self._is_zero(other):
+        first, second = signature.get("input"), signature.get("other")
+        if self._is_zero(second):
             return signature.tensor("input")
         plain = signature.name == "add" and signature.get("alpha") == 1
-        return signature.tensor("other") if plain and self._is_zero(stream) else None
+        return signature.tensor("other") if plain and self._is_zero(first) else None
 
     def _is_zero(self, item: object) -> bool:
         if isinstance(item, TensorRef):
@@ -243,8 +243,8 @@ def content_digest(tensor: Tensor) -> str:
 
 def model_digest(model: nn.Module) -> str:
     """A digest of all weights and buffers of a network, names included."""
-    found = {name: content_digest(tensor) for name, tensor in weights(model)}
-    return _digest(*(f"{name}={digest}" for name, digest in sorted(found.items())))
+    digests = {name: content_digest(tensor) for name, tensor in weights(model)}
+    return _digest(*(f"{name}={digest}" for name, digest in sorted(digests.items())))
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:

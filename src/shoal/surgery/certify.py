@@ -70,11 +70,11 @@ def certify(
     deviations, samples = _on_data(a, b, chained([first], stream), as_names(output))
     # Each output has its own scale: a large one must not hide what happens to a small one.
     name, worst = max(deviations.items(), key=lambda item: item[1].excess(tolerance))
-    bitwise = all(one.bitwise for one in deviations.values())
+    bitwise = all(deviation.bitwise for deviation in deviations.values())
     verdict = "different"
     if same and bitwise:
         verdict = "identical"
-    elif all(one.largest <= one.limit(tolerance) for one in deviations.values()):
+    elif all(deviation.largest <= deviation.limit(tolerance) for deviation in deviations.values()):
         verdict = "equal"
     return Certificate.model_validate(
         {
@@ -109,11 +109,11 @@ class OutputDeviation:
     scale: float = 0.0
     bitwise: bool = True
 
-    def take_in(self, left: Tensor, right: Tensor, samples: int) -> None:
+    def take_in(self, expected: Tensor, actual: Tensor, samples: int) -> None:
         """One mini-batch, which `samples` were before."""
-        off = distance(left, right)
+        off = distance(expected, actual)
         self.bitwise = self.bitwise and off.bitwise
-        finite = left[torch.isfinite(left)].abs() if left.is_floating_point() else left.new_zeros(0)
+        finite = expected[torch.isfinite(expected)].abs() if expected.is_floating_point() else expected.new_zeros(0)
         self.scale = max(self.scale, float(finite.max()) if finite.numel() else 0.0)
         if off.largest > self.largest:
             self.largest = off.largest
@@ -138,19 +138,19 @@ def _with_run(graph: BlockGraph, example: Batch) -> BlockGraph:
 
 def _by_construction(a: BlockGraph, b: BlockGraph) -> tuple[bool, str | None, list[str], str | None]:
     """Whether the canonical forms agree, what stood in the way, the premises, and the first block that differs."""
-    one, other = CanonicalForm(a), CanonicalForm(b)
-    obstacle = one.obstacle() or other.obstacle()
-    same = one.output == other.output and obstacle is None
+    form_a, form_b = CanonicalForm(a), CanonicalForm(b)
+    obstacle = form_a.obstacle() or form_b.obstacle()
+    same = form_a.output == form_b.output and obstacle is None
     shapes = [list(a.trace.values[value].shape[1:]) for value in a.trace.inputs]
     standing = (*_STANDING_ASSUMPTIONS, f"inputs of the shapes traced: {', '.join(map(str, shapes))}")
-    premises = [*dict.fromkeys((*one.premises, *other.premises)), *standing]
-    return same, obstacle, premises, None if same else _first_difference(a, one, other)
+    premises = [*dict.fromkeys((*form_a.premises, *form_b.premises)), *standing]
+    return same, obstacle, premises, None if same else _first_difference(a, form_a, form_b)
 
 
-def _first_difference(a: BlockGraph, one: CanonicalForm, other: CanonicalForm) -> str | None:
-    known = set(other.digests.values())
+def _first_difference(a: BlockGraph, form_a: CanonicalForm, form_b: CanonicalForm) -> str | None:
+    digests = set(form_b.digests.values())
     for path, block in a.calls.items():
-        if path and not any(one.of(value) in known for value in block.outputs):
+        if path and not any(form_a.of(value) in digests for value in block.outputs):
             return path
     return None
 
@@ -159,29 +159,29 @@ def _on_data(
     a: nn.Module, b: nn.Module, stream: Iterable[Batch], names: tuple[str, ...]
 ) -> tuple[dict[str, OutputDeviation], int]:
     """How far every tensor of the outputs is off, by name, and the number of samples."""
-    found: dict[str, OutputDeviation] = {}
+    deviations: dict[str, OutputDeviation] = {}
     samples = 0
     with evaluating(a), evaluating(b), in_aligned_memory(a), in_aligned_memory(b):
         for batch in stream:
-            left, right = read_outputs(call(a, batch)), read_outputs(call(b, batch))
-            _check_pair(left, right)
-            check_numbers(left.tensors)
-            check_numbers(right.tensors)
-            for name, tensor in chosen_outputs(left, names).items():
-                found.setdefault(name, OutputDeviation()).take_in(tensor, right.tensors[name], samples)
+            expected, actual = read_outputs(call(a, batch)), read_outputs(call(b, batch))
+            _check_pair(expected, actual)
+            check_numbers(expected.tensors)
+            check_numbers(actual.tensors)
+            for name, tensor in chosen_outputs(expected, names).items():
+                deviations.setdefault(name, OutputDeviation()).take_in(tensor, actual.tensors[name], samples)
             samples += batch.size
-    return found, samples
+    return deviations, samples
 
 
-def _check_pair(left: Outputs, right: Outputs) -> None:
-    if not left.tensors:
+def _check_pair(first: Outputs, second: Outputs) -> None:
+    if not first.tensors:
         raise DataError("the networks return no tensor", "There is nothing to compare.")
-    reason = mismatch(left, right)
+    reason = mismatch(first, second)
     if reason is None:
-        differing = next((name for name in left.plain if left.plain[name] != right.plain[name]), None)
+        differing = next((name for name in first.plain if first.plain[name] != second.plain[name]), None)
         if differing is not None:
-            one, other = left.plain[differing], right.plain[differing]
-            reason = f"{shown(differing)} is {one!r} of one network and {other!r} of the other"
+            value_a, value_b = first.plain[differing], second.plain[differing]
+            reason = f"{shown(differing)} is {value_a!r} of one network and {value_b!r} of the other"
     if reason is not None:
         raise DataError(
             f"the outputs cannot be laid side by side: {reason}", "Only networks with the same outputs can be compared."
@@ -198,9 +198,9 @@ def _where(name: str, deviation: OutputDeviation, block: str | None) -> str:
 def strict_identities(graph: BlockGraph) -> dict[str, str]:
     """The removable blocks that do nothing but their shortcut, each with the proof in words."""
     zeros = zero_values(graph.trace, graph.model)
-    found = {}
+    proofs = {}
     for block in graph.chain.removable:
-        reasons = [zeros.get(one.branch) for one in graph.additions[block.path]]
+        reasons = [zeros.get(addition.branch) for addition in graph.additions[block.path]]
         if reasons and all(reason is not None for reason in reasons):
-            found[block.path] = "; ".join(dict.fromkeys(str(reason) for reason in reasons))
-    return found
+            proofs[block.path] = "; ".join(dict.fromkeys(str(reason) for reason in reasons))
+    return proofs

@@ -58,20 +58,22 @@ def fold(model: nn.Module, example: object) -> FoldResult:
     with evaluating(model), evaluating(result.model):
         expected = read_outputs(call(model, batch))
         try:
-            found = read_outputs(call(result.model, batch))
+            actual = read_outputs(call(result.model, batch))
         except ShoalError as error:
             raise SurgeryError(
                 f"the network does not run once it is folded: {error.message}",
                 "Its code asks a layer for more than its result; leave it unfolded, and please report the network.",
             ) from error
-    reason = mismatch(expected, found, rows=batch.size)
+    reason = mismatch(expected, actual, rows=batch.size)
     if reason is not None:
         raise SurgeryError(
             f"folded, the network returns something else: {reason} (the original first)",
             "Leave it unfolded, and please report the network.",
         )
-    pairs = [(tensor, found.tensors[name]) for name, tensor in expected.floating.items()]
-    deviation = max((distance(one, two).largest for one, two in pairs if one.shape == two.shape), default=0.0)
+    pairs = [(tensor, actual.tensors[name]) for name, tensor in expected.floating.items()]
+    deviation = max(
+        (distance(before, after).largest for before, after in pairs if before.shape == after.shape), default=0.0
+    )
     return replace(result, deviation=deviation)
 
 
@@ -125,14 +127,14 @@ class FoldRun:
         }
         self.constants: dict[str, ConstantFold] = {}
         if not weights_follow:
-            found, refused = find_constant_folds(block_graph, self.graph)
-            self.constants = {one.path: one for one in found}
+            folds, refused = find_constant_folds(block_graph, self.graph)
+            self.constants = {fold.path: fold for fold in folds}
             self.refused |= refused
 
     def everything(self) -> None:
         """All that can be folded."""
-        for block, one in self.constants.items():
-            self._note(block, self._constant(block, [layer.path for layer, _ in one.shifts]))
+        for block, fold in self.constants.items():
+            self._note(block, self._constant(block, [layer.path for layer, _ in fold.shifts]))
         before = -1
         while before < len(self.steps):  # a fold may put two layers next to each other
             before = len(self.steps)
@@ -169,47 +171,47 @@ class FoldRun:
             self.steps.append(done)
 
     def _layer(self, path: str, layers: list[FoldLayer]) -> FoldLayer | None:
-        return next((one for one in layers if self.graph.path(one) == path), None)
+        return next((layer for layer in layers if self.graph.path(layer) == path), None)
 
     def _constant(self, path: str, into: list[str]) -> FoldStep | str:
         shortcut = self.block_graph.shortcut_modules.get(path)
         if shortcut is None:
             return "there is no such block, or it cannot go"
         if not self.weights_follow:
-            found = self.constants.get(path)
-            if found is None:
+            fold = self.constants.get(path)
+            if fold is None:
                 return self.refused.get(path, "its branch does not add a constant")
-            if [layer.path for layer, _ in found.shifts] != into:
+            if [layer.path for layer, _ in fold.shifts] != into:
                 return "other layers read what it adds"
-            reason = take_in(found)
+            reason = take_in(fold)
             if reason is not None:
                 return reason
         block = self.block_graph.model.get_submodule(path)
         match_mode_(shortcut, block)
         self.block_graph.model.set_submodule(path, shortcut, strict=True)
         additions = self.block_graph.additions[path]
-        self.graph.drop([op for one in additions for op in (*one.branch_ops, one.op)])
-        for one in additions:
-            self.graph.alias(one.result, one.stream)
+        self.graph.drop([op for addition in additions for op in (*addition.branch_ops, addition.op)])
+        for addition in additions:
+            self.graph.alias(addition.result, addition.stream)
         self.graph.renamed()
         return FoldStep(kind="constant", path=path, into=into)
 
     def _norm(self, layer: FoldLayer, path: str, into: list[str] | None = None) -> FoldStep | str:
-        found = find_norm_fold(self.graph, layer)
-        if isinstance(found, str):
-            return found
-        return self._done("batch_norm", layer, path, found.into, into, lambda: self._carry(carry_out_norm, found))
+        fold = find_norm_fold(self.graph, layer)
+        if isinstance(fold, str):
+            return fold
+        return self._done("batch_norm", layer, path, fold.into, into, lambda: self._carry(carry_out_norm, fold))
 
     def _chain(self, layer: FoldLayer, path: str, into: list[str] | None = None) -> FoldStep | str | None:
-        found = find_chain_fold(self.graph, layer)
-        if found is None or isinstance(found, str):
-            return found
-        if into is None and found.costs is not None:
-            return found.costs
-        return self._done("linear", layer, path, found.into, into, lambda: self._carry(carry_out_chain, found))
+        fold = find_chain_fold(self.graph, layer)
+        if fold is None or isinstance(fold, str):
+            return fold
+        if into is None and fold.costs is not None:
+            return fold.costs
+        return self._done("linear", layer, path, fold.into, into, lambda: self._carry(carry_out_chain, fold))
 
-    def _carry(self, carry_out: Callable[..., str | None], found: object) -> str | None:
-        return carry_out(found, unchecked=self.weights_follow)
+    def _carry(self, carry_out: Callable[..., str | None], fold: object) -> str | None:
+        return carry_out(fold, unchecked=self.weights_follow)
 
     def _done(
         self,

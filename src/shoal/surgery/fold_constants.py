@@ -100,10 +100,10 @@ def _fold_of(
 ) -> ConstantFold:
     if not block.removable:
         raise _ConstantStopsError(f"it cannot go: {block.reason}")
-    if not any(bool(known[one.branch].numbers.any()) for one in additions):
+    if not any(bool(known[addition.branch].numbers.any()) for addition in additions):
         raise _ConstantStopsError("that is zero: removing the block (--exact) is the whole work")
     shapes = graph.trace.values
-    if any(shapes[one.branch].shape != shapes[one.result].shape for one in additions):
+    if any(shapes[addition.branch].shape != shapes[addition.result].shape for addition in additions):
         raise _ConstantStopsError("its branch is broadcast")
     if has_forward_hooks(graph.model.get_submodule(block.path)):
         raise _ConstantStopsError("it carries hooks, which would see the stream without it")
@@ -114,9 +114,9 @@ def constants(graph: FoldGraph) -> dict[int, ChannelConstant]:
     """The values of the run that are one constant a channel, by the weights."""
     known: dict[int, ChannelConstant] = {}
     for op in graph.trace.ops:
-        found = _constant(op, graph.layers.get(op.index), known)
-        if found is not None and len(op.outputs) == 1 and not op.changed:
-            known[op.outputs[0]] = found
+        constant = _constant(op, graph.layers.get(op.index), known)
+        if constant is not None and len(op.outputs) == 1 and not op.changed:
+            known[op.outputs[0]] = constant
     return known
 
 
@@ -128,10 +128,10 @@ def _constant(op: OpRecord, layer: FoldLayer | None, known: dict[int, ChannelCon
         return None
     name = op.signature.name
     if name == "add" and add_operands(op) is not None and len(inputs) == 2:
-        one, other = inputs
-        same = one is not None and other is not None and one.axis == other.axis
-        same = same and one.numbers.shape == other.numbers.shape  # type: ignore[union-attr]
-        return ChannelConstant(one.numbers + other.numbers, one.axis) if same else None  # type: ignore[union-attr]
+        first, second = inputs
+        same = first is not None and second is not None and first.axis == second.axis
+        same = same and first.numbers.shape == second.numbers.shape  # type: ignore[union-attr]
+        return ChannelConstant(first.numbers + second.numbers, first.axis) if same else None  # type: ignore[union-attr]
     if len(inputs) == 1 and inputs[0] is not None:
         if name in _ELEMENTWISE:
             return ChannelConstant(_ELEMENTWISE[name](inputs[0].numbers), inputs[0].axis)
@@ -140,20 +140,24 @@ def _constant(op: OpRecord, layer: FoldLayer | None, known: dict[int, ChannelCon
     return None
 
 
-def _layer_constant(layer: FoldLayer, given: ChannelConstant | None) -> ChannelConstant | None:
+def _layer_constant(layer: FoldLayer, constant: ChannelConstant | None) -> ChannelConstant | None:
     if layer.name == "batch_norm":
         scale, shift = scale_and_shift(layer)
         if not bool(scale.any()):
             return ChannelConstant(shift, 1)
-        return ChannelConstant(given.numbers * scale + shift, 1) if given is not None and given.axis == 1 else None
+        return (
+            ChannelConstant(constant.numbers * scale + shift, 1)
+            if constant is not None and constant.axis == 1
+            else None
+        )
     module = layer.module
     bias = as_float64(module.bias, module.weight.shape[1] * layer.groups if layer.transposed else len(module.weight))
     axis = _axis(layer)
-    if not bool(as_float64(module.weight, 0).any()) or (given is not None and not bool(given.numbers.any())):
+    if not bool(as_float64(module.weight, 0).any()) or (constant is not None and not bool(constant.numbers.any())):
         return ChannelConstant(bias, axis)
-    if given is None or layer.pads or given.axis != axis:
+    if constant is None or layer.pads or constant.axis != axis:
         return None
-    return ChannelConstant(response(layer, given.numbers) + bias, axis)
+    return ChannelConstant(response(layer, constant.numbers) + bias, axis)
 
 
 def _axis(layer: FoldLayer) -> int:
@@ -166,8 +170,8 @@ class ConstantPropagation:
 
     def __init__(self, graph: FoldGraph, additions: tuple[Addition, ...], known: dict[int, ChannelConstant]) -> None:
         self.graph, self.known = graph, known
-        self.additions = {one.op: one for one in additions}
-        self.skipped = {op for one in additions for op in one.branch_ops}
+        self.additions = {addition.op: addition for addition in additions}
+        self.skipped = {op for addition in additions for op in addition.branch_ops}
         self.missing: dict[int, ChannelConstant] = {}
         self.shifts: list[tuple[FoldLayer, Tensor]] = []
 
@@ -186,17 +190,17 @@ class ConstantPropagation:
         if len(op.outputs) > 1:
             raise _ConstantStopsError(f"{self._where(op)} changes the stream in place or in parts")
         layer, name = self.graph.layers.get(op.index), op.signature.name if op.signature is not None else ""
-        found: ChannelConstant | None
+        constant: ChannelConstant | None
         if name == "add":
-            found = self._sum(op)
+            constant = self._sum(op)
         elif layer is not None:
-            found = self._layer(op, layer, self.missing[layer.source])
+            constant = self._layer(op, layer, self.missing[layer.source])
         elif self._keeps(op, name):
-            found = self.missing[op.inputs[0]]
+            constant = self.missing[op.inputs[0]]
         else:
             raise _ConstantStopsError(f"{self._where(op)} reads the stream, and no constant passes through it")
-        if found is not None:
-            self.missing[op.outputs[0]] = found
+        if constant is not None:
+            self.missing[op.outputs[0]] = constant
 
     def _sum(self, op: OpRecord) -> ChannelConstant:
         operands, shape = add_operands(op), self.graph.trace.values[op.outputs[0]].shape
@@ -205,46 +209,46 @@ class ConstantPropagation:
             raise _ConstantStopsError(f"{self._where(op)} broadcasts")
         parts = [self.missing[value] for value in operands if value in self.missing]
         if op.index in self.additions:
-            one = self.additions[op.index]
-            parts = [self.missing[one.stream]] if one.stream in self.missing else []
-            parts.append(self.known[one.branch])
+            addition = self.additions[op.index]
+            parts = [self.missing[addition.stream]] if addition.stream in self.missing else []
+            parts.append(self.known[addition.branch])
         if len({part.axis for part in parts}) > 1:
             raise _ConstantStopsError(f"{self._where(op)} joins two layouts")
         return ChannelConstant(torch.stack([part.numbers for part in parts]).sum(0), parts[0].axis)
 
-    def _layer(self, op: OpRecord, layer: FoldLayer, given: ChannelConstant) -> ChannelConstant | None:
+    def _layer(self, op: OpRecord, layer: FoldLayer, constant: ChannelConstant) -> ChannelConstant | None:
         axis = _axis(layer)
         dimensions = len(self.graph.trace.values[op.inputs[0]].shape)
-        if given.axis % dimensions != axis % dimensions:
+        if constant.axis % dimensions != axis % dimensions:
             raise _ConstantStopsError(f"'{layer.path}' reads another axis")
         if layer.name != "batch_norm" and layer.pads:
             raise _ConstantStopsError(f"'{layer.path}' reads the stream with zeros around it: its border would differ")
         if layer.name != "batch_norm" and layer.module.bias is None:
-            return ChannelConstant(response(layer, given.numbers), axis)
-        self.shifts.append((layer, given.numbers))
+            return ChannelConstant(response(layer, constant.numbers), axis)
+        self.shifts.append((layer, constant.numbers))
         return None
 
     def _keeps(self, op: OpRecord, name: str) -> bool:
         """Whether an operation hands a constant added to its input through to its output."""
-        given = self.missing[op.inputs[0]]
+        constant = self.missing[op.inputs[0]]
         values = self.graph.trace.values
         if len(op.inputs) > 1 or values[op.inputs[0]].dtype != values[op.outputs[0]].dtype:
             return False
         if name in _UNCHANGED:
             return True
         if name in _ADAPTIVE_POOLS:
-            return given.axis == 1
+            return constant.axis == 1
         if name in _POOLS:
             padding = _argument(op, "padding", 0)
             plain = not any(padding if isinstance(padding, (tuple, list)) else (padding,))
             ceiling = bool(_argument(op, "ceil_mode", False))
             divisor = _argument(op, "divisor_override", None)
-            return given.axis == 1 and plain and not ceiling and divisor is None
+            return constant.axis == 1 and plain and not ceiling and divisor is None
         if name == "mean":
             dims = _argument(op, "dim", None)
             size = len(self.graph.trace.values[op.inputs[0]].shape)
             listed = dims if isinstance(dims, (tuple, list)) else (dims,)
-            return given.axis == 1 and None not in listed and all(int(one) % size > 1 for one in listed)
+            return constant.axis == 1 and None not in listed and all(int(dim) % size > 1 for dim in listed)
         return False
 
     def _where(self, op: OpRecord) -> str:

@@ -113,18 +113,18 @@ class FoldGraph:
         self.layers = {one.op.index: one for one in (*self.norms, *self.maps)}
         self._paths = {id(module): path for path, module in self.model.named_modules()}
 
-    def _add(self, one: ModuleCall) -> None:
-        ops = self.trace.ops[one.start : one.stop]
-        reason = self._why_not_plain(one, ops)
+    def _add(self, call: ModuleCall) -> None:
+        ops = self.trace.ops[call.start : call.stop]
+        reason = self._why_not_plain(call, ops)
         if reason is not None:
-            self.refused[one.path] = reason
+            self.refused[call.path] = reason
             return
-        layer = FoldLayer(one.path, one.module, ops[-1], alone=len(ops) == 1)
+        layer = FoldLayer(call.path, call.module, ops[-1], alone=len(ops) == 1)
         (self.norms if layer.name == "batch_norm" else self.maps).append(layer)
 
-    def _why_not_plain(self, one: ModuleCall, ops: list[OpRecord]) -> str | None:
-        module = one.module
-        if any(_course(other, module) != _course(self.trace, module) for other in self.others):
+    def _why_not_plain(self, call: ModuleCall, ops: list[OpRecord]) -> str | None:
+        module = call.module
+        if any(_course(trace, module) != _course(self.trace, module) for trace in self.others):
             return "the network uses it in another way for other inputs (sizes, numbers of samples, values)"
         if any(tensor.is_complex() for tensor in (*module.parameters(), *module.buffers())):
             return "its weights are complex numbers"
@@ -139,30 +139,30 @@ class FoldGraph:
         if module._forward_hooks or module._forward_pre_hooks:
             return "it carries hooks, which would see other numbers"
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            return self._why_no_norm(one, ops)
-        if not ops or plain_name(ops[-1].name) not in LINEAR_MAPS or one.output != TensorRef(ops[-1].outputs[0]):
+            return self._why_no_norm(call, ops)
+        if not ops or plain_name(ops[-1].name) not in LINEAR_MAPS or call.output != TensorRef(ops[-1].outputs[0]):
             return "its call does not end in a convolution or linear map of its own"
         dimensions = LINEAR_MAPS[plain_name(ops[-1].name)]
         if dimensions and len(self.trace.values[ops[-1].outputs[0]].shape) != dimensions + 2:
             return "it ran on a sample without a batch axis"
-        return self._why_not_own(one, ops[-1], ("weight", "bias"))
+        return self._why_not_own(call, ops[-1], ("weight", "bias"))
 
-    def _why_no_norm(self, one: ModuleCall, ops: list[OpRecord]) -> str | None:
-        if len(ops) != 1 or plain_name(ops[0].name) != "batch_norm" or one.output != TensorRef(ops[0].outputs[0]):
+    def _why_no_norm(self, call: ModuleCall, ops: list[OpRecord]) -> str | None:
+        if len(ops) != 1 or plain_name(ops[0].name) != "batch_norm" or call.output != TensorRef(ops[0].outputs[0]):
             return "its call does more than a batch norm"
-        if one.module.running_mean is None or one.module.running_var is None:
+        if call.module.running_mean is None or call.module.running_var is None:
             return "it has no running statistics: it normalises by the mini-batch also in eval mode"
-        return self._why_not_own(one, ops[0], ("running_mean", "running_var", "weight", "bias"))
+        return self._why_not_own(call, ops[0], ("running_mean", "running_var", "weight", "bias"))
 
-    def _why_not_own(self, one: ModuleCall, op: OpRecord, names: tuple[str, ...]) -> str | None:
+    def _why_not_own(self, call: ModuleCall, op: OpRecord, names: tuple[str, ...]) -> str | None:
         """Whether the operation reads the parameters of its module, and it alone does."""
         for name in names:
-            tensor = getattr(one.module, name)
-            given = op.signature.get(name) if op.signature is not None else "unknown"
-            if tensor is None and given is None:
+            tensor = getattr(call.module, name)
+            argument = op.signature.get(name) if op.signature is not None else "unknown"
+            if tensor is None and argument is None:
                 continue
-            value = self.trace.values[given.value] if isinstance(given, TensorRef) else None
-            if value is None or value.name != f"{one.path}.{name}".lstrip("."):
+            value = self.trace.values[argument.value] if isinstance(argument, TensorRef) else None
+            if value is None or value.name != f"{call.path}.{name}".lstrip("."):
                 return f"its {name} is made from something else as it runs"
             if self._tied.get(id(tensor), 1) > 1 or len(self.trace.readers[value.index]) > 1:
                 return f"its {name} is shared"
@@ -192,7 +192,7 @@ class FoldGraph:
     def maker(self, value: int) -> FoldLayer | None:
         """The convolution or linear layer that a value comes from."""
         value = self.stand(value)
-        return next((one for one in self.maps if one.result == value and self.path(one) is not None), None)
+        return next((layer for layer in self.maps if layer.result == value and self.path(layer) is not None), None)
 
     def described(self, value: int) -> str:
         """Where a value comes from, in words."""
@@ -244,8 +244,8 @@ class FoldGraph:
     def renamed(self) -> None:
         """Modules have moved: look again where each is."""
         self._paths = {id(module): path for path, module in self.model.named_modules()}
-        self.norms = [one for one in self.norms if id(one.module) in self._paths]
-        self.maps = [one for one in self.maps if id(one.module) in self._paths]
+        self.norms = [layer for layer in self.norms if id(layer.module) in self._paths]
+        self.maps = [layer for layer in self.maps if id(layer.module) in self._paths]
 
 
 def _course(trace: Trace, module: nn.Module) -> list[Any]:
@@ -315,11 +315,11 @@ def set_parameter(module: Any, name: str, tensor: Tensor) -> None:
 
 def fits(module: Any, *tensors: Tensor) -> bool:
     """Whether numbers computed in float64 stay finite in the dtype of the module's weight."""
-    return all(bool(torch.isfinite(one.to(module.weight.dtype)).all()) for one in tensors)
+    return all(bool(torch.isfinite(tensor.to(module.weight.dtype)).all()) for tensor in tensors)
 
 
 def _counts(items: Any) -> dict[int, int]:
-    found: dict[int, int] = {}
-    for one in items:
-        found[one] = found.get(one, 0) + 1
-    return found
+    counts: dict[int, int] = {}
+    for item in items:
+        counts[item] = counts.get(item, 0) + 1
+    return counts

@@ -143,10 +143,10 @@ def _chain_obstacle(graph: FoldGraph, first: FoldLayer, second: FoldLayer) -> st
 
 def _cost_reason(graph: FoldGraph, first: FoldLayer, second: FoldLayer) -> str | None:
     """Whether the merged layer multiplies more often than both, by the shapes of the run."""
-    one, other = first.module.weight.numel(), second.module.weight.numel()
-    merged = other // second.module.weight.shape[1] * (one // first.module.weight.shape[0])
+    first_size, second_size = first.module.weight.numel(), second.module.weight.numel()
+    merged = second_size // second.module.weight.shape[1] * (first_size // first.module.weight.shape[0])
     at_first, at_second = (_positions(graph, layer) for layer in (first, second))
-    before, after = at_first * one + at_second * other, at_second * merged
+    before, after = at_first * first_size + at_second * second_size, at_second * merged
     if after <= before:
         return None
     return f"merged with '{graph.path(first)}' it would cost {after / before:.2g} times the multiplications of both"
@@ -160,9 +160,9 @@ def _positions(graph: FoldGraph, layer: FoldLayer) -> int:
 def carry_out_chain(fold: ChainFold, *, unchecked: bool = False) -> str | None:
     """Write the product into the first layer; returns why the numbers do not allow it, then nothing has changed."""
     first, second = fold.into.module, fold.second.module
-    left, right = as_float64(second.weight, 0).flatten(1), as_float64(first.weight, 0)
-    weight = torch.tensordot(left, right, dims=1)
-    bias = as_float64(second.bias, len(left)) + left @ as_float64(first.bias, len(right))
+    second_weight, first_weight = as_float64(second.weight, 0).flatten(1), as_float64(first.weight, 0)
+    weight = torch.tensordot(second_weight, first_weight, dims=1)
+    bias = as_float64(second.bias, len(second_weight)) + second_weight @ as_float64(first.bias, len(first_weight))
     if not unchecked and not fits(first, weight, bias):
         return f"the merged numbers exceed {first.weight.dtype}"
     if first.bias is not None or second.bias is not None:

@@ -67,9 +67,9 @@ def compact_hf_model(model: nn.Module, removed: Sequence[str]) -> nn.Module:
     _check_kind(model)
     emptied = _emptied_lists(model, removed)
     config, names = model.config, {name: name for name in _named_tensors(model)}
-    for one in emptied:
-        config = _shorter_config(model, config, one)
-        names = {old: new for old, name in names.items() if (new := _renamed(name, one)) is not None}
+    for emptied_list in emptied:
+        config = _shorter_config(model, config, emptied_list)
+        names = {old: new for old, name in names.items() if (new := _renamed(name, emptied_list)) is not None}
     return _assembled(model, config, names, emptied)
 
 
@@ -93,16 +93,16 @@ def _emptied_lists(model: nn.Module, removed: Sequence[str]) -> list[EmptiedLaye
         if not isinstance(module, nn.ModuleList):
             continue
         for index, child in enumerate(module):
-            inside = {one for one in removed if f"{one}.".startswith(f"{path}.{index}.")} - covered
+            inside = {path for path in removed if f"{path}.".startswith(f"{path}.{index}.")} - covered
             if inside and not _named_tensors(child):
                 found.setdefault(path, EmptiedLayerList(path, len(module))).gone.add(index)
                 covered |= inside
     for path in removed:
         if path not in covered:
             raise SurgeryError(_leftover_reason(model, path), _HINT + _drop_norms_hint(model, path))
-    for one in found.values():
-        if not one.kept:
-            raise SurgeryError(f"no layer is left in '{one.path}'", "Keep at least one.")
+    for emptied in found.values():
+        if not emptied.kept:
+            raise SurgeryError(f"no layer is left in '{emptied.path}'", "Keep at least one.")
     return list(found.values())
 
 
@@ -122,42 +122,42 @@ def _leftover_reason(model: nn.Module, path: str) -> str:
 
 def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by name, tied ones under each of their names, buffers that are not saved too."""
-    own = dict(module.named_parameters(remove_duplicate=False))
-    return {**own, **dict(module.named_buffers(remove_duplicate=False))}
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(module.named_buffers(remove_duplicate=False))}
 
 
-def _renamed(name: str, one: EmptiedLayerList) -> str | None:
+def _renamed(name: str, emptied: EmptiedLayerList) -> str | None:
     """The name of a tensor or module once the layers have moved up; None in a layer that is gone."""
-    head = f"{one.path}."
+    head = f"{emptied.path}."
     if not name.startswith(head):
         return name
     number, dot, rest = name[len(head) :].partition(".")
-    return f"{head}{one.kept.index(int(number))}{dot}{rest}" if int(number) in one.kept else None
+    return f"{head}{emptied.kept.index(int(number))}{dot}{rest}" if int(number) in emptied.kept else None
 
 
-def _shorter_config(model: nn.Module, config: Any, one: EmptiedLayerList) -> Any:
+def _shorter_config(model: nn.Module, config: Any, emptied: EmptiedLayerList) -> Any:
     """The configuration whose network is shorter in just this list.
 
     Found by trying: each number that equals the length of the list, with the lists by layer beside it cut, then uncut.
     """
     plain = config.to_dict()
     before = _list_lengths(type(model), config)
-    for place in _config_paths(plain, one.length):
+    for place in _config_paths(plain, emptied.length):
         for variant in (_cut_lists, _without_stages, _uncut_lists):
-            tried = _changed_config(config, plain, place, one, variant)
-            if tried is not None and _is_shorter(before, _list_lengths(type(model), tried), one):
+            tried = _changed_config(config, plain, place, emptied, variant)
+            if tried is not None and _is_shorter(before, _list_lengths(type(model), tried), emptied):
                 return tried
-    said = f"no field of {type(config).__name__} alone says how many layers '{one.path}' has"
-    if any(part.isdigit() for part in one.path.split(".")):
-        parts = ", ".join(f"'{one.path}.{index}'" for index in sorted(one.gone))
-        said = f"only a part of a layer was removed ({parts}), and its class has no layer without that part"
-    raise SurgeryError(said, _HINT)
+    reason = f"no field of {type(config).__name__} alone says how many layers '{emptied.path}' has"
+    if any(part.isdigit() for part in emptied.path.split(".")):
+        parts = ", ".join(f"'{emptied.path}.{index}'" for index in sorted(emptied.gone))
+        reason = f"only a part of a layer was removed ({parts}), and its class has no layer without that part"
+    raise SurgeryError(reason, _HINT)
 
 
 def _config_paths(plain: Mapping[str, Any], number: int) -> Iterator[_ConfigPath]:
     """Where this number stands in a configuration, the likeliest names first."""
-    found = list(_find_number(plain, (), number))
-    yield from sorted(found, key=lambda place: not any("layer" in str(part) or part == "depths" for part in place))
+    paths = list(_find_number(plain, (), number))
+    yield from sorted(paths, key=lambda place: not any("layer" in str(part) or part == "depths" for part in place))
 
 
 def _find_number(item: Any, place: _ConfigPath, number: int) -> Iterator[_ConfigPath]:
@@ -172,16 +172,16 @@ def _find_number(item: Any, place: _ConfigPath, number: int) -> Iterator[_Config
 
 
 def _changed_config(
-    config: Any, plain: dict[str, Any], place: _ConfigPath, one: EmptiedLayerList, variant: _ConfigVariant
+    config: Any, plain: dict[str, Any], place: _ConfigPath, emptied: EmptiedLayerList, variant: _ConfigVariant
 ) -> Any:
     """The configuration with another number at `place`; None where its class refuses that."""
     plain = copy.deepcopy(plain)
     holder: Any = plain
     for part in place[:-1]:
         holder = holder[part]
-    holder[place[-1]] = len(one.kept)
+    holder[place[-1]] = len(emptied.kept)
     if isinstance(holder, dict):
-        variant(holder, one)
+        variant(holder, emptied)
     try:
         made = type(config).from_dict(plain)
     except Exception:  # noqa: BLE001 - each configuration checks itself in its own way
@@ -190,19 +190,19 @@ def _changed_config(
     return made
 
 
-def _cut_lists(holder: dict[str, Any], one: EmptiedLayerList) -> None:
+def _cut_lists(holder: dict[str, Any], emptied: EmptiedLayerList) -> None:
     for key, value in holder.items():
-        if isinstance(value, list) and len(value) == one.length:
-            holder[key] = [value[index] for index in one.kept]
+        if isinstance(value, list) and len(value) == emptied.length:
+            holder[key] = [value[index] for index in emptied.kept]
 
 
-def _without_stages(holder: dict[str, Any], one: EmptiedLayerList) -> None:
-    _cut_lists(holder, one)
+def _without_stages(holder: dict[str, Any], emptied: EmptiedLayerList) -> None:
+    _cut_lists(holder, emptied)
     for key in _STAGES:
         holder.pop(key, None)
 
 
-def _uncut_lists(holder: dict[str, Any], one: EmptiedLayerList) -> None:
+def _uncut_lists(holder: dict[str, Any], emptied: EmptiedLayerList) -> None:
     """Lists that are as long as there are layers by chance."""
 
 
@@ -216,13 +216,13 @@ def _list_lengths(kind: Any, config: Any) -> dict[str, int] | None:
     return {path: len(module) for path, module in made.named_modules() if isinstance(module, nn.ModuleList)}
 
 
-def _is_shorter(before: dict[str, int] | None, after: dict[str, int] | None, one: EmptiedLayerList) -> bool:
+def _is_shorter(before: dict[str, int] | None, after: dict[str, int] | None, emptied: EmptiedLayerList) -> bool:
     """Whether just this list is shorter, by just the layers that are gone."""
-    if before is None or after is None or after.get(one.path) != len(one.kept):
+    if before is None or after is None or after.get(emptied.path) != len(emptied.kept):
         return False
     # Lists inside the layers come and go with them; all others must be as they were.
-    inside = f"{one.path}."
-    outside = [path for path in {*before, *after} if path != one.path and not path.startswith(inside)]
+    inside = f"{emptied.path}."
+    outside = [path for path in {*before, *after} if path != emptied.path and not path.startswith(inside)]
     return all(before.get(path) == after.get(path) for path in outside)
 
 
@@ -234,8 +234,8 @@ def _assembled(
         made = type(model)(config)
     old, new = _named_tensors(model), _named_tensors(made)
     expected = {name: tuple(tensor.shape) for name, tensor in new.items()}
-    found = {names[name]: tuple(tensor.shape) for name, tensor in old.items() if name in names}
-    _check_same(expected, found)
+    shapes = {names[name]: tuple(tensor.shape) for name, tensor in old.items() if name in names}
+    _check_same(expected, shapes)
     for name, new_name in names.items():
         owner, _, leaf = new_name.rpartition(".")
         _put(made.get_submodule(owner), leaf, old[name])
@@ -253,10 +253,10 @@ def _put(holder: nn.Module, leaf: str, tensor: Tensor) -> None:
         holder._buffers[leaf] = tensor
 
 
-def _check_same(expected: _Shapes, found: _Shapes) -> None:
-    if expected == found:
+def _check_same(expected: _Shapes, actual: _Shapes) -> None:
+    if expected == actual:
         return
-    differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    differing = sorted(name for name in {*expected, *actual} if expected.get(name) != actual.get(name))
     raise SurgeryError(
         f"a shorter network of its class has other tensors, such as '{differing[0]}': its layers are not alike",
         _HINT,
@@ -279,13 +279,13 @@ def _copy_plain_tensors(model: nn.Module, made: nn.Module, emptied: Sequence[Emp
 
 def attention_slots(model: nn.Module) -> dict[str, dict[int, nn.Module]]:
     """The modules that know their slot of the cache, by path without the number of the layer, then by slot."""
-    found: dict[str, dict[int, nn.Module]] = {}
+    slots: dict[str, dict[int, nn.Module]] = {}
     for path, module in model.named_modules():
         slot = getattr(module, "layer_idx", None)
         numbered = re.fullmatch(r"(.*?)\.(\d+)\.([^.\d][^\d]*)", path)
         if type(slot) is int and numbered and any(True for _ in module.parameters()):
-            found.setdefault(f"{numbered[1]}.*.{numbered[3]}", {})[slot] = module
-    return found
+            slots.setdefault(f"{numbered[1]}.*.{numbered[3]}", {})[slot] = module
+    return slots
 
 
 def repair_kv_cache_(model: nn.Module, before: dict[str, dict[int, nn.Module]]) -> None:
@@ -297,16 +297,16 @@ def repair_kv_cache_(model: nn.Module, before: dict[str, dict[int, nn.Module]]) 
     """
     after = attention_slots(model)
     for place, slots in before.items():
-        left = after.get(place, {})
+        remaining = after.get(place, {})
         kinds = _attention_kinds(model, max(slots) + 1)
         for kind in dict.fromkeys(kinds):
-            own = [slot for slot, one in enumerate(kinds) if one == kind and slot in slots]
-            staying = [slot for slot in own if slot in left]
-            if not own or own[0] in left:
+            same_kind = [slot for slot, slot_kind in enumerate(kinds) if slot_kind == kind and slot in slots]
+            staying = [slot for slot in same_kind if slot in remaining]
+            if not same_kind or same_kind[0] in remaining:
                 continue
             if staying:
-                left[staying[0]].layer_idx = own[0]  # type: ignore[assignment]
-            elif own[0] == 0:
+                remaining[staying[0]].layer_idx = same_kind[0]  # type: ignore[assignment]
+            elif same_kind[0] == 0:
                 _disable_cache(model)
 
 

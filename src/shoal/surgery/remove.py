@@ -30,19 +30,21 @@ def check_removable(chain: Chain, removals: Sequence[Removal]) -> None:
         SurgeryError: the block cannot be removed, with the reason of the chain.
     """
     listed = _as_removals(removals)
-    for one in listed:
-        if one.path not in chain.paths:
-            raise UnknownBlockError(f"no residual block called '{one.path}'", did_you_mean(one.path, chain.paths))
-        block = chain[one.path]
-        if one.unit is None and not block.removable:
-            raise SurgeryError(
-                f"the block '{one.path}' cannot be removed: {block.reason}", "`shoal trace` lists the others."
+    for removal in listed:
+        if removal.path not in chain.paths:
+            raise UnknownBlockError(
+                f"no residual block called '{removal.path}'", did_you_mean(removal.path, chain.paths)
             )
-    places = [(one.path, one.unit) for one in listed]
-    whole = {one.path for one in listed if one.unit is None}
-    for one in listed:
-        if places.count((one.path, one.unit)) > 1 or (one.unit is not None and one.path in whole):
-            raise SurgeryError(f"the block '{one.path}' is named twice", "Name each block once.")
+        block = chain[removal.path]
+        if removal.unit is None and not block.removable:
+            raise SurgeryError(
+                f"the block '{removal.path}' cannot be removed: {block.reason}", "`shoal trace` lists the others."
+            )
+    places = [(removal.path, removal.unit) for removal in listed]
+    whole = {removal.path for removal in listed if removal.unit is None}
+    for removal in listed:
+        if places.count((removal.path, removal.unit)) > 1 or (removal.unit is not None and removal.path in whole):
+            raise SurgeryError(f"the block '{removal.path}' is named twice", "Name each block once.")
 
 
 def remove_blocks_(graph: BlockGraph, removals: Sequence[Removal]) -> nn.Module:
@@ -54,10 +56,10 @@ def remove_blocks_(graph: BlockGraph, removals: Sequence[Removal]) -> nn.Module:
     """
     check_removable(graph.chain, removals)
     listed = _as_removals(removals)
-    for one in listed:
-        if one.norms == "drop" and one.path not in graph.shortcuts_without_norms:
+    for removal in listed:
+        if removal.norms == "drop" and removal.path not in graph.shortcuts_without_norms:
             raise SurgeryError(
-                f"the block '{one.path}' has no norm behind its additions that could go with it",
+                f"the block '{removal.path}' has no norm behind its additions that could go with it",
                 "Remove it with norms 'keep'.",
             )
     attentions = attention_slots(graph.model)
@@ -70,7 +72,7 @@ def remove_blocks_(graph: BlockGraph, removals: Sequence[Removal]) -> nn.Module:
 
 
 def _as_removals(removals: Sequence[Removal]) -> list[Remove]:
-    return [Remove.named(one) if isinstance(one, str) else one for one in removals]
+    return [Remove.named(removal) if isinstance(removal, str) else removal for removal in removals]
 
 
 def remove_blocks(model: nn.Module, example: Batch, removals: Sequence[Removal]) -> nn.Module:
@@ -126,14 +128,14 @@ def _check_runs(model: nn.Module, cut: nn.Module, example: Batch) -> None:
         with evaluating(model), evaluating(cut):
             expected = read_outputs(call(model, batch))
             try:
-                found = read_outputs(call(cut, batch))
+                actual = read_outputs(call(cut, batch))
             except ShoalError as error:
                 raise SurgeryError(
                     f"the network does not run without these blocks: {error.message}",
                     "Leave them out with --exclude, and please report the network.",
                 ) from error
         # A network that returns as many as it finds (boxes) may find another number.
-        reason = mismatch(expected, found, rows=batch.size)
+        reason = mismatch(expected, actual, rows=batch.size)
         if reason is not None:
             raise SurgeryError(
                 f"without these blocks the network returns something else: {reason} (the original first)",
