@@ -230,9 +230,9 @@ def test_the_branch_of_a_block_is_told_from_its_projection():
 
 def test_the_activation_may_go_where_the_stream_is_never_negative():
     chain = trace(networks.CifarResNet(2), torch.randn(1, 3, 8, 8))
-    assert all("never negative" in block.tail for block in chain)
+    assert all("never negative" in block.removable_activation_assumption for block in chain)
     preact = trace(networks.PreactNet(), torch.randn(1, 1, 6, 6))
-    assert all(block.tail is None for block in preact)
+    assert all(block.removable_activation_assumption is None for block in preact)
 
 
 def test_units_know_where_they_stand():

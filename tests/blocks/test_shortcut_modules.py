@@ -182,13 +182,13 @@ def test_what_is_nothing_or_one_module_is_an_ordinary_module():
     net, path, _, x = prepared("identity, activation idle")
     anatomy = analyze(net, Batch((x,)))
     assert type(anatomy.shortcut_modules[path]) is nn.Identity
-    assert anatomy.chain[path].tail == (
+    assert anatomy.chain[path].removable_activation_assumption == (
         "the input of '1' is never negative, so the ReLU after its addition does nothing"
     )
     net, path, _, x = prepared("identity, activation")
     anatomy = analyze(net, Batch((x,)))
     assert type(anatomy.shortcut_modules[path]) is nn.ReLU
-    assert anatomy.chain[path].tail is None
+    assert anatomy.chain[path].removable_activation_assumption is None
     assert anatomy.shortcut_modules[path].inplace is False
     assert net[1].relu.inplace is True
 

@@ -182,7 +182,7 @@ SIZED_BY_VALUES = [
 )
 def test_where_nothing_can_be_said_it_says_why(function, said):
     canonical = CanonicalForm(analyze(Function(function), Batch((torch.ones(2, 4),))))
-    assert re.search(said, canonical.obstacle() or "")
+    assert re.search(said, canonical.unprovable_reason() or "")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_number_that_is_a_tensor_is_no_obstacle_where_it_sets_no_size(function
 
 def test_without_an_obstacle_there_is_none():
     net = networks.CifarResNet(1, widths=(4, 8, 12))
-    assert CanonicalForm(analyze(net, Batch((torch.zeros(1, 3, 8, 8),)))).obstacle() is None
+    assert CanonicalForm(analyze(net, Batch((torch.zeros(1, 3, 8, 8),)))).unprovable_reason() is None
 
 
 def test_premises_name_what_was_taken_away():
@@ -210,9 +210,9 @@ def test_premises_name_what_was_taken_away():
         net.layer2[1].bn2.weight.zero_()
         net.layer2[1].bn2.bias.zero_()
     canonical = CanonicalForm(analyze(net, Batch((torch.zeros(1, 3, 8, 8),))))
-    assert not canonical.premises
+    assert not canonical.assumptions
     assert canonical.output
-    assert list(canonical.premises) == [
+    assert list(canonical.assumptions) == [
         "the branch added in 'layer2.1' is zero: 'layer2.1.bn2.weight' is zero and 'layer2.1.bn2.bias' is zero",
         "the ReLU in 'layer2.1' does nothing: its input is never negative",
     ]

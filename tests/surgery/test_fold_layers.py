@@ -107,15 +107,15 @@ def test_reading_goes_on_through_what_was_folded():
     net = pair()
     graph = FoldGraph(analyze(net, Batch((torch.randn(2, 2, 4, 4),))))
     convolution, norm = graph.maps[0], graph.norms[0]
-    assert graph.maker(norm.source) is convolution
-    assert graph.maker(norm.result) is None
-    assert graph.only_reader(convolution.result) is norm
-    graph.idle(norm, "1")
-    assert graph.maker(norm.result) is convolution
-    assert graph.only_reader(convolution.result) is None
+    assert graph.producer(norm.source) is convolution
+    assert graph.producer(norm.result) is None
+    assert graph.sole_consumer(convolution.result) is norm
+    graph.replace_with_identity(norm, "1")
+    assert graph.producer(norm.result) is convolution
+    assert graph.sole_consumer(convolution.result) is None
     assert graph.path(norm) is None
     assert isinstance(net[1], nn.Identity)
-    assert graph.described(norm.result) == "conv2d in '0'"
+    assert graph.describe(norm.result) == "conv2d in '0'"
 
 
 @pytest.mark.parametrize(

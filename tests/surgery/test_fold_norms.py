@@ -223,7 +223,7 @@ def test_structure_alone_decides():
     found = find_norm_fold(graph, graph.norms[0])
     assert found.into.path == "1"
     assert not found.behind
-    assert "borders" in found.premise
+    assert "borders" in found.assumption
 
 
 def test_scale_and_shift_are_those_of_the_batch_norm():

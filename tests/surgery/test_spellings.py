@@ -52,7 +52,7 @@ def digests():
             canonical = CanonicalForm(analyze(Spelled(expression).eval(), example()))
         except TraceError:
             continue
-        if canonical.obstacle() is None:
+        if canonical.unprovable_reason() is None:
             found.setdefault(canonical.output, []).append(name)
     return found
 

@@ -51,7 +51,7 @@ def data_dependent_blocks(
             continue
         for path in paths:
             if path not in reasons and (difference := _difference(first, profile, path)):
-                reasons[path] = f"the network decides while it runs whether it is needed: {difference}"
+                reasons[path] = f"it is executed conditionally on the input: {difference}"
     return reasons
 
 

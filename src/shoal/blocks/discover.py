@@ -58,23 +58,28 @@ def analyze(model: nn.Module, example: Batch) -> BlockGraph:
 def graph_from_trace(model: nn.Module, run: Trace) -> BlockGraph:
     """The graph of a model from a trace of it."""
     declared = _declared_calls(run)
-    free = [one for one in residual_additions(run) if not any(call.holds(one.op) for call in declared.values())]
-    around = {outer.index for one in declared.values() for outer in run.enclosing(one.parent)}
+    free = [
+        addition
+        for addition in residual_additions(run)
+        if not any(call.holds(addition.op) for call in declared.values())
+    ]
+    around = {outer.index for call in declared.values() for outer in run.enclosing(call.parent)}
     groups = {index: owned for index, owned in _group(run, free).items() if index not in around}
     inner = [run.calls[index].parent for index in groups if index >= 0]
     holders = {outer.index for parent in inner for outer in run.enclosing(parent)}
     signs = non_negative_values(run)
     parts = GraphParts()
     kinds = {type(run.calls[index].module) for index in groups if index >= 0 and run.calls[index].path}
-    for one in run.calls:
-        if declared and any(outer.index in declared for outer in run.enclosing(one.parent)):
+    for module_call in run.calls:
+        outside = [outer.index for outer in run.enclosing(module_call.parent)]
+        if any(index in declared for index in outside):
             continue
-        if one.index in declared:
-            _add_declared(parts, run, one)
-        elif one.index in groups:
-            _add_residual(parts, run, one, groups[one.index], signs, holds=one.index in holders)
-        elif type(one.module) in kinds and not any(outer.index in groups for outer in run.enclosing(one.parent)):
-            _add_sibling(parts, run, one)
+        if module_call.index in declared:
+            _add_declared(parts, run, module_call)
+        elif (additions := groups.get(module_call.index)) is not None:
+            _add_residual(parts, run, module_call, additions, signs, holds=module_call.index in holders)
+        elif type(module_call.module) in kinds and not any(index in groups for index in outside):
+            _add_sibling(parts, run, module_call)
     if -1 in groups:
         parts.blocks.append(_outside_block())
     chain = Chain(tuple(_with_stages(parts.blocks)), note_of(parts.blocks, run))
@@ -220,7 +225,7 @@ def _describe(
         params=sum(parameter.numel() for parameter in call.module.parameters()),
         removable=reason is None,
         reason=reason,
-        tail=assumption,
+        removable_activation_assumption=assumption,
     )
 
 

@@ -57,7 +57,8 @@ class Block:
         params: number of parameters in it.
         removable: whether it can be taken out, down to its shortcut and the activation after the addition.
         reason: why not.
-        tail: set where the activation after the addition may go too: the premise under which it does nothing.
+        removable_activation_assumption: under which the activation after the addition does nothing and may go too; else
+            None.
     """
 
     path: str
@@ -72,7 +73,7 @@ class Block:
     params: int
     removable: bool
     reason: str | None
-    tail: str | None = None
+    removable_activation_assumption: str | None = None
 
     def record(self, **results: Any) -> BlockRecord:
         """What it is, for the record, and what was `found` out about it: further fields of `BlockRecord`."""
@@ -152,7 +153,12 @@ class Chain:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"blocks": [asdict(block) for block in self.blocks], "note": self.note}
+        blocks = []
+        for block in self.blocks:
+            plain = asdict(block)
+            plain["tail"] = plain.pop("removable_activation_assumption")  # its name in files and in `trace --json`
+            blocks.append(plain)
+        return {"blocks": blocks, "note": self.note}
 
 
 @dataclass(frozen=True)

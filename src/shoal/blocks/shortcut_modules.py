@@ -50,7 +50,7 @@ class ShortcutSlice:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     parameters: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
     result: int = -1
-    premise: str | None = None
+    assumption: str | None = None
 
 
 class ShortcutModule(nn.Module):
@@ -116,7 +116,7 @@ def extract_shortcut(
     non_negative: frozenset[int],
     norms: Mapping[int, int] | None = None,
 ) -> tuple[nn.Module, str | None]:
-    """The module that is left when the branches of a block go, and the premise under which its last activation went.
+    """The module that is left when the branches of a block go, and the assumption under which its last activation goes.
 
     Args:
         trace: the run.
@@ -133,7 +133,7 @@ def extract_shortcut(
     output = _output_without(trace, call, main, sliced.result)
     shortcut = _plain_module(sliced, call, output) or ShortcutModule(sliced, call, output)
     _mimic_first_encoder_layer_(shortcut, trace, call)
-    return with_forward_hooks_of(call.module, shortcut), sliced.premise
+    return with_forward_hooks_of(call.module, shortcut), sliced.assumption
 
 
 def match_mode_(shortcut: nn.Module, block: nn.Module) -> None:
@@ -312,7 +312,7 @@ class ShortcutSlicer:
     def _idle_relu(self, entry: int) -> bool:
         if entry not in self.non_negative:
             return False
-        self.sliced.premise = (
+        self.sliced.assumption = (
             f"the input of '{self.call.path}' is never negative, so the ReLU after its addition does nothing"
         )
         return True

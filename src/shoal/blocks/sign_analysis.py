@@ -16,7 +16,7 @@ def non_negative_values(trace: Trace, zeros: Iterable[int] = ()) -> frozenset[in
 
     Args:
         trace: a run of the network.
-        zeros: values known to be zero, whatever made them.
+        zeros: values that are zero, whatever made them.
     """
     non_negative: set[int] = set(zeros)
     for op in trace.ops:
@@ -25,7 +25,7 @@ def non_negative_values(trace: Trace, zeros: Iterable[int] = ()) -> frozenset[in
 
 
 def non_negative_results(trace: Trace, op: OpRecord, non_negative: Set[int]) -> list[int]:
-    """What an operation makes that is never negative, where the values `known` are not."""
+    """What an operation makes that is never negative, where the values `non_negative` are not."""
     signature = op.signature
     if signature is None or not _is_non_negative(signature, non_negative):
         return []
@@ -113,13 +113,19 @@ _RULES: dict[str, Callable[[OpSignature, Collection[int]], bool]] = {
     "where": _both("input", "other"),
     "masked_fill": _both("input", "value"),
     "max": _max,
-    "maximum": lambda signature, known: any(_at_least_0(known, signature.get(one)) for one in ("input", "other")),
+    "maximum": lambda signature, non_negative: any(
+        _at_least_0(non_negative, signature.get(name)) for name in ("input", "other")
+    ),
     "minimum": _both("input", "other"),
-    "hardtanh": lambda signature, known: _all(known, (signature.get("min_val"), signature.get("max_val"))),
+    "hardtanh": lambda signature, non_negative: _all(
+        non_negative, (signature.get("min_val"), signature.get("max_val"))
+    ),
     "clamp": _clamp,
     "clamp_min": _above("min"),
     "copy": _above("src"),
-    "threshold": lambda signature, known: _all(known, (signature.get("threshold"), signature.get("value"))),
+    "threshold": lambda signature, non_negative: _all(
+        non_negative, (signature.get("threshold"), signature.get("value"))
+    ),
     "pad": _pad,
     "interpolate": _resized,
     "upsample": _resized,

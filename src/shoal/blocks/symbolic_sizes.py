@@ -29,16 +29,16 @@ def following_sizes(run: Trace, calls: Sequence[ModuleCall], others: Sequence[Tr
     """
     ops, changed = list(run.ops), list(run.calls)
     for call in calls:
-        alike = [(other, same) for other in others if (same := _same_call(run, call, other)) is not None]
+        alike = [(trace, same) for trace in others if (same := _same_call(run, call, trace)) is not None]
         if not alike:
             continue
         terms = list(_terms([(run, call), *alike]))
         for number, index in enumerate(_op_indices(run, call)):
-            there = [other.ops[_op_indices(other, same)[number]] for other, same in alike]
+            there = [trace.ops[_op_indices(trace, same)[number]] for trace, same in alike]
             args, kwargs = _symbolic([(op.args, op.kwargs) for op in (run.ops[index], *there)], terms)
             ops[index] = replace(run.ops[index], args=args, kwargs=kwargs)
         for number, inner in enumerate(_inner_calls(run, call)):
-            moved = [_inner_calls(other, same)[number] for other, same in alike]
+            moved = [_inner_calls(trace, same)[number] for trace, same in alike]
             args, kwargs = _symbolic([(inner_call.args, inner_call.kwargs) for inner_call in (inner, *moved)], terms)
             changed[inner.index] = replace(inner, args=args, kwargs=kwargs)
     return replace(run, ops=ops, calls=changed)

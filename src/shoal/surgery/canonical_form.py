@@ -37,7 +37,7 @@ _UNTYPED_SIZES = frozenset("pad interpolate upsample split".split())
 
 
 class CanonicalForm:
-    """The canonical form of one traced network, by a digest for each value; `premises` fills as digests are made."""
+    """The canonical form of one traced network, by a digest for each value; `assumptions` fill as digests are made."""
 
     def __init__(self, graph: BlockGraph) -> None:
         self.trace: Trace = graph.trace
@@ -47,14 +47,14 @@ class CanonicalForm:
         self.tensors: dict[str, Tensor] = _named_tensors(graph.model)
         self.contents: dict[str, str] = {}
         self.digests: dict[int, str] = {}
-        self.premises: dict[str, None] = {}
+        self.assumptions: dict[str, None] = {}
 
     @property
     def output(self) -> str:
         """The digest of everything the network returns."""
-        return _digest("output", self._written(self.trace.output))
+        return _digest("output", self._serialize(self.trace.output))
 
-    def obstacle(self) -> str | None:
+    def unprovable_reason(self) -> str | None:
         """Why nothing can be said by construction, or None."""
         trace = self.trace
         if trace.data_escapes:
@@ -97,7 +97,7 @@ class CanonicalForm:
         numbers = (self.trace.values[value] for value in tensor_refs(places))
         return any(info.origin in ("op", "input") and math.prod(info.shape) == 1 for info in numbers)
 
-    def of(self, value: int) -> str:
+    def digest(self, value: int) -> str:
         """The digest of one value of the run."""
         pending = [value]
         while pending:  # no recursion: a deep network would exceed Python's stack
@@ -116,7 +116,7 @@ class CanonicalForm:
         if value in self.zeros or info.origin != "op":
             return []
         op = self.trace.ops[info.producer]
-        same = self._same_as(op, value)
+        same = self._passed_through(op, value)
         return [same] if same is not None else [*op.inputs, *_overwritten_memory(op, value)[0]]
 
     def _make(self, value: int) -> str:
@@ -128,9 +128,9 @@ class CanonicalForm:
         if info.origin != "op":
             return self._content(value)
         op = self.trace.ops[info.producer]
-        same = self._same_as(op, value)
+        same = self._passed_through(op, value)
         if same is not None:
-            self._say(op, same)
+            self.note_assumption(op, same)
             return self.digests[same]
         before, places = _overwritten_memory(op, value)
         which = _result_position(op, value) if not before else f"{places}"
@@ -142,17 +142,17 @@ class CanonicalForm:
         signature = op.signature
         if signature is None:
             kwargs = {key: item for key, item in op.kwargs.items() if key != "inplace"}
-            return f"{op.name} {id(op.func)} {self._written((op.args, kwargs))}"
-        return f"{signature.name} {self._written(signature.arguments)}"
+            return f"{op.name} {id(op.func)} {self._serialize((op.args, kwargs))}"
+        return f"{signature.name} {self._serialize(signature.arguments)}"
 
-    def _same_as(self, op: OpRecord, value: int) -> int | None:
+    def _passed_through(self, op: OpRecord, value: int) -> int | None:
         """The input that this operation hands through unchanged, if it does."""
         signature = op.signature
         if signature is None or op.value != value or len(set(op.outputs) - {value}) > 0:
             return None
         stream = signature.tensor("input")
         if signature.name in ("add", "sub"):
-            stream = self._beside_zero(signature)
+            stream = self._operand_next_to_zero(signature)
         elif signature.name == "relu":
             stream = stream if stream in self.signs else None
         elif signature.name in DROPOUT:
@@ -164,7 +164,7 @@ class CanonicalForm:
             return None
         return stream if (before.shape, before.dtype) == (after.shape, after.dtype) else None
 
-    def _beside_zero(self, signature: OpSignature) -> int | None:
+    def _operand_next_to_zero(self, signature: OpSignature) -> int | None:
         """The operand of a sum that is left when the other is zero."""
         first, second = signature.get("input"), signature.get("other")
         if self._is_zero(second):
@@ -177,15 +177,16 @@ class CanonicalForm:
             return item.value in self.zeros
         return isinstance(item, (int, float)) and item == 0
 
-    def _say(self, op: OpRecord, same: int) -> None:
+    def note_assumption(self, op: OpRecord, same: int) -> None:
+        """Write down what has to hold for an operation to hand its input through."""
         where = self.trace.calls[op.call].path if op.call >= 0 else ""
         name = op.signature.name if op.signature is not None else op.name
         if name in ("add", "sub"):
             branch = next((value for value in op.inputs if value in self.zeros), None)
             if branch is not None:
-                self.premises[f"the branch added in '{where}' is zero: {self.zeros[branch]}"] = None
+                self.assumptions[f"the branch added in '{where}' is zero: {self.zeros[branch]}"] = None
         elif name == "relu":
-            self.premises[f"the ReLU in '{where}' does nothing: its input is never negative"] = None
+            self.assumptions[f"the ReLU in '{where}' does nothing: its input is never negative"] = None
 
     def _content(self, value: int) -> str:
         info = self.trace.values[value]
@@ -198,15 +199,15 @@ class CanonicalForm:
     def _tensor(self, name: str) -> Tensor:
         return real(self.model, name, self.tensors[name])
 
-    def _written(self, item: Any) -> str:
+    def _serialize(self, item: Any) -> str:
         if isinstance(item, TensorRef):
-            return self.of(item.value)
+            return self.digest(item.value)
         if isinstance(item, Mapping):
-            return "{" + ",".join(sorted(f"{key!r}:{self._written(part)}" for key, part in item.items())) + "}"
+            return "{" + ",".join(sorted(f"{key!r}:{self._serialize(part)}" for key, part in item.items())) + "}"
         if isinstance(item, (tuple, list)):
-            return "(" + ",".join(self._written(part) for part in item) + ")"
+            return "(" + ",".join(self._serialize(part) for part in item) + ")"
         if isinstance(item, slice):
-            return "slice" + self._written((item.start, item.stop, item.step))
+            return "slice" + self._serialize((item.start, item.stop, item.step))
         if isinstance(item, Opaque):  # among arguments an obstacle; of the output it is a cache, which is not compared
             return item.kind
         return f"{item!r} {id(item)}" if callable(item) else repr(item)

@@ -63,7 +63,7 @@ def certify(
         raise DataError("there is no data to certify on", "Give a loader with at least one mini-batch.")
     example = first.take(2)
     graphs = analyze(a, example), analyze(b, example)
-    same, obstacle, premises, where = _by_construction(*graphs)
+    same, obstacle, assumptions, where = _by_construction(*graphs)
     if same and example.size > 1:  # code may choose by the number of samples
         alone = (_with_run(graph, example.take(1)) for graph in graphs)
         same, obstacle, _, where = _by_construction(*alone)
@@ -83,7 +83,7 @@ def certify(
             "where": _where(name, worst, where) if worst.largest > 0 else None,
             "tolerance": worst.limit(tolerance),
             "n": samples,
-            "premises": premises if verdict == "identical" else [],
+            "premises": assumptions if verdict == "identical" else [],
             "bitwise": bitwise,
             "why_not_identical": None if verdict == "identical" else _not_identical_reason(same, obstacle, where),
             "outputs": list(deviations) if list(deviations) != [""] else [],
@@ -137,20 +137,20 @@ def _with_run(graph: BlockGraph, example: Batch) -> BlockGraph:
 
 
 def _by_construction(a: BlockGraph, b: BlockGraph) -> tuple[bool, str | None, list[str], str | None]:
-    """Whether the canonical forms agree, what stood in the way, the premises, and the first block that differs."""
+    """Whether the canonical forms agree, what stood in the way, the assumptions, and the first block that differs."""
     form_a, form_b = CanonicalForm(a), CanonicalForm(b)
-    obstacle = form_a.obstacle() or form_b.obstacle()
+    obstacle = form_a.unprovable_reason() or form_b.unprovable_reason()
     same = form_a.output == form_b.output and obstacle is None
     shapes = [list(a.trace.values[value].shape[1:]) for value in a.trace.inputs]
     standing = (*_STANDING_ASSUMPTIONS, f"inputs of the shapes traced: {', '.join(map(str, shapes))}")
-    premises = [*dict.fromkeys((*form_a.premises, *form_b.premises)), *standing]
-    return same, obstacle, premises, None if same else _first_difference(a, form_a, form_b)
+    assumptions = [*dict.fromkeys((*form_a.assumptions, *form_b.assumptions)), *standing]
+    return same, obstacle, assumptions, None if same else _first_difference(a, form_a, form_b)
 
 
 def _first_difference(a: BlockGraph, form_a: CanonicalForm, form_b: CanonicalForm) -> str | None:
     digests = set(form_b.digests.values())
     for path, block in a.calls.items():
-        if path and not any(form_a.of(value) in digests for value in block.outputs):
+        if path and not any(form_a.digest(value) in digests for value in block.outputs):
             return path
     return None
 

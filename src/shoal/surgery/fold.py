@@ -84,7 +84,7 @@ def fold_(block_graph: BlockGraph) -> FoldResult:
     """
     run = FoldRun(block_graph, runs_of_other_inputs(block_graph))
     with torch.no_grad():
-        run.everything()
+        run.fold_all()
     return FoldResult(block_graph.model, [describe_folds(step) for step in run.steps], run.refused, run.steps)
 
 
@@ -102,7 +102,7 @@ def fold_as_planned_(block_graph: BlockGraph, steps: Sequence[FoldStep], *, weig
     run = FoldRun(block_graph, weights_follow=weights_follow)
     with torch.no_grad():
         for step in steps:
-            run.one(step)
+            run.fold_step(step)
     return block_graph.model
 
 
@@ -131,7 +131,7 @@ class FoldRun:
             self.constants = {fold.path: fold for fold in folds}
             self.refused |= refused
 
-    def everything(self) -> None:
+    def fold_all(self) -> None:
         """All that can be folded."""
         for block, fold in self.constants.items():
             self._note(block, self._constant(block, [layer.path for layer, _ in fold.shifts]))
@@ -144,7 +144,7 @@ class FoldRun:
                     done = self._norm(layer, path) if layer in self.graph.norms else self._chain(layer, path)
                     self._note(path, done)
 
-    def one(self, step: FoldStep) -> None:
+    def fold_step(self, step: FoldStep) -> None:
         """One planned step."""
         done: FoldStep | str | None
         if step.kind == "constant":
@@ -192,15 +192,15 @@ class FoldRun:
         additions = self.block_graph.additions[path]
         self.graph.drop([op for addition in additions for op in (*addition.branch_ops, addition.op)])
         for addition in additions:
-            self.graph.alias(addition.result, addition.stream)
-        self.graph.renamed()
+            self.graph.redirect(addition.result, addition.stream)
+        self.graph.update_paths()
         return FoldStep(kind="constant", path=path, into=into)
 
     def _norm(self, layer: FoldLayer, path: str, into: list[str] | None = None) -> FoldStep | str:
         fold = find_norm_fold(self.graph, layer)
         if isinstance(fold, str):
             return fold
-        return self._done("batch_norm", layer, path, fold.into, into, lambda: self._carry(carry_out_norm, fold))
+        return self._carry_out("batch_norm", layer, path, fold.into, into, lambda: self._call(carry_out_norm, fold))
 
     def _chain(self, layer: FoldLayer, path: str, into: list[str] | None = None) -> FoldStep | str | None:
         fold = find_chain_fold(self.graph, layer)
@@ -208,12 +208,12 @@ class FoldRun:
             return fold
         if into is None and fold.costs is not None:
             return fold.costs
-        return self._done("linear", layer, path, fold.into, into, lambda: self._carry(carry_out_chain, fold))
+        return self._carry_out("linear", layer, path, fold.into, into, lambda: self._call(carry_out_chain, fold))
 
-    def _carry(self, carry_out: Callable[..., str | None], fold: object) -> str | None:
+    def _call(self, carry_out: Callable[..., str | None], fold: object) -> str | None:
         return carry_out(fold, unchecked=self.weights_follow)
 
-    def _done(
+    def _carry_out(
         self,
         kind: str,
         layer: FoldLayer,
@@ -228,5 +228,5 @@ class FoldRun:
         reason = carry_out()
         if reason is not None:
             return reason
-        self.graph.idle(layer, path)
+        self.graph.replace_with_identity(layer, path)
         return step

@@ -62,7 +62,7 @@ def find_constant_folds(block_graph: BlockGraph, graph: FoldGraph) -> tuple[list
     constants, since code may pad, pool or choose its layers by the size of what it gets.
     """
     folds, refused = _folds_of_run(block_graph, graph)
-    for run in graph.others if folds else ():
+    for run in graph.other_runs if folds else ():
         variant = graph_from_trace(block_graph.model, run)
         variant_folds, reasons = _folds_of_run(variant, FoldGraph(variant))
         for path, fold in list(folds.items()):
@@ -76,14 +76,14 @@ def find_constant_folds(block_graph: BlockGraph, graph: FoldGraph) -> tuple[list
 
 def _folds_of_run(block_graph: BlockGraph, graph: FoldGraph) -> tuple[dict[str, ConstantFold], dict[str, str]]:
     """What can be folded and what not, each by the path of its block, as far as this one run tells."""
-    known = constants(graph)
+    constant_values = constants(graph)
     folds, refused = {}, {}
     for block in block_graph.chain:
         additions = block_graph.additions.get(block.path, ())
-        if not additions or any(addition.branch not in known for addition in additions):
+        if not additions or any(addition.branch not in constant_values for addition in additions):
             continue
         try:
-            folds[block.path] = _fold_of(block, additions, known, graph)
+            folds[block.path] = _fold_of(block, additions, constant_values, graph)
         except _ConstantStopsError as stopped:
             refused[block.path] = f"it adds a constant, but {stopped}"
     return folds, refused
@@ -96,34 +96,36 @@ def _same_shifts(fold: ConstantFold, variant: ConstantFold) -> bool:
 
 
 def _fold_of(
-    block: Block, additions: tuple[Addition, ...], known: dict[int, ChannelConstant], graph: FoldGraph
+    block: Block, additions: tuple[Addition, ...], constant_values: dict[int, ChannelConstant], graph: FoldGraph
 ) -> ConstantFold:
     if not block.removable:
         raise _ConstantStopsError(f"it cannot go: {block.reason}")
-    if not any(bool(known[addition.branch].numbers.any()) for addition in additions):
+    if not any(bool(constant_values[addition.branch].numbers.any()) for addition in additions):
         raise _ConstantStopsError("that is zero: removing the block (--exact) is the whole work")
     shapes = graph.trace.values
     if any(shapes[addition.branch].shape != shapes[addition.result].shape for addition in additions):
         raise _ConstantStopsError("its branch is broadcast")
     if has_forward_hooks(graph.model.get_submodule(block.path)):
         raise _ConstantStopsError("it carries hooks, which would see the stream without it")
-    return ConstantFold(block.path, tuple(ConstantPropagation(graph, additions, known).run()))
+    return ConstantFold(block.path, tuple(ConstantPropagation(graph, additions, constant_values).run()))
 
 
 def constants(graph: FoldGraph) -> dict[int, ChannelConstant]:
     """The values of the run that are one constant a channel, by the weights."""
-    known: dict[int, ChannelConstant] = {}
+    values: dict[int, ChannelConstant] = {}
     for op in graph.trace.ops:
-        constant = _constant(op, graph.layers.get(op.index), known)
+        constant = _constant(op, graph.layers.get(op.index), values)
         if constant is not None and len(op.outputs) == 1 and not op.changed:
-            known[op.outputs[0]] = constant
-    return known
+            values[op.outputs[0]] = constant
+    return values
 
 
-def _constant(op: OpRecord, layer: FoldLayer | None, known: dict[int, ChannelConstant]) -> ChannelConstant | None:
-    inputs = [known.get(value) for value in op.inputs]
+def _constant(
+    op: OpRecord, layer: FoldLayer | None, constant_values: dict[int, ChannelConstant]
+) -> ChannelConstant | None:
+    inputs = [constant_values.get(value) for value in op.inputs]
     if layer is not None:
-        return _layer_constant(layer, known.get(layer.source))
+        return _layer_constant(layer, constant_values.get(layer.source))
     if op.signature is None:
         return None
     name = op.signature.name
@@ -168,8 +170,10 @@ def _axis(layer: FoldLayer) -> int:
 class ConstantPropagation:
     """Follows the missing constant from the additions to everybody who reads the stream."""
 
-    def __init__(self, graph: FoldGraph, additions: tuple[Addition, ...], known: dict[int, ChannelConstant]) -> None:
-        self.graph, self.known = graph, known
+    def __init__(
+        self, graph: FoldGraph, additions: tuple[Addition, ...], constant_values: dict[int, ChannelConstant]
+    ) -> None:
+        self.graph, self.constant_values = graph, constant_values
         self.additions = {addition.op: addition for addition in additions}
         self.skipped = {op for addition in additions for op in addition.branch_ops}
         self.missing: dict[int, ChannelConstant] = {}
@@ -211,7 +215,7 @@ class ConstantPropagation:
         if op.index in self.additions:
             addition = self.additions[op.index]
             parts = [self.missing[addition.stream]] if addition.stream in self.missing else []
-            parts.append(self.known[addition.branch])
+            parts.append(self.constant_values[addition.branch])
         if len({part.axis for part in parts}) > 1:
             raise _ConstantStopsError(f"{self._where(op)} joins two layouts")
         return ChannelConstant(torch.stack([part.numbers for part in parts]).sum(0), parts[0].axis)

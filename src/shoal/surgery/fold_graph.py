@@ -95,22 +95,22 @@ class FoldGraph:
     """Plain layers and data flow of a traced network; folding keeps it up to date without another trace."""
 
     def __init__(self, block_graph: BlockGraph, others: Sequence[Trace] = ()) -> None:
-        self.model, self.trace, self.others = block_graph.model, block_graph.trace, others
+        self.model, self.trace, self.other_runs = block_graph.model, block_graph.trace, others
         self.refused: dict[str, str] = {}
         self.norms: list[FoldLayer] = []
         self.maps: list[FoldLayer] = []
-        self.gone: set[int] = set()
+        self.dropped: set[int] = set()
         self._same: dict[int, int] = {}
         self._shapes: dict[int, tuple[int, ...]] = {}
         self._readers = {value: set(ops) for value, ops in self.trace.readers.items()}
         self._returned = set(tensor_refs(self.trace.output))
-        self._registered = _counts(id(one) for _, one in self.model.named_modules(remove_duplicate=False))
-        self._tied = _counts(id(one) for _, one in self.model.named_parameters(remove_duplicate=False))
-        self._called = _counts(id(one.module) for one in self.trace.calls)
-        for one in self.trace.calls:
-            if isinstance(one.module, _KINDS):
-                self._add(one)
-        self.layers = {one.op.index: one for one in (*self.norms, *self.maps)}
+        self._registered = _counts(id(module) for _, module in self.model.named_modules(remove_duplicate=False))
+        self._tied = _counts(id(parameter) for _, parameter in self.model.named_parameters(remove_duplicate=False))
+        self._called = _counts(id(call.module) for call in self.trace.calls)
+        for call in self.trace.calls:
+            if isinstance(call.module, _KINDS):
+                self._add(call)
+        self.layers = {layer.op.index: layer for layer in (*self.norms, *self.maps)}
         self._paths = {id(module): path for path, module in self.model.named_modules()}
 
     def _add(self, call: ModuleCall) -> None:
@@ -124,7 +124,7 @@ class FoldGraph:
 
     def _why_not_plain(self, call: ModuleCall, ops: list[OpRecord]) -> str | None:
         module = call.module
-        if any(_course(trace, module) != _course(self.trace, module) for trace in self.others):
+        if any(_reader_names(trace, module) != _reader_names(self.trace, module) for trace in self.other_runs):
             return "the network uses it in another way for other inputs (sizes, numbers of samples, values)"
         if any(tensor.is_complex() for tensor in (*module.parameters(), *module.buffers())):
             return "its weights are complex numbers"
@@ -172,7 +172,7 @@ class FoldGraph:
         """Where the layer's module is now; None if it went with a block."""
         return self._paths.get(id(layer.module))
 
-    def stand(self, value: int) -> int:
+    def resolve(self, value: int) -> int:
         """The value that stands for `value` after the folds so far."""
         while value in self._same:
             value = self._same[value]
@@ -180,23 +180,23 @@ class FoldGraph:
 
     def readers(self, value: int) -> set[int]:
         """The operations that read a value, or what it stands for."""
-        return self._readers.get(self.stand(value), set())
+        return self._readers.get(self.resolve(value), set())
 
-    def only_reader(self, value: int) -> FoldLayer | None:
+    def sole_consumer(self, value: int) -> FoldLayer | None:
         """The plain layer that is the single reader of a value, if there is one."""
         readers = self.readers(value)
-        if len(readers) != 1 or self.stand(value) in self._returned:
+        if len(readers) != 1 or self.resolve(value) in self._returned:
             return None
         return self.layers.get(next(iter(readers)))
 
-    def maker(self, value: int) -> FoldLayer | None:
+    def producer(self, value: int) -> FoldLayer | None:
         """The convolution or linear layer that a value comes from."""
-        value = self.stand(value)
+        value = self.resolve(value)
         return next((layer for layer in self.maps if layer.result == value and self.path(layer) is not None), None)
 
-    def described(self, value: int) -> str:
+    def describe(self, value: int) -> str:
         """Where a value comes from, in words."""
-        info = self.trace.values[self.stand(value)]
+        info = self.trace.values[self.resolve(value)]
         if info.producer < 0:
             return f"the network's {info.origin}"
         op = self.trace.ops[info.producer]
@@ -206,14 +206,14 @@ class FoldGraph:
 
     def shape(self, value: int) -> tuple[int, ...]:
         """The shape that stands at a value after the folds so far."""
-        value = self.stand(value)
+        value = self.resolve(value)
         return self._shapes.get(value, self.trace.values[value].shape)
 
     def overwritten(self, value: int, start: int, stop: int) -> bool:
         """Whether the memory of a value changes between two operations."""
-        return any(self.stand(value) in map(self.stand, op.changed) for op in self.trace.ops[start:stop])
+        return any(self.resolve(value) in map(self.resolve, op.changed) for op in self.trace.ops[start:stop])
 
-    def idle(self, layer: FoldLayer, path: str) -> None:
+    def replace_with_identity(self, layer: FoldLayer, path: str) -> None:
         """Put an `nn.Identity` in the place of a layer whose work another one does from now on."""
         identity = nn.Identity()
         identity.training = layer.module.training
@@ -221,19 +221,19 @@ class FoldGraph:
         self._paths.pop(id(layer.module), None)
         shape = self.shape(layer.result)
         self.drop([layer.op.index])
-        self.alias(layer.result, layer.source)
-        self._shapes[self.stand(layer.source)] = shape
+        self.redirect(layer.result, layer.source)
+        self._shapes[self.resolve(layer.source)] = shape
 
     def drop(self, ops: list[int]) -> None:
         """These operations do not run any more."""
         for index in ops:
-            self.gone.add(index)
+            self.dropped.add(index)
             for value in self.trace.ops[index].inputs:
-                self._readers.get(self.stand(value), set()).discard(index)
+                self._readers.get(self.resolve(value), set()).discard(index)
 
-    def alias(self, value: int, now: int) -> None:
+    def redirect(self, value: int, now: int) -> None:
         """Who read `value` reads `now` from now on."""
-        value, now = self.stand(value), self.stand(now)
+        value, now = self.resolve(value), self.resolve(now)
         if value == now:
             return
         self._same[value] = now
@@ -241,14 +241,14 @@ class FoldGraph:
         if value in self._returned:
             self._returned.add(now)
 
-    def renamed(self) -> None:
+    def update_paths(self) -> None:
         """Modules have moved: look again where each is."""
         self._paths = {id(module): path for path, module in self.model.named_modules()}
         self.norms = [layer for layer in self.norms if id(layer.module) in self._paths]
         self.maps = [layer for layer in self.maps if id(layer.module) in self._paths]
 
 
-def _course(trace: Trace, module: nn.Module) -> list[Any]:
+def _reader_names(trace: Trace, module: nn.Module) -> list[Any]:
     """What a layer runs, with which padding, and who reads what it makes, call by call."""
 
     def reader(index: int) -> tuple[str, str]:

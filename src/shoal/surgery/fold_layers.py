@@ -20,34 +20,36 @@ from shoal.surgery.fold_graph import LINEAR_MAPS, FoldGraph, FoldLayer, as_float
 
 @dataclass(frozen=True)
 class NormFold:
-    """A batch norm and the layer that takes it in; `premise` says what its weights must fulfil, None for nothing."""
+    """A batch norm and the layer that takes it in; `assumption` says what its weights must fulfil, None for nothing."""
 
     norm: FoldLayer
     into: FoldLayer
     behind: bool
-    premise: str | None
+    assumption: str | None
 
 
 def find_norm_fold(graph: FoldGraph, norm: FoldLayer) -> NormFold | str:
     """The layer that can take a batch norm in, by structure alone; else why there is none."""
-    before = graph.maker(norm.source)
+    before = graph.producer(norm.source)
     if before is None:
-        reason = f"its input comes from {graph.described(norm.source)}"
-    elif graph.only_reader(before.result) is not norm:
+        reason = f"its input comes from {graph.describe(norm.source)}"
+    elif graph.sole_consumer(before.result) is not norm:
         reason = f"the output of '{graph.path(before)}' is read elsewhere too"
     elif not _channels_match(graph, before, norm.source):
         reason = f"it normalises another axis than the channels of '{graph.path(before)}'"
     else:
         return NormFold(norm, before, True, None)
-    behind = graph.only_reader(norm.result)
+    behind = graph.sole_consumer(norm.result)
     if behind is None or behind.name not in LINEAR_MAPS or behind not in graph.maps:
         return f"{reason}, and no convolution or linear layer alone reads its output"
     if not _channels_match(graph, behind, norm.result):
         return f"{reason}, and '{graph.path(behind)}' behind it reads another axis"
     if graph.overwritten(norm.source, norm.op.index, behind.op.index):
         return f"{reason}, and its input is overwritten before '{graph.path(behind)}' runs"
-    premise = f"'{graph.path(behind)}' behind it has borders, where a shift would be missing" if behind.pads else None
-    return NormFold(norm, behind, False, premise)
+    assumption = (
+        f"'{graph.path(behind)}' behind it has borders, where a shift would be missing" if behind.pads else None
+    )
+    return NormFold(norm, behind, False, assumption)
 
 
 def _channels_match(graph: FoldGraph, layer: FoldLayer, value: int) -> bool:
@@ -62,8 +64,8 @@ def carry_out_norm(fold: NormFold, *, unchecked: bool = False) -> str | None:
         unchecked: do not look at the numbers: others are about to be loaded.
     """
     scale, shift = scale_and_shift(fold.norm)
-    if fold.premise and not unchecked and bool(shift.any()):
-        return fold.premise
+    if fold.assumption and not unchecked and bool(shift.any()):
+        return fold.assumption
     weight, bias = (_fold_after if fold.behind else _fold_before)(fold.into, scale, shift)
     if not unchecked and not fits(fold.into.module, weight, bias):
         return f"the folded numbers exceed {fold.into.module.weight.dtype}"
@@ -121,7 +123,7 @@ class ChainFold:
 
 def find_chain_fold(graph: FoldGraph, second: FoldLayer) -> ChainFold | str | None:
     """The layer before that can take this one in; why not where two follow each other; None where they do not."""
-    first = graph.maker(second.source)
+    first = graph.producer(second.source)
     if first is None or first is second:
         return None
     reason = _chain_obstacle(graph, first, second)
@@ -130,7 +132,7 @@ def find_chain_fold(graph: FoldGraph, second: FoldLayer) -> ChainFold | str | No
 
 def _chain_obstacle(graph: FoldGraph, first: FoldLayer, second: FoldLayer) -> str | None:
     before = graph.path(first)
-    if graph.only_reader(first.result) is not second:
+    if graph.sole_consumer(first.result) is not second:
         return f"the output of '{before}' is read elsewhere too"
     if first.transposed or second.transposed or LINEAR_MAPS[first.name] != LINEAR_MAPS[second.name]:
         return f"'{before}' is a map of another kind"

@@ -34,12 +34,12 @@ class EmptiedLayerList:
 
     path: str
     length: int
-    gone: set[int] = field(default_factory=set)
+    removed_indices: set[int] = field(default_factory=set)
 
     @property
     def kept(self) -> list[int]:
         """The indices of the layers that remain."""
-        return [index for index in range(self.length) if index not in self.gone]
+        return [index for index in range(self.length) if index not in self.removed_indices]
 
 
 _ConfigVariant = Callable[[dict[str, Any], EmptiedLayerList], None]
@@ -87,23 +87,23 @@ def _check_kind(model: nn.Module) -> None:
 
 def _emptied_lists(model: nn.Module, removed: Sequence[str]) -> list[EmptiedLayerList]:
     """The lists in which whole layers are gone, the deepest ones last."""
-    found: dict[str, EmptiedLayerList] = {}
+    lists: dict[str, EmptiedLayerList] = {}
     covered: set[str] = set()
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList):
             continue
         for index, child in enumerate(module):
-            inside = {path for path in removed if f"{path}.".startswith(f"{path}.{index}.")} - covered
+            inside = {name for name in removed if f"{name}.".startswith(f"{path}.{index}.")} - covered
             if inside and not _named_tensors(child):
-                found.setdefault(path, EmptiedLayerList(path, len(module))).gone.add(index)
+                lists.setdefault(path, EmptiedLayerList(path, len(module))).removed_indices.add(index)
                 covered |= inside
     for path in removed:
         if path not in covered:
             raise SurgeryError(_leftover_reason(model, path), _HINT + _drop_norms_hint(model, path))
-    for emptied in found.values():
+    for emptied in lists.values():
         if not emptied.kept:
             raise SurgeryError(f"no layer is left in '{emptied.path}'", "Keep at least one.")
-    return list(found.values())
+    return list(lists.values())
 
 
 def _drop_norms_hint(model: nn.Module, path: str) -> str:
@@ -149,7 +149,7 @@ def _shorter_config(model: nn.Module, config: Any, emptied: EmptiedLayerList) ->
                 return tried
     reason = f"no field of {type(config).__name__} alone says how many layers '{emptied.path}' has"
     if any(part.isdigit() for part in emptied.path.split(".")):
-        parts = ", ".join(f"'{emptied.path}.{index}'" for index in sorted(emptied.gone))
+        parts = ", ".join(f"'{emptied.path}.{index}'" for index in sorted(emptied.removed_indices))
         reason = f"only a part of a layer was removed ({parts}), and its class has no layer without that part"
     raise SurgeryError(reason, _HINT)
 
