@@ -1,7 +1,7 @@
-"""Adapters: what the user says of a class of blocks that discovery cannot see through.
+"""Adapters: users declare the shortcut of a class of blocks that discovery cannot see through.
 
 Discovery finds additions that join a branch and a shortcut. A highway layer, x + g(x) (F(x) - x), a shortcut inside a
-custom autograd function or a compiled kernel is none; its owner knows what is left of it when it goes.
+custom autograd function or a compiled kernel is not one; its author knows what remains when it is removed.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shoal.errors import SurgeryError, UsageError, check_memory
 
-# Takes the block, returns what is left of it when it is removed; None: it stays.
+# Takes the block, returns its shortcut: what remains when it is removed. None: it stays.
 Adapter = Callable[[Any], nn.Module | None]
 _AdapterT = TypeVar("_AdapterT", bound=Adapter)
 
@@ -20,15 +20,15 @@ _ADAPTERS: dict[type[nn.Module], Adapter] = {}
 
 
 class Shortcut(nn.Module):
-    """What is left of most blocks: the first argument, whatever else the block is called with."""
+    """The shortcut of most blocks: returns the first argument, whatever else the block is called with."""
 
     def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
-        """What enters."""
+        """Return the first argument."""
         return x
 
 
 def adapter(kind: type[nn.Module]) -> Callable[[_AdapterT], _AdapterT]:
-    """Say that every module of this class is a block, and by the function below it what is left when it is removed.
+    """Declare every module of this class a block; the decorated function returns what remains when it is removed.
 
     It holds in this process for networks made before and after; a network of a file is best adapted in that file. A
     second adapter of a class takes the place of the first.
@@ -55,7 +55,7 @@ def adapter_of(module: nn.Module) -> Adapter | None:
 
 
 def declared_shortcut(module: nn.Module, path: str) -> nn.Module:
-    """What is left of a block by its adapter.
+    """The shortcut of a block according to its adapter.
 
     Raises:
         SurgeryError: the adapter keeps it, raised, or returned no module.
@@ -75,7 +75,7 @@ def declared_shortcut(module: nn.Module, path: str) -> nn.Module:
 
 @contextmanager
 def restoring_adapters() -> Iterator[None]:
-    """While the context lasts adapters may be added; afterwards those from before are back."""
+    """Adapters may be added inside this context; the previous ones are restored at its end."""
     before = dict(_ADAPTERS)
     try:
         yield

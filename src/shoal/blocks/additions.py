@@ -22,7 +22,7 @@ from shoal.blocks.zero_analysis import zero_values
 _SUMS = frozenset(["add", "sub"])
 _LINEAR_TOO = _SUMS | {"mul", "div", "neg"}
 
-# "declared": an adapter says what is left of the block.
+# "declared": an adapter returns the shortcut.
 ShortcutKind = Literal["identity", "projection", "reshape", "declared"]
 
 
@@ -77,7 +77,7 @@ def sum_operands(signature: OpSignature | None) -> tuple[int, int] | None:
 
 
 class AdditionSearch:
-    """Goes through a run, operation by operation, with the residual additions found so far."""
+    """Visits the operations of a run in order and collects residual additions."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
@@ -112,7 +112,7 @@ class AdditionSearch:
         return Addition(op.index, result, stream, branch, walk.origin, walk.kind, branch_ops, owner, walk.ops, is_layer)
 
     def _walk_back(self, addition: OpRecord, stream: int, branch: int) -> _ShortcutPath | None:
-        """From the shortcut operand back to a value that the branch depends on, through light operations only.
+        """Walk from the shortcut operand back to a value that the branch depends on, through light operations only.
 
         Also along the stream through the residual additions of the same call, where branches run in parallel
         (x + A + M), and through whole layers that are sums themselves.
@@ -144,7 +144,7 @@ class AdditionSearch:
         return _ShortcutPath(current, kind, params, tuple(ops))
 
     def _light(self, op: OpRecord) -> tuple[ShortcutKind, int] | None:
-        """What a shortcut becomes that passes through an operation, and the value it comes from."""
+        """The kind of a shortcut that passes through an operation, and the value it comes from."""
         signature = op.signature
         if signature is None or signature.name not in STRUCTURE | LINEAR:
             return None
@@ -172,7 +172,7 @@ def _is_linear(trace: Trace, ops: tuple[int, ...], origin: int) -> bool:
 
 
 def _ops_between(trace: Trace, value: int, origin: int) -> tuple[int, ...]:
-    """The operations that make `value` out of `origin` (and what they need besides)."""
+    """The operations that compute `value` from `origin`."""
     missing = trace.ancestors[value] & ~trace.ancestors[origin]
     producers = set()
     while missing:
@@ -214,7 +214,7 @@ def _without_nested(additions: list[Addition]) -> list[Addition]:
 
 
 def opaque_kinds(call: ModuleCall) -> list[str]:
-    """What was passed to a call that no template can hold (caches, configurations)."""
+    """The types of arguments of a call that no template can hold (caches, configurations)."""
     return [leaf.kind for leaf in leaves((call.args, call.kwargs)) if isinstance(leaf, Opaque)]
 
 
@@ -223,7 +223,7 @@ _INSIDE = _WHOLE | {"rsqrt"}  # what a norm written by hand divides by
 
 
 def post_addition_norms(run: Trace, block: ModuleCall, additions: list[Addition]) -> dict[int, int]:
-    """What each norm behind an addition of a block returns, and the sum that it reads."""
+    """For each norm after an addition of a block: the value it returns, and the sum it reads."""
     sums = {}
     for addition in additions:
         readers = [run.ops[op] for op in run.readers.get(addition.result, [])]

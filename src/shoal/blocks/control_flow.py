@@ -1,4 +1,4 @@
-"""Blocks that run for some inputs and not for others: found by running the network on other inputs.
+"""Data-dependent control flow: blocks that run for some inputs only, detected by running the network on others.
 
 A network that decides in Python by the value of a tensor, or by a random number, leaves a sign: the number left the
 graph, or a random state moved. Only then is it run again, on altered inputs and other seeds, and the runs compared.
@@ -33,7 +33,7 @@ class ExecutionProfile:
 def data_dependent_blocks(
     model: nn.Module, example: Batch, run: Trace, paths: list[str], *, drew: bool
 ) -> dict[str, str]:
-    """The blocks that do not run alike for every input, each with what was seen.
+    """The blocks that are executed differently for different inputs, each with the observed difference.
 
     Args:
         model: the network; it is left as it was.
@@ -84,7 +84,7 @@ def _profile_of_run(model: nn.Module, example: Batch, seed: int) -> ExecutionPro
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Python's, numpy's and torch's random numbers begin at a seed; afterwards they go on where they were."""
+    """Seed the random numbers of Python, numpy and torch inside this context; their states are restored afterwards."""
     import numpy as np
 
     python, numpy_ = random.getstate(), np.random.get_state()
@@ -107,7 +107,7 @@ class RngWatch:
 
     @property
     def moved(self) -> bool:
-        """Whether somebody drew a number."""
+        """Whether a number was drawn."""
         return self.before != _python_rng_states()
 
 
@@ -119,7 +119,7 @@ def _python_rng_states() -> tuple[Any, ...]:
 
 
 def _perturbed_input(example: Batch, number: int) -> Batch:
-    """The input changed: negated, enlarged, shrunk, or as it is (only the seed is another); tokens in reverse order."""
+    """The input negated, enlarged, shrunk, or unchanged (under another seed); tokens in reverse order."""
 
     def change(key: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or "mask" in key or value.dtype == torch.bool or value.dim() == 0:

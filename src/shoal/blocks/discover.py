@@ -1,4 +1,4 @@
-"""From a traced run to the chain: which module calls are the residual blocks, and what can be taken out of them."""
+"""From a traced run to the chain of blocks: which module calls are residual blocks, and which can be removed."""
 
 import re
 from contextlib import suppress
@@ -40,7 +40,7 @@ def trace(model: nn.Module, example: object) -> Chain:
 
 
 def analyze(model: nn.Module, example: Batch) -> BlockGraph:
-    """Trace `model` and take its chain apart; see `trace` for what is raised.
+    """Trace `model` and analyze its blocks; raises what `trace` raises.
 
     The graph is that of the plain network where torch.compile wraps it or parts of it.
     """
@@ -100,7 +100,7 @@ class GraphParts:
 
 
 def _declared_calls(run: Trace) -> dict[int, ModuleCall]:
-    """The calls of modules whose class has an adapter, the outermost ones, by their numbers."""
+    """The outermost calls of modules whose class has an adapter, by index."""
     outermost: dict[int, ModuleCall] = {}
     for module_call in run.calls:
         if not module_call.path or adapter_of(module_call.module) is None:
@@ -111,7 +111,7 @@ def _declared_calls(run: Trace) -> dict[int, ModuleCall]:
 
 
 def _add_declared(parts: GraphParts, run: Trace, call: ModuleCall) -> None:
-    """A block that an adapter knows, and what it says is left of it."""
+    """Add a block that an adapter declares, with its shortcut."""
     if call.path in parts.calls or not call.inputs or not call.outputs:
         return
     reason = _repeated_calls_reason(run, call) or removal_hook_reason(call.module, call.path)
@@ -128,7 +128,7 @@ def _add_declared(parts: GraphParts, run: Trace, call: ModuleCall) -> None:
 
 
 def _group(run: Trace, additions: list[Addition]) -> dict[int, list[Addition]]:
-    """The additions by the call of the block they belong to, in the order the blocks ran."""
+    """The additions grouped by the call of their block, in execution order."""
     owners = {addition.owner for addition in additions}
     groups: dict[int, list[Addition]] = {}
     for addition in additions:
@@ -232,7 +232,7 @@ def _describe(
 def _unit(run: Trace, call: ModuleCall, addition: Addition) -> Unit:
     # The modules themselves, not their paths: one that blocks share is known by the path it has outside of them.
     leaves_of_branch: dict[str, nn.Module] = {}
-    parents = {other.parent for other in run.calls}
+    parents = {module_call.parent for module_call in run.calls}
     for op in addition.branch_ops:
         inner = run.ops[op].call
         holder = run.calls[inner] if inner >= 0 else call
@@ -258,7 +258,7 @@ def _activation(run: Trace, call: ModuleCall, last: Addition, result: int) -> st
 
 
 def _add_sibling(parts: GraphParts, run: Trace, call: ModuleCall) -> None:
-    """A module of the same class as a residual block that adds nothing: listed, with the reason."""
+    """Add a module of the same class as a residual block that has no addition: listed, with the reason."""
     if call.path in parts.calls or not call.inputs or not call.outputs:
         return
     parts.calls[call.path] = call
@@ -266,7 +266,7 @@ def _add_sibling(parts: GraphParts, run: Trace, call: ModuleCall) -> None:
 
 
 def _plain_block(run: Trace, call: ModuleCall) -> Block:
-    """A block without an addition."""
+    """The description of a block without an addition."""
     return Block(
         path=call.path,
         kind=type(call.module).__name__,

@@ -76,7 +76,7 @@ class Block:
     removable_activation_assumption: str | None = None
 
     def record(self, **results: Any) -> BlockRecord:
-        """What it is, for the record, and what was `found` out about it: further fields of `BlockRecord`."""
+        """Its entry in a record, with measured `results`: further fields of `BlockRecord`."""
         return BlockRecord(
             path=self.path,
             stage=self.stage,
@@ -226,10 +226,12 @@ _MIXES = frozenset(["lerp", "where"])
 
 
 def explain_no_residuals(run: Trace) -> str:
-    """One sentence on how a network without residual additions is joined together."""
+    """One sentence on what a network has instead of residual additions."""
     recurrent = [op for op in run.ops if plain_name(op.name) in _RECURRENT]
     if recurrent:
-        return f"it is recurrent ({_describe_ops(run, recurrent)}): a layer's state goes in a circle, it is not a block"
+        return (
+            f"it is recurrent ({_describe_ops(run, recurrent)}): a layer's state is fed back to it, it is not a block"
+        )
     concatenations = [op for op in run.ops if plain_name(op.name) in _JOINS and _joins_paths(run, op)]
     if concatenations:
         return (
@@ -244,7 +246,7 @@ def explain_no_residuals(run: Trace) -> str:
 
 
 def _joins_paths(run: Trace, op: OpRecord) -> bool:
-    """Whether at least two of the parts were computed from the network's input by ways of their own."""
+    """Whether at least two of the parts were computed from the network's input."""
     parts = {value for value in tensor_refs(op.args[:1]) if any(run.depends(value, source) for source in run.inputs)}
     return len(parts) >= 2
 

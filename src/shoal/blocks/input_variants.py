@@ -24,7 +24,7 @@ def other_values(batch: Batch) -> Batch:
 
 
 def more_samples(batch: Batch) -> Batch:
-    """One sample more than there are."""
+    """The batch with its first sample repeated at the end."""
     size = batch.size
 
     def change(key: str, tensor: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def scaled(batch: Batch, factor: float) -> Batch:
 
 
 def resized(batch: Batch) -> Iterator[list[Batch]]:
-    """Groups of the same input in other sizes; of each group the first that the network takes is enough.
+    """Groups of the same input in other sizes; of each group the first that the network accepts is enough.
 
     One group is larger, in steps that keep what a size can be divided by; one is smaller, and odd. The axes of an image
     change by different amounts where the network allows it.
@@ -62,12 +62,12 @@ def resized(batch: Batch) -> Iterator[list[Batch]]:
 
 
 def _larger(length: int, place: int) -> tuple[int, int]:
-    """By as much as it can be divided by, up to 32; by one."""
+    """Two larger lengths: by the largest power of two that divides it, up to 32; by one."""
     return length + min(length & -length, 32) * (place + 1), length + 1 + place
 
 
 def _smaller(length: int, place: int) -> tuple[int, int]:
-    """Less than half, and odd; one less."""
+    """Two smaller lengths: less than half, and odd; one less."""
     return max(1, (length // 2 - 1) | 1) + 2 * place, max(1, length - 1 - place)
 
 
@@ -75,7 +75,7 @@ _STEPS: tuple[Callable[[int, int], tuple[int, int]], ...] = (_larger, _smaller)
 
 
 def _resize_axes(batch: Batch, main: Tensor, lengths: dict[int, int]) -> Batch:
-    """The axes of the main input as long as said, by repeating or cutting; other inputs follow along equal axes."""
+    """Resize axes of the main input by repeating or cutting; other inputs follow along axes of equal length."""
     by_length = {main.shape[axis]: length for axis, length in lengths.items()}
 
     def change(key: str, tensor: Tensor) -> Tensor:

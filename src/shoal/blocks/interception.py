@@ -1,4 +1,4 @@
-"""Look into the additions of a running network: see, or change, the branch that is about to be added.
+"""Intercept the residual additions of a running network: see, or replace, the branch that is about to be added.
 
 Blocks are watched by module hooks, additions inside them by a `TorchFunctionMode` that counts them: the n-th addition
 of a block is the one the chain calls by that number. So a branch can be read or replaced in any code, functional too.
@@ -24,7 +24,7 @@ _ArgumentPlace = int | str  # of an argument: a position or a keyword
 
 @contextmanager
 def intercept_additions(model: nn.Module, blocks: list[Block], callback: BranchCallback) -> Iterator[None]:
-    """While the context lasts, `callback` sees every residual addition of `blocks` that runs in `model`."""
+    """Inside this context, `callback` is called for every residual addition of `blocks` that runs in `model`."""
     mode = AdditionInterceptor(callback)
     handles = []
     try:
@@ -94,7 +94,7 @@ class AdditionInterceptor(TorchFunctionMode):
 
 
 def _operand_places(func: Any, args: Any, kwargs: Any) -> tuple[_ArgumentPlace, _ArgumentPlace] | None:
-    """Where the two operands of a plain addition stand; the same test as `additions.add_operands`, live."""
+    """The places of the two operands of a plain addition; the same test as `additions.add_operands`, live."""
     if plain_name(getattr(func, "__name__", "")) != "add":
         return None
     places: list[_ArgumentPlace] = [*range(len(args)), *kwargs]

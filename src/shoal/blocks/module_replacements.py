@@ -1,4 +1,4 @@
-"""What takes the place of which module once blocks, or single units of them, are removed.
+"""Replacement modules for removed blocks and removed single units.
 
 A whole block gives way to its shortcut. A slice of the recorded run for a single unit would freeze the other units of
 the block as they ran once, with the sizes, caches and modes of that run. So the code of such a block stays as it is:
@@ -26,7 +26,7 @@ from shoal.preserve import evaluating, swapped
 
 
 def module_replacements(graph: BlockGraph, removals: Sequence[Remove]) -> dict[str, nn.Module]:
-    """By the path of a module what takes its place: of a whole block its shortcut, of its units what computes nothing.
+    """By module path its replacement: the shortcut of a whole block; stubs of zeros for single units.
 
     Raises:
         KeyError: a block that has no shortcut; see `surgery.check_removable`.
@@ -47,7 +47,7 @@ def module_replacements(graph: BlockGraph, removals: Sequence[Remove]) -> dict[s
 
 
 def normalize_removals(graph: BlockGraph, removals: Sequence[Remove]) -> list[Remove]:
-    """The same removals in the order of the chain; a block that loses all its units goes whole, where it can."""
+    """The same removals in chain order; a block that loses all its units is removed whole, where it can be."""
     normalized: list[Remove] = []
     for block in graph.chain:
         local = [removal for removal in removals if removal.path == block.path]
@@ -59,7 +59,7 @@ def normalize_removals(graph: BlockGraph, removals: Sequence[Remove]) -> list[Re
 
 
 def unit_replacements(graph: BlockGraph, path: str, numbers: Iterable[int]) -> dict[str, nn.Module]:
-    """What stands in the place of which module when these units of a block go; found once for each set of units.
+    """Replacements by module path for removing these units of a block; cached for each set of units.
 
     Args:
         graph: of the network; it is run on its example to check the cut, and left as it was.
@@ -77,7 +77,7 @@ def unit_replacements(graph: BlockGraph, path: str, numbers: Iterable[int]) -> d
 
 
 def removable_units(graph: BlockGraph, block: Block) -> list[int]:
-    """The units of a block of several that can be taken out alone."""
+    """The units that can be removed alone from a block of several."""
     if len(block.units) < 2:
         return []
     removable = []
@@ -133,7 +133,7 @@ def _check_units(graph: BlockGraph, block: Block, numbers: list[int]) -> None:
 
 
 def _idle_calls(run: Trace, block: ModuleCall, removed: list[Addition]) -> list[ModuleCall]:
-    """The largest module calls in a block that nobody needs once these additions have lost their branch."""
+    """The largest module calls in a block that are not needed once these additions have lost their branch."""
     before, after = _needed_ops(run, block, []), _needed_ops(run, block, removed)
     calls: list[ModuleCall] = []
     for module_call in run.calls[block.index + 1 :]:
@@ -159,7 +159,7 @@ def _is_called_here_only(run: Trace, call: ModuleCall) -> bool:
 
 
 def _needed_ops(run: Trace, block: ModuleCall, removed: list[Addition]) -> set[int]:
-    """The operations of a block on which anything outside of it depends, the branches of `gone` cut off."""
+    """The operations of a block on which anything outside of it depends, without the branches of `removed`."""
     cut = {addition.op: addition.stream for addition in removed}
     outputs = set(tensor_refs(run.output))
     pending = [
@@ -181,7 +181,7 @@ def _needed_ops(run: Trace, block: ModuleCall, removed: list[Addition]) -> set[i
 
 
 def _last_calls(run: Trace, block: ModuleCall, removed: list[Addition], idle: list[ModuleCall]) -> list[ModuleCall]:
-    """Those of the idle calls from which a removed branch comes without another one in between."""
+    """The idle calls that feed a removed branch directly, with no other idle call in between."""
     calls: dict[int, ModuleCall] = {}
     pending, seen = [addition.branch for addition in removed], set()
     while pending:
@@ -199,7 +199,7 @@ def _last_calls(run: Trace, block: ModuleCall, removed: list[Addition], idle: li
 
 
 def _zero_stubs(run: Trace, calls: list[ModuleCall], last: list[ModuleCall], *, writable: bool) -> dict[str, nn.Module]:
-    """A module of zeros for each call; one that is not the last may stay where its shape is its own affair."""
+    """A stub for each call; a call that is not the last may keep its module if its output shape is unknown."""
     stubs: dict[str, nn.Module] = {}
     for module_call in calls:
         changed = any(value in op.changed for op in run.ops[module_call.stop :] for value in module_call.outputs)
@@ -214,7 +214,7 @@ def _zero_stubs(run: Trace, calls: list[ModuleCall], last: list[ModuleCall], *, 
 def _failure_reason(
     graph: BlockGraph, block: Block, numbers: list[int], swaps: dict[str, nn.Module], vacated: list[ModuleCall]
 ) -> str:
-    """Why the network without these modules is not the network without these units; empty where it is."""
+    """Why replacing these modules does not remove these units; empty where it does."""
     if graph.example is None:
         return ""
     run, block_call = graph.trace, graph.calls[block.path]
@@ -248,7 +248,7 @@ def _failure_reason(
 
 @dataclass(frozen=True)
 class StubShape:
-    """The shape of an output: that of an argument, but for one axis at most."""
+    """The shape of an output: that of an argument, except for one axis at most."""
 
     argument: int | str
     axis: int | None
@@ -257,7 +257,7 @@ class StubShape:
 
 
 class ZeroStub(nn.Module):
-    """Takes the arguments of the module it stands for and returns zeros in the shape of what that returned.
+    """Takes the arguments of the module it replaces and returns zeros in the shape of its output.
 
     The zeros take no memory (one number, expanded), unless `writable`. What nobody reads is None.
 
@@ -287,7 +287,7 @@ class ZeroStub(nn.Module):
         self.register_forward_hook(_no_hook)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Zeros, in the containers the module returned its results in."""
+        """Return zeros, in the containers that the module returned."""
         return substitute(
             self._output, {value: self._zeros(shape, args, kwargs) for value, shape in self._shapes.items()}
         )
@@ -304,7 +304,7 @@ class ZeroStub(nn.Module):
 
 
 def _no_hook(module: nn.Module, args: Any, output: Any) -> None:
-    """Nothing."""
+    """A forward hook without effect."""
 
 
 def _keep_only(item: Any, values: set[int]) -> Any:

@@ -142,7 +142,7 @@ class OpSignature:
 
 
 def bind(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> OpSignature | None:
-    """An operation in its one form, or None where no signature of torch fits.
+    """The call in its one form, or None where no signature of torch matches.
 
     Args:
         func: the function as torch dispatched it.
@@ -163,7 +163,7 @@ def bind(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> OpSigna
 
 @lru_cache(maxsize=4096)
 def known_name(func: Any) -> str | None:
-    """The name of a function of torch's own; None for anybody else's, whatever it is called."""
+    """The name of one of torch's own functions; None for any other, whatever it is called."""
     if isinstance(func, torch._ops.OpOverload):
         return func._schema.name.removeprefix("aten::") if func.namespace == "aten" else None
     if isinstance(func, torch._ops.OpOverloadPacket):
@@ -233,7 +233,7 @@ def _python_signature(func: Any) -> inspect.Signature | None:
 
 @cache
 def _schemas(name: str, plain: str) -> tuple[Any, ...]:
-    """The schemas of ATen under a name, else under the name without what says that it works in place."""
+    """The schemas of ATen under a name, else under its out-of-place name."""
     for spelled in (name, name.rstrip("_"), name.strip("_"), plain):
         packet = getattr(torch.ops.aten, spelled, None)
         if isinstance(packet, torch._ops.OpOverloadPacket):
@@ -247,7 +247,7 @@ def _schemas(name: str, plain: str) -> tuple[Any, ...]:
 def _by_schema(
     parameters: list[Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], number_as_tensor: bool
 ) -> dict[str, Any] | None:
-    """The arguments under the names of a schema, or None where they do not fit it."""
+    """The arguments by the parameter names of a schema, or None where they do not match it."""
     positional = [parameter for parameter in parameters if not parameter.kwarg_only]
     args = _collect_sizes(positional, args)
     if len(args) > len(positional):
@@ -262,7 +262,7 @@ def _by_schema(
             return None
         bound[key] = item
     for parameter in parameters:
-        # Functions of Python hand on None where a schema has an empty list.
+        # Functions of Python pass None on where a schema has an empty list.
         absent = bound.get(parameter.name) is None and not str(parameter.type).startswith("Optional")
         if parameter.name not in bound or (absent and parameter.has_default_value()):
             if not parameter.has_default_value():
@@ -276,7 +276,7 @@ def _by_schema(
 
 
 def _collect_sizes(positional: list[Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments with the sizes of `x.view(2, 3)` in one: `x.view((2, 3))`."""
+    """The arguments with separate sizes, as in `x.view(2, 3)`, collected: `x.view((2, 3))`."""
     for place, parameter in enumerate(positional[:2]):
         rest = args[place:]
         if str(parameter.type) == "List[int]" and rest and all(type(item) is int for item in rest):
@@ -285,7 +285,7 @@ def _collect_sizes(positional: list[Any], args: tuple[Any, ...]) -> tuple[Any, .
 
 
 def _fits(kind: str, item: Any) -> bool:
-    """Whether an argument can stand for a parameter of this type; numbers are not told apart."""
+    """Whether an argument matches a parameter of this type; kinds of numbers are not distinguished."""
     if isinstance(item, Opaque):
         return False
     if kind.startswith("Optional["):

@@ -35,7 +35,7 @@ _SAMPLES = 2
 
 
 class PrefixCache:
-    """The cached run of one mini-batch; `base` holds forwards that stay replaced in every run (blocks already gone)."""
+    """The cached run of one mini-batch; `base`: forwards that stay replaced in every run (blocks removed before)."""
 
     def __init__(self, graph: BlockGraph, base: Mapping[str, Forward] | None = None) -> None:
         self.model = graph.model
@@ -48,7 +48,7 @@ class PrefixCache:
         self.trace, self.restarts = graph.trace, graph.restarts
 
     def record(self, batch: Batch) -> Any:
-        """Run the whole network once and keep what every segment returned; returns the network's output.
+        """Run the whole network once and cache what every segment returns; returns the network's output.
 
         The first time for a network, it is found out on a few samples from where it may be run again.
         """
@@ -69,13 +69,13 @@ class PrefixCache:
                 handle.remove()
 
     def run_from(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
-        """The network's output with `forwards` in place, of which the first to run lies in the segment at `path`."""
+        """The network's output with replaced `forwards`, the first of which runs in the segment at `path`."""
         if self.batch is None:
             raise RuntimeError("record() a mini-batch before run_from()")
         return self._run_from_segment(self.restarts[path], forwards)
 
     def _run_from_segment(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
-        """Everything before the segment at `path` from memory."""
+        """Run with everything before the segment at `path` taken from the cache."""
         start = self.order[path]
         stubs: dict[nn.Module, Forward] = {
             segment.module: self._stub(segment.path)
@@ -112,11 +112,11 @@ class PrefixCache:
         self.outputs, self.batch = {}, None
 
     def run_without(self, path: str, shortcut: nn.Module) -> Any:
-        """The network's output with the block at `path` down to its shortcut."""
+        """The network's output with the block at `path` reduced to its shortcut."""
         return self.run_from(self.segment_of(path), {self.model.get_submodule(path): shortcut.forward})
 
     def segment_of(self, path: str) -> str:
-        """The segment in which the module at `path` runs; the first inside it, where it is opened up itself."""
+        """The segment in which the module at `path` runs; the first inside it, where it is split up itself."""
         around = (segment for segment in self.order if path == segment or path.startswith(segment + "."))
         return next(around, None) or next(segment for segment in self.order if segment.startswith(path + "."))
 
@@ -134,7 +134,7 @@ class PrefixCache:
 
 
 def restart_notes(graph: BlockGraph) -> list[str]:
-    """What a record says of runs that started earlier than at the module that was changed; nothing where none did."""
+    """Notes for a record on runs that started earlier than at the changed module; none where all started there."""
     moved = sum(path != start for path, start in graph.restarts.items())
     if not moved:
         return []
@@ -145,14 +145,14 @@ def restart_notes(graph: BlockGraph) -> list[str]:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """A copy of every tensor of an output: a module may keep the very one."""
+    """A copy of every tensor of an output: a module may keep the original."""
     return [tensor.clone() for tensor in read_outputs(output).tensors.values()]
 
 
 def _find_segments(graph: BlockGraph) -> list[ModuleCall]:
-    """The blocks and the largest modules that hold none, as far as they are called once, in the order they ran.
+    """The blocks and the largest modules without blocks, if they are called once, in execution order.
 
-    A Sequential outside the blocks is opened up too, so that a plain chain has a segment for each of its layers.
+    A Sequential outside the blocks is split up too, so that a plain chain has a segment for each of its layers.
     """
     trace = graph.trace
     blocks = {module_call.index for module_call in graph.calls.values()}
@@ -171,7 +171,7 @@ def _find_segments(graph: BlockGraph) -> list[ModuleCall]:
 
 
 def _overwritten_segments(graph: BlockGraph, segments: list[ModuleCall]) -> frozenset[str]:
-    """The segments whose output somebody changes in place later; if a block is among them, every block."""
+    """The segments whose output is changed in place later; if a block is among them, every block."""
     paths = set()
     for segment in segments:
         outputs = set(segment.outputs)
@@ -203,7 +203,7 @@ _ROUNDING = 1e-4
 
 
 def has_no_hidden_reads(trace: Trace, segments: Sequence[ModuleCall]) -> list[bool]:
-    """For each segment, whether no operation from it on reads what an earlier segment made and did not return.
+    """For each segment, whether nothing from it on reads values that an earlier segment made but did not return.
 
     Args:
         trace: the run.
@@ -227,7 +227,7 @@ def has_no_hidden_reads(trace: Trace, segments: Sequence[ModuleCall]) -> list[bo
 def reproduces(
     restart: Callable[[int], list[Tensor] | None], whole: Sequence[Tensor], count: int, *, exact: bool
 ) -> list[bool]:
-    """For each of `count` places, whether a run from there on gives the outputs of the whole network.
+    """For each of `count` places, whether a run from there on reproduces the outputs of the whole network.
 
     The last place comes first: a run rewrites only what is handed on from its place on, so what the places before it
     handed on stays that of the run on other values.
@@ -246,7 +246,7 @@ def reproduces(
 
 
 def same_tensors(first: Sequence[Tensor], second: Sequence[Tensor], *, exact: bool = True) -> bool:
-    """Whether two rows of tensors are equal, to the bit or to rounding; NaN is NaN."""
+    """Whether two sequences of tensors are equal, bitwise or up to rounding; NaN equals NaN."""
     return len(first) == len(second) and all(map(_equal if exact else _close, first, second))
 
 

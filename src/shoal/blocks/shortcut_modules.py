@@ -1,6 +1,6 @@
-"""What is left of a block when its branches go: the shortcuts, and what follows the last addition.
+"""Shortcut modules: what remains of a block without its branches, including what follows the last addition.
 
-The remainder is sliced out of the trace: from the block's result backwards, every residual addition replaced by its
+The shortcut is sliced out of the trace: from the block's result backwards, every residual addition replaced by its
 stream operand, until the block's inputs are reached. So no class needs to be known, functional code included.
 """
 
@@ -34,7 +34,7 @@ _FILLED: dict[str, float | None] = {
 
 @dataclass(frozen=True)
 class ReplayStep:
-    """One thing the remainder does: call a module (`target` is its name) or a torch function."""
+    """One step of a shortcut: call a module (`target` is its name) or a torch function."""
 
     target: Any
     args: tuple[Any, ...]
@@ -54,7 +54,7 @@ class ShortcutSlice:
 
 
 class ShortcutModule(nn.Module):
-    """A removed block that still has something to do, or that is called with more than one tensor.
+    """The shortcut of a block that is more than an identity, or that is called with more than one tensor.
 
     Takes the arguments of the block it stands for, runs the shortcut and the activation after the addition, and
     returns what the block returned, with None for what nobody reads.
@@ -92,7 +92,7 @@ class ShortcutModule(nn.Module):
             raise AttributeError(reason) from None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The block's own arguments in, the block's own kind of result out."""
+        """Take the arguments of the block, return what the block returns."""
         values: dict[int, Any] = {value: getattr(self, key) for value, key in self._held.items()}
         _bind(self._arguments[0], args, values)
         _bind(self._arguments[1], kwargs, values)
@@ -116,14 +116,14 @@ def extract_shortcut(
     non_negative: frozenset[int],
     norms: Mapping[int, int] | None = None,
 ) -> tuple[nn.Module, str | None]:
-    """The module that is left when the branches of a block go, and the assumption under which its last activation goes.
+    """The shortcut of a block, and the assumption under which its last activation was dropped.
 
     Args:
         trace: the run.
         call: of the block.
         additions: of the block.
         non_negative: the values of the run that are never negative.
-        norms: what `norms_behind` found, where these are to go too.
+        norms: the result of `post_addition_norms`, where these are to be removed too.
 
     Raises:
         SurgeryError: the shortcut cannot be cut out of the block's code; says what stands in the way.
@@ -137,14 +137,14 @@ def extract_shortcut(
 
 
 def match_mode_(shortcut: nn.Module, block: nn.Module) -> None:
-    """Put a shortcut in the mode of its block, training or not; parts of the block keep their own."""
+    """Set the training mode of a shortcut to that of its block; parts of the block keep their own."""
     parts = {id(part._parameters) for part in block.modules()}  # of a part with hooks a shallow copy stands here
     if id(shortcut._parameters) not in parts:
         shortcut.training = block.training
 
 
 def _mimic_first_encoder_layer_(shortcut: nn.Module, trace: Trace, call: ModuleCall) -> None:
-    """Let what is left of an encoder's first layer say what torch's TransformerEncoder asks that layer.
+    """Give the shortcut of an encoder's first layer the attributes that torch's TransformerEncoder reads from it.
 
     The container reads the layout and the kinds of its first layer's weights, never their values, to choose its fast
     path: parts without values say the same.
@@ -165,7 +165,7 @@ def _mimic_first_encoder_layer_(shortcut: nn.Module, trace: Trace, call: ModuleC
 
 
 def main_output(trace: Trace, call: ModuleCall, additions: list[Addition]) -> int:
-    """The output of a block that carries the stream.
+    """The output value of a block that carries the stream.
 
     Raises:
         SurgeryError: no output depends on the last addition.
@@ -204,7 +204,7 @@ def _output_without(trace: Trace, call: ModuleCall, main: int, result: int) -> A
 
 
 def _plain_module(sliced: ShortcutSlice, call: ModuleCall, output: Any) -> nn.Module | None:
-    """An ordinary module where the remainder is one: Identity, or the one module that is left."""
+    """An ordinary module where the shortcut is one: Identity, or the single module that remains."""
     if not (
         isinstance(output, TensorRef)
         and len(call.args) == 1
@@ -224,7 +224,7 @@ def _plain_module(sliced: ShortcutSlice, call: ModuleCall, output: Any) -> nn.Mo
 
 
 class ShortcutSlicer:
-    """Walks back from a value to the inputs of the block and writes down the steps forward."""
+    """Walks back from a value to the inputs of the block and records the steps forward."""
 
     def __init__(
         self,
@@ -247,7 +247,7 @@ class ShortcutSlicer:
         return self.sliced
 
     def resolve(self, value: int) -> int:
-        """The number under which `value` is available in the slice."""
+        """The value that stands for `value` in the slice."""
         kept = self.instead.get(value, value)
         if value not in self.known:
             self.known[value] = self.resolve(kept) if kept != value else self._make(value)
@@ -304,7 +304,7 @@ class ShortcutSlicer:
         return value
 
     def _note_signs(self, start: int, stop: int) -> None:
-        """Which values stay non-negative where these operations run on what is left."""
+        """Note which values stay non-negative where these operations run in the shortcut."""
         self.non_negative |= {value for value, now in self.known.items() if now in self.non_negative}
         for op in self.trace.ops[start:stop]:
             self.non_negative.update(non_negative_results(self.trace, op, self.non_negative))
@@ -318,7 +318,7 @@ class ShortcutSlicer:
         return True
 
     def _before_reshaping(self, value: int) -> int | None:
-        """The value that a row of reshapes began with, where they only brought it back to its shape.
+        """The value that a series of reshapes began with, where they only restored its shape.
 
         Code that flattens its input and restores it writes the batch size of the trace into the second reshape.
         """
@@ -334,7 +334,7 @@ class ShortcutSlicer:
         return None
 
     def _sizes_of_each(self, op: OpRecord, value: int) -> tuple[int, ...] | None:
-        """What a reshape that keeps the first axis makes of each sample; the number of samples is that of the trace."""
+        """The sizes per sample of a reshape that keeps the first axis; the number of samples is that of the trace."""
         if op.name not in _RESHAPES or op.kwargs or not op.args or not isinstance(op.args[0], TensorRef):
             return None
         sizes = op.args[1] if len(op.args) == 2 and isinstance(op.args[1], (tuple, list)) else op.args[1:]
@@ -347,7 +347,7 @@ class ShortcutSlicer:
         restored = self._before_reshaping(value)
         if restored is not None:
             return self.resolve(restored)
-        self._fill_beside(op)
+        self._fill_next_to_stream(op)
         args, kwargs = self._arguments(op.args, op.kwargs)
         entries = tensor_refs((args, kwargs))
         relu = op.signature is not None and op.signature.name == "relu"
@@ -363,8 +363,8 @@ class ShortcutSlicer:
         self._note_signs(op.index, op.index + 1)
         return value
 
-    def _fill_beside(self, op: OpRecord) -> None:
-        """Constants that code concatenates to the stream, as large as what they stand beside: `cat([x, zeros(...)])`.
+    def _fill_next_to_stream(self, op: OpRecord) -> None:
+        """Constants that are concatenated to the stream and share its sizes: `cat([x, zeros(...)])`.
 
         Their sizes were written down in the run; but for the axis that is joined they follow those of their neighbour.
         """
@@ -386,7 +386,7 @@ class ShortcutSlicer:
                 self.known[value] = value
 
     def _fill(self, value: int) -> float | None:
-        """The number that a tensor made here is filled with, in sizes that were written down; else None."""
+        """The number that a tensor made in this block is filled with; None for any other tensor."""
         info = self.trace.values[value]
         made = info.producer >= 0 and self.call.holds(info.producer)
         signature = self.trace.ops[info.producer].signature if made else None
@@ -406,14 +406,14 @@ class ShortcutSlicer:
 
 
 def _filled_like(x: Tensor, axis: int, length: int, fill: float, dtype: torch.dtype) -> Tensor:
-    """A constant of the shape of `x`, but for one axis."""
+    """A constant of the shape of `x`, except for one axis."""
     shape = list(x.shape)
     shape[axis] = length
     return x.new_full(shape, fill, dtype=dtype)
 
 
 def _reshape_each(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Each sample in this shape, however many there are."""
+    """Reshape each sample, however many there are."""
     return x.reshape(x.shape[0], *sizes)
 
 

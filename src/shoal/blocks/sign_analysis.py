@@ -1,4 +1,4 @@
-"""Which values of a run can never be negative: what lets a ReLU after a removed addition go too."""
+"""Sign analysis: which values of a run are never negative, so that a ReLU after a removed addition can go too."""
 
 from collections.abc import Callable, Collection, Iterable, Set
 from typing import Any

@@ -1,4 +1,4 @@
-"""Numbers in the code of a block that follow the sizes of its input: found by comparing runs in several sizes.
+"""Symbolic sizes: numbers in the code of a block that follow the sizes of its input, found by comparing runs.
 
 A trace holds the numbers that Python computed for one input: `x[:, -7:]`, `interpolate(size=(14, 14))`. Where runs on
 other inputs do the same operations with other numbers, each number that is a simple function of a size of the block's
@@ -44,13 +44,13 @@ def following_sizes(run: Trace, calls: Sequence[ModuleCall], others: Sequence[Tr
     return replace(run, ops=ops, calls=changed)
 
 
-def _same_call(run: Trace, call: ModuleCall, other: Trace) -> ModuleCall | None:
+def _same_call(run: Trace, call: ModuleCall, second_run: Trace) -> ModuleCall | None:
     """The call of the same module in another run, if it ran the same operations in the same modules."""
-    calls = other.calls_of(call.module)
+    calls = second_run.calls_of(call.module)
     if len(calls) != 1 or len(calls[0].inputs) != len(call.inputs):
         return None
     there = calls[0]
-    return there if _operations_run(run, call) == _operations_run(other, there) else None
+    return there if _operations_run(run, call) == _operations_run(second_run, there) else None
 
 
 def _operations_run(run: Trace, call: ModuleCall) -> tuple[list[Any], list[str]]:
@@ -59,7 +59,7 @@ def _operations_run(run: Trace, call: ModuleCall) -> tuple[list[Any], list[str]]
 
 
 def _op_indices(run: Trace, call: ModuleCall) -> list[int]:
-    """The operations of a call, but those that hand their input through where there is nothing to do."""
+    """The operations of a call, except those that may return their input unchanged."""
     return [index for index in range(call.start, call.stop) if run.ops[index].name not in _IDLE_AT_TIMES]
 
 
@@ -72,7 +72,7 @@ _Term = tuple[int, tuple[int, ...], list[int]]
 
 
 def _terms(runs: Sequence[tuple[Trace, ModuleCall]]) -> Iterator[_Term]:
-    """Every size of an input of the block, and the products of two: (value, axes, what it was in each run)."""
+    """Every size of an input of the block, and the products of two: (value, axes, its size in each run)."""
     for place, value in enumerate(runs[0][1].inputs):
         shapes = [run.values[call.inputs[place]].shape for run, call in runs]
         if len({len(shape) for shape in shapes}) > 1:
@@ -92,7 +92,7 @@ def _product(shape: tuple[int, ...], axes: Sequence[int]) -> int:
 
 
 def _symbolic(templates: Sequence[Any], terms: Sequence[_Term]) -> Any:
-    """The first of several templates of one call, numbers that differ between them written as sizes where they can."""
+    """The first of several templates of one call, with numbers that differ between them written as sizes."""
     rows = [list(leaves(template)) for template in templates]
     if len({len(row) for row in rows}) > 1:
         return templates[0]
@@ -108,7 +108,7 @@ def _symbolic(templates: Sequence[Any], terms: Sequence[_Term]) -> Any:
 
 
 def _fit_size(observed: list[int], terms: Sequence[_Term]) -> Size | None:
-    """A size that was these numbers in all runs; the simplest there is."""
+    """The simplest size that equals these numbers in all runs."""
     for over in _DIVISORS:
         for value, axes, sizes in terms:
             # Two free numbers (the offset, what is left by the division) need three sizes to be told apart.

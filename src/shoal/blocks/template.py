@@ -1,7 +1,7 @@
 """Nested arguments and results with tensors replaced by references to traced values.
 
-A template is what a call looked like: the same tuples, lists, dicts and numbers, with a `Ref` where a tensor stood
-and an `Opaque` where something stood that cannot be written down.
+A template is what a call looked like: the same tuples, lists, dicts and numbers, with a `TensorRef` where a tensor
+stood and an `Opaque` where something stood that cannot be written down.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,21 +16,21 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), tor
 
 @dataclass(frozen=True)
 class TensorRef:
-    """The place of a tensor: the number of its value in the trace."""
+    """Stands for a tensor: the index of its value in the trace."""
 
     value: int
 
 
 @dataclass(frozen=True)
 class Opaque:
-    """The place of something that is no tensor, number or plain container."""
+    """Stands for something that is no tensor, number or plain container."""
 
     kind: str
 
 
 @dataclass(frozen=True)
 class Size:
-    """The place of a number that follows sizes: `(times * shape[axes] + plus) // over`, several axes multiplied."""
+    """Stands for a number that follows sizes: `(times * shape[axes] + plus) // over`, several axes multiplied."""
 
     value: int
     axes: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Run a network once and write down what happened: every torch function, every module call, who read whose output.
+"""Run a network once and record it: every torch function, every module call, who read whose output.
 
 Hooks alone do not see a functional addition, and symbolic tracing fails on many networks; module hooks together with a
 `TorchFunctionMode` see both. Nothing is kept of the tensors but shape and dtype, so a trace costs the memory of one
@@ -95,7 +95,7 @@ class OpRecord:
 
     @cached_property
     def signature(self) -> OpSignature | None:
-        """What it computes, however it was spelled; None where that is not known, and nothing may be claimed."""
+        """What it computes, however it was spelled; None where that is unknown and nothing may be claimed."""
         return bind(self.func, self.args, self.kwargs)
 
     @property
@@ -170,7 +170,7 @@ class Trace:
         return calls
 
     def calls_of(self, module: nn.Module) -> list[ModuleCall]:
-        """Every call of this very module."""
+        """All calls of this module object."""
         return self._by_module.get(id(module), [])
 
     @cached_property
@@ -251,7 +251,7 @@ class TraceRecorder(TorchFunctionMode):
         self.names |= {id(tensor): ("buffer", name) for name, tensor in model.named_buffers()}
 
     def new_value(self, tensor: Tensor, origin: str, name: str = "", producer: int = -1) -> TensorRef:
-        """A new number for this tensor, as it is now."""
+        """Register the current state of a tensor as a new value."""
         index = len(self.trace.values)
         value = TensorRecord(index, tuple(tensor.shape), tensor.dtype, origin, name, producer)
         self.trace.values.append(value)
@@ -260,7 +260,7 @@ class TraceRecorder(TorchFunctionMode):
         return TensorRef(index)
 
     def value_of(self, tensor: Tensor) -> TensorRef:
-        """The number of this tensor; one that no operation made is a parameter, a buffer or a constant."""
+        """The value of this tensor; a tensor that no operation made is a parameter, a buffer or a constant."""
         index = self.numbers.get(tensor)
         if index is not None and self.versions[tensor] == _version(tensor):
             return TensorRef(index)
@@ -281,7 +281,7 @@ class TraceRecorder(TorchFunctionMode):
         return ref
 
     def _read_just_now(self, tensor: Tensor) -> tuple[str, str] | None:
-        """What a tensor is that an offloaded module on the stack holds while it runs."""
+        """Origin and name of a tensor that an offloaded module on the stack holds while it runs."""
         for index in reversed(self.stack):
             module, path = self.trace.calls[index].module, self.trace.calls[index].path
             for origin, held in (("parameter", module._parameters), ("buffer", module._buffers)):
@@ -306,7 +306,7 @@ class TraceRecorder(TorchFunctionMode):
         versions = [_version(tensor) for tensor in read]
         result = func(*args, **kwargs)
         changed = [tensor for tensor, version in zip(read, versions, strict=True) if _version(tensor) != version]
-        if replaced or None in versions:  # tensors made in inference mode keep no version: then it is said by the name
+        if replaced or None in versions:  # tensors made in inference mode keep no version: judge by the name
             changed = read[:1] if replaced else [*changed, *_written_by_name(name, args, kwargs)]
         if changed or _has_tensor(result):
             self.record(func, name, before, changed, result)
@@ -316,7 +316,7 @@ class TraceRecorder(TorchFunctionMode):
         return result
 
     def record(self, func: Any, name: str, before: Any, changed: list[Tensor], result: Any) -> None:
-        """Write an operation down and number what it made or changed in place."""
+        """Record an operation, with the values it made or changed in place."""
         args, kwargs = before
         op = OpRecord(len(self.trace.ops), func, name, args, kwargs, [], self.stack[-1] if self.stack else -1)
         with torch._C.DisableTorchFunction():
@@ -350,7 +350,7 @@ class TraceRecorder(TorchFunctionMode):
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Hooks on every module while the run lasts; gone afterwards, whatever happens."""
+        """Hooks on every module inside this context; removed afterwards, whatever happens."""
         handles: list[RemovableHandle] = []
         try:
             for module in self.model.modules():
@@ -384,7 +384,7 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _written_by_name(name: str, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """What a function changes in place, going by its name and arguments."""
+    """The tensors that a function changes in place, judging by its name and arguments."""
     written = [tensor for tensor in _tensors(kwargs.get("out")) if tensor.is_inference()]
     in_place = name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
     first = args[0] if args else kwargs.get("input", kwargs.get("self"))
@@ -401,12 +401,12 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _overlap(first: Tensor, second: Tensor) -> bool:
-    """Whether the stretches of memory that two tensors of one storage lie in meet."""
-    (start, stop), (begin, end) = _stretch(first), _stretch(second)
+    """Whether the memory ranges of two tensors of one storage overlap."""
+    (start, stop), (begin, end) = _memory_range(first), _memory_range(second)
     return start < end and begin < stop
 
 
-def _stretch(tensor: Tensor) -> tuple[int, int]:
+def _memory_range(tensor: Tensor) -> tuple[int, int]:
     start = int(tensor.storage_offset()) * tensor.element_size()
     last = sum((length - 1) * int(step) for length, step in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + (last + 1) * tensor.element_size() if tensor.numel() else start
@@ -421,7 +421,7 @@ def _place(tensor: Tensor) -> str:
 
 
 def _random_states(model: nn.Module) -> tuple[Any, ...]:
-    """Where the random numbers of torch, Python and numpy stand."""
+    """The random states of torch, Python and numpy."""
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     states = [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in sorted(devices, key=str))]
     drawn: Any = np.random.get_state(legacy=False)

@@ -52,7 +52,7 @@ _READ_BY_HOOK = (
 
 
 def verified(graph: BlockGraph, example: Batch, *, drew: bool) -> BlockGraph:
-    """The graph with the blocks marked whose absence the network does not bear.
+    """The graph with those blocks marked as not removable without which the network is not right.
 
     Args:
         graph: of the network.
@@ -90,10 +90,10 @@ def _runnable(graph: BlockGraph, example: Batch) -> BlockGraph:
 
 
 def _failures(graph: BlockGraph, shortcut_modules: dict[str, nn.Module], example: Batch) -> dict[str, str]:
-    """The blocks whose absence the network does not bear, with what it raised.
+    """The blocks without which the network does not run, with what it raised.
 
-    A container may ask a block for more than its result (torch's TransformerEncoder looks into its first layer). One
-    run without all of them mostly says it; only if that fails is each tried alone.
+    A container may read more of a block than its result (torch's TransformerEncoder inspects its first layer). One
+    run without all of them mostly suffices; only if it fails is each tried alone.
     """
     if not shortcut_modules or _runs_with(graph, shortcut_modules, example) is None:
         return {}
@@ -102,7 +102,7 @@ def _failures(graph: BlockGraph, shortcut_modules: dict[str, nn.Module], example
 
 
 def _runs_with(graph: BlockGraph, shortcut_modules: dict[str, nn.Module], example: Batch) -> str | None:
-    """None if the network runs with these shortcut_modules in place of their blocks, else what it raised."""
+    """None if the network runs with these shortcuts in place of their blocks, else what it raised."""
     with evaluating(graph.model), swapped(graph.model, shortcut_modules):
         try:
             call(graph.model, example)
@@ -112,7 +112,7 @@ def _runs_with(graph: BlockGraph, shortcut_modules: dict[str, nn.Module], exampl
 
 
 def _comparable(graph: BlockGraph) -> list[str]:
-    """The removable blocks with additions of their own: those an adapter declares have no zeros to be compared with."""
+    """The removable blocks with additions; blocks that an adapter declares have no branch to set to zero."""
     return [path for path in graph.shortcut_modules if graph.additions[path]]
 
 
@@ -126,7 +126,7 @@ class InputCheck:
 
 
 def _check_inputs(graph: BlockGraph, example: Batch) -> list[InputCheck]:
-    """At other values, numbers of samples and sizes, as far as the network takes them."""
+    """Check other values, numbers of samples and sizes, as far as the network accepts them."""
     if not _comparable(graph):
         return []
     values = other_values(example)
@@ -148,9 +148,9 @@ def _frozen_reasons(checks: Sequence[InputCheck]) -> dict[str, str]:
 
 
 def _without_needed_elsewhere(graph: BlockGraph, checks: Sequence[InputCheck]) -> BlockGraph:
-    """The graph with the blocks marked without which the network answers wrong."""
+    """The graph with those blocks marked as not removable without which the network returns something wrong."""
     for check in checks:
-        # A number that left the graph in a block may come back in a later one, which is gone too where all are.
+        # A number that left the graph in a block may come back in a later one, which is missing too where all are.
         paths = _comparable(graph) if not check.answered else _paths_with_escapes(graph)
         graph = without_removable(graph, _needed_elsewhere(graph, paths, check.batch))
     return graph
@@ -170,14 +170,14 @@ def _frozen_reason(check: InputCheck) -> str:
 
 
 def _check_first(graph: BlockGraph, group: Sequence[Batch]) -> InputCheck | None:
-    """At the first input of a group that the network takes."""
+    """Check the first input of a group that the network accepts."""
     return next(
         (check for batch in group if (check := _check_input(graph, _comparable(graph), batch)) is not None), None
     )
 
 
 def _check_input(graph: BlockGraph, paths: Sequence[str], batch: Batch) -> InputCheck | None:
-    """None where the network does not take the input, or draws random numbers."""
+    """Check one input; None where the network does not accept it, or draws random numbers."""
     wrong: list[str] = []
     cut = _output_without_blocks(graph, paths, batch)  # first: what modules have kept is still that of another input
     answer = _output_with_zeros(graph, paths, batch, wrong)
@@ -187,7 +187,7 @@ def _check_input(graph: BlockGraph, paths: Sequence[str], batch: Batch) -> Input
 
 
 def _output_with_zeros(graph: BlockGraph, paths: Sequence[str], batch: Batch, wrong: list[str] | None = None) -> Any:
-    """The network's answer with zeros for the branches of these blocks; None where it has none, or draws numbers."""
+    """The network's output with the branches of these blocks zeroed; None where it raises or draws random numbers."""
     blocks = [graph.chain[path] for path in paths]
     with evaluating(graph.model), seeded(0), ExitStack() as stack:
         seed = torch.get_rng_state()
@@ -203,9 +203,9 @@ def _output_with_zeros(graph: BlockGraph, paths: Sequence[str], batch: Batch, wr
 
 
 class ZeroBranches:
-    """Puts zeros in the place of branches; `stretched` where a stream was as small as one and took a branch's shape.
+    """Replaces branches by zeros; `stretched` where a stream of size 1 was broadcast to its branch's shape.
 
-    Odd sizes may be rounded down on one side and up on the other; that such a sum is possible at all is an accident.
+    Odd sizes may be rounded down on one side and up on the other; that such a sum works at all is an accident.
     """
 
     def __init__(self) -> None:
@@ -218,7 +218,7 @@ class ZeroBranches:
 
 
 def _output_without_blocks(graph: BlockGraph, paths: Iterable[str], batch: Batch) -> Any:
-    """The answer with what is left of these blocks in their places; None where it raises."""
+    """The network's output with shortcuts in place of these blocks; None where it raises."""
     shortcut_modules = {path: graph.shortcut_modules[path] for path in paths}
     with evaluating(graph.model), swapped(graph.model, shortcut_modules), suppress(ModelRaisedError):
         return call(graph.model, batch)
@@ -233,7 +233,7 @@ def _same_output(whole: Any, cut: Any) -> bool:
 
 
 def _needed_elsewhere(graph: BlockGraph, paths: Sequence[str], batch: Batch) -> dict[str, str]:
-    """The blocks without which, alone, the network answers otherwise than with zeros for their branches."""
+    """The blocks whose removal alone changes the output, compared with zeros for their branches."""
     reasons = {}
     for path in paths:
         if graph.example is not None:
@@ -241,7 +241,7 @@ def _needed_elsewhere(graph: BlockGraph, paths: Sequence[str], batch: Batch) -> 
         cut, answer = _output_without_blocks(graph, [path], batch), _output_with_zeros(graph, [path], batch)
         if answer is None or (cut is not None and _same_output(answer, cut)):
             continue
-        reasons[path] = "the network needs what it hands on beside its output (an attribute, a hook, a list): " + (
+        reasons[path] = "the network needs what it passes on beside its output (an attribute, a hook, a list): " + (
             "without it, it does not run on other input" if cut is None else "without it, its answers are wrong"
         )
     return reasons
@@ -249,7 +249,7 @@ def _needed_elsewhere(graph: BlockGraph, paths: Sequence[str], batch: Batch) -> 
 
 @contextmanager
 def _comparing(graph: BlockGraph, paths: Sequence[str], wrong: list[str]) -> Iterator[None]:
-    """While the context lasts, blocks whose shortcuts return something else than they do are noted in `wrong`."""
+    """Inside this context, blocks whose shortcuts return something else than they do are added to `wrong`."""
     with ExitStack() as stack:
         for path in paths:
             entering, leaving = _comparison(graph.shortcut_modules[path], partial(wrong.append, path))
@@ -261,7 +261,7 @@ def _comparing(graph: BlockGraph, paths: Sequence[str], wrong: list[str]) -> Ite
 
 
 def _comparison(shortcut: nn.Module, note: Callable[[], object]) -> tuple[Callable[..., None], Callable[..., None]]:
-    """A hook in front of a block and one behind it."""
+    """A forward pre-hook and a forward hook that compare a block with its shortcut."""
     entered: list[Any] = []
     # Hooks of the user act around both: before the block is entered, and after this comparison.
     forward = shortcut.forward if has_forward_hooks(shortcut) else shortcut
@@ -282,7 +282,7 @@ def _comparison(shortcut: nn.Module, note: Callable[[], object]) -> tuple[Callab
 
 
 def _agrees(output: Any, result: Any) -> bool:
-    """Whether what is left of a block returned the same, but for what nobody reads (None)."""
+    """Whether a shortcut returned the same as its block, except for what nobody reads (None)."""
     if result is None:
         return True
     if isinstance(result, Tensor):
@@ -295,7 +295,7 @@ def _agrees(output: Any, result: Any) -> bool:
 
 
 def _with_symbolic_sizes(graph: BlockGraph, paths: Sequence[str], inputs: Sequence[Batch]) -> BlockGraph:
-    """The graph with numbers in the shortcuts of these blocks following the sizes of what enters them."""
+    """The graph with the numbers in the shortcuts of these blocks written as sizes of their inputs."""
     runs: list[Trace] = []
     for batch in inputs:
         with suppress(ModelRaisedError, TraceError):
@@ -316,7 +316,7 @@ def _with_symbolic_sizes(graph: BlockGraph, paths: Sequence[str], inputs: Sequen
 
 
 def side_reads(model: nn.Module, paths: Sequence[str], batch: Batch) -> set[str]:
-    """The blocks whose returned tensors are read by another way than their return.
+    """The blocks whose returned tensors are read in another way than from their return.
 
     Args:
         model: the network; it is left as it was.
@@ -341,7 +341,7 @@ def side_reads(model: nn.Module, paths: Sequence[str], batch: Batch) -> set[str]
 
 
 class SideReadWatch(TorchFunctionMode):
-    """Keeps what blocks made, and notes whose is read."""
+    """Remembers the tensors that blocks made, and which blocks' tensors are read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -350,12 +350,12 @@ class SideReadWatch(TorchFunctionMode):
         self.idle = False
 
     def owner(self, tensor: Tensor) -> str | None:
-        """The block that made the memory of a tensor."""
+        """The block that allocated the memory of a tensor."""
         made = self.made.get(_memory(tensor))
         return made[0] if made is not None else None
 
     def leaving(self, path: str) -> Any:
-        """A hook that hands on copies."""
+        """A forward hook that returns copies."""
 
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             self.idle = True

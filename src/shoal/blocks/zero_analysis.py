@@ -1,4 +1,4 @@
-"""Which values of a run are zero whatever comes in: the proof that a branch is statically zero.
+"""Zero analysis: which values of a run are zero for every input, the proof that a branch is statically zero.
 
 Abstract interpretation over the traced operations with one property, "every element is 0 for every finite input", read
 off the weights: a last convolution without weight and bias, a batch norm with gamma = beta = 0, a LayerScale of 0.

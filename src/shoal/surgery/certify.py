@@ -196,7 +196,7 @@ def _where(name: str, deviation: OutputDeviation, block: str | None) -> str:
 
 
 def strict_identities(graph: BlockGraph) -> dict[str, str]:
-    """The removable blocks that do nothing but their shortcut, each with the proof in words."""
+    """The removable blocks that compute nothing but their shortcut, each with the proof as text."""
     zeros = zero_values(graph.trace, graph.model)
     proofs = {}
     for block in graph.chain.removable:

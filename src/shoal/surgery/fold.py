@@ -25,11 +25,11 @@ from shoal.surgery.fold_layers import carry_out_chain, carry_out_norm, find_chai
 
 @dataclass(frozen=True)
 class FoldResult:
-    """What became of a network.
+    """The folded network, and what was done to it.
 
     Args:
         model: the folded network.
-        folded: in words: 'layer1.0.bn1 into layer1.0.conv1'.
+        folded: as text: 'layer1.0.bn1 into layer1.0.conv1'.
         refused: what looks foldable and is not, by path, with the reason.
         steps: the same as data, for a plan.
         deviation: largest absolute difference of the outputs on the example; None where it was not measured.
@@ -44,13 +44,13 @@ class FoldResult:
 
 @naming_memory_shortage()
 def fold(model: nn.Module, example: object) -> FoldResult:
-    """A folded copy of `model`, run on `example` beside the original; `model` stays as it is.
+    """A folded copy of `model`, compared with the original on `example`; `model` stays as it is.
 
     The same function in eval mode up to rounding. In training mode it is another network: a batch norm that went no
     longer normalises by the mini-batch, and merged layers learn as one. Fold after the last training.
 
     Raises:
-        SurgeryError: the network's own code does not run with what is left.
+        SurgeryError: the network's own code does not run with the folded layers.
         ModelRaisedError, TraceError, NonFiniteError: the network cannot be traced.
     """
     batch = as_batch(example)
@@ -132,7 +132,7 @@ class FoldRun:
             self.refused |= refused
 
     def fold_all(self) -> None:
-        """All that can be folded."""
+        """Fold everything that can be folded."""
         for block, fold in self.constants.items():
             self._note(block, self._constant(block, [layer.path for layer, _ in fold.shifts]))
         before = -1
@@ -145,7 +145,7 @@ class FoldRun:
                     self._note(path, done)
 
     def fold_step(self, step: FoldStep) -> None:
-        """One planned step."""
+        """Carry out one planned step."""
         done: FoldStep | str | None
         if step.kind == "constant":
             done = self._constant(step.path, step.into)

@@ -74,7 +74,7 @@ class FoldLayer:
 
     @property
     def groups(self) -> int:
-        """In how many separate parts its channels fall."""
+        """The number of channel groups."""
         return int(getattr(self.module, "groups", 1))
 
     @property
@@ -173,13 +173,13 @@ class FoldGraph:
         return self._paths.get(id(layer.module))
 
     def resolve(self, value: int) -> int:
-        """The value that stands for `value` after the folds so far."""
+        """The value that replaces `value` after the folds so far."""
         while value in self._same:
             value = self._same[value]
         return value
 
     def readers(self, value: int) -> set[int]:
-        """The operations that read a value, or what it stands for."""
+        """The operations that read a value, or the value it was replaced by."""
         return self._readers.get(self.resolve(value), set())
 
     def sole_consumer(self, value: int) -> FoldLayer | None:
@@ -195,7 +195,7 @@ class FoldGraph:
         return next((layer for layer in self.maps if layer.result == value and self.path(layer) is not None), None)
 
     def describe(self, value: int) -> str:
-        """Where a value comes from, in words."""
+        """Where a value comes from, as text."""
         info = self.trace.values[self.resolve(value)]
         if info.producer < 0:
             return f"the network's {info.origin}"
@@ -205,7 +205,7 @@ class FoldGraph:
         return f"{plain_name(op.name)} in '{where}'{reason}"
 
     def shape(self, value: int) -> tuple[int, ...]:
-        """The shape that stands at a value after the folds so far."""
+        """The shape of a value after the folds so far."""
         value = self.resolve(value)
         return self._shapes.get(value, self.trace.values[value].shape)
 
@@ -214,7 +214,7 @@ class FoldGraph:
         return any(self.resolve(value) in map(self.resolve, op.changed) for op in self.trace.ops[start:stop])
 
     def replace_with_identity(self, layer: FoldLayer, path: str) -> None:
-        """Put an `nn.Identity` in the place of a layer whose work another one does from now on."""
+        """Replace a layer by `nn.Identity`: another layer does its work from now on."""
         identity = nn.Identity()
         identity.training = layer.module.training
         self.model.set_submodule(path, identity, strict=True)
@@ -225,14 +225,14 @@ class FoldGraph:
         self._shapes[self.resolve(layer.source)] = shape
 
     def drop(self, ops: list[int]) -> None:
-        """These operations do not run any more."""
+        """Mark operations as no longer run."""
         for index in ops:
             self.dropped.add(index)
             for value in self.trace.ops[index].inputs:
                 self._readers.get(self.resolve(value), set()).discard(index)
 
     def redirect(self, value: int, now: int) -> None:
-        """Who read `value` reads `now` from now on."""
+        """Whoever read `value` reads `now` from here on."""
         value, now = self.resolve(value), self.resolve(now)
         if value == now:
             return
@@ -242,7 +242,7 @@ class FoldGraph:
             self._returned.add(now)
 
     def update_paths(self) -> None:
-        """Modules have moved: look again where each is."""
+        """Look up the paths of all modules again, after modules were replaced."""
         self._paths = {id(module): path for path, module in self.model.named_modules()}
         self.norms = [layer for layer in self.norms if id(layer.module) in self._paths]
         self.maps = [layer for layer in self.maps if id(layer.module) in self._paths]

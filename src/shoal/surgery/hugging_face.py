@@ -30,7 +30,7 @@ _Shapes = dict[str, tuple[int, ...]]
 
 @dataclass
 class EmptiedLayerList:
-    """A list of layers and which of them are gone."""
+    """A list of layers from which some were removed."""
 
     path: str
     length: int
@@ -52,7 +52,7 @@ def is_hugging_face(model: nn.Module) -> bool:
 
 
 def compact_hf_model(model: nn.Module, removed: Sequence[str]) -> nn.Module:
-    """The network without the places of its removed layers; it shares its tensors with `model`, which stays as it is.
+    """The network without the empty places of its removed layers; it shares the tensors of `model`.
 
     Args:
         model: of transformers, with its blocks taken out by `remove_blocks`.
@@ -62,7 +62,7 @@ def compact_hf_model(model: nn.Module, removed: Sequence[str]) -> nn.Module:
         A network of the same class, in eval mode, with the configuration, the indices and the names of a shorter one.
 
     Raises:
-        SurgeryError: no configuration of its class says what is left; names what stands in the way.
+        SurgeryError: no configuration of its class describes the shorter network; says why.
     """
     _check_kind(model)
     emptied = _emptied_lists(model, removed)
@@ -76,7 +76,7 @@ def compact_hf_model(model: nn.Module, removed: Sequence[str]) -> nn.Module:
 def _check_kind(model: nn.Module) -> None:
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
         raise SurgeryError(
-            "the network carries an adapter (PEFT, LoRA) beside its own weights",
+            "the network carries an adapter (PEFT, LoRA) in addition to its own weights",
             "Merge it first: model = model.merge_and_unload().",
         )
     if not is_hugging_face(model):
@@ -86,7 +86,7 @@ def _check_kind(model: nn.Module) -> None:
 
 
 def _emptied_lists(model: nn.Module, removed: Sequence[str]) -> list[EmptiedLayerList]:
-    """The lists in which whole layers are gone, the deepest ones last."""
+    """The lists from which whole layers were removed, the deepest ones last."""
     lists: dict[str, EmptiedLayerList] = {}
     covered: set[str] = set()
     for path, module in model.named_modules():
@@ -107,7 +107,7 @@ def _emptied_lists(model: nn.Module, removed: Sequence[str]) -> list[EmptiedLaye
 
 
 def _drop_norms_hint(model: nn.Module, path: str) -> str:
-    """What could be done where only norms are left."""
+    """A hint for layers of which only norms remain."""
     owners = {name.rpartition(".")[0] or name for name in _named_tensors(model.get_submodule(path))}
     norms = bool(owners) and all("norm" in owner.lower() for owner in owners)
     return " Removed with norms 'drop' nothing would be left of it." if norms else ""
@@ -127,7 +127,7 @@ def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _renamed(name: str, emptied: EmptiedLayerList) -> str | None:
-    """The name of a tensor or module once the layers have moved up; None in a layer that is gone."""
+    """The name of a tensor or module once the layers have moved up; None in a removed layer."""
     head = f"{emptied.path}."
     if not name.startswith(head):
         return name
@@ -138,7 +138,7 @@ def _renamed(name: str, emptied: EmptiedLayerList) -> str | None:
 def _shorter_config(model: nn.Module, config: Any, emptied: EmptiedLayerList) -> Any:
     """The configuration whose network is shorter in just this list.
 
-    Found by trying: each number that equals the length of the list, with the lists by layer beside it cut, then uncut.
+    Found by trying each number that equals the length of the list, with the per-layer lists next to it cut, then uncut.
     """
     plain = config.to_dict()
     before = _list_lengths(type(model), config)
@@ -155,7 +155,7 @@ def _shorter_config(model: nn.Module, config: Any, emptied: EmptiedLayerList) ->
 
 
 def _config_paths(plain: Mapping[str, Any], number: int) -> Iterator[_ConfigPath]:
-    """Where this number stands in a configuration, the likeliest names first."""
+    """The places of this number in a configuration, the likeliest names first."""
     paths = list(_find_number(plain, (), number))
     yield from sorted(paths, key=lambda place: not any("layer" in str(part) or part == "depths" for part in place))
 
@@ -174,7 +174,7 @@ def _find_number(item: Any, place: _ConfigPath, number: int) -> Iterator[_Config
 def _changed_config(
     config: Any, plain: dict[str, Any], place: _ConfigPath, emptied: EmptiedLayerList, variant: _ConfigVariant
 ) -> Any:
-    """The configuration with another number at `place`; None where its class refuses that."""
+    """The configuration with a smaller number at `place`; None where its class refuses it."""
     plain = copy.deepcopy(plain)
     holder: Any = plain
     for part in place[:-1]:
@@ -203,7 +203,7 @@ def _without_stages(holder: dict[str, Any], emptied: EmptiedLayerList) -> None:
 
 
 def _uncut_lists(holder: dict[str, Any], emptied: EmptiedLayerList) -> None:
-    """Lists that are as long as there are layers by chance."""
+    """Leave lists alone that have this length by chance."""
 
 
 def _list_lengths(kind: Any, config: Any) -> dict[str, int] | None:
@@ -217,7 +217,7 @@ def _list_lengths(kind: Any, config: Any) -> dict[str, int] | None:
 
 
 def _is_shorter(before: dict[str, int] | None, after: dict[str, int] | None, emptied: EmptiedLayerList) -> bool:
-    """Whether just this list is shorter, by just the layers that are gone."""
+    """Whether only this list is shorter, by exactly the removed layers."""
     if before is None or after is None or after.get(emptied.path) != len(emptied.kept):
         return False
     # Lists inside the layers come and go with them; all others must be as they were.
@@ -267,8 +267,8 @@ def _copy_plain_tensors(model: nn.Module, made: nn.Module, emptied: Sequence[Emp
     """Tensors that are plain attributes, which building without memory left empty."""
     for path, module in model.named_modules():
         name: str | None = path
-        for one in emptied:
-            name = _renamed(name, one) if name is not None and name != one.path else name
+        for emptied_list in emptied:
+            name = _renamed(name, emptied_list) if name is not None and name != emptied_list.path else name
         if name is None:
             continue
         target = made.get_submodule(name)
@@ -289,11 +289,11 @@ def attention_slots(model: nn.Module) -> dict[str, dict[int, nn.Module]]:
 
 
 def repair_kv_cache_(model: nn.Module, before: dict[str, dict[int, nn.Module]]) -> None:
-    """Give the slots that are asked for the length to attentions that are left.
+    """Give the slots that are queried for the length to attentions that remain.
 
     Args:
         model: a network that lost modules.
-        before: what `attentions_of` found when it was whole.
+        before: what `attention_slots` returned for the whole network.
     """
     after = attention_slots(model)
     for place, slots in before.items():
@@ -311,7 +311,7 @@ def repair_kv_cache_(model: nn.Module, before: dict[str, dict[int, nn.Module]]) 
 
 
 def _attention_kinds(model: nn.Module, count: int) -> list[str]:
-    """What each slot of the cache is for, as far as the configuration says it."""
+    """The kind of attention of each slot of the cache, as far as the configuration tells."""
     config: Any = getattr(model, "config", None)
     if config is not None and hasattr(config, "get_text_config"):
         config = config.get_text_config(decoder=True)

@@ -1,4 +1,4 @@
-"""Take blocks out of a network: each goes down to its shortcut and what follows the addition."""
+"""Remove blocks from a network: each is reduced to its shortcut and what follows the addition."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ Removal = str | Remove
 
 
 def check_removable(chain: Chain, removals: Sequence[Removal]) -> None:
-    """Refuse to remove what is no block, cannot be removed, or is named twice.
+    """Refuse removals of unknown blocks, of blocks that cannot be removed, and of blocks named twice.
 
     Raises:
         UnknownBlockError: no such block, with near matches.
@@ -48,7 +48,7 @@ def check_removable(chain: Chain, removals: Sequence[Removal]) -> None:
 
 
 def remove_blocks_(graph: BlockGraph, removals: Sequence[Removal]) -> nn.Module:
-    """Take blocks, or single units of them, out of `graph.model`, in place; all is checked before the first change.
+    """Remove blocks, or single units of them, from `graph.model`, in place; everything is checked first.
 
     Raises:
         UnknownBlockError, SurgeryError: see `check_removable`; or a unit cannot be taken out alone, or a block has no

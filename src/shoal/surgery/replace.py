@@ -1,4 +1,4 @@
-"""Put stand-ins in the place of spans."""
+"""Put replacements in the place of spans."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,12 +14,12 @@ from shoal.replace import PassThrough, SegmentChain, build_replacement, build_se
 def replace_spans_(
     graph: BlockGraph, actions: Sequence[Replace], modules: Mapping[str, nn.Module] | None = None
 ) -> nn.Module:
-    """Put a stand-in at the first module of each span, in place; its other modules hand through.
+    """Put a replacement at the first module of each span, in place; its other modules pass their input through.
 
     Args:
         graph: of the network to change.
         actions: what to replace.
-        modules: the fitted stand-ins by the path of their first module; without one it is built with fresh weights.
+        modules: the fitted replacements by the path of their first module; any other is built with fresh weights.
 
     Raises:
         SurgeryError: a span that is none in this network.

@@ -1,4 +1,4 @@
-"""How a plan recognises its network, and how an example input is made from what the plan remembers of it."""
+"""The signature by which a plan recognises its network, and example inputs made from the plan's input specs."""
 
 import torch
 from torch import Tensor, nn
