@@ -86,8 +86,8 @@ def test_an_early_exit_keeps_what_comes_behind_it():
 
 def test_networks_that_look_at_values_and_decide_alike_lose_nothing():
     model, inputs, _ = family("mistral")
-    anatomy = analyze(model, Batch(kwargs=inputs))
-    assert len(anatomy.chain.removable) == 4
+    graph = analyze(model, Batch(kwargs=inputs))
+    assert len(graph.chain.removable) == 4
 
     class Checking(Net):
         def forward(self, x):

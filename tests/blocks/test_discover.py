@@ -375,10 +375,10 @@ def test_a_batch_size_written_into_a_shortcut_is_followed():
         def forward(self, x):
             return x.unflatten(0, (x.shape[0], 1)).flatten(0, 1) + self.fc(x)
 
-    remainders = analyze(nn.Sequential(Fixed(), Fixed()), Batch((torch.randn(2, 4),))).shortcut_modules
+    shortcuts = analyze(nn.Sequential(Fixed(), Fixed()), Batch((torch.randn(2, 4),))).shortcut_modules
     for samples in (1, 2, 5):
         x = torch.randn(samples, 4)
-        assert torch.equal(remainders["1"](x), x)
+        assert torch.equal(shortcuts["1"](x), x)
 
 
 def test_one_block_that_is_asked_for_its_parts_does_not_hold_the_rest():

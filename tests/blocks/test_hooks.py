@@ -163,6 +163,7 @@ def test_a_block_with_hooks_taken_out_for_the_time_being(register, block):
     with evaluating(net):
         prefix = PrefixCache(graph)
         assert torch.equal(prefix.record(as_batch(x)), net(x))
+        assert all(path == start for path, start in graph.restarts.items())
         assert torch.equal(prefix.run_without("blocks.1", graph.shortcut_modules["blocks.1"]), passed(x))
         for path in ("blocks.2", "blocks.3"):  # a hook on a cached module acts once
             with swapped(net, {path: nn.Identity()}):
@@ -280,10 +281,10 @@ def test_a_unit_with_a_hook_stays():
 
     net, x = nn.Sequential(Layer(), Layer(), nn.Linear(8, 2)), torch.randn(3, 8)
     net[0].mlp.register_forward_hook(lambda *_: None)
-    anatomy = analyze(net, as_batch(x))
+    graph = analyze(net, as_batch(x))
     with pytest.raises(SurgeryError, match=r"unit 1 of '0' cannot be removed: '0\.mlp' carries a forward hook"):
-        unit_replacements(anatomy, "0", [1])
-    assert unit_replacements(anatomy, "0", [0])
+        unit_replacements(graph, "0", [1])
+    assert unit_replacements(graph, "0", [0])
 
 
 def test_a_layer_with_a_hook_bounds_the_spans_of_a_plain_network():

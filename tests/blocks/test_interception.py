@@ -48,8 +48,8 @@ NETWORKS |= {
 def test_the_tap_sees_stream_and_branch_of_every_unit(name):
     make, example = NETWORKS[name]
     net, x = networks.randomised(make()), example()
-    anatomy = analyze(net, Batch((x,)))
-    blocks = [block for block in anatomy.chain if block.units]
+    graph = analyze(net, Batch((x,)))
+    blocks = [block for block in graph.chain if block.units]
     seen, results = [], []
 
     def look(path, unit, stream, branch):
@@ -72,14 +72,14 @@ def test_the_tap_sees_stream_and_branch_of_every_unit(name):
 def test_a_branch_replaced_by_zeros_equals_the_remainder(name):
     make, example = NETWORKS[name]
     net, x = networks.randomised(make()), example()
-    anatomy = analyze(net, Batch((x,)))
-    block = anatomy.chain.removable[-1]
+    graph = analyze(net, Batch((x,)))
+    block = graph.chain.removable[-1]
     with (
         evaluating(net),
         intercept_additions(net, [block], lambda path, unit, stream, branch: torch.zeros_like(branch)),
     ):
         zeroed = net(x)
-    net.set_submodule(block.path, anatomy.shortcut_modules[block.path])
+    net.set_submodule(block.path, graph.shortcut_modules[block.path])
     with evaluating(net):
         if name == "post-norm":  # without hooks torch takes its fast path, which rounds differently
             torch.testing.assert_close(zeroed, net(x))
@@ -96,9 +96,9 @@ def test_replacing_a_branch_leaves_the_branch_itself_alone(join):
         return join(x, f)
 
     net = chain_of(keeping)
-    anatomy = analyze(net, Batch((torch.randn(3, 4),)))
+    graph = analyze(net, Batch((torch.randn(3, 4),)))
     kept.clear()
-    with intercept_additions(net, list(anatomy.chain), lambda path, unit, stream, branch: 2 * branch):
+    with intercept_additions(net, list(graph.chain), lambda path, unit, stream, branch: 2 * branch):
         loss = net(torch.randn(3, 4)).square().sum()
     loss.backward()
     assert all(torch.equal(one, before) for one, before in kept)
@@ -106,12 +106,12 @@ def test_replacing_a_branch_leaves_the_branch_itself_alone(join):
 
 def test_hooks_go_when_the_model_raises():
     net = chain_of(JOINS["stream first"])
-    anatomy = analyze(net, Batch((torch.randn(3, 4),)))
+    graph = analyze(net, Batch((torch.randn(3, 4),)))
 
     def fails(path, unit, stream, branch):
         raise RuntimeError("from the tap")
 
-    with pytest.raises(RuntimeError, match="from the tap"), intercept_additions(net, list(anatomy.chain), fails):
+    with pytest.raises(RuntimeError, match="from the tap"), intercept_additions(net, list(graph.chain), fails):
         net(torch.randn(3, 4))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
     net(torch.randn(3, 4))

@@ -39,22 +39,24 @@ class Line(nn.Module):
         return x
 
 
-def bare_of(model, *inputs, **named):
+def without_norms_of(model, *inputs, **named):
     return analyze(model.eval(), Batch(inputs, named)).shortcuts_without_norms
 
 
 @pytest.mark.parametrize("norm", [RMS, lambda: nn.LayerNorm(4), lambda: nn.BatchNorm1d(4)])
 def test_a_norm_behind_the_addition_may_go_too(norm):
-    bare = bare_of(Line(lambda block, x: block.norm(x + block.branch(x)), norm), torch.randn(5, 4))
-    assert list(bare) == ["blocks.0", "blocks.1", "blocks.2"]
-    assert all(isinstance(one, nn.Identity) for one in bare.values())
+    without_norms = without_norms_of(Line(lambda block, x: block.norm(x + block.branch(x)), norm), torch.randn(5, 4))
+    assert list(without_norms) == ["blocks.0", "blocks.1", "blocks.2"]
+    assert all(isinstance(one, nn.Identity) for one in without_norms.values())
 
 
 def test_what_follows_the_norm_stays():
-    bare = bare_of(Line(lambda block, x: torch.tanh(block.norm(x + block.branch(x)))), torch.randn(5, 4))
+    without_norms = without_norms_of(
+        Line(lambda block, x: torch.tanh(block.norm(x + block.branch(x)))), torch.randn(5, 4)
+    )
     x = torch.randn(2, 4)
-    assert torch.equal(bare["blocks.0"](x), torch.tanh(x))
-    assert not list(bare["blocks.0"].parameters())
+    assert torch.equal(without_norms["blocks.0"](x), torch.tanh(x))
+    assert not list(without_norms["blocks.0"].parameters())
 
 
 @pytest.mark.parametrize(
@@ -67,16 +69,16 @@ def test_what_follows_the_norm_stays():
     ],
 )
 def test_other_norms_belong_to_branches(write):
-    assert bare_of(Line(write), torch.randn(5, 4)) == {}
-    assert bare_of(halves.Halves(), halves.samples()) == {}
+    assert without_norms_of(Line(write), torch.randn(5, 4)) == {}
+    assert without_norms_of(halves.Halves(), halves.samples()) == {}
 
 
 def test_layers_of_torch_and_of_transformers():
     torch.manual_seed(0)
-    bare = bare_of(networks.PostNormNet(), torch.randn(3, 5, 8))
-    assert list(bare) == ["encoder.layers.1", "encoder.layers.2"]  # the container looks into its first layer
+    without_norms = without_norms_of(networks.PostNormNet(), torch.randn(3, 5, 8))
+    assert list(without_norms) == ["encoder.layers.1", "encoder.layers.2"]  # the container looks into its first layer
     for name in POST_NORM:
         model, inputs, removed = family(name)
-        found = bare_of(model, **inputs)
+        found = without_norms_of(model, **inputs)
         assert set(removed) <= set(found)
         assert not any(list(found[path].parameters()) for path in removed)

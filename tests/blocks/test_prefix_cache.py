@@ -100,8 +100,8 @@ def prepared(name):
     return analyze(net, batch_of(example())), batch_of(example())
 
 
-def physically(anatomy, batch, paths):
-    cut = copy.deepcopy(anatomy)
+def physically(graph, batch, paths):
+    cut = copy.deepcopy(graph)
     for path in paths:
         cut.model.set_submodule(path, cut.shortcut_modules[path])
     with evaluating(cut.model):
@@ -110,38 +110,38 @@ def physically(anatomy, batch, paths):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_removal_from_memory_is_bitwise_physical_removal(name):
-    anatomy, batch = prepared(name)
-    paths = list(anatomy.shortcut_modules)
+    graph, batch = prepared(name)
+    paths = list(graph.shortcut_modules)
     assert len(paths) >= 3
-    prefix = PrefixCache(anatomy)
-    with evaluating(anatomy.model):
+    prefix = PrefixCache(graph)
+    with evaluating(graph.model):
         whole = logits(prefix.record(batch)).clone()
         for path in [*paths, *reversed(paths)]:  # a run must not spoil what later runs read from memory
-            found = logits(prefix.run_without(path, anatomy.shortcut_modules[path]))
-            assert torch.equal(found, physically(anatomy, batch, [path]))
+            found = logits(prefix.run_without(path, graph.shortcut_modules[path]))
+            assert torch.equal(found, physically(graph, batch, [path]))
             assert not torch.equal(found, whole)
         assert torch.equal(logits(prefix.record(batch)), whole)
-    assert torch.equal(whole, physically(anatomy, batch, []))
+    assert torch.equal(whole, physically(graph, batch, []))
 
 
 @pytest.mark.parametrize("name", ["cifar", "overwriting", "pre-activation", "tokens"])
 @pytest.mark.parametrize("place", [0, 1, -1])
 def test_blocks_that_are_gone_already_stay_gone(name, place):
-    anatomy, batch = prepared(name)
-    rest = list(anatomy.shortcut_modules)
+    graph, batch = prepared(name)
+    rest = list(graph.shortcut_modules)
     gone = rest.pop(place)
-    prefix = PrefixCache(anatomy, {gone: anatomy.shortcut_modules[gone].forward})
-    with evaluating(anatomy.model):
-        assert torch.equal(logits(prefix.record(batch)), physically(anatomy, batch, [gone]))
+    prefix = PrefixCache(graph, {gone: graph.shortcut_modules[gone].forward})
+    with evaluating(graph.model):
+        assert torch.equal(logits(prefix.record(batch)), physically(graph, batch, [gone]))
         for path in rest:
-            found = logits(prefix.run_without(path, anatomy.shortcut_modules[path]))
-            assert torch.equal(found, physically(anatomy, batch, [gone, path]))
+            found = logits(prefix.run_without(path, graph.shortcut_modules[path]))
+            assert torch.equal(found, physically(graph, batch, [gone, path]))
 
 
 def test_only_what_comes_after_the_change_runs_again():
-    anatomy, batch = prepared("cifar")
-    prefix = PrefixCache(anatomy)
-    names = {parameter: name for name, parameter in anatomy.model.named_parameters()}
+    graph, batch = prepared("cifar")
+    prefix = PrefixCache(graph)
+    names = {parameter: name for name, parameter in graph.model.named_parameters()}
     ran = []
 
     class Watch(TorchFunctionMode):
@@ -150,18 +150,18 @@ def test_only_what_comes_after_the_change_runs_again():
                 ran.append(names[args[1]])
             return func(*args, **(kwargs or {}))
 
-    with evaluating(anatomy.model):
+    with evaluating(graph.model):
         prefix.record(batch)
         with Watch():
-            prefix.run_without("layer3.0", anatomy.shortcut_modules["layer3.0"])
+            prefix.run_without("layer3.0", graph.shortcut_modules["layer3.0"])
     assert ran == ["layer3.1.conv1.weight", "layer3.1.conv2.weight"]
 
 
 def test_another_module_may_stand_anywhere_in_a_segment():
-    anatomy, batch = prepared("cifar")
-    net = anatomy.model
+    graph, batch = prepared("cifar")
+    net = graph.model
     conv = net.layer2[1].conv2
-    prefix = PrefixCache(anatomy)
+    prefix = PrefixCache(graph)
     assert prefix.segment_of("layer2.1.conv2") == "layer2.1"
     with evaluating(net):
         prefix.record(batch)
@@ -172,27 +172,27 @@ def test_another_module_may_stand_anywhere_in_a_segment():
 
 
 def test_a_run_needs_a_recording():
-    anatomy, _ = prepared("numbered")
+    graph, _ = prepared("numbered")
     with pytest.raises(RuntimeError, match="record"):
-        PrefixCache(anatomy).run_without("block1", anatomy.shortcut_modules["block1"])
+        PrefixCache(graph).run_without("block1", graph.shortcut_modules["block1"])
 
 
 def test_nothing_stays_on_the_model_when_it_raises():
-    anatomy, batch = prepared("cifar")
+    graph, batch = prepared("cifar")
 
     def fails(x):
         raise ValueError("on purpose")
 
-    prefix = PrefixCache(anatomy)
-    with evaluating(anatomy.model):
+    prefix = PrefixCache(graph)
+    with evaluating(graph.model):
         expected = prefix.record(batch)
         with pytest.raises(ModelRaisedError, match="on purpose"):
-            prefix.run_from("layer2.0", {anatomy.model.layer2[0]: fails})
+            prefix.run_from("layer2.0", {graph.model.layer2[0]: fails})
         with pytest.raises(ModelRaisedError, match="raised RuntimeError"):
             prefix.record(Batch((torch.randn(1, 5, 8, 8),)))
-        assert not any(module._forward_hooks for module in anatomy.model.modules())
-        assert not any("forward" in vars(module) for module in anatomy.model.modules())
-        assert torch.equal(anatomy.model(*batch.args), expected)
+        assert not any(module._forward_hooks for module in graph.model.modules())
+        assert not any("forward" in vars(module) for module in graph.model.modules())
+        assert torch.equal(graph.model(*batch.args), expected)
 
 
 class Opened(nn.Module):
@@ -222,10 +222,10 @@ def test_a_block_that_holds_blocks_can_be_run_without_it():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), Opened(4), nn.Linear(4, 2)).eval()
     batch = Batch((torch.randn(3, 4),))
-    anatomy = analyze(model, batch)
-    assert anatomy.chain["1"].reason == "it holds other blocks, which are removed one by one"
-    assert [block.path for block in anatomy.chain.removable] == ["1.parts.0", "1.parts.1"]
-    prefix = PrefixCache(anatomy)
+    graph = analyze(model, batch)
+    assert graph.chain["1"].reason == "it holds other blocks, which are removed one by one"
+    assert [block.path for block in graph.chain.removable] == ["1.parts.0", "1.parts.1"]
+    prefix = PrefixCache(graph)
     with torch.no_grad():
         prefix.record(batch)
         found = prefix.run_from(prefix.segment_of("1"), {model[1]: lambda x: x})

@@ -40,11 +40,11 @@ class Whole(PrefixCache):
 
 
 def compared(net, data, stack=1):
-    anatomy = analyze(net, as_batch(data[0][:2]))
-    tried = [*block_candidates(anatomy, {}), *layer_candidates(anatomy, kernel_layers(anatomy))]
+    graph = analyze(net, as_batch(data[0][:2]))
+    tried = [*block_candidates(graph, {}), *layer_candidates(graph, kernel_layers(graph))]
     outputs = Outputs()
-    sweep(anatomy, data, tried, outputs, stack=stack)
-    brute = Whole(anatomy)
+    sweep(graph, data, tried, outputs, stack=stack)
+    brute = Whole(graph)
     with evaluating(net):
         for number, x in enumerate(data):
             brute.record(Batch((x,)))
@@ -97,25 +97,25 @@ def test_each_channel(channel):
 @pytest.mark.parametrize("channel", side_channels.CHANNELS)
 def test_runs_start_in_front_of_the_writer_and_no_earlier(channel):
     net, x = side_channels.Net(6, [(channel, 1, 3)]).eval(), torch.randn(4, 4)
-    anatomy = analyze(net, as_batch(x[:2]))
-    prefix = PrefixCache(anatomy)
+    graph = analyze(net, as_batch(x[:2]))
+    prefix = PrefixCache(graph)
     with evaluating(net):
         prefix.record(Batch((x,)))
     moved = {path: start for path, start in prefix.restarts.items() if path != start}
     assert moved == {"blocks.2": "blocks.1", "blocks.3": "blocks.1"}
-    (note,) = restart_notes(anatomy)
+    (note,) = restart_notes(graph)
     assert "any of 2 of its 8 parts" in note
 
 
 def test_without_side_channels_every_segment_is_a_start():
     net, x = side_channels.Net(4, []).eval(), torch.randn(4, 4)
-    anatomy = analyze(net, as_batch(x[:2]))
-    prefix = PrefixCache(anatomy)
+    graph = analyze(net, as_batch(x[:2]))
+    prefix = PrefixCache(graph)
     with evaluating(net):
         prefix.record(Batch((x,)))
-    assert restart_notes(anatomy) == []
+    assert restart_notes(graph) == []
     assert len(prefix.restarts) == 6
-    assert all(has_no_hidden_reads(anatomy.trace, prefix.segments))
+    assert all(has_no_hidden_reads(graph.trace, prefix.segments))
 
 
 def test_tensors_are_compared_one_by_one():

@@ -101,7 +101,7 @@ def block_input(net, path, x):
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_the_block_with_its_branch_zeroed(name):
     net, path, last, x = prepared(name)
-    remainder = analyze(net, Batch((x,))).shortcut_modules[path].eval()
+    shortcut = analyze(net, Batch((x,))).shortcut_modules[path].eval()
     for samples in (x, torch.randn(5, 3, 8, 8), torch.randn(1, 3, 8, 8)):
         given = block_input(net, path, samples)
         zeroed = copy.deepcopy(net.get_submodule(path))
@@ -109,17 +109,17 @@ def test_it_is_the_block_with_its_branch_zeroed(name):
             for part in last:
                 zeroed.get_submodule(part).weight.zero_()
                 zeroed.get_submodule(part).bias.zero_()
-            assert torch.equal(remainder(given.clone()), zeroed(given.clone()))
+            assert torch.equal(shortcut(given.clone()), zeroed(given.clone()))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_leaves_its_input_and_the_block_alone(name):
     net, path, _, x = prepared(name)
     expected = net(x)
-    remainder = analyze(net, Batch((x,))).shortcut_modules[path].eval()
+    shortcut = analyze(net, Batch((x,))).shortcut_modules[path].eval()
     given = block_input(net, path, x)
     before = given.clone()
-    remainder(given)
+    shortcut(given)
     assert torch.equal(given, before)
     assert torch.equal(net(x), expected)
 
@@ -127,9 +127,9 @@ def test_it_leaves_its_input_and_the_block_alone(name):
 @pytest.mark.parametrize("name", CASES)
 def test_it_holds_no_more_than_it_needs(name):
     net, path, last, x = prepared(name)
-    remainder = analyze(net, Batch((x,))).shortcut_modules[path]
+    shortcut = analyze(net, Batch((x,))).shortcut_modules[path]
     block = net.get_submodule(path)
-    kept = {id(parameter) for parameter in remainder.parameters()}
+    kept = {id(parameter) for parameter in shortcut.parameters()}
     assert kept < {id(parameter) for parameter in block.parameters()}
     assert not any(id(parameter) in kept for part in last for parameter in block.get_submodule(part).parameters())
 
@@ -180,24 +180,24 @@ def test_what_is_nothing_or_one_module_is_an_ordinary_module():
     net, path, _, x = prepared("identity")
     assert type(analyze(net, Batch((x,))).shortcut_modules[path]) is nn.Identity
     net, path, _, x = prepared("identity, activation idle")
-    anatomy = analyze(net, Batch((x,)))
-    assert type(anatomy.shortcut_modules[path]) is nn.Identity
-    assert anatomy.chain[path].removable_activation_assumption == (
+    graph = analyze(net, Batch((x,)))
+    assert type(graph.shortcut_modules[path]) is nn.Identity
+    assert graph.chain[path].removable_activation_assumption == (
         "the input of '1' is never negative, so the ReLU after its addition does nothing"
     )
     net, path, _, x = prepared("identity, activation")
-    anatomy = analyze(net, Batch((x,)))
-    assert type(anatomy.shortcut_modules[path]) is nn.ReLU
-    assert anatomy.chain[path].removable_activation_assumption is None
-    assert anatomy.shortcut_modules[path].inplace is False
+    graph = analyze(net, Batch((x,)))
+    assert type(graph.shortcut_modules[path]) is nn.ReLU
+    assert graph.chain[path].removable_activation_assumption is None
+    assert graph.shortcut_modules[path].inplace is False
     assert net[1].relu.inplace is True
 
 
 def test_its_steps_can_be_read():
     net, path, _, x = prepared("projection")
-    remainder = analyze(net, Batch((x,))).shortcut_modules[path]
-    assert isinstance(remainder, ShortcutModule)
-    assert repr(remainder).startswith("ShortcutModule(\n  x -> downsample -> relu")
+    shortcut = analyze(net, Batch((x,))).shortcut_modules[path]
+    assert isinstance(shortcut, ShortcutModule)
+    assert repr(shortcut).startswith("ShortcutModule(\n  x -> downsample -> relu")
 
 
 class Asked(nn.Module):
@@ -226,12 +226,12 @@ class Asking(nn.Module):
 
 def test_plain_attributes_that_the_network_asks_for_stay():
     net = Asking()
-    anatomy = analyze(net, Batch((torch.randn(2, 4),)))
-    assert len(anatomy.shortcut_modules) == 2
-    remainder = anatomy.shortcut_modules["blocks.0"]
-    assert (remainder.kind, remainder.layer_idx) == ("full", 3)
+    graph = analyze(net, Batch((torch.randn(2, 4),)))
+    assert len(graph.shortcut_modules) == 2
+    shortcut = graph.shortcut_modules["blocks.0"]
+    assert (shortcut.kind, shortcut.layer_idx) == ("full", 3)
     x = torch.randn(3, 4)
-    assert torch.equal(remainder(x, mask=None, flag=True)[0], x)
+    assert torch.equal(shortcut(x, mask=None, flag=True)[0], x)
 
 
 def test_parallel_branches_go_together():
@@ -244,11 +244,11 @@ def test_parallel_branches_go_together():
         def forward(self, x):
             return x + self.a(x) + self.b(x)
 
-    anatomy = analyze(nn.Sequential(nn.Linear(4, 4), Parallel()), Batch((torch.randn(2, 4),)))
-    (block,) = anatomy.chain
+    graph = analyze(nn.Sequential(nn.Linear(4, 4), Parallel()), Batch((torch.randn(2, 4),)))
+    (block,) = graph.chain
     assert len(block.units) == 2
     assert block.activation is None
-    assert type(anatomy.shortcut_modules["1"]) is nn.Identity
+    assert type(graph.shortcut_modules["1"]) is nn.Identity
 
 
 class Held(nn.Module):
@@ -268,12 +268,12 @@ class Held(nn.Module):
 
 def test_parameters_buffers_and_constants_after_the_addition_stay_with_it():
     net = nn.Sequential(nn.Linear(4, 4), Held())
-    remainder = analyze(net, Batch((torch.randn(2, 4),))).shortcut_modules["1"]
+    shortcut = analyze(net, Batch((torch.randn(2, 4),))).shortcut_modules["1"]
     x = torch.randn(3, 4)
-    assert torch.equal(remainder(x), x * 2 + 3 - 0.5)
-    assert remainder.scale is net[1].scale
-    assert {"scale", "shift"} <= set(remainder.state_dict())
-    assert "fc" not in dict(remainder.named_modules())
+    assert torch.equal(shortcut(x), x * 2 + 3 - 0.5)
+    assert shortcut.scale is net[1].scale
+    assert {"scale", "shift"} <= set(shortcut.state_dict())
+    assert "fc" not in dict(shortcut.named_modules())
 
 
 def test_a_shortcut_that_belongs_to_somebody_else_keeps_the_block():
@@ -314,10 +314,10 @@ class Flattening(nn.Module):
 
 def test_reshapes_there_and_back_leave_no_batch_size():
     net = nn.Sequential(nn.Linear(4, 4), Flattening(), Flattening())
-    anatomy = analyze(net, Batch((torch.randn(2, 3, 4),)))
-    assert anatomy.chain["1"].removable
+    graph = analyze(net, Batch((torch.randn(2, 3, 4),)))
+    assert graph.chain["1"].removable
     given = torch.randn(5, 3, 4)
-    assert torch.equal(anatomy.shortcut_modules["1"](given), given)
+    assert torch.equal(graph.shortcut_modules["1"](given), given)
 
 
 class Turning(nn.Module):
@@ -334,6 +334,6 @@ class Turning(nn.Module):
 
 def test_other_reshapes_stay():
     net = nn.Sequential(nn.Linear(4, 4), Turning(), nn.Linear(8, 2))
-    anatomy = analyze(net, Batch((torch.randn(2, 2, 4),)))
+    graph = analyze(net, Batch((torch.randn(2, 2, 4),)))
     given = torch.randn(3, 2, 4)
-    assert torch.equal(anatomy.shortcut_modules["1"](given), given.reshape(3, 8))
+    assert torch.equal(graph.shortcut_modules["1"](given), given.reshape(3, 8))

@@ -15,25 +15,25 @@ from shoal.errors import SurgeryError, UnknownBlockError
 from shoal.preserve import swapped
 
 
-def anatomy_of(model, *inputs, **named):
+def graph_of(model, *inputs, **named):
     return analyze(model.eval(), Batch(inputs, named))
 
 
 def test_a_unit_goes_with_the_modules_that_are_its_own():
-    anatomy = anatomy_of(halves.Halves(), halves.samples())
-    assert set(unit_replacements(anatomy, "blocks.1", [0])) == {"blocks.1.norm1", "blocks.1.mixer"}
+    graph = graph_of(halves.Halves(), halves.samples())
+    assert set(unit_replacements(graph, "blocks.1", [0])) == {"blocks.1.norm1", "blocks.1.mixer"}
     mlp = {f"blocks.1.{name}" for name in ("norm2", "fc1", "act", "fc2")}
-    assert set(unit_replacements(anatomy, "blocks.1", [1])) == mlp
-    assert set(unit_replacements(anatomy, "blocks.1", [1, 0])) == mlp | {"blocks.1.norm1", "blocks.1.mixer"}
-    assert unit_replacements(anatomy, "blocks.1", [1]) is unit_replacements(anatomy, "blocks.1", [1])
+    assert set(unit_replacements(graph, "blocks.1", [1])) == mlp
+    assert set(unit_replacements(graph, "blocks.1", [1, 0])) == mlp | {"blocks.1.norm1", "blocks.1.mixer"}
+    assert unit_replacements(graph, "blocks.1", [1]) is unit_replacements(graph, "blocks.1", [1])
 
 
 @pytest.mark.parametrize(("unit", "name"), [(0, "mixer"), (1, "mlp")])
 def test_the_outputs_are_those_of_a_network_written_without_the_unit(unit, name):
     model = halves.Halves().eval()
-    anatomy = anatomy_of(model, halves.samples(2))
+    graph = graph_of(model, halves.samples(2))
     expected = halves.by_hand(model, ("", name, ""))
-    with torch.no_grad(), swapped(model, unit_replacements(anatomy, "blocks.1", [unit])):
+    with torch.no_grad(), swapped(model, unit_replacements(graph, "blocks.1", [unit])):
         for count in (1, 3, 6):
             x = halves.samples(count, seed=count)
             assert torch.equal(model(x), expected(x))
@@ -43,8 +43,8 @@ def test_the_outputs_are_those_of_a_network_written_without_the_unit(unit, name)
 def test_the_network_is_left_as_it_was():
     model = halves.Halves().eval()
     before, names = copy.deepcopy(model.state_dict()), [name for name, _ in model.named_modules()]
-    anatomy = anatomy_of(model, halves.samples())
-    assert removable_units(anatomy, anatomy.chain["blocks.0"]) == [0, 1]
+    graph = graph_of(model, halves.samples())
+    assert removable_units(graph, graph.chain["blocks.0"]) == [0, 1]
     assert [name for name, _ in model.named_modules()] == names
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -82,8 +82,8 @@ def plain(block, x):
 
 
 def paths_of(first, second, unit, path="blocks.0"):
-    anatomy = anatomy_of(Line(first, second), torch.randn(3, 4))
-    return sorted(one.removeprefix(f"{path}.") for one in unit_replacements(anatomy, path, [unit]))
+    graph = graph_of(Line(first, second), torch.randn(3, 4))
+    return sorted(one.removeprefix(f"{path}.") for one in unit_replacements(graph, path, [unit]))
 
 
 def test_what_feeds_something_else_stays():
@@ -91,9 +91,9 @@ def test_what_feeds_something_else_stays():
         seen = block.norm(x)
         return x + block.one(seen) + block.two(seen)
 
-    anatomy = anatomy_of(Line(shared, lambda block, x: x), torch.randn(3, 4))
-    assert set(unit_replacements(anatomy, "blocks.0", [0])) == {"blocks.0.one"}
-    assert set(unit_replacements(anatomy, "blocks.0", [0, 1])) == {"blocks.0.norm", "blocks.0.one", "blocks.0.two"}
+    graph = graph_of(Line(shared, lambda block, x: x), torch.randn(3, 4))
+    assert set(unit_replacements(graph, "blocks.0", [0])) == {"blocks.0.one"}
+    assert set(unit_replacements(graph, "blocks.0", [0, 1])) == {"blocks.0.norm", "blocks.0.one", "blocks.0.two"}
 
 
 def test_a_branch_may_end_in_a_product_and_change_things_in_place():
@@ -124,29 +124,29 @@ def test_a_branch_of_code_alone_is_refused():
     def first(block, x):
         return x + F.relu(x) * block.scale
 
-    anatomy = anatomy_of(Line(first, plain), torch.randn(3, 4))
+    graph = graph_of(Line(first, plain), torch.randn(3, 4))
     with pytest.raises(SurgeryError, match=r"unit 0 of 'blocks\.0' cannot be removed: the block's own code"):
-        unit_replacements(anatomy, "blocks.0", [0])
-    assert removable_units(anatomy, anatomy.chain["blocks.0"]) == [1]
+        unit_replacements(graph, "blocks.0", [0])
+    assert removable_units(graph, graph.chain["blocks.0"]) == [1]
 
 
 def test_a_branch_that_zeros_do_not_silence_is_refused():
     def first(block, x):
         return x + (block.one(x) + block.scale)
 
-    anatomy = anatomy_of(Line(first, plain), torch.randn(3, 4))
+    graph = graph_of(Line(first, plain), torch.randn(3, 4))
     with pytest.raises(SurgeryError, match="something else than its modules feeds the branch"):
-        unit_replacements(anatomy, "blocks.0", [0])
+        unit_replacements(graph, "blocks.0", [0])
 
 
 def test_units_are_named_within_the_block():
-    anatomy = anatomy_of(halves.Halves(), halves.samples())
+    graph = graph_of(halves.Halves(), halves.samples())
     with pytest.raises(UnknownBlockError, match="has no unit 2"):
-        unit_replacements(anatomy, "blocks.0", [2])
+        unit_replacements(graph, "blocks.0", [2])
     with pytest.raises(UnknownBlockError, match=r"no residual block called 'blocks\.9'"):
-        unit_replacements(anatomy, "blocks.9", [0])
+        unit_replacements(graph, "blocks.9", [0])
     torch.manual_seed(0)
-    single = anatomy_of(networks.PreactNet(4, 2), torch.randn(2, 1, 8, 8))
+    single = graph_of(networks.PreactNet(4, 2), torch.randn(2, 1, 8, 8))
     with pytest.raises(SurgeryError, match=r"the block 'blocks\.0' has 1 unit, not several"):
         unit_replacements(single, "blocks.0", [0])
     assert removable_units(single, single.chain["blocks.0"]) == []
@@ -156,10 +156,10 @@ def test_layers_of_torch_that_take_weights_past_their_modules():
     torch.manual_seed(0)
     model = networks.PostNormNet().eval()
     x = torch.randn(3, 5, 8)
-    anatomy = anatomy_of(model, x)
+    graph = graph_of(model, x)
     layer = model.encoder.layers[0]
     for unit in (0, 1):
-        with torch.no_grad(), swapped(model, unit_replacements(anatomy, "encoder.layers.0", [unit])):
+        with torch.no_grad(), swapped(model, unit_replacements(graph, "encoder.layers.0", [unit])):
             found = layer(x)
         with torch.no_grad():
             left = layer.norm1(x) if unit == 0 else layer.norm1(x + layer._sa_block(x, None, None))
@@ -170,9 +170,9 @@ def test_layers_of_torch_that_take_weights_past_their_modules():
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "opt", "bert", "bart", "vit"])
 def test_attention_and_mlp_of_known_families(name):
     model, inputs, removed = family(name)
-    anatomy = anatomy_of(model, **inputs)
-    block = anatomy.chain[removed[0]]
-    assert removable_units(anatomy, block) == list(range(len(block.units)))
-    attention, mlp = (unit_replacements(anatomy, block.path, [number]) for number in (0, len(block.units) - 1))
+    graph = graph_of(model, **inputs)
+    block = graph.chain[removed[0]]
+    assert removable_units(graph, block) == list(range(len(block.units)))
+    attention, mlp = (unit_replacements(graph, block.path, [number]) for number in (0, len(block.units) - 1))
     assert any("attn" in path or "attention" in path for path in attention)
     assert not any("attn" in path or "attention." in path for path in mlp)

@@ -240,7 +240,7 @@ def test_a_number_kept_outside():
     net.blocks[1], net.blocks[2] = Counted(lambda x: x), Scaling(lambda x: x)
     chain = trace(net.eval(), torch.randn(3, 4))
     assert not chain["blocks.1"].removable
-    assert "hands on beside its output" in chain["blocks.1"].reason
+    assert "passes on beside its output" in chain["blocks.1"].reason
 
 
 def test_features_of_the_caller_are_no_side_reads():

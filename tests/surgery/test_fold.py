@@ -37,10 +37,10 @@ def preact(seed=0, constant=True):
 
 
 def plan_for(net, x, steps, removed=()):
-    anatomy = analyze(net, Batch((x,)))
+    graph = analyze(net, Batch((x,)))
     return Plan(
         inputs=input_specs(Batch((x,))),
-        network=signature_of(net, anatomy.chain),
+        network=signature_of(net, graph.chain),
         actions=[*(Remove(path=path) for path in removed), Fold(folds=steps)],
     )
 

@@ -59,8 +59,8 @@ def test_the_mode_of_the_network_stays(training):
 
 def test_in_place_means_in_place():
     net, x = net_and_input()
-    anatomy = analyze(net, Batch((x,)))
-    assert remove_blocks_(anatomy, ["layer3.1"]) is net
+    graph = analyze(net, Batch((x,)))
+    assert remove_blocks_(graph, ["layer3.1"]) is net
     assert "layer3.1.conv1.weight" not in net.state_dict()
 
 
@@ -74,10 +74,10 @@ def test_in_place_means_in_place():
 )
 def test_a_wrong_name_is_refused_before_anything_changes(paths, error, said):
     net, x = net_and_input()
-    anatomy = analyze(net, Batch((x,)))
+    graph = analyze(net, Batch((x,)))
     before = list(net.state_dict())
     with pytest.raises(error, match=said):
-        remove_blocks_(anatomy, ["layer1.0", *paths])
+        remove_blocks_(graph, ["layer1.0", *paths])
     assert list(net.state_dict()) == before
     with pytest.raises(error, match=said):
         remove_blocks(net, Batch((x,)), paths)
@@ -253,14 +253,14 @@ def test_a_block_with_its_norms_and_without_them():
     torch.manual_seed(0)
     net, x = networks.PostNormNet().eval(), torch.randn(3, 5, 8)
     layers = net.encoder.layers
-    bare = remove_blocks(net, Batch((x,)), ["encoder.layers.1+norms"])
+    without_norms = remove_blocks(net, Batch((x,)), ["encoder.layers.1+norms"])
     kept = remove_blocks(net, Batch((x,)), ["encoder.layers.1"])
     with torch.no_grad():
         start = layers[0](x)
-        torch.testing.assert_close(bare(x), net.head(layers[2](start).mean(1)))
+        torch.testing.assert_close(without_norms(x), net.head(layers[2](start).mean(1)))
         normed = layers[1].norm2(layers[1].norm1(start))
         torch.testing.assert_close(kept(x), net.head(layers[2](normed).mean(1)))
-    assert not any(name.startswith("encoder.layers.1.") for name in bare.state_dict())
+    assert not any(name.startswith("encoder.layers.1.") for name in without_norms.state_dict())
 
 
 class Encoder(nn.Module):

@@ -26,22 +26,22 @@ def network():
     return networks.randomised(networks.CifarResNet(2, widths=(4, 8, 16)))
 
 
-def dissected():
+def analyzed():
     return analyze(network(), Batch((randn(2, 3, 8, 8),)))
 
 
-def replacing(anatomy, *paths, kind="conv3"):
-    [span] = [one for one in find_spans(anatomy, build_segments(anatomy), 9) if one.paths == paths]
+def replacing(graph, *paths, kind="conv3"):
+    [span] = [one for one in find_spans(graph, build_segments(graph), 9) if one.paths == paths]
     return Replace(paths=list(paths), stand_in=REPLACEMENTS[kind].spec(span))
 
 
 def test_the_stand_in_is_at_the_first_path_and_identities_at_the_others():
-    anatomy = dissected()
-    action = replacing(anatomy, "layer1.1", "layer2.0", "layer2.1")
+    graph = analyzed()
+    action = replacing(graph, "layer1.1", "layer2.0", "layer2.1")
     module = build_replacement(action.stand_in, torch.zeros(1))
-    kept = anatomy.model.layer1[0]
-    model = replace_spans_(anatomy, [action], {"layer1.1": module})
-    assert model is anatomy.model
+    kept = graph.model.layer1[0]
+    model = replace_spans_(graph, [action], {"layer1.1": module})
+    assert model is graph.model
     assert model.layer1[1] is module
     assert [type(one) for one in model.layer2] == [PassThrough, PassThrough]
     assert model.layer1[0] is kept
@@ -52,9 +52,9 @@ def test_the_stand_in_is_at_the_first_path_and_identities_at_the_others():
 
 
 def test_without_a_module_one_is_built():
-    anatomy = dissected()
-    actions = [replacing(anatomy, "layer1.0"), replacing(anatomy, "layer2.0", "layer2.1", kind="linear")]
-    model = replace_spans_(anatomy, actions)
+    graph = analyzed()
+    actions = [replacing(graph, "layer1.0"), replacing(graph, "layer2.0", "layer2.1", kind="linear")]
+    model = replace_spans_(graph, actions)
     assert model.layer1[0][0].kernel_size == (3, 3)
     assert model.layer2[0][0].kernel_size == (1, 1)
     assert model(randn(2, 3, 8, 8)).shape == (2, 10)
@@ -72,13 +72,13 @@ def test_without_a_module_one_is_built():
     ],
 )
 def test_what_is_no_span_is_refused_before_the_first_change(paths, named):
-    anatomy = dissected()
-    modules = list(anatomy.model.modules())
-    good = replacing(anatomy, "layer1.0")
+    graph = analyzed()
+    modules = list(graph.model.modules())
+    good = replacing(graph, "layer1.0")
     bad = Replace(paths=paths, stand_in=good.stand_in)
     with pytest.raises(SurgeryError, match=f"{named} are no span: they do not follow each other directly"):
-        replace_spans_(anatomy, [good, bad])
-    assert list(anatomy.model.modules()) == modules
+        replace_spans_(graph, [good, bad])
+    assert list(graph.model.modules()) == modules
 
 
 def plain():
@@ -94,9 +94,9 @@ def plain():
 
 def test_a_span_of_layers():
     """The norm, the activation and the pooling of a span go with it."""
-    anatomy = analyze(plain(), Batch((randn(2, 3, 8, 8),)))
-    action = replacing(anatomy, "3", "4", "5", "6", "7", "8")
-    model = replace_spans_(anatomy, [action])
+    graph = analyze(plain(), Batch((randn(2, 3, 8, 8),)))
+    action = replacing(graph, "3", "4", "5", "6", "7", "8")
+    model = replace_spans_(graph, [action])
     assert model[3][0].stride == (2, 2)
     assert [type(one) for one in model[4:9]] == [PassThrough] * 5
     x = randn(3, 3, 8, 8, seed=1)
@@ -105,12 +105,12 @@ def test_a_span_of_layers():
 
 @pytest.mark.parametrize("paths", [["3", "4", "5", "6"], ["3"], ["4", "5"], ["0", "1", "2", "6", "7", "8"], ["99"]])
 def test_part_of_a_layer_is_no_span(paths):
-    anatomy = analyze(plain(), Batch((randn(2, 3, 8, 8),)))
-    modules = list(anatomy.model.modules())
-    bad = Replace(paths=paths, stand_in=replacing(anatomy, "3", "4").stand_in)
+    graph = analyze(plain(), Batch((randn(2, 3, 8, 8),)))
+    modules = list(graph.model.modules())
+    bad = Replace(paths=paths, stand_in=replacing(graph, "3", "4").stand_in)
     with pytest.raises(SurgeryError, match=f"{', '.join(paths)} are no span"):
-        replace_spans_(anatomy, [replacing(anatomy, "0", "1", "2"), bad])
-    assert list(anatomy.model.modules()) == modules
+        replace_spans_(graph, [replacing(graph, "0", "1", "2"), bad])
+    assert list(graph.model.modules()) == modules
 
 
 class Gapped(networks.PreactNet):
@@ -122,19 +122,19 @@ class Gapped(networks.PreactNet):
 
 
 def test_neighbours_in_the_line_that_do_not_follow_each_other_are_no_span():
-    anatomy = analyze(Gapped(4, 3).eval(), Batch((randn(2, 1, 6, 6),)))
-    good = replacing(anatomy, "blocks.1", "blocks.2")
+    graph = analyze(Gapped(4, 3).eval(), Batch((randn(2, 1, 6, 6),)))
+    good = replacing(graph, "blocks.1", "blocks.2")
     with pytest.raises(SurgeryError, match=r"blocks\.0, blocks\.1 are no span"):
-        replace_spans_(anatomy, [Replace(paths=["blocks.0", "blocks.1"], stand_in=good.stand_in)])
-    assert replace_spans_(anatomy, [good])(randn(2, 1, 6, 6)).shape == (2, 10)
+        replace_spans_(graph, [Replace(paths=["blocks.0", "blocks.1"], stand_in=good.stand_in)])
+    assert replace_spans_(graph, [good])(randn(2, 1, 6, 6)).shape == (2, 10)
 
 
 def test_a_plan_with_stand_ins_is_refused_without_their_weights():
-    anatomy = dissected()
+    graph = analyzed()
     plan = Plan(
         inputs=input_specs(Batch((randn(2, 3, 8, 8),))),
-        network=signature_of(anatomy.model, anatomy.chain),
-        actions=[replacing(anatomy, "layer1.0", "layer1.1")],
+        network=signature_of(graph.model, graph.chain),
+        actions=[replacing(graph, "layer1.0", "layer1.1")],
     )
     with pytest.raises(PlanError, match="their fitted weights are not in it"):
         apply(network(), plan)

@@ -52,7 +52,7 @@ def certify(
 
     Raises:
         DataError: no data, or outputs of different structure, shapes or dtypes.
-        UsageError: a negative tolerance, or an output that there is not.
+        UsageError: a negative tolerance, or an unknown output.
         NonFiniteError: NaN or Inf in weights or outputs.
     """
     if tolerance is not None and not 0 <= tolerance < float("inf"):
@@ -63,16 +63,48 @@ def certify(
         raise DataError("there is no data to certify on", "Give a loader with at least one mini-batch.")
     example = first.take(2)
     graphs = analyze(a, example), analyze(b, example)
-    same, obstacle, assumptions, where = _by_construction(*graphs)
-    if same and example.size > 1:  # code may choose by the number of samples
-        alone = (_with_run(graph, example.take(1)) for graph in graphs)
-        same, obstacle, _, where = _by_construction(*alone)
+    proof = _by_construction(*graphs)
+    if proof.same and example.size > 1:  # code may choose by the number of samples
+        alone = _by_construction(*(_with_run(graph, example.take(1)) for graph in graphs))
+        proof = replace(alone, assumptions=proof.assumptions)
     deviations, samples = _on_data(a, b, chained([first], stream), as_names(output))
+    return _certificate(proof, deviations, samples, tolerance)
+
+
+@dataclass(frozen=True)
+class ConstructionProof:
+    """What the canonical forms of two networks show.
+
+    Args:
+        same: whether they agree.
+        obstacle: why nothing can be shown; None where something can.
+        assumptions: under which they agree.
+        where: the first block that differs.
+    """
+
+    same: bool
+    obstacle: str | None
+    assumptions: list[str]
+    where: str | None
+
+    @property
+    def not_identical_reason(self) -> str:
+        """Why the networks are not certified identical, if they are not."""
+        if self.obstacle is not None:
+            return f"nothing can be shown by construction: {self.obstacle}"
+        if self.same:
+            return "the same computation by construction, but the outputs on this machine are not bitwise the same"
+        return "the computations differ" + (f", first in '{self.where}'" if self.where else "")
+
+
+def _certificate(
+    proof: ConstructionProof, deviations: dict[str, "OutputDeviation"], samples: int, tolerance: float | None
+) -> Certificate:
     # Each output has its own scale: a large one must not hide what happens to a small one.
     name, worst = max(deviations.items(), key=lambda item: item[1].excess(tolerance))
     bitwise = all(deviation.bitwise for deviation in deviations.values())
     verdict = "different"
-    if same and bitwise:
+    if proof.same and bitwise:
         verdict = "identical"
     elif all(deviation.largest <= deviation.limit(tolerance) for deviation in deviations.values()):
         verdict = "equal"
@@ -80,23 +112,15 @@ def certify(
         {
             "verdict": verdict,
             "max_abs_diff": worst.largest,
-            "where": _where(name, worst, where) if worst.largest > 0 else None,
+            "where": _where(name, worst, proof.where) if worst.largest > 0 else None,
             "tolerance": worst.limit(tolerance),
             "n": samples,
-            "premises": assumptions if verdict == "identical" else [],
+            "premises": proof.assumptions if verdict == "identical" else [],
             "bitwise": bitwise,
-            "why_not_identical": None if verdict == "identical" else _not_identical_reason(same, obstacle, where),
+            "why_not_identical": None if verdict == "identical" else proof.not_identical_reason,
             "outputs": list(deviations) if list(deviations) != [""] else [],
         }
     )
-
-
-def _not_identical_reason(same: bool, obstacle: str | None, where: str | None) -> str:
-    if obstacle is not None:
-        return f"nothing can be shown by construction: {obstacle}"
-    if same:
-        return "the same computation by construction, but the outputs on this machine are not bitwise the same"
-    return "the computations differ" + (f", first in '{where}'" if where else "")
 
 
 @dataclass
@@ -136,15 +160,15 @@ def _with_run(graph: BlockGraph, example: Batch) -> BlockGraph:
     return replace(graph, trace=trace_run(graph.model, example))
 
 
-def _by_construction(a: BlockGraph, b: BlockGraph) -> tuple[bool, str | None, list[str], str | None]:
-    """Whether the canonical forms agree, what stood in the way, the assumptions, and the first block that differs."""
+def _by_construction(a: BlockGraph, b: BlockGraph) -> ConstructionProof:
+    """Compare the canonical forms of two networks."""
     form_a, form_b = CanonicalForm(a), CanonicalForm(b)
     obstacle = form_a.unprovable_reason() or form_b.unprovable_reason()
     same = form_a.output == form_b.output and obstacle is None
     shapes = [list(a.trace.values[value].shape[1:]) for value in a.trace.inputs]
     standing = (*_STANDING_ASSUMPTIONS, f"inputs of the shapes traced: {', '.join(map(str, shapes))}")
     assumptions = [*dict.fromkeys((*form_a.assumptions, *form_b.assumptions)), *standing]
-    return same, obstacle, assumptions, None if same else _first_difference(a, form_a, form_b)
+    return ConstructionProof(same, obstacle, assumptions, None if same else _first_difference(a, form_a, form_b))
 
 
 def _first_difference(a: BlockGraph, form_a: CanonicalForm, form_b: CanonicalForm) -> str | None:
