@@ -196,7 +196,7 @@ def test_where_nothing_can_be_said_it_says_why(function, said):
     ],
 )
 def test_a_number_that_is_a_tensor_is_no_obstacle_where_it_sets_no_size(function):
-    assert CanonicalForm(analyze(Function(function).eval(), Batch((torch.ones(2, 4),)))).obstacle() is None
+    assert CanonicalForm(analyze(Function(function).eval(), Batch((torch.ones(2, 4),)))).unprovable_reason() is None
 
 
 def test_without_an_obstacle_there_is_none():
