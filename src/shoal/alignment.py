@@ -1,4 +1,4 @@
-"""Weights where torch itself would have put them: some kernels take another path, and round otherwise, elsewhere.
+"""Weights where torch itself would allocate them: elsewhere some kernels take another path and round differently.
 
 Tensors that a file is mapped to (safetensors, `from_pretrained`) begin wherever the file's header ends. The same
 network, loaded and built, would then differ in the last bit and in its latency.
@@ -19,7 +19,7 @@ def is_aligned(tensor: Tensor) -> bool:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor itself where it lies in memory that torch allocated, and well; else a copy."""
+    """The tensor itself if torch allocated its memory and it is aligned; otherwise a copy."""
     return tensor if _is_fine(tensor) else tensor.clone()
 
 
@@ -36,7 +36,7 @@ def align_(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def in_aligned_memory(model: nn.Module) -> Iterator[nn.Module]:
-    """The model as `align_` leaves it for the time being; then its tensors lie where they lay."""
+    """The model as `align_` leaves it, until the block ends; then its tensors are where they were."""
     before = [(tensor, tensor.data) for group in _misplaced(model) for tensor in group]
     try:
         yield align_(model)

@@ -1,4 +1,4 @@
-"""One mini-batch: how to feed it to a model, and how to read what the model says.
+"""One mini-batch: how to feed it to a model, and how to read its outputs.
 
 Any loader that yields `(inputs, target)`, `inputs`, or a dict of tensors works.
 """
@@ -102,7 +102,7 @@ def as_batch(item: Any) -> Batch:
     """Read one item of a loader.
 
     Raises:
-        DataError: the item is none of `(inputs, target)`, `inputs`, dict of tensors.
+        DataError: the item is not `(inputs, target)`, `inputs` or a dict of tensors.
     """
     if isinstance(item, Batch):
         return item
@@ -167,7 +167,7 @@ def is_read_once(loader: Iterable[Any]) -> bool:
     dataset = loader.dataset if isinstance(loader, DataLoader) else loader
     if isinstance(dataset, Iterator):
         return True
-    # Only plain iterables are asked: a DataLoader would start workers and draw a seed, a data set may be large.
+    # Only plain iterables are opened: a DataLoader would start workers and draw a seed, a data set may be large.
     if isinstance(dataset, (DataLoader, Sequence)) or not isinstance(dataset, Iterable):
         return False
     return iter(dataset) is iter(dataset)
@@ -306,7 +306,7 @@ def logits_of(output: Any) -> Tensor:
 
 
 def check_logits(logits: Tensor, who: str = "the model") -> None:
-    """Refuse NaN and +Inf in what the model says; `who` is named where there are several.
+    """Refuse NaN and +Inf in the outputs of a model; `who` names it in the message.
 
     Raises:
         NonFiniteError: with the count.

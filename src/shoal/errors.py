@@ -12,7 +12,7 @@ _LONGEST = 2000  # characters of a message: what a hostile file puts into it mus
 
 
 class ShoalError(Exception):
-    """Something the user can mend.
+    """An error the user can fix.
 
     Messages quote what was given, which may come from anywhere: control characters are escaped, and what is too long
     loses its middle.
@@ -40,7 +40,7 @@ class UsageError(ShoalError, ValueError):
 
 
 class SpecError(ShoalError, ValueError):
-    """A MODEL or DATA that nobody knows, or that could not be loaded."""
+    """A MODEL or DATA that is unknown or could not be loaded."""
 
     kind = "spec"
 
@@ -110,20 +110,20 @@ class ExportError(ShoalError, RuntimeError):
 
 
 class OutOfMemoryError(ShoalError, MemoryError):
-    """Memory of the machine or of a graphics card did not suffice; the original exception is the cause."""
+    """The machine or the GPU ran out of memory; the original exception is the cause."""
 
     kind = "memory"
 
 
 class NotReachedError(ShoalError, RuntimeError):
-    """The goal cannot be met; the message says what could be reached."""
+    """The goal cannot be reached; the message names the nearest result."""
 
     kind = "not_reached"
     exit_code = 1
 
 
 class ConsentError(ShoalError, PermissionError):
-    """Something a folder or plan names would run code or fetch from the network, and nobody allowed it."""
+    """A folder or plan names code to run or a network to download, which the user did not allow."""
 
     kind = "consent"
 
@@ -149,7 +149,7 @@ _SHORTAGES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception, or one that it was raised from, says that memory did not suffice."""
+    """Whether an exception, or one that it was raised from, reports that memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:

@@ -1,4 +1,4 @@
-"""What Shoal is handed: compiled networks are seen through, copies are made, and what cannot be worked on is refused.
+"""Networks as they are passed in: wrappers of torch.compile are removed, copies made, unusable networks refused.
 
 torch.compile wraps a network or parts of it; the paths and the state dict of the wrapper are not those of the network
 that its factory builds. So everything is done on the network inside, and the result is not compiled.
@@ -39,7 +39,7 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy without the wrappers of torch.compile; whatever copying raises comes through.
+    """A deep copy without the wrappers of torch.compile; exceptions of copying are not caught.
 
     What the last forward with gradients left behind (the weights that the old weight_norm, spectral_norm and pruning
     compute, a feature that a module keeps) is copied by value, which copy.deepcopy refuses.

@@ -135,6 +135,6 @@ def _read(model: nn.Module, name: str) -> Tensor:
             if value is not None:
                 return value
     raise WeightsError(
-        f"'{name}' has no values: it is on torch's 'meta' device, and nothing says where its values are",
+        f"'{name}' has no values: it is on torch's 'meta' device, and there is no record of where they are",
         "Load the weights, or offload them with accelerate (docs/large-networks.md).",
     )

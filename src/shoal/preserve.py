@@ -1,4 +1,4 @@
-"""Look at a model without leaving a trace: mode, gradients, hooks, random state and patched methods come back."""
+"""Inspect a model without leaving a trace: mode, gradients, hooks, random state and patched methods are restored."""
 
 import copy
 import sys

@@ -60,8 +60,8 @@ def test_only_regular_files_are_opened_and_nothing_hangs(tmp_path, name, make):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"a": 1, "a": 2}', "the key 'a' stands twice"),
-        ('[{"b": {"c": 1, "d": 2, "c": 1}}]', "the key 'c' stands twice"),
+        ('{"a": 1, "a": 2}', "the key 'a' is there twice"),
+        ('[{"b": {"c": 1, "d": 2, "c": 1}}]', "the key 'c' is there twice"),
         ("[NaN]", "a number is nan"),
         ("-Infinity", "a number is -inf"),
         ("1e999", "a number is inf"),
@@ -89,7 +89,7 @@ def test_what_is_read_as_json():
 
 def test_many_keys_one_of_them_twice_take_no_time():
     keys = ", ".join(f'"{number}": 1' for number in range(200_000))
-    with pytest.raises(ValueError, match="the key '7' stands twice"):
+    with pytest.raises(ValueError, match="the key '7' is there twice"):
         parse_json(f'{{{keys}, "7": 2}}')
 
 

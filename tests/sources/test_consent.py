@@ -66,5 +66,5 @@ def test_nothing_is_fetched_unasked(tmp_path, monkeypatch, spec):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ConsentError, match=r"would have to be fetched .*nobody asked"):
+    with pytest.raises(ConsentError, match=r"would have to be downloaded, which was not requested"):
         load_model(spec, fetch=False)

@@ -41,7 +41,7 @@ def test_the_decoder_begins_with_its_own_token():
 
 
 def test_networks_that_do_not_read():
-    with pytest.raises(DataError, match=r"needs a network of transformers, and Linear is none\n.*FILE\.py:FUNCTION"):
+    with pytest.raises(DataError, match=r"needs a network of transformers, and Linear is not one\n.*FILE\.py:FUNCTION"):
         infer_text_format(nn.Linear(2, 2))
     with pytest.raises(DataError, match="ViTForImageClassification does not read text"):
         infer_text_format(family("vit")[0])

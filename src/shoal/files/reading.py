@@ -129,7 +129,7 @@ def parse_json(text: str, *, finite: bool = True) -> Any:
         finite: refuse NaN and Infinity, which Python reads although they are no JSON.
 
     Raises:
-        ValueError: no JSON, nested too deeply, a key that stands twice, a number out of range, half a character.
+        ValueError: no JSON, nested too deeply, a duplicate key, a number out of range, half a character.
     """
     try:
         document = json.loads(text, object_pairs_hook=_unique)
@@ -143,7 +143,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) < len(pairs):
         (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the key {twice!r} stands twice")
+        raise ValueError(f"the key {twice!r} is there twice")
     return document
 
 

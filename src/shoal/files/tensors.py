@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, with a digest that tells a flipped bit when they are read."""
+"""Tensors in safetensors files, with a digest that reveals a flipped bit."""
 
 import hashlib
 import json
@@ -78,7 +78,7 @@ def read_tensors(
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes of tensors, and of the text beside them, in hexadecimal."""
+    """SHA-256 of names, dtypes, shapes and bytes of tensors, and of the text in the header, in hexadecimal."""
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().to("cpu").contiguous()

@@ -13,10 +13,10 @@ PARTIAL = ".partial"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file in a folder beside `path`, then put it in place in one step.
+    """Let `write` fill a temporary file in a new folder next to `path`, then put it in place in one step.
 
-    Some writers put files of their own beside the one they write. Where a crash leaves such behind, they lie in that
-    folder, which `remove_partial` knows.
+    Some writers create other files next to the one they write. If a crash leaves them behind, they are in that folder,
+    which `remove_partial` removes.
 
     Raises:
         FolderError: the disk is full or the folder is not writable; what stood at `path` is still there.

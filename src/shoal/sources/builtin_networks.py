@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from shoal.errors import SpecError, WeightsError
 
 WEIGHTS = Path(__file__).with_name("digits_resnet.safetensors")
-"""The trained weights that ship with Shoal; `digits_resnet.json` beside them says how they were made."""
+"""The trained weights that ship with Shoal; `digits_resnet.json` records how they were trained."""
 
 
 class DigitsBlock(nn.Module):

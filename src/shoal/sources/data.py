@@ -55,7 +55,7 @@ class Data:
 
         Args:
             augment: shift and mirror as the source allows, the same way each time.
-            limit: the first so many samples.
+            limit: at most this many samples, the first ones.
             epoch: any other than 0 draws another order and another augmentation, for training.
         """
         return self.parts[0].loader(augment=augment, limit=limit, epoch=epoch)
@@ -113,7 +113,7 @@ def load_data(
         size: images are resized to this height and width in pixels.
         seed: of the validation split (but for `digits`, whose split is fixed) and of the augmentation.
         batch_size: samples in a mini-batch.
-        limit: read only so many samples of each part; a fair sample, not the first ones.
+        limit: at most this many samples of each part, chosen at random.
         text_format: for text: how the network reads it, see `infer_text_format`.
 
     Raises:

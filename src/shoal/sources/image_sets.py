@@ -106,7 +106,7 @@ def _decoded(path: Path, size: int) -> Tensor:
     from PIL import Image
 
     with (
-        refusing(DataError, f"'{path}' cannot be read as an image", "Remove the file or mend it."),
+        refusing(DataError, f"'{path}' cannot be read as an image", "Remove or repair the file."),
         open_file(path) as content,
         Image.open(content, formats=_FORMATS) as file,
     ):

@@ -207,7 +207,7 @@ def _library(name: str, extra: str) -> Any:
 
 def _unasked(spec: str) -> ConsentError:
     return ConsentError(
-        f"'{spec}' would have to be fetched from the network, and nobody asked for that",
+        f"'{spec}' would have to be downloaded, which was not requested",
         "A folder names it. Repeat with --trust-code (in Python: trust_code=True), or name it yourself.",
     )
 

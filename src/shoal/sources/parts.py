@@ -160,7 +160,7 @@ class ImagePart:
 
         Args:
             augment: shift and flip as the source allows; the same way each time the loader is read.
-            limit: read only so many samples.
+            limit: at most this many samples.
             epoch: 0 keeps the order; any other draws another order and other shifts, for training.
         """
         rows = self.rows[:limit]

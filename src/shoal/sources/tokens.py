@@ -29,12 +29,12 @@ class TextFormat:
     """How a network reads text.
 
     Args:
-        tokenizer: a folder or hub name to load it from; None where nobody knows.
-        length: tokens in a sequence, as asked for; None for the usual one.
+        tokenizer: a folder or hub name to load it from; None if unknown.
+        length: requested tokens per sequence; None for the default.
         vocabulary: how many tokens the network knows.
         positions: the longest sequence it takes; None where it has no limit.
-        task: `next`: it says the next token at every position; `rest`: it reads the first half of a sequence and says
-            the second; `none`: it reads both ways, and nothing is asked but that its outputs stay as they are.
+        task: `next`: it predicts the next token at every position; `rest`: it reads the first half of a sequence and
+            predicts the second; `none`: it reads in both directions and predicts no tokens.
         start: the token its decoder begins with, for `rest`.
         fetch: the tokenizer may be fetched from the network where it is not on this machine.
     """
@@ -57,12 +57,12 @@ def infer_text_format(model: nn.Module, tokenizer: str | Path | None = None, len
         length: tokens in a sequence.
 
     Raises:
-        DataError: the network is none of transformers, or takes no text.
+        DataError: not a network of transformers, or not one that reads text.
     """
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config"):
         raise DataError(
-            f"text: needs a network of transformers, and {type(model).__name__} is none",
+            f"text: needs a network of transformers, and {type(model).__name__} is not one",
             "Give FILE.py:FUNCTION that returns loaders of token tensors.",
         )
     text = config.get_text_config()
@@ -96,7 +96,7 @@ def _task(model: Any, config: Any) -> Task:
 
 
 def open_tokenizer(text_format: TextFormat) -> Any:
-    """The network's tokenizer; code that lies beside it is never run.
+    """The network's tokenizer; code next to it is never run.
 
     Raises:
         SpecError: transformers is missing.
@@ -104,7 +104,7 @@ def open_tokenizer(text_format: TextFormat) -> Any:
     """
     hint = "Give its folder with --tokenizer PATH."
     if text_format.tokenizer is None:
-        raise DataError("nobody knows the tokenizer of this network: it was not loaded from a folder", hint)
+        raise DataError("the tokenizer of this network is unknown: the network was not loaded from a folder", hint)
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
@@ -258,7 +258,7 @@ def text_parts(
         text_format: how the network reads.
         seed: of the split.
         batch_size: sequences in a mini-batch; fewer where their logits would take more than 1 GiB.
-        limit: at most so many sequences of each part.
+        limit: at most this many sequences of each part.
 
     Raises:
         DataError: a part does not fill one sequence.

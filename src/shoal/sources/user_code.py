@@ -38,7 +38,7 @@ def call_function(spec: str) -> Any:
 def load_function(spec: str) -> Callable[..., Any]:
     """Import the file and return its function.
 
-    The file is imported under a module name of its own; modules that lie beside it can be imported by it.
+    The file is imported under a module name of its own; it can import modules in its folder.
 
     Raises:
         SpecError: no such file, no function named, or no such function in it.
@@ -65,7 +65,7 @@ def parts_of(spec: str) -> tuple[Path, str]:
     match = _SPEC.match(spec)
     if match is None:
         raise SpecError(f"'{spec}' is not of the form FILE.py:FUNCTION")
-    with refusing(SpecError, f"'{spec}' names no file"):  # a name with a NUL in it, or a home of nobody
+    with refusing(SpecError, f"'{spec}' names no file"):  # a name with a NUL in it, or the home of an unknown user
         return Path(match["file"]).expanduser().resolve(), match["function"] or ""
 
 
@@ -121,7 +121,7 @@ def _folder_first(folder: Path) -> Iterator[None]:
             del _siblings[name]
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()  # the file beside may be younger than the last look into this folder
+    importlib.invalidate_caches()  # a file may have been added since the folder was last listed
     try:
         yield
     finally:
@@ -146,7 +146,7 @@ def _readable_errors(path: Path, doing: str) -> Iterator[None]:
         where = f"{path.name}, line {line}" if line else path.name
         raise ModelRaisedError(
             f"{doing} '{path.name}' raised {type(error).__name__}: {error} ({where})",
-            "Mend the file; `python` on it alone shows the same error.",
+            "Fix the file; running it with `python` shows the same error.",
         ) from error
 
 
@@ -163,7 +163,7 @@ class Consent:
 
     Args:
         typed: MODEL, DATA and the like as they were given; other words among them mean nothing.
-        trust_code: whatever a folder or plan names may be run and fetched.
+        trust_code: anything that a folder or plan names may be run and downloaded.
     """
 
     typed: frozenset[object] = frozenset()
@@ -180,11 +180,11 @@ class Consent:
         return self.trust_code or _identity(spec) in self.typed
 
     def check(self, spec: str, named_by: str) -> None:
-        """Refuse to run a file that nobody asked to run.
+        """Refuse to run a file that the user did not name.
 
         Args:
             spec: of a model, of data, or of latencies.
-            named_by: where it stands, for the message.
+            named_by: the file that names it, for the message.
 
         Raises:
             ConsentError: it names a Python file, and the user did not.

@@ -26,9 +26,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a checkpoint into `model`, in place, or leave the model as it was and say why.
 
     Read are `.safetensors`, a sharded `.safetensors.index.json`, and `.pt`, `.pth`, `.bin` with tensors only.
-    A state dict may be wrapped as `state_dict`, `model` or the like; where there are averaged weights beside plain ones
+    A state dict may be wrapped as `state_dict`, `model` or the like; of averaged and plain weights
     the plain ones are read. Its names may carry a prefix (of DataParallel, Lightning, an average of weights), and what
-    stands beside that prefix belongs to other modules; where two prefixes fit, neither is guessed.
+    has another prefix belongs to other modules; if two prefixes fit, the file is refused.
 
     Raises:
         WeightsError: the file is missing, unreadable, needs unpickling, or does not fit the network.
@@ -73,7 +73,7 @@ def _read_shards(path: Path) -> State:
         shards = sorted(set(where.values()))
     state: State = {}
     for name in shards:
-        # An index is data from elsewhere: it may name files beside itself and nothing else.
+        # An index is data from elsewhere: it may name files in its own folder only.
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise WeightsError(f"'{path.name}' names a shard outside its folder: '{name}'", "Fetch the file again.")
         _check_shards(path, shards)
@@ -92,7 +92,7 @@ def _check_shards(index: Path, shards: list[str]) -> None:
     missing = [name for name in shards if not is_file(index.with_name(name))]
     if missing:
         raise WeightsError(
-            f"{len(missing)} of the {len(shards)} shards that '{index.name}' names are not beside it: "
+            f"{len(missing)} of the {len(shards)} shards that '{index.name}' names are not in its folder: "
             f"{', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}",
             "Put all shards into one folder with the index.",
         )
@@ -143,7 +143,7 @@ def _check_dense(name: str, value: Tensor, file: str) -> None:
 
 
 def kind_of(dtype: torch.dtype) -> str:
-    """What numbers of a dtype are: a weight of another kind is another thing, whatever its precision."""
+    """The kind of numbers of a dtype, whatever their precision."""
     if dtype == torch.bool:
         return "truth values"
     if dtype.is_complex:

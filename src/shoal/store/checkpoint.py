@@ -59,10 +59,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @contextmanager
 def resuming(path: Path) -> Iterator[None]:
-    """Take up what stands in a checkpoint: where it does not fit, say that it is damaged.
+    """Restore a checkpoint: if it does not fit, it is reported as damaged.
 
     Raises:
-        WeightsError: whatever else was raised inside.
+        WeightsError: for any other exception inside.
     """
     with refusing(WeightsError, f"'{path}' is damaged", "Choose a new --out to start again."):
         yield
@@ -74,7 +74,7 @@ def check_same_network(path: Path, state: dict[str, Any], signature: dict[str, s
     Args:
         path: of the checkpoint, for the message.
         state: its plain data.
-        signature: name to dtype and shape for every tensor of the network that is to go on.
+        signature: name to dtype and shape for every tensor of the network that is to be resumed.
 
     Raises:
         WeightsError: names the first tensors that differ.

@@ -105,7 +105,7 @@ def _write_checked(path: Path, form: str, write: Callable[[Path], None], check: 
 
 
 def _program(model: nn.Module, batch: Batch) -> tuple[torch.export.ExportedProgram, bool]:
-    """The exported program, with a free batch size if the network bears one, and whether it does."""
+    """The exported program, with a free batch size if the network allows one, and whether it does."""
     failure: Exception | None = None
     for dynamic in (True, False) if batch.size > 1 else (False,):
         shapes = _free_batch(model, batch) if dynamic else None
@@ -126,7 +126,7 @@ def _free_batch(model: nn.Module, batch: Batch) -> Any:
 
 
 def _save_program(program: torch.export.ExportedProgram, path: Path) -> None:
-    # Into memory first: the writer of torch that meets a full disk throws where nobody can catch it.
+    # Into memory first: torch's writer raises where it cannot be caught when the disk is full.
     content = io.BytesIO()
     with _quiet():
         torch.export.save(program, content)

@@ -1,9 +1,9 @@
-"""What a network computes with beside its state dict, and what it answers: so that loading is whole, and proved.
+"""State outside the state dict, and outputs that a reloaded network has to reproduce: loading is complete, and checked.
 
 Buffers that are not persistent, numbers and tensors in attributes, and what get_extra_state returns are in no weights
 file, and a factory need not build them as they were when the network was saved. They are kept here and put back. What
 cannot be kept (a table in an object, a mode in a string) shows in the outputs: those on a seeded input are remembered,
-and a loaded network that answers otherwise is refused.
+and a loaded network with other outputs is refused.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class OutputPrint(FrozenModel):
 
 
 class Extras(FrozenModel):
-    """What is kept of a network beside its state dict.
+    """State of a network outside its state dict.
 
     Args:
         numbers: attributes of modules by `path.name`; tuples as lists.
@@ -72,7 +72,7 @@ class Extras(FrozenModel):
 
 
 def save_extras(model: nn.Module, specs: list[InputSpec], path: Path, example: Batch | None = None) -> None:
-    """Write what `model` computes with beside its state dict, and what it answers.
+    """Write the state of `model` outside its state dict, and its outputs.
 
     Args:
         model: any network; what is kept is what a copy of it on the CPU computes with.
@@ -143,7 +143,7 @@ def _put_tensor(module: nn.Module, name: str, tensor: Tensor, digest: str) -> No
 
 
 def check_answers(model: nn.Module, specs: list[InputSpec], extras: Extras, *, by_rounding: bool = False) -> None:
-    """Refuse a network that answers otherwise than the one that was saved.
+    """Refuse a network whose outputs differ from those of the saved one.
 
     Args:
         model: on the CPU.
@@ -289,7 +289,7 @@ def _trial(specs: list[InputSpec], highest: Mapping[int, int], inputs: str, seed
 
 
 def _held(model: nn.Module) -> tuple[dict[str, Number], dict[str, Tensor]]:
-    """Numbers and tensors that modules hold beside parameters and persistent buffers, by `path.name`."""
+    """Numbers and tensors of modules other than parameters and persistent buffers, by `path.name`."""
     numbers: dict[str, Number] = {}
     tensors: dict[str, Tensor] = {}
     saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}  # an attribute may be another name

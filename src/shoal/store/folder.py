@@ -1,7 +1,7 @@
 """An output folder: claimed and locked by one command, readable at any moment, resumed by the same command.
 
-`run.json` says which command claimed it; single measurements are lines of `progress.jsonl`; every other file is written
-whole or not at all; `record.json` comes last and says that the run is finished.
+`run.json` records the command that owns it; single measurements are lines of `progress.jsonl`; every other file is
+written whole or not at all; `record.json` comes last and marks the run as finished.
 """
 
 import json
@@ -134,7 +134,7 @@ class RunFolder:
 
     def abandon(self) -> None:
         """Leave no empty shell behind: if nothing was measured yet, the claim and the folder go."""
-        with suppress(OSError):  # whatever stands in the way here must not hide why the run was given up
+        with suppress(OSError):  # a failure here must not hide why the run ended
             if self._names() <= {RUN}:
                 for name in (RUN, OWNER, LOCK):
                     (self.path / name).unlink(missing_ok=True)

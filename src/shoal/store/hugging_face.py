@@ -1,6 +1,6 @@
 """Write a shortened network of transformers as a folder that plain transformers loads, checked by loading it again.
 
-Only whole layers can go that way: what transformers has no class for is said in words in a note instead.
+Only whole layers can be removed that way; for other changes a note says why transformers has no class for them.
 """
 
 import logging
@@ -55,12 +55,12 @@ def write_hugging_face(folder: Path, model: nn.Module, plan: Plan, record: Recor
         record: for the section of the model card.
 
     Returns:
-        Why there is no `hf/`, as it also stands in a note in the folder; None where it was written or never asked for.
+        Why there is no `hf/`, which is also in a note in the folder; None if it was written or not requested.
 
     Raises:
         FolderError: the folder cannot be written.
     """
-    if not _is_asked_for(model, plan):
+    if not _is_requested(model, plan):
         return None
     plain = copied(model).to("cpu").eval()
     reason = None
@@ -84,7 +84,7 @@ def write_hugging_face(folder: Path, model: nn.Module, plan: Plan, record: Recor
     return reason
 
 
-def _is_asked_for(model: nn.Module, plan: Plan) -> bool:
+def _is_requested(model: nn.Module, plan: Plan) -> bool:
     return bool(plan.actions) and (is_hugging_face(model) or hasattr(model, "peft_config"))
 
 

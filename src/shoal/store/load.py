@@ -46,13 +46,13 @@ def load(
             has moved. Its weights do not matter.
         trust_code: where the plan names `FILE.py:FUNCTION`, run that file; where it names a network that is not on this
             machine, fetch it. For folders of your own, or of somebody you trust.
-        verify: refuse a network that answers otherwise on a seeded input than the one that was saved did.
+        verify: refuse a network whose outputs on a seeded input differ from those of the saved one.
 
     Raises:
         ConsentError: code would have to be run, or a network fetched, and `trust_code` is not set.
         FolderError: no output folder, or the run is unfinished.
         PlanError: the network is another one than the plan was made for; says what differs.
-        WeightsError: the weights do not fit, or the network answers otherwise than the one that was saved.
+        WeightsError: the weights do not fit, or the outputs differ from those of the saved network.
     """
     return load_folder(Path(folder), Consent(trust_code=trust_code), model, verify=verify)
 
@@ -80,7 +80,7 @@ def check_reload(folder: Path, factory: Callable[[], nn.Module] | None = None) -
         factory: of the original network, where the plan does not name it.
 
     Raises:
-        ShoalError: the network cannot be built again, or answers otherwise; says why.
+        ShoalError: the network cannot be rebuilt, or its outputs differ; says why.
     """
     plan = read_folder_plan(folder)
     loaded, extras = _loaded(folder, plan, Consent(trust_code=True), factory)  # it was open just now
