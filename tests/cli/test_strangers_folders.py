@@ -113,5 +113,5 @@ def test_each_thing_that_an_earlier_run_names_is_asked_about(run, tmp_path, fold
 def test_a_plan_that_names_a_network_of_the_hub_fetches_nothing(folder):
     plan = json.loads((folder / "plan.json").read_text())
     (folder / "plan.json").write_text(json.dumps(plan | {"model": "hf:somebody/no-such-network"}))
-    with pytest.raises(ConsentError, match="would have to be fetched"):
+    with pytest.raises(ConsentError, match="would have to be downloaded"):
         shoal.load(folder)
