@@ -7,7 +7,7 @@ from given import dissected, randn
 
 import networks
 from shoal.replace import build_segments, find_spans, students_of
-from shoal.replace.student_trainer import IOPair, StudentTrainer, bytes_to_learn, memory_batches
+from shoal.replace.student_trainer import IOPair, StudentTrainer, memory_batches, training_bytes
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def learner():
 
 
 def pair(learner, **more):
-    x = randn(3, *learner.wanted.span.in_shape)
-    return IOPair((x,), {}, randn(3, *learner.wanted.span.out_shape, seed=1), **more)
+    x = randn(3, *learner.spec.span.in_shape)
+    return IOPair((x,), {}, randn(3, *learner.spec.span.out_shape, seed=1), **more)
 
 
 def test_the_loss_is_a_share_of_the_variance(learner):
@@ -66,11 +66,11 @@ def test_a_cache_is_not_handed_on_and_numbers_come_in_its_precision(learner):
 
 
 def test_what_comes_out_has_the_best_weights(learner):
-    learner.looked(0.5)
+    learner.record_evaluation(0.5)
     best = {name: one.clone() for name, one in learner.module.state_dict().items()}
     learner.step(pair(learner), 0.1)
-    learner.looked(0.7)
-    found = learner.learned()
+    learner.record_evaluation(0.7)
+    found = learner.result()
     assert (found.curve, found.error, found.diverged) == ((0.5, 0.7), 0.5, False)
     assert found.fitted.r2_held_out == 0.5
     torch.testing.assert_close(found.fitted.module.state_dict(), best, rtol=0, atol=0)
@@ -84,7 +84,7 @@ def test_a_loss_that_is_no_number_stops_it(learner):
     learner.step(pair(learner), 0.1)
     assert learner.diverged
     torch.testing.assert_close(dict(learner.module.state_dict()), before, rtol=0, atol=0)
-    learner.looked(math.inf)
+    learner.record_evaluation(math.inf)
     assert learner.curve == []
 
 
@@ -98,32 +98,32 @@ def wanted():
 def test_a_student_holds_its_weights_four_times_while_it_learns(wanted):
     block = next(one for one in wanted if one.name == "block layer1.0..layer1.1")
     # Two convolutions of 4 x 4 x 9 and two batch norms of 2 x 4, in float64.
-    assert bytes_to_learn(block) == 4 * 8 * (2 * 144 + 2 * 8)
+    assert training_bytes(block) == 4 * 8 * (2 * 144 + 2 * 8)
     narrow = next(one for one in wanted if one.name == "narrow layer1.0..layer1.0")
     # Half the inner features: of the convolutions, and of the first norm.
-    assert bytes_to_learn(narrow) == 4 * 8 * (2 * 72 + 4 + 8)
+    assert training_bytes(narrow) == 4 * 8 * (2 * 72 + 4 + 8)
 
 
 def test_half_precision_learns_in_single(wanted):
     block = wanted[0]
-    before = bytes_to_learn(block)
+    before = training_bytes(block)
     block.original.to(torch.bfloat16)
     try:
-        assert bytes_to_learn(block) == before / 2
+        assert training_bytes(block) == before / 2
     finally:
         block.original.double()
 
 
 def test_portions_keep_the_order_and_the_bound(wanted):
-    sizes = [bytes_to_learn(one) for one in wanted]
+    sizes = [training_bytes(one) for one in wanted]
     bound = max(sizes) + min(sizes)
     portions = memory_batches(wanted, bound)
     assert [one for portion in portions for one in portion.members] == wanted
-    assert all(portion.bytes == sum(map(bytes_to_learn, portion.members)) <= bound for portion in portions)
+    assert all(portion.bytes == sum(map(training_bytes, portion.members)) <= bound for portion in portions)
     assert 1 < len(portions) < len(wanted)
     # None could have taken the first of the next as well.
     for portion, after in pairwise(portions):
-        assert portion.bytes + bytes_to_learn(after.members[0]) > bound
+        assert portion.bytes + training_bytes(after.members[0]) > bound
 
 
 def test_what_is_larger_than_the_bound_learns_alone_and_what_fits_together(wanted):

@@ -164,9 +164,10 @@ class CandidateBuilder:
             self.fit_on,
             [one for one in wanted if one.span not in doubles or one.kind != "block2"],
             doubles=doubles,
-            steps=self.student_budget.steps,
-            seconds=self.student_budget.seconds,
-            tick=lambda done, of: self.progress(f"training {len(wanted) - len(doubles)} students", done, of),
+            budget=self.student_budget,
+            on_progress=lambda done, total: self.progress(
+                f"training {len(wanted) - len(doubles)} students", done, total
+            ),
         )
         names = [_name(one) for one in trained.fitted]
         self.shelf.add_fitted(trained.fitted, names)

@@ -1,7 +1,7 @@
 """Replacements for spans of blocks: fitted in closed form or trained, refitted, and rebuilt from plain data."""
 
 from shoal.deprecated import former_names
-from shoal.replace.blockwise import TrainedStudent, train_students
+from shoal.replace.blockwise import TrainedStudents, train_students
 from shoal.replace.calibrate import recalibrate_
 from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, ReplacementSpec, fit_all, split_by_memory
 from shoal.replace.kinds import REPLACEMENTS
@@ -27,7 +27,7 @@ __all__ = [
     "SegmentChain",
     "Span",
     "StudentSpec",
-    "TrainedStudent",
+    "TrainedStudents",
     "build_replacement",
     "build_segments",
     "copy_format_",
