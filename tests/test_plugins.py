@@ -4,9 +4,14 @@ import sys
 from types import ModuleType
 
 import pytest
+import torch
+from torch import nn
 
+import networks
+import shoal
 from shoal.errors import OutOfMemoryError, PluginError, UsageError
 from shoal.plugins import Plugin, PluginTable
+from shoal.replace.kinds import REPLACEMENTS, ReplacementType, Solution
 
 GROUP = "shoal.numbers"
 
@@ -146,3 +151,52 @@ def test_errors_of_shoal_and_an_interrupt_pass_through_a_plugin(error):
 def test_memory_that_does_not_suffice_is_called_that():
     with pytest.raises(OutOfMemoryError, match="third"):
         failing(MemoryError())(1)
+
+
+class Offset(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x):
+        return x + self.offset[:, None, None]
+
+
+class OffsetFit(ReplacementType):
+    """x + b."""
+
+    family = "offset"
+    requirement = "a span of images that keeps its shape"
+    macs_note = "0"
+    source = "a test"
+
+    def supports(self, span):
+        return span.keeps_shape and span.layout == "channels_first"
+
+    def build(self, replacement):
+        return Offset(replacement.in_channels)
+
+    def solve(self, moments, fit, replacement):
+        bias = moments.train.mean_y[moments.columns] - moments.train.mean_x
+        return Solution({"offset": bias}, torch.eye(len(bias), dtype=torch.float64), bias, 0.0)
+
+
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore")
+def test_a_kind_of_replacement_from_a_distribution_is_planned_saved_and_loaded(
+    install_plugins, module, monkeypatch, tmp_path
+):
+    module.OFFSET = OffsetFit()
+    install_plugins("shoal.replacements", ("third", "offset", "third_party:OFFSET"))
+    monkeypatch.setattr(REPLACEMENTS, "_entries", None)
+    monkeypatch.setattr(REPLACEMENTS, "_loaded", {})
+    torch.manual_seed(0)
+    net = networks.CifarResNet(1, widths=(4, 8, 16)).eval()
+    data = [(torch.randn(32, 3, 8, 8), torch.arange(32) % 10)]
+    config = shoal.CompressConfig(stand_ins=("offset",))
+    result = shoal.compress(net, data, goal=shoal.Budget(macs=0.9), config=config)
+    kinds = [action.stand_in.kind for action in result.plan.actions if action.kind == "replace"]
+    assert set(kinds) == {"offset"}
+    result.save(tmp_path / "out")
+    loaded = shoal.load(tmp_path / "out", model=net)
+    assert torch.equal(loaded(data[0][0]), result.model(data[0][0]))

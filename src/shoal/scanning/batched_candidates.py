@@ -1,10 +1,10 @@
 """Several candidates in one forward: each removed block adds a copy of the mini-batch to the batch axis.
 
-At block k the batch holds the whole network's samples and, behind them, those of every candidate before k; the block
-runs on all of them at once, and its own candidate joins behind. It pays where one mini-batch does not fill the device;
-results agree with single runs to rounding, since kernels may choose other algorithms for other batch sizes. A network
-whose samples are not computed alone (a mean over the batch, a value handed on beside the stream) cannot be run so: one
-try on a few samples tells.
+At block k the batch holds the samples of the unchanged network, followed by those of every candidate before k; the
+block runs on all of them at once, then its own candidate is appended. This pays where one mini-batch does not fill the
+device; results agree with single runs to rounding, since kernels may choose other algorithms for other batch sizes. It
+does not work for a network whose samples depend on each other (a mean over the batch, a value passed around the
+stream): a trial on a few samples decides.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from shoal.blocks.template import TensorRef, tensor_refs
 from shoal.errors import ModelRaisedError, OutOfMemoryError, UsageError
 from shoal.outputs import read_outputs, rebuilt, shown
 
-# Samples on which stacking is tried.
+# Samples of the trial.
 _SAMPLES = 2
 
 
@@ -35,7 +35,7 @@ def stackable(graph: BlockGraph, path: str) -> bool:
 def stacking_agrees(
     graph: BlockGraph, base: Mapping[str, Forward], batch: Batch, paths: list[str], max_shared: int
 ) -> bool:
-    """Whether candidates that share a forward come out as each does alone, on a few samples of a mini-batch."""
+    """Whether candidates that share a forward give the results of single runs, on a few samples of a mini-batch."""
     prefix = PrefixCache(graph, base)
     prefix.record(batch.take(_SAMPLES))
     try:
@@ -52,7 +52,7 @@ def _listed(output: Any) -> list[Tensor]:
 
 
 def run_batched(graph: BlockGraph, prefix: PrefixCache, paths: list[str], max_shared: int) -> Iterator[tuple[str, Any]]:
-    """The outputs with each block of `paths` taken out alone, up to `max_shared` of them in one forward.
+    """The outputs with each block of `paths` removed alone, up to `max_shared` of them in one forward.
 
     Where memory does not suffice fewer share one. Blocks that cannot share a forward are left out; the caller runs them
     alone.
@@ -94,10 +94,10 @@ def _rows(output: Any, start: int, size: int) -> Any:
     return rebuilt(output, lambda tensor: tensor[start : start + size])
 
 
-def _forking(forward: Forward, remainder: nn.Module, size: int) -> Forward:
-    """The block on every sample, and behind them its remainder on the whole network's own samples."""
+def _forking(forward: Forward, shortcut: nn.Module, size: int) -> Forward:
+    """The block on all samples, followed by its shortcut on those of the unchanged network."""
 
     def run(x: Tensor) -> Tensor:
-        return torch.cat([forward(x), remainder.forward(x[:size])])
+        return torch.cat([forward(x), shortcut.forward(x[:size])])
 
     return run

@@ -1,4 +1,4 @@
-"""Everything a scan tries: blocks, branches, single units, branches set to their mean, and every kernel set to zero.
+"""The ablations of a scan: blocks, branches, single units, branches set to their mean, and every kernel set to zero.
 
 Sources: Wang et al. 2020, arXiv:2009.09938 (kernels set to zero); Veit et al. 2016, arXiv:1605.06431 (blocks deleted).
 """
@@ -23,13 +23,13 @@ Run = Callable[[PrefixCache], Any]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One ablation. `run` gives the network's output with it in place, from the captured mini-batch of a prefix.
+    """One ablation.
 
     Args:
-        key: names it in journals: `block:layer1.0`, `layer:layer1.0.conv1`.
+        key: its name in journals: `block:layer1.0`, `kernel:layer1.0.conv1`.
         path: the block or layer.
         ablation: `block`, `unit:0`, `mean`, `kernel`, or `removal`.
-        run: see above.
+        run: returns the network's output under the ablation, for the mini-batch recorded in a prefix cache.
     """
 
     key: str
@@ -39,10 +39,10 @@ class Candidate:
 
 
 def block_candidates(graph: BlockGraph, means: Mapping[tuple[str, int], Tensor]) -> list[Candidate]:
-    """For each residual block: taken out, each unit of several taken out alone, every branch set to its mean.
+    """For each residual block: the block removed, each of several units removed alone, every branch set to its mean.
 
-    `branch` (F = 0, the activation after the addition stays) is what taking a block out means in Shoal, so it is the
-    same run as `block` for a removable block; for others it is tried by itself.
+    `branch` (F = 0, the activation after the addition stays) is what removing a block means in Shoal, so it is the same
+    run as `block` for a removable block; for other blocks it is a run of its own.
 
     Args:
         graph: the analysed network.
@@ -50,8 +50,8 @@ def block_candidates(graph: BlockGraph, means: Mapping[tuple[str, int], Tensor])
     """
     candidates = []
     for block in graph.chain:
-        several = block.path and len(graph.trace.calls_of(graph.calls[block.path].module)) > 1
-        if not block.path or several or not (block.units or block.removable):
+        called_again = block.path and len(graph.trace.calls_of(graph.calls[block.path].module)) > 1
+        if not block.path or called_again or not (block.units or block.removable):
             continue
         if block.removable:
             candidates.append(_candidate(block, "block", _without(block.path, graph.shortcut_modules[block.path])))
@@ -66,12 +66,12 @@ def block_candidates(graph: BlockGraph, means: Mapping[tuple[str, int], Tensor])
 
 
 def removal_candidates(graph: BlockGraph, names: Sequence[str], removed: Sequence[str] = ()) -> list[Candidate]:
-    """What `plan.Remove` calls by these names, each taken out in earnest: the modules swapped, the code as it is then.
+    """Each removal of these names (of `plan.Remove`) carried out by swapping modules, as in the compressed network.
 
     Args:
         graph: the analysed network.
-        names: of what to take out, one at a time.
-        removed: of what is gone already; a unit is taken out together with the other units its block has lost.
+        names: of the removals, each tried alone.
+        removed: of earlier removals; a unit is removed together with those that its block has lost already.
     """
     removals = [Remove.named(name) for name in removed]
     candidates = []
@@ -101,13 +101,13 @@ def _candidate(block: Block, ablation: str, run: Run) -> Candidate:
     return Candidate(f"{ablation}:{block.path}", block.path, ablation, run)
 
 
-def _without(path: str, remainder: nn.Module) -> Run:
-    return lambda prefix: prefix.run_without(path, remainder)
+def _without(path: str, shortcut: nn.Module) -> Run:
+    return lambda prefix: prefix.run_without(path, shortcut)
 
 
-def _with_branches(block: Block, instead: Callable[[int, Tensor], Tensor | None]) -> Run:
+def _with_branches(block: Block, replace: Callable[[int, Tensor], Tensor | None]) -> Run:
     def run(prefix: PrefixCache) -> Any:
-        with intercept_additions(prefix.model, [block], lambda path, unit, stream, branch: instead(unit, branch)):
+        with intercept_additions(prefix.model, [block], lambda path, unit, stream, branch: replace(unit, branch)):
             return prefix.run_from(prefix.segment_of(block.path), {})
 
     return run
@@ -124,7 +124,7 @@ def _set_to(path: str, means: Mapping[tuple[str, int], Tensor]) -> Callable[[int
             raise DataError(
                 f"the branch of '{path}' has shape {tuple(branch.shape[1:])}, and had {tuple(mean.shape[1:])} when its "
                 "mean was taken: the loader gives other sizes when it is read again",
-                "Give a loader that gives the same sizes each time.",
+                "Use a loader that yields the same sizes each time.",
             )
         return mean.to(branch).expand_as(branch).clone()
 
@@ -144,7 +144,7 @@ class KernelLayer:
 
 
 def kernel_layers(graph: BlockGraph) -> list[KernelLayer]:
-    """Every convolution and linear layer of the network, in the order they run: stem, projections and head too."""
+    """Every convolution and linear layer of the network in execution order, with stem, projections and head."""
     layers = []
     for call in graph.trace.calls:
         channels = _channels(call.module)

@@ -1,4 +1,4 @@
-"""The mean of every branch over samples: what `mean` ablation puts in its place."""
+"""The mean of every branch over samples, which the `mean` ablation puts in its place."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,7 +16,7 @@ from shoal.preserve import evaluating
 
 
 def branch_means(graph: BlockGraph, loader: Iterable[Any]) -> dict[tuple[str, int], Tensor]:
-    """The mean of each branch over all samples, shape (1, ...), in float64, by (block path, number of the unit).
+    """The mean of each branch over all samples, shape (1, ...), in float64, by (block path, index of the unit).
 
     Positions of padding do not count; where all samples are padded the mean is 0. A branch whose shape changes between
     samples (texts of different lengths) has no mean and is left out; so is one that does not keep samples apart on its
@@ -28,7 +28,7 @@ def branch_means(graph: BlockGraph, loader: Iterable[Any]) -> dict[tuple[str, in
     uneven: set[tuple[str, int]] = set()
     probing = False
 
-    def look(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
+    def add(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
         key = (path, unit)
         if branch.shape[:1] != (batch.size,):
             uneven.add(key)
@@ -43,7 +43,7 @@ def branch_means(graph: BlockGraph, loader: Iterable[Any]) -> dict[tuple[str, in
         count = weights.sum(0, keepdim=True)
         counts[key] = counts[key] + count if key in counts else count
 
-    with evaluating(graph.model), intercept_additions(graph.model, blocks, look), torch.no_grad():
+    with evaluating(graph.model), intercept_additions(graph.model, blocks, add), torch.no_grad():
         stream = batches(loader, device_of(graph.model))
         for number, batch in enumerate(stream):
             call(graph.model, batch)

@@ -1,4 +1,4 @@
-"""How large each branch is beside the stream it is added to: the epsilon criterion, from one pass.
+"""The size of each branch relative to the stream it is added to: the epsilon criterion, from one pass.
 
 Source: Yu, Yu, Ramalingam 2018, arXiv:1804.01661, Sec. 3 (a block is discarded if every response is below epsilon).
 """
@@ -17,7 +17,7 @@ from shoal.preserve import evaluating
 
 @dataclass
 class Response:
-    """Of one block over all data: the largest |F| and |x|, the sums behind their means; over all its units."""
+    """Of one block over all data and units: the largest |F| and |x|, and the sums for their means."""
 
     largest_branch: float = 0.0
     largest_stream: float = 0.0
@@ -26,7 +26,7 @@ class Response:
     count: int = 0
 
     def add(self, stream: Tensor, branch: Tensor) -> None:
-        """Take in one addition."""
+        """Add one residual addition."""
         self.largest_branch = max(self.largest_branch, float(branch.abs().max()))
         self.largest_stream = max(self.largest_stream, float(stream.abs().max()))
         self.sum_branch += float(branch.abs().double().sum())

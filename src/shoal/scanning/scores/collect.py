@@ -30,14 +30,14 @@ from shoal.scanning.scores.rows import channel_axis, channels_last, narrowed, so
 from shoal.scanning.scores.statistics import BlockStatistics
 
 _CUT_OFF = "its gradients are cut off"
-_NO_TARGETS = "outputs that are no scores of classes need targets of their shape"
+_NO_TARGETS = "outputs other than class scores need targets of their shape"
 _IGNORED = -100  # the label that torch's cross-entropy skips
 
 
 def block_scores(
     graph: BlockGraph, loader: Iterable[Any], *, limit: int | None = None, reading: Reading | None = None
 ) -> dict[str, dict[str, float]]:
-    """Every score of `SCORES` for every block with a residual addition; one that is not defined for a block is absent.
+    """Every score in the table for every block with a residual addition; undefined scores are left out.
 
     The network is left as it was: modes, random state, hooks, `requires_grad`, and no parameter receives a gradient.
     Memory: one mini-batch with the graph of its forward, whatever the number of mini-batches.
@@ -46,7 +46,7 @@ def block_scores(
         graph: the analysed network.
         loader: mini-batches; read once. Where there are labels the loss of `taylor` is the cross-entropy to them,
             without them (or with such as are no class indices) to the network's own most likely answer.
-        limit: look at this many samples at most.
+        limit: maximum number of samples.
         reading: how outputs are read; by default as the first sample tells. Of values the loss is the
             squared error to targets of their shape; without such there is no `taylor`.
 
@@ -90,7 +90,7 @@ def _first(source: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
 
 @dataclass
 class _Watched:
-    """One block: where its stream enters and leaves, what is seen of it, and what is held during one call of it."""
+    """One block: where its stream enters and leaves, its statistics, and tensors held during one call."""
 
     block: Block
     branch: list[nn.Module]
@@ -132,7 +132,7 @@ class _Collector:
         self.reason = _CUT_OFF
 
     def try_backward(self, model: nn.Module, sample: Batch) -> None:
-        """Find out on one sample whether gradients come through; without them the other scores are taken all the same.
+        """Find out on one sample whether gradients reach the branches; the other scores do not need them.
 
         Code that never trains may overwrite what a backward needs, or switch gradients off.
         """

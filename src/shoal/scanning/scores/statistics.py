@@ -1,4 +1,4 @@
-"""What the scores need to know of one block, reduced mini-batch by mini-batch: sums, and moments of its rows.
+"""The statistics of one block that scores are computed from: sums, and moments of its rows, over mini-batches.
 
 Nothing here grows with the data. Half precision is widened before anything is multiplied. Within a sample or a
 position sums are taken in the tensor's own precision (torch adds pairwise), across them in float64: to turn every
@@ -15,16 +15,16 @@ from shoal.regress import Moments
 
 @dataclass
 class BlockStatistics:
-    """Of one block, over all samples seen so far.
+    """Statistics of one block over all samples so far.
 
     Args:
         largest: the largest |F| of any of its units.
         branch_sum: sum of |F|, F the sum of the branches of all its units.
-        branch_count: how many values that sum runs over.
+        branch_count: number of values in that sum.
         ratio_sum: sum over samples of norm(F) / norm(x), x the stream before its first addition.
         ratio_count: samples whose stream is not zero.
         cosine_sum: sum over positions of the cosine between the block's input and output.
-        cosine_count: how many positions.
+        cosine_count: number of positions.
         product_sum: sum over samples of F . dL/dF, over all units.
         product_count: samples with a gradient.
         halves: moments of (input, output) rows, of every other sample, and of the others.
@@ -42,12 +42,12 @@ class BlockStatistics:
     halves: tuple[Moments, Moments] | None = field(default=None, repr=False)
 
     def add_unit(self, branch: Tensor) -> None:
-        """Take in the branch of one unit."""
+        """Add the branch of one unit."""
         low, high = branch.aminmax()
         self.largest = max(self.largest, -float(low), float(high))
 
     def add_branch(self, stream: Tensor, branch: Tensor) -> None:
-        """Take in the branches of all units together, and the stream they are added to."""
+        """Add the branches of all units together, and the stream they are added to."""
         branch, stream = _wide(branch).flatten(1), _wide(stream).flatten(1)
         self.branch_sum += _total(branch.abs())
         self.branch_count += branch.numel()
@@ -57,7 +57,7 @@ class BlockStatistics:
         self.ratio_count += int(nonzero.sum())
 
     def add_pair(self, before: Tensor, after: Tensor) -> None:
-        """Take in the block's input and output, both with the channels last and of one shape."""
+        """Add the block's input and output, both with the channels last and of one shape."""
         before, after = _wide(before), _wide(after)
         # All three sums are taken the same way, so that a block that changes nothing has a cosine of exactly 1.
         product, norm_before, norm_after = (
@@ -72,7 +72,7 @@ class BlockStatistics:
         self.cosine_count += cosine.numel()
 
     def add_rows(self, before: Tensor, after: Tensor, half: Tensor) -> None:
-        """Take in some of the rows; `half` says for each whether it belongs to the second half."""
+        """Add some of the rows; `half` says for each whether it belongs to the second half."""
         if self.halves is None:
             widths = before.shape[1], after.shape[1]
             self.halves = (Moments(*widths, device=before.device), Moments(*widths, device=before.device))
@@ -80,7 +80,7 @@ class BlockStatistics:
             moments.add(before[chosen], after[chosen])
 
     def add_gradient(self, branch: Tensor, gradient: Tensor) -> None:
-        """Take in the branch of one unit and the gradient of the samples' summed losses with respect to it."""
+        """Add the branch of one unit and the gradient of the samples' summed losses with respect to it."""
         self.product_sum += _total(_wide(branch) * _wide(gradient))
 
 
