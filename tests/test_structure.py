@@ -14,7 +14,7 @@ RETIRED = frozenset(
     "album beside bent errand fated fates found given gone kept_mark likeness mended one said shelf sights tell told "
     "wanted".split()
 )
-TRANSLATED_ROOMS = ("report",)
+TRANSLATED_ROOMS = ("blocks", "report", "surgery")
 
 
 def rooms() -> list[Path]:
