@@ -16,7 +16,8 @@ from shoal.errors import UsageError
 from shoal.pipeline import CompressConfig, RecoveryConfig, candidate_table, compress
 from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.greedy import RemovalChoice
-from shoal.pipeline.plan_checkpoint import CutCheckpoint, load_cut, save_cut
+from shoal.pipeline.plan_checkpoint import load_cut, save_cut
+from shoal.pipeline.result import CompressedModel
 from shoal.plan import Plan, Replace
 from shoal.recover import DistillConfig, TrainingBudget
 from shoal.store import load
@@ -162,7 +163,9 @@ def test_they_recover_and_an_interrupted_recovery_finds_its_cut(tmp_path):
 def test_a_kept_cut_comes_back_with_its_students(tmp_path):
     result = planned(macs=0.6)
     example = Batch((data()[0][:2],))
-    save_cut(tmp_path, CutCheckpoint(result.model, RemovalChoice([], {}, {}, True, "done"), replaced(result)), {"a": 1})
+    save_cut(
+        tmp_path, CompressedModel(result.model, RemovalChoice([], {}, {}, True, "done"), replaced(result)), {"a": 1}
+    )
     found = load_cut(tmp_path, network(), example, {"a": 1})
     x = data()[0]
     with torch.no_grad():
