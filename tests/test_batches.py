@@ -5,7 +5,18 @@ import pytest
 import torch
 from torch import nn
 
-from shoal.batches import Batch, as_batch, batches, call, call_in_parts, check_logits, device_of, like_of, logits_of
+from shoal.batches import (
+    Batch,
+    Repeatable,
+    as_batch,
+    batches,
+    call,
+    call_in_parts,
+    check_logits,
+    device_of,
+    like_of,
+    logits_of,
+)
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError, OutOfMemoryError, ShoalError, UsageError
 from shoal.measure import paired_predictions
 
@@ -47,6 +58,43 @@ def test_reading_a_dict_leaves_the_dict_alone():
 def test_other_items_are_refused_with_what_was_expected(item):
     with pytest.raises(DataError, match=r"expected \(inputs, target\), inputs, or a dict of tensors"):
         as_batch(item)
+
+
+@pytest.mark.parametrize("target", [{"boxes": Y}, ["a", "b", "c"], [{"boxes": Y}], [[1], [1, 2], [3]], object()])
+def test_targets_that_make_no_tensor_are_refused(target):
+    with pytest.raises(DataError, match=f"a {type(target).__name__} that makes no tensor"):
+        as_batch((X, target))
+
+
+@pytest.mark.parametrize("target", [torch.tensor(1), 1, 0.5])
+def test_a_sample_in_the_place_of_a_mini_batch_is_refused(target):
+    with pytest.raises(DataError, match="is a single number"):
+        as_batch((X[0], target))
+
+
+def fails_midway():
+    yield X
+    raise KeyError("no such file")
+
+
+@pytest.mark.parametrize("read", [lambda loader: list(batches(loader)), lambda loader: list(Repeatable(loader))])
+def test_what_a_loader_raises_comes_back_as_a_fault_of_the_data(read):
+    with pytest.raises(DataError, match="raised KeyError: 'no such file'") as caught:
+        read(fails_midway())
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(DataError, match="raised TypeError: 'int' object is not iterable"):
+        list(batches(3))
+
+
+def test_our_own_errors_and_interrupts_pass_through_a_loader():
+    for error in (NonFiniteError("bad", "mend it"), KeyboardInterrupt()):
+
+        def loader(error=error):
+            yield X
+            raise error
+
+        with pytest.raises(type(error)):
+            list(batches(loader()))
 
 
 def test_the_first_samples_are_taken_from_everything_that_has_samples():

@@ -260,6 +260,14 @@ def test_torchscript_is_refused(x):
             shoal.compress(script, [x], shoal.RemoveBlocks(1), config=QUICK)
 
 
+@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_sparse_weights_are_refused(sparse, x):
+    model = Net().eval()
+    model.blocks[1].register_buffer("adjacency", sparse(torch.eye(8)))
+    with pytest.raises(WeightsError, match=r"(?s)'blocks.1' holds 'adjacency' as a sparse tensor.*Keep it dense"):
+        shoal.trace(model, x)
+
+
 def test_weights_that_are_no_plain_tensors_are_refused(x):
     class Wrapped(torch.Tensor):
         @staticmethod

@@ -1,6 +1,6 @@
 """Every tensor of an output is read, under its name, and compared as what it is."""
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -83,6 +83,15 @@ def test_outputs_are_chosen_by_name_or_by_what_holds_them():
     assert list(chosen_outputs(outputs, ("maps",))) == ["maps[0]", "maps[1]"]
     with pytest.raises(UsageError, match=r"no output 'late'.*'early', 'maps\[0\]'"):
         chosen_outputs(outputs, ("late",))
+
+
+def test_a_mapping_stays_what_it_is_when_rebuilt():
+    output = defaultdict(list, a=torch.ones(2), n=3)
+    twice = rebuilt(output, lambda tensor: 2 * tensor)
+    assert type(twice) is defaultdict
+    assert twice["nothing"] == []
+    assert torch.equal(twice["a"], torch.full((2,), 2.0))
+    assert torch.equal(output["a"], torch.ones(2))
 
 
 @pytest.mark.parametrize("output", [A, (A, B), [A], {"x": A, "y": (B,)}, Pair(A, B), Scores(A, B), Holder(z=A)])

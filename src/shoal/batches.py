@@ -119,13 +119,28 @@ def as_batch(item: Any) -> Batch:
     if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2 and isinstance(item[0], (Tensor, Mapping)):
         batch = as_batch(item[0])
         target = item[1] if len(item) == 2 else batch.target
-        if target is not None and not isinstance(target, Tensor):
-            target = torch.as_tensor(target)
-        return Batch(batch.args, batch.kwargs, target)
+        return Batch(batch.args, batch.kwargs, _as_target(target))
     raise DataError(
         f"a loader yielded {type(item).__name__}, expected (inputs, target), inputs, or a dict of tensors",
         "Wrap the loader so that each item is one of these.",
     )
+
+
+def _as_target(target: Any) -> Tensor | None:
+    if target is not None and not isinstance(target, Tensor):
+        try:
+            target = torch.as_tensor(target)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"the targets of a mini-batch are a {type(target).__name__} that makes no tensor: {error}",
+                "Yield a tensor of labels or values for each mini-batch, or the inputs alone: labels are not needed.",
+            ) from error
+    if target is not None and target.dim() == 0:
+        raise DataError(
+            "the target of a mini-batch is a single number",
+            "Yield mini-batches, not samples: wrap a data set in torch.utils.data.DataLoader.",
+        )
+    return target
 
 
 def _are_own_tokens(labels: Tensor, inputs: Mapping[str, Any]) -> bool:
@@ -155,11 +170,35 @@ def next_tokens(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def batches(loader: Iterable[Any], device: torch.device | str | None = None) -> Iterator[Batch]:
     """The mini-batches of a loader, on `device` where one is given; empty ones are refused."""
-    for item in loader:
+    for item in items_of(loader):
         batch = as_batch(item)
         if not batch.tensors or batch.size == 0:
             raise DataError("a loader yielded a mini-batch without samples", "Check the data set and its filter.")
         yield batch.to(device) if device is not None else batch
+
+
+def items_of(loader: Iterable[Any]) -> Iterator[Any]:
+    """What a loader yields.
+
+    Raises:
+        DataError: it is no iterable, or raised; the cause is attached.
+    """
+    iterator: Iterator[Any] | None = None
+    while True:
+        try:
+            iterator = iter(loader) if iterator is None else iterator
+            item = next(iterator)
+        except StopIteration:
+            return
+        except ShoalError:
+            raise
+        except Exception as error:
+            check_memory(error, "reading the data")
+            raise DataError(
+                f"the loader of the data raised {type(error).__name__}: {error}",
+                "Read it to its end without Shoal: `for batch in loader: pass`.",
+            ) from error
+        yield item
 
 
 def is_read_once(loader: Iterable[Any]) -> bool:
@@ -203,7 +242,7 @@ class Repeatable:
     """
 
     def __init__(self, loader: Iterable[Any], name: str = "data") -> None:
-        self.loader = list(loader) if isinstance(loader, Iterator) else loader
+        self.loader = list(items_of(loader)) if isinstance(loader, Iterator) else loader
         self.name, self._read, self._gave = name, False, False
 
     def __len__(self) -> int:
@@ -211,9 +250,9 @@ class Repeatable:
 
     def __iter__(self) -> Iterator[Any]:
         if not self._read and is_read_once(self.loader):
-            self.loader = list(self.loader)
+            self.loader = list(items_of(self.loader))
         self._read, gives = True, False
-        for item in self.loader:
+        for item in items_of(self.loader):
             self._gave = gives = True
             yield item
         if self._gave and not gives:

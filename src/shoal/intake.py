@@ -97,6 +97,11 @@ def _check_tensors(where: str, module: nn.Module) -> None:
                 f"{where} is a {type(module).__name__} without weights: '{name}' takes its shape from the first input",
                 "Run the network once on a mini-batch, model(x), before it is given to Shoal; a factory likewise.",
             )
+        if tensor.layout not in (torch.strided, torch._mkldnn):  # type: ignore[attr-defined]
+            raise WeightsError(
+                f"{where} holds '{name}' as a sparse tensor ({tensor.layout}), which can be neither checked nor saved",
+                "Keep it dense (tensor.to_dense()), or as its indices and values.",
+            )
         if hasattr(tensor, "__tensor_flatten__"):
             raise WeightsError(
                 f"the weight '{name}' of {where} is a {type(tensor).__name__}, whose values Shoal cannot read",

@@ -5,7 +5,8 @@ tuple or a dataclass their keys; nested ones are joined: `aux.logits`, `feature_
 returns only to be handed back to it by the next call (a cache of keys and values) is no answer, and is left out.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -158,8 +159,13 @@ def rebuilt(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return type(output)(rebuilt(part, change) for part in output)
     if isinstance(output, Mapping):
         parts = {key: part if key in _STATE else rebuilt(part, change) for key, part in output.items()}
-        # A ModelOutput is made of keywords, any other mapping of pairs.
-        return type(output)(**parts) if is_dataclass(output) else type(output)(parts)  # type: ignore[call-arg]
+        if is_dataclass(output):  # a ModelOutput
+            return type(output)(**parts)
+        if not isinstance(output, MutableMapping):
+            return type(output)(parts)  # type: ignore[call-arg]
+        changed = copy(output)  # a defaultdict, say, is not made of its pairs alone
+        changed.update(parts)
+        return changed
     if is_dataclass(output) and not isinstance(output, type):
         parts = {part.name: rebuilt(getattr(output, part.name), change) for part in fields(output) if part.init}
         return replace(output, **parts)

@@ -9,6 +9,7 @@ from torch import nn
 
 from shoal.batches import as_batch
 from shoal.blocks import trace
+from shoal.blocks.input_variants import resized
 from shoal.blocks.interception import intercept_additions
 from shoal.preserve import evaluating
 from shoal.surgery import remove_blocks
@@ -149,6 +150,12 @@ def test_sizes_of_images_are_followed(name):
     net = Images(lambda: Conv(shortcut, **options)).eval()
     others = [torch.randn(5, 3, 12, 12), torch.randn(1, 3, 16, 9), torch.randn(3, 3, 11, 23), torch.randn(2, 3, 32, 40)]
     check(net, torch.randn(2, 3, 12, 12), others)
+
+
+def test_sizes_are_tried_that_leave_other_rests():
+    # x[:, :, a : a + b] with a = size // 4 and b = size // 2 ends at 3 * size // 4 for 12, 16 and 5, not for 15.
+    sizes = [group[0].args[0].shape[2] for group in resized(as_batch(torch.zeros(1, 3, 12, 12)))]
+    assert {size % 4 for size in sizes} == {0, 1, 3}
 
 
 @pytest.mark.parametrize("name", TOKENS)

@@ -9,7 +9,9 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import DataError, ModelRaisedError, NonFiniteError
 from shoal.measure import kl_per_sample, log_probabilities, mean_interval
+from shoal.measure.output_reading import reading_of
 from shoal.scanning import divergence, removal_sweep
+from shoal.scanning.damage import OutputDamage
 from shoal.surgery import remove_blocks
 
 
@@ -102,6 +104,20 @@ def test_any_damage_per_sample_can_be_measured_and_progress_is_told():
     assert all(0 <= one.damage <= 1 for one in found)
     assert set(seen) == {((5, 10), (5, 10), 5)}
     assert ticks[-1][0] == ticks[-1][1]
+
+
+def test_a_damage_that_computes_in_place_changes_no_other_figure():
+    model, anatomy, loader = prepared()
+    reading = reading_of(model, loader)
+    figures = []
+    for function in (
+        lambda original, output, batch: (original - output).square().sum(1),
+        lambda original, output, batch: original.sub_(output).square_().sum(1) + 0 * batch.args[0].zero_().sum(),
+    ):
+        sweep = removal_sweep(anatomy, loader, ["layer1.0", "layer1.1"], damage=OutputDamage(reading, function))
+        figures.append([candidate.damage for candidate in sweep])
+    assert figures[0] == figures[1]
+    assert min(figures[0]) > 0
 
 
 def test_the_default_damage_is_never_negative_and_zero_for_the_same():

@@ -41,8 +41,9 @@ def scaled(batch: Batch, factor: float) -> Batch:
 def resized(batch: Batch) -> Iterator[list[Batch]]:
     """Groups of the same input in other sizes; of each group the first that the network accepts is enough.
 
-    One group is larger, in steps that keep what a size can be divided by; one is smaller, and odd. The axes of an image
-    change by different amounts where the network allows it.
+    One group is larger, in steps that keep what a size can be divided by; one is smaller, and odd; one is a little
+    larger, and leaves another rest when divided by 2 or 4. The axes of an image change by different amounts where the
+    network allows it.
     """
     main = max(batch.tensors, key=Tensor.dim)
     if main.dim() < 4:
@@ -71,7 +72,12 @@ def _smaller(length: int, place: int) -> tuple[int, int]:
     return max(1, (length // 2 - 1) | 1) + 2 * place, max(1, length - 1 - place)
 
 
-_STEPS: tuple[Callable[[int, int], tuple[int, int]], ...] = (_larger, _smaller)
+def _uneven(length: int, place: int) -> tuple[int, int]:
+    """Three more; five more."""
+    return length + 3 + 2 * place, length + 5 + 2 * place
+
+
+_STEPS: tuple[Callable[[int, int], tuple[int, int]], ...] = (_larger, _smaller, _uneven)
 
 
 def _resize_axes(batch: Batch, main: Tensor, lengths: dict[int, int]) -> Batch:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal import record
-from shoal.batches import IGNORED, Batch, batches, call_in_parts, device_of
+from shoal.batches import IGNORED, Batch, batches, call_in_parts, device_of, items_of
 from shoal.errors import DataError, UsageError
 from shoal.measure.classes import check_labels, checked_labels, log_probabilities, mean_kl, mean_over
 from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, ratio_interval, wilson
@@ -141,7 +141,7 @@ def paired_predictions(
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluating(model))
-        for item in loader:
+        for item in items_of(loader):
             batch = next(batches([item]))
             checksum = _checksum(batch, checksum)
             for model, parts in zip(models, gathered, strict=True):

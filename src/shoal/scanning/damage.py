@@ -14,6 +14,7 @@ from torch import Tensor
 from shoal.batches import Batch
 from shoal.errors import NonFiniteError, ShoalError, UsageError, did_you_mean
 from shoal.measure.output_reading import Reading, inferred
+from shoal.outputs import rebuilt
 from shoal.plugins import Plugin, PluginTable
 
 # (raw outputs of the original, raw outputs of the changed network, the mini-batch) -> damage per sample, (samples,)
@@ -83,7 +84,7 @@ class OutputDamage:
         self.reading.tensors(original, batch)
         self.reading.tensors(changed, batch)
         try:
-            damage = self.function(self.reading.view(original), self.reading.view(changed), batch)
+            damage = self.function(self._handed_out(original), self._handed_out(changed), batch.cloned())
         except ShoalError:
             raise
         except Exception as error:
@@ -99,6 +100,10 @@ class OutputDamage:
         """Whether it is the KL divergence of a single output with class scores in its last axis."""
         outputs = self.reading.outputs
         return self.function is None and len(outputs) == 1 and outputs[0].task == "classes" and outputs[0].axis == -1
+
+    def _handed_out(self, output: Any) -> Any:
+        """A copy: the function may well compute in place, and the same outputs serve the next candidate."""
+        return rebuilt(self.reading.view(output), torch.Tensor.clone)
 
     @property
     def description(self) -> str | None:
