@@ -525,8 +525,8 @@ def summary_of(record: Record, out: str) -> dict[str, Any]:
         "goal": record.goal,
         "reached": record.reached,
         "message": record.message,
-        "original": _network_summary(record.original),
-        "compressed": _network_summary(record.compressed),
+        "original": network_summary(record.original),
+        "compressed": network_summary(record.compressed),
         "removed": record.removed,
         "removed_units": record.removed_units,
         "replaced": record.replaced,
@@ -556,7 +556,8 @@ def _planning_summary(planning: Planning) -> dict[str, Any]:
     }
 
 
-def _network_summary(network: Network) -> dict[str, Any]:
+def network_summary(network: Network) -> dict[str, Any]:
+    """The short form of one network, as `--json` prints it."""
     largest = max(network.latency, key=lambda latency: latency.batch) if network.latency else None
     return {
         "top1": network.quality.top1,

@@ -26,6 +26,9 @@ def test_train_prints_one_document_and_leaves_a_folder_that_loads(run, tmp_path)
     assert (len(document["lost"]), document["blocks"], document["share_lost"]) == (6, 6, 1.0)
     assert document["certificate"]["verdict"] == "identical"
     assert {"top1", "top1_interval", "n"} <= set(document["plain"]["quality"])
+    for key, settled in (("original", "whole"), ("compressed", "plain")):  # as `shoal compress --json` has them
+        assert document[key]["top1"] == document[settled]["quality"]["top1"]
+        assert document[key]["params"] == document[settled]["cost"]["params"]
     assert "blocks alive" in err
     names = {one.name for one in (tmp_path / "o").iterdir()}
     assert {"model.safetensors", "plan.json", "record.json", "report.html", "metrics.jsonl", "run.json"} <= names

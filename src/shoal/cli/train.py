@@ -24,6 +24,7 @@ from shoal.epsilon.recipes import recipe, recipe_for
 from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer, with_overrides
 from shoal.errors import UsageError
 from shoal.measure import compare
+from shoal.record import network_summary
 from shoal.report import show_training
 from shoal.sources import Data
 from shoal.sources.builtin_networks import digits_resnet
@@ -225,6 +226,8 @@ def training_summary(record: TrainRecord, out: str) -> dict[str, Any]:
         "blocks": len(record.blocks),
         "lost": [one.path for one in record.lost],
         "share_lost": record.share_lost,
+        "original": network_summary(settled.whole),
+        "compressed": network_summary(settled.plain),
         "whole": settled.whole.model_dump(mode="json"),
         "plain": settled.plain.model_dump(mode="json"),
         "certificate": settled.certificate.model_dump(mode="json"),

@@ -55,7 +55,7 @@ __getattr__ = former_names(
         "Line": "shoal.replace:SegmentChain",
         "Step": "shoal.replace:Segment",
         "Through": "shoal.replace:PassThrough",
-        "Trained": "shoal.replace:TrainedStudent",
+        "Trained": "shoal.replace:TrainedStudents",
         "Wanted": "shoal.replace:ReplacementSpec",
         "WantedStudent": "shoal.replace:StudentSpec",
         "build": "shoal.replace:build_replacement",
