@@ -53,7 +53,7 @@ def test_the_same_command_goes_on(run, tmp_path, monkeypatch):
     monkeypatch.setattr(Distillation, "train_step", interrupted)
     code, _, err = run(*words)
     assert code == 130
-    assert "goes on from the last checkpoint" in err
+    assert "resumes from the last checkpoint" in err
     monkeypatch.setattr(Distillation, "train_step", step)
     code, out, _ = run(*words)
     assert code == 0

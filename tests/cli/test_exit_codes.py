@@ -99,7 +99,7 @@ def test_an_interrupted_command(tmp_path):
     command.send_signal(signal.SIGINT)
     out, err = command.communicate(timeout=120)
     assert command.returncode == 130
-    assert "interrupted. The same command with --out o goes on from here." in err
+    assert "interrupted. The same command with --out o resumes this run." in err
     assert "Traceback" not in out + err
 
 

@@ -82,7 +82,7 @@ def test_ctrl_c_leaves_a_folder_that_goes_on_and_can_be_started_from(run, tmp_pa
         patch.setattr(MeasurementCache, "add_damages", interrupted)
         code, _, err = run(*words)
     assert code == 130
-    assert "The same command with --out o goes on from here." in err
+    assert "The same command with --out o resumes this run." in err
     assert not (tmp_path / "o" / "record.json").exists()
     shutil.copytree(tmp_path / "o", tmp_path / "copy")
     before = counted.copy()
@@ -217,8 +217,8 @@ def asked(monkeypatch):
     """What `compress` was asked to recover, each time; it does not begin."""
     found = []
 
-    def compress(*_, recover, **__):
-        found.append(recover and (str(recover.budget), recover.asked))
+    def compress(*_, recovery, **__):
+        found.append(recovery and (str(recovery.budget), recovery.required))
         raise UsageError("enough", "That was all.")
 
     monkeypatch.setattr("shoal.cli.compress.compress", compress)
@@ -244,9 +244,9 @@ def test_budget_extra_data_and_who_asked_are_inherited_each_for_itself(run, tmp_
     run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "o")
     found, tried = [], []
 
-    def compress(*_, recover, **__):
-        found.append(recover and (str(recover.budget), recover.asked, recover.unlabelled is not None))
-        tried.append(recover and recover.try_plans)
+    def compress(*_, recovery, **__):
+        found.append(recovery and (str(recovery.budget), recovery.required, recovery.unlabelled is not None))
+        tried.append(recovery and recovery.try_plans)
         raise UsageError("enough", "That was all.")
 
     monkeypatch.setattr("shoal.cli.compress.compress", compress)

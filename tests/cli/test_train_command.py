@@ -51,7 +51,7 @@ def test_the_same_command_resumes_and_a_finished_folder_is_refused(run, tmp_path
     monkeypatch.setattr(EpsilonTrainer, "_epoch", interrupted)
     code, _, err = run(*words)
     assert code == 130
-    assert "goes on from the last checkpoint" in err
+    assert "resumes from the last checkpoint" in err
     monkeypatch.setattr(EpsilonTrainer, "_epoch", whole)
     code, out, _ = run(*words)
     assert code == 0

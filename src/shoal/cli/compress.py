@@ -1,7 +1,7 @@
 """`shoal compress` and `shoal apply`: what they do between the words of the command line and the pipeline."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch import nn
 from shoal.batches import batches, call, device_of
 from shoal.blocks import analyze
 from shoal.cli.console import Session
-from shoal.cli.loading import DataOptions, check_input, open_data, open_network, output_folder, pick_device
+from shoal.cli.loading import check_input, check_pair, names, open_data, open_network, output_folder, pick_device
+from shoal.cli.options import CompressOptions, DataOptions
 from shoal.errors import UsageError
 from shoal.pipeline import (
     Callbacks,
@@ -25,6 +26,7 @@ from shoal.pipeline import (
     compress,
 )
 from shoal.pipeline.candidate_table import DEFAULT_KINDS, STUDENT_BUDGET
+from shoal.pipeline.goals import check_options, parse_goal
 from shoal.preserve import evaluating
 from shoal.record import summary_of
 from shoal.recover import DistillConfig, TrainingBudget, read_budget
@@ -79,6 +81,43 @@ class CompressRequest:
         )
 
 
+def compress_request(session: Session, options: CompressOptions) -> CompressRequest:
+    """What the options ask for, with the defaults, or with what an earlier run says.
+
+    Raises:
+        UsageError: options that do not go together.
+    """
+    from shoal.cli.previous_request import load_previous_request
+
+    flat = asdict(options.goal)
+    lists = {name: names(flat[name]) for name in ("include", "exclude")}
+    blocks = names(flat["blocks"]) if flat["blocks"] is not None else None
+    goal = parse_goal({**flat, **lists, "blocks": blocks, "grain": _as_grain(options.goal.grain)}, spell=_flag)
+    own = {field.name for field in fields(CompressRequest)} & {field.name for field in fields(CompressOptions)}
+    request = CompressRequest(
+        **{
+            **{name: getattr(options, name) for name in own},
+            "model": options.model or "",
+            "data": options.data or "",
+            "goal": goal,
+            "images": options.images or (2048 if goal.by_plan else 512),
+            "recover": options.recover if options.recover is not None else RECOVERY if goal.by_plan else None,
+            "recovery_asked": options.recover is not None or options.unlabelled is not None,
+        }
+    )
+    idle = {"recover"} if read_budget(options.recover) is None else set()
+    idle |= {"student_budget"} if options.from_ is not None else set()  # which is checked against that run
+    check_options(goal, session.explicit - idle, request.config().stand_ins, _flag)
+    if options.from_ is not None:
+        return load_previous_request(options.from_, request, session.explicit)
+    model, data = check_pair(options.model, options.data)
+    return replace(request, model=model, data=data)
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
 def run_compress(session: Session, request: CompressRequest) -> int:
     """Carry it out; returns the exit code."""
     session.check_alone("compress")
@@ -99,7 +138,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     proof = isinstance(request.goal, ExactOnly)  # which no sample is needed for
     validation = None if proof else data.validation(augment=True)
     path = output_folder(request.out, "compress")
-    session.resume_hint = f"The same command with --out {path} goes on from here."
+    session.resume_hint = f"The same command with --out {path} resumes this run."
     with RunFolder(path, "compress", _arguments(request, opened.model, device)) as folder:
         if folder.resumed:
             session.say(f"resuming the run in {path}")
@@ -264,28 +303,13 @@ def _steps(goal: Goal, candidates: int) -> int:
     return candidates if isinstance(goal, MaxDrop) else 1
 
 
-def as_grain(given: str) -> Grain:
+def _as_grain(name: str) -> Grain:
     """The grain that --grain names.
 
     Raises:
         UsageError: neither block nor unit.
     """
-    known: dict[str, Grain] = {"block": "block", "unit": "unit"}
-    if given in known:
-        return known[given]
-    raise UsageError(f"--grain is '{given}', expected block or unit", "Leave it out for whole blocks.")
-
-
-def check_pair(model: str | None, data: str | None, command: str = "compress") -> tuple[str, str]:
-    """MODEL and DATA, the embedded default for both where neither is given.
-
-    Raises:
-        UsageError: a MODEL of the user's own without DATA.
-    """
-    if model is None:
-        return "digits-resnet", "digits"
-    if data is None and model == "digits-resnet":
-        return model, "digits"
-    if data is None:
-        raise UsageError(f"DATA is missing: '{model}' can only be measured on data", f"shoal {command} MODEL DATA")
-    return model, data
+    grains: dict[str, Grain] = {"block": "block", "unit": "unit"}
+    if name in grains:
+        return grains[name]
+    raise UsageError(f"--grain is '{name}', expected block or unit", "Leave it out for whole blocks.")

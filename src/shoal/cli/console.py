@@ -36,6 +36,7 @@ class Session:
     def __init__(self, *, as_json: bool = False, debug: bool = False, trust_code: bool = False) -> None:
         self.as_json, self.debug, self.resume_hint = as_json, debug, ""
         self.trust_code = trust_code
+        self.explicit: frozenset[str] = frozenset()  # the options that are on the command line
         self.rank = rank()
         self.console = Console(stderr=as_json, highlight=False, quiet=self.rank > 0)
         self.errors = Console(stderr=True, highlight=False)

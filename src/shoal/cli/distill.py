@@ -12,7 +12,8 @@ from shoal.batches import batches
 from shoal.blocks import Chain, analyze
 from shoal.cli.compress import epochs_of
 from shoal.cli.console import Session
-from shoal.cli.loading import DataOptions, check_input, open_data, open_network, output_folder, pick_device
+from shoal.cli.loading import check_input, open_data, open_network, output_folder, pick_device
+from shoal.cli.options import DistillRequest
 from shoal.errors import TraceError, UsageError
 from shoal.files.writing import write_text
 from shoal.measure import Predictions, compare, machine, paired_predictions, quality
@@ -27,38 +28,16 @@ from shoal.surgery import input_specs, model_digest, signature_of
 _SET_ON = 4  # mini-batches that the batch norms of stand-ins are set from
 
 
-@dataclass(frozen=True)
-class DistillRequest:
-    """Everything `shoal distill` was asked."""
-
-    student: str
-    teacher: str
-    data: str
-    unlabelled: str | None
-    weights: Path | None
-    teacher_weights: Path | None
-    budget: str
-    rate: float | None
-    features: float | None
-    labels: float
-    bf16: bool
-    channels_last: bool
-    data_options: DataOptions
-    out: Path | None
-    device: str
-    dry_run: bool
-    command: str
-
-    def settings(self) -> DistillConfig:
-        """How to distil."""
-        plain = DistillConfig(
-            seed=self.data_options.seed,
-            rate=self.rate,
-            labels=self.labels,
-            precision="bf16" if self.bf16 else "fp32",
-            channels_last=self.channels_last,
-        )
-        return plain if self.features is None else replace(plain, features=self.features)
+def _config(request: DistillRequest) -> DistillConfig:
+    """How to distill."""
+    config = DistillConfig(
+        seed=request.data_options.seed,
+        rate=request.rate,
+        labels=request.labels,
+        precision="bf16" if request.bf16 else "fp32",
+        channels_last=request.channels_last,
+    )
+    return config if request.features is None else replace(config, features=request.features)
 
 
 @dataclass(frozen=True)
@@ -81,7 +60,7 @@ def run_distill(session: Session, request: DistillRequest) -> int:
     if request.dry_run:
         return _tell(session, request, given)
     path = output_folder(request.out, "distill")
-    session.resume_hint = f"The same command with --out {path} goes on from the last checkpoint."
+    session.resume_hint = f"The same command with --out {path} resumes from the last checkpoint."
     with RunFolder(path, "distill", _arguments(request, given)) as folder:
         if folder.resumed:
             session.say(f"resuming the run in {path}")
@@ -102,7 +81,7 @@ def run_distill(session: Session, request: DistillRequest) -> int:
 
 
 def _opened(session: Session, request: DistillRequest) -> _Given:
-    settings, budget = request.settings(), read_budget(request.budget)
+    settings, budget = _config(request), read_budget(request.budget)
     if budget is None:
         raise UsageError("the budget of the distillation is none", "Give --budget 10m, or a number of steps.")
     device = pick_device(request.device)

@@ -1,27 +1,11 @@
 """`shoal latency`: the table of latencies of one network on this device."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from shoal.batches import Batch, device_of
 from shoal.cli.console import Session
-from shoal.cli.loading import DataOptions, example_for, open_data, open_network, pick_device
+from shoal.cli.loading import example_for, open_data, open_network, pick_device
+from shoal.cli.options import LatencyRequest
 from shoal.files.writing import write_text
 from shoal.pipeline.latency_table import latency_table
-
-
-@dataclass(frozen=True)
-class LatencyRequest:
-    """Everything `shoal latency` was asked."""
-
-    model: str
-    data: str | None
-    weights: Path | None
-    shape: str | None
-    data_options: DataOptions
-    out: Path
-    device: str
-    channels_last: bool
 
 
 def run_latency(session: Session, request: LatencyRequest) -> int:

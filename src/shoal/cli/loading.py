@@ -1,6 +1,6 @@
 """From the words of a command line to things: device, numbers, data, model, example input, output folder."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from shoal.batches import Batch, call, device_of
 from shoal.cli.console import Session
+from shoal.cli.options import DataOptions
 from shoal.errors import ModelRaisedError, UsageError
 from shoal.files.reading import is_folder
 from shoal.plan import InputSpec
@@ -19,20 +20,6 @@ from shoal.surgery import example_of, input_specs
 
 # Shapes tried, in this order, where nobody says what a network takes.
 _USUAL_SHAPES = ((3, 224, 224), (3, 32, 32), (1, 28, 28), (1, 8, 8))
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """How to read DATA."""
-
-    mean: str | None = None
-    std: str | None = None
-    size: int | None = None
-    limit: int | None = None
-    seed: int = 0
-    batch_size: int = 128
-    tokenizer: Path | None = None
-    sequence_length: int | None = None
 
 
 def open_data(session: Session, spec: str, options: DataOptions, network: OpenedFolder | None = None) -> Data:
@@ -177,3 +164,18 @@ def output_folder(out: Path | None, command: str) -> Path:
     while path.exists():
         path, number = base.with_name(f"{base.name}-{number}"), number + 1
     return path
+
+
+def check_pair(model: str | None, data: str | None, command: str = "compress") -> tuple[str, str]:
+    """MODEL and DATA, the embedded default for both where neither is given.
+
+    Raises:
+        UsageError: a MODEL of the user's own without DATA.
+    """
+    if model is None:
+        return "digits-resnet", "digits"
+    if data is None and model == "digits-resnet":
+        return model, "digits"
+    if data is None:
+        raise UsageError(f"DATA is missing: '{model}' can only be measured on data", f"shoal {command} MODEL DATA")
+    return model, data

@@ -1,87 +1,317 @@
-"""The arguments and options that commands share, each said once."""
+"""What each command takes: one dataclass a command, whose fields are its arguments and options."""
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from shoal.cli.parameters import argument, command_line, nested, option
 
-MODEL = typer.Argument(
-    metavar="MODEL",
-    help="digits-resnet, torchvision:NAME, timm:NAME, hf:PATH_OR_ID, FILE.py:FUNCTION (runs that file), "
-    "or an output folder of Shoal.",
+if TYPE_CHECKING:
+    from shoal.scanning import ScanSettings
+
+_MODEL_HELP = (
+    "digits-resnet, torchvision:NAME, timm:NAME, hf:PATH_OR_ID, FILE.py:FUNCTION (runs that file), "
+    "or an output folder of Shoal."
 )
-DATA = typer.Argument(
-    metavar="DATA",
-    help="digits, cifar10:ROOT, cifar100:ROOT, svhn:ROOT, imagefolder:ROOT, npz:FILE, text:FILE_OR_FOLDER, "
-    "or FILE.py:FUNCTION (runs that file).",
+_DATA_HELP = (
+    "digits, cifar10:ROOT, cifar100:ROOT, svhn:ROOT, imagefolder:ROOT, npz:FILE, text:FILE_OR_FOLDER, "
+    "or FILE.py:FUNCTION (runs that file)."
 )
-Weights = Annotated[
-    Path | None, typer.Option("--weights", metavar="FILE", help="A state dict for MODEL: .safetensors, .pt or .pth.")
-]
-Mean = Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="Mean of pixels in 0..1, per channel.")]
-Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Standard deviation likewise.")]
-Size = Annotated[int | None, typer.Option("--size", help="Resize images to this height and width, in pixels.")]
-Limit = Annotated[int | None, typer.Option("--limit", help="Read only so many samples of each part of the data.")]
-Tokenizer = Annotated[
-    Path | None,
-    typer.Option("--tokenizer", metavar="PATH", help="For text: the tokenizer, where it is not beside the network."),
-]
-SequenceLength = Annotated[
-    int | None,
-    typer.Option("--sequence-length", min=4, help="For text: tokens in a sequence; 512, or all the network takes."),
-]
-Images = Annotated[
-    int | None,
-    typer.Option("--images", min=1, help="Calibration samples the choice is made on; 512, or 2048 with a budget."),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="Output folder, new or empty, or that of the same unfinished command."),
-]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps; auto takes the first there is.")]
-Seed = Annotated[int, typer.Option("--seed", help="Decides splits and augmentation.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples in a mini-batch; also the batch timed.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")]
-TrustCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-code", help="Run the files and fetch the networks that a folder or plan names, not only what is typed."
-    ),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and about how long it takes.")]
-ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Time images with the channels last in memory.")]
-Include = Annotated[str | None, typer.Option("--include", metavar="PATTERNS", help="Only these blocks: layer3.*,...")]
-Exclude = Annotated[str | None, typer.Option("--exclude", metavar="PATTERNS", help="Never these blocks.")]
-Grain = Annotated[
-    str,
-    typer.Option("--grain", metavar="block|unit", help="What goes at a time: a block, or its attention or MLP alone."),
-]
-LatencyFrom = Annotated[
-    str | None,
-    typer.Option(
+_UNLABELLED = partial(
+    option, "--unlabelled", "Extra data to recover on; its labels are not used.", None, metavar="DATA"
+)
+_WEIGHTS = partial(option, "--weights", "A state dict for MODEL: .safetensors, .pt or .pth.", None, metavar="FILE")
+_SIZE = partial(option, "--size", "Resize images to this height and width, in pixels.", None)
+_BATCH_SIZE = partial(option, "--batch-size", "Samples in a mini-batch; also the batch that is timed.", 128, min=1)
+_CHANNELS_LAST = partial(option, "--channels-last", "Time images with the channels last in memory.", False)
+_TRAIN_CHANNELS_LAST = partial(option, "--channels-last", "Keep images with the channels last in memory.", False)
+_BF16 = partial(option, "--bf16", "Mixed precision.", False)
+_DEVICE = partial(option, "--device", "cpu, cuda, cuda:1, mps; auto takes the first available.", "auto")
+_OUT = partial(
+    option, "--out", "Output folder: new, empty, or that of the same unfinished command.", None, metavar="DIR"
+)
+_DRY_RUN = partial(option, "--dry-run", "Say what would be done and about how long it would take.", False)
+_OUTPUT = partial(
+    option, "--output", "An output that counts: logits, '[1]', aux. Repeat it for several.", None, metavar="NAME"
+)
+_SHAPE = partial(option, "--shape", "Input shape of one sample, where DATA is left out.", None, metavar="C,H,W")
+_FOLDER = partial(argument, "OUT", "An output folder of Shoal.")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How DATA is read."""
+
+    mean: str | None = option("--mean", "Mean of the pixels in 0..1, per channel.", None, metavar="R,G,B")
+    std: str | None = option("--std", "Their standard deviation, likewise.", None, metavar="R,G,B")
+    size: int | None = _SIZE()
+    limit: int | None = option("--limit", "Read at most this many samples of each part of the data.", None)
+    seed: int = option("--seed", "Decides splits and augmentation.", 0)
+    batch_size: int = _BATCH_SIZE()
+    tokenizer: Path | None = option(
+        "--tokenizer", "For text: the tokenizer, where it is not in the network's folder.", None, metavar="PATH"
+    )
+    sequence_length: int | None = option(
+        "--sequence-length", "For text: tokens in a sequence; 512, or all the network takes.", None, min=4
+    )
+
+
+@dataclass(frozen=True)
+class GoalOptions:
+    """What `shoal compress` is to reach."""
+
+    max_drop: float | None = option(
+        "--max-drop",
+        "Remove as many blocks as possible with at most this accuracy drop, in points. Default 1.0.",
+        None,
+    )
+    replace: bool = option(
+        "--replace", "With --max-drop: blocks may be replaced as well; the fastest plan within the drop.", False
+    )
+    remove: int | None = option("--remove", "Remove this many blocks.", None)
+    latency: str | None = option(
+        "--latency", "At most this fraction of the original's latency, or 12ms.", None, metavar="BUDGET"
+    )
+    macs: str | None = option("--macs", "At most this fraction of the MACs, or 1.2G.", None, metavar="BUDGET")
+    params: str | None = option("--params", "At most this fraction of the parameters, or 3M.", None, metavar="BUDGET")
+    depth: int | None = option("--depth", "Keep at most N blocks.", None, metavar="N")
+    blocks: str | None = option("--blocks", "Remove these: layer1.3,layer2.4", None, metavar="PATHS")
+    exact: bool = option("--exact", "Remove only blocks that are proved to do nothing.", False)
+    pick: int | None = option("--pick", "Take the plan with this number on the front.", None)
+    grain: str = option(
+        "--grain",
+        "What is removed at a time: a block, or its attention or MLP alone.",
+        "block",
+        metavar="block|unit",
+    )
+    include: str | None = option("--include", "Only these blocks: layer3.*,...", None, metavar="PATTERNS")
+    exclude: str | None = option("--exclude", "Never these blocks.", None, metavar="PATTERNS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions:
+    """What `shoal compress` takes."""
+
+    model: str | None = argument("MODEL", _MODEL_HELP, None)
+    data: str | None = argument("DATA", _DATA_HELP, None)
+    goal: GoalOptions = nested(GoalOptions)
+    from_: Path | None = option(
+        "--from", "Another goal for the network of an earlier run, by its tables.", None, metavar="DIR"
+    )
+    latency_from: str | None = option(
         "--latency-from",
+        "Latencies of another device: a table by `shoal latency`, or FILE.py:FUNCTION (runs that file).",
+        None,
         metavar="FILE",
-        help="Latencies of another device: a table by `shoal latency`, or FILE.py:FUNCTION (runs that file).",
-    ),
-]
-StandIns = Annotated[
-    str | None,
-    typer.Option(
+    )
+    fold: bool = option("--fold", "Then fold batch norms, constants, linear chains: exact, for inference.", False)
+    recover: str | None = option(
+        "--recover",
+        "Then distill from the original for this time or number of steps. Default 5m by plan, else none.",
+        None,
+        metavar="10m|2000|none",
+    )
+    unlabelled: str | None = _UNLABELLED()
+    try_plans: int = option(
+        "--try-plans",
+        "Distill the N best plans for a tenth of the budget each; keep the best.",
+        0,
+        min=0,
+        metavar="N",
+    )
+    stand_ins: str | None = option(
         "--stand-ins",
+        "Replacements to try: identity,conv3,...; +block,narrow adds students, which are trained, to the usual ones.",
+        None,
         metavar="KINDS",
-        help="Stand-ins to try: identity,conv3,...; +block,narrow adds students, which train, to the usual ones.",
-    ),
-]
-StudentBudget = Annotated[
-    str,
-    typer.Option("--student-budget", metavar="5m|2000", help="How long all students together train: a time, or steps."),
-]
-Output = Annotated[
-    list[str] | None,
-    typer.Option("--output", metavar="NAME", help="An output that counts: logits, '[1]', aux. Repeat it for several."),
-]
-Unlabelled = Annotated[
-    str | None,
-    typer.Option("--unlabelled", metavar="DATA", help="Extra data to recover on; its labels are not looked at."),
-]
+    )
+    student_budget: str = option(
+        "--student-budget",
+        "How long all students together are trained: a time, or steps.",
+        "5m",
+        metavar="5m|2000",
+    )
+    output: list[str] | None = _OUTPUT()
+    weights: Path | None = _WEIGHTS()
+    data_options: DataOptions = nested(DataOptions)
+    images: int | None = option(
+        "--images", "Calibration samples that blocks are chosen on; 512, or 2048 with a budget.", None, min=1
+    )
+    channels_last: bool = _CHANNELS_LAST()
+    out: Path | None = _OUT()
+    device: str = _DEVICE()
+    dry_run: bool = _DRY_RUN()
+    command: str = command_line()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyRequest:
+    """What `shoal latency` takes."""
+
+    model: str = argument("MODEL", _MODEL_HELP)
+    data: str | None = argument("DATA", _DATA_HELP, None)
+    out: Path = option("--out", "The table to write.", Path("latency.json"), metavar="FILE")
+    shape: str | None = _SHAPE()
+    weights: Path | None = _WEIGHTS()
+    data_options: DataOptions = nested(
+        DataOptions, omit=("mean", "std", "limit", "seed", "tokenizer", "sequence_length")
+    )
+    channels_last: bool = _CHANNELS_LAST()
+    device: str = _DEVICE()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceRequest:
+    """What `shoal trace` takes."""
+
+    model: str = argument("MODEL", _MODEL_HELP)
+    data: str | None = argument("DATA", _DATA_HELP, None)
+    shape: str | None = _SHAPE()
+    weights: Path | None = _WEIGHTS()
+    size: int | None = _SIZE()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanRequest:
+    """What `shoal scan` takes."""
+
+    model: str | None = argument("MODEL", _MODEL_HELP, None)
+    data: str | None = argument("DATA", _DATA_HELP, None)
+    also: str | None = option("--also", "The same ablations on a second data set.", None, metavar="DATA2")
+    split: str = option("--split", "train, validation or test.", "test")
+    tolerance: float | None = option(
+        "--tolerance", "Equivalence margin: points of top-1 (1.0); without labels nats (0.01).", None
+    )
+    fast: bool = option("--fast", "Stop early where a verdict is clear, and say so.", False)
+    output: list[str] | None = _OUTPUT()
+    stack: int = option("--stack", "Removals that share a forward pass; 1 is exact to the bit.", 1, min=1)
+    layers: bool = option("--layers/--no-layers", "Also set every kernel to zero.", True)
+    scores: bool = option("--scores/--no-scores", "Also score the blocks.", True)
+    weights: Path | None = _WEIGHTS()
+    data_options: DataOptions = nested(DataOptions)
+    out: Path | None = _OUT()
+    device: str = _DEVICE()
+    dry_run: bool = _DRY_RUN()
+    command: str = command_line()
+
+    @property
+    def settings(self) -> "ScanSettings":
+        """How to scan."""
+        from shoal.scanning import ScanSettings
+
+        return ScanSettings(self.tolerance, self.fast, self.stack, self.layers, self.scores, self.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifyRequest:
+    """What `shoal certify` takes."""
+
+    a: str = argument("A", "The original, as MODEL.")
+    b: str = argument("B", "The other network, as MODEL.")
+    data: str = argument("DATA", _DATA_HELP)
+    weights: Path | None = _WEIGHTS()
+    weights_b: Path | None = option("--weights-b", "A state dict for B.", None, metavar="FILE")
+    tolerance: float | None = option("--tolerance", "Absolute; 1e-5 of the largest output by default.", None)
+    output: list[str] | None = _OUTPUT()
+    data_options: DataOptions = nested(DataOptions, omit=("tokenizer", "sequence_length"))
+    device: str = _DEVICE()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyRequest:
+    """What `shoal apply` takes."""
+
+    model: str = argument("MODEL", _MODEL_HELP)
+    plan: Path = argument("PLAN", "A plan.json.")
+    weights: Path | None = _WEIGHTS()
+    out: Path | None = _OUT()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What `shoal export` takes."""
+
+    folder: Path = _FOLDER()
+    onnx: bool = option("--onnx", "Write model.onnx, checked with onnxruntime.", False)
+    torch_export: bool = option("--torch-export", "Write model.pt2, which torch loads without Shoal.", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRequest:
+    """What `shoal bench` takes."""
+
+    folder: Path = _FOLDER()
+    batch_size: int = _BATCH_SIZE()
+    channels_last: bool = _CHANNELS_LAST()
+    seconds: float = option("--seconds", "Timed seconds per network and batch.", 3.0, min=0.1)
+    device: str = _DEVICE()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillRequest:
+    """What `shoal distill` takes."""
+
+    student: str = argument("STUDENT", "The network that learns, as MODEL.")
+    data: str = argument("DATA", _DATA_HELP)
+    teacher: str = option("--teacher", "The network it learns from.", metavar="MODEL")
+    budget: str = option("--budget", "How long: a time, or a number of steps.", "5m", metavar="10m|2000")
+    unlabelled: str | None = _UNLABELLED()
+    rate: float | None = option("--lr", "The highest learning rate; found by a short test by default.", None)
+    features: float | None = option(
+        "--features",
+        "Weight of the features' error; 0: outputs alone. Default: 64 with SGD, 4 with AdamW.",
+        None,
+        min=0,
+    )
+    labels: float = option("--labels", "Weight of the labels; 0 needs none.", 0.0, min=0)
+    bf16: bool = _BF16()
+    weights: Path | None = _WEIGHTS()
+    teacher_weights: Path | None = option("--teacher-weights", "A state dict for the teacher.", None, metavar="FILE")
+    data_options: DataOptions = nested(DataOptions)
+    channels_last: bool = _TRAIN_CHANNELS_LAST()
+    out: Path | None = _OUT()
+    device: str = _DEVICE()
+    dry_run: bool = _DRY_RUN()
+    command: str = command_line()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What `shoal train` takes; None leaves it to the recipe."""
+
+    model: str | None = argument("MODEL", _MODEL_HELP, None)
+    data: str | None = argument("DATA", _DATA_HELP, None)
+    epsilon: float | None = option(
+        "--epsilon", "Branches whose output stays below it add nothing; 0 trains the plain network.", None
+    )
+    recipe: str | None = option("--recipe", "digits, cifar10, cifar100, svhn, imagenet; that of DATA by default.", None)
+    epochs: int | None = option("--epochs", "Instead of the recipe's.", None, min=1)
+    rate: float | None = option("--lr", "The first learning rate.", None)
+    decay: float | None = option("--decay", "The weight decay.", None)
+    side: bool = option("--side/--no-side", "Side supervision in the middle.", True)
+    freeze_after: int | None = option(
+        "--freeze-after", "Epochs a gate stays closed before its block is removed.", None, min=1
+    )
+    faithful: bool = option(
+        "--faithful", "As in the paper: blocks are removed only when their weights have died.", False
+    )
+    hold: int = option("--hold", "Epochs with open gates first.", 0, min=0)
+    rise: int = option("--rise", "Epochs in which epsilon then rises.", 0, min=0)
+    bf16: bool = _BF16()
+    channels_last: bool = _TRAIN_CHANNELS_LAST()
+    compile: bool = option("--compile", "Use torch.compile.", False)
+    checkpoint_every: int = option("--checkpoint-every", "Epochs between checkpoints.", 1, min=1)
+    compare: bool = option(
+        "--compare", "Also train the plain network, and one with a far too large epsilon, to compare with.", False
+    )
+    also_epsilon: str | None = option(
+        "--also-epsilon", "Other values of epsilon to compare this run with.", None, metavar="A,B"
+    )
+    weights: Path | None = _WEIGHTS()
+    data_options: DataOptions = nested(DataOptions, omit=("batch_size", "tokenizer", "sequence_length"))
+    out: Path | None = _OUT()
+    device: str = _DEVICE()
+    batch_size: int | None = option("--batch-size", "Instead of the recipe's.", None, min=2)
+    dry_run: bool = _DRY_RUN()
+    command: str = command_line()

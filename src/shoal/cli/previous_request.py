@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shoal.cli.compress import TABLES, CompressRequest
-from shoal.cli.loading import DataOptions
+from shoal.cli.options import DataOptions
 from shoal.errors import FolderError, UsageError
 from shoal.files.reading import is_file, read_json, refusing
 from shoal.pipeline import Budget, parse_goal

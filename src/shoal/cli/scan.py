@@ -1,16 +1,16 @@
 """`shoal scan`: from the words of the command line to the scan, its record and its report."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from shoal.cli.console import Session
-from shoal.cli.loading import DataOptions, check_input, open_data, open_network, output_folder, pick_device
+from shoal.cli.loading import check_input, check_pair, open_data, open_network, output_folder, pick_device
+from shoal.cli.options import ScanRequest
 from shoal.errors import UsageError
 from shoal.files.writing import write_text
 from shoal.record import ScanRecord
 from shoal.report import render_scan, show_scan
-from shoal.scanning import ScanRunInfo, ScanSettings, scan
+from shoal.scanning import ScanRunInfo, scan
 from shoal.sources import Data
 from shoal.store import RunFolder
 from shoal.store.folder import RECORD, REPORT
@@ -19,41 +19,26 @@ from shoal.surgery import model_digest
 SPLITS = ("train", "validation", "test")
 
 
-@dataclass(frozen=True)
-class ScanRequest:
-    """Everything `shoal scan` was asked."""
-
-    model: str
-    data: str
-    also: str | None
-    weights: Path | None
-    split: str
-    settings: ScanSettings
-    data_options: DataOptions
-    out: Path | None
-    device: str
-    dry_run: bool
-    command: str
-
-
 def run_scan(session: Session, request: ScanRequest) -> int:
     """Carry it out; returns the exit code."""
     session.check_alone("scan")
     if request.split not in SPLITS:
         raise UsageError(f"--split is '{request.split}', expected one of {', '.join(SPLITS)}", "Leave it out for test.")
+    model, source = check_pair(request.model, request.data, "scan")
+    request = replace(request, model=model, data=source)
     device = pick_device(request.device)
-    opened = open_network(session, request.model, request.weights, device)
-    data = open_data(session, request.data, request.data_options, opened)
+    opened = open_network(session, model, request.weights, device)
+    data = open_data(session, source, request.data_options, opened)
     other = open_data(session, request.also, request.data_options, opened) if request.also else None
     for one in (data, other):
         if one is not None:
             check_input(opened.model, one)
     if request.dry_run:
         sizes = data.describe()
-        session.say(f"Would scan {request.model} on the {request.split} part of {sizes}. Nothing was written.")
+        session.say(f"Would scan {model} on the {request.split} part of {sizes}. Nothing was written.")
         return 0
     path = output_folder(request.out, "scan")
-    session.resume_hint = f"The same command with --out {path} goes on from here."
+    session.resume_hint = f"The same command with --out {path} resumes this run."
     with RunFolder(path, "scan", _arguments(request, model_digest(opened.model), device)) as folder:
         if folder.resumed:
             session.say(f"resuming the scan in {path}")

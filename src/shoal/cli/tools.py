@@ -1,15 +1,18 @@
-"""`shoal apply`, `shoal export` and `shoal bench`: commands on a network that is there already."""
+"""The commands that change no network of their own: trace, certify, apply, export, bench."""
 
 import json
-from pathlib import Path
 from typing import Any
 
+from shoal.blocks import analyze
 from shoal.cli.console import Session
-from shoal.cli.loading import open_network, output_folder, pick_device, random_like
+from shoal.cli.loading import example_for, open_data, open_network, output_folder, pick_device, random_like
+from shoal.cli.options import ApplyRequest, BenchRequest, CertifyRequest, DataOptions, ExportRequest, TraceRequest
 from shoal.errors import ExportError
 from shoal.measure import latency, machine, within_noise
+from shoal.pipeline import block_records
 from shoal.plan import read_plan
 from shoal.record import Latency
+from shoal.report import show_certificate, show_chain
 from shoal.store import (
     Exported,
     RunFolder,
@@ -21,18 +24,48 @@ from shoal.store import (
     save,
 )
 from shoal.store.folder import ONNX, PROGRAM
-from shoal.surgery import apply, example_of
+from shoal.surgery import apply, certify, example_of
 
 
-def run_apply(session: Session, model: str, plan_path: Path, weights: Path | None, out: Path | None) -> int:
+def run_trace(session: Session, request: TraceRequest) -> int:
+    """Show the chain of residual blocks."""
+    opened = open_network(session, request.model, request.weights)
+    data = open_data(session, request.data, DataOptions(size=request.size), opened) if request.data else None
+    chain = analyze(opened.model, example_for(opened, data, request.shape)).chain
+    if session.as_json:
+        session.print_json(chain.to_dict())
+    else:
+        show_chain(block_records(chain), session.console)
+        if chain.note:
+            session.say(chain.note)
+    return 0
+
+
+def run_certify(session: Session, request: CertifyRequest) -> int:
+    """Compare two networks; 1 where they are different."""
+    device = pick_device(request.device)
+    original = open_network(session, request.a, request.weights, device)
+    candidate = open_network(session, request.b, request.weights_b, device)
+    data = open_data(session, request.data, request.data_options, original)
+    certificate = certify(
+        original.model, candidate.model, data.test(), tolerance=request.tolerance, output=request.output
+    )
+    if session.as_json:
+        session.print_json(certificate.model_dump(mode="json"))
+    else:
+        show_certificate(certificate, session.console)
+    return 1 if certificate.verdict == "different" else 0
+
+
+def run_apply(session: Session, request: ApplyRequest) -> int:
     """Carry a plan out and write weights, plan and program."""
     session.check_alone("apply")
-    plan = read_plan(plan_path)
-    opened = open_network(session, model, weights)
+    plan = read_plan(request.plan)
+    opened = open_network(session, request.model, request.weights)
     cut = apply(opened.model, plan).eval()
-    path = output_folder(out, "apply")
+    path = output_folder(request.out, "apply")
     said = None
-    with RunFolder(path, "apply", {"model": model, "plan": json.loads(plan.model_dump_json())}):
+    with RunFolder(path, "apply", {"model": request.model, "plan": json.loads(plan.model_dump_json())}):
         try:
             export_program(cut, random_like(example_of(plan.inputs)), path / PROGRAM)
         except ExportError as error:
@@ -49,16 +82,17 @@ def run_apply(session: Session, model: str, plan_path: Path, weights: Path | Non
     return 0
 
 
-def run_export(session: Session, folder: Path, *, onnx: bool, torch_export: bool) -> int:
+def run_export(session: Session, request: ExportRequest) -> int:
     """Write the files asked for and say how far they are from the network."""
     session.check_alone("export")
+    folder = request.folder
     plan = read_folder_plan(folder)
     network = load_folder(folder, session.consent)
     example = random_like(example_of(plan.inputs, batch=4))
     made: dict[str, Exported] = {}
-    if torch_export:
+    if request.torch_export or not request.onnx:
         made["torch_export"] = export_program(network, example, folder / PROGRAM)
-    if onnx:
+    if request.onnx:
         made["onnx"] = export_onnx(network, example, folder / ONNX)
     if session.as_json:
         session.print_json({name: _plain(one) for name, one in made.items()})
@@ -82,24 +116,23 @@ def _plain(one: Exported) -> dict[str, Any]:
     }
 
 
-def run_bench(
-    session: Session, folder: Path, batch_size: int, *, channels_last: bool, seconds: float, device: str
-) -> int:
+def run_bench(session: Session, request: BenchRequest) -> int:
     """Time the original factory's network and the one in the folder, in turns."""
-    plan, where = read_folder_plan(folder), pick_device(device)
+    folder = request.folder
+    plan, device = read_folder_plan(folder), pick_device(request.device)
     networks = {
-        "original": original_of(folder, plan, session.consent).to(where),
-        "compressed": load_folder(folder, session.consent).to(where),
+        "original": original_of(folder, plan, session.consent).to(device),
+        "compressed": load_folder(folder, session.consent).to(device),
     }
     times: dict[str, list[Latency]] = {"original": [], "compressed": []}
-    for size in dict.fromkeys((1, batch_size)):
-        batch = random_like(example_of(plan.inputs, batch=size)).to(where)
-        timed = latency(networks, batch, channels_last=channels_last, min_seconds=seconds)
+    for size in dict.fromkeys((1, request.batch_size)):
+        batch = random_like(example_of(plan.inputs, batch=size)).to(device)
+        timed = latency(networks, batch, channels_last=request.channels_last, min_seconds=request.seconds)
         for name, one in timed.items():
             times[name].append(one)
     if session.as_json:
         plain = {name: [one.model_dump(mode="json") for one in found] for name, found in times.items()}
-        session.print_json({**plain, "machine": machine(where).model_dump(mode="json")})
+        session.print_json({**plain, "machine": machine(device).model_dump(mode="json")})
         return 0
     for before, after in zip(times["original"], times["compressed"], strict=True):
         noise = " (within the noise)" if within_noise(before, after) else ""
@@ -108,7 +141,7 @@ def run_bench(
             f"{before.median_ms / after.median_ms:.2f} times as fast{noise}"
         )
     first = times["original"][0]
-    layout = "channels last" if channels_last else "channels first"
+    layout = "channels last" if request.channels_last else "channels first"
     session.say(f"{first.device}, {first.dtype}, {first.threads} threads, {layout}; median and quartiles")
     return 0
 

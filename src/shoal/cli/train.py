@@ -1,7 +1,7 @@
 """`shoal train`: from the words of the command line to a trained network in an output folder."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import nn
 
 from shoal.cli.console import Session, rank
 from shoal.cli.loading import (
-    DataOptions,
     check_input,
     numbers,
     open_data,
@@ -18,6 +17,7 @@ from shoal.cli.loading import (
     output_folder,
     pick_device,
 )
+from shoal.cli.options import TrainRequest
 from shoal.epsilon.finish import TrainResult, TrainRunInfo, finish
 from shoal.epsilon.gate import checked_epsilon
 from shoal.epsilon.recipes import recipe, recipe_for
@@ -32,37 +32,6 @@ from shoal.store import RunFolder
 from shoal.surgery import model_digest
 from shoal.training.engine import broadcast_from_main
 from shoal.training_record import BaselineRun, TrainRecord
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """Everything `shoal train` was asked; None leaves it to the recipe."""
-
-    model: str | None
-    data: str | None
-    weights: Path | None
-    recipe: str | None
-    epsilon: float | None
-    epochs: int | None
-    rate: float | None
-    decay: float | None
-    side: bool
-    freeze_after: int | None
-    faithful: bool
-    hold: int
-    rise: int
-    bf16: bool
-    channels_last: bool
-    compile: bool
-    checkpoint_every: int
-    compare: bool
-    also_epsilon: str | None
-    batch_size: int | None
-    data_options: DataOptions
-    out: Path | None
-    device: str
-    dry_run: bool
-    command: str
 
 
 def run_train(session: Session, request: TrainRequest) -> int:
@@ -101,7 +70,7 @@ def _claimed(
     path = output_folder(request.out, "train")
     folder = RunFolder(path, "train", arguments) if session.rank == 0 else None
     path = broadcast_from_main(path, device)
-    session.resume_hint = f"The same command with --out {path} goes on from the last checkpoint."
+    session.resume_hint = f"The same command with --out {path} resumes from the last checkpoint."
     if folder is not None and folder.resumed:
         session.say(f"resuming the run in {path}")
     return path, folder
