@@ -209,3 +209,13 @@ def test_they_come_back_where_something_raises():
     with pytest.raises(ZeroDivisionError):
         use()
     assert [one.data_ptr() for one in tensors(model)] == places
+
+
+@pytest.mark.parametrize("by", [4, 20, 60])
+def test_a_tensor_elsewhere_is_copied_and_one_that_lies_well_is_not(by):
+    tensor = shifted(torch.randn(5, 3), by)
+    assert not is_aligned(tensor)
+    assert is_aligned(aligned(tensor))
+    assert torch.equal(aligned(tensor), tensor)
+    well = torch.randn(5, 3)
+    assert aligned(well) is well

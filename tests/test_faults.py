@@ -11,13 +11,13 @@ import pytest
 pytestmark = pytest.mark.heavy
 
 SCRIPTS = Path(__file__).parent.parent / "scripts" / "faults"
-FEW = "--random 2 --writes 6 --inside 2 --disks 1 --commands".split()
+FEW = "--random 1 --writes 3 --inside 1 --disks 1 --commands".split()
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("faults") / "results.json"
-    command = [sys.executable, str(SCRIPTS), *FEW, "compress --remove,scan", "--results", str(path)]
+    command = [sys.executable, str(SCRIPTS), *FEW, "compress --remove", "--results", str(path)]
     ran = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
@@ -28,15 +28,15 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["random", "writes", "inside", "disks", "owners"])
 def test_nothing_is_lost(results, kind):
     lost = {item["command"]: item["lost"] for item in results[kind]}
-    assert lost == {"compress --remove": [], "scan": []}
+    assert lost == {"compress --remove": []}
 
 
 def test_every_kill_was_one(results):
     counts = {kind: sum(item["kills"] for item in results[kind]) for kind in ("random", "writes", "inside")}
-    assert counts == {"random": 2, "writes": 6, "inside": 2}
+    assert counts == {"random": 1, "writes": 3, "inside": 1}
     unfinished = sum(item["ends"].get("killed, repeated to the end", 0) for item in results["writes"])
-    assert unfinished >= 4, "kills that met a run which was finished prove little"
-    assert [item["refused"] for item in results["disks"]] == [1, 1]
+    assert unfinished >= 1, "kills that met a run which was finished prove little"
+    assert [item["refused"] for item in results["disks"]] == [1]
 
 
 def test_the_page_is_what_was_measured(tmp_path, monkeypatch):

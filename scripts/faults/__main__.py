@@ -79,7 +79,7 @@ def _import_everything(folder: Path) -> None:
     timing = import_module("shoal.measure.latency")
     take_turns = timing._take_turns
     timing._take_turns = lambda timers, seconds, rounds: take_turns(timers, min(seconds, 0.01), rounds)
-    for name in ("compressing", "scanning", "training", "distilling"):
+    for name in ("compress", "scan", "train", "distill"):
         import_module(f"shoal.cli.{name}")
     before, sys.argv = Path.cwd(), ["shoal", *_warm_up().words]
     os.chdir(folder)

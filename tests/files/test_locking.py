@@ -57,3 +57,13 @@ def test_a_process_that_ends_leaves_no_owner(tmp_path):
     code = f"{imports}lock = lock_folder(Path({str(tmp_path)!r})); lock.me = lock"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert [file.name for file in tmp_path.iterdir() if file.name != LOCK] == []
+
+
+def test_a_fork_that_ends_lets_nothing_go(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from shoal.files.locking import lock_folder\n"
+        f"path = Path({str(tmp_path)!r}); lock = lock_folder(path)\n"
+        "if not os.fork(): sys.exit()\n"
+        "os.wait(); sys.exit(0 if (path / '.shoal.owner.json').exists() else 3)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

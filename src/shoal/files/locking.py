@@ -36,7 +36,7 @@ class FolderLock:
             reason = getattr(error, "strerror", None) or error
             raise FolderError(f"cannot lock the folder '{folder}': {reason}", "Choose another --out.") from error
         # Also where nobody calls `release`, as with tables: when the last who holds the lock goes, or the process ends.
-        self._finalizer = finalize(self, _unlock, self._lock, folder / OWNER)
+        self._finalizer = finalize(self, _unlock, self._lock, folder / OWNER, os.getpid())
         try:
             write_text(folder / OWNER, json.dumps(_owner()) + "\n")
         except FolderError:
@@ -52,7 +52,9 @@ class FolderLock:
         self._finalizer()
 
 
-def _unlock(lock: FileLock, owner: Path) -> None:
+def _unlock(lock: FileLock, owner: Path, pid: int) -> None:
+    if os.getpid() != pid:  # a fork that ends must not let go what its parent holds
+        return
     with suppress(OSError):
         owner.unlink(missing_ok=True)
     with suppress(OSError):
