@@ -23,6 +23,7 @@ from shoal.replace import (
 )
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
+from shoal.training import TrainingBudget
 
 
 def randn(*shape, seed=0):
@@ -419,7 +420,7 @@ def test_a_refit_walks_past_a_student_and_fits_what_is_behind_it():
     anatomy = teacher(batches)
     line = build_segments(anatomy)
     [asked] = students_of(anatomy, line, [spans(anatomy)[1, 3]], ["block"])
-    one = train_students(anatomy, batches, [asked], steps=1).fitted[0]
+    one = train_students(anatomy, batches, [asked], budget=TrainingBudget(steps=1)).fitted[0]
     own = student(anatomy, batches, one)
     before = {name: value.clone() for name, value in own.get_submodule("layer1.1").state_dict().items()}
     twin = refit_(anatomy, copy.deepcopy(own), [one], batches)
