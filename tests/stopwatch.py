@@ -25,7 +25,7 @@ def turns(models, batch, **_):
 
 
 def shares_in_place(model, line, others, batch, *, channels_last=False):
-    """In the place of `shoal.pipeline.profiling.shares_in_place`: nothing takes longer where it stands."""
+    """In the place of `shoal.pipeline.profiling.latency_shares`: nothing takes longer in the network."""
     whole = milliseconds(model, batch)
     steps = {step.path: on_zeros(line.module(model, step.path), step.in_shape) / whole for step in line.segments}
     return steps, {key: on_zeros(one.module, one.shape) / whole for key, one in others.items()}
@@ -61,7 +61,7 @@ def install(monkeypatch):
 
 
 class FakeClock:
-    """A clock for `Planner` and `Prices` that asks `milliseconds` and remembers what it was asked."""
+    """A latency backend for `PlanSearch` and `CostModel` that asks `milliseconds` and remembers what it was asked."""
 
     measures = True
 
@@ -69,10 +69,10 @@ class FakeClock:
         self.batch, self.source = batch, source
         self.asked = []
 
-    def modules(self, group, shape):
+    def time_modules(self, group, shape):
         self.asked += [("module", shape, module) for module in group.values()]
         return {key: on_zeros(module, shape) for key, module in group.items()}
 
-    def networks(self, group, *, longer=False):
-        self.asked += [("longer" if longer else "network", name, one) for name, one in group.items()]
+    def time_models(self, group, *, precise=False):
+        self.asked += [("longer" if precise else "network", name, one) for name, one in group.items()]
         return {name: milliseconds(one, self.batch) for name, one in group.items()}

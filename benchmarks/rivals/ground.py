@@ -18,8 +18,7 @@ from shoal.blocks import BlockGraph, analyze
 from shoal.errors import UsageError
 from shoal.measure import kl_per_sample, latency, log_probabilities
 from shoal.pipeline import MeasureConfig
-from shoal.pipeline.data_splits import DataSplits, split_samples_for_plan
-from shoal.pipeline.mixed_calibration import with_mixup
+from shoal.pipeline.data_splits import DataSplits, split_samples_for_plan, with_mixup
 from shoal.pipeline.recovery_probe import RecoveryProbe
 from shoal.preserve import evaluating
 from shoal.record import Latency
@@ -71,12 +70,12 @@ class Ground:
     @property
     def fit_on(self) -> list[Batch]:
         """What is fitted and recalibrated on."""
-        return self._parts.fit_on
+        return self._parts.fit
 
     @cached_property
     def judge_on(self) -> list[Batch]:
         """What networks are chosen by, as the planner does: samples held back, and behind them their blends."""
-        return with_mixup(self._parts.judge_on)
+        return with_mixup(self._parts.damage)
 
     @cached_property
     def anatomy(self) -> BlockGraph:
@@ -86,15 +85,15 @@ class Ground:
     @cached_property
     def _said(self) -> list[Tensor]:
         with evaluating(self.model):
-            return [log_probabilities(logits_of(call(self.model, batch)), None) for batch in self.judge_on]
+            return [log_probabilities(logits_of(call(self.model, batch)), None) for batch in self.judge]
 
     def damage(self, network: nn.Module) -> float:
         """Mean KL(original || network) on the samples held back for judging."""
         total = 0.0
         with evaluating(network):
-            for batch, said in zip(self.judge_on, self._said, strict=True):
+            for batch, said in zip(self.judge, self._said, strict=True):
                 total += float(kl_per_sample(said, logits_of(call(network, batch))).sum())
-        return total / sum(batch.size for batch in self.judge_on)
+        return total / sum(batch.size for batch in self.judge)
 
     def times(self, networks: dict[str, nn.Module], seconds: float) -> dict[str, Latency]:
         """The original and these networks, in turns in one run; `seconds` for each, about."""

@@ -23,7 +23,7 @@ def planned(ground: Ground, target: float) -> Made:
     )
     told = build_context(ground.model, ground.calibration, None, goal, settings, divergence, ground.progress)
     try:
-        found = build_planner(told, None, ground.folder / "tables").within(goal, ground.trial)
+        found = build_planner(told, None, ground.folder / "tables").solve_budget(goal, ground.trial)
     except NotReachedError as error:
         raise Unreached(None, error.message) from error
     done = {

@@ -20,7 +20,7 @@ from shoal.errors import FolderError, ShoalError
 from shoal.files.jsonl import JsonlFile
 from shoal.files.reading import read_json, refusing
 from shoal.files.tensors import DIGEST, digest_of_tensors
-from shoal.pipeline.cache import CLAIM, MeasurementCache
+from shoal.pipeline.cache import FINGERPRINT, MeasurementCache
 from shoal.pipeline.latency_backends import LatencyTableFile
 from shoal.plan import InputSpec, NetworkSignature, Plan, Remove, read_plan
 from shoal.sources.image_sets import image_folder
@@ -141,7 +141,7 @@ def _read(kind: str, content: bytes, folder: Path) -> None:
 
 
 def _tables(path: Path) -> None:
-    (path.parent / CLAIM).write_text("{}")
+    (path.parent / FINGERPRINT).write_text("{}")
     shelf = MeasurementCache(path.parent, {})
     shelf.prices("here")
     shelf.damages()

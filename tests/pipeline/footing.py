@@ -59,7 +59,7 @@ def plain():
 
 
 def maker(model=None, shape=(12, 3, 8, 8), shelf=None, clock=None, judged=None, **more):
-    """A TableMaker by the fake clock."""
+    """A CandidateBuilder by the fake clock."""
     data = batches(*shape)
     anatomy = analyze(copy.deepcopy(model) if model is not None else network(), data[0].take(2))
     clock = clock or stopwatch.FakeClock(data[0])
@@ -71,10 +71,10 @@ def maker(model=None, shape=(12, 3, 8, 8), shelf=None, clock=None, judged=None, 
 
 
 def planner(tables=None, model=None, shape=(12, 3, 8, 8), clock=None, data=None, **more):
-    """A Planner by the fake clock."""
+    """A PlanSearch by the fake clock."""
     model = model if model is not None else network()
     data = data or batches(*shape)
     anatomy = analyze(copy.deepcopy(model), data[0].take(2))
-    tables = tables or maker(model, shape, **more).make()
-    builder = PlanBuilder(anatomy, model, tables, data, batches(*shape, first=9), CLASSES)
+    tables = tables or maker(model, shape, **more).build()
+    builder = PlanBuilder(anatomy, tables, data, batches(*shape, first=9), CLASSES)
     return PlanSearch(builder, clock or stopwatch.FakeClock(data[0]))

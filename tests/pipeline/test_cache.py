@@ -14,9 +14,9 @@ CLAIM = {"network": "abc", "stand_ins": ("linear", "conv3"), "longest": 2}
 def fitted(kinds=("linear", "conv3"), longest=1):
     one = maker()
     wanted = [
-        ReplacementSpec(span, kind) for span in find_spans(one.anatomy, one.prices.line, longest) for kind in kinds
+        ReplacementSpec(span, kind) for span in find_spans(one.graph, one.costs.segments, longest) for kind in kinds
     ]
-    return wanted, fit_all(one.anatomy, batches(12, 3, 8, 8), wanted), torch.zeros(1)
+    return wanted, fit_all(one.graph, batches(12, 3, 8, 8), wanted), torch.zeros(1)
 
 
 def names(made):
@@ -25,13 +25,13 @@ def names(made):
 
 def test_prices_of_each_clock_are_kept_apart_and_found_again(tmp_path):
     shelf = MeasurementCache(tmp_path / "t", CLAIM)
-    shelf.add_prices("measured", {"a": 0.1, "b": 1 / 3})
-    shelf.add_prices("phone", {"a": 7.0})
-    shelf.add_prices("measured", {"c": 2.0})
+    shelf.add_latencies("measured", {"a": 0.1, "b": 1 / 3})
+    shelf.add_latencies("phone", {"a": 7.0})
+    shelf.add_latencies("measured", {"c": 2.0})
     again = MeasurementCache(tmp_path / "t", CLAIM)
-    assert again.prices("measured") == shelf.prices("measured") == {"a": 0.1, "b": 1 / 3, "c": 2.0}
-    assert again.prices("phone") == {"a": 7.0}
-    assert again.prices("other") == {}
+    assert again.latencies("measured") == shelf.latencies("measured") == {"a": 0.1, "b": 1 / 3, "c": 2.0}
+    assert again.latencies("phone") == {"a": 7.0}
+    assert again.latencies("other") == {}
 
 
 def test_damages_come_back_to_the_last_bit(tmp_path):
@@ -68,10 +68,10 @@ def test_only_what_is_wanted_comes_back(tmp_path):
 def test_without_a_folder_it_lives_in_memory():
     wanted, made, like = fitted(kinds=("linear",))
     shelf = MeasurementCache(None, CLAIM)
-    shelf.add_prices("measured", {"a": 0.1})
+    shelf.add_latencies("measured", {"a": 0.1})
     shelf.add_damages(0, {"x": [1.0]})
     shelf.add_fitted(made, names(made))
-    assert shelf.prices("measured") == {"a": 0.1}
+    assert shelf.latencies("measured") == {"a": 0.1}
     assert shelf.damages() == {"x": {0: [1.0]}}
     assert shelf.fitted(wanted, like) == []
 

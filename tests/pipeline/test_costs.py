@@ -9,7 +9,7 @@ from shoal.blocks import analyze
 from shoal.measure import cost
 from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.candidate_table import removal_candidates
-from shoal.pipeline.costs import FREE, CostModel, shape_key
+from shoal.pipeline.costs import ZERO_COST, CostModel, shape_key
 from shoal.pipeline.latency_backends import MeasuredLatency
 from shoal.pipeline.profiling import PlacedModule
 from shoal.replace import build_segments, find_spans
@@ -21,7 +21,7 @@ def prices(model=None, clock=None, shelf=None):
     one = CostModel(
         anatomy, build_segments(anatomy), data, clock or stopwatch.FakeClock(data), shelf or MeasurementCache(None, {})
     )
-    return one, removal_candidates(anatomy, one.line)
+    return one, removal_candidates(anatomy, one.segments)
 
 
 def test_every_step_costs_what_it_costs_alone_and_the_rest_is_fixed():
@@ -35,7 +35,7 @@ def test_every_step_costs_what_it_costs_alone_and_the_rest_is_fixed():
     for path, price in one.steps.items():
         module = network().get_submodule(path)
         assert price.params == sum(p.numel() for p in module.parameters())
-        assert price.latency_ms == pytest.approx(stopwatch.on_zeros(module, one.line.segment(path).in_shape))
+        assert price.latency_ms == pytest.approx(stopwatch.on_zeros(module, one.segments.segment(path).in_shape))
     for name in ("latency_ms", "macs", "params"):
         total = getattr(one.fixed, name) + sum(getattr(price, name) for price in one.steps.values())
         assert total == pytest.approx(getattr(one.whole, name))
@@ -43,7 +43,7 @@ def test_every_step_costs_what_it_costs_alone_and_the_rest_is_fixed():
 
 def test_a_clock_by_which_the_parts_take_longer_than_the_whole_leaves_nothing_fixed():
     class Slow(stopwatch.FakeClock):
-        def modules(self, group, shape):
+        def time_modules(self, group, shape):
             return dict.fromkeys(group, 1000.0)
 
     [data] = batches(4, 3, 8, 8, count=1)
@@ -56,14 +56,16 @@ def test_a_clock_by_which_the_parts_take_longer_than_the_whole_leaves_nothing_fi
 def test_a_span_takes_the_sum_of_its_steps():
     one, others = prices()
     one.measure(others)
-    [span] = [span for span in find_spans(one.anatomy, one.line, 2) if (span.start, span.stop) == (1, 3)]
-    assert one.span(span) == pytest.approx(sum(one.steps[path].latency_ms for path in ("layer1.1", "layer2.0")))
+    [span] = [span for span in find_spans(one.graph, one.segments, 2) if (span.start, span.stop) == (1, 3)]
+    assert one.span(span).latency_ms == pytest.approx(
+        sum(one.steps[path].latency_ms for path in ("layer1.1", "layer2.0"))
+    )
 
 
 def test_alike_modules_are_asked_for_once():
     one, others = prices(network(3))
     one.measure(others)
-    asked = [module for what, _, module in one.clock.asked if what == "module"]
+    asked = [module for what, _, module in one.backend.asked if what == "module"]
     blocks = [module for module in asked if isinstance(module, networks.CifarBlock)]
     assert len(blocks) == 5  # layer1; the first of layer2 and layer3, and the others there
     assert one.steps["layer1.0"] == one.steps["layer1.2"]
@@ -87,16 +89,16 @@ def test_what_is_left_of_unlike_blocks_has_a_price_each():
     assert {placed.shape for placed in others.values()} == {(4, 8, 8)}
     assert len({shape_key(placed.module, placed.shape) for placed in others.values()}) == 2
     one.measure(others)
-    asked = {id(module) for what, _, module in one.clock.asked if what == "module"}
+    asked = {id(module) for what, _, module in one.backend.asked if what == "module"}
     assert asked >= {id(placed.module) for placed in others.values()}
-    assert all(one.of(placed.module, placed.shape).latency_ms > 0 for placed in others.values())
+    assert all(one.lookup(placed.module, placed.shape).latency_ms > 0 for placed in others.values())
 
 
 def test_an_identity_is_free_and_never_asked_for():
     one, others = prices()
     one.measure({**others, "nothing": PlacedModule(nn.Identity(), (4, 8, 8), ("layer1.0",))})
-    assert one.of(nn.Identity(), (4, 8, 8)) == FREE
-    assert not any(isinstance(module, nn.Identity) for _, _, module in one.clock.asked)
+    assert one.lookup(nn.Identity(), (4, 8, 8)) == ZERO_COST
+    assert not any(isinstance(module, nn.Identity) for _, _, module in one.backend.asked)
 
 
 def test_likeness_tells_settings_parameters_and_shapes_apart():
@@ -117,11 +119,11 @@ def test_likeness_tells_settings_parameters_and_shapes_apart():
 def test_what_the_shelf_holds_is_not_asked_for_again(tmp_path):
     first, others = prices(shelf=MeasurementCache(tmp_path / "t", {}))
     first.measure(others)
-    assert first.clock.asked
+    assert first.backend.asked
     again, others = prices(shelf=MeasurementCache(tmp_path / "t", {}))
     again.measure(others)
-    assert again.clock.asked == []
-    assert (again.steps, again.whole, again.found) == (first.steps, first.whole, first.found)
+    assert again.backend.asked == []
+    assert (again.steps, again.whole, again.candidates) == (first.steps, first.whole, first.candidates)
 
 
 def test_another_clock_is_asked_even_where_the_shelf_holds_prices(tmp_path):
@@ -130,7 +132,7 @@ def test_another_clock_is_asked_even_where_the_shelf_holds_prices(tmp_path):
     [data] = batches(4, 3, 8, 8, count=1)
     other, others = prices(shelf=MeasurementCache(tmp_path / "t", {}), clock=stopwatch.FakeClock(data, source="other"))
     other.measure(others)
-    assert other.clock.asked
+    assert other.backend.asked
 
 
 @pytest.mark.parametrize("make", [network, plain])
@@ -150,11 +152,13 @@ def test_this_machine_times_steps_where_they_stand(monkeypatch, make):
     one.measure(others)
     assert len(seen) == 1
     for path, price in one.steps.items():
-        step = one.line.segment(path)
-        assert price.latency_ms == pytest.approx(2 * stopwatch.on_zeros(one.line.module(model, path), step.in_shape))
+        step = one.segments.segment(path)
+        assert price.latency_ms == pytest.approx(
+            2 * stopwatch.on_zeros(one.segments.module(model, path), step.in_shape)
+        )
     for placed in others.values():
         alone = stopwatch.on_zeros(placed.module, placed.shape)
-        assert one.of(placed.module, placed.shape).latency_ms == pytest.approx(3 * alone)
+        assert one.lookup(placed.module, placed.shape).latency_ms == pytest.approx(3 * alone)
 
 
 def test_alike_steps_take_the_mean_of_what_was_measured_and_their_sum_stays(monkeypatch):
@@ -176,8 +180,8 @@ def test_latencies_are_by_likeness():
     one, others = prices()
     one.measure(others)
     found = one.latencies()
-    step = one.line.segment("layer2.1")
-    assert found[shape_key(one.anatomy.model.layer2[1], step.in_shape)] == one.steps["layer2.1"].latency_ms
-    for key, price in one.found.items():
+    step = one.segments.segment("layer2.1")
+    assert found[shape_key(one.graph.model.layer2[1], step.in_shape)] == one.steps["layer2.1"].latency_ms
+    for key, price in one.candidates.items():
         assert found[key] == price.latency_ms
-    assert any("ShortcutModule on (4, 8, 8)" in words for words in one.words.values())
+    assert any("ShortcutModule on (4, 8, 8)" in words for words in one.labels.values())

@@ -37,7 +37,7 @@ def test_this_machine_times_modules_on_random_inputs_of_its_batch_and_dtype(monk
 
     monkeypatch.setattr(room, "latency", latency)
     clock = MeasuredLatency(torch.zeros(1, dtype=torch.bfloat16), batch(), channels_last=True, seconds=0.3)
-    assert clock.modules({"a": nn.ReLU(), "b": nn.Identity()}, (5, 6, 7)) == {"a": 2.0, "b": 2.0}
+    assert clock.time_modules({"a": nn.ReLU(), "b": nn.Identity()}, (5, 6, 7)) == {"a": 2.0, "b": 2.0}
     [(made, channels_last, seconds)] = seen
     assert (tuple(made.shape), made.dtype, channels_last, seconds) == ((4, 5, 6, 7), torch.bfloat16, True, 0.3)
     assert (clock.source, clock.measures) == ("measured", True)
@@ -52,29 +52,29 @@ def test_whole_networks_are_compared_turn_by_turn(monkeypatch):
 
     monkeypatch.setattr(room, "interleaved_latency", turns)
     clock = MeasuredLatency(torch.zeros(1), batch())
-    found = clock.networks({"whole": nn.ReLU(), "cut": nn.ReLU()})
+    found = clock.time_models({"whole": nn.ReLU(), "cut": nn.ReLU()})
     assert found == pytest.approx({"whole": 11.0, "cut": 5.5})
-    clock.networks({"whole": nn.ReLU(), "cut": nn.ReLU()}, longer=True)
+    clock.time_models({"whole": nn.ReLU(), "cut": nn.ReLU()}, precise=True)
     assert asked[1] > asked[0] > clock.seconds
 
 
 def test_this_machine_really_times():
     clock = MeasuredLatency(torch.zeros(1), batch(), seconds=0.001)
-    assert clock.modules({"one": nn.Conv2d(3, 4, 3)}, (3, 8, 8))["one"] > 0
-    assert set(clock.networks({"whole": network(1), "cut": network(1)})) == {"whole", "cut"}
+    assert clock.time_modules({"one": nn.Conv2d(3, 4, 3)}, (3, 8, 8))["one"] > 0
+    assert set(clock.time_models({"whole": network(1), "cut": network(1)})) == {"whole", "cut"}
 
 
 def test_a_table_is_read_by_key(tmp_path):
     clock = LatencyTableFile(table(tmp_path))
-    assert clock.modules({"a": nn.ReLU(), "b": nn.ReLU()}, (1,)) == {"a": 1.5, "b": 0.0}
-    assert clock.networks({"whole": nn.ReLU(), "cut": nn.ReLU()}) == {"whole": 9.0}
+    assert clock.time_modules({"a": nn.ReLU(), "b": nn.ReLU()}, (1,)) == {"a": 1.5, "b": 0.0}
+    assert clock.time_models({"whole": nn.ReLU(), "cut": nn.ReLU()}) == {"whole": 9.0}
     assert clock.source == "phone.json (a phone, batch 4)"
     assert not clock.measures
 
 
 def test_what_a_table_does_not_hold_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"knows nothing of 2 modules, the first is c\n.*`shoal latency`"):
-        LatencyTableFile(table(tmp_path)).modules({"a": nn.ReLU(), "c": nn.ReLU(), "d": nn.ReLU()}, (1,))
+    with pytest.raises(UsageError, match=r"has no entry for 2 modules, the first is c\n.*`shoal latency`"):
+        LatencyTableFile(table(tmp_path)).time_modules({"a": nn.ReLU(), "c": nn.ReLU(), "d": nn.ReLU()}, (1,))
 
 
 @pytest.mark.parametrize(
@@ -92,20 +92,20 @@ def test_what_a_table_does_not_hold_is_refused(tmp_path):
 )
 def test_a_damaged_table_is_refused(tmp_path, changes):
     path = table(tmp_path, **changes)
-    with pytest.raises(SpecError, match=r"phone.json' is no table of latencies.*\n.*shoal latency MODEL DATA"):
+    with pytest.raises(SpecError, match=r"phone.json' is an invalid latency table.*\n.*shoal latency MODEL DATA"):
         LatencyTableFile(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"entries": {}}'])
 def test_a_file_that_is_no_table_is_refused(tmp_path, text):
     (tmp_path / "t.json").write_text(text)
-    with pytest.raises(SpecError, match="is no table of latencies"):
+    with pytest.raises(SpecError, match="is an invalid latency table"):
         LatencyTableFile(tmp_path / "t.json")
 
 
 def test_a_binary_file_and_no_file_are_refused(tmp_path):
     (tmp_path / "t.json").write_bytes(b"\x80\x81\xff")
-    with pytest.raises(SpecError, match="is no table of latencies"):
+    with pytest.raises(SpecError, match="is an invalid latency table"):
         LatencyTableFile(tmp_path / "t.json")
     with pytest.raises(SpecError, match=r"cannot read the latencies '.*none.json': No such file"):
         LatencyTableFile(tmp_path / "none.json")
@@ -115,8 +115,8 @@ def test_a_function_is_called_with_the_module_and_the_shape_with_its_batch(tmp_p
     clock = LatencyFunction(
         function(tmp_path, "return shape[0] + shape[-1] / 10 + len(list(module.parameters()))"), batch()
     )
-    assert clock.modules({"a": nn.ReLU(), "b": nn.Conv2d(3, 3, 1)}, (3, 5, 5)) == {"a": 4.5, "b": 6.5}
-    assert clock.networks({"whole": nn.ReLU()}) == {"whole": pytest.approx(4.8)}
+    assert clock.time_modules({"a": nn.ReLU(), "b": nn.Conv2d(3, 3, 1)}, (3, 5, 5)) == {"a": 4.5, "b": 6.5}
+    assert clock.time_models({"whole": nn.ReLU()}) == {"whole": pytest.approx(4.8)}
     assert clock.source == "own.py:milliseconds"
     assert clock.measures
 
@@ -134,16 +134,16 @@ def test_a_function_is_called_with_the_module_and_the_shape_with_its_batch(tmp_p
 def test_a_function_that_fails_or_talks_nonsense_is_refused(tmp_path, body, message):
     clock = LatencyFunction(function(tmp_path, body), batch())
     with pytest.raises(SpecError, match=message):
-        clock.modules({"a": nn.ReLU()}, (3, 5, 5))
+        clock.time_modules({"a": nn.ReLU()}, (3, 5, 5))
     with pytest.raises(SpecError):
-        clock.networks({"whole": nn.ReLU()})
+        clock.time_models({"whole": nn.ReLU()})
 
 
 def test_zero_is_a_time_for_a_module_but_not_for_the_whole_network(tmp_path):
     clock = LatencyFunction(function(tmp_path, "return 0"), batch())
-    assert clock.modules({"a": nn.ReLU()}, (3,)) == {"a": 0.0}
+    assert clock.time_modules({"a": nn.ReLU()}, (3,)) == {"a": 0.0}
     with pytest.raises(SpecError, match="returned 0 for the whole network"):
-        clock.networks({"whole": nn.ReLU()})
+        clock.time_models({"whole": nn.ReLU()})
 
 
 def test_the_option_is_a_file_or_a_function(tmp_path):

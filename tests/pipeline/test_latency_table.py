@@ -47,7 +47,7 @@ def test_what_is_written_on_one_device_prices_plans_on_another(tmp_path, make):
     for name, price in here.steps.items():
         assert there.steps[name].latency_ms == pytest.approx(price.latency_ms)
     for placed in others.values():
-        pair = [one.of(placed.module, placed.shape).latency_ms for one in (here, there)]
+        pair = [one.lookup(placed.module, placed.shape).latency_ms for one in (here, there)]
         assert pair[1] == pytest.approx(pair[0])
 
 
@@ -72,7 +72,7 @@ def test_other_weights_have_the_same_latencies_and_another_network_has_not(tmp_p
     same, others = prices(other, LatencyTableFile(path))
     same.measure(others)
     wider, others = prices(plain(), LatencyTableFile(path))
-    with pytest.raises(UsageError, match=r"knows nothing of \d+ modules.*[\s\S]*another network or other spans"):
+    with pytest.raises(UsageError, match=r"has no entry for \d+ modules.*[\s\S]*another network or other spans"):
         wider.measure(others)
 
 

@@ -6,7 +6,7 @@ from shoal.errors import UsageError, WeightsError
 from shoal.pipeline.context import CompressContext, MeasureConfig
 from shoal.pipeline.goals import RemoveBlocks
 from shoal.pipeline.greedy import RemovalChoice
-from shoal.pipeline.plan_checkpoint import CUT, cut_fingerprint, load_cut, save_cut
+from shoal.pipeline.plan_checkpoint import FILENAME, load_plan, plan_fingerprint, save_plan
 from shoal.pipeline.result import CompressedModel
 from shoal.plan import Remove, Replace, Replacement
 from shoal.replace import build_replacement
@@ -33,8 +33,8 @@ def made():
 
 def test_everything_comes_back(tmp_path):
     one = made()
-    save_cut(tmp_path, one, CLAIM)
-    other = load_cut(tmp_path, network(), EXAMPLE, CLAIM)
+    save_plan(tmp_path, one, CLAIM)
+    other = load_plan(tmp_path, network(), EXAMPLE, CLAIM)
     assert (other.choice, other.actions, other.notes) == (one.choice, one.actions, one.notes)
     assert torch.equal(other.model(EXAMPLE.args[0]), one.model(EXAMPLE.args[0]))
 
@@ -42,18 +42,18 @@ def test_everything_comes_back(tmp_path):
 def test_what_a_module_keeps_besides_tensors_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.BatchNorm2d, "get_extra_state", lambda self: {"version": "2"})
     monkeypatch.setattr(torch.nn.BatchNorm2d, "set_extra_state", lambda self, state: None)
-    save_cut(tmp_path, made(), CLAIM)
-    assert load_cut(tmp_path, network(), EXAMPLE, CLAIM).actions == made().actions
+    save_plan(tmp_path, made(), CLAIM)
+    assert load_plan(tmp_path, network(), EXAMPLE, CLAIM).actions == made().actions
 
 
 def test_nothing_another_network_and_rubbish(tmp_path):
-    assert load_cut(tmp_path, network(), EXAMPLE, CLAIM) is None
-    save_cut(tmp_path, made(), CLAIM)
+    assert load_plan(tmp_path, network(), EXAMPLE, CLAIM) is None
+    save_plan(tmp_path, made(), CLAIM)
     with pytest.raises(UsageError, match="another network, goal or data"):
-        load_cut(tmp_path, network(), EXAMPLE, {"network": "xyz"})
-    (tmp_path / CUT).write_bytes(b"half")
+        load_plan(tmp_path, network(), EXAMPLE, {"network": "xyz"})
+    (tmp_path / FILENAME).write_bytes(b"half")
     with pytest.raises(WeightsError, match="no checkpoint"):
-        load_cut(tmp_path, network(), EXAMPLE, CLAIM)
+        load_plan(tmp_path, network(), EXAMPLE, CLAIM)
 
 
 def told(**more):
@@ -62,21 +62,21 @@ def told(**more):
 
 
 def test_the_claim_names_all_that_the_choice_depends_on():
-    claim = cut_fingerprint(told(), None, 0)
-    assert cut_fingerprint(told(), None, 0) == claim
+    claim = plan_fingerprint(told(), None, 0)
+    assert plan_fingerprint(told(), None, 0) == claim
     others = [
-        cut_fingerprint(told(goal=RemoveBlocks(2)), None, 0),
-        cut_fingerprint(told(judged_on=[EXAMPLE]), None, 0),
-        cut_fingerprint(told(settings=MeasureConfig(stand_ins=("linear",))), None, 0),
-        cut_fingerprint(told(damage=made), None, 0),
-        cut_fingerprint(told(), "latency.json", 0),
-        cut_fingerprint(told(), None, 3),
+        plan_fingerprint(told(goal=RemoveBlocks(2)), None, 0),
+        plan_fingerprint(told(judged_on=[EXAMPLE]), None, 0),
+        plan_fingerprint(told(settings=MeasureConfig(stand_ins=("linear",))), None, 0),
+        plan_fingerprint(told(damage=made), None, 0),
+        plan_fingerprint(told(), "latency.json", 0),
+        plan_fingerprint(told(), None, 3),
     ]
     assert claim not in others
     assert all(one not in others[number + 1 :] for number, one in enumerate(others))
 
 
 def test_a_claim_comes_back_from_the_disk_as_it_was(tmp_path):
-    claim = cut_fingerprint(told(), tmp_path / "latency.json", 2)
-    save_cut(tmp_path, made(), claim)
-    assert load_cut(tmp_path, network(), EXAMPLE, claim) is not None
+    claim = plan_fingerprint(told(), tmp_path / "latency.json", 2)
+    save_plan(tmp_path, made(), claim)
+    assert load_plan(tmp_path, network(), EXAMPLE, claim) is not None

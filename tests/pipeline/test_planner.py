@@ -209,7 +209,7 @@ def test_latencies_of_another_device_decide_and_are_named(tmp_path):
 
 def test_tables_of_another_network_are_refused(tmp_path):
     (tmp_path / "t.json").write_text(latency_table(footing.plain(), batches(12, 3, 8, 8)[0]).to_json())
-    with pytest.raises(UsageError, match=r"knows nothing of \d+ modules"):
+    with pytest.raises(UsageError, match=r"has no entry for \d+ modules"):
         planned(latency=0.5, latency_from=tmp_path / "t.json")
 
 

@@ -36,7 +36,7 @@ def solved(tables, **target):
 
 
 def test_finished_tables_are_solved_without_measuring_or_building(tables, monkeypatch):
-    for owner, name in ((PlanBuilder, "build"), (MeasurementCache, "add")):
+    for owner, name in ((PlanBuilder, "build"), (MeasurementCache, "append")):
         monkeypatch.setattr(owner, name, lambda *args: pytest.fail("measured or built"))
     found = solved(tables, macs="0.5")
     assert found.plan.macs <= 0.5 * cost(network(), data()[0].take(1)).macs

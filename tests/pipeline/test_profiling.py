@@ -47,7 +47,6 @@ def lasting_network(clock):
     torch.manual_seed(0)
     model = networks.randomised(networks.PreactNet(4, 3))
     for number, block in enumerate(model.blocks):
-        block.register_forward_pre_hook(lambda *_: None)
         block.bn1 = nn.Sequential(block.bn1, Lasting(clock, number + 1.0))
     model.head = nn.Sequential(model.head, Lasting(clock, 4.0))
     return model
@@ -112,7 +111,7 @@ def test_what_covers_the_same_module_is_never_in_one_mosaic():
         "c": PlacedModule(nn.Identity(), (1,), ("z",)),
         "d": PlacedModule(nn.Identity(), (1,), ("w",)),
     }
-    groups = room._mosaics(others)
+    groups = room._pack(others)
     assert sorted(key for group in groups for key in group) == ["a", "b", "c", "d"]
     assert len(groups) == 2
     for group in groups:
@@ -125,10 +124,10 @@ def test_what_covers_the_same_module_is_never_in_one_mosaic():
 def test_real_networks_and_everything_that_may_stand_in_run_and_stay_as_they_were(make, channels_last, monkeypatch):
     monkeypatch.setattr(room, "_ROUNDS", 1)
     one = maker(make())
-    model, line = one.anatomy.model, one.prices.line
+    model, line = one.graph.model, one.costs.segments
     before = copy.deepcopy(model.state_dict())
-    others = timed_modules(one.anatomy, line, one.kinds, 3)
-    steps, found = latency_shares(model, line, others, one.fit_on[0], channels_last=channels_last)
+    others = timed_modules(one.graph, line, one.kinds, 3)
+    steps, found = latency_shares(model, line, others, one.fit[0], channels_last=channels_last)
     assert set(steps) == set(line.paths)
     assert set(found) == set(others)
     assert all(share > 0 for share in steps.values())

@@ -192,7 +192,7 @@ def test_interruptions_damaged_files_and_faults_of_the_program_are_not_swallowed
     assert raised.value is error
 
 
-@pytest.mark.parametrize("place", ["check_recovery", "load_cut", "save_cut", "RecoveryTask"])
+@pytest.mark.parametrize("place", ["check_recovery", "load_plan", "save_plan", "RecoveryTask"])
 def test_faults_of_the_program_are_not_swallowed_wherever_they_are(monkeypatch, place, tmp_path):
     def broken(*args, **kwargs):
         raise AttributeError("a slip of the pen")

@@ -64,8 +64,8 @@ def test_the_plan_that_recovers_best_is_chosen_within_the_budget():
         return 1.0 / (1 + removals(actions))
 
     one = planner(kinds=("linear", "conv3"), longest=2)
-    plain = one.within(Budget(macs=0.6))
-    found = one.within(Budget(macs=0.6), RecoveryProbe(4, most_removals, "2 steps"))
+    plain = one.solve_budget(Budget(macs=0.6))
+    found = one.solve_budget(Budget(macs=0.6), RecoveryProbe(4, most_removals, "2 steps"))
     assert 2 <= len(seen) <= 4
     assert removals(found.actions) == max(removals(actions) for actions in seen) >= removals(plain.actions)
     assert list(seen[0]) == list(plain.actions)  # the best by damage contends first
@@ -78,7 +78,7 @@ def test_the_plan_that_recovers_best_is_chosen_within_the_budget():
 def test_a_single_contender_needs_no_trial():
     one = planner(kinds=("linear",), longest=1)
     trial = RecoveryProbe(1, lambda network, actions: pytest.fail("tried"), "2 steps")
-    assert one.within(Budget(macs=0.6), trial).actions == one.within(Budget(macs=0.6)).actions
+    assert one.solve_budget(Budget(macs=0.6), trial).actions == one.solve_budget(Budget(macs=0.6)).actions
 
 
 def test_the_best_few_recover_before_one_is_chosen(monkeypatch):

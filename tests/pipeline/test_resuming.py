@@ -40,7 +40,7 @@ class Watch:
 
     def __init__(self, monkeypatch):
         self.fitted, self.judged, self.timed, self.tables = [], [], 0, None
-        fit_all, run_from, make = candidate_table.fit_all, PrefixCache.run, CandidateBuilder.make
+        fit_all, run_from, make = candidate_table.fit_all, PrefixCache.run_from, CandidateBuilder.build
 
         def fitting(anatomy, given, wanted, **more):
             self.fitted += [one.name for one in wanted]
@@ -59,9 +59,9 @@ class Watch:
             return self.tables
 
         monkeypatch.setattr(candidate_table, "fit_all", fitting)
-        monkeypatch.setattr(PrefixCache, "run", running)
+        monkeypatch.setattr(PrefixCache, "run_from", running)
         monkeypatch.setattr("shoal.pipeline.costs.latency_shares", shares)
-        monkeypatch.setattr(CandidateBuilder, "make", making)
+        monkeypatch.setattr(CandidateBuilder, "build", making)
 
     def work(self):
         return len(self.fitted), len(self.judged), self.timed
@@ -74,10 +74,15 @@ def watch(monkeypatch):
 
 def same(one, other):
     assert one.edges == other.edges
-    assert (one.whole, one.fixed, one.worths, one.notes) == (other.whole, other.fixed, other.worths, other.notes)
-    assert one.fitted.keys() == other.fitted.keys()
-    for index, fitted in one.fitted.items():
-        state = other.fitted[index].module.state_dict()
+    assert (one.whole, one.fixed, one.removal_damages, one.notes) == (
+        other.whole,
+        other.fixed,
+        other.removal_damages,
+        other.notes,
+    )
+    assert one.fitted_by_edge.keys() == other.fitted_by_edge.keys()
+    for index, fitted in one.fitted_by_edge.items():
+        state = other.fitted_by_edge[index].module.state_dict()
         torch.testing.assert_close(fitted.module.state_dict(), state, rtol=0, atol=0)
 
 

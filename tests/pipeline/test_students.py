@@ -16,7 +16,7 @@ from shoal.errors import UsageError
 from shoal.pipeline import CompressConfig, RecoveryConfig, candidate_table, compress
 from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.greedy import RemovalChoice
-from shoal.pipeline.plan_checkpoint import load_cut, save_cut
+from shoal.pipeline.plan_checkpoint import load_plan, save_plan
 from shoal.pipeline.result import CompressedModel
 from shoal.plan import Plan, Replace
 from shoal.recover import DistillConfig, TrainingBudget
@@ -47,14 +47,14 @@ def taught(shelf=None, **more):
 
 @pytest.fixture(scope="module")
 def tables():
-    return taught().make()
+    return taught().build()
 
 
 def test_they_stand_in_the_table_beside_the_closed_forms(tables):
-    kinds = {one.kind for one in tables.fitted.values()}
+    kinds = {one.kind for one in tables.fitted_by_edge.values()}
     assert {"conv3", "narrow", "block"} <= kinds
     keeps = {edge.start: edge for edge in tables.edges if edge.action == "keep"}
-    for index, one in tables.fitted.items():
+    for index, one in tables.fitted_by_edge.items():
         if one.stand_in.student:
             edge = tables.edges[index]
             assert edge.depth == len(one.stand_in.copies)
@@ -64,35 +64,37 @@ def test_they_stand_in_the_table_beside_the_closed_forms(tables):
 
 def test_their_damage_is_that_of_the_network_with_them_in_place(tables):
     one = taught()
-    for index, fitted in tables.fitted.items():
+    for index, fitted in tables.fitted_by_edge.items():
         if not fitted.stand_in.student:
             continue
-        own = analyze(network(), one.fit_on[0].take(2))
+        own = analyze(network(), one.fit[0].take(2))
         replace_spans_(own, [Replace(paths=list(fitted.span.paths), stand_in=fitted.stand_in)],
                        {fitted.span.paths[0]: fitted.module})  # fmt: skip
         with torch.no_grad():
             kl = [
                 (original.log_softmax(1).exp() * (original.log_softmax(1) - own.model(x).log_softmax(1))).sum(1)
-                for x in (batch.args[0] for batch in one.judge_on)
+                for x in (batch.args[0] for batch in one.judge)
                 for original in [network()(x)]
             ]
         assert tables.edges[index].damage == pytest.approx(float(torch.cat(kl).mean()), rel=1e-3, abs=1e-7)
 
 
 def test_none_are_made_unless_asked_for():
-    made = maker(longest=3).make()
-    assert not any(one.stand_in.student for one in made.fitted.values())
+    made = maker(longest=3).build()
+    assert not any(one.stand_in.student for one in made.fitted_by_edge.values())
 
 
 def test_what_was_trained_is_not_trained_again(tmp_path, monkeypatch):
     claim = {"students": True}
-    first = taught(MeasurementCache(tmp_path / "t", claim)).make()
+    first = taught(MeasurementCache(tmp_path / "t", claim)).build()
     monkeypatch.setattr("shoal.pipeline.candidate_table.train_students", lambda *_, **__: pytest.fail("trained again"))
-    again = taught(MeasurementCache(tmp_path / "t", claim)).make()
+    again = taught(MeasurementCache(tmp_path / "t", claim)).build()
     assert again.edges == first.edges
     assert again.notes == first.notes
-    for index, one in first.fitted.items():
-        torch.testing.assert_close(again.fitted[index].module.state_dict(), one.module.state_dict(), rtol=0, atol=0)
+    for index, one in first.fitted_by_edge.items():
+        torch.testing.assert_close(
+            again.fitted_by_edge[index].module.state_dict(), one.module.state_dict(), rtol=0, atol=0
+        )
 
 
 def test_the_untrained_are_gone_before_others_learn(monkeypatch):
@@ -112,7 +114,7 @@ def test_the_untrained_are_gone_before_others_learn(monkeypatch):
 
     monkeypatch.setattr(candidate_table, "_untrained", watched)
     monkeypatch.setattr(candidate_table, "train_students", training)
-    taught(kinds=("block",), clock=clock).make()
+    taught(kinds=("block",), clock=clock).build()
     assert alive == [0]
 
 
@@ -163,10 +165,10 @@ def test_they_recover_and_an_interrupted_recovery_finds_its_cut(tmp_path):
 def test_a_kept_cut_comes_back_with_its_students(tmp_path):
     result = planned(macs=0.6)
     example = Batch((data()[0][:2],))
-    save_cut(
+    save_plan(
         tmp_path, CompressedModel(result.model, RemovalChoice([], {}, {}, True, "done"), replaced(result)), {"a": 1}
     )
-    found = load_cut(tmp_path, network(), example, {"a": 1})
+    found = load_plan(tmp_path, network(), example, {"a": 1})
     x = data()[0]
     with torch.no_grad():
         assert torch.equal(found.model(x), result.model(x))

@@ -105,7 +105,7 @@ def test_a_deep_chain_has_as_many_points_as_asked_for_each_better_in_one_of_both
 
 
 def test_what_makes_no_front_is_refused():
-    with pytest.raises(PlanError, match="1 points were asked for, expected at least 2"):
+    with pytest.raises(PlanError, match="points is 1, expected at least 2"):
         front(keeps(2), 2, points=1)
     with pytest.raises(PlanError, match=r"the cost is 'mac', .*\n.*'macs'"):
         front(keeps(2), 2, cost="mac")

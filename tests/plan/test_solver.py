@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import PlanError
-from shoal.plan import Edge, Path, ResourceLimits, best, drop_dominated, solve
-from shoal.plan.solver import QUANTITIES, TOLERANCE
+from shoal.plan import Edge, Path, ResourceLimits, best, solve
+from shoal.plan.solver import OBJECTIVES as QUANTITIES
+from shoal.plan.solver import TOLERANCE
 
 OBJECTIVES = st.sampled_from(QUANTITIES)
 
@@ -142,38 +143,6 @@ def test_paths_that_are_not_wanted_are_not_given(problem, objective, data):
         assert total(edges, found.edges, objective) == pytest.approx(total(edges, left[0], objective), rel=2e-9, abs=0)
 
 
-@settings(max_examples=100, deadline=None)
-@given(problem=st.one_of(problems(), problems(whole=False)), objective=OBJECTIVES)
-def test_the_optimum_is_no_worse_without_the_dominated_edges(problem, objective):
-    edges, length, budget = problem
-    fewer = drop_dominated(edges, length)
-    assert [one for one in edges if one.action == "keep"] == [one for one in fewer if one.action == "keep"]
-    before, after = ranked(edges, length, budget, objective), ranked(fewer, length, budget, objective)
-    assert bool(before) == bool(after)
-    if before:
-        assert total(fewer, after[0], objective) == total(edges, before[0], objective)
-
-
-def test_an_edge_goes_where_another_over_its_span_is_as_good_in_everything():
-    better = edge(0, 2, damage=1, latency_ms=1, macs=1, params=1)
-    worse = edge(0, 2, damage=1, latency_ms=2, macs=1, params=1)
-    faster = edge(0, 2, damage=3, latency_ms=0.5, macs=1, params=1)
-    elsewhere = edge(0, 1, damage=5, latency_ms=5, macs=5, params=5)
-    same = edge(0, 2, damage=1, latency_ms=1, macs=1, params=1)
-    shallower = edge(0, 2, "remove", damage=9, latency_ms=9, macs=9, params=9)
-    rest = keeps(2, latency_ms=9)
-    edges = [worse, better, faster, elsewhere, same, shallower, *rest]
-    assert drop_dominated(edges, 2) == [better, faster, elsewhere, shallower, *rest]
-
-
-def test_a_keep_edge_stays_and_may_be_the_reason_another_goes():
-    [kept] = keeps(1)
-    twin = edge(0, 1, latency_ms=1, macs=1, params=1)
-    assert drop_dominated([twin, kept], 1) == [kept]
-    free = edge(0, 1)
-    assert drop_dominated([kept, free], 1) == [kept, free]
-
-
 def test_the_totals_belong_to_the_edges_in_order():
     edges = [edge(1, 3, damage=0.5, latency_ms=0.25, macs=3, params=4), *keeps(3, macs=2, params=5)]
     path = solve(edges, 3, ResourceLimits(latency_ms=2))
@@ -293,7 +262,6 @@ def test_an_edge_outside_the_chain_is_refused(start, stop):
     for call in (
         lambda: solve(edges, 3, ResourceLimits()),
         lambda: best(edges, 3, ResourceLimits(), 2),
-        lambda: drop_dominated(edges, 3),
     ):
         with pytest.raises(PlanError, match=rf"edge 3 covers the positions {start}\.\.{stop}, expected 0\.\.3\n.*Drop"):
             call()
@@ -322,7 +290,7 @@ def test_a_malformed_without_is_refused(unwanted):
 
 
 def test_no_paths_at_all_cannot_be_asked_for():
-    with pytest.raises(PlanError, match="0 paths were asked for"):
+    with pytest.raises(PlanError, match="k is 0, expected at least 1"):
         best(keeps(1), 1, ResourceLimits(), 0)
 
 

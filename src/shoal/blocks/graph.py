@@ -161,7 +161,7 @@ class Chain:
         return {"blocks": blocks, "note": self.note}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BlockGraph:
     """A traced network: its chain, and for every removable block its shortcut, the module that stays without branches.
 

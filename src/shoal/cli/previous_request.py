@@ -12,7 +12,7 @@ from shoal.cli.options import DataOptions
 from shoal.errors import FolderError, UsageError
 from shoal.files.reading import is_file, read_json, refusing
 from shoal.pipeline import Budget, parse_goal
-from shoal.pipeline.cache import CLAIM
+from shoal.pipeline.cache import FINGERPRINT
 from shoal.pipeline.candidate_table import STUDENT_BUDGET
 from shoal.recover import read_budget
 from shoal.store.folder import RUN
@@ -80,7 +80,7 @@ def load_previous_request(folder: Path, asked: CompressRequest, given: Collectio
     before = _arguments(folder)
     _check_asked(asked, before, given)
     tables = (Path(before["tables"]) if before.get("tables") else folder / TABLES).resolve()
-    if not is_file(tables / CLAIM):  # nothing is begun in a folder that run.json merely names
+    if not is_file(tables / FINGERPRINT):  # nothing is begun in a folder that run.json merely names
         raise FolderError(f"'{folder}' holds no tables: its run made no plan", "Give the folder of one with a budget.")
     options = DataOptions(
         before["mean"],

@@ -16,7 +16,7 @@ from shoal.pipeline.goals import (
     parse_goal,
 )
 from shoal.pipeline.outcome import block_records
-from shoal.pipeline.predict import PlanPrediction, predict_plan
+from shoal.pipeline.planner import PlanPrediction, predict_plan
 from shoal.pipeline.recovery import RecoveryConfig
 from shoal.pipeline.result import CompressResult
 from shoal.progress import Callbacks, Journal, NullJournal

@@ -31,8 +31,7 @@ from shoal.pipeline.goals import (
 from shoal.pipeline.greedy import GreedyRemoval, RemovalChoice
 from shoal.pipeline.naming import removal_notes
 from shoal.pipeline.outcome import FirstBatchLoader, measure_outcome
-from shoal.pipeline.plan_checkpoint import cut_fingerprint, load_cut, save_cut
-from shoal.pipeline.plan_search import plan_choice
+from shoal.pipeline.plan_checkpoint import load_plan, plan_fingerprint, save_plan
 from shoal.pipeline.planner import build_planner, split_data
 from shoal.pipeline.recovery import (
     REASONS_TO_SKIP,
@@ -202,7 +201,7 @@ class _Run:
         if self.recovery is None or self.recovery.path is None:
             return None
         try:
-            return load_cut(self.recovery.path, self.context.model, self.example, self._fingerprint(self.recovery))
+            return load_plan(self.recovery.path, self.context.model, self.example, self._fingerprint(self.recovery))
         except REASONS_TO_SKIP as error:
             self.messages.append(skip_or_raise(self.recovery, error))
             self.recovery = None
@@ -232,14 +231,14 @@ class _Run:
         planner = build_planner(context, self.config.latency_from, tables)
         match goal:
             case ParetoPoint():
-                planned = planner.picked(goal.index)
+                planned = planner.at_index(goal.index)
             case MaxDrop():
-                planned = planner.fastest_within(goal.points, split_data(context).drop_on)
+                planned = planner.fastest_within_drop(goal.points, split_data(context).drop)
             case Budget():
-                planned = planner.within(goal, self.task.probe() if self.task is not None else None)
+                planned = planner.solve_budget(goal, self.task.probe() if self.task is not None else None)
             case _:
                 raise AssertionError(f"{goal} takes no plan")
-        return CompressedModel(planned.model, plan_choice(planned), list(planned.actions), planned.notes)
+        return CompressedModel(planned.model, planned.to_choice(), list(planned.actions), planned.notes)
 
     def recovered(self, compressed: CompressedModel) -> CompressedModel:
         """The network after it learned from the original; it is kept before, so that a resumed run starts from it."""
@@ -248,7 +247,7 @@ class _Run:
             return compressed
         try:
             if recovery.path is not None:
-                save_cut(recovery.path, compressed, self._fingerprint(recovery))
+                save_plan(recovery.path, compressed, self._fingerprint(recovery))
             result = task.run(compressed.model, compressed.actions)
             choice = self._judged_again(compressed.choice, result.model)
         except REASONS_TO_SKIP as error:
@@ -278,14 +277,14 @@ class _Run:
         )
 
     def _fingerprint(self, recovery: RecoveryConfig) -> dict[str, Any]:
-        return cut_fingerprint(self.context, self.config.latency_from, recovery.try_plans)
+        return plan_fingerprint(self.context, self.config.latency_from, recovery.try_plans)
 
     def _judged_again(self, choice: RemovalChoice, model: nn.Module) -> RemovalChoice:
         """The choice with the figures on validation as they are after recovery, where there are any."""
         context, goal = self.context, self.context.goal
         if choice.validation is None:
             return choice
-        part = split_data(context).drop_on if goal.by_plan else context.judged_on or context.chosen_on
+        part = split_data(context).drop if goal.by_plan else context.judged_on or context.chosen_on
         before, after = paired_predictions([context.anatomy.model, model], part, reading=context.damage.reading)
         comparison = compare(before, after, choice.validation.split)
         if not isinstance(goal, MaxDrop):

@@ -1,8 +1,8 @@
-"""The tables of a network on disk as they grow: latencies, fitted stand-ins, damages.
+"""The tables of a network on disk as they grow: latencies, fitted replacements, damages.
 
 `tables.json` says which network, data and settings they belong to; `tables.jsonl` holds one finished measurement a
-line, weights lie beside it as safetensors. What stands there is never measured again, so that an interrupted run goes
-on and another goal starts from finished tables.
+line, weights are next to it as safetensors. Nothing in it is measured twice, so that an interrupted run resumes and
+another goal starts from finished tables.
 """
 
 import json
@@ -24,30 +24,30 @@ from shoal.fingerprint import as_json, check_fingerprint
 from shoal.plan import Replacement
 from shoal.replace import FittedReplacement, ReplacementSpec, StudentSpec, build_replacement
 
-Wish = ReplacementSpec | StudentSpec
+CandidateSpec = ReplacementSpec | StudentSpec
 
-CLAIM, _LINES = "tables.json", "tables.jsonl"
+FINGERPRINT, _LINES = "tables.json", "tables.jsonl"
 
 
-class _Prices(TypedDict):
+class _LatencyLine(TypedDict):
     kind: Literal["prices"]
     source: str
     ms: dict[str, float]
 
 
-class _Damage(TypedDict):
+class _DamageLine(TypedDict):
     kind: Literal["damage"]
     batch: int
     values: dict[str, list[float]]
 
 
-class _Students(TypedDict):
+class _StudentsLine(TypedDict):
     kind: Literal["students"]
     names: list[str]
     notes: list[str]
 
 
-class _Member(TypedDict):
+class _FittedMember(TypedDict):
     name: str
     stand_in: dict[str, Any]
     ridge: float | None
@@ -57,11 +57,11 @@ class _Member(TypedDict):
 
 class _FittedLine(TypedDict):
     kind: Literal["fitted"]
-    file: Annotated[str, Field(pattern=r"^stand-ins-\d+\.safetensors$")]  # beside the tables, nowhere else
-    members: list[_Member]
+    file: Annotated[str, Field(pattern=r"^stand-ins-\d+\.safetensors$")]  # next to the tables, nowhere else
+    members: list[_FittedMember]
 
 
-_LINE: TypeAdapter[Any] = TypeAdapter(_Prices | _Damage | _Students | _FittedLine)
+_LINE: TypeAdapter[Any] = TypeAdapter(_LatencyLine | _DamageLine | _StudentsLine | _FittedLine)
 
 
 class MeasurementCache:
@@ -69,19 +69,21 @@ class MeasurementCache:
 
     Args:
         path: created if missing.
-        claim: what the tables belong to, as plain data.
-        legacy: values of `claim` as version 0.1.0 wrote them.
+        fingerprint: what the tables belong to, as plain data.
+        legacy: values of `fingerprint` as version 0.1.0 wrote them.
 
     Raises:
         FolderError: the folder holds tables of something else, or cannot be written.
     """
 
-    def __init__(self, path: Path | None, claim: Mapping[str, Any], legacy: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: Path | None, fingerprint: Mapping[str, Any], legacy: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
         self.entries: list[dict[str, Any]] = []
         self.lines: JsonlFile | None = None
         if path is not None:
-            self._claim(path, as_json(claim), legacy)
+            self._check_fingerprint(path, as_json(fingerprint), legacy)
             self.lines = JsonlFile(path / _LINES)
             self.entries = self.lines.read()
             with refusing(
@@ -90,111 +92,113 @@ class MeasurementCache:
                 for line in self.entries:
                     _LINE.validate_python(line)
 
-    def _claim(self, path: Path, claim: dict[str, Any], legacy: Mapping[str, Any] | None) -> None:
+    def _check_fingerprint(self, path: Path, fingerprint: dict[str, Any], legacy: Mapping[str, Any] | None) -> None:
         with refusing(FolderError, f"cannot use '{path}' for the tables", "Choose another folder."):
             path.mkdir(parents=True, exist_ok=True)
             self.lock = lock_folder(path, shared=True)
-            if not (path / CLAIM).exists():
-                write_text(path / CLAIM, json.dumps(claim, indent=2) + "\n")
-            theirs = read_json(path / CLAIM)
-            if not isinstance(theirs, dict):
-                raise ValueError(f"{CLAIM} was not written by Shoal")
+            if not (path / FINGERPRINT).exists():
+                write_text(path / FINGERPRINT, json.dumps(fingerprint, indent=2) + "\n")
+            written = read_json(path / FINGERPRINT)
+            if not isinstance(written, dict):
+                raise ValueError(f"{FINGERPRINT} was not written by Shoal")
         check_fingerprint(
-            theirs,
-            claim,
+            written,
+            fingerprint,
             message=f"the tables in '{path}' were made for something else",
             hint="Give the same network, data and settings, or choose a new folder.",
             legacy=legacy,
         )
         remove_partial(path)
 
-    def add(self, line: dict[str, Any]) -> None:
+    def append(self, line: dict[str, Any]) -> None:
         """Keep one finished measurement."""
         if self.lines is not None:
             self.lines.append(line)
         self.entries.append(line)
 
-    def prices(self, source: str) -> dict[str, float]:
-        """Milliseconds by key, of one clock.
+    def latencies(self, source: str) -> dict[str, float]:
+        """Milliseconds by key, of one source.
 
         Raises:
             FolderError: the tables are damaged.
         """
-        lines = (one for one in self.entries if one["kind"] == "prices" and one["source"] == source)
+        lines = (line for line in self.entries if line["kind"] == "prices" and line["source"] == source)
         return {key: ms for line in lines for key, ms in line["ms"].items()}
 
-    def add_prices(self, source: str, ms: Mapping[str, float]) -> None:
-        """Keep milliseconds by key, of one clock."""
-        self.add({"kind": "prices", "source": source, "ms": dict(ms)})
+    def add_latencies(self, source: str, ms: Mapping[str, float]) -> None:
+        """Keep milliseconds by key, of one source."""
+        self.append({"kind": "prices", "source": source, "ms": dict(ms)})
 
     def damages(self) -> dict[str, dict[int, list[float]]]:
-        """Damage of each sample by the name of the change and the number of the mini-batch."""
-        found: dict[str, dict[int, list[float]]] = {}
+        """Damage of each sample by the name of the change and the index of the mini-batch."""
+        damages: dict[str, dict[int, list[float]]] = {}
         for line in self.entries:
             if line["kind"] == "damage":
                 for name, values in line["values"].items():
-                    found.setdefault(name, {})[line["batch"]] = values
-        return found
+                    damages.setdefault(name, {})[line["batch"]] = values
+        return damages
 
     def add_damages(self, batch: int, values: Mapping[str, Sequence[float]]) -> None:
         """Keep the damages measured on one mini-batch."""
-        self.add({"kind": "damage", "batch": batch, "values": {name: list(one) for name, one in values.items()}})
+        self.append(
+            {"kind": "damage", "batch": batch, "values": {name: list(damages) for name, damages in values.items()}}
+        )
 
-    def fitted(self, wanted: Sequence[Wish], like: torch.Tensor) -> list[FittedReplacement]:
-        """Those of `wanted` that were fitted before, built and filled.
+    def fitted(self, specs: Sequence[CandidateSpec], like: torch.Tensor) -> list[FittedReplacement]:
+        """Those of `specs` that were fitted before, with their weights.
 
         Raises:
             FolderError: their weights are missing or damaged.
         """
         if self.path is None:
             return []
-        by_name = {one.name: one for one in wanted}
-        found = []
+        by_name = {spec.name: spec for spec in specs}
+        fitted: list[FittedReplacement] = []
         for line in self.entries:
-            members = [one for one in line.get("members", ()) if one["name"] in by_name]
+            members = [member for member in line.get("members", ()) if member["name"] in by_name]
             if members:
-                found += _restored(self.path / line["file"], members, by_name, like)
-        return found
+                fitted += _load(self.path / line["file"], members, by_name, like)
+        return fitted
 
     def add_fitted(self, fitted: Sequence[FittedReplacement], names: Sequence[str]) -> None:
-        """Keep stand-ins: the weights first, then the line that says they are whole."""
+        """Keep replacements: the weights first, then the line that says they are complete."""
         if self.path is None:
             return
-        file = f"stand-ins-{sum(one['kind'] == 'fitted' for one in self.entries)}.safetensors"
+        file = f"stand-ins-{sum(line['kind'] == 'fitted' for line in self.entries)}.safetensors"
         state = {
             f"{name}/{key}": tensor
-            for name, one in zip(names, fitted, strict=True)
-            for key, tensor in one.module.state_dict().items()
+            for name, replacement in zip(names, fitted, strict=True)
+            for key, tensor in replacement.module.state_dict().items()
         }
         members = [
             {
                 "name": name,
-                "stand_in": one.stand_in.model_dump(mode="json"),
-                "ridge": one.ridge,
-                "r2_fit": one.r2_fit,
-                "r2_held_out": one.r2_held_out,
+                "stand_in": replacement.stand_in.model_dump(mode="json"),
+                "ridge": replacement.ridge,
+                "r2_fit": replacement.r2_fit,
+                "r2_held_out": replacement.r2_held_out,
             }
-            for name, one in zip(names, fitted, strict=True)
+            for name, replacement in zip(names, fitted, strict=True)
         ]
-
         write_tensors(self.path / file, state, {})
-        self.add({"kind": "fitted", "file": file, "members": members})
+        self.append({"kind": "fitted", "file": file, "members": members})
 
 
-def _restored(
-    path: Path, members: Sequence[dict[str, Any]], wanted: Mapping[str, Wish], like: torch.Tensor
+def _load(
+    path: Path, members: Sequence[dict[str, Any]], specs: Mapping[str, CandidateSpec], like: torch.Tensor
 ) -> list[FittedReplacement]:
     message, hint = f"cannot read '{path}'", "Remove the folder of the tables; they are made again."
     state, _ = read_tensors(path, FolderError, message, hint, keys=())
     with refusing(FolderError, message, hint):
-        return [_filled(wanted[one["name"]], one, state, like) for one in members]
+        return [_materialize(specs[member["name"]], member, state, like) for member in members]
 
 
-def _filled(
-    one: Wish, line: dict[str, Any], state: Mapping[str, torch.Tensor], like: torch.Tensor
+def _materialize(
+    spec: CandidateSpec, member: dict[str, Any], state: Mapping[str, torch.Tensor], like: torch.Tensor
 ) -> FittedReplacement:
-    stand_in = Replacement.model_validate(line["stand_in"])
-    module = build_replacement(stand_in, like, one.original)
-    own = {key.removeprefix(f"{one.name}/"): tensor for key, tensor in state.items() if key.startswith(f"{one.name}/")}
-    module.load_state_dict(own)
-    return FittedReplacement(one.span, one.kind, stand_in, module, line["ridge"], line["r2_fit"], line["r2_held_out"])
+    replacement = Replacement.model_validate(member["stand_in"])
+    module = build_replacement(replacement, like, spec.original)
+    prefix = f"{spec.name}/"
+    module.load_state_dict({key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)})
+    r2 = member["r2_fit"], member["r2_held_out"]
+    return FittedReplacement(spec.span, spec.kind, replacement, module, member["ridge"], *r2)

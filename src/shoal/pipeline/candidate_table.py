@@ -1,13 +1,13 @@
-"""The tables a plan is chosen from: every way to treat every step or span, with its damage and what it costs.
+"""The tables a plan is chosen from: every way to treat every segment or span, with its damage and what it costs.
 
-Damage: mean divergence from the original with only this change, on held-back samples, prefixes cached. Both tables grow
-on the shelf, so that what is measured once is never measured again.
+Damage: mean divergence from the original with only this change, on held-back samples, prefixes cached. Everything that
+is measured goes into the measurement cache, so that it is never measured twice.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from shoal.pipeline.costs import CostModel
 from shoal.pipeline.profiling import PlacedModule
 from shoal.plan import Edge, Replacement
 from shoal.preserve import evaluating
-from shoal.quantities import Cost
+from shoal.quantities import QUANTITIES, Cost
 from shoal.record import Interval
 from shoal.recover import TrainingBudget
 from shoal.replace import (
@@ -51,24 +51,24 @@ DEFAULT_KINDS = ("identity", "scale", "linear", "conv3", "lowrank1/4", "lowrank1
 LONGEST = 5
 # How long students learn, all of them together.
 STUDENT_BUDGET = "5m"
-# What saves less than this share of what it replaces is not worth a fit, nor a second candidate beside a better one.
-_WORTH_IT = 0.03
+# What saves less than this share of what it replaces is not worth a fit, nor a second candidate next to a better one.
+MIN_SAVING = 0.03
 # A map of more unknowns than these, fitted on fewer rows than unknowns, is slow and no good.
-_NARROW = 1024
-# Held-out R2 that far below the fit's: too little data.
-_PARTED = 0.1
+_MAX_UNKNOWNS_WITH_FEW_ROWS = 1024
+# Held-out R2 this far below the fit's: too little data.
+_MAX_R2_GAP = 0.1
 
 
 @dataclass
 class CandidateTable:
-    """Everything the solver needs, and the fitted stand-in behind each replacing edge."""
+    """Everything the solver needs, and the fitted replacement of each replacing edge."""
 
-    line: SegmentChain
+    segments: SegmentChain
     edges: list[Edge]
-    fitted: dict[int, FittedReplacement]
+    fitted_by_edge: dict[int, FittedReplacement]
     whole: Cost
     fixed: Cost
-    worths: list[RemovalDamage]
+    removal_damages: list[RemovalDamage]
     notes: list[str] = field(default_factory=list)
 
 
@@ -77,24 +77,24 @@ class CandidateBuilder:
     """Makes the tables of one network.
 
     Args:
-        anatomy: the original network.
-        fit_on: mini-batches the stand-ins are fitted on.
-        judge_on: other mini-batches their damage is measured on.
-        prices: of this network, by the clock of the user's choice.
-        shelf: keeps what is finished.
-        longest: steps in the longest span.
-        kinds: which stand-ins to try, closed forms and students.
+        graph: of the original network.
+        fit: mini-batches the replacements are fitted on.
+        judge: other mini-batches their damage is measured on.
+        costs: of this network, by the latency backend of the user's choice.
+        cache: keeps what is finished.
+        longest: segments in the longest span.
+        kinds: which replacements to try, closed forms and students.
         student_budget: for the training of all students together.
-        allowed: names of the steps that may be touched; None: all.
-        damage: what a change does to the output, for each sample.
+        allowed: names of the segments that may be touched; None: all.
+        damage: how far outputs are from the original's, for each sample.
         progress: called with (stage, done, total).
     """
 
-    anatomy: BlockGraph
-    fit_on: Sequence[Batch]
-    judge_on: Sequence[Batch]
-    prices: CostModel
-    shelf: MeasurementCache
+    graph: BlockGraph
+    fit: Sequence[Batch]
+    judge: Sequence[Batch]
+    costs: CostModel
+    cache: MeasurementCache
     longest: int = LONGEST
     kinds: Sequence[str] = DEFAULT_KINDS
     allowed: frozenset[str] | None = None
@@ -102,178 +102,190 @@ class CandidateBuilder:
     progress: Progress = lambda stage, done, total: None
     student_budget: TrainingBudget = field(default_factory=lambda: TrainingBudget(seconds=300))
 
-    def make(self) -> CandidateTable:
+    def build(self) -> CandidateTable:
         """Time, fit and try everything; what costs no less than what it replaces is dropped before it is fitted."""
-        line, prices = self.prices.line, self.prices
-        spans = find_spans(self.anatomy, line, self.longest)
-        spans = [one for one in spans if self._may(*line.paths[one.start : one.stop])]
-        samples = sum(batch.size for batch in self.fit_on)
-        wanted = [
-            one for one in enumerate_candidates(spans, self.kinds) if _has_rows(one, samples) and prices.may_pay(one)
-        ]
-        students = [one for one in self._students(spans) if prices.may_pay(one)]
-        self.progress("timing every kind of block", 0, 1)
-        like = like_of(self.anatomy.model)
-        unfitted = {one.name: placed for one, placed in _untrained([*wanted, *students], like)}
-        removals = removal_candidates(self.anatomy, line)
-        prices.measure({**unfitted, **removals})
-        wanted = [one for one in wanted if self._is_cheaper(one, unfitted[one.name])]
-        students = [one for one in students if self._is_cheaper(one, unfitted[one.name])]
-        unfitted.clear()  # as many weights as all students together have: not to be held while these learn
-        fitted = self._fit(wanted, like)
-        trained, said = self._trained(students, like)
+        segments, costs = self.costs.segments, self.costs
+        like = like_of(self.graph.model)
+        specs, students = self._cheaper_candidates(like)
+        fitted = self._fit(specs, like)
+        trained, notes = self._train(students, like)
         # A closed form fits what comes before the tail, a student what comes behind it: each among its own.
         groups = [*_by_span(fitted), *_by_span(trained)]
-        tried = [one for group in groups for one in self._not_dominated(group)]
-        damages = self._damages(line, tried)
-        edges, behind = self._edges(line, tried, removals, damages)
-        worths = [
-            RemovalDamage(path, *damages[f"remove {path}"], self._judged) for path in line.paths if path in removals
+        candidates = [candidate for group in groups for candidate in self._pareto_filter(group)]
+        damages = self._measure_damages(candidates)
+        edges, fitted_by_edge = self._edges(candidates, damages)
+        removal_damages = [
+            RemovalDamage(segment.path, *damages[f"remove {segment.path}"], self.num_damage_samples)
+            for segment in segments.segments
+            if segment.residual
         ]
-        return CandidateTable(line, edges, behind, prices.whole, prices.fixed, worths, [*_notes(tried), *said])
+        notes = [*_overfit_notes(candidates), *notes]
+        return CandidateTable(segments, edges, fitted_by_edge, costs.whole, costs.fixed, removal_damages, notes)
 
     @property
-    def _judged(self) -> int:
-        return sum(batch.size for batch in self.judge_on)
+    def num_damage_samples(self) -> int:
+        """How many samples a damage is the mean of."""
+        return sum(batch.size for batch in self.judge)
 
-    def _may(self, *paths: str) -> bool:
-        """Whether the user lets these steps be touched."""
+    def is_allowed(self, *paths: str) -> bool:
+        """Whether the user lets these segments be touched."""
         return self.allowed is None or all(path in self.allowed for path in paths)
 
-    def _students(self, spans: Sequence[Span]) -> list[StudentSpec]:
-        """Every student, and those of two blocks that may follow one."""
-        line = self.prices.line
-        found = students_of(self.anatomy, line, spans, self.kinds)
-        two = [two_blocks(self.anatomy, one.span, line) for one in found if one.kind == "block"]
-        return [*found, *(one for one in two if one is not None)]
+    def _cheaper_candidates(self, like: torch.Tensor) -> tuple[list[ReplacementSpec], list[StudentSpec]]:
+        """The closed forms and the students that cost less than what they replace, once everything is timed."""
+        segments, costs = self.costs.segments, self.costs
+        spans = find_spans(self.graph, segments, self.longest)
+        spans = [span for span in spans if self.is_allowed(*segments.paths[span.start : span.stop])]
+        samples = sum(batch.size for batch in self.fit)
+        specs = [
+            spec
+            for spec in enumerate_candidates(spans, self.kinds)
+            if _has_rows(spec, samples) and costs.can_be_cheaper(spec)
+        ]
+        students = [spec for spec in self._students(spans) if costs.can_be_cheaper(spec)]
+        self.progress("timing every kind of block", 0, 1)
+        untrained = {spec.name: placed for spec, placed in _untrained([*specs, *students], like)}
+        costs.measure({**untrained, **removal_candidates(self.graph, segments)})
+        # `untrained` holds as many weights as all students together: it must be gone before these learn.
+        return (
+            [spec for spec in specs if self._is_cheaper(spec.span, untrained[spec.name])],
+            [spec for spec in students if self._is_cheaper(spec.span, untrained[spec.name])],
+        )
 
-    def _trained(self, wanted: Sequence[StudentSpec], like: torch.Tensor) -> tuple[list[FittedReplacement], list[str]]:
-        """The students, from the shelf if they are there: all together, or they start over.
+    def _students(self, spans: Sequence[Span]) -> list[StudentSpec]:
+        """Every student, and those of two blocks that may follow a student of one block."""
+        segments = self.costs.segments
+        students = students_of(self.graph, segments, spans, self.kinds)
+        doubles = [two_blocks(self.graph, spec.span, segments) for spec in students if spec.kind == "block"]
+        return [*students, *(spec for spec in doubles if spec is not None)]
+
+    def _train(self, specs: Sequence[StudentSpec], like: torch.Tensor) -> tuple[list[FittedReplacement], list[str]]:
+        """The students, from the cache if they are there: all together, or they start over.
 
         Which spans get two blocks depends on how all the single ones did, and each portion on the budget of all.
         """
-        if not wanted:
+        if not specs:
             return [], []
-        finished = next((line for line in self.shelf.entries if line["kind"] == "students"), None)
+        finished = next((line for line in self.cache.entries if line["kind"] == "students"), None)
         if finished is not None:
-            return self.shelf.fitted([one for one in wanted if one.name in finished["names"]], like), finished["notes"]
-        ones = {one.span for one in wanted if one.kind == "block"}
-        doubles = {one.span: one for one in wanted if one.kind == "block2" and one.span in ones}
+            specs = [spec for spec in specs if spec.name in finished["names"]]
+            return self.cache.fitted(specs, like), finished["notes"]
+        single_spans = {spec.span for spec in specs if spec.kind == "block"}
+        doubles = {spec.span: spec for spec in specs if spec.kind == "block2" and spec.span in single_spans}
         trained = train_students(
-            self.anatomy,
-            self.fit_on,
-            [one for one in wanted if one.span not in doubles or one.kind != "block2"],
+            self.graph,
+            self.fit,
+            [spec for spec in specs if spec.span not in doubles or spec.kind != "block2"],
             doubles=doubles,
             budget=self.student_budget,
             on_progress=lambda done, total: self.progress(
-                f"training {len(wanted) - len(doubles)} students", done, total
+                f"training {len(specs) - len(doubles)} students", done, total
             ),
         )
-        names = [_name(one) for one in trained.fitted]
-        self.shelf.add_fitted(trained.fitted, names)
-        self.shelf.add({"kind": "students", "names": names, "notes": trained.notes})
+        names = [_name(student) for student in trained.fitted]
+        self.cache.add_fitted(trained.fitted, names)
+        self.cache.append({"kind": "students", "names": names, "notes": trained.notes})
         return trained.fitted, trained.notes
 
-    def _is_cheaper(self, one: ReplacementSpec | StudentSpec, placed: PlacedModule) -> bool:
-        price = self.prices.of(placed.module, placed.shape)
-        steps = [self.prices.steps[path] for path in self.prices.line.paths[one.span.start : one.span.stop]]
-        replaced = [sum(getattr(step, name) for step in steps) for name in ("latency_ms", "macs", "params")]
-        own = [price.latency_ms, price.macs, price.params]
-        return any(a < (1 - _WORTH_IT) * b for a, b in zip(own, replaced, strict=True))
+    def _is_cheaper(self, span: Span, placed: PlacedModule) -> bool:
+        cost, replaced = self.costs.lookup(placed.module, placed.shape), self.costs.span(span)
+        return any(quantity.of(cost) < (1 - MIN_SAVING) * quantity.of(replaced) for quantity in QUANTITIES.values())
 
-    def _fit(self, wanted: Sequence[ReplacementSpec], like: torch.Tensor) -> list[FittedReplacement]:
-        found = {_name(one): one for one in self.shelf.fitted(wanted, like)}
-        portions = split_by_memory([one for one in wanted if one.name not in found])
-        for number, portion in enumerate(portions):
-            fitted = fit_all(
-                self.anatomy, self.fit_on, portion, on_progress=self._ticker(len(wanted), number, len(portions))
-            )
-            self.shelf.add_fitted(fitted, [_name(one) for one in fitted])
-            found |= {_name(one): one for one in fitted}
-        return [found[one.name] for one in wanted]
+    def _fit(self, specs: Sequence[ReplacementSpec], like: torch.Tensor) -> list[FittedReplacement]:
+        by_name = {_name(fitted): fitted for fitted in self.cache.fitted(specs, like)}
+        portions = split_by_memory([spec for spec in specs if spec.name not in by_name])
+        for index, portion in enumerate(portions):
 
-    def _ticker(self, stand_ins: int, portion: int, portions: int) -> Callable[[int, int], None]:
-        return lambda done, of: self.progress(f"fitting {stand_ins} stand-ins", portion * of + done, portions * of)
+            def on_progress(done: int, of: int, index: int = index) -> None:
+                self.progress(f"fitting {len(specs)} stand-ins", index * of + done, len(portions) * of)
 
-    def _not_dominated(self, group: Sequence[FittedReplacement]) -> list[FittedReplacement]:
-        """Of the stand-ins for one span those that fit best, and cheaper ones that save clearly more."""
-        prices = self.prices
-        least = _WORTH_IT * prices.span(group[0].span)
+            fitted = fit_all(self.graph, self.fit, portion, on_progress=on_progress)
+            names = [_name(replacement) for replacement in fitted]
+            self.cache.add_fitted(fitted, names)
+            by_name |= dict(zip(names, fitted, strict=True))
+        return [by_name[spec.name] for spec in specs]
+
+    def _latency(self, fitted: FittedReplacement) -> float:
+        return self.costs.lookup(fitted.module, fitted.span.in_shape).latency_ms
+
+    def _pareto_filter(self, group: Sequence[FittedReplacement]) -> list[FittedReplacement]:
+        """Of the replacements for one span those that fit best, and cheaper ones that save clearly more."""
+        min_saving = MIN_SAVING * self.costs.span(group[0].span).latency_ms
         kept: list[FittedReplacement] = []
-        for one in sorted(group, key=lambda one: -one.r2_held_out):
-            ms = prices.of(one.module, one.span.in_shape).latency_ms
-            if all(ms < prices.of(other.module, other.span.in_shape).latency_ms - least for other in kept):
-                kept.append(one)
+        for candidate in sorted(group, key=lambda candidate: -candidate.r2_held_out):
+            latency_ms = self._latency(candidate)
+            if all(latency_ms < self._latency(better) - min_saving for better in kept):
+                kept.append(candidate)
         return kept
 
     def _edges(
-        self,
-        line: SegmentChain,
-        fitted: list[FittedReplacement],
-        removals: Mapping[str, PlacedModule],
-        damages: Mapping[str, tuple[float, Interval]],
+        self, candidates: list[FittedReplacement], damages: Mapping[str, tuple[float, Interval]]
     ) -> tuple[list[Edge], dict[int, FittedReplacement]]:
-        edges, behind = [], {}
-        for number, step in enumerate(line.segments):
-            path = step.path
-            edges.append(_edge(number, number + 1, "keep", "", 0.0, self.prices.steps[path], int(step.can_bound_span)))
-            if path in removals and self._may(path):
-                left = self.prices.of(removals[path].module, removals[path].shape)
-                edges.append(_edge(number, number + 1, "remove", "", damages[f"remove {path}"][0], left, 0))
-        for one in fitted:
-            behind[len(edges)] = one
-            price = self.prices.of(one.module, one.span.in_shape)
-            damage = damages[_name(one)][0]
-            edges.append(_edge(one.span.start, one.span.stop, "replace", one.kind, damage, price, one.stand_in.depth))
-        return edges, behind
+        segments, costs = self.costs.segments, self.costs
+        edges: list[Edge] = []
+        fitted_by_edge: dict[int, FittedReplacement] = {}
+        for index, segment in enumerate(segments.segments):
+            step = _Step(index, index + 1, "keep", depth=int(segment.can_bound_span))
+            edges.append(_edge(step, 0.0, costs.steps[segment.path]))
+            if segment.residual and self.is_allowed(segment.path):
+                shortcut = costs.lookup(self.graph.shortcut_modules[segment.path], segment.in_shape)
+                step = _Step(index, index + 1, "remove", depth=0)
+                edges.append(_edge(step, damages[f"remove {segment.path}"][0], shortcut))
+        for candidate in candidates:
+            fitted_by_edge[len(edges)] = candidate
+            span = candidate.span
+            step = _Step(span.start, span.stop, "replace", candidate.kind, candidate.stand_in.depth)
+            edges.append(_edge(step, damages[_name(candidate)][0], costs.lookup(candidate.module, span.in_shape)))
+        return edges, fitted_by_edge
 
-    def _damages(self, line: SegmentChain, fitted: list[FittedReplacement]) -> dict[str, tuple[float, Interval]]:
+    def _measure_damages(self, candidates: list[FittedReplacement]) -> dict[str, tuple[float, Interval]]:
         """Mean damage of each change alone, with its interval."""
-        model = self.anatomy.model
+        model = self.graph.model
         changes: dict[str, tuple[str, Mapping[nn.Module, Forward]]] = {}
-        for step in line.segments:
-            if step.residual:
-                forward = self.anatomy.shortcut_modules[step.path].forward
-                changes[f"remove {step.path}"] = (step.path, {model.get_submodule(step.path): forward})
-        for one in fitted:
-            changes[_name(one)] = (one.span.paths[0], span_forwards(model, one.span, one.module))
-        known = self.shelf.damages()
+        for segment in self.costs.segments.segments:
+            if segment.residual:
+                forward = self.graph.shortcut_modules[segment.path].forward
+                changes[f"remove {segment.path}"] = segment.path, {model.get_submodule(segment.path): forward}
+        for candidate in candidates:
+            forwards = span_forwards(model, candidate.span, candidate.module)
+            changes[_name(candidate)] = candidate.span.paths[0], forwards
+        values = self.cache.damages()
         with evaluating(model):
-            prefix = PrefixCache(self.anatomy)
-            for number, batch in enumerate(self.judge_on):
-                left = {name: change for name, change in changes.items() if number not in known.get(name, {})}
-                self._judge(prefix, number, batch, left, known)
-        found = {}
+            prefix = PrefixCache(self.graph)
+            for index, batch in enumerate(self.judge):
+                remaining = {name: change for name, change in changes.items() if index not in values.get(name, {})}
+                measured = self._measure_batch(prefix, index, batch, remaining)
+                for name, damages in measured.items():
+                    values.setdefault(name, {})[index] = damages
+        means = {}
         for name in changes:
-            values = torch.tensor([value for number in range(len(self.judge_on)) for value in known[name][number]])
-            found[name] = (float(values.mean()), mean_interval(values))
-        return found
+            samples = torch.tensor([value for index in range(len(self.judge)) for value in values[name][index]])
+            means[name] = float(samples.mean()), mean_interval(samples)
+        return means
 
-    def _judge(
+    def _measure_batch(
         self,
         prefix: PrefixCache,
-        number: int,
+        index: int,
         batch: Batch,
         changes: Mapping[str, tuple[str, Mapping[nn.Module, Forward]]],
-        known: dict[str, dict[int, list[float]]],
-    ) -> None:
-        """The damage of changes on one mini-batch."""
+    ) -> dict[str, list[float]]:
+        """The damage of each change for each sample of a mini-batch."""
         if not changes:
-            return
+            return {}
         original = prefix.record(batch)
-        found = {}
+        damages = {}
         for done, (name, (start, forwards)) in enumerate(changes.items()):
             output = prefix.run_from(prefix.segment_of(start), forwards)
-            found[name] = self.damage(original, output, batch).detach().cpu().tolist()
+            damages[name] = self.damage(original, output, batch).detach().cpu().tolist()
             stage = f"damage of {len(changes)} changes"
-            self.progress(stage, number * len(changes) + done + 1, len(self.judge_on) * len(changes))
-        self.shelf.add_damages(number, found)
-        for name, values in found.items():
-            known.setdefault(name, {})[number] = values
+            self.progress(stage, index * len(changes) + done + 1, len(self.judge) * len(changes))
+        self.cache.add_damages(index, damages)
+        return damages
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
-    """Refuse a kind of stand-in that there is not.
+    """Refuse a kind of replacement that does not exist.
 
     Raises:
         UsageError: names those there are.
@@ -284,7 +296,7 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 
 def enumerate_candidates(spans: Sequence[Span], kinds: Sequence[str]) -> list[ReplacementSpec]:
-    """Every stand-in of these kinds that suits a span and is not too wide to be fitted."""
+    """Every closed-form replacement of these kinds that suits a span and is not too wide to be fitted."""
     return [
         ReplacementSpec(span, kind)
         for span in spans
@@ -294,22 +306,22 @@ def enumerate_candidates(spans: Sequence[Span], kinds: Sequence[str]) -> list[Re
     ]
 
 
-def removal_candidates(anatomy: BlockGraph, line: SegmentChain) -> dict[str, PlacedModule]:
-    """What is left of each residual block without its branches."""
+def removal_candidates(graph: BlockGraph, segments: SegmentChain) -> dict[str, PlacedModule]:
+    """What remains of each residual block without its branches."""
     return {
-        step.path: PlacedModule(anatomy.shortcut_modules[step.path], step.in_shape, step.paths)
-        for step in line.segments
-        if step.residual
+        segment.path: PlacedModule(graph.shortcut_modules[segment.path], segment.in_shape, segment.paths)
+        for segment in segments.segments
+        if segment.residual
     }
 
 
 def timed_modules(
-    anatomy: BlockGraph, line: SegmentChain, kinds: Sequence[str], longest: int
+    graph: BlockGraph, segments: SegmentChain, kinds: Sequence[str], longest: int
 ) -> dict[str, PlacedModule]:
-    """Everything but the steps that a plan might need the time of, by name."""
-    wanted = enumerate_candidates(find_spans(anatomy, line, longest), kinds)
-    unfitted = {one.name: placed for one, placed in _untrained(wanted, like_of(anatomy.model))}
-    return {**unfitted, **removal_candidates(anatomy, line)}
+    """Everything but the segments that a plan might need the time of, by name."""
+    specs = enumerate_candidates(find_spans(graph, segments, longest), kinds)
+    untrained = {spec.name: placed for spec, placed in _untrained(specs, like_of(graph.model))}
+    return {**untrained, **removal_candidates(graph, segments)}
 
 
 def span_forwards(model: nn.Module, span: Span, module: nn.Module) -> dict[nn.Module, Forward]:
@@ -319,53 +331,55 @@ def span_forwards(model: nn.Module, span: Span, module: nn.Module) -> dict[nn.Mo
 
 
 def _untrained(
-    wanted: Sequence[ReplacementSpec | StudentSpec], like: torch.Tensor
+    specs: Sequence[ReplacementSpec | StudentSpec], like: torch.Tensor
 ) -> list[tuple[ReplacementSpec | StudentSpec, PlacedModule]]:
     """A module for each; those that are the same as data are made once."""
-    made: dict[Replacement, nn.Module] = {}
-    found = []
-    for one in wanted:
-        described = one.stand_in
-        if described not in made:
-            made[described] = build_replacement(described, like, one.original)
-        found.append((one, PlacedModule(made[described], one.span.in_shape, one.span.paths, one.span.output_formats)))
-    return found
+    modules: dict[Replacement, nn.Module] = {}
+    placed = []
+    for spec in specs:
+        replacement, span = spec.stand_in, spec.span
+        if replacement not in modules:
+            modules[replacement] = build_replacement(replacement, like, spec.original)
+        placed.append((spec, PlacedModule(modules[replacement], span.in_shape, span.paths, span.output_formats)))
+    return placed
 
 
-def _has_rows(one: ReplacementSpec, samples: int) -> bool:
+def _has_rows(spec: ReplacementSpec, samples: int) -> bool:
     """Whether a wide map has more rows to be fitted on than unknowns; a narrow one does well with few, by its ridge."""
-    positions = math.prod(one.span.out_shape[1:] if one.span.layout == "channels_first" else one.span.out_shape[:-1])
-    return one.unknowns <= _NARROW or samples * positions > one.unknowns
+    positions = math.prod(spec.span.out_shape[1:] if spec.span.layout == "channels_first" else spec.span.out_shape[:-1])
+    return spec.unknowns <= _MAX_UNKNOWNS_WITH_FEW_ROWS or samples * positions > spec.unknowns
 
 
 def _by_span(fitted: Sequence[FittedReplacement]) -> list[list[FittedReplacement]]:
     groups: dict[tuple[Span, int], list[FittedReplacement]] = {}
-    for one in fitted:
+    for replacement in fitted:
         # Students of fewer blocks are for who counts blocks, though others may fit better and be faster.
-        groups.setdefault((one.span, len(one.stand_in.copies)), []).append(one)
+        groups.setdefault((replacement.span, len(replacement.stand_in.copies)), []).append(replacement)
     return list(groups.values())
 
 
-def _notes(fitted: Sequence[FittedReplacement]) -> list[str]:
-    parted = [one for one in fitted if not one.stand_in.student and one.r2_fit - one.r2_held_out > _PARTED]
-    if not parted:
+def _overfit_notes(candidates: Sequence[FittedReplacement]) -> list[str]:
+    closed_forms = [candidate for candidate in candidates if not candidate.stand_in.student]
+    overfit = sum(candidate.r2_fit - candidate.r2_held_out > _MAX_R2_GAP for candidate in closed_forms)
+    if not overfit:
         return []
-    return [f"{len(parted)} stand-ins were fitted on too little data: held-out R2 far below the fit's"]
+    return [f"{overfit} stand-ins were fitted on too little data: held-out R2 far below the fit's"]
 
 
-def _name(one: FittedReplacement) -> str:
-    return f"{one.kind} {one.span.name}"
+def _name(fitted: FittedReplacement) -> str:
+    return f"{fitted.kind} {fitted.span.name}"
 
 
-def _edge(start: int, stop: int, action: Any, kind: str, damage: float, price: Cost, depth: int) -> Edge:
-    return Edge(
-        start=start,
-        stop=stop,
-        action=action,
-        kind=kind,
-        damage=max(0.0, damage),
-        latency_ms=price.latency_ms,
-        macs=price.macs,
-        params=price.params,
-        depth=depth,
-    )
+@dataclass(frozen=True)
+class _Step:
+    """An edge but for its damage and cost."""
+
+    start: int
+    stop: int
+    action: Literal["keep", "remove", "replace"]
+    kind: str = ""
+    depth: int = 1
+
+
+def _edge(step: _Step, damage: float, cost: Cost) -> Edge:
+    return Edge(**asdict(step), damage=max(0.0, damage), **asdict(cost))

@@ -1,9 +1,10 @@
-"""What every step, remainder and stand-in costs: latency, MACs, parameters; alike ones are asked for once."""
+"""What every segment, shortcut and replacement costs: latency, MACs, parameters; each kind is measured once."""
 
 import hashlib
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,177 +14,194 @@ from shoal.blocks import BlockGraph
 from shoal.errors import ModelRaisedError
 from shoal.measure import cost
 from shoal.pipeline.cache import MeasurementCache
-from shoal.pipeline.latency_backends import LatencyBackend, MeasuredLatency
+from shoal.pipeline.latency_backends import LatencyBackend, MeasuredLatency, Shape
 from shoal.pipeline.profiling import PlacedModule, latency_shares
 from shoal.preserve import patched
-from shoal.quantities import Cost
+from shoal.quantities import QUANTITIES, Cost
 from shoal.replace import ReplacementSpec, Segment, SegmentChain, Span, StudentSpec, build_replacement
 
-FREE = Cost(0.0, 0.0, 0.0)
-# One layer with so many times the MACs of the layers it replaces is not faster than they are.
-_TIMES = 1.5
-Shape = tuple[int, ...]
+ZERO_COST = Cost(0.0, 0.0, 0.0)
+# A layer with more than this many times the MACs of the layers it replaces is not faster than they are.
+_MAX_MACS_RATIO = 1.5
 
 
 class CostModel:
-    """The prices of one network by one clock.
+    """The costs of one network by one latency backend.
 
     Args:
-        anatomy: the original.
-        line: its steps.
+        graph: of the original.
+        segments: of the original.
         batch: the mini-batch that is timed.
-        clock: tells latencies.
-        shelf: keeps them.
+        backend: where latencies come from.
+        cache: keeps them.
     """
 
     def __init__(
-        self, anatomy: BlockGraph, line: SegmentChain, batch: Batch, clock: LatencyBackend, shelf: MeasurementCache
+        self,
+        graph: BlockGraph,
+        segments: SegmentChain,
+        batch: Batch,
+        backend: LatencyBackend,
+        cache: MeasurementCache,
     ) -> None:
-        self.anatomy, self.line, self.batch, self.clock, self.shelf = anatomy, line, batch, clock, shelf
-        self.found: dict[str, Cost] = {}
-        self.words: dict[str, str] = {}
-        self.counted: dict[str, float] = {}
+        self.graph, self.segments, self.batch, self.backend, self.cache = graph, segments, batch, backend, cache
+        self.candidates: dict[str, Cost] = {}
+        self.labels: dict[str, str] = {}
+        self.macs_cache: dict[str, float] = {}
         self.steps: dict[str, Cost] = {}
-        self.whole = FREE
-        self.fixed = FREE
+        self.whole = ZERO_COST
+        self.fixed = ZERO_COST
 
-    def measure(self, others: Mapping[str, PlacedModule]) -> None:
-        """The whole network, its steps, and everything that might take the place of some."""
+    def measure(self, candidates: Mapping[str, PlacedModule]) -> None:
+        """The whole network, its segments, and everything that might take the place of some."""
         self.whole = self._whole()
-        kinds = self._kinds(others)
-        own = {
-            path: PlacedModule(self.line.module(self.anatomy.model, path), step.in_shape, step.paths)
-            for path, step in zip(self.line.paths, self.line.segments, strict=True)
+        kinds = self._kinds(candidates)
+        originals = {
+            segment.path: PlacedModule(self._module(segment), segment.in_shape, segment.paths)
+            for segment in self.segments.segments
         }
-        steps, latencies = self._latencies(own, kinds)
-        for step in self.line.segments:
-            macs, params = self._step_macs(step), _params(own[step.path].module)
-            self.steps[step.path] = Cost(steps[step.path], macs, params)
-        for key, one in kinds.items():
-            self.found[key] = Cost(latencies[key], self._placed_macs(one), _params(one.module))
-            self.words[key] = f"{type(one.module).__name__} on {one.shape}"
-        sums = [sum(getattr(one, name) for one in self.steps.values()) for name in ("latency_ms", "macs", "params")]
-        whole = self.whole.latency_ms, self.whole.macs, self.whole.params
-        self.fixed = Cost(*(max(0.0, all_ - some) for all_, some in zip(whole, sums, strict=True)))
+        segment_ms, kind_ms = self._latencies(originals, kinds)
+        for segment in self.segments.segments:
+            macs, params = self._segment_macs(segment), _params(originals[segment.path].module)
+            self.steps[segment.path] = Cost(segment_ms[segment.path], macs, params)
+        for key, placed in kinds.items():
+            self.candidates[key] = Cost(kind_ms[key], self._placed_macs(placed), _params(placed.module))
+            self.labels[key] = f"{type(placed.module).__name__} on {placed.shape}"
+        fixed = {
+            quantity.attribute: max(0.0, quantity.of(self.whole) - sum(map(quantity.of, self.steps.values())))
+            for quantity in QUANTITIES.values()
+        }
+        self.fixed = Cost(**fixed)
 
-    def may_pay(self, one: ReplacementSpec | StudentSpec) -> bool:
-        """Whether a stand-in may be faster than its span, by its MACs: what has no chance is not even timed."""
-        span = one.span
-        steps = [self.line.segment(path) for path in self.line.paths[span.start : span.stop]]
-        replaced = sum(self._step_macs(step) for step in steps)
-        module = build_replacement(one.stand_in, like_of(self.anatomy.model), one.original)
-        return (
-            self._placed_macs(PlacedModule(module, span.in_shape, span.paths, span.output_formats)) <= _TIMES * replaced
-        )
+    def can_be_cheaper(self, spec: ReplacementSpec | StudentSpec) -> bool:
+        """Whether a replacement may be faster than its span, by its MACs: what has no chance is not even timed."""
+        span = spec.span
+        replaced = sum(self._segment_macs(self.segments.segment(path)) for path in self._paths(span))
+        module = build_replacement(spec.stand_in, like_of(self.graph.model), spec.original)
+        placed = PlacedModule(module, span.in_shape, span.paths, span.output_formats)
+        return self._placed_macs(placed) <= _MAX_MACS_RATIO * replaced
 
-    def of(self, module: nn.Module, shape: Shape) -> Cost:
-        """The price of something alike that was among the others; nothing for an identity."""
-        return FREE if isinstance(module, nn.Identity) else self.found[shape_key(module, shape)]
+    def lookup(self, module: nn.Module, shape: Shape) -> Cost:
+        """The cost of a module of a kind that was among the candidates; zero for an identity."""
+        return ZERO_COST if isinstance(module, nn.Identity) else self.candidates[shape_key(module, shape)]
 
-    def span(self, span: Span) -> float:
-        """The latency of the steps of a span, one after the other."""
-        return sum(self.steps[path].latency_ms for path in self.line.paths[span.start : span.stop])
+    def span(self, span: Span) -> Cost:
+        """The cost of the segments of a span, one after the other."""
+        steps = [self.steps[path] for path in self._paths(span)]
+        return Cost(**{quantity.attribute: sum(map(quantity.of, steps)) for quantity in QUANTITIES.values()})
 
     def latencies(self) -> dict[str, float]:
-        """Milliseconds by key, of everything that was asked for."""
-        model = self.anatomy.model
+        """Milliseconds by key, of everything that was measured."""
         steps = {
-            shape_key(self.line.module(model, step.path), step.in_shape): self.steps[step.path].latency_ms
-            for step in self.line.segments
+            shape_key(self._module(segment), segment.in_shape): self.steps[segment.path].latency_ms
+            for segment in self.segments.segments
         }
-        return {key: price.latency_ms for key, price in self.found.items()} | steps
+        return {key: cost.latency_ms for key, cost in self.candidates.items()} | steps
 
-    def _kinds(self, others: Mapping[str, PlacedModule]) -> dict[str, PlacedModule]:
-        """One of each kind, by likeness."""
-        found: dict[str, PlacedModule] = {}
-        for one in others.values():
-            if not isinstance(one.module, nn.Identity):
-                found.setdefault(shape_key(one.module, one.shape), one)
-        return found
+    def _paths(self, span: Span) -> tuple[str, ...]:
+        return self.segments.paths[span.start : span.stop]
+
+    def _module(self, segment: Segment) -> nn.Module:
+        return self.segments.module(self.graph.model, segment.path)
+
+    def _kinds(self, candidates: Mapping[str, PlacedModule]) -> dict[str, PlacedModule]:
+        """The first candidate of each kind, by shape key."""
+        kinds: dict[str, PlacedModule] = {}
+        for placed in candidates.values():
+            if not isinstance(placed.module, nn.Identity):
+                kinds.setdefault(shape_key(placed.module, placed.shape), placed)
+        return kinds
 
     def _latencies(
-        self, own: Mapping[str, PlacedModule], kinds: Mapping[str, PlacedModule]
+        self, originals: Mapping[str, PlacedModule], kinds: Mapping[str, PlacedModule]
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Milliseconds of the steps by path and of the kinds by key; what the shelf holds is not asked for again."""
-        keys = {path: shape_key(one.module, one.shape) for path, one in own.items()}
-        known = self.shelf.prices(self.clock.source)
+        """Milliseconds of the segments by path and of the kinds by key; what the cache holds is not measured again."""
+        keys = {path: shape_key(placed.module, placed.shape) for path, placed in originals.items()}
+        known = self.cache.latencies(self.backend.source)
         if any(key not in known for key in (*keys.values(), *kinds)):
-            by_key = {keys[path]: one for path, one in own.items()}
-            fresh = (
-                self._in_place(keys, kinds)
-                if isinstance(self.clock, MeasuredLatency)
-                else self._alone({**by_key, **kinds})
+            by_key = {keys[path]: placed for path, placed in originals.items()}
+            measured = (
+                self._profile_in_network(keys, kinds, channels_last=self.backend.channels_last)
+                if isinstance(self.backend, MeasuredLatency)
+                else self._profile_isolated({**by_key, **kinds})
             )
-            self.shelf.add_prices(self.clock.source, fresh)
-            known |= fresh
+            self.cache.add_latencies(self.backend.source, measured)
+            known |= measured
         return {path: known[key] for path, key in keys.items()}, {key: known[key] for key in kinds}
 
-    def _in_place(self, keys: Mapping[str, str], kinds: Mapping[str, PlacedModule]) -> dict[str, float]:
-        channels_last = isinstance(self.clock, MeasuredLatency) and self.clock.channels_last
-        steps, others = latency_shares(self.anatomy.model, self.line, kinds, self.batch, channels_last=channels_last)
-        alike: dict[str, list[float]] = {}
-        for path, share in steps.items():
-            alike.setdefault(keys[path], []).append(share)
-        # Steps that are alike take the same time: the mean of theirs, so that their sum stays what it is.
-        shares = others | {key: statistics.fmean(values) for key, values in alike.items()}
+    def _profile_in_network(
+        self, keys: Mapping[str, str], kinds: Mapping[str, PlacedModule], *, channels_last: bool
+    ) -> dict[str, float]:
+        segments, shares = latency_shares(
+            self.graph.model, self.segments, kinds, self.batch, channels_last=channels_last
+        )
+        by_key: dict[str, list[float]] = {}
+        for path, share in segments.items():
+            by_key.setdefault(keys[path], []).append(share)
+        # Segments of one kind take the same time: the mean of theirs, so that their sum stays what it is.
+        shares = shares | {key: statistics.fmean(values) for key, values in by_key.items()}
         return {key: share * self.whole.latency_ms for key, share in shares.items()}
 
-    def _alone(self, modules: Mapping[str, PlacedModule]) -> dict[str, float]:
+    def _profile_isolated(self, modules: Mapping[str, PlacedModule]) -> dict[str, float]:
         groups: dict[Shape, dict[str, nn.Module]] = {}
-        for key, one in modules.items():
-            groups.setdefault(one.shape, {})[key] = one.module
-        found: dict[str, float] = {}
+        for key, placed in modules.items():
+            groups.setdefault(placed.shape, {})[key] = placed.module
+        times: dict[str, float] = {}
         for shape, group in groups.items():
-            found |= self.clock.modules(group, shape)
-        return found
+            times |= self.backend.time_modules(group, shape)
+        return times
 
     def _whole(self) -> Cost:
-        price = cost(self.anatomy.model, self.batch.take(1))
-        known = self.shelf.prices(self.clock.source)
-        if "whole" not in known:
-            known = self.clock.networks({"whole": self.anatomy.model}, longer=True)
-            self.shelf.add_prices(self.clock.source, {"whole": known["whole"]})
-        return Cost(known["whole"], price.macs, price.params)
+        counts = cost(self.graph.model, self.batch.take(1))
+        times = self.cache.latencies(self.backend.source)
+        if "whole" not in times:
+            times = self.backend.time_models({"whole": self.graph.model}, precise=True)
+            self.cache.add_latencies(self.backend.source, {"whole": times["whole"]})
+        return Cost(times["whole"], counts.macs, counts.params)
 
-    def _macs(self, module: nn.Module, shape: Shape) -> float:
+    def _macs(self, module: nn.Module, shape: Shape, in_network: Callable[[], float]) -> float:
+        """Of a module by itself; `in_network` counts one that takes more than the stream."""
         key = shape_key(module, shape)
-        if key not in self.counted:
-            like = like_of(self.anatomy.model)
+        if key not in self.macs_cache:
+            like = like_of(self.graph.model)
             zeros = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
-            self.counted[key] = float(cost(module, Batch((zeros,))).macs)
-        return self.counted[key]
+            try:
+                self.macs_cache[key] = float(cost(module, Batch((zeros,))).macs)
+            except ModelRaisedError:
+                self.macs_cache[key] = in_network()
+        return self.macs_cache[key]
 
-    def _placed_macs(self, one: PlacedModule) -> float:
-        """Of a stand-in; one that takes more than the stream is counted by what the network has more with it."""
-        try:
-            return self._macs(one.module, one.shape)
-        except ModelRaisedError:
-            batch, model = self.batch.take(1), self.anatomy.model
-            with patched(
-                {model.get_submodule(path): self.anatomy.shortcut_modules[path].forward for path in one.paths}
-            ):
-                rest = cost(model, batch).macs
-            with patched({model.get_submodule(path): forward for path, forward in one.forwards}):
-                self.counted[shape_key(one.module, one.shape)] = float(cost(model, batch).macs - rest)
-            return self.counted[shape_key(one.module, one.shape)]
+    def _placed_macs(self, placed: PlacedModule) -> float:
+        """Of a replacement: by itself, or by what the network has more with it than without anything in its place."""
+        return self._macs(
+            placed.module,
+            placed.shape,
+            lambda: self._network_macs(dict(placed.forwards)) - self._network_macs(self._shortcuts(placed.paths)),
+        )
 
-    def _step_macs(self, step: Segment) -> float:
-        """Of a step; one that takes more than the stream is counted by what the network has less without it."""
-        module = self.line.module(self.anatomy.model, step.path)
-        try:
-            return self._macs(module, step.in_shape)
-        except ModelRaisedError:
-            one = self.batch.take(1)
-            with patched({module: self.anatomy.shortcut_modules[step.path].forward}):
-                rest = cost(self.anatomy.model, one).macs
-            self.counted[shape_key(module, step.in_shape)] = float(cost(self.anatomy.model, one).macs - rest)
-            return self.counted[shape_key(module, step.in_shape)]
+    def _segment_macs(self, segment: Segment) -> float:
+        """Of a segment: by itself, or by what the network has less without it."""
+        return self._macs(
+            self._module(segment),
+            segment.in_shape,
+            lambda: self._network_macs({}) - self._network_macs(self._shortcuts([segment.path])),
+        )
+
+    def _shortcuts(self, paths: Sequence[str]) -> dict[str, Callable[..., Any]]:
+        return {path: self.graph.shortcut_modules[path].forward for path in paths}
+
+    def _network_macs(self, forwards: Mapping[str, Callable[..., Any]]) -> float:
+        """Of the network with other functions in the place of modules, by path."""
+        model = self.graph.model
+        with patched({model.get_submodule(path): forward for path, forward in forwards.items()}):
+            return float(cost(model, self.batch.take(1)).macs)
 
 
 def _params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+# By the current name of a class its name in version 0.1.0: keys of tables outlive the names of Shoal's classes.
 _FORMER_NAMES = {
     "AffineReplacement": "Mapped",
     "DigitsBlock": "Block",
@@ -197,7 +215,7 @@ _RENAMED = re.compile(rf"\b({'|'.join(_FORMER_NAMES)})(?=\()")
 
 def shape_key(module: nn.Module, shape: Shape) -> str:
     """The same for modules that take the same time: classes, settings, parameters and input shape."""
-    parameters = ",".join(str(tuple(one.shape)) for one in module.parameters())
-    # The repr tells strides, activations and the steps of a shortcut apart. Keys outlive the names of Shoal's classes.
+    parameters = ",".join(str(tuple(parameter.shape)) for parameter in module.parameters())
+    # The repr tells strides, activations and the steps of a shortcut apart.
     text = _RENAMED.sub(lambda match: _FORMER_NAMES[match[0]], repr(module))
     return hashlib.sha256(f"{text} {tuple(shape)} {parameters}".encode()).hexdigest()[:16]

@@ -1,6 +1,6 @@
 """Where latencies come from: this machine, a table of another device, or a function of the user.
 
-Whatever the source, it is asked for the time of one module on inputs of one shape, batch included.
+Every source is asked for the time of one module on inputs of one shape, batch included.
 """
 
 import math
@@ -21,29 +21,29 @@ from shoal.sources import load_function
 
 Shape = tuple[int, ...]
 
-# Whole networks are timed so many times as long as single modules; longer where a choice hangs on it.
-_WHOLE, _LONGER = 12, 25
+# Whole networks are timed this many times as long as single modules; more where a choice depends on it.
+_WHOLE, _PRECISE = 12, 25
 
 
 class LatencyBackend(Protocol):
-    """Tells how long modules take.
+    """Says how long modules take.
 
-    `source` names it in the record; `measures` tells whether whole networks can be timed by it, so that a plan can be
-    checked against what it promised.
+    `source` names it in the record; `measures` is whether it can time whole networks, so that a plan can be checked
+    against what was predicted.
     """
 
     source: str
     measures: bool
 
-    def modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
+    def time_modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
         """Milliseconds of each module on inputs (batch, *shape), by key."""
 
-    def networks(self, group: Mapping[str, nn.Module], *, longer: bool = False) -> dict[str, float]:
-        """Milliseconds of whole networks on the mini-batch that is timed; `longer` to be sure."""
+    def time_models(self, group: Mapping[str, nn.Module], *, precise: bool = False) -> dict[str, float]:
+        """Milliseconds of whole networks on the mini-batch that is timed; `precise` takes longer."""
 
 
 class MeasuredLatency:
-    """This machine: modules in turns, medians.
+    """This machine: modules interleaved, medians.
 
     Args:
         like: a parameter of the network: device and dtype.
@@ -58,22 +58,22 @@ class MeasuredLatency:
     def __init__(self, like: torch.Tensor, batch: Batch, *, channels_last: bool = False, seconds: float = 0.15) -> None:
         self.like, self.batch, self.channels_last, self.seconds = like, batch, channels_last, seconds
 
-    def modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
+    def time_modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
         """Measured on random inputs."""
         generator = torch.Generator().manual_seed(0)
-        made = torch.rand((self.batch.size, *shape), generator=generator).to(self.like.device, self.like.dtype)
-        times = latency(group, Batch((made,)), channels_last=self.channels_last, min_seconds=self.seconds)
-        return {key: one.median_ms for key, one in times.items()}
+        inputs = torch.rand((self.batch.size, *shape), generator=generator).to(self.like.device, self.like.dtype)
+        times = latency(group, Batch((inputs,)), channels_last=self.channels_last, min_seconds=self.seconds)
+        return {key: measured.median_ms for key, measured in times.items()}
 
-    def networks(self, group: Mapping[str, nn.Module], *, longer: bool = False) -> dict[str, float]:
-        """Measured in turns; ratios to the first of them are taken turn by turn."""
-        seconds = (_LONGER if longer else _WHOLE) * self.seconds
+    def time_models(self, group: Mapping[str, nn.Module], *, precise: bool = False) -> dict[str, float]:
+        """Measured interleaved; ratios to the first of them are taken round by round."""
+        seconds = (_PRECISE if precise else _WHOLE) * self.seconds
         times = interleaved_latency(group, self.batch, channels_last=self.channels_last, min_seconds=seconds)
         first = next(iter(times.values()))
         base = statistics.median(first)
         return {
-            key: base * statistics.median(own / other for own, other in zip(found, first, strict=True))
-            for key, found in times.items()
+            key: base * statistics.median(ms / first_ms for ms, first_ms in zip(rounds, first, strict=True))
+            for key, rounds in times.items()
         }
 
 
@@ -89,17 +89,17 @@ class LatencyTableFile:
     def __init__(self, path: Path) -> None:
         if not os.path.lexists(path):
             raise SpecError(f"cannot read the latencies '{path}': No such file or directory", _HOW)
-        with refusing(SpecError, f"'{path}' is no table of latencies", _HOW):
+        with refusing(SpecError, f"'{path}' is an invalid latency table", _HOW):
             document = read_json(path)
-            self.entries = {str(key): float(one["ms"]) for key, one in document["entries"].items()}
+            self.entries = {str(key): float(entry["ms"]) for key, entry in document["entries"].items()}
             self.whole = float(document["whole_ms"])
             self.batch = int(document["batch"])
             if not (0 < self.whole < math.inf and all(0 <= ms < math.inf for ms in self.entries.values())):
-                raise ValueError("a time that is none")
+                raise ValueError("a time that is negative or not finite")
         self.source = f"{path.name} ({document.get('device', 'device unknown')}, batch {self.batch})"
 
-    def modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
-        """As they stand in the table.
+    def time_modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
+        """As the table holds them.
 
         Raises:
             UsageError: a module that was not timed there.
@@ -107,13 +107,13 @@ class LatencyTableFile:
         missing = [key for key in group if key not in self.entries]
         if missing:
             raise UsageError(
-                f"the table of latencies knows nothing of {len(missing)} modules, the first is {missing[0]}",
+                f"the latency table has no entry for {len(missing)} modules, the first is {missing[0]}",
                 "It was made for another network or other spans: make it again with `shoal latency`.",
             )
         return {key: self.entries[key] for key in group}
 
-    def networks(self, group: Mapping[str, nn.Module], *, longer: bool = False) -> dict[str, float]:
-        """Only the original stands in the table."""
+    def time_models(self, group: Mapping[str, nn.Module], *, precise: bool = False) -> dict[str, float]:
+        """Only the original is in the table."""
         return {"whole": self.whole}
 
 
@@ -130,21 +130,21 @@ class LatencyFunction:
         self.function: Callable[..., Any] = load_function(spec)
         self.batch, self.source = batch, Path(spec).name
 
-    def modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
-        """What the function says."""
-        return {key: self._asked(module, (self.batch.size, *shape)) for key, module in group.items()}
+    def time_modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
+        """What the function returns."""
+        return {key: self._query(module, (self.batch.size, *shape)) for key, module in group.items()}
 
-    def networks(self, group: Mapping[str, nn.Module], *, longer: bool = False) -> dict[str, float]:
-        """What the function says, asked with the shape of the first input."""
+    def time_models(self, group: Mapping[str, nn.Module], *, precise: bool = False) -> dict[str, float]:
+        """What the function returns for the shape of the first input."""
         shape = tuple(self.batch.tensors[0].shape)
-        found = {key: self._asked(module, shape) for key, module in group.items()}
-        if not found.get("whole", 1.0):
+        times = {key: self._query(module, shape) for key, module in group.items()}
+        if not times.get("whole", 1.0):
             raise SpecError(f"the latency function {self.source} returned 0 for the whole network", _EXPECTED)
-        return found
+        return times
 
-    def _asked(self, module: nn.Module, shape: Shape) -> float:
+    def _query(self, module: nn.Module, shape: Shape) -> float:
         try:
-            said = float(self.function(module, shape))
+            latency_ms = float(self.function(module, shape))
         except Exception as error:
             check_memory(error, f"in the latency function {self.source}")
             raise SpecError(
@@ -152,9 +152,9 @@ class LatencyFunction:
                 f" {shape}: {error}",
                 "It is called as function(module, shape) and returns milliseconds.",
             ) from error
-        if not 0 <= said < float("inf"):
-            raise SpecError(f"the latency function {self.source} returned {said}", _EXPECTED)
-        return said
+        if not 0 <= latency_ms < math.inf:
+            raise SpecError(f"the latency function {self.source} returned {latency_ms}", _EXPECTED)
+        return latency_ms
 
 
 _EXPECTED = "Expected milliseconds: at least 0, and more for the whole network."
@@ -162,7 +162,7 @@ _HOW = "Write one with `shoal latency MODEL DATA --out FILE` on the device."
 
 
 def open_backend(spec: str, batch: Batch) -> LatencyBackend:
-    """The clock of `--latency-from`: FILE (JSON) or FILE.py:FUNCTION.
+    """The backend of `--latency-from`: FILE (JSON) or FILE.py:FUNCTION.
 
     Raises:
         SpecError: neither.

@@ -19,7 +19,7 @@ from shoal.replace import REPLACEMENTS, build_segments
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Milliseconds of every kind of step and stand-in at one batch size, by the key that Shoal knows it by."""
+    """Milliseconds of every kind of segment and replacement at one batch size, by `shape_key`."""
 
     device: str
     batch: int
@@ -43,33 +43,32 @@ def latency_table(
     longest: int = LONGEST,
     progress: Progress = lambda stage, done, total: None,
 ) -> LatencyTable:
-    """Time every kind of step, remainder and stand-in of a network; weights and data do not matter.
+    """Time every kind of segment, shortcut and replacement of a network; weights and data do not matter.
 
     Args:
         model: the network, on the device to time.
         batch: the mini-batch to time with.
         channels_last: time images with the channels last in memory.
-        longest: steps in the longest span.
+        longest: segments in the longest span.
         progress: called with (stage, done, total).
 
     Raises:
         ModelRaisedError, TraceError: the network does not take the batch.
     """
-    anatomy = analyze(model, batch.take(2))
-    line, like = build_segments(anatomy), like_of(model)
-    clock = MeasuredLatency(like, batch, channels_last=channels_last)
-    prices = CostModel(anatomy, line, batch, clock, MeasurementCache(None, {}))
+    graph = analyze(model, batch.take(2))
+    segments, like = build_segments(graph), like_of(model)
+    backend = MeasuredLatency(like, batch, channels_last=channels_last)
+    costs = CostModel(graph, segments, batch, backend, MeasurementCache(None, {}))
     progress("timing every kind of block", 0, 1)
-    others = timed_modules(anatomy, line, tuple(REPLACEMENTS), longest)
-    prices.measure(others)
-    entries = {key: {"ms": ms, "what": prices.words.get(key, "")} for key, ms in prices.latencies().items()}
+    costs.measure(timed_modules(graph, segments, tuple(REPLACEMENTS), longest))
+    entries = {key: {"ms": ms, "what": costs.labels.get(key, "")} for key, ms in costs.latencies().items()}
     return LatencyTable(
         device=str(device_of(model)),
         batch=batch.size,
         dtype=str(like.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         channels_last=channels_last,
-        whole_ms=prices.whole.latency_ms,
+        whole_ms=costs.whole.latency_ms,
         entries=entries,
         machine=machine(device_of(model)).model_dump(mode="json"),
     )

@@ -1,13 +1,15 @@
-"""Plans made into networks: built, refitted, and how far each is off."""
+"""Plans made into networks: built from the analysed graph, refitted, and how far each is from the original."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 from torch import nn
 
 from shoal.batches import Batch, call
-from shoal.blocks import BlockGraph, analyze
+from shoal.blocks import BlockGraph
 from shoal.measure import Reading
 from shoal.pipeline.candidate_table import CandidateTable
 from shoal.pipeline.data_splits import split_samples
@@ -20,8 +22,10 @@ from shoal.surgery.replace import replace_spans_
 
 Progress = Callable[[str, int, int], None]
 
-# Samples of a refit that only tells plans apart.
-_PART = 1024
+QUICK_REFIT_SAMPLES = 1024
+"""Samples of a refit that only tells plans apart."""
+MAX_NETWORKS = 4
+"""How many networks are kept in memory for plans that are asked for again."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +34,15 @@ class RefinedPlan:
 
     Args:
         network: in eval mode.
-        refitted: damage after the best refit.
-        damage: of the network.
-        said: what was tried, in one sentence.
+        refit_damage: the damage after the best refit.
+        damage: the damage of `network`.
+        note: what was tried, in one sentence.
     """
 
     network: nn.Module
-    refitted: float
+    refit_damage: float
     damage: float
-    said: str
+    note: str
 
 
 @dataclass
@@ -46,99 +50,125 @@ class PlanBuilder:
     """Builds the networks of plans.
 
     Args:
-        anatomy: the original, dissected.
-        model: the original, to copy.
-        tables: see TableMaker.
-        fit_on: mini-batches to refit on.
-        judge_on: other mini-batches, to measure damage on.
-        damage: what a change does to the output, for each sample.
+        graph: of the original.
+        tables: see CandidateBuilder.
+        fit: mini-batches to refit on.
+        judge: other mini-batches, to measure damage on.
+        damage: how far outputs are from the original's, for each sample.
         progress: called with (stage, done, total).
     """
 
-    anatomy: BlockGraph
-    model: nn.Module
+    graph: BlockGraph
     tables: CandidateTable
-    fit_on: Sequence[Batch]
-    judge_on: Sequence[Batch]
+    fit: Sequence[Batch]
+    judge: Sequence[Batch]
     damage: DamageFunction = divergence
     progress: Progress = lambda stage, done, total: None
+    _networks: OrderedDict[tuple[str, tuple[int, ...]], nn.Module] = field(default_factory=OrderedDict, init=False)
 
     @property
     def reading(self) -> Reading | None:
         """How outputs are read, where the damage knows."""
         return self.damage.reading if isinstance(self.damage, OutputDamage) else None
 
-    def build(self, path: Path) -> nn.Module:
-        """A copy of the original with the path's changes."""
-        anatomy = analyze(copied(self.model).eval(), self.fit_on[0].take(2))
-        spans = [one for one in self.actions(path) if isinstance(one, Replace)]
-        fitted = {one.span.paths[0]: copied(one.module) for one in self.stand_ins(path)}
-        replace_spans_(anatomy, spans, fitted)
-        remove_blocks_(anatomy, self._removed(path))
-        return anatomy.model.eval()
-
     def actions(self, path: Path) -> list[Remove | Replace]:
         """The path as actions of a plan."""
-        found: list[Remove | Replace] = []
+        actions: list[Remove | Replace] = []
         for index in path.edges:
             edge = self.tables.edges[index]
             if edge.action == "remove":
-                found.append(Remove(path=self.tables.line.paths[edge.start]))
+                actions.append(Remove(path=self.tables.segments.paths[edge.start]))
             elif edge.action == "replace":
-                fitted = self.tables.fitted[index]
-                found.append(Replace(paths=list(fitted.span.paths), stand_in=fitted.stand_in))
-        return found
+                fitted = self.tables.fitted_by_edge[index]
+                actions.append(Replace(paths=list(fitted.span.paths), stand_in=fitted.stand_in))
+        return actions
 
-    def stand_ins(self, path: Path) -> list[FittedReplacement]:
-        """Those of a path, as they were fitted."""
-        return [self.tables.fitted[index] for index in path.edges if index in self.tables.fitted]
+    def replacements(self, path: Path) -> list[FittedReplacement]:
+        """The replacements of a path, as they were fitted."""
+        return [self.tables.fitted_by_edge[index] for index in path.edges if index in self.tables.fitted_by_edge]
 
-    def _removed(self, path: Path) -> list[str]:
-        return [one.path for one in self.actions(path) if isinstance(one, Remove)]
+    def network(self, path: Path) -> nn.Module:
+        """The path's network, to look at: it is kept for the next call, so `build` gives one that may be changed."""
+        return self._memoized("built", path, self.build)
+
+    def build(self, path: Path) -> nn.Module:
+        """A copy of the original with the path's changes, made from the graph of the original without a new trace."""
+        kept = self._networks.get(("built", path.edges))
+        if kept is not None:
+            return copied(kept)
+        graph = _copy_graph(self.graph, self._removed(path))
+        spans = [action for action in self.actions(path) if isinstance(action, Replace)]
+        modules = {fitted.span.paths[0]: copied(fitted.module) for fitted in self.replacements(path)}
+        replace_spans_(graph, spans, modules, segments=self.tables.segments)
+        remove_blocks_(graph, self._removed(path))
+        return graph.model.eval()
+
+    def quick_refit(self, path: Path) -> nn.Module:
+        """The path's network refitted on a part of the samples, to look at as that of `network`."""
+        return self._memoized("refitted", path, self._quick_refit)
 
     def damage_of(self, network: nn.Module) -> float:
         """Mean damage on the samples held back for judging."""
         total, count = 0.0, 0
-        with evaluating(self.anatomy.model), evaluating(network):
-            for batch in self.judge_on:
-                original = call(self.anatomy.model, batch)
+        with evaluating(self.graph.model), evaluating(network):
+            for batch in self.judge:
+                original = call(self.graph.model, batch)
                 total += float(self.damage(original, call(network, batch), batch).sum())
                 count += batch.size
         return total / count
 
-    def refitted(self, path: Path) -> nn.Module:
-        """Built, and refitted on a part of the samples."""
-        part, _ = split_samples(self.fit_on, _PART)
-        stand_ins, removed = self.stand_ins(path), self._removed(path)
-        return refit_(self.anatomy, self.build(path), stand_ins, part, removed=removed)
-
-    def best_of(self, path: Path) -> RefinedPlan:
+    def refine(self, path: Path) -> RefinedPlan:
         """The network as it was built, refitted, with norms recalibrated: whichever does least damage."""
-        stand_ins = self.stand_ins(path)
-        removed = self._removed(path)
-        built = self.build(path)
-        variants: list[tuple[str, nn.Module]] = [("built", built)]
-        if stand_ins or removed:
+        variants = {"built": self.build(path)}
+        self._networks.clear()  # the variants take their place in memory
+        replacements, removed = self.replacements(path), self._removed(path)
+        if replacements or removed:
             for name, kept in (("stand-ins refitted", False), ("kept blocks refitted too", True)):
-                twin = refit_(
-                    self.anatomy,
-                    copied(built),
-                    stand_ins,
-                    self.fit_on,
+                variants[name] = refit_(
+                    self.graph,
+                    copied(variants["built"]),
+                    replacements,
+                    self.fit,
                     removed=removed,
                     config=RefitConfig(kept_segments=kept),
                     on_progress=lambda done, of, name=name: self.progress(name, done, of),  # type: ignore[misc]
                 )
-                variants.append((name, twin))
-        damages = {name: self.damage_of(network) for name, network in variants}
-        least = min(damages, key=damages.__getitem__)
-        if least != "kept blocks refitted too":  # these have norms that belong to weights set anew
+        damages = {name: self.damage_of(network) for name, network in variants.items()}
+        best = min(damages, key=damages.__getitem__)
+        if best != "kept blocks refitted too":  # these have norms that belong to weights set anew
             self.progress("recalibrating batch norms", 0, 1)
-            calibrated = recalibrate_(copied(dict(variants)[least]), self.fit_on)
-            variants.append(("norms recalibrated", calibrated))
-            damages["norms recalibrated"] = self.damage_of(calibrated)
-        final = min(damages, key=damages.__getitem__)
-        refitted = min(damages.get(name, math.inf) for name, _ in variants[1:]) if variants[1:] else damages["built"]
-        listed = ", ".join(f"{damages[name]:.4f} {name}" for name, _ in variants)
-        said = f"damage on held-back samples: {path.damage:.4f} by the table, {listed}; kept: {final}"
-        return RefinedPlan(dict(variants)[final], refitted, damages[final], said)
+            variants["norms recalibrated"] = recalibrate_(copied(variants[best]), self.fit)
+            damages["norms recalibrated"] = self.damage_of(variants["norms recalibrated"])
+        best = min(damages, key=damages.__getitem__)
+        refit_damage = min((damage for name, damage in damages.items() if name != "built"), default=math.inf)
+        listed = ", ".join(f"{damage:.4f} {name}" for name, damage in damages.items())
+        note = f"damage on held-back samples: {path.damage:.4f} by the table, {listed}; kept: {best}"
+        return RefinedPlan(variants[best], refit_damage, damages[best], note)
+
+    def _removed(self, path: Path) -> list[str]:
+        return [action.path for action in self.actions(path) if isinstance(action, Remove)]
+
+    def _quick_refit(self, path: Path) -> nn.Module:
+        samples, _ = split_samples(self.fit, QUICK_REFIT_SAMPLES)
+        removed = self._removed(path)
+        return refit_(self.graph, self.build(path), self.replacements(path), samples, removed=removed)
+
+    def _memoized(self, stage: str, path: Path, make: Callable[[Path], nn.Module]) -> nn.Module:
+        key = stage, path.edges
+        network = self._networks.pop(key, None)
+        if network is None:
+            network = make(path)
+        self._networks[key] = network
+        while len(self._networks) > MAX_NETWORKS:
+            self._networks.popitem(last=False)
+        return network
+
+
+def _copy_graph(graph: BlockGraph, removed: Sequence[str]) -> BlockGraph:
+    """The graph of a copy of its network, with the shortcuts of the blocks that go, for surgery: nothing is traced.
+
+    They are copied together, as the shortcuts share parameters with the network.
+    """
+    modules = nn.ModuleList([graph.model, *(graph.shortcut_modules[path] for path in removed)])
+    network, *shortcuts = cast(nn.ModuleList, copied(modules))
+    return replace(graph, model=network, shortcut_modules=dict(zip(removed, shortcuts, strict=True)))

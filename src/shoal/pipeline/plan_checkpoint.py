@@ -1,6 +1,6 @@
-"""The cut network on disk, so that an interrupted recovery goes on with the very plan it began with.
+"""The compressed network on disk before recovery, so that an interrupted recovery resumes with the plan it began with.
 
-Latencies are measured anew in every process, and a plan made from them may come out otherwise.
+Latencies are measured anew in every process, and a plan made from them may come out differently.
 """
 
 from dataclasses import asdict
@@ -26,22 +26,22 @@ from shoal.store.checkpoint import load_checkpoint, save_checkpoint
 from shoal.surgery import model_digest, remove_blocks_
 from shoal.surgery.replace import replace_spans_
 
-CUT = "cut.safetensors"
+FILENAME = "cut.safetensors"
 
 
 _CHOICE: TypeAdapter[RemovalChoice] = TypeAdapter(RemovalChoice)
 _ACTIONS: TypeAdapter[list[Remove | Replace]] = TypeAdapter(list[Remove | Replace])
 
 
-def cut_fingerprint(told: CompressContext, latency_from: str | Path | None, try_plans: int) -> dict[str, Any]:
-    """All that the choice depends on, but for the clock.
+def plan_fingerprint(told: CompressContext, latency_from: str | Path | None, try_plans: int) -> dict[str, Any]:
+    """All that the choice depends on, except latencies.
 
     Args:
         told: network, goal, samples, settings and damage.
         latency_from: latencies of another device; None for those measured here.
         try_plans: how many plans contend.
     """
-    known = {
+    inputs = {
         "network": model_digest(told.model)[:16],
         "goal": told.goal.to_dict(),
         "chosen_on": digest_of(told.chosen_on),
@@ -52,53 +52,53 @@ def cut_fingerprint(told: CompressContext, latency_from: str | Path | None, try_
         "damage": function_id(told.damage),
         "try_plans": try_plans,
     }
-    return as_json(known)
+    return as_json(inputs)
 
 
-def save_cut(folder: Path, cut: CompressedModel, claim: dict[str, Any]) -> None:
-    """Write it whole, or not at all; `claim` is all that it depends on.
+def save_plan(folder: Path, checkpoint: CompressedModel, fingerprint: dict[str, Any]) -> None:
+    """Write it whole, or not at all; `fingerprint` is all that it depends on.
 
     Raises:
         FolderError: the disk is full, or the folder is not writable.
     """
-    tensors = {name: one for name, one in cut.model.state_dict().items() if isinstance(one, Tensor)}
+    tensors = {name: value for name, value in checkpoint.model.state_dict().items() if isinstance(value, Tensor)}
     state = {
-        "claim": claim,
-        "choice": _CHOICE.dump_python(cut.choice, mode="json"),
-        "actions": [one.model_dump(mode="json") for one in cut.actions],
-        "notes": cut.notes,
+        "claim": fingerprint,
+        "choice": _CHOICE.dump_python(checkpoint.choice, mode="json"),
+        "actions": [action.model_dump(mode="json") for action in checkpoint.actions],
+        "notes": checkpoint.notes,
     }
-    save_checkpoint(folder / CUT, tensors, state)
+    save_checkpoint(folder / FILENAME, tensors, state)
 
 
-def load_cut(folder: Path, model: nn.Module, example: Batch, claim: dict[str, Any]) -> CompressedModel | None:
-    """What `keep_cut` wrote for this network and goal; None where there is nothing.
+def load_plan(folder: Path, model: nn.Module, example: Batch, fingerprint: dict[str, Any]) -> CompressedModel | None:
+    """What `save_plan` wrote for this network and goal; None where there is nothing.
 
     Raises:
         UsageError: it was made for another network, goal or data, or with other settings.
         FolderError: it is damaged.
     """
-    if not (folder / CUT).exists():
+    if not (folder / FILENAME).exists():
         return None
-    tensors, state = load_checkpoint(folder / CUT)
+    tensors, state = load_checkpoint(folder / FILENAME)
     check_fingerprint(
         state.get("claim"),
-        claim,
-        message=f"'{folder / CUT}' was made for another network, goal or data, or with other settings",
+        fingerprint,
+        message=f"'{folder / FILENAME}' was made for another network, goal or data, or with other settings",
         hint="Repeat that run, or give another folder.",
         error=UsageError,
     )
-    with refusing(FolderError, f"'{folder / CUT}' is damaged", "Choose a new folder."):
-        return _rebuilt(model, example, tensors, state)
+    with refusing(FolderError, f"'{folder / FILENAME}' is damaged", "Choose a new folder."):
+        return _rebuild(model, example, tensors, state)
 
 
-def _rebuilt(model: nn.Module, example: Batch, tensors: dict[str, Tensor], state: dict[str, Any]) -> CompressedModel:
+def _rebuild(model: nn.Module, example: Batch, tensors: dict[str, Tensor], state: dict[str, Any]) -> CompressedModel:
     choice = _CHOICE.validate_python(state["choice"])
     actions = _ACTIONS.validate_python(state["actions"])
-    anatomy = analyze(copied(model).eval(), example)
-    replace_spans_(anatomy, [one for one in actions if isinstance(one, Replace)])
-    remove_blocks_(anatomy, [one for one in actions if isinstance(one, Remove)])
-    beside = {name: one for name, one in anatomy.model.state_dict().items() if not isinstance(one, Tensor)}
+    graph = analyze(copied(model).eval(), example)
+    replace_spans_(graph, [action for action in actions if isinstance(action, Replace)])
+    compressed = remove_blocks_(graph, [action for action in actions if isinstance(action, Remove)])
+    extra_state = {name: value for name, value in compressed.state_dict().items() if not isinstance(value, Tensor)}
     with torch.no_grad():
-        anatomy.model.load_state_dict({**beside, **tensors})  # what a module keeps besides tensors is not on the disk
-    return CompressedModel(anatomy.model.eval(), choice, list(actions), list(state.get("notes", [])))
+        compressed.load_state_dict({**extra_state, **tensors})  # what a module keeps besides tensors is not on the disk
+    return CompressedModel(compressed.eval(), choice, list(actions), list(state.get("notes", [])))

@@ -1,107 +1,158 @@
-"""From data and settings to the tables of a network, and from these to a planner."""
+"""From data and settings to the tables of a network, and from these to a search for plans, or to a mere prediction."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from shoal.batches import Batch, device_of, like_of
-from shoal.errors import NotReachedError
+from shoal.errors import NotReachedError, naming_memory_shortage
 from shoal.fingerprint import digest_of, legacy_digest_of
 from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.candidate_table import CandidateBuilder
-from shoal.pipeline.context import CompressContext
+from shoal.pipeline.config import CompressConfig
+from shoal.pipeline.context import CompressContext, build_context, materialize
 from shoal.pipeline.costs import CostModel
-from shoal.pipeline.data_splits import DataSplits, split_samples_for_plan
+from shoal.pipeline.data_splits import DataSplits, split_samples_for_plan, with_mixup
+from shoal.pipeline.goals import Budget, Goal, ParetoPoint
 from shoal.pipeline.greedy import nothing_removable
-from shoal.pipeline.latency_backends import MeasuredLatency, open_backend
-from shoal.pipeline.mixed_calibration import with_mixup
+from shoal.pipeline.latency_backends import LatencyBackend, MeasuredLatency, open_backend
 from shoal.pipeline.plan_builder import PlanBuilder
 from shoal.pipeline.plan_search import PlanSearch
+from shoal.progress import Callbacks, ProgressCallback, as_callbacks
+from shoal.record import FrontPoint
 from shoal.recover import TrainingBudget, read_budget
 from shoal.replace import STUDENTS, build_segments
 from shoal.scanning import OutputDamage
 from shoal.surgery import model_digest
 
 
-def split_data(told: CompressContext) -> DataSplits:
+def split_data(context: CompressContext) -> DataSplits:
     """Which samples are for what."""
-    return split_samples_for_plan(
-        told.chosen_on, told.judged_on, told.settings.judge_images, told.settings.judged_share
-    )
+    settings = context.settings
+    return split_samples_for_plan(context.chosen_on, context.judged_on, settings.judge_images, settings.judged_share)
 
 
-def build_planner(told: CompressContext, latency_from: str | Path | None, tables: Path | None) -> PlanSearch:
-    """A planner with all its tables, made as far as `tables` does not hold them.
+def build_planner(context: CompressContext, latency_from: str | Path | None, tables: Path | None) -> PlanSearch:
+    """A plan search with all its tables, made as far as the folder `tables` does not hold them.
 
     Raises:
         NotReachedError: nothing can be removed or replaced.
         FolderError: tables of something else.
-        SpecError, UsageError: latencies that are none, or of another network.
+        SpecError, UsageError: an invalid latency table, or that of another network.
     """
-    anatomy, goal, settings = told.anatomy, told.goal, told.settings
-    timed, parts = told.chosen_on[0], split_data(told)
-    measured = MeasuredLatency(like_of(anatomy.model), timed, channels_last=settings.channels_last)
-    clock = open_backend(str(latency_from), timed) if latency_from is not None else measured
-    # A metric of the user's may need the labels, which a blend does not have.
-    fit_on, judge_on = parts.fit_on, with_mixup(parts.judge_on) if told.damage.function is None else parts.judge_on
-    allowed = frozenset(block.path for block in anatomy.chain.select(goal.include, goal.exclude))
-    line = build_segments(anatomy)
-    if not line.segments:  # before a folder is made for its tables
-        raise NotReachedError(nothing_removable(anatomy), "`shoal trace` gives the reason for each block.")
-    shelf = MeasurementCache(tables, _claim(told, fit_on, judge_on), _legacy_claim(told, fit_on, judge_on))
-    maker = CandidateBuilder(
-        anatomy,
-        fit_on,
-        judge_on,
-        CostModel(anatomy, line, timed, clock, shelf),
-        shelf,
+    graph, goal, settings = context.anatomy, context.goal, context.settings
+    timed, splits = context.chosen_on[0], split_data(context)
+    backend: LatencyBackend
+    if latency_from is not None:
+        backend = open_backend(str(latency_from), timed)
+    else:
+        backend = MeasuredLatency(like_of(graph.model), timed, channels_last=settings.channels_last)
+    # A metric of the user's may need the labels, which a mix does not have.
+    judge = with_mixup(splits.damage) if context.damage.function is None else splits.damage
+    allowed = frozenset(block.path for block in graph.chain.select(goal.include, goal.exclude))
+    segments = build_segments(graph)
+    if not segments.segments:  # before a folder is made for its tables
+        raise NotReachedError(nothing_removable(graph), "`shoal trace` gives the reason for each block.")
+    legacy = _legacy_fingerprint(context, splits.fit, judge)
+    cache = MeasurementCache(tables, _cache_fingerprint(context, splits.fit, judge), legacy)
+    candidates = CandidateBuilder(
+        graph,
+        splits.fit,
+        judge,
+        CostModel(graph, segments, timed, backend, cache),
+        cache,
         kinds=settings.stand_ins,
         longest=settings.longest,
         allowed=allowed if goal.include or goal.exclude else None,
-        damage=told.damage,
-        progress=told.progress,
+        damage=context.damage,
+        progress=context.progress,
         student_budget=read_budget(settings.student_budget) or TrainingBudget(steps=1),
     )
-    builder = PlanBuilder(anatomy, told.model, maker.make(), fit_on, judge_on, told.damage, told.progress)
-    return PlanSearch(builder, clock)
+    builder = PlanBuilder(graph, candidates.build(), splits.fit, judge, context.damage, context.progress)
+    return PlanSearch(builder, backend)
 
 
-def _claim(told: CompressContext, fit_on: Sequence[Batch], judge_on: Sequence[Batch]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PlanPrediction:
+    """What the tables promise; nothing of it was measured on a network that was built.
+
+    `plan` is None for a goal that only measuring can decide (a drop). Times are of `source`.
+    """
+
+    plan: FrontPoint | None
+    front: list[FrontPoint]
+    original_ms: float
+    source: str
+
+
+@naming_memory_shortage()
+def predict_plan(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    goal: Goal,
+    *,
+    validation: Iterable[Any] | None = None,
+    config: CompressConfig | None = None,
+    callbacks: Callbacks | ProgressCallback | None = None,
+) -> PlanPrediction:
+    """The plan that compress() would build first, and the whole front, by the tables.
+
+    Takes seconds where the folder `config.tables` holds them already; makes them first where it does not. Arguments are
+    those of compress().
+
+    Raises:
+        NotReachedError: no plan meets the goal, by the tables.
+        UsageError: no such point on the front.
+        And what making the tables may raise, see compress().
+    """
+    config, callbacks = config or CompressConfig(), as_callbacks(callbacks)
+    samples, judged = materialize(calibration, validation, config.measure, device_of(model))
+    context = build_context(
+        model, samples, judged, goal, config.measure, config.damage, callbacks.progress, config.output
+    )
+    search = build_planner(context, config.latency_from, Path(config.tables) if config.tables is not None else None)
+    plan = search.predict(goal) if isinstance(goal, Budget | ParetoPoint) else None
+    return PlanPrediction(plan, search.pareto_points(), search.tables.whole.latency_ms, search.backend.source)
+
+
+def _cache_fingerprint(context: CompressContext, fit: Sequence[Batch], judge: Sequence[Batch]) -> dict[str, Any]:
     """All that the tables depend on."""
-    settings, timed = told.settings, told.chosen_on[0]
+    settings, timed = context.settings, context.chosen_on[0]
     students = [kind for kind in settings.stand_ins if kind in STUDENTS]
-    taught = {"student_budget": str(read_budget(settings.student_budget))} if students else {}
+    training = {"student_budget": str(read_budget(settings.student_budget))} if students else {}
     return {
-        **taught,
+        **training,
         "tables_version": 1,
-        "network": model_digest(told.anatomy.model)[:16],
-        "fit_on": digest_of(fit_on),
-        "judge_on": digest_of(judge_on),
-        "timed": [list(one.shape) for one in timed.tensors],
+        "network": model_digest(context.anatomy.model)[:16],
+        "fit_on": digest_of(fit),
+        "judge_on": digest_of(judge),
+        "timed": [list(tensor.shape) for tensor in timed.tensors],
         "stand_ins": list(settings.stand_ins),
         "longest": settings.longest,
         "channels_last": settings.channels_last,
-        "device": str(device_of(told.anatomy.model)),
+        "device": str(device_of(context.anatomy.model)),
         "threads": torch.get_num_threads(),
-        "damage": function_id(told.damage),
-        "include": list(told.goal.include),
-        "exclude": list(told.goal.exclude),
+        "damage": function_id(context.damage),
+        "include": list(context.goal.include),
+        "exclude": list(context.goal.exclude),
     }
 
 
-def _legacy_claim(told: CompressContext, fit_on: Sequence[Batch], judge_on: Sequence[Batch]) -> dict[str, Any]:
-    """The values of `_claim` that version 0.1.0 wrote otherwise, where its tables mean the same.
+def _legacy_fingerprint(context: CompressContext, fit: Sequence[Batch], judge: Sequence[Batch]) -> dict[str, Any]:
+    """The values of `_cache_fingerprint` that version 0.1.0 wrote otherwise, where its tables mean the same.
 
     Its digests leave out the labels, which the built-in damage does not read; it compared scores of classes alone.
     """
-    if not told.damage.is_class_divergence:
+    if not context.damage.is_class_divergence:
         return {}
     return {
-        "fit_on": legacy_digest_of(fit_on),
-        "judge_on": legacy_digest_of(judge_on),
+        "fit_on": legacy_digest_of(fit),
+        "judge_on": legacy_digest_of(judge),
         "damage": "shoal.scanning.sweep.divergence",
     }
 
@@ -114,5 +165,5 @@ def function_id(function: Callable[..., Any]) -> str:
     if code is None or "<" not in name:
         return f"{getattr(function, '__module__', '')}.{name}" if name else repr(function)
     inner = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    said = repr((code.co_code, code.co_consts, code.co_names, inner))
-    return f"{name} {hashlib.sha256(said.encode()).hexdigest()[:12]}"
+    text = repr((code.co_code, code.co_consts, code.co_names, inner))
+    return f"{name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"

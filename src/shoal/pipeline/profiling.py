@@ -1,9 +1,9 @@
 """Time modules where they stand, inside the running network.
 
 A module that is timed alone, over and over on the same input, finds everything in the cache and is too fast; its place
-in a plan is between others. So the steps are timed in the original, and stand-ins in *mosaics*: the same network with
-as many of them in place as fit beside each other. Everything comes as a share of the whole network's time in the same
-round, so that a machine that is busy for a while does not favour anybody.
+in a plan is between others. So the segments are timed in the original, and replacements in *packed layouts*: the same
+network with as many of them in place as fit without overlap. All times are shares of the whole network's time in the
+same round, so that a machine that is busy for a while favours none of them.
 """
 
 import copy
@@ -20,85 +20,91 @@ from shoal.batches import Batch, call, device_of
 from shoal.preserve import evaluating, patched
 from shoal.replace import PLAIN, OutputFormat, SegmentChain
 
-# Rounds, and the seconds after which no new one is begun once there are enough to take a median of.
-_ROUNDS, _FEWEST, _SECONDS = 8, 3, 20.0
+# Rounds, and the seconds after which no new round begins once there are enough to take a median of.
+_ROUNDS, _MIN_ROUNDS, _SECONDS = 8, 3, 20.0
 
 
 @dataclass(frozen=True)
 class PlacedModule:
-    """Something that may take the place of modules: the first runs it, the others hand their input through.
+    """A module that may take the place of others: at the first place it runs, the others pass their input through.
 
-    `forms` say how each of the modules gives the stream back; without them the module does that itself.
+    `formats` are those in which each of the replaced modules returns the stream; without them `module` does so itself.
     """
 
     module: nn.Module
     shape: tuple[int, ...]
     paths: tuple[str, ...]
-    forms: tuple[OutputFormat, ...] = ()
+    formats: tuple[OutputFormat, ...] = ()
 
     @property
     def forwards(self) -> list[tuple[str, Any]]:
-        """What is to be called in the place of each module."""
-        forms = self.forms or (PLAIN,) * len(self.paths)
-        forward: list[Any] = [self.module.forward, *[_handed_through] * (len(self.paths) - 1)]
-        return [(path, form.wrap_forward(one)) for path, form, one in zip(self.paths, forms, forward, strict=True)]
+        """The function to call in the place of each module."""
+        formats = self.formats or (PLAIN,) * len(self.paths)
+        functions: list[Any] = [self.module.forward, *[_passthrough] * (len(self.paths) - 1)]
+        return [
+            (path, output_format.wrap_forward(function))
+            for path, output_format, function in zip(self.paths, formats, functions, strict=True)
+        ]
 
 
 def latency_shares(
     model: nn.Module,
-    line: SegmentChain,
-    others: Mapping[str, PlacedModule],
+    segments: SegmentChain,
+    candidates: Mapping[str, PlacedModule],
     batch: Batch,
     *,
     channels_last: bool = False,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The share of each step, and of each of `others` by key, in the time of the whole network; medians over rounds.
+    """The shares of the segments, and of the candidates by key, in the time of the whole network; medians over rounds.
 
     Args:
         model: the original; it is left as it was.
-        line: its steps.
-        others: one of each kind that is to be timed.
+        segments: of the network.
+        candidates: one module of each kind that is to be timed.
         batch: the mini-batch.
         channels_last: time a copy with the channels last in memory.
     """
-    given = batch
     if channels_last:
-        model, others = copy.deepcopy((model, dict(others)))
+        model, candidates = copy.deepcopy((model, dict(candidates)))
         model.to(memory_format=torch.channels_last)
-        for one in others.values():
-            one.module.to(memory_format=torch.channels_last)
-        given = batch.to(device_of(model), torch.channels_last)
-    steps = {step.path: [(path, model.get_submodule(path).forward) for path in step.paths] for step in line.segments}
-    mosaics = [{key: others[key].forwards for key in keys} for keys in _mosaics(others)]
-    found: dict[str, list[float]] = {}
-    found_others: dict[str, list[float]] = {}  # by themselves: one may have the name of a step
+        for candidate in candidates.values():
+            candidate.module.to(memory_format=torch.channels_last)
+        batch = batch.to(device_of(model), torch.channels_last)
+    original = {
+        segment.path: [(path, model.get_submodule(path).forward) for path in segment.paths]
+        for segment in segments.segments
+    }
+    layouts = [{key: candidates[key].forwards for key in keys} for keys in _pack(candidates)]
+    # Apart: a candidate may have the name of a segment.
+    segment_shares: dict[str, list[float]] = {}
+    candidate_shares: dict[str, list[float]] = {}
     with evaluating(model), torch.inference_mode():
         started = time.perf_counter()
-        for number in range(_ROUNDS + 1):
-            if number > _FEWEST and time.perf_counter() - started > _SECONDS:
+        for index in range(_ROUNDS + 1):
+            if index > _MIN_ROUNDS and time.perf_counter() - started > _SECONDS:
                 break
-            own = _run(model, steps, given)
-            whole = own.pop(_WHOLE)
-            spent: dict[str, float] = {}
-            for mosaic in mosaics:
-                spent |= _run(model, mosaic, given)
-            spent.pop(_WHOLE, None)
-            if number:  # the first round warms up
-                _note(found, own, whole)
-                _note(found_others, spent, whole)
-    return _medians(found), _medians(found_others)
+            segment_seconds = _run(model, original, batch)
+            whole = segment_seconds.pop(_WHOLE)
+            candidate_seconds: dict[str, float] = {}
+            for layout in layouts:
+                candidate_seconds |= _run(model, layout, batch)
+            candidate_seconds.pop(_WHOLE, None)
+            if index:  # the first round warms up
+                _add_shares(segment_shares, segment_seconds, whole)
+                _add_shares(candidate_shares, candidate_seconds, whole)
+    return _medians(segment_shares), _medians(candidate_shares)
 
 
 _WHOLE = ""
 
 
-def _note(found: dict[str, list[float]], spent: Mapping[str, float], whole: float) -> None:
+def _add_shares(shares: dict[str, list[float]], spent: Mapping[str, float], whole: float) -> None:
     for key, seconds in spent.items():
-        found.setdefault(key, []).append(seconds / whole)
+        shares.setdefault(key, []).append(seconds / whole)
 
 
-def _medians(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {key: statistics.median(values) for key, values in found.items()}
+def _medians(shares: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {key: statistics.median(values) for key, values in shares.items()}
 
 
 def _run(model: nn.Module, layout: Mapping[str, Sequence[tuple[str, Any]]], batch: Batch) -> dict[str, float]:
@@ -120,7 +126,9 @@ def _run(model: nn.Module, layout: Mapping[str, Sequence[tuple[str, Any]]], batc
 
         return run
 
-    forwards = {model.get_submodule(path): timed(key, one) for key, tiles in layout.items() for path, one in tiles}
+    forwards = {
+        model.get_submodule(path): timed(key, forward) for key, placed in layout.items() for path, forward in placed
+    }
     with patched(forwards):
         start = now()
         call(model, batch)
@@ -128,18 +136,18 @@ def _run(model: nn.Module, layout: Mapping[str, Sequence[tuple[str, Any]]], batc
     return spent
 
 
-def _mosaics(others: Mapping[str, PlacedModule]) -> list[list[str]]:
-    """The keys in as few groups as come easily, such that no module is covered twice in a group."""
+def _pack(candidates: Mapping[str, PlacedModule]) -> list[list[str]]:
+    """The keys in few groups, first fit, such that no module is covered twice in a group."""
     groups: list[tuple[set[str], list[str]]] = []
-    for key, one in others.items():
-        free = next((group for group in groups if not group[0] & set(one.paths)), None)
+    for key, candidate in candidates.items():
+        free = next((group for group in groups if not group[0] & set(candidate.paths)), None)
         if free is None:
             free = (set(), [])
             groups.append(free)
-        free[0].update(one.paths)
+        free[0].update(candidate.paths)
         free[1].append(key)
     return [keys for _, keys in groups]
 
 
-def _handed_through(x: Any, *args: Any, **kwargs: Any) -> Any:
+def _passthrough(x: Any, *args: Any, **kwargs: Any) -> Any:
     return x

@@ -20,7 +20,7 @@ from shoal.plan.plan import (
     parse_plan,
     read_plan,
 )
-from shoal.plan.solver import Edge, Path, ResourceLimits, best, drop_dominated, solve
+from shoal.plan.solver import Edge, Path, ResourceLimits, best, solve
 
 __all__ = [
     "Edge",
@@ -41,7 +41,6 @@ __all__ = [
     "check_signature",
     "check_state",
     "differences",
-    "drop_dominated",
     "front",
     "parse_plan",
     "read_plan",

@@ -5,14 +5,15 @@ Positions 0..length are nodes. An edge covers the blocks start..stop-1 and keeps
 caller measures how far it is off); the choice under it is exact.
 
 The integer program (`scipy.optimize.milp`, HiGHS) is small because most edges are ruled out before: an edge is dropped
-where even the best path through it breaks a budget, or has a Lagrangian bound above a path already known. What is left
-is also well scaled: no coefficient exceeds its own bound, whatever its unit.
+where even the best path through it breaks a budget, or has a Lagrangian bound above a path in hand. On tables of 27 to
+100 blocks and 430 to 7,800 edges this is 5 to 15 times as fast as the plain program (a front of 24 points of 54 blocks
+and 3,340 edges: 0.9 s against 14 s), and what remains is well scaled: no coefficient exceeds its own bound.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum, inf, isfinite
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from pydantic import ValidationError, model_validator
@@ -20,28 +21,30 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_matrix, csr_matrix
 
 from shoal.errors import PlanError, did_you_mean
+from shoal.quantities import QUANTITIES
 from shoal.record import FrozenModel
 
 Array: TypeAlias = np.ndarray[Any, Any]
-Objective: TypeAlias = Literal["damage", "latency_ms", "macs", "params", "depth"]
 Edges: TypeAlias = tuple[int, ...]
-QUANTITIES: tuple[Objective, ...] = ("damage", "latency_ms", "macs", "params", "depth")
+OBJECTIVES = ("damage", *(quantity.attribute for quantity in QUANTITIES.values()), "depth")
 
 TOLERANCE = 1e-9
 """A path is within a bound b if its total is at most b (1 + TOLERANCE), and as good as another within the same."""
 
 # HiGHS takes rows within 1e-6 and an objective within 1e-6, absolutely, and SciPy cannot change that: bounds are
 # brought to SCALE, so that these are 1e-10 of it. SLACK is wider than TOLERANCE by more than that, so that HiGHS never
-# loses a path that counts as within; one that does not is told when it comes out, and cut off.
+# loses a path that counts as within; one that does not is recognised when it comes out, and cut off.
 SCALE = 1e4
 SLACK = 2 * TOLERANCE
 CANDIDATES = 256
 
 
 class _Checked(FrozenModel):
-    """A value whose mistakes are a PlanError, also where it is made by hand."""
+    """A value whose mistakes are a PlanError, also where it is constructed directly."""
 
-    if not TYPE_CHECKING:  # a type checker shall see the fields as arguments, not **data
+    label: ClassVar[str]
+
+    if not TYPE_CHECKING:  # a type checker should see the fields as arguments, not **data
 
         def __init__(self, **data: Any) -> None:
             try:
@@ -50,27 +53,28 @@ class _Checked(FrozenModel):
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"])
                 message = first["msg"].removeprefix("Value error, ")
-                name = type(self).__name__.lower()
                 raise PlanError(
-                    f"the {name} {data} is malformed: {where + ': ' if where else ''}{message}",
+                    f"the {self.label} {data} is malformed: {where + ': ' if where else ''}{message}",
                     "Give finite numbers of at least 0: damages, costs and budgets are amounts, not differences.",
                 ) from error
 
     @model_validator(mode="after")
     def _numbers(self) -> "_Checked":
-        for name in QUANTITIES:
-            number = getattr(self, name)
-            if number is not None and not (isfinite(number) and number >= 0):
-                raise ValueError(f"{name} is {number}, expected a finite number >= 0")
+        for name in OBJECTIVES:
+            amount = getattr(self, name)
+            if amount is not None and not (isfinite(amount) and amount >= 0):
+                raise ValueError(f"{name} is {amount}, expected a finite number >= 0")
         return self
 
 
 class Edge(_Checked):
-    """One way to go from position `start` to `stop`: what becomes of the blocks start..stop-1, and what it costs.
+    """A way from position `start` to `stop`: what becomes of the blocks start..stop-1, and what it costs.
 
-    `kind` names the stand-in, empty for keep and remove. `depth` is the number of blocks left: 1 for keep and for a
-    stand-in, 0 for remove.
+    `kind` names the replacement, empty for keep and remove. `depth` is the number of blocks that remain: 1 for keep and
+    for a replacement, 0 for remove.
     """
+
+    label: ClassVar[str] = "edge"
 
     start: int
     stop: int
@@ -92,8 +96,10 @@ class Edge(_Checked):
 class ResourceLimits(_Checked):
     """Upper bounds for the totals over the path; None is free.
 
-    What stands outside the chain (stem, head) costs too: the caller takes it off first.
+    What is outside the chain (stem, head) costs too: the caller takes it off first.
     """
+
+    label: ClassVar[str] = "budget"
 
     latency_ms: float | None = None
     macs: float | None = None
@@ -101,9 +107,9 @@ class ResourceLimits(_Checked):
     depth: float | None = None
     damage: float | None = None
 
-    def limits(self) -> dict[Objective, float]:
+    def limits(self) -> dict[str, float]:
         """The bounds that are set."""
-        return {name: float(getattr(self, name)) for name in QUANTITIES if getattr(self, name) is not None}
+        return {name: float(getattr(self, name)) for name in OBJECTIVES if getattr(self, name) is not None}
 
 
 class Path(FrozenModel):
@@ -119,7 +125,7 @@ class Path(FrozenModel):
 
 @dataclass(frozen=True, eq=False)
 class EdgeGraph:
-    """The edges as arrays: what all searches on one chain share."""
+    """The edges as arrays: what all searches on a chain share."""
 
     length: int
     start: Array
@@ -127,11 +133,6 @@ class EdgeGraph:
     into: list[Array]
     out_of: list[Array]
     cost: dict[str, Array]
-
-    @property
-    def everything(self) -> Array:
-        """A mask that lets every edge live."""
-        return np.ones(len(self.start), dtype=bool)
 
     def forward(self, weights: Array) -> tuple[Array, Array]:
         """The least weight from 0 to each position, and the last edge on the way (-1: none)."""
@@ -194,7 +195,7 @@ def build_edge_graph(edges: Sequence[Edge], length: int) -> EdgeGraph:
     start = np.array([edge.start for edge in edges], dtype=int)
     stop = np.array([edge.stop for edge in edges], dtype=int)
     cost: dict[str, Array] = {
-        name: np.array([getattr(edge, name) for edge in edges], dtype=float) for name in QUANTITIES
+        name: np.array([getattr(edge, name) for edge in edges], dtype=float) for name in OBJECTIVES
     }
     cost["edges"] = np.ones(len(edges))
     into = [np.flatnonzero(stop == position) for position in range(length + 1)]
@@ -215,20 +216,20 @@ def solve(
     length: int,
     budget: ResourceLimits,
     *,
-    objective: Objective = "damage",
+    objective: str = "damage",
     without: Sequence[frozenset[int]] = (),
 ) -> Path | None:
     """The path with the least `objective` within `budget`.
 
-    Of paths equal to within 1e-9 (relative) the faster one is taken, of these the one with fewer edges. A path is
+    Of paths equal to within 1e-9 (relative) the faster is taken, of these the one with fewer edges. A path is
     within the budget if no total exceeds its bound by more than 1e-9 of the bound. The same edges give the same path.
 
     Args:
-        edges: the ways to go; the indices in the answer are theirs.
+        edges: the ways to go; the indices in the result are theirs.
         length: the number of blocks.
         budget: upper bounds for the totals.
-        objective: what shall be least.
-        without: paths that are not wanted: no answer holds all edges of one of these sets.
+        objective: what to minimise.
+        without: paths to leave out: no result holds all edges of any of these sets.
 
     Returns:
         The path, or None where no path is within the budget.
@@ -241,120 +242,91 @@ def solve(
     return least_path(build_edge_graph(edges, length), budget.limits(), order, without)
 
 
-def best(
-    edges: Sequence[Edge], length: int, budget: ResourceLimits, k: int, objective: Objective = "damage"
-) -> list[Path]:
+def best(edges: Sequence[Edge], length: int, budget: ResourceLimits, k: int, objective: str = "damage") -> list[Path]:
     """The `k` best distinct paths within `budget`, best first; fewer where there are fewer. See `solve`."""
     if k < 1:
-        raise PlanError(f"{k} paths were asked for, expected at least 1", "Give k >= 1.")
+        raise PlanError(f"k is {k}, expected at least 1", "It is the number of paths.")
     order = _order(objective)
     chain, limits = build_edge_graph(edges, length), budget.limits()
-    found: list[Path] = []
-    while len(found) < k:
-        path = least_path(chain, limits, order, [frozenset(known.edges) for known in found])
+    paths: list[Path] = []
+    while len(paths) < k:
+        path = least_path(chain, limits, order, [frozenset(path.edges) for path in paths])
         if path is None:
             break
-        found.append(path)
-    return found
-
-
-def drop_dominated(edges: Sequence[Edge], length: int) -> list[Edge]:
-    """The edges without those that another one makes pointless.
-
-    The rule: an edge goes if another single edge over the same span has no more damage, latency, MACs, parameters and
-    depth; of two edges equal in all five the first stays. Keep edges always stay, and may be the reason another goes.
-    The optimum stays what it was under every budget and objective; the list of the k best does not.
-
-    Raises:
-        PlanError: as `solve`.
-    """
-    build_edge_graph(edges, length)
-    spans: dict[tuple[int, int], list[int]] = {}
-    for index, edge in enumerate(edges):
-        spans.setdefault((edge.start, edge.stop), []).append(index)
-    numbers = [tuple(getattr(edge, name) for name in QUANTITIES) for edge in edges]
-
-    def beats(other: int, index: int) -> bool:
-        no_more = all(theirs <= ours for theirs, ours in zip(numbers[other], numbers[index], strict=True))
-        # Of equals the first stays, unless a later one is the keep edge, which stays anyway.
-        first = (edges[other].action != "keep", other) < (edges[index].action != "keep", index)
-        return no_more and (first or numbers[other] != numbers[index])
-
-    return [
-        edge
-        for index, edge in enumerate(edges)
-        if edge.action == "keep" or not any(beats(other, index) for other in spans[edge.start, edge.stop])
-    ]
+        paths.append(path)
+    return paths
 
 
 def least_path(
-    chain: EdgeGraph, limits: Mapping[Objective, float], order: Sequence[str], without: Sequence[frozenset[int]] = ()
+    chain: EdgeGraph, limits: Mapping[str, float], order: Sequence[str], without: Sequence[frozenset[int]] = ()
 ) -> Path | None:
     """The path within `limits` that is least in the first quantity of `order`, of those in the second, and so on.
 
-    Ties are broken by solving again with what was found as one more bound. A small weight in one objective instead
+    Ties are broken by solving again with the optimum as a further bound. A small weight in the same objective instead
     would have to be below HiGHS's own tolerance to be harmless.
     """
     bounds = [(chain.cost[name], limit) for name, limit in limits.items()]
-    alive, known = chain.everything, None
+    alive, incumbent = np.ones(len(chain.start), dtype=bool), None
     for name in order:
-        search = _Search(chain, chain.cost[name], bounds, without)
-        known, alive = search.least(alive, known)
-        if known is None:
+        search = _PathSearch(chain, chain.cost[name], bounds, without)
+        incumbent, alive = search.least(alive, incumbent)
+        if incumbent is None:
             return None
-        if alive.sum() == len(known):  # nothing else comes near
+        if alive.sum() == len(incumbent):  # nothing else comes near
             break
-        bounds.append((chain.cost[name], chain.total(name, known)))
-    return chain.path(known) if known is not None else None
+        bounds.append((chain.cost[name], chain.total(name, incumbent)))
+    return chain.path(incumbent) if incumbent is not None else None
 
 
 @dataclass(frozen=True, eq=False)
-class _Search:
-    """One objective (`weights`) under `bounds`; `alive` masks the edges that may still be on an optimal path."""
+class _PathSearch:
+    """An objective (`weights`) under `bounds`; `alive` masks the edges that may still be on an optimal path."""
 
     chain: EdgeGraph
     weights: Array
     bounds: Sequence[tuple[Array, float]]
     without: Sequence[frozenset[int]]
 
-    def least(self, alive: Array, known: Edges | None) -> tuple[Edges | None, Array]:
-        """The best path, and the edges of all paths that are as good; `known` is a path within the bounds, if any."""
+    def least(self, alive: Array, incumbent: Edges | None) -> tuple[Edges | None, Array]:
+        """The best path, and the edges of all paths as good; `incumbent` is a path within the bounds, if any."""
         alive = self._affordable(alive)
         if not alive.any():
             return None, alive
         rows = self._binding(alive)
         prices = self._prices(alive, rows)
         if prices is None:
-            if known is None:
+            if incumbent is None:
                 return None, alive
             prices = np.zeros(len(rows))
         nearby = self._candidates(alive, rows, prices)
-        known = min([*nearby, *([known] if known else [])], key=self._value, default=None)
-        if known is None:
-            # Without a path there is no scale for the objective: any path first, so that the next search has one.
-            known = self._integer(alive, rows, None)
-            if known is None:
+        incumbent = min([*nearby, *([incumbent] if incumbent else [])], key=self._value, default=None)
+        if incumbent is None:
+            # Without a path there is no scale for the objective: any path first, so that the next search has a scale.
+            incumbent = self._integer(alive, rows, None)
+            if incumbent is None:
                 return None, alive
-        alive = self._promising(alive, rows, prices, known)
-        if alive.sum() > len(known) and self._value(known) > 0:
-            found = self._integer(alive, rows, known)
-            if found is None:
-                raise PlanError(f"HiGHS found no path, though {known} is one", "Report this with the table of edges.")
-            known = min(known, found, key=self._value)
-            alive = self._promising(alive, rows, prices, known)
-        return known, alive
+        alive = self._promising(alive, rows, prices, incumbent)
+        if alive.sum() > len(incumbent) and self._value(incumbent) > 0:
+            optimum = self._integer(alive, rows, incumbent)
+            if optimum is None:
+                raise PlanError(
+                    f"HiGHS found no path, though {incumbent} is a path", "Report this with the table of edges."
+                )
+            incumbent = min(incumbent, optimum, key=self._value)
+            alive = self._promising(alive, rows, prices, incumbent)
+        return incumbent, alive
 
     def allows(self, path: Edges) -> bool:
-        """Is it within every bound, and wanted?"""
+        """Whether it is within every bound, and not to be left out."""
         edges = list(path)
         within = all(fsum(weights[edges]) <= bound * (1 + TOLERANCE) for weights, bound in self.bounds)
-        return within and not any(unwanted.issubset(path) for unwanted in self.without)
+        return within and not any(excluded.issubset(path) for excluded in self.without)
 
     def _value(self, path: Edges) -> float:
         return fsum(self.weights[list(path)])
 
     def _affordable(self, alive: Array) -> Array:
-        """Without the edges whose cheapest path already breaks a bound; again, as each bound helps the others."""
+        """Without the edges whose cheapest path breaks a bound; repeatedly, as each bound helps the others."""
         while True:
             before = int(alive.sum())
             for weights, bound in [*self.bounds, (self.weights, inf)]:
@@ -373,7 +345,7 @@ class _Search:
         return rows
 
     def _prices(self, alive: Array, rows: list[Array]) -> Array | None:
-        """What one unit of each row is worth in the linear relaxation; None where even that has no solution."""
+        """What a unit of each row is worth in the linear relaxation; None where even that has no solution."""
         if not rows:
             return np.zeros(0)
         index = np.flatnonzero(alive)
@@ -416,9 +388,9 @@ class _Search:
             path.append(int(first[position]))
         return tuple(path)
 
-    def _promising(self, alive: Array, rows: list[Array], prices: Array, known: Edges) -> Array:
-        """Without the edges whose every path is worse than `known`, by the weight itself or by the Lagrangian bound."""
-        value = self._value(known)
+    def _promising(self, alive: Array, rows: list[Array], prices: Array, incumbent: Edges) -> Array:
+        """Without the edges whose every path is worse than `incumbent`, by the weight or by the Lagrangian bound."""
+        value = self._value(incumbent)
         for weights, paid in (
             (np.where(alive, self.weights, inf), 0.0),
             (self._priced(alive, rows, prices), float(prices.sum()) * (1 + SLACK)),
@@ -429,7 +401,7 @@ class _Search:
         return alive
 
     def _flow(self, index: Array) -> tuple[csr_matrix, Array]:
-        """One unit leaves 0, and what enters a position leaves it; the end follows from the others."""
+        """A unit of flow leaves 0, and what enters a position leaves it; the end follows from the others."""
         edges, ends = np.arange(len(index)), self.chain.stop[index]
         inner = ends < self.chain.length
         positions = np.concatenate([self.chain.start[index], ends[inner]])
@@ -439,15 +411,15 @@ class _Search:
         supply[0] = 1
         return coo_matrix((signs, (positions, columns)), shape=(self.chain.length, len(index))).tocsr(), supply
 
-    def _integer(self, alive: Array, rows: list[Array], known: Edges | None) -> Edges | None:
-        """The best path by HiGHS among the edges alive; verified, and cut off and sought again if it is not allowed."""
+    def _integer(self, alive: Array, rows: list[Array], incumbent: Edges | None) -> Edges | None:
+        """The best path by HiGHS among the edges alive; cut off and sought again where it is not allowed."""
         index = np.flatnonzero(alive)
-        scale = self._value(known) if known is not None else float(self.weights[index].max()) or 1.0
+        scale = self._value(incumbent) if incumbent is not None else float(self.weights[index].max()) or 1.0
         flow, supply = self._flow(index)
         constraints = [LinearConstraint(flow, supply, supply)]
         constraints += [LinearConstraint(SCALE * row[index][None], -inf, SCALE * (1 + SLACK)) for row in rows]
         # A cut with a dead edge holds by itself.
-        cuts = [unwanted for unwanted in self.without if alive[list(unwanted)].all()]
+        cuts = [excluded for excluded in self.without if alive[list(excluded)].all()]
         while True:
             sums = [np.isin(index, list(cut)).astype(float)[None] for cut in cuts]
             limits = [LinearConstraint(row, -inf, len(cut) - 1) for row, cut in zip(sums, cuts, strict=True)]
@@ -485,15 +457,15 @@ def _highs(weights: Array, constraints: list[LinearConstraint]) -> Array | None:
 
 
 def _order(objective: str) -> list[str]:
-    if objective not in QUANTITIES:
-        raise PlanError(f"the objective is {objective!r}, expected a quantity", did_you_mean(objective, [*QUANTITIES]))
+    if objective not in OBJECTIVES:
+        raise PlanError(f"the objective is {objective!r}, expected a quantity", did_you_mean(objective, [*OBJECTIVES]))
     return list(dict.fromkeys([objective, "latency_ms", "edges"]))
 
 
 def _check_without(without: Sequence[frozenset[int]], edges: int) -> None:
-    for unwanted in without:
-        if not unwanted or min(unwanted) < 0 or max(unwanted) >= edges:
+    for excluded in without:
+        if not excluded or min(excluded) < 0 or max(excluded) >= edges:
             raise PlanError(
-                f"a path in `without` is {sorted(unwanted)}, expected one or more indices in 0..{edges - 1}",
-                "Give the edges of paths found on the same list of edges.",
+                f"a path in `without` is {sorted(excluded)}, expected one or more indices in 0..{edges - 1}",
+                "Give the edges of paths through the same list of edges.",
             )

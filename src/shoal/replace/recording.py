@@ -34,6 +34,7 @@ def recording(graph: BlockGraph, paths: Sequence[str]) -> Iterator[Recording]:
     blocks = [graph.chain[path] for path in paths if path in graph.additions]
     layers = [path for path in paths if path not in graph.additions]
     last = {block.path: len(block.units) - 1 for block in blocks}
+    segments = {segment.path: segment for segment in build_segments(graph).segments}
 
     def record_sum(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
         if unit == last[path]:
@@ -45,7 +46,6 @@ def recording(graph: BlockGraph, paths: Sequence[str]) -> Iterator[Recording]:
             module = graph.model.get_submodule(path)
             handle = module.register_forward_pre_hook(_record_input(record.inputs, path, copied=copied))
             stack.callback(handle.remove)
-        segments = {segment.path: segment for segment in build_segments(graph).segments}
         for path in layers:
             stack.callback(_record_layer(graph, segments[path], record.sums))
         for block in blocks:

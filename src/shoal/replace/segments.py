@@ -7,6 +7,7 @@ convolution or linear layer with the norms and the activation that follow it. A 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -83,8 +84,20 @@ class SegmentChain:
         return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
 
 
+_CHAINS: WeakKeyDictionary[BlockGraph, SegmentChain] = WeakKeyDictionary()
+
+
 def build_segments(graph: BlockGraph) -> SegmentChain:
-    """Every removable block with the stream as its first argument and only result; of a plain network, its layers."""
+    """Every removable block with the stream as its first argument and only result; of a plain network, its layers.
+
+    They are computed once for each graph.
+    """
+    if graph not in _CHAINS:
+        _CHAINS[graph] = _build_chain(graph)
+    return _CHAINS[graph]
+
+
+def _build_chain(graph: BlockGraph) -> SegmentChain:
     if any(block.units for block in graph.chain):
         formats = {
             block.path: output_format

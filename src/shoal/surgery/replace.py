@@ -12,7 +12,11 @@ from shoal.replace import PassThrough, SegmentChain, build_replacement, build_se
 
 
 def replace_spans_(
-    graph: BlockGraph, actions: Sequence[Replace], modules: Mapping[str, nn.Module] | None = None
+    graph: BlockGraph,
+    actions: Sequence[Replace],
+    modules: Mapping[str, nn.Module] | None = None,
+    *,
+    segments: SegmentChain | None = None,
 ) -> nn.Module:
     """Put a replacement at the first module of each span, in place; its other modules pass their input through.
 
@@ -20,11 +24,12 @@ def replace_spans_(
         graph: of the network to change.
         actions: what to replace.
         modules: the fitted replacements by the path of their first module; any other is built with fresh weights.
+        segments: those of the network, where they are known; else they are built.
 
     Raises:
         SurgeryError: a span that is none in this network.
     """
-    line = build_segments(graph)
+    line = segments or build_segments(graph)
     forms = {path: step.output_format for step in line.segments for path in step.paths}
     for action in actions:
         _check(line, action)
