@@ -71,9 +71,9 @@ def from_former_keywords(former: Keywords, keywords: Keywords) -> Keywords:
         configured["run_info"] = former["provenance"]
     if configured or former.get("settings") is not None:
         typed["config"] = CompressConfig.of(former.get("settings"), **configured)
-    told = {name: former[name] for name in ("progress", "journal") if former.get(name) is not None}
-    if told:
-        typed["callbacks"] = Callbacks(**told)
+    callbacks = {name: former[name] for name in ("progress", "journal") if former.get(name) is not None}
+    if callbacks:
+        typed["callbacks"] = Callbacks(**callbacks)
     twice = sorted(typed.keys() & keywords.keys())
     if twice:
         raise UsageError(f"{twice[0]} is there, and a former keyword for the same", f"Put everything into {twice[0]}=.")
@@ -133,11 +133,11 @@ def compress(
     check_one_purpose(calibration=calibration, validation=validation, evaluation=test)
     loader = FirstBatchLoader(test) if test is not None else None
     samples, judged = materialize(calibration, validation, config.measure, device_of(model))
-    asked, messages = _usable_recovery(normalize_recovery(recovery), model, calibration, validation, samples[0], goal)
+    usable, messages = _usable_recovery(normalize_recovery(recovery), model, calibration, validation, samples[0], goal)
     context = build_context(
         model, samples, judged, goal, config.measure, config.damage, callbacks.progress, config.output
     )
-    run = _Run(context, config, calibration if not is_read_once(calibration) else samples, asked)
+    run = _Run(context, config, calibration if not is_read_once(calibration) else samples, usable)
     compressed = run.recovered(run.resumed() or run.changed(callbacks))
     warnings += [*messages, *run.messages]
     if config.fold:

@@ -47,6 +47,9 @@ class MeasureConfig:
             raise UsageError("students without a budget learn nothing", "Ask for no students in `stand_ins`.")
 
 
+_MEASURED = tuple(field_.name for field_ in fields(MeasureConfig))
+
+
 @dataclass(frozen=True)
 class RunInfo:
     """Where a run came from, for the record: specs, seed, command. `model` is None for a module made in Python."""
@@ -88,10 +91,10 @@ class CompressConfig(MeasureConfig):
     @property
     def measure(self) -> MeasureConfig:
         """How candidates are measured, alone."""
-        return MeasureConfig(**{one.name: getattr(self, one.name) for one in fields(MeasureConfig)})
+        return MeasureConfig(**{name: getattr(self, name) for name in _MEASURED})
 
     @classmethod
     def of(cls, measure: MeasureConfig | None = None, **more: Any) -> "CompressConfig":
         """A configuration that measures as `measure` does."""
-        measured = {one.name: getattr(measure, one.name) for one in fields(MeasureConfig)} if measure else {}
+        measured = {name: getattr(measure, name) for name in _MEASURED} if measure else {}
         return cls(**measured, **more)

@@ -34,12 +34,12 @@ from shoal.surgery import FoldResult, certify
 
 def measure_outcome(context: CompressContext, compressed: CompressedModel, test: "FirstBatchLoader") -> Record:
     """The record of original against compressed, but for what only the caller knows."""
-    anatomy, settings, reading = context.anatomy, context.settings, context.damage.reading
+    graph, settings, reading = context.anatomy, context.settings, context.damage.reading
     cut, choice, folded = compressed.model, compressed.choice, compressed.folded
-    original = anatomy.model
-    whole = [one.path for one in choice.removals if one.unit is None]
-    gone = [*whole, *_constant_blocks(folded)]
-    had, has = _depths(anatomy, compressed.actions, gone)
+    original = graph.model
+    whole = [removal.path for removal in choice.removals if removal.unit is None]
+    removed = [*whole, *_constant_blocks(folded)]
+    blocks_before, blocks_after = _depths(graph, compressed.actions, removed)
     before, after = paired_predictions([original, cut], test, reading=reading)
     split = "test"
     comparison = compare(before, after, split)
@@ -47,14 +47,14 @@ def measure_outcome(context: CompressContext, compressed: CompressedModel, test:
     times = _latencies(original, cut, batch, settings)
     networks = [
         Network(
-            quality=quality(one, split, comparison.output),
+            quality=quality(predicted, split, comparison.output),
             latency=times[name],
             cost=cost(network, batch.take(1)),
             blocks=blocks,
         )
-        for name, network, one, blocks in (
-            ("original", original, before, had),
-            ("compressed", cut, after, has),
+        for name, network, predicted, blocks in (
+            ("original", original, before, blocks_before),
+            ("compressed", cut, after, blocks_after),
         )
     ]
     certificate = certify(original, cut, test)
@@ -72,13 +72,13 @@ def measure_outcome(context: CompressContext, compressed: CompressedModel, test:
         validation=choice.validation,
         certificate=certificate,
         removed=whole,
-        removed_units=[one.name for one in choice.removals if one.unit is not None],
+        removed_units=[removal.name for removal in choice.removals if removal.unit is not None],
         replaced=[" + ".join(span) for span in choice.replaced],
         planning=choice.planning,
         recovery=compressed.recovery,
         folded=folded.folded if folded else [],
         fold_deviation=folded.deviation if folded else None,
-        blocks=block_records(anatomy.chain, choice, gone),
+        blocks=block_records(graph.chain, choice, removed),
         steps=choice.steps,
         machine=machine(device_of(original)),
         outputs=reading.to_record(context.damage.description),
@@ -94,7 +94,7 @@ def measure_outcome(context: CompressContext, compressed: CompressedModel, test:
 
 
 def _latencies(original: nn.Module, cut: nn.Module, batch: Batch, settings: MeasureConfig) -> dict[str, list[Latency]]:
-    found: dict[str, list[Latency]] = {"original": [], "compressed": []}
+    times: dict[str, list[Latency]] = {"original": [], "compressed": []}
     for part in [batch.take(1), batch] if batch.size > 1 else [batch]:
         timed = latency(
             {"original": original, "compressed": cut},
@@ -102,18 +102,18 @@ def _latencies(original: nn.Module, cut: nn.Module, batch: Batch, settings: Meas
             channels_last=settings.channels_last,
             min_seconds=settings.latency_seconds,
         )
-        for name, one in timed.items():
-            found[name].append(one)
-    return found
+        for name, measured in timed.items():
+            times[name].append(measured)
+    return times
 
 
-def _depths(anatomy: BlockGraph, actions: Sequence[Remove | Replace | Fold], gone: Sequence[str]) -> tuple[int, int]:
+def _depths(graph: BlockGraph, actions: Sequence[Remove | Replace | Fold], removed: Sequence[str]) -> tuple[int, int]:
     """Blocks before and after, or layers of a network without blocks; a stand-in counts as one, an identity as none."""
-    units = [block.path for block in anatomy.chain]
-    if not any(block.units or block.removable for block in anatomy.chain):
-        units = [step.path for step in build_segments(anatomy).segments if step.can_bound_span]
-    spans = [one for one in actions if isinstance(one, Replace)]
-    away = {*gone, *(path for span in spans for path in span.paths)}
+    units = [block.path for block in graph.chain]
+    if not any(block.units or block.removable for block in graph.chain):
+        units = [step.path for step in build_segments(graph).segments if step.can_bound_span]
+    spans = [action for action in actions if isinstance(action, Replace)]
+    away = {*removed, *(path for span in spans for path in span.paths)}
     stand_ins = sum(span.stand_in.depth for span in spans)
     return len(units), sum(path not in away for path in units) + stand_ins
 
@@ -123,15 +123,15 @@ def _constant_blocks(folded: FoldResult | None) -> list[str]:
     return [step.path for step in folded.steps if step.kind == "constant"] if folded else []
 
 
-def block_records(chain: Chain, choice: RemovalChoice | None = None, gone: Sequence[str] = ()) -> list[BlockRecord]:
-    """The chain as plain data, with worth and action where a choice was made; `gone` are the blocks no longer there."""
+def block_records(chain: Chain, choice: RemovalChoice | None = None, removed: Sequence[str] = ()) -> list[BlockRecord]:
+    """The chain as plain data, with damage and action where a choice was made; `removed`: the blocks that are gone."""
     worths = choice.worths if choice else {}
     return [
         block.record(
             removal_kl=worths[block.path].damage if block.path in worths else None,
             removal_kl_interval=worths[block.path].interval if block.path in worths else None,
             residual_ratio=choice.ratios.get(block.path) if choice else None,
-            action="removed" if block.path in gone else (choice.action_of(block.path) if choice else "kept"),
+            action="removed" if block.path in removed else (choice.action_of(block.path) if choice else "kept"),
             without=choice.units_gone(block.path) if choice else [],
         )
         for block in chain
@@ -139,20 +139,20 @@ def block_records(chain: Chain, choice: RemovalChoice | None = None, gone: Seque
 
 
 def _remarks(choice: RemovalChoice, times: dict[str, list[Latency]], comparison: Comparison) -> list[str]:
-    said = []
+    messages = []
     pairs = zip(times["original"], times["compressed"], strict=True)
     noisy = [str(a.batch) for a, b in pairs if within_noise(a, b)]
     if (choice.removed or choice.replaced) and noisy:
-        said.append(f"the change in latency is within the noise at batch {', '.join(noisy)}")
+        messages.append(f"the change in latency is within the noise at batch {', '.join(noisy)}")
     if comparison.n < 400:
-        said.append(f"only {comparison.n} samples were evaluated: intervals are wide")
-    return said
+        messages.append(f"only {comparison.n} samples were evaluated: intervals are wide")
+    return messages
 
 
 def _read_anew(reading: Reading, original: Predictions) -> list[str]:
     """That the test data had labels where the calibration data had none, so that it was measured otherwise."""
-    had, has = ([one.task for one in outputs] for outputs in (reading.outputs, _outputs_of(original)))
-    if had == has:
+    chosen, measured = ([output.task for output in outputs] for outputs in (reading.outputs, _outputs_of(original)))
+    if chosen == measured:
         return []
     return [
         "the calibration data has no labels, those of the test data are class indices: blocks were chosen by the"
@@ -166,12 +166,12 @@ def _outputs_of(predictions: Predictions) -> list[OutputReading]:
 
 def _doubts(original: Predictions) -> list[str]:
     """What makes the original's figures doubtful, of every output that has labels."""
-    said = []
+    messages = []
     for part in original.outputs:
         top1 = quality(part, "test").top1 if part.are_classes else None
         if top1 is not None:
-            said += no_better_than_chance(round(top1 * part.n), part.n, part.classes)
-    return said
+            messages += no_better_than_chance(round(top1 * part.n), part.n, part.classes)
+    return messages
 
 
 class FirstBatchLoader:
