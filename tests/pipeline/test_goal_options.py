@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import networks
 from flat_options import typed
 from shoal.cli.app import app
-from shoal.errors import ShoalError, UsageError
+from shoal.errors import DataError, ShoalError, UsageError
 from shoal.pipeline import ExactOnly, RecoveryConfig, compress
 from shoal.pipeline.goals import USED_BY, check_options, parse_goal
 
@@ -67,13 +67,13 @@ def test_every_option_of_the_table_is_tried():
     assert set(OPTIONS) | set(FLAGS) | {"replace"} == set(USED_BY)
 
 
-class Looked(Exception):  # noqa: N818
+class Looked(DataError):
     """The data was read: nothing was refused before."""
 
 
 class Data:
     def __iter__(self):
-        raise Looked
+        raise Looked("the data was read", "")
 
 
 @pytest.mark.parametrize(("option", "goal"), itertools.product(OPTIONS, GOALS))
