@@ -3,7 +3,8 @@
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,23 @@ def test_no_class_name_is_used_twice():
             if isinstance(node, ast.ClassDef):
                 places[node.name.strip("_")].append(str(path.relative_to(SOURCE)))
     assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def imported_modules(tree: ast.Module, names: Collection[str]) -> Iterator[str]:
+    """What a module imports when it is imported itself."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            inner = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in names else node.module for name in inner)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    names = {
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): tree
+        for path, tree in TREES.items()
+    }
+    graph = {name: set(imported_modules(tree, names)) & names.keys() for name, tree in names.items()}
+    assert list(TopologicalSorter(graph).static_order())
 
 
 def test_functions_are_short():
