@@ -67,7 +67,7 @@ def test_every_option_of_the_table_is_tried():
     assert set(OPTIONS) | set(FLAGS) | {"replace"} == set(USED_BY)
 
 
-class Looked(DataError):
+class Looked(DataError):  # noqa: N818
     """The data was read: nothing was refused before."""
 
 
