@@ -103,12 +103,12 @@ def trained(setting: Setting, seed: int, data: Data, args: argparse.Namespace, w
     settings = EpsilonConfig(plan, setting.epsilon, side=setting.epsilon > 0, freeze_after=plan.freeze_after, seed=seed)
     run = EpsilonTrainer(model, data, settings)
     run.train()
-    said = predictions(run.shrinking.plain().eval(), data.test())
-    blocks = len(run.shrinking.anatomy.chain.removable)
+    said = predictions(run.prunable.plain().eval(), data.test())
+    blocks = len(run.prunable.graph.chain.removable)
     target = said.target if said.target is not None else torch.empty(0)
     found = {
         "seed": seed,
-        "lost": len(run.shrinking.gone),
+        "lost": len(run.prunable.removed),
         "blocks": blocks,
         "top1": float((said.log_probs.argmax(dim=1) == target).double().mean()),
         "seconds": time.perf_counter() - started,

@@ -67,7 +67,7 @@ def closed_by_epoch(seed: int, args: argparse.Namespace) -> list[list[bool]]:
         EpsilonConfig(plan, args.epsilon, freeze_after=None, seed=seed),
     )
     run.train()
-    paths = [block.path for block in run.shrinking.anatomy.chain.removable]
+    paths = [block.path for block in run.prunable.graph.chain.removable]
     return [[path in row.closed for row in run.rows] for path in paths]
 
 

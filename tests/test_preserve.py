@@ -162,7 +162,7 @@ def trained_with_gates(net):
     plan = replace(recipe("digits"), epochs=2, freeze_after=1)
     run = EpsilonRun(net, Data("own", 4, False, (part, part, part)), EpsilonSettings(plan, 1e6))
     run.train()
-    assert run.shrinking.gone
+    assert run.prunable.removed
 
 
 def compressed(net, **goal):

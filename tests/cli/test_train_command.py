@@ -41,18 +41,18 @@ def test_the_same_command_resumes_and_a_finished_folder_is_refused(run, tmp_path
     from shoal.epsilon.trainer import EpsilonTrainer
 
     words = ("train", NETWORK, "digits", "--epsilon", 1000, *QUICK, "--out", "o")
-    whole = EpsilonTrainer._epoch
+    whole = EpsilonTrainer.begin_epoch
 
     def interrupted(self):
         if self.state.epoch == 2:
             raise KeyboardInterrupt
         return whole(self)
 
-    monkeypatch.setattr(EpsilonTrainer, "_epoch", interrupted)
+    monkeypatch.setattr(EpsilonTrainer, "begin_epoch", interrupted)
     code, _, err = run(*words)
     assert code == 130
     assert "resumes from the last checkpoint" in err
-    monkeypatch.setattr(EpsilonTrainer, "_epoch", whole)
+    monkeypatch.setattr(EpsilonTrainer, "begin_epoch", whole)
     code, out, _ = run(*words)
     assert code == 0
     assert "resuming the run in o" in out
@@ -184,15 +184,15 @@ def test_a_data_set_that_is_incomplete_is_said_with_what_belongs_there(run, tmp_
 def test_a_loss_that_is_nan_ends_in_exit_code_2_and_keeps_the_checkpoint(run, tmp_path, monkeypatch):
     from shoal.epsilon.trainer import EpsilonTrainer
 
-    whole = EpsilonTrainer._epoch
+    whole = EpsilonTrainer.begin_epoch
 
     def poisoned(self):
         if self.state.epoch == 2:
             with torch.no_grad():
-                next(self.shrinking.model.parameters()).fill_(float("nan"))
+                next(self.prunable.model.parameters()).fill_(float("nan"))
         return whole(self)
 
-    monkeypatch.setattr(EpsilonTrainer, "_epoch", poisoned)
+    monkeypatch.setattr(EpsilonTrainer, "begin_epoch", poisoned)
     code, out, _ = run("train", NETWORK, "digits", *QUICK, "--out", "o", "--json")
     error = json.loads(out)["error"]
     assert (code, error["kind"]) == (2, "non_finite")

@@ -85,7 +85,7 @@ def test_a_run_that_lost_nothing_says_what_to_change(data):
 
 
 def test_gates_that_would_open_are_counted(run):
-    for block in run.shrinking.gone.values():
+    for block in run.prunable.removed.values():
         with torch.no_grad():
             block.conv2.weight.mul_(1e4)
     try:
@@ -93,6 +93,6 @@ def test_gates_that_would_open_are_counted(run):
         assert live.batches_with_an_opening == live.batches
         assert live.comparison.kl > 0
     finally:
-        for block in run.shrinking.gone.values():
+        for block in run.prunable.removed.values():
             with torch.no_grad():
                 block.conv2.weight.div_(1e4)

@@ -35,8 +35,8 @@ def shrinking(seed=0):
 def test_a_lost_block_goes_down_to_its_shortcut_and_is_kept_aside():
     one = shrinking()
     total, alive = sum(p.numel() for p in one.model.parameters()), len(one.alive)
-    one.take_out(LOST)
-    assert list(one.gone) == LOST
+    one.remove(LOST)
+    assert list(one.removed) == LOST
     assert len(one.alive) == alive - 2
     assert sum(p.numel() for p in one.model.parameters()) < total
     assert one.model(IMAGES).shape == (4, 10)
@@ -45,8 +45,8 @@ def test_a_lost_block_goes_down_to_its_shortcut_and_is_kept_aside():
 
 def test_the_whole_network_with_frozen_gates_is_the_plain_one_by_construction():
     one = shrinking()
-    one.take_out(LOST)
-    whole, plain = one.whole(), one.plain()
+    one.remove(LOST)
+    whole, plain = one.with_frozen_gates(), one.pruned()
     assert {gate.block for gate in gates_of(whole)} == set(LOST)
     assert gates_of(plain) == []
     assert certify(whole, plain, [IMAGES]).verdict == "identical"
@@ -55,16 +55,16 @@ def test_the_whole_network_with_frozen_gates_is_the_plain_one_by_construction():
 
 def test_every_block_of_a_stage_may_go():
     one = shrinking()
-    one.take_out(one.alive)
+    one.remove(one.alive)
     assert one.alive == []
-    assert certify(one.whole(), one.plain(), [IMAGES]).verdict == "identical"
+    assert certify(one.with_frozen_gates(), one.pruned(), [IMAGES]).verdict == "identical"
 
 
 def test_copies_share_nothing_with_the_network_in_training():
     one = shrinking()
-    one.take_out(LOST)
+    one.remove(LOST)
     before = one.model(IMAGES)
-    for network in (one.whole(), one.plain()):
+    for network in (one.with_frozen_gates(), one.pruned()):
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.zero_()
@@ -74,10 +74,10 @@ def test_copies_share_nothing_with_the_network_in_training():
 
 def test_what_was_kept_restores_a_fresh_network():
     one, other = shrinking(0), shrinking(1)
-    one.take_out(LOST)
-    other.restore({name: tensor.clone() for name, tensor in one.tensors().items()}, list(one.gone))
+    one.remove(LOST)
+    other.restore({name: tensor.clone() for name, tensor in one.tensors().items()}, list(one.removed))
     assert torch.equal(other.model(IMAGES), one.model(IMAGES))
-    assert torch.equal(other.whole()(IMAGES), one.whole()(IMAGES))
+    assert torch.equal(other.with_frozen_gates()(IMAGES), one.with_frozen_gates()(IMAGES))
     assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in one.tensors().items())
 
 
@@ -86,7 +86,7 @@ def test_modules_of_a_block_are_found_wherever_it_is(taken):
     one = shrinking()
     expected = one.model.layer1[1].conv2
     if taken:
-        one.take_out(LOST)
+        one.remove(LOST)
     assert one.holder("layer1.1")("layer1.1.conv2") is expected
 
 
@@ -208,10 +208,10 @@ def test_lost_parameters_go_with_their_momentum():
     gradients(pair, 1.0)
     one.step(0.1, 0.0)
     pair.network[0] = nn.Identity()
-    one.forget_missing()
+    one.drop_stale_params()
     there = set(pair.parameters())
-    assert set(one.sgd.state) == there
-    assert {p for group in one.sgd.param_groups for p in group["params"]} == there
+    assert set(one.optimizer.state) == there
+    assert {p for group in one.optimizer.param_groups for p in group["params"]} == there
 
 
 def test_momentum_is_kept_by_name_and_loaded_again():
@@ -226,7 +226,7 @@ def test_momentum_is_kept_by_name_and_loaded_again():
         gradients(network, 0.25)
         each.step(0.1, 0.01)
     assert all(torch.equal(a, b) for a, b in zip(pair.parameters(), twin.parameters(), strict=True))
-    assert set(one.tensors()) == {f"momentum.{name}" for name, _ in pair.named_parameters()}
+    assert set(one.tensors()) == {f"optimizer.momentum_buffer.{name}" for name, _ in pair.named_parameters()}
 
 
 @pytest.mark.parametrize("missing", [{}, {"momentum.network.0.weight": torch.zeros(3, 3)}])
@@ -238,4 +238,4 @@ def test_momentum_that_is_not_there_begins_at_zero(missing):
         gradients(network, 0.5)
         each.step(0.1, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(pair.parameters(), fresh.parameters(), strict=True))
-    assert torch.equal(one.sgd.state[pair.side.weight]["momentum_buffer"], torch.full((2, 3), 0.5))
+    assert torch.equal(one.optimizer.state[pair.side.weight]["momentum_buffer"], torch.full((2, 3), 0.5))

@@ -21,7 +21,7 @@ def test_it_sits_behind_the_middle_block(depth, path):
 
 def test_it_answers_in_training_and_is_silent_in_eval():
     one = pair()
-    one.listen()
+    one.attach_hook()
     out, aside = one.train()(IMAGES)
     assert (out.shape, aside.shape) == ((4, 10), (4, 7))
     assert one.eval()(IMAGES)[1] is None
@@ -29,7 +29,7 @@ def test_it_answers_in_training_and_is_silent_in_eval():
 
 def test_its_gradient_reaches_the_first_half_and_not_the_second():
     one = pair()
-    one.listen()
+    one.attach_hook()
     one.train()(IMAGES)[1].sum().backward()
     assert one.network.blocks[0].conv1.weight.grad is not None
     assert one.network.blocks[4].conv1.weight.grad is None
@@ -37,18 +37,18 @@ def test_its_gradient_reaches_the_first_half_and_not_the_second():
 
 def test_it_goes_on_listening_where_its_block_was_taken_out():
     one = pair()
-    one.listen()
+    one.attach_hook()
     one.network.blocks[1] = torch.nn.Identity()
-    one.listen()
+    one.attach_hook()
     assert one.train()(IMAGES)[1] is not None
-    one.be_deaf()
+    one.detach_hook()
     assert one(IMAGES)[1] is None
     assert not any(module._forward_hooks for module in one.network.modules())
 
 
 def test_without_side_supervision_there_is_only_the_network():
     one = pair(side=False)
-    one.listen()
+    one.attach_hook()
     assert (one.side, one.train()(IMAGES)[1]) == (None, None)
 
 

@@ -52,7 +52,7 @@ def trained(data, *, model=None, folder=None, **changes):
 
 
 def state(run):
-    return {**run.shrinking.tensors(), **run.descent.tensors()}
+    return {**run.prunable.tensors(), **run.optimizer.tensors()}
 
 
 def same(one, other):
@@ -61,12 +61,12 @@ def same(one, other):
 
 def test_blocks_under_epsilon_are_taken_out_with_their_momentum(data):
     run = trained(data)
-    lost = list(run.shrinking.gone)
+    lost = list(run.prunable.removed)
     assert lost
     assert run.rows[-1].epoch == 4
     assert [path for row in run.rows for path in row.taken_out] == lost
-    assert not [name for name in run.descent.tensors() if any(f"{path}.conv2" in name for path in lost)]
-    assert len(run.watch.gates) == len(run.shrinking.alive)
+    assert not [name for name in run.optimizer.tensors() if any(f"{path}.conv2" in name for path in lost)]
+    assert len(run.monitor.gates) == len(run.prunable.alive)
     for row in run.rows:
         assert set(row.taken_out) <= set(row.closed)
         assert row.alive == 9 - sum(len(before.taken_out) for before in run.rows[: row.epoch - 1])
@@ -87,7 +87,7 @@ def test_the_faithful_mode_waits_for_the_weights(data):
     gone = [row.epoch for row in early.rows for _ in row.taken_out]
     assert len(gone) == 3
     assert 10 < min(gone) <= max(gone) < 30, "halving takes some four steps here, a thousandth some forty"
-    for path, block in early.shrinking.gone.items():
+    for path, block in early.prunable.removed.items():
         assert early.last_weight(path) <= 1e-3 * early.weights_before[path]
         assert torch.count_nonzero(block.conv2.weight)
 
@@ -97,7 +97,7 @@ def test_closed_blocks_decay_and_learn_nothing(data):
     run = trained(data, model=model, epsilon=1e6, side=False)
     path = "stages.1.1"
     before = model.get_submodule(path).conv2.weight
-    after = run.shrinking.gone[path].conv2.weight
+    after = run.prunable.removed[path].conv2.weight
     ratio = (after / before).flatten()
     assert torch.allclose(ratio, ratio[0].expand_as(ratio), rtol=1e-3)
     assert ratio[0] < 1
@@ -112,7 +112,7 @@ def test_epsilon_zero_trains_the_plain_network(data):
 
 def test_without_openings_gates_change_nothing(data):
     plain, gated = trained(data, epsilon=0.0), trained(data, epsilon=1e-9)
-    assert same(plain.shrinking.tensors(), gated.shrinking.tensors())
+    assert same(plain.prunable.tensors(), gated.prunable.tensors())
 
 
 def test_the_model_and_the_random_numbers_are_left_alone(data):
@@ -174,9 +174,9 @@ def test_nan_stops_the_run_and_the_last_good_checkpoint_is_kept(data, tmp_path):
     def poison(stage, done, total):
         if done == 2:
             with torch.no_grad():
-                run.shrinking.model.head.weight.fill_(float("nan"))
+                run.prunable.model.head.weight.fill_(float("nan"))
 
-    run.progress = poison
+    run.on_progress = poison
     with pytest.raises(NonFiniteError, match=r"NaN or Inf in epoch 3; the checkpoint of epoch 2 is kept"):
         run.train()
     assert EpsilonTrainer(network(), data, settings(), folder=tmp_path).state.epoch == 2
@@ -214,8 +214,8 @@ def test_all_processes_stop_where_the_loss_of_one_is_nan(data, monkeypatch):
 
 def test_a_whole_stage_may_be_lost_down_to_its_shortcut(data):
     run = trained(data, epsilon=1e6)
-    assert not run.shrinking.alive
-    plain = run.shrinking.plain().eval()
+    assert not run.prunable.alive
+    plain = run.prunable.pruned().eval()
     x = data.example(2).args[0]
     assert plain(x).shape == (2, 10)
     assert [type(stage[0]).__name__ for stage in plain.stages] == ["Identity", "Sequential", "Sequential"]
@@ -265,7 +265,7 @@ def test_the_error_looked_at_is_that_of_the_network_that_would_come_out(data):
     assert run.rows[1].test_error is not None
     assert run.rows[0].test_error is None
     right = total = 0
-    plain = run.shrinking.plain().eval()
+    plain = run.prunable.pruned().eval()
     with torch.no_grad():
         for x, y in data.test():
             right, total = right + int((plain(x).argmax(1) == y).sum()), total + len(y)
@@ -275,7 +275,7 @@ def test_the_error_looked_at_is_that_of_the_network_that_would_come_out(data):
 def test_mixed_precision_and_channels_last_run(data):
     run = trained(data, precision="bf16", channels_last=True, plan=replace(PLAN, epochs=2))
     assert run.rows[-1].loss < run.rows[0].loss
-    assert all(tensor.dtype == torch.float32 for tensor in run.descent.tensors().values())
+    assert all(tensor.dtype == torch.float32 for tensor in run.optimizer.tensors().values())
 
 
 def test_what_is_refused(data):

@@ -82,8 +82,8 @@ def finish(run: EpsilonTrainer, origin: TrainRunInfo, *, seconds: float = 1.0) -
         origin: for the record.
         seconds: how long each network is timed.
     """
-    whole, plain = run.shrinking.whole().eval(), run.shrinking.plain().eval()
-    chain = run.shrinking.anatomy.chain
+    whole, plain = run.prunable.with_frozen_gates().eval(), run.prunable.pruned().eval()
+    chain = run.prunable.graph.chain
     test = run.data.test()
     before, after = paired_predictions([whole, plain], test)
     lost, live = _lost(run, whole, test, after)
@@ -104,7 +104,7 @@ def finish(run: EpsilonTrainer, origin: TrainRunInfo, *, seconds: float = 1.0) -
         settings=run.settings.to_dict(),
         samples=run.samples_seen,
         steps=run.state.step,
-        blocks=_chain_records(chain, set(run.shrinking.gone)),
+        blocks=_chain_records(chain, set(run.prunable.removed)),
         gated=len({gate.block for gate in run.gates}),
         rows=run.rows,
         lost=lost,
@@ -114,7 +114,7 @@ def finish(run: EpsilonTrainer, origin: TrainRunInfo, *, seconds: float = 1.0) -
         seconds=run.state.seconds,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    gone = [path for path in chain.paths if path in run.shrinking.gone]
+    gone = [path for path in chain.paths if path in run.prunable.removed]
     plan = Plan(
         model=origin.model,
         inputs=input_specs(run.example),
@@ -133,7 +133,7 @@ def _networks(
         timed = latency(models, part, channels_last=run.settings.channels_last, min_seconds=seconds)
         for name, one in timed.items():
             times[name].append(one)
-    total, gone = len(run.shrinking.anatomy.chain), len(run.shrinking.gone)
+    total, gone = len(run.prunable.graph.chain), len(run.prunable.removed)
     return {
         name: Network(
             quality=quality(said[name], "test"),
@@ -178,7 +178,7 @@ def _lost(
         batch_size=size,
         batches_with_an_opening=with_opening,
     )
-    return [_lost_block(run, path, opened, largest, count) for path in run.shrinking.gone], live
+    return [_lost_block(run, path, opened, largest, count) for path in run.prunable.removed], live
 
 
 def _lost_block(
@@ -187,7 +187,7 @@ def _lost_block(
     row = next(row for row in run.rows if path in row.taken_out)
     return PrunedBlock(
         path=path,
-        stage=run.shrinking.anatomy.chain[path].stage,
+        stage=run.prunable.graph.chain[path].stage,
         epoch=row.epoch,
         at_end=row.epoch == run.recipe.epochs,
         largest=row.largest.get(path, 0.0),

@@ -38,7 +38,7 @@ class GateMonitor:
         self.opened: Tensor = torch.zeros(len(self.gates), device=self.engine.device)
         self.largest: Tensor = torch.zeros(len(self.gates), device=self.engine.device)
 
-    def note(self) -> None:
+    def update(self) -> None:
         """Take in what the gates saw in the last step."""
         self.steps += 1
         if not self.gates:
@@ -48,7 +48,7 @@ class GateMonitor:
         self.opened += ~(largest <= epsilon)  # NaN counts as open
         self.largest = torch.maximum(self.largest, largest)
 
-    def finish(self, *, gates_work: bool) -> EpochSummary:
+    def end_epoch(self, *, gates_work: bool) -> EpochSummary:
         """Close the epoch: a block is closed if all of its gates were, on every step and in every process.
 
         Args:
@@ -70,7 +70,7 @@ class GateMonitor:
         self._start()
         return EpochSummary(closed, shares, largest, means)
 
-    def closed_for(self, epochs: int) -> list[str]:
+    def closed_epochs(self, epochs: int) -> list[str]:
         """The blocks that were closed on every step of the last so many epochs."""
         present = dict.fromkeys(gate.block for gate in self.gates)
         return [path for path in present if self.streaks[path] >= epochs]

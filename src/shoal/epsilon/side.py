@@ -60,13 +60,13 @@ class Supervised(nn.Module):
         aside = self.side(stream) if self.side is not None and self.training and stream is not None else None
         return output, aside
 
-    def listen(self) -> None:
+    def attach_hook(self) -> None:
         """Keep the stream behind the block from now on; again after the block was swapped for what is left of it."""
-        self.be_deaf()
+        self.detach_hook()
         if self.side is not None:
             self.handle = self.network.get_submodule(self.path).register_forward_hook(self._keep)
 
-    def be_deaf(self) -> None:
+    def detach_hook(self) -> None:
         """Leave no hook on the network."""
         if self.handle is not None:
             self.handle.remove()

@@ -1,8 +1,8 @@
-"""The training run: epochs of steps, gates that are watched, blocks that are taken out, a checkpoint an epoch."""
+"""Training with gates: closed gates are counted in each epoch, blocks that stay closed are pruned on the way."""
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,16 @@ from shoal.files.jsonl import JsonlFile
 from shoal.files.locking import lock_folder
 from shoal.fingerprint import check_fingerprint
 from shoal.preserve import evaluating
+from shoal.progress import ProgressCallback, no_progress
 from shoal.sources import Data
 from shoal.store.checkpoint import CHECKPOINT, check_same_network, load_checkpoint, resuming, save_checkpoint
 from shoal.surgery import signature_of
 from shoal.training.engine import Engine
+from shoal.training.loop import LoopState, TrainingLoop
 from shoal.training.metrics import MetricsLog
 from shoal.training_record import EpochRow
 
 METRICS = "metrics.jsonl"
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -85,26 +86,31 @@ class EpsilonConfig:
 
 
 @dataclass
-class _State:
-    """What a run knows at the end of an epoch, besides tensors."""
+class EpsilonState(LoopState):
+    """How far a run is at the end of an epoch, besides tensors.
+
+    Args:
+        epoch: epochs that are done.
+        lost_at: the latest epoch in which a block was lost, from 0.
+        closed_before: blocks closed or pruned at the end of the last epoch.
+    """
 
     epoch: int = 0
-    step: int = 0
     lost_at: int | None = None
     closed_before: int = 0
-    seconds: float = 0.0
 
 
 # In the faithful mode a block counts as dead when its last weights are this much smaller than they began.
 _DEAD = 1e-3
+_CHECK_EVERY = 50  # steps between two readings of the loss
 
 
-class EpsilonTrainer:
-    """One training run.
+class EpsilonTrainer(TrainingLoop):
+    """One training run; an epoch ends with an evaluation.
 
     Args:
         model: any network with residual blocks; it is left as it was, the run works on a copy.
-        data: what it is trained and looked at on.
+        data: for training and test.
         settings: how.
         folder: for checkpoint and metrics, or None to keep neither.
         device: where it runs.
@@ -116,6 +122,8 @@ class EpsilonTrainer:
         WeightsError: the folder holds a checkpoint of another network or of other settings.
     """
 
+    state: EpsilonState
+
     def __init__(
         self,
         model: nn.Module,
@@ -124,29 +132,15 @@ class EpsilonTrainer:
         *,
         folder: Path | None = None,
         device: str = "cpu",
-        progress: Progress = lambda stage, done, total: None,
+        progress: ProgressCallback = no_progress,
     ) -> None:
-        self.data, self.settings, self.recipe, self.progress = data, settings, settings.recipe, progress
+        super().__init__(EpsilonState(), progress)
+        self.data, self.settings, self.recipe = data, settings, settings.recipe
         self.engine = Engine(
             device, settings.precision, compile_=settings.compile, channels_last=settings.channels_last
         )
-        network = self.engine.placed(model)
-        self.example = self.engine.moved(data.example(2))
-        anatomy = analyze(network.eval(), self.example)
-        signature = signature_of(network, anatomy.chain)
-        self.network_state, self.chain_lines = signature.state, signature.chain
-        decayed = decayed_parameters(anatomy)
-        self.gates = attach_gates_(anatomy, settings.epsilon) if settings.epsilon > 0 else []
-        self._check_compile(network)
         self.epsilon = EpsilonPlan(settings.epsilon, settings.hold, settings.rise)
-        self.shrinking = PrunableNetwork(anatomy)
-        self.weights_before = {block.path: self.last_weight(block.path) for block in anatomy.chain.removable}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            classes = int(logits_of(self._eval_output(network)).shape[1])
-            self.pair = supervised(network, anatomy.chain, classes, side=settings.side).to(self.engine.device)
-        self.pair.listen()
-        self.descent = PrunableSGD(self.pair, decayed, self.recipe.momentum, nesterov=self.recipe.nesterov)
+        self._setup_network(model)
         self.samples = training_samples(
             data,
             self.recipe.augmentation,
@@ -155,15 +149,37 @@ class EpsilonTrainer:
             self.engine.device,
             (self.engine.rank, self.engine.processes),
         )
-        self.state = _State()
-        self.watch = GateMonitor(self.gates, self.engine)
         self.samples_seen = self.samples.size or 0
+        self.batches: Iterator[Batch] = iter(())
+        self.upcoming: Batch | None = None
         self.folder = folder if self.engine.is_main else None
         self.lock = lock_folder(self.folder, shared=True) if self.folder is not None else None
         file = JsonlFile(self.folder / METRICS) if self.folder is not None else None
         self.metrics = MetricsLog(EpochRow, "epoch", file)
         self.checkpoint = folder / CHECKPOINT if folder is not None else None
         self.resumed = self._resume()
+
+    def _setup_network(self, model: nn.Module) -> None:
+        """A copy of the network with gates and side head, its optimizer and the monitor of its gates."""
+        settings = self.settings
+        network = self.engine.placed(model)
+        self.example = self.engine.moved(self.data.example(2))
+        graph = analyze(network.eval(), self.example)
+        signature = signature_of(network, graph.chain)
+        self.network_state, self.chain_lines = signature.state, signature.chain
+        decayed = decayed_parameters(graph)
+        self.gates = attach_gates_(graph, settings.epsilon) if settings.epsilon > 0 else []
+        self._check_compile(network)
+        self.prunable = PrunableNetwork(graph)
+        self.weights_before = {block.path: self.last_weight(block.path) for block in graph.chain.removable}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            classes = int(logits_of(self._eval_output(network)).shape[1])
+            self.supervised = supervised(network, graph.chain, classes, side=settings.side).to(self.engine.device)
+        self.supervised.attach_hook()
+        recipe = self.recipe
+        self.optimizer = PrunableSGD(self.supervised, decayed, recipe.momentum, nesterov=recipe.nesterov)
+        self.monitor = GateMonitor(self.gates, self.engine)
 
     def _check_compile(self, network: nn.Module) -> None:
         if self.settings.compile and watches_additions(network):
@@ -181,159 +197,186 @@ class EpsilonTrainer:
             ModelRaisedError: the network raised on a mini-batch.
             FolderError: a checkpoint cannot be written; the one before is kept.
         """
-        epochs = self.recipe.epochs
         with torch.random.fork_rng():
-            self._seed_epoch()
-            while self.state.epoch < epochs:
-                row = self._epoch()
-                self.metrics.append(row)
-                if self.state.epoch % self.settings.checkpoint_every == 0 or self.state.epoch == epochs:
-                    self._save()
-                self.progress(self._stage(), self.state.epoch, epochs)
-        self.pair.be_deaf()
-
-    def _stage(self) -> str:
-        total = len(self.shrinking.anatomy.chain.removable)
-        return f"training, {len(self.shrinking.alive)} of {total} blocks alive" if self.gates else "training"
+            self._seed_run()
+            self.run()
+        self.state.seconds, self.started = self.elapsed, time.perf_counter()
+        self.supervised.detach_hook()
 
     @property
     def rows(self) -> list[EpochRow]:
         """Every epoch so far."""
         return self.metrics.rows
 
+    def is_finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.state.epoch >= self.recipe.epochs
+
+    def report_progress(self) -> None:
+        """At the end of each epoch."""
+        if self.upcoming is None:
+            total = len(self.prunable.graph.chain.removable)
+            alive = f", {len(self.prunable.alive)} of {total} blocks alive" if self.gates else ""
+            self.on_progress(f"training{alive}", self.state.epoch, self.recipe.epochs)
+
     # One epoch
 
-    def _epoch(self) -> EpochRow:
-        started, state, epochs = time.perf_counter(), self.state, self.recipe.epochs
-        epoch = state.epoch
-        rate = self.recipe.rate.rate(epoch, epochs, state.lost_at)
-        deciding = epochs - self.recipe.rate.settle if self.recipe.rate.settle < epochs else epochs
-        epsilon = self.epsilon.epsilon(epoch) if epoch < deciding else 0.0
-        for gate in self.watch.gates:
-            gate.epsilon, gate.means = epsilon, False
-        loss, error, decay = self._steps(epoch, rate)
-        seen = self.watch.finish(gates_work=epsilon > 0)
-        lost = len(seen.closed) + len(self.shrinking.gone) > state.closed_before
-        state.closed_before = len(seen.closed) + len(self.shrinking.gone)
-        if lost and self.recipe.rate.counts(epoch, epochs):
-            state.lost_at = epoch
-        alive = len(self.shrinking.alive)
-        taken_out = self._ready_to_go(last=epoch + 1 == deciding)
-        self._take_out(taken_out)
-        state.epoch += 1
-        look = state.epoch % self.recipe.evaluate_every == 0 or state.epoch == epochs
-        test_error = self.test_error() if look else None
-        seconds = time.perf_counter() - started
-        state.seconds += seconds
-        return EpochRow(
-            epoch=state.epoch,
-            rate=rate,
-            decay=decay,
-            epsilon=epsilon,
-            loss=loss,
-            train_error=error,
-            test_error=test_error,
-            alive=alive,
-            closed=seen.closed,
-            taken_out=taken_out,
-            lost=lost,
-            shares=seen.shares,
-            largest=seen.largest,
-            means=seen.means,
-            seconds=seconds,
-        )
+    def begin_epoch(self) -> Batch:
+        """Set rates and gates, open the data of the epoch, and return its first mini-batch.
 
-    def _steps(self, epoch: int, rate: float) -> tuple[float, float, float]:
-        """All steps of an epoch: mean loss, error on the augmented training samples, the decay of the last step."""
-        self.pair.train()
-        runner = self.engine.runner(self.pair)
-        sums = torch.zeros(3, device=self.engine.device, dtype=torch.float64)
-        decay, upcoming = 0.0, iter(self.samples.epoch(epoch))
-        batch = next(upcoming, None)
-        while batch is not None:
-            following = next(upcoming, None)
-            if following is None:
-                for gate in self.watch.gates:
-                    gate.means = True
-            decay = self.recipe.decay.decay(self.state.step)
-            sums += self._step(runner, batch, rate, decay)
-            self.watch.note()
-            self.state.step += 1
-            if self.state.step % 50 == 0 or following is None:
-                self._check_loss(sums[0], epoch)
-            batch = following
-        total = self.engine.summed(sums)
-        return float(total[0] / total[2]), float(1 - total[1] / total[2]), decay
+        Raises:
+            DataError: there is no mini-batch.
+        """
+        epoch, recipe = self.state.epoch, self.recipe
+        self.epoch_started = time.perf_counter()
+        self.lr = recipe.rate.rate(epoch, recipe.epochs, self.state.lost_at)
+        self.gating_epochs = recipe.epochs - recipe.rate.settle if recipe.rate.settle < recipe.epochs else recipe.epochs
+        self.current_epsilon = self.epsilon.epsilon(epoch) if epoch < self.gating_epochs else 0.0
+        for gate in self.monitor.gates:
+            gate.epsilon, gate.means = self.current_epsilon, False
+        self.supervised.train()
+        self.sums = torch.zeros(3, device=self.engine.device, dtype=torch.float64)
+        self.batches = iter(self.samples.epoch(epoch))
+        first = next(self.batches, None)
+        if first is None:
+            raise DataError("the training data is empty", "Give at least one mini-batch of two samples.")
+        return first
 
-    def _step(self, runner: nn.Module, batch: Batch, rate: float, decay: float) -> Tensor:
-        batch = self.engine.moved(batch)
+    def train_step(self) -> int:
+        """One mini-batch; returns its number of samples."""
+        batch = self.upcoming if self.upcoming is not None else self.begin_epoch()
+        self.upcoming = next(self.batches, None)
+        if self.upcoming is None:
+            for gate in self.monitor.gates:
+                gate.means = True
+        self.decay = self.recipe.decay.decay(self.state.step)
+        self.sums += self._learn(self.engine.runner(self.supervised), self.engine.moved(batch))
+        self.monitor.update()
+        return batch.size
+
+    def _learn(self, runner: nn.Module, batch: Batch) -> Tensor:
+        """Sums of this mini-batch: loss, correct answers, samples."""
         with self.engine.autocast():
-            output, aside = call(runner, batch)
+            output, side_logits = call(runner, batch)
         logits, target = logits_of(output).float(), _labels(batch)
         loss = F.cross_entropy(logits, target)
-        whole = loss if aside is None else loss + self.recipe.side_weight * F.cross_entropy(aside.float(), target)
-        self.engine.backward(whole)
-        self.descent.step(rate, decay)
+        total = loss
+        if side_logits is not None:
+            total = loss + self.recipe.side_weight * F.cross_entropy(side_logits.float(), target)
+        self.engine.backward(total)
+        self.optimizer.step(self.lr, self.decay)
         with torch.no_grad():
-            hits = (logits.argmax(dim=1) == target).sum()
-            return torch.stack([loss.double() * batch.size, hits.double(), torch.tensor(batch.size).to(loss).double()])
+            correct = (logits.argmax(dim=1) == target).sum()
+            size = torch.tensor(batch.size).to(loss)
+            return torch.stack([loss.double() * batch.size, correct.double(), size.double()])
 
-    def _check_loss(self, total: Tensor, epoch: int) -> None:
+    def after_step(self) -> None:
+        """Check the loss, now and then."""
+        if self.state.step % _CHECK_EVERY == 0 or self.upcoming is None:
+            self._check_loss(self.sums[0])
+
+    def _check_loss(self, total: Tensor) -> None:
         if torch.isfinite(self.engine.summed(total.clone())):  # all processes stop, or none
             return
+        epoch = self.state.epoch
         kept = self.checkpoint is not None and self.checkpoint.exists()
-        last = f"the checkpoint of epoch {self.state.epoch} is kept" if kept else "there is no checkpoint yet"
+        last = f"the checkpoint of epoch {epoch} is kept" if kept else "there is no checkpoint yet"
         raise NonFiniteError(
             f"the loss became NaN or Inf in epoch {epoch + 1}; {last}",
             "Start again with a lower --lr (a new --out); a resumed run would end the same way.",
         )
 
-    # Blocks that go
+    def is_evaluation_due(self) -> bool:
+        """At the end of an epoch."""
+        return self.upcoming is None
 
-    def _ready_to_go(self, *, last: bool) -> list[str]:
-        """The blocks to take out now, in order; when the gates end, all that were closed on every step of the epoch."""
+    def evaluate(self) -> None:
+        """End the epoch: prune blocks, measure the test error, log, save."""
+        state = self.state
+        self.metrics.append(self._end_epoch())
+        if state.epoch % self.settings.checkpoint_every == 0 or self.is_finished():
+            self._save()
+
+    def _end_epoch(self) -> EpochRow:
+        state, recipe = self.state, self.recipe
+        sums = self.engine.summed(self.sums)
+        summary = self.monitor.end_epoch(gates_work=self.current_epsilon > 0)
+        num_closed = len(summary.closed) + len(self.prunable.removed)
+        lost = num_closed > state.closed_before
+        state.closed_before = num_closed
+        if lost and recipe.rate.counts(state.epoch, recipe.epochs):
+            state.lost_at = state.epoch
+        alive = len(self.prunable.alive)
+        pruned = self._ready_to_prune(last=state.epoch + 1 == self.gating_epochs)
+        self._prune(pruned)
+        state.epoch += 1
+        measured = state.epoch % recipe.evaluate_every == 0 or self.is_finished()
+        return EpochRow(
+            epoch=state.epoch,
+            rate=self.lr,
+            decay=self.decay,
+            epsilon=self.current_epsilon,
+            loss=float(sums[0] / sums[2]),
+            train_error=float(1 - sums[1] / sums[2]),
+            test_error=self.test_error() if measured else None,
+            alive=alive,
+            closed=summary.closed,
+            taken_out=pruned,
+            lost=lost,
+            shares=summary.shares,
+            largest=summary.largest,
+            means=summary.means,
+            seconds=time.perf_counter() - self.epoch_started,
+        )
+
+    # Pruning
+
+    def _ready_to_prune(self, *, last: bool) -> list[str]:
+        """The blocks to prune now, in order; when the gates end, all that were closed on every step of the epoch."""
         if last:
-            return self.watch.closed_for(1)
+            return self.monitor.closed_epochs(1)
         if self.settings.freeze_after is not None:
-            return self.watch.closed_for(self.settings.freeze_after)
+            return self.monitor.closed_epochs(self.settings.freeze_after)
         return [
-            path for path in self.watch.closed_for(1) if self.last_weight(path) <= _DEAD * self.weights_before[path]
+            path
+            for path in self.monitor.closed_epochs(1)
+            if self.last_weight(path) <= _DEAD * self.weights_before[path]
         ]
 
-    def _take_out(self, paths: list[str]) -> None:
+    def _prune(self, paths: list[str]) -> None:
         if not paths:
             return
-        self.shrinking.take_out(paths)
-        self.watch.forget(paths)
-        self.pair.listen()
-        self.descent.forget_missing()
+        self.prunable.remove(paths)
+        self.monitor.forget(paths)
+        self.supervised.attach_hook()
+        self.optimizer.drop_stale_params()
         self.engine.changed()
 
     def last_weight(self, path: str) -> float:
         """The largest of the weights that keep a block alive, see `decay.largest_ending_weight`."""
-        block = self.shrinking.anatomy.chain[path]
-        return max(largest_ending_weight(self.shrinking.holder(path), unit.branch) for unit in block.units)
+        block = self.prunable.graph.chain[path]
+        return max(largest_ending_weight(self.prunable.holder(path), unit.branch) for unit in block.units)
 
-    # Looking at the network
+    # Evaluation
 
     def test_error(self) -> float:
         """Error on test of the network as it would come out now: closed blocks shut, all others open."""
-        closed = set(self.watch.closed_for(1))
-        for gate in self.watch.gates:
+        closed = set(self.monitor.closed_epochs(1))
+        for gate in self.monitor.gates:
             gate.mode = "shut" if gate.block in closed else "open"
         try:
             return self._error(self.data.test())
         finally:
-            for gate in self.watch.gates:
+            for gate in self.monitor.gates:
                 gate.mode = "live"
 
     def _error(self, loader: Iterable[Any]) -> float:
         wrong, count = 0, 0
-        network = self.shrinking.model
+        network = self.prunable.model
         with evaluating(network), self.engine.autocast():
             for batch in batches(loader, self.engine.device):
-                answer = logits_of(call(network, self.engine.moved(batch))).argmax(dim=1)
-                wrong += int((answer != _labels(batch)).sum())
+                predicted = logits_of(call(network, self.engine.moved(batch))).argmax(dim=1)
+                wrong += int((predicted != _labels(batch)).sum())
                 count += batch.size
         return wrong / max(count, 1)
 
@@ -346,18 +389,19 @@ class EpsilonTrainer:
     def _save(self) -> None:
         if self.checkpoint is None or not self.engine.is_main:
             return
-        tensors = {**self.shrinking.tensors(), **self.descent.tensors(), **self._side(), **self.engine.random_state()}
+        tensors = {**self.prunable.tensors(), **self.optimizer.tensors(), **self._side(), **self.engine.random_state()}
         state = {
             "network": self.network_state,
             "settings": self.settings.to_dict(),
-            "gone": list(self.shrinking.gone),
-            "streaks": self.watch.streaks,
-            "state": asdict(self.state),
+            "gone": list(self.prunable.removed),
+            "streaks": self.monitor.streaks,
+            "state": {**asdict(self.state), "seconds": self.elapsed},
         }
         save_checkpoint(self.checkpoint, tensors, state)
 
     def _side(self) -> dict[str, Tensor]:
-        return {f"side.{name}": t for name, t in self.pair.side.state_dict().items()} if self.pair.side else {}
+        side = self.supervised.side
+        return {f"side.{name}": tensor for name, tensor in side.state_dict().items()} if side is not None else {}
 
     def _resume(self) -> bool:
         if self.checkpoint is None or not self.checkpoint.exists():
@@ -367,16 +411,18 @@ class EpsilonTrainer:
         with resuming(self.checkpoint):
             check_same_network(self.checkpoint, state, self.network_state)
             self._check_settings(state["settings"])
-            self.shrinking.restore(tensors, state["gone"])
-            self.watch.forget(state["gone"])
-            self.watch.streaks.update(state["streaks"])
-            self.pair.listen()
-            if self.pair.side is not None:
-                self.pair.side.load_state_dict({name: tensors[f"side.{name}"] for name in self.pair.side.state_dict()})
-            self.descent.forget_missing()
-            self.descent.load(tensors)
+            self.prunable.restore(tensors, state["gone"])
+            self.monitor.forget(state["gone"])
+            self.monitor.streaks.update(state["streaks"])
+            self.supervised.attach_hook()
+            if self.supervised.side is not None:
+                self.supervised.side.load_state_dict(
+                    {name: tensors[f"side.{name}"] for name in self.supervised.side.state_dict()}
+                )
+            self.optimizer.drop_stale_params()
+            self.optimizer.load(tensors)
             self.engine.set_random_state(tensors)
-            self.state = _State(**state["state"])
+            self.state = EpsilonState(**state["state"])
         self.metrics.resume(self.state.epoch, count=self.state.epoch)
         return True
 
@@ -389,7 +435,7 @@ class EpsilonTrainer:
             error=UsageError,
         )
 
-    def _seed_epoch(self) -> None:
+    def _seed_run(self) -> None:
         """Random numbers of the network itself (dropout): from the seed, or where the checkpoint left them."""
         if self.resumed:
             self.engine.apply_random_state()
