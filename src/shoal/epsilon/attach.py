@@ -92,37 +92,37 @@ def epsilonize_(model: nn.Module, example: object, epsilon: float) -> list[Gate]
     checked_epsilon(epsilon)
     if gates_of(model):
         raise UsageError("the network has gates already", "Take them off first: remove_gates_(model).")
-    anatomy = analyze(model, as_batch(example))
-    if anatomy.model not in set(model.modules()):
+    graph = analyze(model, as_batch(example))
+    if graph.model not in set(model.modules()):
         raise UsageError(
             "modules of the network are compiled (torch.compile), and gates go into the modules themselves",
             "Give the network as it was before they were compiled, and compile it afterwards.",
         )
-    return attach_gates_(anatomy, epsilon)
+    return attach_gates_(graph, epsilon)
 
 
-def attach_gates_(anatomy: BlockGraph, epsilon: float) -> list[Gate]:
+def attach_gates_(graph: BlockGraph, epsilon: float) -> list[Gate]:
     """`epsilonize_` for a network that was traced already."""
-    sites = sites_of(anatomy)
+    sites = sites_of(graph)
     if not sites:
         raise SurgeryError(
-            f"no block of this network can be gated: {anatomy.chain.note or 'none can be removed'}",
+            f"no block of this network can be gated: {graph.chain.note or 'none can be removed'}",
             "`shoal trace` lists the blocks and the reasons.",
         )
     gates = [Gate(site.block, site.unit, epsilon) for site in sites]
     bare = []
     for site, gate in zip(sites, gates, strict=True):
-        holder = anatomy.model.get_submodule(site.module if site.module is not None else site.block)
+        holder = graph.model.get_submodule(site.module if site.module is not None else site.block)
         setattr(holder, _ZERO, gate.nothing)
         if site.module is not None:
             holder.register_forward_hook(GateHook(gate))
         else:
             bare.append(gate)
     if bare:
-        wanted = {gate.block for gate in bare}
-        hooks = AdditionHooks([block for block in anatomy.chain if block.path in wanted], bare)
-        anatomy.model.register_forward_pre_hook(hooks.begin)
-        anatomy.model.register_forward_hook(hooks.end, always_call=True)
+        paths = {gate.block for gate in bare}
+        hooks = AdditionHooks([block for block in graph.chain if block.path in paths], bare)
+        graph.model.register_forward_pre_hook(hooks.begin)
+        graph.model.register_forward_hook(hooks.end, always_call=True)
     return gates
 
 
@@ -205,12 +205,12 @@ class Site:
     module: str | None
 
 
-def sites_of(anatomy: BlockGraph) -> list[Site]:
+def sites_of(graph: BlockGraph) -> list[Site]:
     """One site for every residual addition of every removable block, in the order they run."""
     return [
-        Site(block.path, number, _last_module(anatomy.trace, anatomy.calls[block.path], addition))
-        for block in anatomy.chain.removable
-        for number, addition in enumerate(anatomy.additions[block.path])
+        Site(block.path, number, _last_module(graph.trace, graph.calls[block.path], addition))
+        for block in graph.chain.removable
+        for number, addition in enumerate(graph.additions[block.path])
     ]
 
 
@@ -219,10 +219,10 @@ def _last_module(trace: Trace, block: ModuleCall, addition: Addition) -> str | N
     if trace.readers.get(addition.branch, []) != [addition.op]:
         return None  # somebody else reads the branch: a gate on the module would change that too
     producer = trace.values[addition.branch].producer
-    found = None
+    path = None
     for call in trace.enclosing(trace.ops[producer].call):
         if call.index == block.index or call.holds(addition.op):
             break
         if call.output == TensorRef(addition.branch) and len(trace.calls_of(call.module)) == 1:
-            found = call.path
-    return found
+            path = call.path
+    return path

@@ -147,8 +147,8 @@ _SIGNS = Augmentation(pad=4, brightness=10 / 255, contrast=(0.8, 1.2))
 _ZOOM = Augmentation(zoom=(0.08, 1.0), size=224, flip=True)
 
 RECIPES = {
-    one.name: one
-    for one in (
+    recipe.name: recipe
+    for recipe in (
         Recipe(
             "digits",
             "digits-resnet",

@@ -13,22 +13,21 @@ def recalibrate_(model: nn.Module, batches: Sequence[Batch]) -> nn.Module:
 
     Mini-batches count by their samples. Source: Li et al. 2020, EagleEye, arXiv:2007.02491, Sec. 3.3.
     """
-    norms = [
-        one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.track_running_stats
-    ]
-    momenta = [one.momentum for one in norms]
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    norms = [norm for norm in model.modules() if isinstance(norm, batch_norm) and norm.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
     try:
         with evaluating(model):
-            for one in norms:
-                one.reset_running_stats()
-                one.training = True
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.training = True
             seen = 0
             for batch in batches:
                 seen += batch.size
-                for one in norms:
-                    one.momentum = batch.size / seen
+                for norm in norms:
+                    norm.momentum = batch.size / seen
                 call(model, batch)
     finally:
-        for one, momentum in zip(norms, momenta, strict=True):
-            one.momentum = momentum
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
     return model

@@ -15,10 +15,10 @@ from shoal.batches import Batch
 from shoal.errors import UsageError
 from shoal.preserve import copied
 
-Told = TypeVar("Told")
+Value = TypeVar("Value")
 
 
-def broadcast_from_main(value: Told, device: str) -> Told:
+def broadcast_from_main(value: Value, device: str) -> Value:
     """The value that the main process has, in every process that trains together; with one process it is `value`.
 
     Args:
@@ -31,9 +31,9 @@ def broadcast_from_main(value: Told, device: str) -> Told:
     from accelerate.utils import broadcast_object_list
 
     PartialState(cpu=torch.device(device).type == "cpu")
-    told = [value]
-    broadcast_object_list(told)
-    return told[0]
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 def _are_several() -> bool:
@@ -129,10 +129,10 @@ class Engine:
 
     def random_state(self) -> dict[str, Tensor]:
         """The state of the random numbers that the network itself draws."""
-        found = {"random.cpu": torch.get_rng_state()}
+        state = {"random.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
-            found["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        return found
+            state["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
 
     def set_random_state(self, tensors: dict[str, Tensor]) -> None:
         """Remember what a checkpoint holds, for `apply_random_state`."""
