@@ -67,18 +67,18 @@ def test_every_option_of_the_table_is_tried():
     assert set(OPTIONS) | set(FLAGS) | {"replace"} == set(USED_BY)
 
 
-class Looked(DataError):  # noqa: N818
+class DataReadError(DataError):
     """The data was read: nothing was refused before."""
 
 
 class Data:
     def __iter__(self):
-        raise Looked("the data was read", "")
+        raise DataReadError("the data was read", "")
 
 
 @pytest.mark.parametrize(("option", "goal"), itertools.product(OPTIONS, GOALS))
 def test_from_python_what_does_nothing_is_refused_before_data_are_read(option, goal):
-    expected = Looked if is_used(option, goal) else UsageError
+    expected = DataReadError if is_used(option, goal) else UsageError
     with pytest.raises(expected) as raised:
         compress(networks.CifarResNet(), Data(), **typed(**GOALS[goal], **OPTIONS[option]))
     if expected is UsageError:
@@ -111,7 +111,7 @@ def test_plans_replace_anyway(goal):
 
 
 def test_a_default_of_the_command_line_is_no_wish():
-    with pytest.raises(Looked):
+    with pytest.raises(DataReadError):
         compress(networks.CifarResNet(), Data(), ExactOnly(), recovery=RecoveryConfig(3, required=False))
     with pytest.raises(ShoalError, match="recover does nothing with exact"):
         compress(networks.CifarResNet(), Data(), ExactOnly(), recovery=3)

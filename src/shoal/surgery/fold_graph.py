@@ -115,14 +115,14 @@ class FoldGraph:
 
     def _add(self, call: ModuleCall) -> None:
         ops = self.trace.ops[call.start : call.stop]
-        reason = self._why_not_plain(call, ops)
+        reason = self._not_plain_reason(call, ops)
         if reason is not None:
             self.refused[call.path] = reason
             return
         layer = FoldLayer(call.path, call.module, ops[-1], alone=len(ops) == 1)
         (self.norms if layer.name == "batch_norm" else self.maps).append(layer)
 
-    def _why_not_plain(self, call: ModuleCall, ops: list[OpRecord]) -> str | None:
+    def _not_plain_reason(self, call: ModuleCall, ops: list[OpRecord]) -> str | None:
         module = call.module
         if any(_reader_names(trace, module) != _reader_names(self.trace, module) for trace in self.other_runs):
             return "the network uses it in another way for other inputs (sizes, numbers of samples, values)"
@@ -145,16 +145,16 @@ class FoldGraph:
         dimensions = LINEAR_MAPS[plain_name(ops[-1].name)]
         if dimensions and len(self.trace.values[ops[-1].outputs[0]].shape) != dimensions + 2:
             return "it ran on a sample without a batch axis"
-        return self._why_not_own(call, ops[-1], ("weight", "bias"))
+        return self._not_own_reason(call, ops[-1], ("weight", "bias"))
 
     def _why_no_norm(self, call: ModuleCall, ops: list[OpRecord]) -> str | None:
         if len(ops) != 1 or plain_name(ops[0].name) != "batch_norm" or call.output != TensorRef(ops[0].outputs[0]):
             return "its call does more than a batch norm"
         if call.module.running_mean is None or call.module.running_var is None:
             return "it has no running statistics: it normalises by the mini-batch also in eval mode"
-        return self._why_not_own(call, ops[0], ("running_mean", "running_var", "weight", "bias"))
+        return self._not_own_reason(call, ops[0], ("running_mean", "running_var", "weight", "bias"))
 
-    def _why_not_own(self, call: ModuleCall, op: OpRecord, names: tuple[str, ...]) -> str | None:
+    def _not_own_reason(self, call: ModuleCall, op: OpRecord, names: tuple[str, ...]) -> str | None:
         """Whether the operation reads the parameters of its module, and it alone does."""
         for name in names:
             tensor = getattr(call.module, name)
