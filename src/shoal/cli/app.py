@@ -56,8 +56,8 @@ def _run() -> int:
 
 def _wrong_use(error: typer.TyperException) -> int:
     if "--json" in sys.argv:
-        said = error.format_message() if hasattr(error, "format_message") else str(error)
-        Session(as_json=True).print_json({"error": {"kind": "usage", "message": said, "hint": "shoal --help"}})
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        Session(as_json=True).print_json({"error": {"kind": "usage", "message": message, "hint": "shoal --help"}})
     elif hasattr(error, "show"):
         error.show()
     return 2

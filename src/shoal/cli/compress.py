@@ -166,12 +166,12 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     return 0 if record.reached else 1
 
 
-def _kinds(given: str | None) -> tuple[str, ...]:
+def _kinds(option: str | None) -> tuple[str, ...]:
     """The stand-ins that --stand-ins names: just these, or with a plus the usual ones and these."""
-    if given is None:
+    if option is None:
         return DEFAULT_KINDS
-    named = tuple(name.strip() for name in given.removeprefix("+").split(","))
-    return (*DEFAULT_KINDS, *named) if given.startswith("+") else named
+    named = tuple(name.strip() for name in option.removeprefix("+").split(","))
+    return (*DEFAULT_KINDS, *named) if option.startswith("+") else named
 
 
 def _recovery(
@@ -256,9 +256,9 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
 def _tell(session: Session, request: CompressRequest, model: nn.Module, data: Data) -> int:
     """What would be done, and about how long it would take on this machine."""
     batch = next(batches(data.calibration(augment=True), device_of(model)))
-    anatomy = analyze(model, batch.take(2))
+    graph = analyze(model, batch.take(2))
     units = isinstance(request.goal, RemoveBlocks | MaxDrop) and request.goal.grain == "unit"
-    candidates = anatomy.chain.select(request.goal.include, request.goal.exclude, whole=not units)
+    candidates = graph.chain.select(request.goal.include, request.goal.exclude, whole=not units)
     tries = sum(max(1, len(block.units)) if units else 1 for block in candidates)
     with evaluating(model):
         call(model, batch)
@@ -273,15 +273,15 @@ def _tell(session: Session, request: CompressRequest, model: nn.Module, data: Da
         "model": request.model,
         "data": data.describe(),
         "goal": request.goal.to_dict(),
-        "blocks": len(anatomy.chain),
-        "removable": len(anatomy.chain.removable),
+        "blocks": len(graph.chain),
+        "removable": len(graph.chain.removable),
         "candidates": [block.path for block in candidates],
         "seconds": round(total),
     }
     if session.as_json:
         session.print_json(document)
         return 0
-    session.say(f"{len(anatomy.chain)} residual blocks, {len(candidates)} of them candidates.")
+    session.say(f"{len(graph.chain)} residual blocks, {len(candidates)} of them candidates.")
     session.say(
         f"Would fit stand-ins for every span on {request.images} calibration samples, plan, then measure on test."
         if request.goal.by_plan

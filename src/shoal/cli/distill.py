@@ -41,7 +41,7 @@ def _config(request: DistillRequest) -> DistillConfig:
 
 
 @dataclass(frozen=True)
-class _Given:
+class _Inputs:
     """What was opened."""
 
     student: OpenedFolder
@@ -56,22 +56,22 @@ class _Given:
 def run_distill(session: Session, request: DistillRequest) -> int:
     """Carry it out; returns the exit code."""
     session.check_alone("distill")
-    given = _opened(session, request)
+    inputs = _opened(session, request)
     if request.dry_run:
-        return _tell(session, request, given)
+        return _tell(session, request, inputs)
     path = output_folder(request.out, "distill")
     session.resume_hint = f"The same command with --out {path} resumes from the last checkpoint."
-    with RunFolder(path, "distill", _arguments(request, given)) as folder:
+    with RunFolder(path, "distill", _arguments(request, inputs)) as folder:
         if folder.resumed:
             session.say(f"resuming the run in {path}")
         with session.progress() as progress:
-            plan, said = _plan(given)
-            found = _distilled(given, plan, path, progress)
+            plan, warnings = _plan(inputs)
+            result = _distilled(inputs, plan, path, progress)
             progress("measuring on test", 0, 1)
-            networks = [given.teacher.model, given.student.model, found.model]
-            answers = paired_predictions(networks, given.data.test(), given.device)
-            record = _record(request, given, found, answers, said, folder.seconds)
-            save(path, found.model, plan)
+            networks = [inputs.teacher.model, inputs.student.model, result.model]
+            answers = paired_predictions(networks, inputs.data.test(), inputs.device)
+            record = _record(request, inputs, result, answers, warnings, folder.seconds)
+            save(path, result.model, plan)
             write_text(path / RECORD, record.model_dump_json(indent=2) + "\n")
     if session.as_json:
         session.print_json({**record.model_dump(mode="json"), "out": str(path)})
@@ -80,7 +80,7 @@ def run_distill(session: Session, request: DistillRequest) -> int:
     return 0 if record.recovery.kept_step else 1
 
 
-def _opened(session: Session, request: DistillRequest) -> _Given:
+def _opened(session: Session, request: DistillRequest) -> _Inputs:
     settings, budget = _config(request), read_budget(request.budget)
     if budget is None:
         raise UsageError("the budget of the distillation is none", "Give --budget 10m, or a number of steps.")
@@ -88,61 +88,61 @@ def _opened(session: Session, request: DistillRequest) -> _Given:
     student = open_network(session, request.student, request.weights, device)
     teacher = open_network(session, request.teacher, request.teacher_weights, device)
     data = open_data(session, request.data, request.data_options, student)
-    for one in (student, teacher):
-        check_input(one.model, data)
+    for network in (student, teacher):
+        check_input(network.model, data)
     extra = open_data(session, request.unlabelled, request.data_options, student) if request.unlabelled else None
-    return _Given(student, teacher, data, extra, settings, budget, device)
+    return _Inputs(student, teacher, data, extra, settings, budget, device)
 
 
-def _plan(given: _Given) -> tuple[Plan, list[str]]:
+def _plan(inputs: _Inputs) -> tuple[Plan, list[str]]:
     """The plan that rebuilds the student, and what is to be said about it."""
-    spec = given.student.spec
+    spec = inputs.student.spec
     if Path(spec).is_dir():
         plan = read_folder_plan(Path(spec))
-        folded = any(isinstance(one, Fold) for one in plan.actions)
+        folded = any(isinstance(action, Fold) for action in plan.actions)
         return plan, ["the student is folded already: it learns best before it is folded"] if folded else []
-    example, said = given.data.example(2), []
-    model = copy.deepcopy(given.student.model).to("cpu").eval()
+    example, warnings = inputs.data.example(2), []
+    model = copy.deepcopy(inputs.student.model).to("cpu").eval()
     try:
         chain = analyze(model, example).chain
     except TraceError as error:
         chain = Chain(())
-        said = [
+        warnings = [
             "the student cannot be traced, so `shoal.load` cannot make it again from the folder: load "
             f"model.safetensors into a network of your own ({error.message})"
         ]
-    return Plan(model=spec, inputs=input_specs(example), network=signature_of(model, chain), actions=[]), said
+    return Plan(model=spec, inputs=input_specs(example), network=signature_of(model, chain), actions=[]), warnings
 
 
 def _replaced(plan: Plan) -> list[Replace]:
     """The stand-ins of an output folder, where they are still as the plan says: nothing was folded into them."""
-    if any(isinstance(one, Fold) for one in plan.actions):
+    if any(isinstance(action, Fold) for action in plan.actions):
         return []
-    return [one for one in plan.actions if isinstance(one, Replace)]
+    return [action for action in plan.actions if isinstance(action, Replace)]
 
 
-def _distilled(given: _Given, plan: Plan, path: Path, progress: Any) -> DistillResult:
+def _distilled(inputs: _Inputs, plan: Plan, path: Path, progress: Any) -> DistillResult:
     replaced = _replaced(plan)
     return distill(
-        given.student.model,
-        given.teacher.model,
-        epochs_of(given.data),
-        validation=given.data.validation(),
-        budget=given.budget,
-        unlabelled=epochs_of(given.extra) if given.extra is not None else None,
-        settings=given.settings,
+        inputs.student.model,
+        inputs.teacher.model,
+        epochs_of(inputs.data),
+        validation=inputs.data.validation(),
+        budget=inputs.budget,
+        unlabelled=epochs_of(inputs.extra) if inputs.extra is not None else None,
+        settings=inputs.settings,
         folder=path,
-        device=given.device,
+        device=inputs.device,
         replaced=replaced,
-        known=list(batches(given.data.calibration(limit=_SET_ON * 128), given.device)) if replaced else [],
+        known=list(batches(inputs.data.calibration(limit=_SET_ON * 128), inputs.device)) if replaced else [],
         progress=progress,
     )
 
 
 def _record(
     request: DistillRequest,
-    given: _Given,
-    found: DistillResult,
+    inputs: _Inputs,
+    result: DistillResult,
     answers: list[Predictions],
     warnings: list[str],
     seconds: float,
@@ -150,36 +150,36 @@ def _record(
     teacher, before, after = answers
     return DistillRecord(
         command=request.command,
-        student=given.student.spec,
-        teacher=given.teacher.spec,
-        data=given.data.spec,
-        unlabelled=given.extra.spec if given.extra is not None else None,
-        seed=given.settings.seed,
-        recovery=found.recovery,
+        student=inputs.student.spec,
+        teacher=inputs.teacher.spec,
+        data=inputs.data.spec,
+        unlabelled=inputs.extra.spec if inputs.extra is not None else None,
+        seed=inputs.settings.seed,
+        recovery=result.recovery,
         teacher_quality=quality(teacher, "test"),
         quality_before=quality(before, "test"),
         quality_after=quality(after, "test"),
         before=compare(teacher, before, "test"),
         after=compare(teacher, after, "test"),
-        machine=machine(given.device),
+        machine=machine(inputs.device),
         warnings=warnings,
         seconds=seconds,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def _arguments(request: DistillRequest, given: _Given) -> dict[str, Any]:
+def _arguments(request: DistillRequest, inputs: _Inputs) -> dict[str, Any]:
     """All that decides the result: the same on an unfinished folder resumes it."""
     options = request.data_options
     return {
         "student": request.student,
-        "student_weights": _digest(given.student.model),
+        "student_weights": _digest(inputs.student.model),
         "teacher": request.teacher,
-        "teacher_weights": _digest(given.teacher.model),
+        "teacher_weights": _digest(inputs.teacher.model),
         "data": request.data,
         "unlabelled": request.unlabelled,
-        "budget": str(given.budget),
-        "settings": given.settings.to_dict(),
+        "budget": str(inputs.budget),
+        "settings": inputs.settings.to_dict(),
         "mean": options.mean,
         "std": options.std,
         "size": options.size,
@@ -187,7 +187,7 @@ def _arguments(request: DistillRequest, given: _Given) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "tokenizer": str(options.tokenizer) if options.tokenizer else None,
         "sequence_length": options.sequence_length,
-        "device": given.device,
+        "device": inputs.device,
     }
 
 
@@ -215,21 +215,21 @@ def _show(session: Session, record: DistillRecord, path: Path) -> None:
     session.say(f"written to {path}")
 
 
-def _tell(session: Session, request: DistillRequest, given: _Given) -> int:
+def _tell(session: Session, request: DistillRequest, inputs: _Inputs) -> int:
     document = {
         "dry_run": True,
         "student": request.student,
         "teacher": request.teacher,
-        "data": given.data.describe(),
-        "unlabelled": given.extra.describe() if given.extra is not None else None,
-        "budget": str(given.budget),
-        "settings": given.settings.to_dict(),
+        "data": inputs.data.describe(),
+        "unlabelled": inputs.extra.describe() if inputs.extra is not None else None,
+        "budget": str(inputs.budget),
+        "settings": inputs.settings.to_dict(),
     }
     if session.as_json:
         session.print_json(document)
     else:
         session.say(
-            f"Would distil {request.student} from {request.teacher} for {given.budget} on {document['data']}. "
+            f"Would distil {request.student} from {request.teacher} for {inputs.budget} on {document['data']}. "
             "Nothing was written."
         )
     return 0

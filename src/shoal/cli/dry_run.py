@@ -45,7 +45,7 @@ def _document(request: CompressRequest, solved: PlanPrediction) -> dict[str, obj
         "original_ms": solved.original_ms,
         "latency_source": solved.source,
         "plan": solved.plan.model_dump() if solved.plan is not None else None,
-        "front": [one.model_dump() for one in solved.front],
+        "front": [point.model_dump() for point in solved.front],
     }
 
 
@@ -53,16 +53,16 @@ def _table(solved: PlanPrediction) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("pick", "latency", "of the original's", "damage", "blocks left", "removed", "replaced"):
         table.add_column(heading, justify="right")
-    for number, one in enumerate(solved.front, 1):
-        away = sum(len(span) for span in one.replaced)
+    for number, point in enumerate(solved.front, 1):
+        away = sum(len(span) for span in point.replaced)
         table.add_row(
             str(number),
-            numbers.milliseconds(one.latency_ms),
-            f"{100 * one.latency_ms / solved.original_ms:.1f} %",
-            numbers.significant(one.damage),
-            str(one.depth),
-            str(len(one.removed)),
-            f"{away} by {len(one.replaced)}",
+            numbers.milliseconds(point.latency_ms),
+            f"{100 * point.latency_ms / solved.original_ms:.1f} %",
+            numbers.significant(point.damage),
+            str(point.depth),
+            str(len(point.removed)),
+            f"{away} by {len(point.replaced)}",
         )
     return table
 

@@ -31,8 +31,8 @@ def _repeated(example: Batch, size: int) -> Batch:
     """The example as often as fills a mini-batch."""
     times = -(-size // example.size)
     return Batch(
-        tuple(_filled(one, times, size) for one in example.args),
-        {key: _filled(one, times, size) for key, one in example.kwargs.items()},
+        tuple(_filled(value, times, size) for value in example.args),
+        {key: _filled(value, times, size) for key, value in example.kwargs.items()},
     )
 
 

@@ -55,7 +55,7 @@ class _Before(BaseModel):
     unlabelled: str | None = None
 
 
-def load_previous_request(folder: Path, asked: CompressRequest, given: Collection[str]) -> CompressRequest:
+def load_previous_request(folder: Path, asked: CompressRequest, named: Collection[str]) -> CompressRequest:
     """The request of the run in `folder`, with the new goal.
 
     Network, data, recovery and everything the tables depend on are taken from that run; only where the network's
@@ -64,7 +64,7 @@ def load_previous_request(folder: Path, asked: CompressRequest, given: Collectio
     Args:
         folder: of the earlier run.
         asked: what the command line says.
-        given: names of the options that stand on the command line.
+        named: names of the options that stand on the command line.
 
     Raises:
         UsageError: a goal that needs no plan, or an option that would need other tables.
@@ -78,7 +78,7 @@ def load_previous_request(folder: Path, asked: CompressRequest, given: Collectio
     if asked.goal.include or asked.goal.exclude:
         raise UsageError("--include and --exclude belong to the tables", "Make new ones: leave out --from.")
     before = _arguments(folder)
-    _check_asked(asked, before, given)
+    _check_asked(asked, before, named)
     tables = (Path(before["tables"]) if before.get("tables") else folder / TABLES).resolve()
     if not is_file(tables / FINGERPRINT):  # nothing is begun in a folder that run.json merely names
         raise FolderError(f"'{folder}' holds no tables: its run made no plan", "Give the folder of one with a budget.")
@@ -109,26 +109,26 @@ def load_previous_request(folder: Path, asked: CompressRequest, given: Collectio
         output=before.get("output"),
         latency_from=asked.latency_from or before.get("latency_from"),
         tables=tables,
-        **_recovery(asked, before, given),
+        **_recovery(asked, before, named),
     )
 
 
-def _recovery(asked: CompressRequest, before: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+def _recovery(asked: CompressRequest, before: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
     """Budget, unlabelled data and plans to try of recovery, each as in that run unless the command line names it."""
-    budget = asked.recover if "recover" in given else before.get("recover")
-    extra = asked.unlabelled if "unlabelled" in given else before.get("unlabelled")
-    if "unlabelled" not in given and read_budget(budget) is None:
+    budget = asked.recover if "recover" in typed else before.get("recover")
+    extra = asked.unlabelled if "unlabelled" in typed else before.get("unlabelled")
+    if "unlabelled" not in typed and read_budget(budget) is None:
         extra = None
-    named = "recover" in given or "unlabelled" in given
+    named = "recover" in typed or "unlabelled" in typed
     # A folder of an earlier version does not say whether somebody asked: then it is taken as asked for.
-    tried = asked.try_plans if "try_plans" in given or read_budget(budget) is None else before.get("try_plans", 0)
-    if not isinstance(asked.goal, Budget) and "try_plans" not in given:
+    tried = asked.try_plans if "try_plans" in typed or read_budget(budget) is None else before.get("try_plans", 0)
+    if not isinstance(asked.goal, Budget) and "try_plans" not in typed:
         tried = 0  # only for a budget do several plans contend
     asked_for = named or before.get("recovery_asked", True)
     return {"recover": budget, "unlabelled": extra, "recovery_asked": asked_for, "try_plans": tried}
 
 
-def _check_asked(asked: CompressRequest, before: dict[str, Any], given: Collection[str]) -> None:
+def _check_asked(asked: CompressRequest, before: dict[str, Any], named: Collection[str]) -> None:
     """Refuse what says something else than the run that made the tables."""
     options = dataclasses.asdict(asked.data_options)
     options["tokenizer"] = str(options["tokenizer"]) if options["tokenizer"] else None
@@ -142,7 +142,7 @@ def _check_asked(asked: CompressRequest, before: dict[str, Any], given: Collecti
         "output": asked.output,
     }
     for name, value in now.items():
-        if name in given and value != before.get(name):
+        if name in named and value != before.get(name):
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(
                 f"{flag} is {value}, the tables were made with {before.get(name)}",

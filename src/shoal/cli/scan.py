@@ -30,9 +30,9 @@ def run_scan(session: Session, request: ScanRequest) -> int:
     opened = open_network(session, model, request.weights, device)
     data = open_data(session, source, request.data_options, opened)
     other = open_data(session, request.also, request.data_options, opened) if request.also else None
-    for one in (data, other):
-        if one is not None:
-            check_input(opened.model, one)
+    for dataset in (data, other):
+        if dataset is not None:
+            check_input(opened.model, dataset)
     if request.dry_run:
         sizes = data.describe()
         session.say(f"Would scan {model} on the {request.split} part of {sizes}. Nothing was written.")

@@ -64,20 +64,20 @@ def run_apply(session: Session, request: ApplyRequest) -> int:
     opened = open_network(session, request.model, request.weights)
     cut = apply(opened.model, plan).eval()
     path = output_folder(request.out, "apply")
-    said = None
+    warning = None
     with RunFolder(path, "apply", {"model": request.model, "plan": json.loads(plan.model_dump_json())}):
         try:
             export_program(cut, random_like(example_of(plan.inputs)), path / PROGRAM)
         except ExportError as error:
-            said = f"no {PROGRAM} was written: {error.message}"
+            warning = f"no {PROGRAM} was written: {error.message}"
         save(path, cut, plan.model_copy(update={"model": opened.spec}))
     if session.as_json:
-        gone = {"removed": plan.removed, "removed_units": plan.removed_units}
-        session.print_json({**gone, "out": str(path), "warnings": [said] if said else []})
+        removals = {"removed": plan.removed, "removed_units": plan.removed_units}
+        session.print_json({**removals, "out": str(path), "warnings": [warning] if warning else []})
     else:
         session.say(f"removed {', '.join([*plan.removed, *plan.removed_units]) or 'nothing'}")
-        if said:
-            session.say(f"warning: {said}")
+        if warning:
+            session.say(f"warning: {warning}")
         session.say(f"written to {path}")
     return 0
 
@@ -95,24 +95,24 @@ def run_export(session: Session, request: ExportRequest) -> int:
     if request.onnx:
         made["onnx"] = export_onnx(network, example, folder / ONNX)
     if session.as_json:
-        session.print_json({name: _plain(one) for name, one in made.items()})
+        session.print_json({name: _plain(export) for name, export in made.items()})
         return 0
-    for one in made.values():
-        batch = "any batch size" if one.dynamic_batch else f"batch size {example.size} only"
+    for export in made.values():
+        batch = "any batch size" if export.dynamic_batch else f"batch size {example.size} only"
         session.say(
-            f"{one.path}: loaded again; largest deviation {one.max_abs_diff:.3g}, top-1 agreement "
-            f"{100 * one.top1_agreement:.1f} % on {one.n} random samples; {batch}"
+            f"{export.path}: loaded again; largest deviation {export.max_abs_diff:.3g}, top-1 agreement "
+            f"{100 * export.top1_agreement:.1f} % on {export.n} random samples; {batch}"
         )
     return 0
 
 
-def _plain(one: Exported) -> dict[str, Any]:
+def _plain(export: Exported) -> dict[str, Any]:
     return {
-        "path": str(one.path),
-        "max_abs_diff": one.max_abs_diff,
-        "top1_agreement": one.top1_agreement,
-        "n": one.n,
-        "dynamic_batch": one.dynamic_batch,
+        "path": str(export.path),
+        "max_abs_diff": export.max_abs_diff,
+        "top1_agreement": export.top1_agreement,
+        "n": export.n,
+        "dynamic_batch": export.dynamic_batch,
     }
 
 
@@ -128,10 +128,10 @@ def run_bench(session: Session, request: BenchRequest) -> int:
     for size in dict.fromkeys((1, request.batch_size)):
         batch = random_like(example_of(plan.inputs, batch=size)).to(device)
         timed = latency(networks, batch, channels_last=request.channels_last, min_seconds=request.seconds)
-        for name, one in timed.items():
-            times[name].append(one)
+        for name, timing in timed.items():
+            times[name].append(timing)
     if session.as_json:
-        plain = {name: [one.model_dump(mode="json") for one in found] for name, found in times.items()}
+        plain = {name: [timing.model_dump(mode="json") for timing in timings] for name, timings in times.items()}
         session.print_json({**plain, "machine": machine(device).model_dump(mode="json")})
         return 0
     for before, after in zip(times["original"], times["compressed"], strict=True):
@@ -146,5 +146,5 @@ def run_bench(session: Session, request: BenchRequest) -> int:
     return 0
 
 
-def _spread(one: Latency) -> str:
-    return f"{one.median_ms:.3g} ms ({one.q1_ms:.3g} to {one.q3_ms:.3g})"
+def _spread(timing: Latency) -> str:
+    return f"{timing.median_ms:.3g} ms ({timing.q1_ms:.3g} to {timing.q3_ms:.3g})"

@@ -49,16 +49,16 @@ def run_train(session: Session, request: TrainRequest) -> int:
     origin = TrainRunInfo(spec, data.spec, request.command)
     with folder or nullcontext(), session.progress() as progress:
         trained = _trained(model, data, settings, origin, path, device, progress)
-        beside = []
+        baselines = []
         for name, plan in plans.items():
-            said = _named(progress, name)
-            other = _trained(model, data, plan, origin, path / name, device, said, seconds=0.1)
+            on_progress = _named(progress, name)
+            other = _trained(model, data, plan, origin, path / name, device, on_progress, seconds=0.1)
             if trained is not None and other is not None:
-                beside.append(against(trained, other, name, plan))
+                baselines.append(against(trained, other, name, plan))
         if trained is None:
             return 0
         progress("writing model, report and record", 0, 1)
-        record = trained.beside(beside).save(path, data.example(2))
+        record = trained.beside(baselines).save(path, data.example(2))
     _say(session, record, str(path))
     return 0 if record.lost or settings.epsilon == 0 else 1
 
@@ -193,7 +193,7 @@ def training_summary(record: TrainRecord, out: str) -> dict[str, Any]:
         "epsilon": record.settings["epsilon"],
         "epochs": len(record.rows),
         "blocks": len(record.blocks),
-        "lost": [one.path for one in record.lost],
+        "lost": [entry.path for entry in record.lost],
         "share_lost": record.share_lost,
         "original": network_summary(settled.whole),
         "compressed": network_summary(settled.plain),
@@ -201,7 +201,7 @@ def training_summary(record: TrainRecord, out: str) -> dict[str, Any]:
         "plain": settled.plain.model_dump(mode="json"),
         "certificate": settled.certificate.model_dump(mode="json"),
         "live": settled.live.model_dump(mode="json") if settled.live else None,
-        "beside": {one.name: one.model_dump(mode="json") for one in record.beside},
+        "beside": {entry.name: entry.model_dump(mode="json") for entry in record.beside},
         "seconds": record.seconds,
         "warnings": record.warnings,
         "out": out,

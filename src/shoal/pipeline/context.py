@@ -74,11 +74,11 @@ def build_context(
         NonFiniteError, ModelRaisedError: data, weights or model at fault.
     """
     progress("tracing", 0, 1)
-    anatomy = analyze(copied(model).eval(), chosen_on[0].take(2))
-    reading = reading_of(anatomy.model, chosen_on, as_names(output), judged_on or [])
+    graph = analyze(copied(model).eval(), chosen_on[0].take(2))
+    reading = reading_of(graph.model, chosen_on, as_names(output), judged_on or [])
     reading.check_labels([*chosen_on, *(judged_on or [])])
     return CompressContext(
-        anatomy, model, goal, chosen_on, judged_on, settings, OutputDamage.of(reading, damage), progress
+        graph, model, goal, chosen_on, judged_on, settings, OutputDamage.of(reading, damage), progress
     )
 
 

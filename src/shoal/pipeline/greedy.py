@@ -49,11 +49,11 @@ class RemovalChoice:
     def removals(self) -> list[Remove]:
         """What to remove, as actions of a plan."""
         named = [Remove.named(name) for name in self.removed]
-        return [Remove(path=one.path, norms="drop") if one.path in self.bare else one for one in named]
+        return [Remove(path=removal.path, norms="drop") if removal.path in self.bare else removal for removal in named]
 
     def units_gone(self, path: str) -> list[int]:
         """The single units that a block has lost."""
-        return [one.unit for one in self.removals if one.path == path and one.unit is not None]
+        return [removal.unit for removal in self.removals if removal.path == path and removal.unit is not None]
 
     def action_of(self, path: str) -> BlockAction:
         """What became of a block."""
@@ -96,7 +96,9 @@ class GreedyRemoval:
             named = normalize_removals(self.anatomy, [Remove.named(name) for name in self.goal.paths])
             return self._known(named, f"{self._counted(named)} removed as named")
         if isinstance(self.goal, ExactOnly):
-            return self._exact([one.path for one in self.anatomy.chain.select(self.goal.include, self.goal.exclude)])
+            return self._exact(
+                [block.path for block in self.anatomy.chain.select(self.goal.include, self.goal.exclude)]
+            )
         candidates = self._candidates()
         if not candidates:
             raise NotReachedError(nothing_removable(self.anatomy), "`shoal trace` gives the reason for each block.")
@@ -104,39 +106,39 @@ class GreedyRemoval:
 
     def _candidates(self) -> list[str]:
         """The names of everything that may be tried, in the order of the chain."""
-        found, units = [], self.units
+        names, units = [], self.units
         for block in self.anatomy.chain.select(self.goal.include, self.goal.exclude, whole=not units):
             if units and len(block.units) > 1:
-                found += [Remove(path=block.path, unit=one).name for one in removable_units(self.anatomy, block)]
+                names += [Remove(path=block.path, unit=unit).name for unit in removable_units(self.anatomy, block)]
                 continue
-            found.append(block.path)
+            names.append(block.path)
             if block.path in self.anatomy.shortcuts_without_norms:
-                found.append(Remove(path=block.path, norms="drop").name)
-        return found
+                names.append(Remove(path=block.path, norms="drop").name)
+        return names
 
     def _left(self, candidates: list[str], removed: list[str]) -> list[str]:
         """The candidates that can still go beside what is gone."""
-        gone = [Remove.named(name) for name in removed]
-        places = {(one.path, one.unit) for one in gone}
-        return [name for name in candidates if _place(name) not in places and self._goes_with(name, gone)]
+        removals = [Remove.named(name) for name in removed]
+        places = {(removal.path, removal.unit) for removal in removals}
+        return [name for name in candidates if _place(name) not in places and self._goes_with(name, removals)]
 
-    def _goes_with(self, name: str, gone: list[Remove]) -> bool:
-        one = Remove.named(name)
-        beside = [other for other in gone if other.path == one.path]
+    def _goes_with(self, name: str, removals: list[Remove]) -> bool:
+        candidate = Remove.named(name)
+        in_block = [removal for removal in removals if removal.path == candidate.path]
         try:
-            module_replacements(self.anatomy, [*beside, one])
+            module_replacements(self.anatomy, [*in_block, candidate])
         except SurgeryError:  # each of two units can go, but not both
             return False
         return True
 
     def _counted(self, pieces: Sequence[Remove]) -> str:
         """How many blocks and units, in words."""
-        units = sum(one.unit is not None for one in pieces)
+        units = sum(piece.unit is not None for piece in pieces)
         blocks = len(pieces) - units
         if not units:
             return _blocks(blocks)
-        said = f"{units} unit" if units == 1 else f"{units} units"
-        return f"{_blocks(blocks)} and {said}" if blocks else said
+        count = f"{units} unit" if units == 1 else f"{units} units"
+        return f"{_blocks(blocks)} and {count}" if blocks else count
 
     def _known(self, pieces: list[Remove], message: str) -> RemovalChoice:
         worths = self._first_worths([block.path for block in self.anatomy.chain.removable])
@@ -151,8 +153,8 @@ class GreedyRemoval:
         steps: Sequence[RemovalStep] = (),
         validation: Comparison | None = None,
     ) -> RemovalChoice:
-        removed = [one.path if one.unit is None else one.name for one in pieces]
-        bare = [one.path for one in pieces if one.norms == "drop"]
+        removed = [piece.path if piece.unit is None else piece.name for piece in pieces]
+        bare = [piece.path for piece in pieces if piece.norms == "drop"]
         return RemovalChoice(removed, worths, self._ratios(), reached, message, list(steps), validation, bare=bare)
 
     def _exact(self, candidates: list[str]) -> RemovalChoice:
@@ -176,12 +178,12 @@ class GreedyRemoval:
         """What every removable block is worth alone, from the journal if it stands there."""
         with refusing(FolderError, "the journal of the run is damaged", "Choose a new --out."):
             for line in self.journal.measured():
-                if line["kind"] == "worths" and {one["path"] for one in line["worths"]} == set(candidates):
-                    return {one["path"]: _worth(one) for one in line["worths"]}
-        found = self._sweep(candidates, [], "what each block is worth")
-        plain = [{"path": w.path, "damage": w.damage, "interval": w.interval, "n": w.n} for w in found]
+                if line["kind"] == "worths" and {entry["path"] for entry in line["worths"]} == set(candidates):
+                    return {entry["path"]: _worth(entry) for entry in line["worths"]}
+        damages = self._sweep(candidates, [], "what each block is worth")
+        plain = [{"path": w.path, "damage": w.damage, "interval": w.interval, "n": w.n} for w in damages]
         self.journal.append({"kind": "worths", "worths": plain})
-        return {one.path: one for one in found}
+        return {entry.path: entry for entry in damages}
 
     def _sweep(self, candidates: list[str], removed: list[str], stage: str) -> list[RemovalDamage]:
         total = len(candidates) * len(self.calibration)
@@ -220,17 +222,17 @@ class GreedyRemoval:
     ) -> RemovalStep:
         start = time.perf_counter()
         removed = [step.removed for step in steps]
-        left = self._left(candidates, removed)
-        stage = f"step {len(steps) + 1}: {len(left) if self.units else _blocks(len(left))} tried"
-        tried = self._sweep(left, removed, stage) if steps else [worths[name] for name in left]
-        best = min(tried, key=lambda one: one.damage)
+        remaining = self._left(candidates, removed)
+        stage = f"step {len(steps) + 1}: {len(remaining) if self.units else _blocks(len(remaining))} tried"
+        tried = self._sweep(remaining, removed, stage) if steps else [worths[name] for name in remaining]
+        best = min(tried, key=lambda candidate: candidate.damage)
         with blocks_disabled(self.anatomy, [*removed, best.path]) as model:
             validation = compare(original, predictions(model, self.validation, reading=self.reading), "validation")
         return RemovalStep(
             removed=best.path,
             kl=best.damage,
             kl_interval=best.interval,
-            candidates=len(left),
+            candidates=len(remaining),
             n=best.n,
             validation=validation,
             seconds=time.perf_counter() - start,
@@ -253,25 +255,25 @@ class GreedyRemoval:
         return max((number for number, step in enumerate(steps, 1) if self._within(step)), default=0)
 
     def _judge(self, count: int, steps: list[RemovalStep], pieces: Sequence[Remove]) -> tuple[bool, str]:
-        said = self._counted(pieces)
+        counted = self._counted(pieces)
         if isinstance(self.goal, RemoveBlocks):
             reached = count >= self.goal.count
             more = "" if reached else f" of the {self.goal.count} asked for; no other can be removed"
-            return reached, f"{said} removed{more}"
+            return reached, f"{counted} removed{more}"
         limit = self.goal.points if isinstance(self.goal, MaxDrop) else 0.0
         if count:
-            return True, f"{said} removed within {limit:g} points on validation"
+            return True, f"{counted} removed within {limit:g} points on validation"
         first = 100 * metric_drop(steps[0].validation) if steps and steps[0].validation else float("nan")
         return False, f"no block can go within {limit:g} points: the first already costs {first:.2f}"
 
 
 @contextmanager
-def blocks_disabled(anatomy: BlockGraph, paths: Sequence[str]) -> Iterator[nn.Module]:
+def blocks_disabled(graph: BlockGraph, paths: Sequence[str]) -> Iterator[nn.Module]:
     """The network with these blocks and units, by the names of `plan.Remove`, taken out for the time being."""
-    swaps = module_replacements(anatomy, [Remove.named(name) for name in paths])
-    forwards = {anatomy.model.get_submodule(path): module.forward for path, module in swaps.items()}
+    swaps = module_replacements(graph, [Remove.named(name) for name in paths])
+    forwards = {graph.model.get_submodule(path): module.forward for path, module in swaps.items()}
     with patched(forwards):
-        yield anatomy.model
+        yield graph.model
 
 
 def _worth(plain: dict[str, Any]) -> RemovalDamage:
@@ -280,18 +282,18 @@ def _worth(plain: dict[str, Any]) -> RemovalDamage:
 
 
 def _place(name: str) -> tuple[str, int | None]:
-    one = Remove.named(name)
-    return one.path, one.unit
+    removal = Remove.named(name)
+    return removal.path, removal.unit
 
 
 def _blocks(count: int) -> str:
     return f"{count} block" if count == 1 else f"{count} blocks"
 
 
-def nothing_removable(anatomy: BlockGraph) -> str:
+def nothing_removable(graph: BlockGraph) -> str:
     """Why there is nothing to take out."""
-    if anatomy.chain.note:
-        return anatomy.chain.note
-    if not anatomy.chain.removable:
+    if graph.chain.note:
+        return graph.chain.note
+    if not graph.chain.removable:
         return "no block of the network can be taken out"
     return "no removable block is left by --include and --exclude"

@@ -7,13 +7,13 @@ from shoal.blocks.module_replacements import unit_replacements
 from shoal.plan import Remove
 
 
-def removal_notes(anatomy: BlockGraph, removals: Sequence[Remove]) -> list[str]:
+def removal_notes(graph: BlockGraph, removals: Sequence[Remove]) -> list[str]:
     """Which single units went, by the modules that were theirs, and which blocks lost their norms too."""
-    units = [one for one in removals if one.unit is not None]
-    bare = [one.path for one in removals if one.norms == "drop"]
+    units = [removal for removal in removals if removal.unit is not None]
+    bare = [removal.path for removal in removals if removal.norms == "drop"]
     notes = []
     if units:
-        listed = "; ".join(f"{one.name} ({_modules(anatomy, one)})" for one in units)
+        listed = "; ".join(f"{removal.name} ({_modules(graph, removal)})" for removal in units)
         notes.append(f"single units were removed, the rest of their blocks stays: {listed}")
     if bare:
         notes.append(
@@ -22,6 +22,6 @@ def removal_notes(anatomy: BlockGraph, removals: Sequence[Remove]) -> list[str]:
     return notes
 
 
-def _modules(anatomy: BlockGraph, one: Remove) -> str:
-    swaps = unit_replacements(anatomy, one.path, [one.unit or 0])
-    return ", ".join(path.removeprefix(f"{one.path}.") for path in swaps)
+def _modules(graph: BlockGraph, removal: Remove) -> str:
+    swaps = unit_replacements(graph, removal.path, [removal.unit or 0])
+    return ", ".join(path.removeprefix(f"{removal.path}.") for path in swaps)

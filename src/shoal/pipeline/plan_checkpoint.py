@@ -33,23 +33,23 @@ _CHOICE: TypeAdapter[RemovalChoice] = TypeAdapter(RemovalChoice)
 _ACTIONS: TypeAdapter[list[Remove | Replace]] = TypeAdapter(list[Remove | Replace])
 
 
-def plan_fingerprint(told: CompressContext, latency_from: str | Path | None, try_plans: int) -> dict[str, Any]:
+def plan_fingerprint(context: CompressContext, latency_from: str | Path | None, try_plans: int) -> dict[str, Any]:
     """All that the choice depends on, except latencies.
 
     Args:
-        told: network, goal, samples, settings and damage.
+        context: network, goal, samples, settings and damage.
         latency_from: latencies of another device; None for those measured here.
         try_plans: how many plans contend.
     """
     inputs = {
-        "network": model_digest(told.model)[:16],
-        "goal": told.goal.to_dict(),
-        "chosen_on": digest_of(told.chosen_on),
-        "judged_on": digest_of(told.judged_on or []),
-        "device": str(device_of(told.model)),
-        "settings": asdict(told.settings),
+        "network": model_digest(context.model)[:16],
+        "goal": context.goal.to_dict(),
+        "chosen_on": digest_of(context.chosen_on),
+        "judged_on": digest_of(context.judged_on or []),
+        "device": str(device_of(context.model)),
+        "settings": asdict(context.settings),
         "latency_from": str(latency_from) if latency_from is not None else None,
-        "damage": function_id(told.damage),
+        "damage": function_id(context.damage),
         "try_plans": try_plans,
     }
     return as_json(inputs)

@@ -39,12 +39,12 @@ def sentence(trial: RecoveryProbe, tried: Sequence[tuple[Actions, float, float]]
         tried: of each contender the actions, the damage before and the divergence after.
         best: the number of the one that was chosen.
     """
-    said = "; ".join(
-        f"{sum(isinstance(one, Remove) for one in actions)} removed and "
-        f"{sum(isinstance(one, Replace) for one in actions)} stand-ins {before:.4f} → {_left(after)}"
+    results = "; ".join(
+        f"{sum(isinstance(action, Remove) for action in actions)} removed and "
+        f"{sum(isinstance(action, Replace) for action in actions)} stand-ins {before:.4f} → {_left(after)}"
         for actions, before, after in tried
     )
-    return f"{len(tried)} plans recovered for {trial.each} each: {said}; kept: plan {best + 1}"
+    return f"{len(tried)} plans recovered for {trial.each} each: {results}; kept: plan {best + 1}"
 
 
 def _left(divergence: float) -> str:

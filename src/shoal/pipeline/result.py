@@ -94,6 +94,6 @@ class CompressResult:
         try:
             export_program(self.model, self.example, path / PROGRAM)
         except ExportError as error:
-            said = f"no model.pt2 was written: {error.message}"
-            return self.record.model_copy(update={"warnings": [*self.record.warnings, said]})
+            warning = f"no model.pt2 was written: {error.message}"
+            return self.record.model_copy(update={"warnings": [*self.record.warnings, warning]})
         return self.record

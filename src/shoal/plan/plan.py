@@ -27,7 +27,7 @@ class InputSpec(FrozenModel):
     keyword: str | None = None
 
     @model_validator(mode="after")
-    def _of_a_bearable_size(self) -> "InputSpec":
+    def _limit_size(self) -> "InputSpec":
         if any(size < 0 for size in self.shape) or math.prod(self.shape) > _LARGEST_INPUT:
             raise ValueError(f"an input of shape {self.shape[:8]}: at most {_LARGEST_INPUT} values, none below 0")
         return self
@@ -135,7 +135,7 @@ class Replacement(FrozenModel):
         return len(self.copies) or int(self.kind != "identity")
 
     @model_validator(mode="after")
-    def _of_a_bearable_size(self) -> "Replacement":
+    def _limit_size(self) -> "Replacement":
         if self.in_channels * self.out_channels * self.kernel**2 > _LARGEST_MAP:
             raise ValueError(f"a map of {self.in_channels} to {self.out_channels} channels is too large")
         return self
@@ -239,7 +239,7 @@ class Plan(FrozenModel):
         return [step for action in self.actions if isinstance(action, Fold) for step in action.folds]
 
     @model_validator(mode="after")
-    def _one_fate_a_block(self) -> "Plan":
+    def _one_action_a_block(self) -> "Plan":
         covered = [path for action in self.replaced for path in action.paths]
         removed = {action.path for action in self.removals}
         twice = next((path for path in covered if covered.count(path) > 1 or path in removed), None)
@@ -292,20 +292,20 @@ def _current(line: str, now: str) -> str:
 
 def differences(expected: NetworkSignature, found: NetworkSignature, most: int = 5) -> list[str]:
     """What tells two networks apart, as sentences; empty where they are the same to a plan."""
-    said = []
+    messages = []
     for name, kind in expected.state.items():
         if name not in found.state:
-            said.append(f"'{name}' {kind} is missing")
+            messages.append(f"'{name}' {kind} is missing")
         elif found.state[name] != kind:
-            said.append(f"'{name}' is {found.state[name]}, expected {kind}")
-    said += [f"'{name}' is not expected" for name in found.state if name not in expected.state]
+            messages.append(f"'{name}' is {found.state[name]}, expected {kind}")
+    messages += [f"'{name}' is not expected" for name in found.state if name not in expected.state]
     chain = [_current(line, now) for line, now in zip_longest(expected.chain, found.chain, fillvalue="") if line]
-    if not said and chain != found.chain:
+    if not messages and chain != found.chain:
         pairs = zip(chain, found.chain, strict=False)
         first = next((f"block '{b}' stands where '{a}' was" for a, b in pairs if a != b), None)
-        said.append(first or f"{len(found.chain)} blocks were traced, expected {len(expected.chain)}")
-    hidden = len(said) - most
-    return said[:most] + ([f"and {hidden} more"] if hidden > 0 else [])
+        messages.append(first or f"{len(found.chain)} blocks were traced, expected {len(expected.chain)}")
+    hidden = len(messages) - most
+    return messages[:most] + ([f"and {hidden} more"] if hidden > 0 else [])
 
 
 def check_state(plan: Plan, state: dict[str, str]) -> None:
@@ -323,9 +323,9 @@ def check_signature(plan: Plan, found: NetworkSignature) -> None:
     Raises:
         PlanError: says what differs.
     """
-    said = differences(plan.network, found)
-    if said:
+    messages = differences(plan.network, found)
+    if messages:
         raise PlanError(
-            "the plan was made for another network: " + "; ".join(said),
+            "the plan was made for another network: " + "; ".join(messages),
             "Give the original network the plan was made from (same factory, same arguments).",
         )

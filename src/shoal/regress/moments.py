@@ -113,13 +113,13 @@ class Moments:
         return Moments(self.inputs, self.outputs, joint=self.joint, device=self.xx.device)
 
     def _of(self, x: Tensor, y: Tensor) -> "Moments":
-        one = self._empty()
+        moments = self._empty()
         x, y = x.detach().to(self.xx), y.detach().to(self.xx)
-        one.n, one.mean_x, one.mean_y = len(x), x.mean(dim=0), y.mean(dim=0)
-        x, y = x - one.mean_x, y - one.mean_y
-        one.xx, one.xy = x.T @ x, x.T @ y
-        one.yy = y.T @ y if self.joint else y.square().sum(dim=0)
-        return one
+        moments.n, moments.mean_x, moments.mean_y = len(x), x.mean(dim=0), y.mean(dim=0)
+        x, y = x - moments.mean_x, y - moments.mean_y
+        moments.xx, moments.xy = x.T @ x, x.T @ y
+        moments.yy = y.T @ y if self.joint else y.square().sum(dim=0)
+        return moments
 
     def _absorb(self, other: "Moments") -> None:
         if other.n == 0:
@@ -136,8 +136,8 @@ class Moments:
         self.n = total
 
     def _check(self, x: Tensor, y: Tensor) -> None:
-        wanted = (len(x), self.inputs), (len(x), self.outputs)
-        if (tuple(x.shape), tuple(y.shape)) != wanted:
+        expected = (len(x), self.inputs), (len(x), self.outputs)
+        if (tuple(x.shape), tuple(y.shape)) != expected:
             raise DataError(
                 f"rows of shapes {tuple(x.shape)} and {tuple(y.shape)} for moments of {self._widths()}",
                 "Expected (rows, inputs) and (rows, outputs), as many rows in both.",

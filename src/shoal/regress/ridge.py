@@ -99,7 +99,9 @@ def fits(
                 best[number] = (now, ridge, weight[end].clone(), bias[end].clone())
     return [
         Fit(weight, bias, ridge, _r2(train, weight, bias, end), _r2(held_out, weight, bias, end))
-        for (_, ridge, weight, bias), end in zip((one for one in best if one is not None), ends, strict=True)
+        for (_, ridge, weight, bias), end in zip(
+            (solution for solution in best if solution is not None), ends, strict=True
+        )
     ]
 
 
@@ -134,8 +136,8 @@ def _r2(moments: Moments, weight: Tensor, bias: Tensor, end: slice) -> float:
 
 
 def _solve(train: Moments, ridge: float, goal: Tensor | None, inverse: "_Inverse") -> tuple[Tensor, Tensor]:
-    wanted = train.xy if goal is None else train.xy - train.xx @ goal.T
-    weight = inverse.times(ridge, wanted).T
+    right_side = train.xy if goal is None else train.xy - train.xx @ goal.T
+    weight = inverse.times(ridge, right_side).T
     if goal is not None:
         weight = goal + weight
     return weight, train.mean_y - weight @ train.mean_x
@@ -147,7 +149,7 @@ class _Inverse:
     def __init__(self, gram: Tensor) -> None:
         self.gram = gram
 
-    def times(self, ridge: float, wanted: Tensor) -> Tensor:
+    def times(self, ridge: float, right_side: Tensor) -> Tensor:
         """(gram + r I)^-1 wanted, or the pseudo-inverse where that is singular."""
         size = len(self.gram)
         added = ridge * float(self.gram.trace()) / size
@@ -156,12 +158,12 @@ class _Inverse:
         # Against the largest diagonal, not the largest pivot: a feature of little variance may come first, and then
         # the rounding of a large dependent one looks like a pivot of fair size.
         if not int(failed) and float(factor.diagonal().square().min()) > _SINGULAR * float(loaded.diagonal().max()):
-            return torch.cholesky_solve(wanted, factor)
+            return torch.cholesky_solve(right_side, factor)
         values, vectors = self._eigen
         kept = values > _SINGULAR * values.max().clamp(min=0)
         # In the null space the ridge would divide rounding errors by next to nothing: there the target stands.
         scaled = torch.where(kept, 1 / torch.where(kept, values + added, 1), 0)
-        return vectors @ (scaled.unsqueeze(1) * (vectors.T @ wanted))
+        return vectors @ (scaled.unsqueeze(1) * (vectors.T @ right_side))
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:

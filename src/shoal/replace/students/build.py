@@ -34,8 +34,8 @@ def student_of(stand_in: Replacement, original: nn.Module) -> Student:
     """
     try:
         blocks = {path: copy.deepcopy(original.get_submodule(path)) for path in stand_in.copies}
-        for one in stand_in.inner:
-            _narrow_(blocks, original, one)
+        for narrowed in stand_in.inner:
+            _narrow_(blocks, original, narrowed)
     except (AttributeError, IndexError, RuntimeError) as error:
         raise SurgeryError(
             f"a student of {', '.join(stand_in.copies)} cannot be made of this network: {error}",

@@ -47,22 +47,22 @@ class _Flood:
     sound: bool = True
 
 
-def groups_of(anatomy: BlockGraph, block: str) -> list[ChannelGroup]:
+def groups_of(graph: BlockGraph, block: str) -> list[ChannelGroup]:
     """The groups of inner features of a block, in the order they are made; blocks that run twice have none."""
-    call = anatomy.calls.get(block)
-    if call is None or len(anatomy.trace.calls_of(call.module)) != 1:
+    call = graph.calls.get(block)
+    if call is None or len(graph.trace.calls_of(call.module)) != 1:
         return []
-    found: list[ChannelGroup] = []
+    groups: list[ChannelGroup] = []
     taken: set[int] = set()
-    for layer in _layers(anatomy.trace, call):
+    for layer in _layers(graph.trace, call):
         if layer.index in taken or not _is_mixing(layer.module):
             continue
-        flood = _followed(anatomy.trace, call, layer)
+        flood = _followed(graph.trace, call, layer)
         taken |= flood.writers
         # A layer that writes and reads the same features (a square of them) would have to change twice.
         if flood.sound and flood.readers and not flood.writers & flood.readers:
-            found.append(_group(anatomy.trace, flood))
-    return found
+            groups.append(_group(graph.trace, flood))
+    return groups
 
 
 def importance(model: nn.Module, group: ChannelGroup) -> Tensor:
@@ -86,11 +86,11 @@ def importance(model: nn.Module, group: ChannelGroup) -> Tensor:
 
 
 def _followed(trace: Trace, block: ModuleCall, layer: ModuleCall) -> _Flood:
-    flood, left = _Flood(), list(layer.outputs)
-    owners = {op: one for one in _layers(trace, block) for op in range(one.start, one.stop)}
+    flood, pending = _Flood(), list(layer.outputs)
+    owners = {op: inner_call for inner_call in _layers(trace, block) for op in range(inner_call.start, inner_call.stop)}
     features = _features(layer.module)
-    while left and flood.sound:
-        value = left.pop()
+    while pending and flood.sound:
+        value = pending.pop()
         if value in flood.seen:
             continue
         flood.seen.add(value)
@@ -100,9 +100,9 @@ def _followed(trace: Trace, block: ModuleCall, layer: ModuleCall) -> _Flood:
         if outside or trace.values[value].shape[_axis(trace, value)] != features:
             flood.sound = False
             break
-        left += _met(trace, flood, owners, value, trace.ops[producer], made=True)
+        pending += _met(trace, flood, owners, value, trace.ops[producer], made=True)
         for op in trace.readers.get(value, []):
-            left += _met(trace, flood, owners, value, trace.ops[op], made=False)
+            pending += _met(trace, flood, owners, value, trace.ops[op], made=False)
     return flood
 
 
@@ -118,12 +118,12 @@ def _met(
     if owner is not None and _is_keeping(owner.module) and len(owner.inputs) == 1:
         flood.keepers.add(owner.index)
         return [*owner.inputs, *owner.outputs]
-    tensors = [one for one in op.inputs if trace.values[one].origin == "op"]
+    tensors = [index for index in op.inputs if trace.values[index].origin == "op"]
     name, whole = plain_name(op.name), trace.values[value].shape
-    alike = all(trace.values[one].shape == whole for one in (*op.inputs, *op.outputs))
-    wanted = 1 if name in _ALONE else 2 if name in _TOGETHER else 0
+    alike = all(trace.values[index].shape == whole for index in (*op.inputs, *op.outputs))
+    max_inputs = 1 if name in _ALONE else 2 if name in _TOGETHER else 0
     # A number beside the tensor (x * 2) is no input; a parameter (a scale by feature) would have to change too.
-    if not alike or not tensors or len(set(op.inputs)) > wanted or len(tensors) != len(op.inputs):
+    if not alike or not tensors or len(set(op.inputs)) > max_inputs or len(tensors) != len(op.inputs):
         flood.sound = False
         return []
     return [*op.inputs, *op.outputs]
@@ -139,12 +139,12 @@ def _group(trace: Trace, flood: _Flood) -> ChannelGroup:
 
 def _layers(trace: Trace, block: ModuleCall) -> Iterator[ModuleCall]:
     """The innermost calls in a block of layers that are called just once."""
-    for one in trace.calls[block.index + 1 :]:
-        if one.start >= block.stop:
+    for call in trace.calls[block.index + 1 :]:
+        if call.start >= block.stop:
             break
-        known = _is_mixing(one.module) or _is_keeping(one.module)
-        if known and block.holds(one.start) and len(trace.calls_of(one.module)) == 1:
-            yield one
+        known = _is_mixing(call.module) or _is_keeping(call.module)
+        if known and block.holds(call.start) and len(trace.calls_of(call.module)) == 1:
+            yield call
 
 
 def _axis(trace: Trace, value: int) -> int:

@@ -37,43 +37,43 @@ class StudentSpec:
 
 
 def students_of(
-    anatomy: BlockGraph, line: SegmentChain, spans: Sequence[Span], kinds: Sequence[str]
+    graph: BlockGraph, line: SegmentChain, spans: Sequence[Span], kinds: Sequence[str]
 ) -> list[StudentSpec]:
     """Every student of these kinds (other names are left alone) that some span can have.
 
     Args:
-        anatomy: of the original.
+        graph: of the original.
         line: its steps.
         spans: those of plain layers, and of blocks that return more than the stream, get none.
         kinds: names of STUDENTS.
     """
-    found: list[StudentSpec] = []
+    specs: list[StudentSpec] = []
     known: dict[str, list[ChannelGroup]] = {}
     for span in spans:
         steps = line.segments[span.start : span.stop]
         alone = span.residual and not any(step.output_format.index_path for step in steps)
-        if not alone or not _asked_alike(anatomy, steps):
+        if not alone or not _same_side_inputs(graph, steps):
             continue
         for kind in kinds:
             if kind == "block":
-                one = _one_block(anatomy, span, steps) or two_blocks(anatomy, span, line)
+                spec = _one_block(graph, span, steps) or two_blocks(graph, span, line)
             else:
-                one = _narrow(anatomy, known, span, steps, kind) if kind in _SHARES else None
-            if one is not None:
-                found.append(one)
-    return found
+                spec = _narrow(graph, known, span, steps, kind) if kind in _SHARES else None
+            if spec is not None:
+                specs.append(spec)
+    return specs
 
 
-def two_blocks(anatomy: BlockGraph, span: Span, line: SegmentChain) -> StudentSpec | None:
+def two_blocks(graph: BlockGraph, span: Span, line: SegmentChain) -> StudentSpec | None:
     """Two blocks of the span in its place, where it is longer than that."""
     steps = line.segments[span.start : span.stop]
     copied = _chain(steps, span, 2) if len(steps) >= _FEWEST_FOR_TWO else None
-    return StudentSpec(span, _TWO, _described(span, "block", copied), anatomy.model) if copied else None
+    return StudentSpec(span, _TWO, _described(span, "block", copied), graph.model) if copied else None
 
 
-def _one_block(anatomy: BlockGraph, span: Span, steps: Sequence[Segment]) -> StudentSpec | None:
+def _one_block(graph: BlockGraph, span: Span, steps: Sequence[Segment]) -> StudentSpec | None:
     copied = _chain(steps, span, 1) if len(steps) > 1 else None
-    return StudentSpec(span, "block", _described(span, "block", copied), anatomy.model) if copied else None
+    return StudentSpec(span, "block", _described(span, "block", copied), graph.model) if copied else None
 
 
 def _chain(steps: Sequence[Segment], span: Span, count: int) -> tuple[str, ...] | None:
@@ -105,21 +105,21 @@ def _described(span: Span, kind: str, copied: tuple[str, ...], inner: tuple[Inne
 
 
 def _narrow(
-    anatomy: BlockGraph, known: dict[str, list[ChannelGroup]], span: Span, steps: Sequence[Segment], kind: str
+    graph: BlockGraph, known: dict[str, list[ChannelGroup]], span: Span, steps: Sequence[Segment], kind: str
 ) -> StudentSpec | None:
     """All blocks of the span with a share of their inner features; None where a block has no such features."""
     inner: list[Inner] = []
     for step in steps:
         if step.path not in known:
-            known[step.path] = groups_of(anatomy, step.path)
-        own = [_inner(group, _SHARES[kind]) for group in known[step.path]]
-        if not own:
+            known[step.path] = groups_of(graph, step.path)
+        narrowed = [_inner(group, _SHARES[kind]) for group in known[step.path]]
+        if not narrowed:
             return None
-        inner += [one for one in own if one is not None]
+        inner += [features for features in narrowed if features is not None]
     if not inner:
         return None
     described = _described(span, "narrow", tuple(step.path for step in steps), tuple(inner))
-    return StudentSpec(span, kind, described, anatomy.model)
+    return StudentSpec(span, kind, described, graph.model)
 
 
 def _inner(group: ChannelGroup, share: float) -> Inner | None:
@@ -132,12 +132,12 @@ def _inner(group: ChannelGroup, share: float) -> Inner | None:
     return Inner(writers=group.writers, keepers=group.keepers, readers=group.readers, width=width)
 
 
-def _asked_alike(anatomy: BlockGraph, steps: Sequence[Segment]) -> bool:
+def _same_side_inputs(graph: BlockGraph, steps: Sequence[Segment]) -> bool:
     """Whether all blocks are given the same beside the stream: a student gets what the first of them was given."""
-    given = [_others(anatomy, step.path) for step in steps]
-    return all(one == given[0] for one in given)
+    side_inputs = [_side_inputs(graph, step.path) for step in steps]
+    return all(inputs == side_inputs[0] for inputs in side_inputs)
 
 
-def _others(anatomy: BlockGraph, path: str) -> tuple[Any, Any]:
-    call = anatomy.calls[path]
+def _side_inputs(graph: BlockGraph, path: str) -> tuple[Any, Any]:
+    call = graph.calls[path]
     return call.args[1:], call.kwargs
