@@ -1,6 +1,6 @@
 """Shoal makes deep residual networks shallow.
 
-The verbs: `trace`, `scan`, `compress`, `distill`, `apply`, `certify`, `fold`, `load`. The goals of `compress`:
+The verbs: `trace`, `scan`, `compress`, `distill`, `train`, `apply`, `certify`, `fold`, `load`. The goals of `compress`:
 `Budget`, `MaxDrop`, `RemoveBlocks`, `Blocks`, `ExactOnly`, `ParetoPoint`. And `adapter`, for blocks that Shoal cannot
 see through. Each is imported when it is first used, so that `import shoal` stays cheap.
 """
@@ -12,7 +12,7 @@ from shoal.deprecated import former_names
 
 if TYPE_CHECKING:
     from shoal.blocks import Block, Chain, Shortcut, adapter, trace
-    from shoal.epsilon import epsilonize_
+    from shoal.epsilon import EpsilonConfig, TrainResult, epsilonize_, train
     from shoal.errors import ShoalError
     from shoal.pipeline import (
         Blocks,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from shoal.recover import DistillConfig, TrainingBudget
     from shoal.recover.distill import DistillResult, distill
     from shoal.scanning import ScanSettings, scan
+    from shoal.sources import Data, load_data, load_model
     from shoal.store import load
     from shoal.surgery import FoldResult, apply, certify, fold
 
@@ -40,7 +41,7 @@ __version__ = version("shoal")
 
 _HOMES = {
     "blocks": ("Block", "Chain", "Shortcut", "adapter", "trace"),
-    "epsilon": ("epsilonize_",),
+    "epsilon": ("EpsilonConfig", "TrainResult", "epsilonize_", "train"),
     "errors": ("ShoalError",),
     "pipeline": (
         *("Blocks", "Budget", "ExactOnly", "MaxDrop", "ParetoPoint", "RemoveBlocks"),
@@ -51,6 +52,7 @@ _HOMES = {
     "progress": ("Callbacks",),
     "recover": ("DistillConfig", "DistillResult", "TrainingBudget", "distill"),
     "scanning": ("ScanSettings", "scan"),
+    "sources": ("Data", "load_data", "load_model"),
     "store": ("load",),
     "surgery": ("FoldResult", "apply", "certify", "fold"),
 }
@@ -64,8 +66,10 @@ __all__ = [
     "Chain",
     "CompressConfig",
     "CompressResult",
+    "Data",
     "DistillConfig",
     "DistillResult",
+    "EpsilonConfig",
     "ExactOnly",
     "FoldResult",
     "MaxDrop",
@@ -79,6 +83,7 @@ __all__ = [
     "ScanSettings",
     "ShoalError",
     "Shortcut",
+    "TrainResult",
     "TrainingBudget",
     "adapter",
     "apply",
@@ -88,9 +93,12 @@ __all__ = [
     "epsilonize_",
     "fold",
     "load",
+    "load_data",
+    "load_model",
     "read_plan",
     "scan",
     "trace",
+    "train",
 ]
 
 __getattr__ = former_names(

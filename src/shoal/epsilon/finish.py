@@ -14,7 +14,8 @@ from shoal.blocks import Chain
 from shoal.epsilon.attach import gates_of
 from shoal.epsilon.gate import Gate
 from shoal.epsilon.trainer import EpsilonTrainer
-from shoal.errors import ExportError
+from shoal.errors import ExportError, FolderError
+from shoal.files.reading import refusing
 from shoal.files.writing import write_text
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
 from shoal.measure.quality import Predictions
@@ -34,7 +35,7 @@ class TrainRunInfo:
 
     model: str | None = None
     data: str = "given in Python"
-    command: str = "shoal.epsilon.train(...)"
+    command: str = "shoal.train(...)"
     runs_code: bool = False
     warnings: list[str] = field(default_factory=list)
 
@@ -61,9 +62,19 @@ class TrainResult:
         """The same run, held against other runs of as many epochs."""
         return replace(self, record=self.record.model_copy(update={"beside": list(others)}))
 
-    def save(self, folder: Path, signature_batch: Any) -> TrainRecord:
-        """Write weights, plan, program, report and record into a folder, the record last."""
-        record = self.record
+    def save(self, folder: str | Path, signature_batch: Any) -> TrainRecord:
+        """Write weights, plan, program, report and record into a folder, created if missing; the record last.
+
+        Args:
+            folder: where to.
+            signature_batch: a mini-batch of two samples, which the program is exported with.
+
+        Raises:
+            FolderError: not writable, or the disk is full.
+        """
+        folder, record = Path(folder), self.record
+        with refusing(FolderError, f"cannot use '{folder}' as the output folder", "Choose another folder."):
+            folder.mkdir(parents=True, exist_ok=True)
         try:
             export_program(self.model, signature_batch, folder / PROGRAM)
         except ExportError as error:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from shoal.blocks import analyze
 from shoal.epsilon.attach import attach_gates_, watches_additions
 from shoal.epsilon.monitor import GateMonitor
 from shoal.epsilon.prunable import PrunableNetwork, PrunableSGD, decayed_parameters, largest_ending_weight
-from shoal.epsilon.recipes import EpsilonPlan, Recipe
+from shoal.epsilon.recipes import RECIPES, EpsilonPlan, Recipe, recipe_for
 from shoal.epsilon.samples import training_samples
 from shoal.epsilon.side import supervised
 from shoal.errors import DataError, NonFiniteError, UsageError, naming_memory_shortage
@@ -79,6 +79,20 @@ class EpsilonConfig:
                 f"{self.recipe.epochs} epochs of mini-batches of {self.recipe.batch_size}",
                 "Expected at least one epoch, and mini-batches of two (batch norm needs them).",
             )
+
+    @classmethod
+    def by_recipe(cls, name: str, **changes: Any) -> "EpsilonConfig":
+        """The configuration of a recipe.
+
+        Args:
+            name: of a recipe, or the specification of data: the recipe for it.
+            changes: fields of the configuration or of its recipe (`epochs`, `batch_size`, `rate`), with other values.
+        """
+        recipe = RECIPES.get(name) or recipe_for(name)
+        settings = {field.name for field in fields(cls)}
+        recipe = replace(recipe, **{key: value for key, value in changes.items() if key not in settings})
+        values = {"epsilon": recipe.epsilon, "freeze_after": recipe.freeze_after}
+        return cls(recipe, **{**values, **{key: value for key, value in changes.items() if key in settings}})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON gives it back."""

@@ -1,0 +1,76 @@
+"""train(): train a network so that blocks vanish, take them out, prove and measure what came out."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from shoal.batches import device_of
+from shoal.epsilon.finish import TrainResult, TrainRunInfo, finish
+from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer
+from shoal.errors import UsageError, naming_memory_shortage
+from shoal.files.locking import holding
+from shoal.intake import plain
+from shoal.progress import Callbacks, ProgressCallback, as_callbacks
+from shoal.recover.checkpoint import ensure_dir
+from shoal.sources import Data, load_data
+
+
+@naming_memory_shortage()
+def train(
+    model: nn.Module,
+    data: Data | str,
+    *,
+    config: EpsilonConfig | None = None,
+    callbacks: Callbacks | ProgressCallback | None = None,
+    folder: str | Path | None = None,
+    device: str | None = None,
+) -> TrainResult:
+    """Train a copy of `model` with gates, so that blocks which are not needed vanish on the way.
+
+    Args:
+        model: any network with residual blocks, from its random weights or trained already; it is left as it was.
+        data: what `shoal.load_data` returns, or its specification (`digits`, `npz:FILE`); labels are needed.
+        config: how; by default the recipe for the data, see `EpsilonConfig.by_recipe`.
+        callbacks: progress; a function is called with (stage, done, total).
+        folder: for checkpoint and metrics, created if it is missing; an unfinished run there is resumed. None: neither
+            is kept.
+        device: where it runs; by default where the model is.
+
+    Returns:
+        The network without the lost blocks, in eval mode, with its plan and its record.
+
+    Raises:
+        UsageError: a configuration out of range, or of another kind; a folder of a run with another one; several
+            processes.
+        SurgeryError, TraceError: no block can be gated.
+        DataError, NonFiniteError, ModelRaisedError: data, weights or model at fault.
+        WeightsError: the folder holds the checkpoint of another network.
+        FolderError: the folder cannot be made or is in use, or the disk is full.
+    """
+    data = load_data(data) if isinstance(data, str) else data
+    _check_kinds(data, config)
+    config = config or EpsilonConfig.by_recipe(data.spec)
+    progress, model = as_callbacks(callbacks).progress, plain(model)
+    path = ensure_dir(folder) if folder is not None else None
+    where = device or str(device_of(model))
+    with holding(path), torch.inference_mode(mode=False), torch.enable_grad():
+        run = EpsilonTrainer(model, data, config, folder=path, device=where, progress=progress)
+        if run.engine.processes > 1:
+            raise UsageError("shoal.train runs in one process", "Start the command `shoal train` with torchrun.")
+        run.train()
+        progress("measuring on test", 0, 1)
+        return finish(run, TrainRunInfo(data=data.spec, command="shoal.train(...)"))
+
+
+def _check_kinds(data: object, config: object) -> None:
+    if not isinstance(data, Data):
+        raise UsageError(
+            f"data is a {type(data).__name__}, expected a data set in three parts",
+            "Pass what shoal.load_data returns, or a specification like 'digits' or 'npz:FILE'.",
+        )
+    if config is not None and not isinstance(config, EpsilonConfig):
+        raise UsageError(
+            f"config is a {type(config).__name__}, expected an EpsilonConfig",
+            "Like shoal.EpsilonConfig.by_recipe('cifar10', epochs=200).",
+        )
