@@ -2,6 +2,7 @@ import importlib
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_todays_keywords_do_not_warn():
 
 # Every name that a room of version 0.1.0 exported and that has another one now.
 FORMER = {
-    "shoal": ["Result", "Settings"],
+    "shoal": ["Result", "ScanSettings", "Settings"],
     "shoal.batches": ["digest_of"],
     "shoal.blocks": ["Anatomy", "anatomy_of", "dissect"],
     "shoal.measure": ["Tally", "turns"],
@@ -70,7 +71,7 @@ FORMER = {
         "spans_of",
         "take_place_",
     ],
-    "shoal.scanning": ["Damage", "ScanOrigin", "Worth"],
+    "shoal.scanning": ["Damage", "ScanOrigin", "ScanSettings", "Worth"],
     "shoal.sources": ["Reading", "reading_of"],
     "shoal.store": ["Lines", "Opened", "write_atomically", "write_text"],
     "shoal.surgery": ["shorten"],
@@ -150,3 +151,53 @@ def test_compress_by_former_keywords_comes_to_the_same():
 def test_former_and_new_keywords_for_the_same_are_refused():
     with pytest.raises(UsageError, match="goal is there, and a former keyword for the same"):
         shoal.compress(torch.nn.Identity(), [], goal=shoal.RemoveBlocks(1), remove=1)
+
+
+def test_scan_by_former_keywords_comes_to_the_same():
+    torch.manual_seed(0)
+    model, images, journal = networks.randomised(networks.CifarResNet(2)), torch.randn(8, 3, 8, 8), Lines()
+    config = shoal.ScanConfig(layers=False, scores=False)
+    info = shoal.scanning.ScanRunInfo("m", "d", 3, "c", "train")
+    with pytest.warns(DeprecationWarning, match=r"scan\(\) takes settings, origin, also_name, journal, progress for"):
+        then = shoal.scan(
+            model, [images], also=[images + 1], also_name="brighter", settings=config, origin=info,
+            journal=journal, progress=lambda *_: None,
+        )  # fmt: skip
+    info = replace(info, also="brighter")
+    now = shoal.scan(model, [images], also=[images + 1], config=replace(config, run_info=info))
+    ignored = {"seconds", "created"}
+    assert then.model_dump(exclude=ignored) == now.model_dump(exclude=ignored)
+    assert (then.also.data, then.seed, then.baseline.split) == ("brighter", 3, "train")
+    assert [line["name"] for line in journal.lines] == ["first", "also"]
+
+
+class Lines:
+    """A journal in memory."""
+
+    def __init__(self):
+        self.lines = []
+
+    def append(self, line):
+        self.lines.append(line)
+
+    def measured(self):
+        return self.lines
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("former", "now"), [({"settings": None}, "config"), ({"progress": print}, "callbacks")])
+def test_scan_refuses_former_and_new_keywords_for_the_same(former, now):
+    new = {"config": shoal.ScanConfig(), "callbacks": print}
+    with pytest.raises(UsageError, match=f"{now} is there, and a former keyword for the same"):
+        shoal.scan(torch.nn.Identity(), [], **former, **new)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_goal_by_position_and_a_former_keyword_for_it_are_refused():
+    with pytest.raises(UsageError, match="goal is there, and a former keyword for the same"):
+        shoal.compress(torch.nn.Identity(), [], shoal.RemoveBlocks(1), remove=1)
+
+
+def test_a_configuration_of_another_kind_is_refused():
+    with pytest.raises(UsageError, match="config is a dict, expected a ScanConfig"):
+        shoal.scan(torch.nn.Identity(), [], config={"layers": False})

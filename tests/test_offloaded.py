@@ -18,7 +18,7 @@ from shoal.offloaded import is_offloaded, loading_unwatched, weights, where_it_r
 from shoal.pipeline import Budget, CompressConfig, compress
 from shoal.preserve import check_finite
 from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all
-from shoal.scanning import ScanSettings, removal_sweep, scan
+from shoal.scanning import ScanConfig, removal_sweep, scan
 from shoal.store.save import save_weights
 from shoal.surgery import remove_blocks
 from shoal.surgery.canonical_form import model_digest
@@ -74,7 +74,7 @@ def test_removals_are_worth_the_same(pair):
 
 
 def test_a_scan_finds_the_same(pair):
-    one, other = (scan(model, [batch()], settings=ScanSettings(scores=True)) for model in pair)
+    one, other = (scan(model, [batch()], config=ScanConfig(scores=True)) for model in pair)
     for block, same in zip(one.blocks, other.blocks, strict=True):
         assert same.ablations == block.ablations
         scores = {name: value for name, value in block.scores.items() if name != "taylor"}

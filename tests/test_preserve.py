@@ -30,7 +30,7 @@ from shoal.plan import Plan, Remove
 from shoal.preserve import check_finite, copied_arguments, evaluating, patched, swapped
 from shoal.recover import DistillConfig, distill
 from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all, recording, refit_
-from shoal.scanning import ScanSettings, removal_sweep, responses, scan
+from shoal.scanning import ScanConfig, removal_sweep, responses, scan
 from shoal.scanning.means import branch_means
 from shoal.scanning.scores.collect import block_scores
 from shoal.sources import Data
@@ -195,8 +195,8 @@ VERBS = {
         1,
     ),
     "cost": (lambda net: cost(net, example()), 1),
-    "scan": (lambda net: scan(net, loader(), settings=ScanSettings(scores=False)), 24),
-    "scan, stacked": (lambda net: scan(net, loader(), settings=ScanSettings(stack=3, layers=False, scores=False)), 8),
+    "scan": (lambda net: scan(net, loader(), config=ScanConfig(scores=False)), 24),
+    "scan, stacked": (lambda net: scan(net, loader(), config=ScanConfig(stack=3, layers=False, scores=False)), 8),
     "branch_means": (lambda net: branch_means(dissected(net), loader()), 2),
     "block_scores": (lambda net: block_scores(dissected(net), loader()), 3),
     "fold": (lambda net: fold(net, example()), 1),

@@ -9,7 +9,7 @@ from shoal.batches import Repeatable, check_one_purpose, is_read_once
 from shoal.errors import DataError
 from shoal.pipeline import Blocks, CompressConfig, MaxDrop, RemoveBlocks, compress
 from shoal.recover import DistillConfig, distill
-from shoal.scanning import ScanSettings, scan
+from shoal.scanning import ScanConfig, scan
 from shoal.surgery import certify
 
 DRAWS = torch.Generator().manual_seed(0)
@@ -87,7 +87,7 @@ def network():
 
 
 def scanned(loader):
-    return scan(network(), loader, settings=ScanSettings(layers=False)).blocks
+    return scan(network(), loader, config=ScanConfig(layers=False)).blocks
 
 
 def compressed(loader):

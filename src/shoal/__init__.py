@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from shoal.record import Certificate, Record, ScanRecord
     from shoal.recover import DistillConfig, TrainingBudget
     from shoal.recover.distill import DistillResult, distill
-    from shoal.scanning import ScanSettings, scan
+    from shoal.scanning import ScanConfig, scan
     from shoal.sources import Data, load_data, load_model
     from shoal.store import load
     from shoal.surgery import FoldResult, apply, certify, fold
@@ -51,7 +51,7 @@ _HOMES = {
     "record": ("Certificate", "Record", "ScanRecord"),
     "progress": ("Callbacks",),
     "recover": ("DistillConfig", "DistillResult", "TrainingBudget", "distill"),
-    "scanning": ("ScanSettings", "scan"),
+    "scanning": ("ScanConfig", "scan"),
     "sources": ("Data", "load_data", "load_model"),
     "store": ("load",),
     "surgery": ("FoldResult", "apply", "certify", "fold"),
@@ -79,8 +79,8 @@ __all__ = [
     "Record",
     "RecoveryConfig",
     "RemoveBlocks",
+    "ScanConfig",
     "ScanRecord",
-    "ScanSettings",
     "ShoalError",
     "Shortcut",
     "TrainResult",
@@ -103,6 +103,10 @@ __all__ = [
 
 __getattr__ = former_names(
     __name__,
-    {"Result": "shoal.pipeline:CompressResult", "Settings": "shoal.pipeline:MeasureConfig"},
+    {
+        "Result": "shoal.pipeline:CompressResult",
+        "ScanSettings": "shoal.scanning:ScanConfig",
+        "Settings": "shoal.pipeline:MeasureConfig",
+    },
     lazy={name: f"shoal.{room}" for room, names in _HOMES.items() for name in names},
 )

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from importlib import import_module
+from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -39,7 +40,7 @@ def former_keywords(
 
     Args:
         names: the former keywords.
-        adapt: makes today's keywords of the former ones and of the others of a call.
+        adapt: makes today's keywords of the former ones and of all other arguments of a call, by name.
         instead: what to write, for the warning.
     """
 
@@ -54,7 +55,7 @@ def former_keywords(
                 DeprecationWarning,
                 stacklevel=2,
             )
-            return function(*args, **adapt(former, keywords))
+            return function(**adapt(former, signature(function).bind_partial(*args, **keywords).arguments))  # type: ignore[call-arg]
 
         return accept
 

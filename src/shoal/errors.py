@@ -5,8 +5,11 @@ Every error is a `ShoalError` and, where one fits, also the builtin a caller wou
 
 import errno
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _LONGEST = 2000  # characters of a message: what a hostile file puts into it must not flood a terminal or a log
 
@@ -202,6 +205,29 @@ def _legible(text: str) -> str:
 
 def _is_control(char: str) -> bool:
     return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def expect_type(value: object, kind: type[T], name: str, hint: str) -> T:
+    """The value of an argument, refused where it is of another type.
+
+    Raises:
+        UsageError: says what it is.
+    """
+    if isinstance(value, kind):
+        return value
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    raise UsageError(f"{name} is a {type(value).__name__}, expected {article} {kind.__name__}", hint)
+
+
+def check_no_overlap(names: Iterable[str], former: Iterable[str]) -> None:
+    """Refuse a call that names a value twice: by today's keyword and by a former one.
+
+    Raises:
+        UsageError: says which.
+    """
+    twice = sorted({*names} & {*former})
+    if twice:
+        raise UsageError(f"{twice[0]} is there, and a former keyword for the same", f"Put everything into {twice[0]}=.")
 
 
 def did_you_mean(name: str, candidates: list[str]) -> str:

@@ -1,6 +1,6 @@
 """How long-running work reports what it is doing, and keeps what it has measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,6 +44,12 @@ class Callbacks:
 
     progress: ProgressCallback = no_progress
     journal: Journal = field(default_factory=NullJournal)
+
+
+def former_callbacks(former: Mapping[str, Any]) -> dict[str, Callbacks]:
+    """Today's `callbacks` for the former keywords `progress` and `journal`, where a call has one of them."""
+    values = {name: former[name] for name in ("progress", "journal") if former.get(name) is not None}
+    return {"callbacks": Callbacks(**values)} if values else {}
 
 
 def as_callbacks(callbacks: Callbacks | ProgressCallback | None) -> Callbacks:

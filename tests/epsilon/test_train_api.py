@@ -79,7 +79,7 @@ def test_a_configuration_by_recipe():
 @pytest.mark.parametrize(
     ("data", "config", "message"),
     [
-        ([torch.zeros(2, 1, 8, 8)], None, "data is a list, expected a data set"),
+        ([torch.zeros(2, 1, 8, 8)], None, "data is a list, expected a Data"),
         ("digits", {"epochs": 2}, "config is a dict, expected an EpsilonConfig"),
     ],
 )

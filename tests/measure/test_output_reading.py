@@ -300,5 +300,5 @@ def test_a_scan_of_several_outputs_counts_them_all():
     record = shoal.scan(net, [x])
     assert record.metric == "mse"
     assert all(block.ablations["block"].kl > 0 for block in record.blocks)
-    only = shoal.scan(net, [x], settings=shoal.ScanSettings(output="early"))
+    only = shoal.scan(net, [x], config=shoal.ScanConfig(output="early"))
     assert [block.ablations["block"].kl > 0 for block in only.blocks] == [True, True, False, False]

@@ -10,7 +10,7 @@ import torch
 import networks
 from shoal.errors import PluginError
 from shoal.regress import Moments, fit
-from shoal.scanning import ScanSettings, scan
+from shoal.scanning import ScanConfig, scan
 from shoal.scanning.scores import SCORES, BlockStatistics, Score, all_scores
 from shoal.scanning.scores.block_scores import (
     block_influence,
@@ -194,7 +194,7 @@ def install(install_plugins, monkeypatch):
 def test_a_score_of_another_distribution_is_in_every_scan(install):
     install(spread=Score("arXiv:2601.00001", "keep", lambda statistics: statistics.largest * 2))
     net = networks.CifarResNet(1, widths=(4, 8, 16)).eval()
-    record = scan(net, [(torch.randn(8, 3, 8, 8), torch.arange(8) % 10)], settings=ScanSettings(layers=False))
+    record = scan(net, [(torch.randn(8, 3, 8, 8), torch.arange(8) % 10)], config=ScanConfig(layers=False))
     for block in record.blocks:
         assert block.scores["spread"] == 2 * block.scores["largest_response"]
     quality = next(quality for quality in record.scores if quality.name == "spread")

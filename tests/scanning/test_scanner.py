@@ -8,8 +8,9 @@ import tiny
 from networks import PlainNet
 from shoal.errors import DataError, UsageError
 from shoal.measure.output_reading import OutputReading, Reading
+from shoal.progress import Callbacks, NullJournal
 from shoal.record import ScanRecord
-from shoal.scanning import ScanSettings, scan
+from shoal.scanning import ScanConfig, ScanRunInfo, scan
 from shoal.scanning.scanner import ScanAccumulator
 
 
@@ -61,7 +62,7 @@ def test_dead_blocks_do_nothing_and_the_others_do_something():
 
 def test_every_figure_is_that_of_a_whole_forward_with_the_change_made_by_hand():
     data = loader()
-    record = scan(tiny.network(), data, settings=ScanSettings(scores=False))
+    record = scan(tiny.network(), data, config=ScanConfig(scores=False))
     model = tiny.network()
     with torch.no_grad():
         model.blocks[2].conv1.weight.zero_()
@@ -90,31 +91,31 @@ def test_without_labels_verdicts_are_about_the_squared_error():
 
 
 def test_an_interrupted_scan_goes_on_to_the_same_figures():
-    whole = scan(tiny.network(), loader(), journal=Memory())
+    whole = scan(tiny.network(), loader(), callbacks=Callbacks(journal=Memory()))
     broken = Memory(most=2)
     with pytest.raises(KeyboardInterrupt):
-        scan(tiny.network(), loader(), journal=broken)
+        scan(tiny.network(), loader(), callbacks=Callbacks(journal=broken))
     broken.most = None
     runs = []
-    resumed = scan(tiny.network(), loader(), journal=broken, progress=lambda stage, done, total: runs.append(done))
+    resumed = scan(tiny.network(), loader(), callbacks=Callbacks(lambda stage, done, total: runs.append(done), broken))
     assert figures(resumed) == figures(whole)
     assert resumed.baseline == whole.baseline
     assert len(broken.lines) == 3
 
 
 def test_stacked_figures_agree_to_rounding():
-    alone = scan(tiny.network(), loader(), settings=ScanSettings(layers=False, scores=False))
-    together = scan(tiny.network(), loader(), settings=ScanSettings(layers=False, scores=False, stack=4))
+    alone = scan(tiny.network(), loader(), config=ScanConfig(layers=False, scores=False))
+    together = scan(tiny.network(), loader(), config=ScanConfig(layers=False, scores=False, stack=4))
     for path, one in figures(alone).items():
         assert figures(together)[path].loss == pytest.approx(one.loss, rel=1e-5)
 
 
 def test_fast_stops_what_is_clear_and_says_so():
     data = loader(count=12)
-    record = scan(tiny.network(), data, settings=ScanSettings(fast=True, scores=False))
+    record = scan(tiny.network(), data, config=ScanConfig(fast=True, scores=False))
     stopped = set(record.early_stopped)
     assert stopped
-    full = figures(scan(tiny.network(), data, settings=ScanSettings(scores=False)))
+    full = figures(scan(tiny.network(), data, config=ScanConfig(scores=False)))
     for key, one in figures(record).items():
         if one.n < 240:
             assert any(key.split()[0] in name for name in stopped)
@@ -124,7 +125,9 @@ def test_fast_stops_what_is_clear_and_says_so():
 
 def test_a_second_data_set_shows_where_verdicts_part():
     shifted = [(3 * x + 1, y) for x, y in loader(seed=5)]
-    record = scan(tiny.network(), loader(), also=shifted, also_name="shifted", settings=ScanSettings(scores=False))
+    record = scan(
+        tiny.network(), loader(), also=shifted, config=ScanConfig(scores=False, run_info=ScanRunInfo(also="shifted"))
+    )
     assert record.also.data == "shifted"
     assert record.also.baseline.n == 60
     first, second = {}, {}
@@ -150,17 +153,17 @@ def test_nothing_to_scan_is_said():
 @pytest.mark.parametrize("tolerance", [0, -1, 101])
 def test_a_tolerance_out_of_range_is_refused(tolerance):
     with pytest.raises(UsageError, match="the tolerance is"):
-        ScanSettings(tolerance=tolerance)
+        ScanConfig(tolerance=tolerance)
     with pytest.raises(UsageError, match="stack is 0"):
-        ScanSettings(stack=0)
+        ScanConfig(stack=0)
 
 
 def test_the_tolerance_is_in_points_with_labels_and_in_nats_without():
     for labels, expected in ((True, 0.02), (False, 2.0)):
-        record = scan(tiny.network(), loader(1, labels=labels), settings=ScanSettings(tolerance=2.0, scores=False))
+        record = scan(tiny.network(), loader(1, labels=labels), config=ScanConfig(tolerance=2.0, scores=False))
         assert record.tolerance == pytest.approx(expected)
     reading = Reading((OutputReading("", "classes", "as the test says"),))
-    assert ScanAccumulator("first", ScanSettings(), reading, 1, None).tolerance == 0.01
+    assert ScanAccumulator("first", ScanConfig(), reading, 1, NullJournal()).tolerance == 0.01
 
 
 def test_what_stands_at_padding_changes_no_figure():
@@ -168,8 +171,8 @@ def test_what_stands_at_padding_changes_no_figure():
     found = []
     for padding in (4, 50):
         batch = {"input_ids": torch.where(mask == 1, ids, padding), "attention_mask": mask, "labels": ids}
-        settings = ScanSettings(layers=False, scores=False)
-        record = scan(language.llama(), [batch], settings=settings)
+        settings = ScanConfig(layers=False, scores=False)
+        record = scan(language.llama(), [batch], config=settings)
         found.append([(one.kl, one.loss, one.changed) for block in record.blocks for one in block.ablations.values()])
     assert found[0]
     assert all(one == pytest.approx(other, rel=1e-6) for one, other in zip(*found, strict=True))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shoal.cli.parameters import argument, command_line, nested, option
 
 if TYPE_CHECKING:
-    from shoal.scanning import ScanSettings
+    from shoal.scanning import ScanConfig
 
 _MODEL_HELP = (
     "digits-resnet, torchvision:NAME, timm:NAME, hf:PATH_OR_ID, FILE.py:FUNCTION (runs that file), "
@@ -196,11 +196,11 @@ class ScanRequest:
     command: str = command_line()
 
     @property
-    def settings(self) -> "ScanSettings":
+    def settings(self) -> "ScanConfig":
         """How to scan."""
-        from shoal.scanning import ScanSettings
+        from shoal.scanning import ScanConfig
 
-        return ScanSettings(self.tolerance, self.fast, self.stack, self.layers, self.scores, self.output)
+        return ScanConfig(self.tolerance, self.fast, self.stack, self.layers, self.scores, self.output)
 
 
 @dataclass(frozen=True, kw_only=True)

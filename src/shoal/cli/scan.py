@@ -8,6 +8,7 @@ from shoal.cli.loading import check_input, check_pair, open_data, open_network, 
 from shoal.cli.options import ScanRequest
 from shoal.errors import UsageError
 from shoal.files.writing import write_text
+from shoal.progress import Callbacks
 from shoal.record import ScanRecord
 from shoal.report import render_scan, show_scan
 from shoal.scanning import ScanRunInfo, scan
@@ -42,16 +43,21 @@ def run_scan(session: Session, request: ScanRequest) -> int:
     with RunFolder(path, "scan", _arguments(request, model_digest(opened.model), device)) as folder:
         if folder.resumed:
             session.say(f"resuming the scan in {path}")
+        info = ScanRunInfo(
+            opened.spec,
+            data.spec,
+            request.data_options.seed,
+            request.command,
+            request.split,
+            also=other.spec if other is not None else "",
+        )
         with session.progress() as progress:
             record = scan(
                 opened.model,
                 _split(data, request.split),
                 also=other.test() if other is not None else None,
-                also_name=other.spec if other is not None else "",
-                settings=request.settings,
-                origin=ScanRunInfo(opened.spec, data.spec, request.data_options.seed, request.command, request.split),
-                journal=folder,
-                progress=progress,
+                config=replace(request.settings, run_info=info),
+                callbacks=Callbacks(progress, folder),
             )
         record = record.model_copy(update={"seconds": folder.seconds})
         write_text(path / REPORT, render_scan(record))

@@ -8,7 +8,7 @@ from torch import nn
 from shoal.batches import device_of
 from shoal.epsilon.finish import TrainResult, TrainRunInfo, finish
 from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer
-from shoal.errors import UsageError, naming_memory_shortage
+from shoal.errors import UsageError, expect_type, naming_memory_shortage
 from shoal.files.locking import holding
 from shoal.intake import plain
 from shoal.progress import Callbacks, ProgressCallback, as_callbacks
@@ -49,8 +49,10 @@ def train(
         FolderError: the folder cannot be made or is in use, or the disk is full.
     """
     data = load_data(data) if isinstance(data, str) else data
-    _check_kinds(data, config)
-    config = config or EpsilonConfig.by_recipe(data.spec)
+    data = expect_type(data, Data, "data", "Pass what shoal.load_data returns, or a specification like 'npz:FILE'.")
+    if config is None:
+        config = EpsilonConfig.by_recipe(data.spec)
+    config = expect_type(config, EpsilonConfig, "config", "Like shoal.EpsilonConfig.by_recipe('cifar10', epochs=200).")
     progress, model = as_callbacks(callbacks).progress, plain(model)
     path = ensure_dir(folder) if folder is not None else None
     where = device or str(device_of(model))
@@ -61,16 +63,3 @@ def train(
         run.train()
         progress("measuring on test", 0, 1)
         return finish(run, TrainRunInfo(data=data.spec, command="shoal.train(...)"))
-
-
-def _check_kinds(data: object, config: object) -> None:
-    if not isinstance(data, Data):
-        raise UsageError(
-            f"data is a {type(data).__name__}, expected a data set in three parts",
-            "Pass what shoal.load_data returns, or a specification like 'digits' or 'npz:FILE'.",
-        )
-    if config is not None and not isinstance(config, EpsilonConfig):
-        raise UsageError(
-            f"config is a {type(config).__name__}, expected an EpsilonConfig",
-            "Like shoal.EpsilonConfig.by_recipe('cifar10', epochs=200).",
-        )

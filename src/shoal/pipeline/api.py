@@ -11,7 +11,7 @@ from torch import nn
 from shoal.batches import check_one_purpose, device_of, is_read_once
 from shoal.blocks.prefix_cache import restart_notes
 from shoal.deprecated import Keywords, former_keywords
-from shoal.errors import NotReachedError, UsageError, naming_memory_shortage
+from shoal.errors import NotReachedError, UsageError, check_no_overlap, expect_type, naming_memory_shortage
 from shoal.intake import is_compiled, plain
 from shoal.measure import compare, paired_predictions
 from shoal.pipeline.config import CompressConfig
@@ -43,7 +43,7 @@ from shoal.pipeline.recovery import (
 )
 from shoal.pipeline.result import CompressedModel, CompressResult
 from shoal.plan import Fold, Plan
-from shoal.progress import Callbacks, ProgressCallback, as_callbacks
+from shoal.progress import Callbacks, ProgressCallback, as_callbacks, former_callbacks
 from shoal.record import Certificate, metric_drop
 from shoal.recover import TrainingBudget, read_budget
 from shoal.surgery import certify, fold, input_specs, remove_blocks, signature_of
@@ -71,12 +71,8 @@ def from_former_keywords(former: Keywords, keywords: Keywords) -> Keywords:
         configured["run_info"] = former["provenance"]
     if configured or former.get("settings") is not None:
         typed["config"] = CompressConfig.of(former.get("settings"), **configured)
-    callbacks = {name: former[name] for name in ("progress", "journal") if former.get(name) is not None}
-    if callbacks:
-        typed["callbacks"] = Callbacks(**callbacks)
-    twice = sorted(typed.keys() & keywords.keys())
-    if twice:
-        raise UsageError(f"{twice[0]} is there, and a former keyword for the same", f"Put everything into {twice[0]}=.")
+    typed |= former_callbacks(former)
+    check_no_overlap(typed, keywords)
     return {**keywords, **typed}
 
 
@@ -325,11 +321,7 @@ def _as_goal(goal: object) -> Goal:
 def _as_config(config: object) -> CompressConfig:
     if config is None:
         return CompressConfig()
-    if isinstance(config, CompressConfig):
-        return config
-    raise UsageError(
-        f"config is a {type(config).__name__}, expected a CompressConfig", "Like shoal.CompressConfig(images=256)."
-    )
+    return expect_type(config, CompressConfig, "config", "Like shoal.CompressConfig(images=256).")
 
 
 def _options_set(config: CompressConfig, recovery: RecoveryConfig | TrainingBudget | str | int | None) -> set[str]:

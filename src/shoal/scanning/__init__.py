@@ -3,7 +3,7 @@
 from shoal.deprecated import former_names
 from shoal.scanning.damage import DamageFunction, OutputDamage, divergence
 from shoal.scanning.responses import Response, responses
-from shoal.scanning.scanner import ScanRunInfo, ScanSettings, scan
+from shoal.scanning.scanner import ScanConfig, ScanRunInfo, scan
 from shoal.scanning.scores import BlockStatistics, Score
 from shoal.scanning.sweep import RemovalDamage, removal_sweep
 
@@ -13,8 +13,8 @@ __all__ = [
     "OutputDamage",
     "RemovalDamage",
     "Response",
+    "ScanConfig",
     "ScanRunInfo",
-    "ScanSettings",
     "Score",
     "divergence",
     "removal_sweep",
@@ -27,6 +27,7 @@ __getattr__ = former_names(
     {
         "Damage": "shoal.scanning:DamageFunction",
         "ScanOrigin": "shoal.scanning:ScanRunInfo",
+        "ScanSettings": "shoal.scanning:ScanConfig",
         "Worth": "shoal.scanning:RemovalDamage",
     },
 )

@@ -85,7 +85,7 @@ def _run_group(graph: BlockGraph, prefix: PrefixCache, group: list[str]) -> list
         if tensor.dim() == 0 or len(tensor) != rows:
             raise UsageError(
                 f"{shown(name)} of the network has no row for each sample, so that removals cannot share a forward",
-                "Leave out --stack (ScanSettings.stack).",
+                "Leave out --stack (ScanConfig.stack).",
             )
     return [_rows(output, size * number, size) for number in range(1, len(group) + 1)]
 

@@ -2,10 +2,10 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,12 +13,21 @@ from torch import nn
 from shoal.batches import Batch, Repeatable, batches, check_one_purpose, device_of
 from shoal.blocks import BlockGraph, analyze
 from shoal.blocks.prefix_cache import restart_notes
-from shoal.errors import DataError, FolderError, UsageError, naming_memory_shortage
+from shoal.deprecated import Keywords, former_keywords
+from shoal.errors import (
+    DataError,
+    FolderError,
+    UsageError,
+    check_no_overlap,
+    expect_type,
+    naming_memory_shortage,
+)
 from shoal.files.reading import refusing
 from shoal.measure import Accumulator, BatchPredictions, Reading, machine, read_predictions, reading_of, wilson
 from shoal.measure.classes import no_better_than_chance
 from shoal.measure.output_reading import check_pairing
 from shoal.outputs import as_names
+from shoal.progress import Callbacks, Journal, ProgressCallback, as_callbacks, former_callbacks
 from shoal.record import Ablation, Baseline, ScannedBlock, ScannedLayer, ScanRecord, ScoreQuality, SecondData
 from shoal.scanning.candidates import Candidate, KernelLayer, block_candidates, kernel_layers, layer_candidates
 from shoal.scanning.means import branch_means
@@ -28,24 +37,24 @@ from shoal.scanning.scores.correlation import rank_correlation
 from shoal.scanning.sweep import SweepObserver, sweep
 from shoal.scanning.verdicts import ablation_of, channel_change_hypothesis, verdict_of
 
-Progress = Callable[[str, int, int], None]
-
 # An early verdict needs this many samples, and holds at 95 % for all candidates and all interim analyses together.
 _MIN_SAMPLES = 64
 
 
-class ScanJournal(Protocol):
-    """Stores finished mini-batches, so that an interrupted scan can be resumed."""
+@dataclass(frozen=True)
+class ScanRunInfo:
+    """Where the scan came from, for the record; `also` names the second data set."""
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Store one event."""
-
-    def measured(self) -> list[dict[str, Any]]:
-        """The events of earlier runs."""
+    model: str = "given in Python"
+    data: str = "given in Python"
+    seed: int = 0
+    command: str = "shoal.scan(...)"
+    split: str = "test"
+    also: str = "given in Python"
 
 
 @dataclass(frozen=True)
-class ScanSettings:
+class ScanConfig:
     """How to scan.
 
     Args:
@@ -56,6 +65,7 @@ class ScanSettings:
         layers: whether to ablate every kernel.
         scores: whether to compute scores.
         output: names of the outputs that count (`logits`, `[1]`, `aux`); all that are floating-point by default.
+        run_info: where model and data came from, for the record.
     """
 
     tolerance: float | None = None
@@ -64,6 +74,7 @@ class ScanSettings:
     layers: bool = True
     scores: bool = True
     output: str | Sequence[str] | None = None
+    run_info: ScanRunInfo = field(default_factory=ScanRunInfo)
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and not 0 < self.tolerance <= 100:
@@ -72,28 +83,39 @@ class ScanSettings:
             raise UsageError(f"stack is {self.stack}, expected at least 1", "1 runs each candidate alone.")
 
 
-@dataclass(frozen=True)
-class ScanRunInfo:
-    """Where the scan came from, for the record."""
-
-    model: str = "given in Python"
-    data: str = "given in Python"
-    seed: int = 0
-    command: str = "shoal.scan(...)"
-    split: str = "test"
+FORMER_KEYWORDS = ("settings", "origin", "also_name", "journal", "progress")
 
 
+def from_former_keywords(former: Keywords, keywords: Keywords) -> Keywords:
+    """Today's keywords of scan() for those of version 0.1.0: a configuration and callbacks.
+
+    Raises:
+        UsageError: former and new ones for the same.
+    """
+    typed: Keywords = {}
+    config, info = former.get("settings") or ScanConfig(), former.get("origin") or ScanRunInfo()
+    if "also_name" in former:
+        info = replace(info, also=former["also_name"])
+    if former.keys() & {"settings", "origin", "also_name"}:
+        typed["config"] = replace(config, run_info=info)
+    typed |= former_callbacks(former)
+    check_no_overlap(typed, keywords)
+    return {**keywords, **typed}
+
+
+@former_keywords(
+    FORMER_KEYWORDS,
+    from_former_keywords,
+    "write scan(model, loader, also=..., config=shoal.ScanConfig(...), callbacks=...)",
+)
 @naming_memory_shortage()
 def scan(
     model: nn.Module,
     loader: Iterable[Any],
     *,
     also: Iterable[Any] | None = None,
-    also_name: str = "given in Python",
-    settings: ScanSettings | None = None,
-    origin: ScanRunInfo | None = None,
-    journal: ScanJournal | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    config: ScanConfig | None = None,
+    callbacks: Callbacks | ProgressCallback | None = None,
 ) -> ScanRecord:
     """Ablate every block, branch and kernel of `model`, one at a time, and score the blocks.
 
@@ -102,51 +124,53 @@ def scan(
         loader: mini-batches to measure on; it is read three times (means, scores, ablations), so an
             iterator is kept in memory.
         also: a second data set for the same ablations.
-        also_name: the name of the second data set in the record.
-        settings: how to scan.
-        origin: where model and data came from.
-        journal: stores finished mini-batches, so that a later call resumes after them.
-        progress: called with (stage, done, total).
+        config: how to scan; for the record, where model and data came from.
+        callbacks: progress, and a journal that stores finished mini-batches, so that a later call resumes after them;
+            a function is called with (stage, done, total).
 
     Raises:
+        UsageError: `config` is of another kind; an output that is not there.
         DataError: no data, labels out of range, or nothing to ablate in the network.
         NonFiniteError, ModelRaisedError: weights, data or model at fault.
     """
     started = time.perf_counter()
-    settings, origin = settings or ScanSettings(), origin or ScanRunInfo()
+    config = expect_type(
+        ScanConfig() if config is None else config, ScanConfig, "config", "Like shoal.ScanConfig(layers=False)."
+    )
+    callbacks, info = as_callbacks(callbacks), config.run_info
     check_one_purpose(first=loader, second=also)
     loader = Repeatable(loader)
     also = Repeatable(also, "second data") if also is not None else None
     example = next(batches(loader, device_of(model)), None)
     if example is None:
         raise DataError("there is no data to scan on", "Give a loader with at least one mini-batch.")
-    progress("tracing", 0, 1)
+    callbacks.progress("tracing", 0, 1)
     graph = analyze(model, example.take(2))
-    reading = reading_of(model, loader, as_names(settings.output))
+    reading = reading_of(model, loader, as_names(config.output))
     reading.check_labels(batches(loader))
-    scanner = _Scanner(graph, settings, reading, journal, progress)
+    scanner = _Scanner(graph, config, reading, callbacks)
     first = scanner.run(loader, "first")
-    second = scanner.second_data(first, also, also_name) if also is not None else None
-    progress("scores", 0, 1)
-    scores, warned = _scores(graph, loader, reading) if settings.scores else ({}, [])
+    second = scanner.second_data(first, also, info.also) if also is not None else None
+    callbacks.progress("scores", 0, 1)
+    scores, warned = _scores(graph, loader, reading) if config.scores else ({}, [])
     blocks, layers = scanner.blocks(first, scores), scanner.layers(first)
     return ScanRecord(
-        command=origin.command,
-        model=origin.model,
-        data=origin.data,
-        seed=origin.seed,
+        command=info.command,
+        model=info.model,
+        data=info.data,
+        seed=info.seed,
         tolerance=first.tolerance,
         metric=first.metric,
         comparisons=len(scanner.candidates),
-        baseline=first.baseline(origin.split),
+        baseline=first.baseline(info.split),
         blocks=blocks,
         layers=layers,
-        scores=_qualities(blocks) if settings.scores and blocks else [],
+        scores=_qualities(blocks) if config.scores and blocks else [],
         claim=channel_change_hypothesis(layers),
         also=second,
         early_stopped=sorted(first.stopped),
         outputs=reading.to_record(),
-        notes=[*_notes(graph, first, settings), *reading.warnings(), *first.warnings(), *warned],
+        notes=[*_notes(graph, first, config), *reading.warnings(), *first.warnings(), *warned],
         machine=machine(device_of(model)),
         seconds=time.perf_counter() - started,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -170,19 +194,17 @@ class _Scanner:
     def __init__(
         self,
         graph: BlockGraph,
-        settings: ScanSettings,
+        config: ScanConfig,
         reading: Reading,
-        journal: ScanJournal | None,
-        progress: Progress,
+        callbacks: Callbacks,
     ) -> None:
-        self.reading = reading
-        self.graph, self.settings, self.journal, self.progress = graph, settings, journal, progress
-        self.kernel_layers: list[KernelLayer] = kernel_layers(graph) if settings.layers else []
+        self.graph, self.config, self.reading, self.callbacks = graph, config, reading, callbacks
+        self.kernel_layers: list[KernelLayer] = kernel_layers(graph) if config.layers else []
         self.candidates: list[Candidate] = []
 
     def run(self, loader: Iterable[Any], name: str) -> "ScanAccumulator":
         """Every ablation on every mini-batch of `loader`."""
-        self.progress("mean of every branch", 0, 1)
+        self.callbacks.progress("mean of every branch", 0, 1)
         means = branch_means(self.graph, loader)
         self.candidates = [
             *block_candidates(self.graph, means),
@@ -190,7 +212,7 @@ class _Scanner:
         ]
         if not self.candidates:
             raise DataError("the network has nothing to ablate: no residual block, no convolution or linear layer", "")
-        sums = ScanAccumulator(name, self.settings, self.reading, len(self.candidates), self.journal)
+        sums = ScanAccumulator(name, self.config, self.reading, len(self.candidates), self.callbacks.journal)
         skip = sums.resume()
         total = _length(loader) * len(self.candidates)
         finished = skip * len(self.candidates)
@@ -198,9 +220,9 @@ class _Scanner:
         def on_progress(done: int, of: int) -> None:
             nonlocal finished
             finished += 1
-            self.progress(f"{len(self.candidates)} ablations", finished, max(total, finished))
+            self.callbacks.progress(f"{len(self.candidates)} ablations", finished, max(total, finished))
 
-        stack = self.settings.stack
+        stack = self.config.stack
         sweep(self.graph, loader, self.candidates, sums, skip=skip, stack=stack, on_progress=on_progress)
         return sums
 
@@ -266,10 +288,10 @@ class ScanAccumulator(SweepObserver):
     """Paired sums of every candidate on one data set, written to the journal after every mini-batch."""
 
     name: str
-    settings: ScanSettings
+    config: ScanConfig
     reading: Reading
     comparisons: int
-    journal: ScanJournal | None
+    journal: Journal
     by_candidate: dict[str, Accumulator] = field(default_factory=dict)
     unchanged: Accumulator = field(default_factory=Accumulator)
     stopped: set[str] = field(default_factory=set)
@@ -290,13 +312,13 @@ class ScanAccumulator(SweepObserver):
     @property
     def tolerance(self) -> float:
         """The equivalence margin: a fraction of top-1, nats, or a share of the variance."""
-        if self.settings.tolerance is not None:
-            return self.settings.tolerance / 100 if self.metric == "top1" else self.settings.tolerance
+        if self.config.tolerance is not None:
+            return self.config.tolerance / 100 if self.metric == "top1" else self.config.tolerance
         return 0.01
 
     def resume(self) -> int:
         """Restore the state in the journal; returns the number of finished mini-batches."""
-        events = [] if self.journal is None else self.journal.measured()
+        events = self.journal.measured()
         with refusing(FolderError, "the journal of the scan is damaged", "Choose a new --out."):
             last = next(
                 (event for event in reversed(events) if event.get("kind") == "scan" and event["name"] == self.name),
@@ -343,12 +365,11 @@ class ScanAccumulator(SweepObserver):
     def on_batch_end(self, index: int) -> None:
         """Stop clear candidates, and write the sums to the journal."""
         self.batches_done = index + 1
-        if self.settings.fast:
+        if self.config.fast:
             self._stop_clear()
-        if self.journal is not None:
-            sums = {key: sums.to_dict() for key, sums in self.by_candidate.items()}
-            event = {"kind": "scan", "name": self.name, "batches": self.batches_done, "stopped": sorted(self.stopped)}
-            self.journal.append({**event, "own": self.unchanged.to_dict(), "tallies": sums})
+        sums = {key: sums.to_dict() for key, sums in self.by_candidate.items()}
+        event = {"kind": "scan", "name": self.name, "batches": self.batches_done, "stopped": sorted(self.stopped)}
+        self.journal.append({**event, "own": self.unchanged.to_dict(), "tallies": sums})
 
     def _stop_clear(self) -> None:
         # Bonferroni over candidates, and over interim analyses by 1/(k(k+1)), which sums to 1 however many there are.
@@ -412,7 +433,7 @@ def _qualities(blocks: Sequence[ScannedBlock]) -> list[ScoreQuality]:
     return qualities
 
 
-def _notes(graph: BlockGraph, sums: ScanAccumulator, settings: ScanSettings) -> list[str]:
+def _notes(graph: BlockGraph, sums: ScanAccumulator, config: ScanConfig) -> list[str]:
     m = sums.comparisons
     notes = [
         f"{m} ablations were compared with the whole network; each interval is 95 % for its own comparison, so about "
@@ -426,9 +447,9 @@ def _notes(graph: BlockGraph, sums: ScanAccumulator, settings: ScanSettings) -> 
             f"{len(sums.stopped)} ablations were clear early and were not measured on all {sums.unchanged.n} samples; "
             "each states its n"
         )
-    if settings.stack > 1:
+    if config.stack > 1:
         notes.append(
-            f"up to {settings.stack} removals shared a forward, where figures agree with single runs to rounding"
+            f"up to {config.stack} removals shared a forward, where figures agree with single runs to rounding"
         )
     return notes
 
