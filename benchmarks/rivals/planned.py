@@ -31,7 +31,7 @@ def planned(ground: Ground, target: float) -> Made:
         "replaced": [" + ".join(one.paths) for one in found.actions if isinstance(one, Replace)],
         "notes": [found.message, *found.notes],
     }
-    anatomy = told.anatomy
+    anatomy = told.graph
     plan = Plan(
         model=None,
         inputs=input_specs(ground.timed.take(2)),

@@ -121,5 +121,5 @@ def test_a_network_that_decides_nothing_is_run_no_more_often():
     model.stem.register_forward_hook(lambda *_: calls.append(1))
     trace(model, torch.randn(2, 1, 8, 8))
     # Once before, once traced, once without its blocks, once with copies of what they return; and on other values, on
-    # one sample, on larger and on smaller sizes with zeros for the branches and without the blocks.
-    assert len(calls) == 4 + 4 * 2
+    # one sample, on larger, on smaller and on odd sizes with zeros for the branches and without the blocks.
+    assert len(calls) == 4 + 5 * 2

@@ -46,7 +46,7 @@ def test_the_batch_is_as_large_as_asked_with_data_too(run, tmp_path, size):
 def test_damaged_and_foreign_tables_are_refused(run, tmp_path):
     words = ("compress", NETWORK, DATA, "--latency", "0.6", *FEW, "--out", "o", "--latency-from")
     (tmp_path / "bad.json").write_text('{"entries": ')
-    for file, message in (("bad.json", "is no table of latencies"), ("none.json", "cannot read the latencies")):
+    for file, message in (("bad.json", "is an invalid latency table"), ("none.json", "cannot read the latencies")):
         code, _, err = run(*words, file)
         assert (code, message in err) == (2, True)
     run("latency", PLAIN, "--shape", "1,8,8", "--out", "plain.json")

@@ -30,13 +30,13 @@ def _fake_clock(monkeypatch):
 def counted(monkeypatch):
     """Names of what is added to tables."""
     added = []
-    add = MeasurementCache.add
+    append = MeasurementCache.append
 
     def counting(self, line):
         added.append(line["kind"])
-        add(self, line)
+        append(self, line)
 
-    monkeypatch.setattr(MeasurementCache, "add", counting)
+    monkeypatch.setattr(MeasurementCache, "append", counting)
     return added
 
 

@@ -292,5 +292,5 @@ def test_plans_that_would_take_all_memory(tmp_path, inputs):
 @pytest.mark.parametrize("ms", ["1e999", "NaN", "1" + "0" * 400, "-1", '"x"', "null", "[]"])
 def test_times_that_are_none(tmp_path, ms):
     (tmp_path / "t.json").write_text(f'{{"entries": {{"a": {{"ms": {ms}}}}}, "whole_ms": 1, "batch": 1}}')
-    with pytest.raises(SpecError, match="is no table of latencies"):
+    with pytest.raises(SpecError, match="is an invalid latency table"):
         LatencyTableFile(tmp_path / "t.json")

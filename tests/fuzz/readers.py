@@ -142,9 +142,9 @@ def _read(kind: str, content: bytes, folder: Path) -> None:
 
 def _tables(path: Path) -> None:
     (path.parent / FINGERPRINT).write_text("{}")
-    shelf = MeasurementCache(path.parent, {})
-    shelf.prices("here")
-    shelf.damages()
+    cache = MeasurementCache(path.parent, {})
+    cache.latencies("here")
+    cache.damages()
 
 
 def _picture_of(content: bytes, folder: Path) -> None:

@@ -40,8 +40,8 @@ def test_the_original_is_copied_and_the_copy_is_in_eval_mode():
     found = told(model)
     assert found.model is model
     assert model.training
-    assert not found.anatomy.model.training
-    found.anatomy.model.linear.weight.data.zero_()
+    assert not found.graph.model.training
+    found.graph.model.linear.weight.data.zero_()
     assert float(model.linear.weight.detach().abs().max()) > 0
 
 

@@ -149,7 +149,7 @@ def test_every_step_takes_the_best_of_a_brute_force_sweep(make):
     found = one.choose()
     gone = []
     for step in found.steps:
-        left = [block.path for block in one.anatomy.chain.removable if block.path not in gone]
+        left = [block.path for block in one.graph.chain.removable if block.path not in gone]
         brute = {path: error_of_cut(model, data, [*gone, path]) for path in left}
         assert step.candidates == len(left)
         assert step.n == 32
@@ -157,7 +157,7 @@ def test_every_step_takes_the_best_of_a_brute_force_sweep(make):
         assert step.kl == pytest.approx(brute[step.removed], abs=1e-6)
         assert step.kl_interval[0] <= step.kl <= step.kl_interval[1]
         gone.append(step.removed)
-    assert found.removed == [path for path in one.anatomy.chain.paths if path in gone]
+    assert found.removed == [path for path in one.graph.chain.paths if path in gone]
     assert len(found.steps) == count
     assert found.reached
 
@@ -401,11 +401,11 @@ def test_blocks_taken_out_for_the_time_being_come_back():
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         whole = model(x)
-        with blocks_disabled(one.anatomy, ["blocks.1", "blocks.2"]) as cut:
+        with blocks_disabled(one.graph, ["blocks.1", "blocks.2"]) as cut:
             shorter = cut(x)
         expected = remove_blocks(model, Batch((x,)), ["blocks.1", "blocks.2"])(x)
         assert torch.equal(shorter, expected)
-        with pytest.raises(ZeroDivisionError), blocks_disabled(one.anatomy, ["blocks.1"]):
+        with pytest.raises(ZeroDivisionError), blocks_disabled(one.graph, ["blocks.1"]):
             raise ZeroDivisionError
         assert torch.equal(model(x), whole)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -423,18 +423,18 @@ def test_with_the_grain_of_units_each_step_takes_the_best_half():
     gone = []
     for step in found.steps:
         left = [f"blocks.{i}#{k}" for i in range(3) for k in range(2) if f"blocks.{i}#{k}" not in gone]
-        brute = {name: kl_of_cut(one.anatomy.model, one.calibration, [*gone, name]) for name in left}
+        brute = {name: kl_of_cut(one.graph.model, one.calibration, [*gone, name]) for name in left}
         assert step.candidates == len(left)
         assert step.removed == min(brute, key=brute.get)
         assert step.kl == pytest.approx(brute[step.removed], abs=1e-6)
         gone.append(step.removed)
     assert len(found.steps) == 4
     assert found.reached
-    pairs = [path for path in one.anatomy.chain.paths if {f"{path}#0", f"{path}#1"} <= set(gone)]
+    pairs = [path for path in one.graph.chain.paths if {f"{path}#0", f"{path}#1"} <= set(gone)]
     units = [name for name in gone if name.partition("#")[0] not in pairs]
     assert {action.name for action in found.removals} == {*pairs, *units}
-    assert {path: found.units_gone(path) for path in one.anatomy.chain.paths} == {
-        path: [int(name[-1]) for name in sorted(units) if name.startswith(path)] for path in one.anatomy.chain.paths
+    assert {path: found.units_gone(path) for path in one.graph.chain.paths} == {
+        path: [int(name[-1]) for name in sorted(units) if name.startswith(path)] for path in one.graph.chain.paths
     }
 
 

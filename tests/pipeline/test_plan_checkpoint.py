@@ -58,7 +58,7 @@ def test_nothing_another_network_and_rubbish(tmp_path):
 
 def told(**more):
     given = {"judged_on": None, "settings": MeasureConfig(), "damage": divergence, "goal": RemoveBlocks(1), **more}
-    return CompressContext(anatomy=None, model=network(), chosen_on=[EXAMPLE], progress=print, **given)
+    return CompressContext(graph=None, model=network(), chosen_on=[EXAMPLE], progress=print, **given)
 
 
 def test_the_claim_names_all_that_the_choice_depends_on():

@@ -134,7 +134,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
 
         return dry_run_plan(session, request, opened.model, data)
     if request.dry_run:
-        return _tell(session, request, opened.model, data)
+        return _show_plan(session, request, opened.model, data)
     proof = isinstance(request.goal, ExactOnly)  # which no sample is needed for
     validation = None if proof else data.validation(augment=True)
     path = output_folder(request.out, "compress")
@@ -253,7 +253,7 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
     }
 
 
-def _tell(session: Session, request: CompressRequest, model: nn.Module, data: Data) -> int:
+def _show_plan(session: Session, request: CompressRequest, model: nn.Module, data: Data) -> int:
     """What would be done, and about how long it would take on this machine."""
     batch = next(batches(data.calibration(augment=True), device_of(model)))
     graph = analyze(model, batch.take(2))

@@ -144,15 +144,15 @@ class _Lines:
     """Plain lines for a pipe or a log: the name of a stage when it begins, then at most one line in ten seconds."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.stage, self.said = console, "", 0.0
+        self.console, self.stage, self.printed_at = console, "", 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         if stage != self.stage:
-            self.stage, self.said = stage, now
+            self.stage, self.printed_at = stage, now
             self.console.print(stage, markup=False, soft_wrap=True)
-        elif now - self.said > 10:
-            self.said = now
+        elif now - self.printed_at > 10:
+            self.printed_at = now
             self.console.print(f"{stage}: {done} of {total}", markup=False, soft_wrap=True)
 
 

@@ -58,7 +58,7 @@ def run_distill(session: Session, request: DistillRequest) -> int:
     session.check_alone("distill")
     inputs = _opened(session, request)
     if request.dry_run:
-        return _tell(session, request, inputs)
+        return _show_plan(session, request, inputs)
     path = output_folder(request.out, "distill")
     session.resume_hint = f"The same command with --out {path} resumes from the last checkpoint."
     with RunFolder(path, "distill", _arguments(request, inputs)) as folder:
@@ -215,7 +215,7 @@ def _show(session: Session, record: DistillRecord, path: Path) -> None:
     session.say(f"written to {path}")
 
 
-def _tell(session: Session, request: DistillRequest, inputs: _Inputs) -> int:
+def _show_plan(session: Session, request: DistillRequest, inputs: _Inputs) -> int:
     document = {
         "dry_run": True,
         "student": request.student,

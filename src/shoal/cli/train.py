@@ -44,7 +44,7 @@ def run_train(session: Session, request: TrainRequest) -> int:
     model = fresh_network(session, spec, request.weights, request.data_options.seed)
     check_input(model, data)
     if request.dry_run:
-        return _tell(session, spec, settings, data)
+        return _show_plan(session, spec, settings, data)
     path, folder = _claimed(session, request, _arguments(spec, request, settings, model, device), device)
     origin = TrainRunInfo(spec, data.spec, request.command)
     with folder or nullcontext(), session.progress() as progress:
@@ -58,7 +58,7 @@ def run_train(session: Session, request: TrainRequest) -> int:
         if trained is None:
             return 0
         progress("writing model, report and record", 0, 1)
-        record = trained.beside(baselines).save(path, data.example(2))
+        record = trained.compare_with(baselines).save(path, data.example(2))
     _say(session, record, str(path))
     return 0 if record.lost or settings.epsilon == 0 else 1
 
@@ -227,7 +227,7 @@ def _arguments(
     }
 
 
-def _tell(session: Session, spec: str, settings: EpsilonConfig, data: Data) -> int:
+def _show_plan(session: Session, spec: str, settings: EpsilonConfig, data: Data) -> int:
     plan = settings.recipe
     document = {"dry_run": True, "model": spec, "data": data.describe(), "settings": settings.to_dict()}
     if session.as_json:

@@ -58,7 +58,7 @@ class TrainResult:
     record: TrainRecord
     predictions: Predictions
 
-    def beside(self, others: Sequence[BaselineRun]) -> "TrainResult":
+    def compare_with(self, others: Sequence[BaselineRun]) -> "TrainResult":
         """The same run, held against other runs of as many epochs."""
         return replace(self, record=self.record.model_copy(update={"beside": list(others)}))
 
@@ -125,32 +125,32 @@ def finish(run: EpsilonTrainer, origin: TrainRunInfo, *, seconds: float = 1.0) -
         seconds=run.state.seconds,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    gone = [path for path in chain.paths if path in run.prunable.removed]
+    removed_paths = [path for path in chain.paths if path in run.prunable.removed]
     plan = Plan(
         model=origin.model,
         inputs=input_specs(run.example),
         network=NetworkSignature(state=run.network_state, chain=run.chain_lines),
-        actions=[Remove(path=path) for path in gone],
+        actions=[Remove(path=path) for path in removed_paths],
     )
     return TrainResult(plain, whole, plan, record, after)
 
 
 def _networks(
-    run: EpsilonTrainer, models: dict[str, nn.Module], said: dict[str, Predictions], seconds: float
+    run: EpsilonTrainer, models: dict[str, nn.Module], answers: dict[str, Predictions], seconds: float
 ) -> dict[str, Network]:
     first = next(batches(run.data.test(), run.engine.device))
     times: dict[str, list[Latency]] = {name: [] for name in models}
     for part in [first.take(1), first] if first.size > 1 else [first]:
         timed = latency(models, part, channels_last=run.settings.channels_last, min_seconds=seconds)
-        for name, one in timed.items():
-            times[name].append(one)
-    total, gone = len(run.prunable.graph.chain), len(run.prunable.removed)
+        for name, timing in timed.items():
+            times[name].append(timing)
+    total, num_removed = len(run.prunable.graph.chain), len(run.prunable.removed)
     return {
         name: Network(
-            quality=quality(said[name], "test"),
+            quality=quality(answers[name], "test"),
             latency=times[name],
             cost=cost(models[name], first.take(1)),
-            blocks=total - (gone if name == "plain" else 0),
+            blocks=total - (num_removed if name == "plain" else 0),
         )
         for name in models
     }
@@ -179,12 +179,12 @@ def _lost(
                     largest[gate.block] = max(seen, largest.get(gate.block, 0.0))
                 for path in here:
                     opened[path] = opened.get(path, 0) + 1
-        said = paired_predictions([whole], test)[0]
+        answers = paired_predictions([whole], test)[0]
     finally:
         _set(gates, "shut", run.settings.epsilon)
     live = LiveGates(
-        quality=quality(said, "test"),
-        comparison=compare(said, after, "test"),
+        quality=quality(answers, "test"),
+        comparison=compare(answers, after, "test"),
         batches=count,
         batch_size=size,
         batches_with_an_opening=with_opening,
@@ -214,32 +214,34 @@ def _set(gates: list[Gate], mode: Any, epsilon: float) -> None:
         gate.mode, gate.epsilon = mode, epsilon
 
 
-def _chain_records(chain: Chain, gone: set[str]) -> list[BlockRecord]:
-    return [block.record(action="removed" if block.path in gone else "kept") for block in chain]
+def _chain_records(chain: Chain, removed_paths: set[str]) -> list[BlockRecord]:
+    return [block.record(action="removed" if block.path in removed_paths else "kept") for block in chain]
 
 
 def _remarks(run: EpsilonTrainer, lost: list[PrunedBlock], settled: FinalNetworks) -> list[str]:
-    said = []
-    alive = [one for one in lost if one.weight_left > 0.01 * one.weight_before]
+    remarks = []
+    alive = [block for block in lost if block.weight_left > 0.01 * block.weight_before]
     if alive:
-        said.append(
+        remarks.append(
             f"{len(alive)} of {len(lost)} lost blocks were frozen before their last weights had died (largest left: "
-            f"{max(one.weight_left for one in alive):.2g}): without their frozen gates they would act again"
+            f"{max(block.weight_left for block in alive):.2g}): without their frozen gates they would act again"
         )
     last = run.rows[-1] if run.rows else None
     unsure = _undecided(last) if last is not None and last.epsilon > 0 else {}
     if unsure:
-        said.append(
+        remarks.append(
             f"{len(unsure)} gates opened on some steps of the last epoch and not on others; they are kept open: "
             + ", ".join(f"{path} ({100 * share:.0f} %)" for path, share in list(unsure.items())[:5])
         )
     pairs = zip(settled.whole.latency, settled.plain.latency, strict=True)
     noisy = [str(a.batch) for a, b in pairs if within_noise(a, b)]
     if lost and noisy:
-        said.append(f"the change in latency is within the noise at batch {', '.join(noisy)}")
+        remarks.append(f"the change in latency is within the noise at batch {', '.join(noisy)}")
     if run.gates and not lost:
-        said.append("no block was lost: a larger epsilon or a stronger weight decay makes branches fall under epsilon")
-    return said
+        remarks.append(
+            "no block was lost: a larger epsilon or a stronger weight decay makes branches fall under epsilon"
+        )
+    return remarks
 
 
 def _undecided(row: EpochRow) -> dict[str, float]:

@@ -150,7 +150,7 @@ def compress(
         "seed": info.seed,
         "goal": goal.to_dict(),
         "notes": compressed.notes,
-        "warnings": [*warnings, *restart_notes(context.anatomy), *record.warnings],
+        "warnings": [*warnings, *restart_notes(context.graph), *record.warnings],
         "seconds": time.perf_counter() - started,
     }
     return CompressResult(compressed.model, run.plan(compressed), record.model_copy(update=facts), run.example)
@@ -184,7 +184,7 @@ class _Run:
         context = self.context
         return RecoveryTask(
             self.recovery,
-            context.anatomy.model,
+            context.graph.model,
             self.training,
             context.judged_on or [],
             context.chosen_on,
@@ -209,7 +209,7 @@ class _Run:
         if goal.by_plan:
             return self._planned()
         removal = GreedyRemoval(
-            context.anatomy,
+            context.graph,
             goal,
             context.chosen_on,
             context.judged_on or context.chosen_on,
@@ -219,7 +219,7 @@ class _Run:
         )
         choice = removal.choose()
         cut = remove_blocks(context.model, self.example, choice.removals).eval()
-        return CompressedModel(cut, choice, [*choice.removals], removal_notes(context.anatomy, choice.removals))
+        return CompressedModel(cut, choice, [*choice.removals], removal_notes(context.graph, choice.removals))
 
     def _planned(self) -> CompressedModel:
         context, goal = self.context, self.context.goal
@@ -256,7 +256,7 @@ class _Run:
         context = self.context
         if isinstance(context.goal, ExactOnly):
             context.progress("certifying", 0, 1)
-            _check_proved(certify(context.anatomy.model, compressed.model, context.chosen_on))
+            _check_proved(certify(context.graph.model, compressed.model, context.chosen_on))
         context.progress("folding", 0, 1)
         result = fold(compressed.model, context.chosen_on[0])
         actions = [*compressed.actions, Fold(folds=result.steps)]
@@ -264,7 +264,7 @@ class _Run:
 
     def plan(self, compressed: CompressedModel) -> Plan:
         """The plan that rebuilds the network."""
-        graph = self.context.anatomy
+        graph = self.context.graph
         return Plan(
             model=self.config.run_info.model,
             inputs=input_specs(self.example),
@@ -281,7 +281,7 @@ class _Run:
         if choice.validation is None:
             return choice
         part = split_data(context).drop if goal.by_plan else context.judged_on or context.chosen_on
-        before, after = paired_predictions([context.anatomy.model, model], part, reading=context.damage.reading)
+        before, after = paired_predictions([context.graph.model, model], part, reading=context.damage.reading)
         comparison = compare(before, after, choice.validation.split)
         if not isinstance(goal, MaxDrop):
             return replace(choice, validation=comparison)

@@ -23,7 +23,7 @@ class CompressContext:
     """Everything a choice needs.
 
     Args:
-        anatomy: a copy of the original, dissected, in eval mode.
+        graph: a copy of the original, dissected, in eval mode.
         model: the original, to copy.
         goal: what is asked.
         chosen_on: calibration mini-batches.
@@ -33,7 +33,7 @@ class CompressContext:
         progress: called with (stage, done, total).
     """
 
-    anatomy: BlockGraph
+    graph: BlockGraph
     model: nn.Module
     goal: Goal
     chosen_on: list[Batch]

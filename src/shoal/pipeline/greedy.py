@@ -66,7 +66,7 @@ class RemovalChoice:
 class GreedyRemoval:
     """Everything the choice needs: the dissected original, calibration and validation mini-batches, the journal."""
 
-    anatomy: BlockGraph
+    graph: BlockGraph
     goal: Goal
     calibration: Sequence[Batch]
     validation: Sequence[Batch]
@@ -92,27 +92,25 @@ class GreedyRemoval:
             UnknownBlockError, SurgeryError: a named block or pattern does not fit.
         """
         if isinstance(self.goal, Blocks):
-            check_removable(self.anatomy.chain, self.goal.paths)
-            named = normalize_removals(self.anatomy, [Remove.named(name) for name in self.goal.paths])
+            check_removable(self.graph.chain, self.goal.paths)
+            named = normalize_removals(self.graph, [Remove.named(name) for name in self.goal.paths])
             return self._known(named, f"{self._counted(named)} removed as named")
         if isinstance(self.goal, ExactOnly):
-            return self._exact(
-                [block.path for block in self.anatomy.chain.select(self.goal.include, self.goal.exclude)]
-            )
+            return self._exact([block.path for block in self.graph.chain.select(self.goal.include, self.goal.exclude)])
         candidates = self._candidates()
         if not candidates:
-            raise NotReachedError(nothing_removable(self.anatomy), "`shoal trace` gives the reason for each block.")
+            raise NotReachedError(nothing_removable(self.graph), "`shoal trace` gives the reason for each block.")
         return self._greedy(candidates)
 
     def _candidates(self) -> list[str]:
         """The names of everything that may be tried, in the order of the chain."""
         names, units = [], self.units
-        for block in self.anatomy.chain.select(self.goal.include, self.goal.exclude, whole=not units):
+        for block in self.graph.chain.select(self.goal.include, self.goal.exclude, whole=not units):
             if units and len(block.units) > 1:
-                names += [Remove(path=block.path, unit=unit).name for unit in removable_units(self.anatomy, block)]
+                names += [Remove(path=block.path, unit=unit).name for unit in removable_units(self.graph, block)]
                 continue
             names.append(block.path)
-            if block.path in self.anatomy.shortcuts_without_norms:
+            if block.path in self.graph.shortcuts_without_norms:
                 names.append(Remove(path=block.path, norms="drop").name)
         return names
 
@@ -126,7 +124,7 @@ class GreedyRemoval:
         candidate = Remove.named(name)
         in_block = [removal for removal in removals if removal.path == candidate.path]
         try:
-            module_replacements(self.anatomy, [*in_block, candidate])
+            module_replacements(self.graph, [*in_block, candidate])
         except SurgeryError:  # each of two units can go, but not both
             return False
         return True
@@ -141,7 +139,7 @@ class GreedyRemoval:
         return f"{_blocks(blocks)} and {count}" if blocks else count
 
     def _known(self, pieces: list[Remove], message: str) -> RemovalChoice:
-        worths = self._first_worths([block.path for block in self.anatomy.chain.removable])
+        worths = self._first_worths([block.path for block in self.graph.chain.removable])
         return self._chosen(pieces, worths, True, message)
 
     def _chosen(
@@ -158,7 +156,7 @@ class GreedyRemoval:
         return RemovalChoice(removed, worths, self._ratios(), reached, message, list(steps), validation, bare=bare)
 
     def _exact(self, candidates: list[str]) -> RemovalChoice:
-        proofs = strict_identities(self.anatomy)
+        proofs = strict_identities(self.graph)
         paths = [path for path in candidates if path in proofs]
         if paths:
             pieces = [Remove(path=path) for path in paths]
@@ -172,7 +170,7 @@ class GreedyRemoval:
         )
 
     def _ratios(self) -> dict[str, float]:
-        return {path: response.ratio for path, response in responses(self.anatomy, self.calibration).items()}
+        return {path: response.ratio for path, response in responses(self.graph, self.calibration).items()}
 
     def _first_worths(self, candidates: list[str]) -> dict[str, RemovalDamage]:
         """What every removable block is worth alone, from the journal if it stands there."""
@@ -195,13 +193,13 @@ class GreedyRemoval:
             self.progress(stage, count, total)
 
         return removal_sweep(
-            self.anatomy, self.calibration, candidates, removed=removed, damage=self.damage, on_progress=tick
+            self.graph, self.calibration, candidates, removed=removed, damage=self.damage, on_progress=tick
         )
 
     def _greedy(self, candidates: list[str]) -> RemovalChoice:
-        every = dict.fromkeys([*(block.path for block in self.anatomy.chain.removable), *candidates])
+        every = dict.fromkeys([*(block.path for block in self.graph.chain.removable), *candidates])
         worths = self._first_worths(list(every))
-        original = predictions(self.anatomy.model, self.validation, reading=self.reading)
+        original = predictions(self.graph.model, self.validation, reading=self.reading)
         with refusing(FolderError, "the journal of the run is damaged", "Choose a new --out."):
             steps = [
                 RemovalStep.model_validate(line["step"]) for line in self.journal.measured() if line["kind"] == "step"
@@ -212,7 +210,7 @@ class GreedyRemoval:
             steps.append(step)
         count = self._best_length(steps)
         removed = [step.removed for step in steps[:count]]
-        pieces = normalize_removals(self.anatomy, [Remove.named(name) for name in removed])
+        pieces = normalize_removals(self.graph, [Remove.named(name) for name in removed])
         reached, message = self._judge(count, steps, pieces)
         validation = steps[count - 1].validation if count else None
         return self._chosen(pieces, worths, reached, message, steps, validation)
@@ -226,7 +224,7 @@ class GreedyRemoval:
         stage = f"step {len(steps) + 1}: {len(remaining) if self.units else _blocks(len(remaining))} tried"
         tried = self._sweep(remaining, removed, stage) if steps else [worths[name] for name in remaining]
         best = min(tried, key=lambda candidate: candidate.damage)
-        with blocks_disabled(self.anatomy, [*removed, best.path]) as model:
+        with blocks_disabled(self.graph, [*removed, best.path]) as model:
             validation = compare(original, predictions(model, self.validation, reading=self.reading), "validation")
         return RemovalStep(
             removed=best.path,

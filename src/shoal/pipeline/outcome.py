@@ -34,7 +34,7 @@ from shoal.surgery import FoldResult, certify
 
 def measure_outcome(context: CompressContext, compressed: CompressedModel, test: "FirstBatchLoader") -> Record:
     """The record of original against compressed, but for what only the caller knows."""
-    graph, settings, reading = context.anatomy, context.settings, context.damage.reading
+    graph, settings, reading = context.graph, context.settings, context.damage.reading
     cut, choice, folded = compressed.model, compressed.choice, compressed.folded
     original = graph.model
     whole = [removal.path for removal in choice.removals if removal.unit is None]

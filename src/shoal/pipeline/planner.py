@@ -45,7 +45,7 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
         FolderError: tables of something else.
         SpecError, UsageError: an invalid latency table, or that of another network.
     """
-    graph, goal, settings = context.anatomy, context.goal, context.settings
+    graph, goal, settings = context.graph, context.goal, context.settings
     timed, splits = context.chosen_on[0], split_data(context)
     backend: LatencyBackend
     if latency_from is not None:
@@ -128,14 +128,14 @@ def _cache_fingerprint(context: CompressContext, fit: Sequence[Batch], judge: Se
     return {
         **training,
         "tables_version": 1,
-        "network": model_digest(context.anatomy.model)[:16],
+        "network": model_digest(context.graph.model)[:16],
         "fit_on": digest_of(fit),
         "judge_on": digest_of(judge),
         "timed": [list(tensor.shape) for tensor in timed.tensors],
         "stand_ins": list(settings.stand_ins),
         "longest": settings.longest,
         "channels_last": settings.channels_last,
-        "device": str(device_of(context.anatomy.model)),
+        "device": str(device_of(context.graph.model)),
         "threads": torch.get_num_threads(),
         "damage": function_id(context.damage),
         "include": list(context.goal.include),
