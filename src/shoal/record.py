@@ -74,7 +74,8 @@ class Comparison(FrozenModel):
     `loss_increase` is per labelled position, with an interval paired by sequence; None with one label per sample.
     An output other than class scores has only that and `mse`: the mean squared error relative to the variance of the
     original's output, with a t interval. Of several outputs each stands in `outputs`; `mse` is then that of the values
-    farthest off, and all other figures are those of the class `output` that lost most.
+    farthest off, and all other figures are those of the class `output` that lost most. An output of integers or
+    booleans has `differing`, the mean share of its elements that are not the original's.
     """
 
     split: str
@@ -85,6 +86,8 @@ class Comparison(FrozenModel):
     agreement_interval: Interval | None = None
     mse: float | None = None
     mse_interval: Interval | None = None
+    differing: float | None = None
+    differing_interval: Interval | None = None
     top1_drop: float | None = None
     top1_drop_interval: Interval | None = None
     p_value: float | None = None
@@ -100,7 +103,8 @@ def metric_drop(comparison: Comparison) -> float:
     """The drop of the metric as a fraction; of several outputs the largest.
 
     It is the drop of top-1 where there are labels, else the disagreement with the original; for values the squared
-    error as a share of the variance of the original's output, that is the variance left unexplained.
+    error as a share of the variance of the original's output, that is the variance left unexplained; for integers the
+    share that differs.
     """
     if comparison.outputs:
         return max(map(metric_drop, comparison.outputs))
@@ -108,14 +112,16 @@ def metric_drop(comparison: Comparison) -> float:
         return comparison.top1_drop
     if comparison.agreement is not None:
         return 1 - comparison.agreement
-    return comparison.mse if comparison.mse is not None else float("nan")
+    if comparison.mse is not None:
+        return comparison.mse
+    return comparison.differing if comparison.differing is not None else float("nan")
 
 
 class OutputRead(FrozenModel):
     """How one output tensor was read, and why; squared errors of values are divided by `scale`."""
 
     name: str
-    task: Literal["classes", "values"]
+    task: Literal["classes", "values", "exact"]
     why: str
     scale: float | None = None
 

@@ -13,6 +13,7 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import DataError, NonFiniteError, UsageError
 from shoal.measure.output_reading import Spread, inferred, reading_of
+from shoal.record import metric_drop
 from shoal.scanning import removal_sweep
 
 FAST = shoal.CompressConfig(latency_seconds=0.02)
@@ -141,7 +142,7 @@ INT = torch.arange(6) % 3
         ((torch.randn(6, 3), torch.randn(6, 3)), INT, ["classes", "classes"]),
         ({"logits": torch.randn(6, 3), "emb": torch.randn(6, 8)}, INT, ["classes", "values"]),
         ((torch.randn(6, 3), torch.randn(6, 8)), INT, ["values", "values"]),
-        ((torch.randn(6, 3), torch.arange(6)), INT, ["classes"]),
+        ((torch.randn(6, 3), torch.arange(6)), INT, ["classes", "exact"]),
     ],
 )
 def test_classes_only_where_labels_say_so(output, target, tasks):
@@ -302,3 +303,94 @@ def test_a_scan_of_several_outputs_counts_them_all():
     assert all(block.ablations["block"].kl > 0 for block in record.blocks)
     only = shoal.scan(net, [x], config=shoal.ScanConfig(output="early"))
     assert [block.ablations["block"].kl > 0 for block in only.blocks] == [True, True, False, False]
+
+
+def with_prediction(early, late):
+    return early, late.argmax(1)
+
+
+@given(seed=st.integers(0, 2**16))
+@settings(max_examples=5, deadline=None)
+def test_worths_of_integer_outputs_are_the_share_that_differs(seed):
+    net, x = made(with_prediction, seed)
+    worths = removal_sweep(analyze(net, Batch((x,))), [x[:5], x[5:]], [f"blocks.{k}" for k in range(4)])
+    with torch.no_grad():
+        early, predicted = net(x)
+        for worth in worths:
+            block = net.get_submodule(worth.path)
+            kept = without(net, worth.path)
+            changed = net(x)
+            block.b.weight.copy_(kept[0])
+            block.b.bias.copy_(kept[1])
+            parts = [relative(early, changed[0]), (predicted != changed[1]).double()]
+            assert worth.damage == pytest.approx(float(torch.stack(parts).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        with_prediction,
+        lambda early, late: (early, late > 0),
+        lambda early, late: {"scores": early, "best": late.argmax(1).to(torch.int32)},
+        lambda early, late: (early, late.argmax()),
+        lambda early, late: late.argmax(1),
+        lambda early, late: late > 0,
+    ],
+)
+def test_max_drop_keeps_what_only_an_integer_output_needs(pack):
+    net, x = made(pack)
+    with torch.no_grad():
+        for block in net.blocks[2:]:
+            block.b.weight.mul_(20)
+    record = shoal.compress(net, [x], shoal.MaxDrop(0), config=FAST).record
+    assert not {"blocks.2", "blocks.3"} & set(record.removed)
+    assert record.comparison.differing == 0.0
+    assert any("share of elements that differ" in warning for warning in record.warnings)
+    assert record.outputs.outputs[-1].task == "exact"
+    removed = shoal.compress(net, [x], shoal.Blocks(["blocks.2", "blocks.3"]), config=FAST).record
+    assert 0 < removed.comparison.differing <= 1
+    assert metric_drop(removed.comparison) >= removed.comparison.differing
+
+
+def test_integer_outputs_leave_top1_and_agreement_as_they_are():
+    scores, x = made(lambda early, late: late)
+    both, _ = made(lambda early, late: (late, (late > 0)))
+    data = [(x, scores(x).argmax(1))]
+    alone = shoal.compress(scores, data, shoal.Blocks(["blocks.3"]), config=FAST).record.comparison
+    together = shoal.compress(both, data, shoal.Blocks(["blocks.3"]), config=FAST).record.comparison
+    names = ("agreement", "agreement_interval", "top1_drop", "top1_drop_interval", "p_value", "lost", "won")
+    assert [getattr(alone, name) for name in names] == [getattr(together, name) for name in names]
+    assert (alone.differing, together.mse) == (None, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_large_integers_and_padding_count_exactly(dtype):
+    big = 2**40 if dtype == torch.int64 else 0
+    before = torch.tensor([[0, 1, 1], [1, 0, 0]]).to(dtype) + big
+    after = before.clone()
+    after[0, 2] = before[0, 0]
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    for batch, damage in ((Batch((mask,)), 1 / 3), (Batch((), {"attention_mask": mask}), 0.0)):
+        reading = inferred(None, before, batch)
+        assert reading.damage(before, after, batch).tolist() == pytest.approx([damage, 0.0])
+
+
+def test_a_scan_counts_integer_outputs():
+    net, x = made(with_prediction)
+    record = shoal.scan(net, [x])
+    assert record.metric == "damage"
+    assert [output.task for output in record.outputs.outputs] == ["values", "exact"]
+
+
+def test_a_recovery_leaves_integer_outputs_out_and_says_so():
+    net, x = made(with_prediction)
+    goal, recovery = shoal.RemoveBlocks(1), shoal.RecoveryConfig(3)
+    record = shoal.compress(net, [x], goal, validation=[x.clone()], recovery=recovery, config=FAST).record
+    assert any("'[1]'" in warning or "[1] is not learned from" in warning for warning in record.warnings)
+    assert record.recovery is not None
+    only, x = made(lambda early, late: late.argmax(1))
+    with pytest.raises(DataError, match="no gradient to learn from"):
+        shoal.compress(only, [x], goal, validation=[x.clone()], recovery=recovery, config=FAST)
+    optional = shoal.RecoveryConfig(3, required=False)
+    record = shoal.compress(only, [x], goal, validation=[x.clone()], recovery=optional, config=FAST).record
+    assert any("not recovered: all outputs" in warning for warning in record.warnings)

@@ -70,7 +70,7 @@ def run_distill(session: Session, request: DistillRequest) -> int:
             progress("measuring on test", 0, 1)
             networks = [inputs.teacher.model, inputs.student.model, result.model]
             answers = paired_predictions(networks, inputs.data.test(), inputs.device)
-            record = _record(request, inputs, result, answers, warnings, folder.seconds)
+            record = _record(request, inputs, result, answers, [*warnings, *result.warnings], folder.seconds)
             save(path, result.model, plan)
             write_text(path / RECORD, record.model_dump_json(indent=2) + "\n")
     if session.as_json:

@@ -3,7 +3,8 @@
 Nothing is inferred silently. An output is scores of classes where the labels are class indices that fit it, or where
 the network's own class says so; then its damage is the divergence of the probabilities. Any other output is values:
 images, regression, embeddings, features. Their damage is the squared error, relative to the variance of the original's
-output: a softmax would be blind to a shift of all values. A `Reading` says which was taken and why.
+output: a softmax would be blind to a shift of all values. Integers and booleans (predicted classes, masks) are the same
+or not: their damage is the share of elements that differ. A `Reading` says which was taken and why.
 """
 
 import re
@@ -25,6 +26,7 @@ _HEADS = re.compile(
     r"For\w*(Classification|LM|Generation|QuestionAnswering|MultipleChoice|NextSentencePrediction|Segmentation"
     r"|ObjectDetection|CTC)$|LMHeadModel$|DoubleHeadsModel$"
 )
+Task = Literal["classes", "values", "exact"]
 _SCORES = ("logits", "start_logits", "end_logits")
 _CLASSIFIERS = re.compile(r"torchvision\.models\.(?!detection|segmentation|optical_flow)")
 
@@ -35,7 +37,7 @@ class OutputReading:
 
     Args:
         name: see `shoal.outputs`; empty for a network that returns one tensor.
-        task: `classes` or `values`.
+        task: `classes`, `values`, or `exact` of integers and booleans, whose elements are the same or not.
         why: the reason, for the record.
         axis: of the classes.
         rows: whether it has a row for each sample; what has none counts as a whole, the same for each sample.
@@ -44,7 +46,7 @@ class OutputReading:
     """
 
     name: str
-    task: Literal["classes", "values"]
+    task: Task
     why: str
     axis: int = -1
     rows: bool = True
@@ -79,7 +81,29 @@ class Reading:
     @property
     def scaled(self) -> bool:
         """Whether all scales are known."""
-        return all(head.task == "classes" or head.scale is not None for head in self.outputs)
+        return all(head.task != "values" or head.scale is not None for head in self.outputs)
+
+    def differentiable(self) -> "Reading":
+        """The outputs that a loss can be computed from: integers have no gradient.
+
+        Raises:
+            DataError: there are none.
+        """
+        outputs = tuple(head for head in self.outputs if head.task != "exact")
+        if not outputs:
+            raise DataError(
+                "all outputs that count are integers or booleans, which have no gradient to learn from",
+                "Return the scores that they are computed from as well, or leave out the recovery.",
+            )
+        return replace(self, outputs=outputs)
+
+    @property
+    def learning_warnings(self) -> list[str]:
+        """The outputs that nothing can be learned from, where there are any."""
+        exact = [head for head in self.outputs if head.task == "exact"]
+        if not exact:
+            return []
+        return [f"{_listed(exact)} not learned from: integers and booleans have no gradient; other outputs are"]
 
     def informed_by(self, model: nn.Module, output: Any, batch: Batch) -> "Reading":
         """The reading updated with the labels of this mini-batch, where there were none before; scales stay."""
@@ -87,7 +111,8 @@ class Reading:
             return self
         scales = {head.name: head.scale for head in self.outputs if head.scale is not None}
         informed = inferred(model, output, batch, self.names)
-        return with_scales(informed, scales) if all(head.name in scales for head in informed.outputs) else informed
+        values = [head for head in informed.outputs if head.task == "values"]
+        return with_scales(informed, scales) if all(head.name in scales for head in values) else informed
 
     def check_labels(self, data: Iterable[Batch]) -> None:
         """Refuse labels out of range before anything is measured on them.
@@ -179,6 +204,12 @@ class Reading:
                 " squared error relative to the variance of the original's output, and a point of drop is one per cent"
                 " of it"
             )
+        exact = [head for head in self.outputs if head.task == "exact"]
+        if exact:
+            messages.append(
+                f"{_listed(exact)} read as exact values ({exact[0].why}): damage is the share of elements that differ"
+                " from the original's, and a point of drop is one per cent of them"
+            )
         if len(self.outputs) > 1:
             messages.append(
                 f"the network returns {len(self.outputs)} outputs that count ({', '.join(map(_label, self.outputs))}):"
@@ -203,8 +234,9 @@ def _describe_damage(reading: Reading) -> str:
     descriptions = {
         "classes": "KL(original || network) in nats",
         "values": "mean squared error relative to the variance of the original's output",
+        "exact": "share of elements that differ from the original's",
     }
-    text = " and ".join(descriptions[task] for task in ("classes", "values") if task in tasks)
+    text = " and ".join(description for task, description in descriptions.items() if task in tasks)
     return text if len(reading.outputs) == 1 else f"{text}, the mean over {len(reading.outputs)} outputs"
 
 
@@ -220,6 +252,10 @@ def damage_of(head: OutputReading, original: Tensor, changed: Tensor, batch: Bat
     if head.task == "classes":
         log_probs = log_probabilities(original, axis=head.axis)
         return kl_per_sample(log_probs, changed.movedim(head.axis, -1), batch.counted(log_probs.shape[:-1]))
+    if head.task == "exact":
+        if not head.rows:
+            return share_differing(original[None], changed[None]).expand(batch.size)
+        return share_differing(original, changed, padding_of(original, batch))
     if not head.rows:
         return squared_error(original[None], changed[None]).expand(batch.size) / (head.scale or 1.0)
     return squared_error(original, changed, padding_of(original, batch)) / (head.scale or 1.0)
@@ -245,8 +281,12 @@ def check_pairing(head: OutputReading, original: Tensor, changed: Tensor) -> Non
 
 
 def padding_of(values: Tensor, batch: Batch) -> Tensor | None:
-    """Which positions of (samples, positions, ...) count; None where all do."""
-    counted = batch.counted(values.shape[:2]) if values.dim() > 2 else None
+    """Which positions of (samples, positions, ...) count; None where all do.
+
+    Real numbers of (samples, values) have no positions; integers, such as predicted tokens, may.
+    """
+    positions = values.dim() > (2 if values.is_floating_point() else 1)
+    counted = batch.counted(values.shape[:2]) if positions else None
     return counted.to(values.device) if counted is not None else None
 
 
@@ -257,8 +297,13 @@ def squared_error(original: Tensor, changed: Tensor, counted: Tensor | None = No
     if not error.numel():
         return error.new_zeros(len(error))
     if counted is not None:
-        return mean_over(error.flatten(2).mean(dim=2), counted)
+        return mean_over(error.reshape(*counted.shape, -1).mean(dim=2), counted)
     return error.flatten(1).mean(dim=1) if error.dim() > 1 else error
+
+
+def share_differing(original: Tensor, changed: Tensor, counted: Tensor | None = None) -> Tensor:
+    """The share of the elements of each row that are not the same, (samples,); padding does not count."""
+    return squared_error((original != changed).float(), torch.zeros(original.shape, device=original.device), counted)
 
 
 def reading_of(
@@ -269,12 +314,12 @@ def reading_of(
     Args:
         model: the original; it is left as it was.
         data: mini-batches; at least one. They are read more than once.
-        names: of the outputs that count; all that are floating-point by default.
+        names: of the outputs that count; all tensors by default.
         labelled: further mini-batches of the same kind, whose labels decide where `data` has none.
 
     Raises:
         UsageError: there is no such output.
-        DataError: there is no floating-point tensor in the output, or labels are out of range.
+        DataError: there is no tensor in the output, or labels are out of range.
     """
     device = device_of(model)
     first = next(batches(data, device), None)
@@ -346,22 +391,28 @@ def inferred(model: nn.Module | None, output: Any, batch: Batch, names: tuple[st
         UsageError, DataError: see `reading_of`.
     """
     outputs = read_outputs(output)
-    floating = {name: tensor for name, tensor in chosen_outputs(outputs, names).items() if tensor.is_floating_point()}
-    if not floating:
+    tensors = chosen_outputs(outputs, names)
+    if not tensors:
         raise DataError(
-            f"the model returned {_type_name(output, outputs)} without a floating-point tensor",
+            f"the model returned {_type_name(output, outputs)} without a tensor",
             "Wrap the model so that it returns its logits.",
         )
-    if not any(tensor.dim() > 0 and len(tensor) == batch.size for tensor in floating.values()):
-        name, tensor = next(iter(floating.items()))
+    if not any(tensor.dim() > 0 and len(tensor) == batch.size for tensor in tensors.values()):
+        name, tensor = next(iter(tensors.items()))
         check_samples(tensor, batch, name)
     check_rows(batch)
-    fitting = _labels_fit(floating, batch.target)
+    fitting = _labels_fit(
+        {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}, batch.target
+    )
     read = []
-    for name, tensor in floating.items():
+    for name, tensor in tensors.items():
         rows = tensor.dim() > 0 and len(tensor) == batch.size
+        if not tensor.is_floating_point():
+            why = f"its dtype is {str(tensor.dtype).removeprefix('torch.')}"
+            read.append(OutputReading(name, "exact", why, rows=rows))
+            continue
         axis, why = _classes(model, name, tensor, batch.target, fitting) if rows else (None, "no row for each sample")
-        task: Literal["classes", "values"] = "values" if axis is None else "classes"
+        task: Task = "values" if axis is None else "classes"
         classes = int(tensor.shape[axis]) if axis is not None else None
         read.append(OutputReading(name, task, why, axis if axis is not None else -1, rows, classes=classes))
     return Reading(tuple(read), names, batch.target is not None)

@@ -20,7 +20,15 @@ from shoal.batches import IGNORED, Batch, batches, call_in_parts, device_of, ite
 from shoal.errors import DataError, UsageError
 from shoal.measure.classes import check_labels, checked_labels, log_probabilities, mean_kl, mean_over
 from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, ratio_interval, wilson
-from shoal.measure.output_reading import OutputReading, Reading, Spread, inferred, padding_of, squared_error
+from shoal.measure.output_reading import (
+    OutputReading,
+    Reading,
+    Spread,
+    inferred,
+    padding_of,
+    share_differing,
+    squared_error,
+)
 from shoal.measure.sequences import (
     SequencePredictions,
     concatenate,
@@ -184,7 +192,7 @@ class _OutputCollector:
         self.shapes: set[tuple[int, ...]] = set()
 
     def add(self, tensor: Tensor, batch: Batch) -> None:
-        if self.output.task == "values":
+        if self.output.task != "classes":
             part = _values(self.output, tensor, batch)
             self.shapes.add(tuple(part.answers.shape[1:]))
         else:
@@ -201,7 +209,7 @@ class _OutputCollector:
                 "Bring all samples to one size (pad or cut the texts, resize the images).",
             )
         answers = torch.cat([part.answers for part in self.parts])
-        if self.output.task == "values":
+        if self.output.task != "classes":
             return Predictions(answers, None, checksum, _joined_masks(self.parts), None, self.output)
         labelled = [part.target for part in self.parts if part.target is not None]
         if labelled and len(labelled) < len(self.parts):
@@ -233,7 +241,8 @@ def _joined_masks(parts: Sequence[Predictions]) -> Tensor | None:
 
 def _values(output: OutputReading, tensor: Tensor, batch: Batch) -> Predictions:
     """The values of one mini-batch; a tensor without rows stands behind each sample."""
-    values = tensor.detach().float().cpu()
+    values = tensor.detach().cpu()
+    values = values.float() if output.task == "values" else values  # integers as they are: float32 rounds large ones
     values = values if output.rows else values.expand(batch.size, *values.shape)
     return Predictions(values, counted=padding_of(values, batch), output=output)
 
@@ -380,7 +389,8 @@ def compare(original: Predictions, changed: Predictions, split: str) -> record.C
     sample. Padding does not count.
 
     An output of values has the mean squared error instead, relative to the variance of the original's output, with a t
-    interval. Of several outputs each stands in `outputs`, and the whole is that of the one that lost most.
+    interval; one of integers the mean share of elements that differ. Of several outputs each stands in `outputs`, and
+    the whole is that of the one that lost most.
 
     Args:
         original: predictions of the original.
@@ -396,12 +406,14 @@ def compare(original: Predictions, changed: Predictions, split: str) -> record.C
     if len(parts) == 1:
         return parts[0]
     by_classes = [part for part, (before, _) in zip(parts, pairs, strict=True) if before.are_classes]
-    by_values = [part for part in parts if part.mse is not None]
-    worst = max(by_classes, key=record.metric_drop) if by_classes else max(by_values, key=record.metric_drop)
-    error = max(by_values, key=record.metric_drop) if by_values else worst
+    worst = max(by_classes or parts, key=record.metric_drop)
+    error = max((part for part in parts if part.mse is not None), key=record.metric_drop, default=worst)
+    exact = max((part for part in parts if part.differing is not None), key=record.metric_drop, default=worst)
     damage = torch.stack(damages).sort(dim=0).values.mean(dim=0)
     whole = {"kl": float(damage.mean()), "kl_interval": _interval(damage), "outputs": parts}
-    return worst.model_copy(update={**whole, "mse": error.mse, "mse_interval": error.mse_interval})
+    others = {"mse": error.mse, "mse_interval": error.mse_interval}
+    others |= {"differing": exact.differing, "differing_interval": exact.differing_interval}
+    return worst.model_copy(update={**whole, **others})
 
 
 def _damage(original: Predictions, changed: Predictions) -> Tensor:
@@ -409,6 +421,8 @@ def _damage(original: Predictions, changed: Predictions) -> Tensor:
     _check_pair(original, changed)
     if original.are_classes:
         return mean_kl(original.answers, changed.answers, original.counted).double()
+    if original.output is not None and original.output.task == "exact":
+        return share_differing(original.answers, changed.answers, original.counted)
     return _relative_error(original, changed)
 
 
@@ -422,9 +436,10 @@ def _compared(original: Predictions, changed: Predictions, damage: Tensor, split
     n, mean, interval = original.n, float(damage.mean()), _interval(damage)
     name = (original.output.name if original.output is not None else "") or None
     if not original.are_classes:
-        return record.Comparison(
-            split=split, n=n, output=name, kl=mean, kl_interval=interval, mse=mean, mse_interval=interval
-        )
+        exact = original.output is not None and original.output.task == "exact"
+        figure = "differing" if exact else "mse"
+        figures = {"kl": mean, "kl_interval": interval, figure: mean, f"{figure}_interval": interval}
+        return record.Comparison.model_validate({"split": split, "n": n, "output": name, **figures})
     agreeing = float(_agreement(original, changed).sum())
     return record.Comparison(
         split=split,

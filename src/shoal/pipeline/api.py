@@ -133,6 +133,8 @@ def compress(
     context = build_context(
         model, samples, judged, goal, config.measure, config.damage, callbacks.progress, config.output
     )
+    usable, left_out = _differentiable(usable, context)
+    messages += left_out
     run = _Run(context, config, calibration if not is_read_once(calibration) else samples, usable)
     compressed = run.recovered(run.resumed() or run.changed(callbacks))
     warnings += [*messages, *run.messages]
@@ -248,6 +250,7 @@ class _Run:
             choice = self._judged_again(compressed.choice, result.model)
         except REASONS_TO_SKIP as error:
             return replace(compressed, notes=[*compressed.notes, skip_or_raise(recovery, error)])
+        self.messages += result.warnings
         notes = [*compressed.notes, result.recovery.summary]
         return replace(compressed, model=result.model, choice=choice, notes=notes, recovery=result.recovery)
 
@@ -350,6 +353,19 @@ def _usable_recovery(
         return None, []
     try:
         check_recovery(recovery, model, calibration, validation, example, exact=isinstance(goal, ExactOnly))
+    except REASONS_TO_SKIP as error:
+        return None, [skip_or_raise(recovery, error)]
+    return recovery, []
+
+
+def _differentiable(
+    recovery: RecoveryConfig | None, context: CompressContext
+) -> tuple[RecoveryConfig | None, list[str]]:
+    """The recovery where any output has a gradient, and why not, where it was a mere default."""
+    if recovery is None:
+        return None, []
+    try:
+        context.damage.reading.differentiable()
     except REASONS_TO_SKIP as error:
         return None, [skip_or_raise(recovery, error)]
     return recovery, []

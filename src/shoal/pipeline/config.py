@@ -72,7 +72,7 @@ class CompressConfig(MeasureConfig):
             unchanged (the tensor itself where there is one or `output` names one); it returns one number a sample. By
             default KL(original || candidate) of scores of classes, else the squared error relative to the variance of
             the original's output, and the mean over several outputs: `record.outputs` says which and why.
-        output: names of the outputs that count (`logits`, `[1]`, `aux`); all that are floating-point by default. The
+        output: names of the outputs that count (`logits`, `[1]`, `aux`); all tensors by default. The
             certificate looks at all of them in any case.
         latency_from: latencies of another device: a table by `shoal latency`, or 'FILE.py:FUNCTION', which runs that
             file; by default they are measured here.

@@ -70,6 +70,7 @@ class DistillResult:
 
     model: nn.Module
     recovery: Recovery
+    warnings: Sequence[str] = ()
 
 
 @naming_memory_shortage()
@@ -242,7 +243,9 @@ class Distillation(BudgetLoop):
             self.unlabelled = ResumableLoader(inputs.unlabelled, settings.seed + 1, "unlabelled")
         self.loader = MixedLoader(self.new_loader(), self.unlabelled, settings.unlabelled_share)
         samples = validation_samples(inputs.validation, settings.validation_images)
-        self.teacher_kl = TeacherKL(self.teacher, samples, self.engine, self.read_outputs_as(inputs.reading, samples))
+        reading = self.read_outputs_as(inputs.reading, samples)
+        self.warnings = reading.learning_warnings
+        self.teacher_kl = TeacherKL(self.teacher, samples, self.engine, reading.differentiable())
         self.fingerprint = fingerprint(inputs.student, inputs.teacher, samples) if folder is not None else {}
         self.resumed = False
 
@@ -507,7 +510,7 @@ class Distillation(BudgetLoop):
             settings=self.settings.to_dict(),
             curve=self.metrics.rows,
         )
-        return DistillResult(model, recovery)
+        return DistillResult(model, recovery, self.warnings)
 
     def restore_format(self, model: nn.Module) -> nn.Module:
         """In the original format, and evaluated in it: what is rounded on the way back must not make it worse."""

@@ -49,14 +49,17 @@ class TeacherKL:
         teacher: in eval mode, on the engine's device.
         samples: mini-batches, at least one.
         engine: moves them.
-        reading: how outputs are read, with their scales; by default as the samples tell.
+        reading: how outputs are read, with their scales, no integers among them; by default as the samples tell.
     """
 
     def __init__(
         self, teacher: nn.Module, samples: Sequence[Batch], engine: Engine, reading: Reading | None = None
     ) -> None:
         self.teacher, self.engine = teacher, engine
-        self.reading = reading or reading_of(teacher, [match_dtype(teacher, engine.moved(batch)) for batch in samples])
+        if reading is None:
+            moved = [match_dtype(teacher, engine.moved(batch)) for batch in samples]
+            reading = reading_of(teacher, moved).differentiable()
+        self.reading = reading
         self.batches = [part for batch in samples for part in (batch, pairwise_mixup(batch)) if part is not None]
         self.n = sum(batch.size for batch in samples)
         self._cache: list[dict[str, Tensor] | None] = [None] * len(self.batches)

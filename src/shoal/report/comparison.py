@@ -217,6 +217,8 @@ def paired(record: Record) -> list[PairedRow]:
         ]
     if any(split.mse is not None for split in splits):
         rows.append(row("Squared error", "mean, relative to the output's variance, 95 % interval", _mse))
+    if any(split.differing is not None for split in splits):
+        rows.append(row("Elements that differ", "share of the integer outputs, 95 % interval", _differing))
     if all(split.agreement is None for split in splits):
         return rows
     return [
@@ -260,6 +262,10 @@ def _agreement(split: Comparison) -> Cell:
 
 def _mse(split: Comparison) -> Cell:
     return Cell(numbers.significant(split.mse), numbers.significant_interval(split.mse_interval))
+
+
+def _differing(split: Comparison) -> Cell:
+    return Cell(numbers.percent(split.differing), numbers.percent_interval(split.differing_interval))
 
 
 def _kl(split: Comparison) -> Cell:

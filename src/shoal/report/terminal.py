@@ -122,6 +122,8 @@ def _show_comparison(record: Record, console: Console) -> None:
     distance = f"{agreement}; KL {numbers.significant(split.kl)} nats"
     if split.agreement is None:  # outputs that are no scores of classes
         distance = f"squared error {numbers.significant(split.mse)} of the variance of the original's output"
+        if split.mse is None:
+            distance = f"{numbers.percent(split.differing)} of the output's elements differ"
     print_line(console, f"Sample by sample: {distance}", "dim")
     if split.top1_drop_interval is not None:
         interval = numbers.points_interval(split.top1_drop_interval)

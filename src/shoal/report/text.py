@@ -78,6 +78,8 @@ def _quality(record: Record) -> str:
         return f"same answer as the original on {numbers.percent(record.comparison.agreement)} of {samples}"
     if numbers.known(record.comparison.mse):
         return f"off by {numbers.significant(record.comparison.mse)} of the output's variance on {samples}"
+    if numbers.known(record.comparison.differing):
+        return f"{numbers.percent(record.comparison.differing)} of the output's elements differ on {samples}"
     return ""
 
 

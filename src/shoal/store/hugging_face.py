@@ -336,8 +336,12 @@ def _measured(record: Record) -> list[str]:
             f"{_perplexity(after)} after."
         )
     seen = record.comparison
+    if seen.differing is not None:
+        lines.append(f"Elements of integer outputs that differ from the original's: {seen.differing:.4g}.")
+    if seen.agreement is None and seen.mse is None:
+        return ["\n".join(f"- {line}" for line in lines)]
     if seen.agreement is None:
-        lines.append(f"Mean squared error relative to the variance of the original's output: {seen.mse or 0.0:.4g}.")
+        lines.append(f"Mean squared error relative to the variance of the original's output: {seen.mse:.4g}.")
         return ["\n".join(f"- {line}" for line in lines)]
     low, high = seen.kl_interval
     lines.append(f"KL(original || this): {seen.kl:.4g} nats, 95 % interval {low:.4g} to {high:.4g}.")

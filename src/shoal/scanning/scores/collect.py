@@ -277,7 +277,9 @@ def _tensor_at(item: Any, place: int) -> Tensor | None:
 
 def _has_loss(head: OutputReading, output: Tensor, target: Tensor | None) -> bool:
     """Whether something is known that the output should be; of classes the most likely one stands in for the label."""
-    return head.task == "classes" or (head.rows and target is not None and target.numel() == output.numel())
+    if head.task == "values":
+        return head.rows and target is not None and target.numel() == output.numel()
+    return head.task == "classes"
 
 
 def _loss(head: OutputReading, output: Tensor, batch: Batch) -> Tensor:
