@@ -49,12 +49,11 @@ def test_goals_are_frozen_and_can_be_compared(goal):
         goal.include = ("c",)
 
 
-def test_lists_become_tuples_and_a_lone_string_is_refused():
+def test_lists_become_tuples_and_a_lone_string_is_a_single_name():
     assert RemoveBlocks(1, include=["a", "b"]).include == ("a", "b")
-    assert Blocks(["a"]) == Blocks(("a",))
-    for make in (lambda: RemoveBlocks(1, include="layer1"), lambda: Blocks("layer1"), lambda: Budget(exclude="layer1")):
-        with pytest.raises(UsageError, match=r"is the string 'layer1', expected a list of names\n.*=\['layer1'\]"):
-            make()
+    assert Blocks(["a"]) == Blocks(("a",)) == Blocks("a")
+    assert RemoveBlocks(1, exclude="blocks.*").exclude == Budget(depth=1, exclude="blocks.*").exclude == ("blocks.*",)
+    assert parse_goal({"remove": 1, "include": "layer1"}) == RemoveBlocks(1, include=["layer1"])
 
 
 @pytest.mark.parametrize("nothing", [{}, {"remove": None, "exact": False, "include": []}])

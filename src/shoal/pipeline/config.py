@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from shoal.arguments import flag, instance_of, names_of, path_or_none, positive_number, real_number, whole_number
 from shoal.errors import UsageError
 from shoal.pipeline.candidate_table import DEFAULT_KINDS, LONGEST, STUDENT_BUDGET, check_kinds
 from shoal.recover import read_budget
@@ -39,9 +40,13 @@ class MeasureConfig:
     latency_seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("images", "judge_images", "longest", "validation_images", "latency_seconds"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected more than 0", "Leave it out.")
+        for name in ("images", "judge_images", "longest", "validation_images"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, "Leave it out."))
+        positive_number("latency_seconds", self.latency_seconds, "Leave it out.")
+        if not 0 < real_number("judged_share", self.judged_share, "Leave it out.") < 1:
+            raise UsageError(f"judged_share is {self.judged_share}, expected more than 0 and less than 1", "Try 0.15.")
+        flag("channels_last", self.channels_last)
+        object.__setattr__(self, "stand_ins", names_of("stand_ins", self.stand_ins))
         check_kinds(self.stand_ins)
         if read_budget(self.student_budget) is None:
             raise UsageError("students without a budget learn nothing", "Ask for no students in `stand_ins`.")
@@ -87,6 +92,20 @@ class CompressConfig(MeasureConfig):
     latency_from: str | Path | None = None
     tables: str | Path | None = None
     run_info: RunInfo = field(default_factory=RunInfo)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        flag("fold", self.fold)
+        if self.damage is not None and not isinstance(self.damage, str) and not callable(self.damage):
+            raise UsageError(
+                f"damage is {self.damage!r}, expected a function or the name of a metric",
+                "Like damage=lambda original, candidate, batch: (original - candidate).square().mean(1).",
+            )
+        if self.output is not None:
+            names_of("output", self.output)
+        path_or_none("latency_from", self.latency_from)
+        path_or_none("tables", self.tables)
+        instance_of("run_info", self.run_info, RunInfo)
 
     @property
     def measure(self) -> MeasureConfig:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from shoal.arguments import flag, names_of, real_number, whole_number
 from shoal.errors import UsageError
 from shoal.quantities import QUANTITIES, Cost
 from shoal.replace import STUDENTS
@@ -26,24 +27,13 @@ def _grain_to_dict(grain: Grain) -> dict[str, Any]:
     return {} if grain == "block" else {"grain": grain}
 
 
-def _as_names(value: Sequence[str], name: str) -> tuple[str, ...]:
-    """Several names as a tuple.
-
-    Raises:
-        UsageError: a single string, whose letters would count as names.
-    """
-    if isinstance(value, str):
-        raise UsageError(f"{name} is the string '{value}', expected a list of names", f"Write {name}=['{value}'].")
-    return tuple(value)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Selection:
     """What all goals have in common but `Blocks`: the patterns of the blocks they are about.
 
     Args:
-        include: patterns of the blocks to consider; all by default.
-        exclude: patterns of the blocks to keep.
+        include: patterns of the blocks to consider, or a single one; all by default.
+        exclude: patterns of the blocks to keep, or a single one.
     """
 
     include: tuple[str, ...] = ()
@@ -51,7 +41,7 @@ class _Selection:
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
-            object.__setattr__(self, name, _as_names(getattr(self, name), name))
+            object.__setattr__(self, name, names_of(name, getattr(self, name)))
 
     def _with_patterns(self, request: Mapping[str, Any]) -> dict[str, Any]:
         patterns = {"include": list(self.include), "exclude": list(self.exclude)}
@@ -76,8 +66,7 @@ class RemoveBlocks(_Selection):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_grain(self.grain)
-        if self.count < 1:
-            raise UsageError(f"remove is {self.count}, expected at least 1", "Give a number of blocks.")
+        object.__setattr__(self, "count", whole_number("remove", self.count, 1, "Give a number of blocks."))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as a record holds it."""
@@ -103,8 +92,11 @@ class MaxDrop(_Selection):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_grain(self.grain)
+        hint = "It is in points of the metric: 1.0."
+        object.__setattr__(self, "points", real_number("max_drop", self.points, hint))
+        flag("allow_replacement", self.allow_replacement)
         if not 0 <= self.points <= 100:
-            raise UsageError(f"max_drop is {self.points}, expected 0 to 100", "It is in points of the metric: 1.0.")
+            raise UsageError(f"max_drop is {self.points}, expected 0 to 100", hint)
         if self.grain == "unit" and self.allow_replacement:
             raise _units_refused()
 
@@ -139,8 +131,8 @@ class Blocks:
 
     paths: tuple[str, ...]
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        object.__setattr__(self, "paths", _as_names(paths, "blocks"))
+    def __init__(self, paths: str | Sequence[str]) -> None:
+        object.__setattr__(self, "paths", names_of("blocks", paths))
         if not self.paths:
             raise UsageError("blocks names no block", "`shoal trace` lists them.")
 
@@ -182,8 +174,9 @@ class Budget(_Selection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.depth is not None and self.depth < 0:
-            raise UsageError(f"depth is {self.depth}, expected at least 0", "It is the number of blocks to be left.")
+        if self.depth is not None:
+            depth = whole_number("depth", self.depth, 0, "It is the number of blocks to be left.")
+            object.__setattr__(self, "depth", depth)
         self.limits(Cost(1.0, 1.0, 1.0))  # what cannot be read is refused before anything is measured
         if not self.bounds:
             names = ", ".join((*QUANTITIES, "depth"))
@@ -225,6 +218,10 @@ class ParetoPoint(_Selection):
 
     index: int
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "index", whole_number("pick", self.index, 1, "1 is the fastest plan of the front."))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as a record holds it."""
         return self._with_patterns({"pick": self.index})
@@ -249,8 +246,8 @@ def parse_goal(request: Mapping[str, Any], spell: Callable[[str], str] = str) ->
         UsageError: options that do not go together, or a value out of range.
     """
     values = {name: value for name, value in request.items() if value is not None and value is not False}
-    patterns: dict[str, Any] = {name: tuple(values.get(name) or ()) for name in ("include", "exclude")}
-    grain, replace = values.get("grain", "block"), bool(values.get("replace"))
+    patterns: dict[str, Any] = {name: names_of(name, values.get(name) or ()) for name in ("include", "exclude")}
+    grain, replace = values.get("grain", "block"), flag("replace", values.get("replace", False))
     bounds = {name: values[name] for name in (*QUANTITIES, "depth") if name in values}
     requested = [name for name in ("remove", "max_drop", "blocks", "exact", "pick") if name in values]
     if len(requested) + bool(bounds) > 1:
@@ -270,6 +267,7 @@ def parse_goal(request: Mapping[str, Any], spell: Callable[[str], str] = str) ->
         case "blocks":
             goal = Blocks(values["blocks"])
         case "exact":
+            flag("exact", values["exact"])
             goal = ExactOnly(**patterns)
         case "pick":
             goal = ParetoPoint(values["pick"], **patterns)

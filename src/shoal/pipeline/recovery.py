@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from shoal.arguments import flag, instance_of, path_or_none, whole_number
 from shoal.batches import Batch, batches, device_of
 from shoal.errors import (
     DataError,
@@ -56,8 +57,12 @@ class RecoveryConfig:
     required: bool = True
 
     def __post_init__(self) -> None:
-        if self.try_plans < 0:
-            raise UsageError(f"try_plans is {self.try_plans}, expected 0 or more", "Leave it out.")
+        whole_number("try_plans", self.try_plans, 0, "Leave it out.")
+        flag("required", self.required)
+        path_or_none("folder", self.folder)
+        read_budget(self.budget)
+        if self.settings is not None:
+            instance_of("settings", self.settings, DistillConfig)
 
     @property
     def path(self) -> Path | None:

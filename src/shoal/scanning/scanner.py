@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from shoal.arguments import flag, names_of, real_number, whole_number
 from shoal.batches import Batch, Repeatable, batches, check_one_purpose, device_of
 from shoal.blocks import BlockGraph, analyze
 from shoal.blocks.prefix_cache import restart_notes
@@ -64,7 +65,7 @@ class ScanConfig:
         stack: how many candidates share a forward (see `batched_candidates`); 1 is exact to the bit.
         layers: whether to ablate every kernel.
         scores: whether to compute scores.
-        output: names of the outputs that count (`logits`, `[1]`, `aux`); all that are floating-point by default.
+        output: names of the outputs that count (`logits`, `[1]`, `aux`); all tensors by default.
         run_info: where model and data came from, for the record.
     """
 
@@ -77,10 +78,13 @@ class ScanConfig:
     run_info: ScanRunInfo = field(default_factory=ScanRunInfo)
 
     def __post_init__(self) -> None:
-        if self.tolerance is not None and not 0 < self.tolerance <= 100:
+        if self.tolerance is not None and not 0 < real_number("the tolerance", self.tolerance, "Try 1.0.") <= 100:
             raise UsageError(f"the tolerance is {self.tolerance}, expected more than 0 and at most 100", "Try 1.0.")
-        if self.stack < 1:
-            raise UsageError(f"stack is {self.stack}, expected at least 1", "1 runs each candidate alone.")
+        whole_number("stack", self.stack, 1, "1 runs each candidate alone.")
+        for name in ("fast", "layers", "scores"):
+            flag(name, getattr(self, name))
+        if self.output is not None:
+            names_of("output", self.output)
 
 
 FORMER_KEYWORDS = ("settings", "origin", "also_name", "journal", "progress")
