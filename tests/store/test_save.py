@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import networks
+import shoal
 from shoal.errors import WeightsError
 from shoal.plan import InputSpec, NetworkSignature, Plan, read_plan
 from shoal.store.folder import EXTRAS, PLAN, RECORD, WEIGHTS
@@ -206,3 +207,26 @@ def test_every_flipped_bit_is_noticed(tmp_path):
 def test_weights_written_by_something_else_are_read_without_a_digest(tmp_path):
     save_file(nn.Linear(2, 2).state_dict(), tmp_path / WEIGHTS, metadata={"format": "pt"})
     restore_weights(nn.Linear(2, 2), tmp_path / WEIGHTS)
+
+
+class WithoutValues(nn.Module):
+    """A block with a table that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+        self.register_buffer("table", torch.zeros(3, device="meta"), persistent=False)
+
+    def forward(self, x):
+        return x + torch.relu(self.a(x))
+
+
+def test_a_buffer_without_values_is_refused_by_name_and_nothing_is_written(tmp_path):
+    net = nn.Sequential(WithoutValues(), WithoutValues(), nn.Linear(6, 3)).eval()
+    config = shoal.CompressConfig(latency_seconds=0.02)
+    result = shoal.compress(net, [torch.randn(8, 6)], shoal.RemoveBlocks(1), config=config)
+    with pytest.raises(WeightsError, match=r"no values, .*'meta' device: '\d\.(base\.)?table'(.|\n)*Compute them"):
+        result.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(WeightsError, match=r"'0\.table', '1\.table'"):
+        independent_copy(net)

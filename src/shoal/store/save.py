@@ -12,7 +12,7 @@ from shoal.batches import Batch
 from shoal.errors import WeightsError
 from shoal.files.tensors import read_tensors, write_tensors
 from shoal.files.writing import write_text
-from shoal.offloaded import weights
+from shoal.offloaded import is_offloaded, weights
 from shoal.plan import Plan
 from shoal.preserve import copied
 from shoal.record import Record
@@ -33,8 +33,9 @@ def check_savable(model: nn.Module) -> None:
     """Refuse a network that a folder could not give back.
 
     Raises:
-        WeightsError: an entry of its state dict is neither a tensor nor plain data; names it.
+        WeightsError: names an entry of its state dict that is neither a tensor nor plain data, or a buffer without values.
     """
+    check_buffers(model)
     wrong = []
     for name, value in special_entries(model).items():
         try:
@@ -46,6 +47,23 @@ def check_savable(model: nn.Module) -> None:
             f"a folder cannot hold this network: {'; '.join(wrong[:3])}{'; ...' if len(wrong) > 3 else ''}",
             "Folders hold tensors and plain data, never a pickle: let get_extra_state return these, or compress before "
             "quantising. In this process result.model can be used as it is.",
+        )
+
+
+def check_buffers(model: nn.Module) -> None:
+    """Refuse a buffer without values, which no copy can be made of; those of an offloaded network are on the disk.
+
+    Raises:
+        WeightsError: names them.
+    """
+    if is_offloaded(model):
+        return
+    empty = [f"'{name}'" for name, buffer in model.named_buffers() if buffer.is_meta]
+    if empty:
+        raise WeightsError(
+            f"buffers have no values, they are on torch's 'meta' device: {', '.join(empty[:3])}"
+            f"{', ...' if len(empty) > 3 else ''}",
+            "Compute them on the CPU, or delete those that are not used, and compress again.",
         )
 
 
@@ -138,5 +156,10 @@ def save(
 
 
 def independent_copy(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing with `model`, on the CPU, in eval mode."""
+    """A copy that shares nothing with `model`, on the CPU, in eval mode.
+
+    Raises:
+        WeightsError: a buffer has no values.
+    """
+    check_buffers(model)
     return copied(model).to("cpu").eval()
