@@ -293,3 +293,22 @@ def test_predictions_are_those_of_a_machine_with_more_memory():
     assert small.sizes == [8, 4, 2, 2, 4, 2, 2] * 2
     torch.testing.assert_close(one.log_probs, other.log_probs)
     assert torch.equal(one.target, other.target)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "item",
+    [
+        lambda target: (X, target),
+        lambda target: (X, target.numpy()),
+        lambda target: (X, target.tolist()),
+        lambda target: ({"x": X}, target),
+        lambda target: {"x": X, "labels": target},
+        lambda target: {"x": X, "y": target.half()},
+    ],
+)
+def test_targets_that_are_no_numbers_are_refused_with_their_count(item, bad):
+    target = torch.zeros(3, 2)
+    target[1] = bad
+    with pytest.raises(NonFiniteError, match="targets of a mini-batch hold NaN or Inf: 2 of 6 values"):
+        as_batch(item(target))

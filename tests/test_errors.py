@@ -7,7 +7,7 @@ import torch
 
 from shoal import errors
 from shoal.batches import Batch, call
-from shoal.errors import ShoalError, did_you_mean
+from shoal.errors import ShoalError, count_of, did_you_mean
 
 KINDS = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, ShoalError)]
 
@@ -149,3 +149,7 @@ def test_a_model_without_memory_is_not_said_to_be_wrong():
 
     with pytest.raises(errors.OutOfMemoryError, match=r"in the model on an input of shape \(2, 3\) torch.float32"):
         call(Hungry(), Batch((torch.ones(2, 3),)))
+
+
+def test_counts_have_the_right_noun():
+    assert [count_of(count, "sample") for count in (0, 1, 2)] == ["0 samples", "1 sample", "2 samples"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from shoal.deprecated import former_names
-from shoal.errors import DataError, ModelRaisedError, OutOfMemoryError, ShoalError, check_memory
+from shoal.errors import DataError, ModelRaisedError, NonFiniteError, OutOfMemoryError, ShoalError, check_memory
 from shoal.offloaded import where_it_runs
 from shoal.outputs import check_numbers, read_outputs
 
@@ -115,7 +115,7 @@ def as_batch(item: Any) -> Batch:
         if key == "labels" and isinstance(target, Tensor) and _are_own_tokens(target, inputs):
             target = next_tokens(target, inputs.get("attention_mask"))
         if any(isinstance(value, Tensor) for value in inputs.values()):
-            return Batch(kwargs=inputs, target=target)
+            return Batch(kwargs=inputs, target=_as_target(target))
     if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2 and isinstance(item[0], (Tensor, Mapping)):
         batch = as_batch(item[0])
         target = item[1] if len(item) == 2 else batch.target
@@ -140,6 +140,13 @@ def _as_target(target: Any) -> Tensor | None:
             "the target of a mini-batch is a single number",
             "Yield mini-batches, not samples: wrap a data set in torch.utils.data.DataLoader.",
         )
+    if target is not None and (target.is_floating_point() or target.is_complex()):
+        bad = int((~torch.isfinite(target)).sum())
+        if bad:
+            raise NonFiniteError(
+                f"the targets of a mini-batch hold NaN or Inf: {bad} of {target.numel()} values",
+                "Leave these samples out, or yield the inputs alone: targets are not needed.",
+            )
     return target
 
 

@@ -14,6 +14,11 @@ T = TypeVar("T")
 _LONGEST = 2000  # characters of a message: what a hostile file puts into it must not flood a terminal or a log
 
 
+def count_of(count: int, noun: str) -> str:
+    """A count with its noun, for a message: `1 sample`, `3 samples`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 class ShoalError(Exception):
     """An error the user can fix.
 
@@ -61,7 +66,7 @@ class WeightsError(ShoalError, ValueError):
 
 
 class NonFiniteError(ShoalError, ValueError):
-    """NaN or Inf in weights or activations."""
+    """NaN or Inf in weights, activations or targets."""
 
     kind = "non_finite"
 

@@ -173,7 +173,7 @@ def test_a_student_is_given_what_the_blocks_were_given():
 
 
 def test_too_little_data_and_nan_are_refused(anatomy):
-    with pytest.raises(DataError, match="1 calibration samples, expected at least 2"):
+    with pytest.raises(DataError, match="1 calibration sample, expected at least 2"):
         train_students(anatomy, images(1, 1), wanted(anatomy, "block"), budget=TrainingBudget(steps=2))
     poisoned = [Batch((torch.full((4, 3, 8, 8), float("nan"), dtype=torch.float64),))]
     with pytest.raises(NonFiniteError, match="NaN or Inf in the activations"):

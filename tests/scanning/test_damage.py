@@ -91,3 +91,12 @@ def test_an_entry_point_that_is_no_function_is_refused(install):
     install(metric=3)
     with pytest.raises(PluginError, match="'third' is of type int, expected a function"):
         metric_named("metric")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_damage_is_refused(dtype):
+    batch = Batch((torch.zeros(3, 2),))
+    reading = inferred(None, torch.randn(3, 2), batch)
+    damage = OutputDamage.of(reading, lambda original, changed, batch: torch.zeros(3).to(dtype))
+    with pytest.raises(UsageError, match=r"returned complex numbers \(complex(.|\n)*by \.abs\(\)"):
+        damage(torch.randn(3, 2), torch.randn(3, 2), batch)

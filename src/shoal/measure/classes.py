@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from shoal.batches import IGNORED, Batch
-from shoal.errors import DataError, NonFiniteError
+from shoal.errors import DataError, NonFiniteError, count_of
 from shoal.measure.intervals import wilson
 from shoal.outputs import shown
 
@@ -19,7 +19,7 @@ def check_samples(logits: Tensor, batch: Batch, name: str = "") -> None:
     """
     if logits.dim() == 0 or logits.shape[0] != batch.size:
         raise DataError(
-            f"the model returned shape {tuple(logits.shape)} for {batch.size} samples"
+            f"the model returned shape {tuple(logits.shape)} for {count_of(batch.size, 'sample')}"
             f"{f' in {shown(name)}' if name else ''}, expected a row for each sample, such as (samples, classes)",
             "Wrap the model so that it returns one row per sample, or name the outputs that have one (output=).",
         )
@@ -75,7 +75,7 @@ def checked_labels(target: Tensor | None, log_probs: Tensor) -> Tensor | None:
         return None
     if target.dim() == 0 or target.shape[0] != log_probs.shape[0]:
         raise DataError(
-            f"labels of shape {tuple(target.shape)} for {log_probs.shape[0]} samples",
+            f"labels of shape {tuple(target.shape)} for {count_of(log_probs.shape[0], 'sample')}",
             "A loader must yield as many labels as samples.",
         )
     shape = log_probs.shape[:-1]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shoal import record
 from shoal.batches import Batch, batches, call, device_of
-from shoal.errors import DataError, NonFiniteError
+from shoal.errors import DataError, NonFiniteError, count_of
 from shoal.measure.classes import check_labels, check_samples, kl_per_sample, log_probabilities, mean_over
 from shoal.outputs import Outputs, check_numbers, chosen_outputs, read_outputs, shown
 from shoal.preserve import evaluating
@@ -251,7 +251,7 @@ def damage_of(head: OutputReading, original: Tensor, changed: Tensor, batch: Bat
     check_pairing(head, original, changed)
     if head.task == "classes":
         log_probs = log_probabilities(original, axis=head.axis)
-        return kl_per_sample(log_probs, changed.movedim(head.axis, -1), batch.counted(log_probs.shape[:-1]))
+        return kl_per_sample(log_probs, changed.movedim(head.axis, -1), batch.count_of(log_probs.shape[:-1]))
     if head.task == "exact":
         if not head.rows:
             return share_differing(original[None], changed[None]).expand(batch.size)
@@ -426,7 +426,7 @@ def check_rows(batch: Batch) -> None:
     """
     if batch.target is not None and (batch.target.dim() == 0 or len(batch.target) != batch.size):
         raise DataError(
-            f"labels of shape {tuple(batch.target.shape)} for {batch.size} samples",
+            f"labels of shape {tuple(batch.target.shape)} for {count_of(batch.size, 'sample')}",
             "A loader must yield as many labels as samples.",
         )
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from shoal.batches import Batch
-from shoal.errors import DataError
+from shoal.errors import DataError, count_of
 from shoal.recover.mixup import mixup_shape
 
 
@@ -49,7 +49,8 @@ def split_samples_for_plan(
         fit, drop = list(calibration), rest or damage
     else:
         if _samples(calibration) < 3:
-            raise DataError(f"{_samples(calibration)} calibration samples, expected at least 3", "Some are held back.")
+            count = count_of(_samples(calibration), "calibration sample")
+            raise DataError(f"{count}, expected at least 3", "Some are held back.")
         share = max(max_share, 0.25) if len(calibration) == 1 else max_share
         samples = min(max_damage_samples, max(1, round(_samples(calibration) * share)))
         damage, fit = split_samples(calibration, samples)

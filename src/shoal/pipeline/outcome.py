@@ -8,7 +8,7 @@ from torch import nn
 
 from shoal.batches import Batch, Repeatable, batches, device_of
 from shoal.blocks import BlockGraph, Chain
-from shoal.errors import DataError
+from shoal.errors import DataError, count_of
 from shoal.measure import (
     Predictions,
     Reading,
@@ -145,7 +145,8 @@ def _remarks(choice: RemovalChoice, times: dict[str, list[Latency]], comparison:
     if (choice.removed or choice.replaced) and noisy:
         messages.append(f"the change in latency is within the noise at batch {', '.join(noisy)}")
     if comparison.n < 400:
-        messages.append(f"only {comparison.n} samples were evaluated: intervals are wide")
+        verb = "was" if comparison.n == 1 else "were"
+        messages.append(f"only {count_of(comparison.n, 'sample')} {verb} evaluated: intervals are wide")
     return messages
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, call
 from shoal.blocks import BlockGraph
-from shoal.errors import DataError, NonFiniteError
+from shoal.errors import DataError, NonFiniteError, count_of
 from shoal.preserve import copied_arguments, evaluating
 from shoal.replace.fitting import FittedReplacement
 from shoal.replace.kv_cache import without_kv_cache
@@ -319,7 +319,7 @@ def split_held_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     """
     num_samples = sum(batch.size for batch in batches)
     if num_samples < 2:
-        raise DataError(f"{num_samples} calibration samples, expected at least 2", "Some are held out.")
+        raise DataError(f"{count_of(num_samples, 'calibration sample')}, expected at least 2", "Some are held out.")
     remaining = min(_MAX_EVALUATED, max(1, round(_HELD_OUT * num_samples)))
     train: list[Batch] = []
     held_out: list[Batch] = []

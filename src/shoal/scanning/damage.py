@@ -118,6 +118,12 @@ def _checked(damage: Any, batch: Batch) -> Tensor:
             f"the damage function returned {type(damage).__name__}{shape}, expected a tensor of shape ({batch.size},)",
             "Return one number for each sample of the mini-batch: ((a - b) ** 2).flatten(1).mean(1).",
         )
+    if damage.is_complex():
+        raise UsageError(
+            f"the damage function returned complex numbers ({str(damage.dtype).removeprefix('torch.')}), which have no"
+            " order",
+            "Return a real number for each sample: their magnitude, by .abs().",
+        )
     if not torch.isfinite(damage).all():
         raise NonFiniteError("the damage function returned NaN or Inf", "Return a finite number for each sample.")
     return damage.detach()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.errors import DataError, did_you_mean
+from shoal.errors import DataError, count_of, did_you_mean
 from shoal.files.reading import check_member, is_file, open_file, refusing
 from shoal.sources.image_transform import ImageTransform
 from shoal.sources.parts import InMemory, Source
@@ -112,8 +112,9 @@ def _channels_first(array: Any, key: str) -> Any:
 def _labels(array: Any, key: str, count: int) -> Tensor:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
+    samples = count_of(count, "sample")
     if array.ndim != 1 or len(array) != count:
-        raise DataError(f"{key} of shape {array.shape} does not fit {count} samples", f"Expected: shape ({count},).")
+        raise DataError(f"{key} of shape {array.shape} does not fit {samples}", f"Expected: shape ({count},).")
     if not np.issubdtype(array.dtype, np.integer):
         raise DataError(f"{key} is of type {array.dtype}", "Expected: class indices, whole numbers from 0.")
     if array.max(initial=0) > _LABELS:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from shoal.batches import as_batch, batches, is_read_once
-from shoal.errors import DataError
+from shoal.errors import DataError, count_of
 from shoal.sources.parts import NEEDS_MORE, NoPart, Part, hold_out, random_subset, why_none_held
 
 _EVERY = 5  # of a loader that cannot be indexed, every fifth mini-batch is validation
@@ -162,7 +162,7 @@ def _holds_samples(data: Any) -> bool:
 def _settings(data: Any, batch_size: int) -> tuple[Any, Callable[[list[Any]], Any], int]:
     dataset = _indexed(data)
     if len(dataset) < 2:
-        raise DataError(f"a data set of {len(dataset)} samples cannot be used", "Give at least 2 samples.")
+        raise DataError(f"a data set of {count_of(len(dataset), 'sample')} cannot be used", "Give at least 2 samples.")
     if isinstance(data, DataLoader):
         return dataset, data.collate_fn, data.batch_size or batch_size
     return dataset, default_collate, batch_size

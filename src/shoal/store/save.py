@@ -33,7 +33,7 @@ def check_savable(model: nn.Module) -> None:
     """Refuse a network that a folder could not give back.
 
     Raises:
-        WeightsError: names an entry of its state dict that is neither a tensor nor plain data, or a buffer without values.
+        WeightsError: a buffer has no values, or an entry of the state dict is no tensor and no plain data; names it.
     """
     check_buffers(model)
     wrong = []
