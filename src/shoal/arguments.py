@@ -5,7 +5,6 @@ import operator
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
 
 from shoal.errors import UsageError
 
@@ -81,13 +80,3 @@ def path_or_none(name: str, value: object) -> None:
     """
     if value is not None and not isinstance(value, str | Path):
         raise _refused(name, value, "a path", "Give a string or a pathlib.Path, or leave it out.")
-
-
-def instance_of(name: str, value: Any, expected: type, hint: str = "Leave it out.") -> None:
-    """Refuse a value of another class.
-
-    Raises:
-        UsageError: with the value and the class.
-    """
-    if not isinstance(value, expected):
-        raise _refused(name, value, f"a {expected.__name__}", hint)

@@ -251,7 +251,7 @@ def damage_of(head: OutputReading, original: Tensor, changed: Tensor, batch: Bat
     check_pairing(head, original, changed)
     if head.task == "classes":
         log_probs = log_probabilities(original, axis=head.axis)
-        return kl_per_sample(log_probs, changed.movedim(head.axis, -1), batch.count_of(log_probs.shape[:-1]))
+        return kl_per_sample(log_probs, changed.movedim(head.axis, -1), batch.counted(log_probs.shape[:-1]))
     if head.task == "exact":
         if not head.rows:
             return share_differing(original[None], changed[None]).expand(batch.size)

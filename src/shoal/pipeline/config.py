@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from shoal.arguments import flag, instance_of, names_of, path_or_none, positive_number, real_number, whole_number
-from shoal.errors import UsageError
+from shoal.arguments import flag, names_of, path_or_none, positive_number, real_number, whole_number
+from shoal.errors import UsageError, expect_type
 from shoal.pipeline.candidate_table import DEFAULT_KINDS, LONGEST, STUDENT_BUDGET, check_kinds
 from shoal.recover import read_budget
 from shoal.scanning import DamageFunction
@@ -105,7 +105,7 @@ class CompressConfig(MeasureConfig):
             names_of("output", self.output)
         path_or_none("latency_from", self.latency_from)
         path_or_none("tables", self.tables)
-        instance_of("run_info", self.run_info, RunInfo)
+        expect_type(self.run_info, RunInfo, "run_info", "Leave it out.")
 
     @property
     def measure(self) -> MeasureConfig:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from shoal.arguments import flag, instance_of, path_or_none, whole_number
+from shoal.arguments import flag, path_or_none, whole_number
 from shoal.batches import Batch, batches, device_of
 from shoal.errors import (
     DataError,
@@ -18,6 +18,7 @@ from shoal.errors import (
     ShoalError,
     SurgeryError,
     UsageError,
+    expect_type,
 )
 from shoal.measure import Reading
 from shoal.pipeline.recovery_probe import RecoveryProbe
@@ -62,7 +63,7 @@ class RecoveryConfig:
         path_or_none("folder", self.folder)
         read_budget(self.budget)
         if self.settings is not None:
-            instance_of("settings", self.settings, DistillConfig)
+            expect_type(self.settings, DistillConfig, "settings", "Leave it out.")
 
     @property
     def path(self) -> Path | None:
