@@ -42,6 +42,12 @@ def confident():
     return model
 
 
+def answered(images):
+    """Mini-batches whose labels are the original's answers: outputs are read as scores of classes."""
+    with torch.no_grad():
+        return [(x, confident().eval()(x).argmax(1)) for x in images]
+
+
 def cut(goal=None, **more):
     given = {"validation": data(50), "settings": QUICK, **more}
     return compress(confident(), data(), **typed(**(goal or {"macs": 0.6}), **given))
@@ -235,8 +241,10 @@ def test_generators_are_read_again_and_again():
 @pytest.mark.parametrize("more", [{}, {"replace": True}])
 def test_the_figures_on_validation_are_those_after_recovery(more):
     goal = {"max_drop": 80.0, **more}
-    plain, found = cut(goal).record, cut(goal, recover=RecoveryConfig(20, DistillConfig(rate=0.05, looks=3)))
-    original, after = paired_predictions([confident().eval(), found.model], data(50)[:2])  # 36 samples
+    validation = answered(data(50))
+    plain = cut(goal, validation=validation).record
+    found = cut(goal, validation=validation, recover=RecoveryConfig(20, DistillConfig(rate=0.05, looks=3)))
+    original, after = paired_predictions([confident().eval(), found.model], validation[:2])  # 36 samples
     record = found.record
     assert record.recovery.kept_step > 0
     assert record.validation != plain.validation
@@ -259,7 +267,7 @@ def test_a_drop_that_recovery_makes_worse_is_said(monkeypatch):
         return found
 
     monkeypatch.setattr(RecoveryTask, "run", spoiled)
-    record = cut({"max_drop": 80.0}, recover=RecoveryConfig(3, LEARN)).record
+    record = cut({"max_drop": 80.0}, validation=answered(data(50)), recover=RecoveryConfig(3, LEARN)).record
     assert not record.reached
     assert record.validation.agreement < 0.2
 
