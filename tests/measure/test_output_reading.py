@@ -1,5 +1,6 @@
 """How outputs are read, and what damage to them is."""
 
+import copy
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +13,7 @@ import shoal
 from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import DataError, NonFiniteError, UsageError
+from shoal.measure import compare, paired_predictions
 from shoal.measure.output_reading import Spread, inferred, reading_of
 from shoal.record import metric_drop
 from shoal.scanning import removal_sweep
@@ -394,3 +396,16 @@ def test_a_recovery_leaves_integer_outputs_out_and_says_so():
     optional = shoal.RecoveryConfig(3, required=False)
     record = shoal.compress(only, [x], goal, validation=[x.clone()], recovery=optional, config=FAST).record
     assert any("not recovered: all outputs" in warning for warning in record.warnings)
+
+
+def test_the_squared_error_of_a_comparison_is_relative_to_the_variance_as_it_was_read():
+    net, x = made(lambda early, late: late)
+    net.late.weight.data *= 10
+    data, changed = [x[:5], x[5:]], copy.deepcopy(net)
+    without(changed, "blocks.3")
+    reading = reading_of(net, data)
+    part = compare(*paired_predictions([net, changed], data, reading=reading), "test")
+    with torch.no_grad():
+        expected = (net(x) - changed(x)).double().square().mean() / net(x).double().var(correction=0)
+    assert part.mse == pytest.approx(float(expected), rel=1e-4)
+    assert part.kl == part.mse
