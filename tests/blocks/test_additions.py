@@ -7,6 +7,7 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.blocks.additions import add_operands, opaque_kinds, residual_additions
 from shoal.blocks.trace import trace_run
+from shoal.surgery import remove_blocks
 
 
 class Block(nn.Module):
@@ -297,3 +298,23 @@ def test_a_shortcut_may_be_widened_with_zeros_however_they_are_made(filled, keyw
     with torch.no_grad():
         left = analyze(net, batch).shortcut_modules["1"](x)
     assert torch.equal(left, torch.cat([x, torch.zeros(5, 4)], 1))
+
+
+@pytest.mark.parametrize(
+    "order", [lambda x, a, b: sum((x, a, b)), lambda x, a, b: 0 + x + a + b, lambda x, a, b: sum([x, a]) + b]
+)
+def test_a_sum_that_starts_at_zero_is_the_stream(order):
+    def join(self, x):
+        return order(x, self.fc(self.norm(x)), torch.relu(self.other(x)))
+
+    run, additions = found_in(join)
+    assert [(run.calls[addition.owner].path, addition.shortcut) for addition in additions] == [("1", "identity")] * 2
+    net = nn.Sequential(nn.Linear(4, 4), Block(join), nn.Linear(4, 4)).eval()
+    x = torch.randn(3, 4)
+    cut = remove_blocks(net, Batch((x,)), ["1"])
+    for rows in (3, 1):
+        assert torch.equal(cut(x[:rows]), net[2](net[0](x[:rows])))
+
+
+def test_a_sum_that_starts_at_another_number_is_not_the_stream():
+    assert found_in(lambda self, x: (1 + x) + self.fc(x))[1] == []

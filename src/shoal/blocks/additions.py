@@ -146,7 +146,12 @@ class AdditionSearch:
     def _light(self, op: OpRecord) -> tuple[ShortcutKind, int] | None:
         """The kind of a shortcut that passes through an operation, and the value it comes from."""
         signature = op.signature
-        if signature is None or signature.name not in STRUCTURE | LINEAR:
+        if signature is None:
+            return None
+        if signature.name == "add" and signature.get("other") == 0:  # where Python's sum() starts
+            value = signature.tensor("input")
+            return ("identity", value) if value is not None and _from_input(self.trace, value) else None
+        if signature.name not in STRUCTURE | LINEAR:
             return None
         inputs = dict.fromkeys(signature.inputs)
         flowing = [value for value in inputs if _from_input(self.trace, value) and value not in self.zeros]
