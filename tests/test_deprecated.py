@@ -85,6 +85,16 @@ def test_former_names_are_there_and_warn(module, name):
     assert caught[0].filename == __file__
 
 
+@pytest.mark.parametrize(("room", "now"), [("plan", "ResourceLimits"), ("recover", "TrainingBudget")])
+def test_a_former_name_that_means_something_else_in_the_package_says_so(room, now):
+    module = importlib.import_module(f"shoal.{room}")
+    message = rf"{room}\.Budget is now shoal\.{room}\.{now}; shoal\.Budget is another class, a goal of compress\(\)"
+    with pytest.warns(DeprecationWarning, match=message):
+        former = module.Budget
+    assert former is getattr(module, now)
+    assert former is not shoal.Budget
+
+
 def test_a_name_that_never_was_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'shoal' has no attribute 'Setings'"):
         shoal.Setings  # noqa: B018
@@ -201,3 +211,40 @@ def test_a_goal_by_position_and_a_former_keyword_for_it_are_refused():
 def test_a_configuration_of_another_kind_is_refused():
     with pytest.raises(UsageError, match="config is a dict, expected a ScanConfig"):
         shoal.scan(torch.nn.Identity(), [], config={"layers": False})
+
+
+def lessons(seed):
+    return [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(seed + index)) for index in range(2)]
+
+
+def test_distill_by_former_keywords_comes_to_the_same():
+    student, teacher = (networks.randomised(networks.CifarResNet(2)).eval() for _ in range(2))
+    config, calls = shoal.DistillConfig(rate=0.01, looks=1), []
+    with pytest.warns(DeprecationWarning, match=r"distill\(\) takes training, unlabelled, known, settings, device"):
+        then = shoal.distill(
+            student, teacher, training=lessons(1), unlabelled=lessons(5), validation=lessons(9), budget=2,
+            settings=config, device="cpu", known=(), progress=lambda *now: calls.append(now),
+        )  # fmt: skip
+    assert calls
+    data = shoal.DistillData(lessons(1), unlabelled=lessons(5))
+    now = shoal.distill(student, teacher, data, validation=lessons(9), budget=2, config=config)
+    ignored = {"seconds", "curve"}
+    assert then.recovery.model_dump(exclude=ignored) == now.recovery.model_dump(exclude=ignored)
+    assert then.recovery.settings == config.to_dict()
+    assert "device" not in config.to_dict()
+    assert all(torch.equal(tensor, now.model.state_dict()[name]) for name, tensor in then.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("keywords", "name"),
+    [
+        ({"data": shoal.DistillData([1]), "unlabelled": [2]}, "data"),
+        ({"data": [1], "training": [2]}, "data"),
+        ({"data": [1], "config": shoal.DistillConfig(), "device": "cpu"}, "config"),
+        ({"data": [1], "callbacks": print, "progress": print}, "callbacks"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_distill_refuses_former_and_new_keywords_for_the_same(keywords, name):
+    with pytest.raises(UsageError, match=f"{name} is there, and a former keyword for the same"):
+        shoal.distill(torch.nn.Identity(), torch.nn.Identity(), validation=[], **keywords)

@@ -133,7 +133,7 @@ def distilled(student, teacher):
     twin = copy.deepcopy(student if student is not None else teacher)
     twin.raises_at = None
     given = (student if student is not None else twin, teacher if teacher is not None else twin)
-    distill(*given, loader(), validation=loader(), budget=2, settings=DistillConfig(rate=0.01))
+    distill(*given, loader(), validation=loader(), budget=2, config=DistillConfig(rate=0.01))
 
 
 def record(net):

@@ -109,7 +109,7 @@ def distilled(loader):
     torch.manual_seed(1)
     student = networks.randomised(networks.CifarResNet(2, widths=(4, 8, 8))).eval()
     found = distill(
-        student, network(), loader, validation=[X[:8] + 1], budget=7, settings=DistillConfig(rate=0.01, looks=1)
+        student, network(), loader, validation=[X[:8] + 1], budget=7, config=DistillConfig(rate=0.01, looks=1)
     )
     return found.recovery.divergence_after
 

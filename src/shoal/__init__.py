@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from shoal.plan import Plan, read_plan
     from shoal.progress import Callbacks
     from shoal.record import Certificate, Record, ScanRecord
-    from shoal.recover import DistillConfig, TrainingBudget
+    from shoal.recover import DistillConfig, DistillData, TrainingBudget
     from shoal.recover.distill import DistillResult, distill
     from shoal.scanning import ScanConfig, scan
     from shoal.sources import Data, load_data, load_model
@@ -50,7 +50,7 @@ _HOMES = {
     "plan": ("Plan", "read_plan"),
     "record": ("Certificate", "Record", "ScanRecord"),
     "progress": ("Callbacks",),
-    "recover": ("DistillConfig", "DistillResult", "TrainingBudget", "distill"),
+    "recover": ("DistillConfig", "DistillData", "DistillResult", "TrainingBudget", "distill"),
     "scanning": ("ScanConfig", "scan"),
     "sources": ("Data", "load_data", "load_model"),
     "store": ("load",),
@@ -68,6 +68,7 @@ __all__ = [
     "CompressResult",
     "Data",
     "DistillConfig",
+    "DistillData",
     "DistillResult",
     "EpsilonConfig",
     "ExactOnly",

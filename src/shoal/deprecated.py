@@ -17,7 +17,8 @@ def former_names(module: str, names: Mapping[str, str], lazy: Mapping[str, str] 
 
     Args:
         module: its `__name__`.
-        names: former name: where it is now, as `package.module:name`.
+        names: former name: where it is now, as `package.module:name`, and a remark after a semicolon where there is
+            something to add.
         lazy: today's names that are imported when they are first used: their modules.
     """
 
@@ -26,8 +27,10 @@ def former_names(module: str, names: Mapping[str, str], lazy: Mapping[str, str] 
             return getattr(import_module(lazy[name]), name)
         if name not in names:
             raise AttributeError(f"module '{module}' has no attribute '{name}'")
-        home, _, now = names[name].partition(":")
-        warnings.warn(f"{module}.{name} is now {home}.{now}", DeprecationWarning, stacklevel=2)
+        place, *remark = names[name].split("; ")
+        home, _, now = place.partition(":")
+        message = "; ".join((f"{module}.{name} is now {home}.{now}", *remark))
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
         return getattr(import_module(home), now)
 
     return __getattr__

@@ -18,7 +18,7 @@ from torch import nn
 
 from shoal.errors import DataError, FolderError, SurgeryError, UsageError, WeightsError
 from shoal.files import tensors as tensor_writing
-from shoal.recover import DistillConfig, distill
+from shoal.recover import DistillConfig, DistillData, distill
 from shoal.recover.distill import CHECKPOINT, Distillation
 from shoal.recover.evaluation import TeacherKL
 from shoal.recover.lr_search import LrSearchResult
@@ -33,11 +33,10 @@ QUICK = DistillConfig(rate=0.1, looks=4, clip=0.05)
 
 
 def run(budget=12, **more):
-    given = {"validation": validation(), "settings": QUICK, **more}
-    return distill(
-        given.pop("student", None) or student(), given.pop("teacher", None) or teacher(),
-        given.pop("training", None) or training(), budget=budget, **given,
-    )  # fmt: skip
+    options = {"validation": validation(), "config": QUICK, **more}
+    pair = options.pop("student", None) or student(), options.pop("teacher", None) or teacher()
+    data = DistillData(options.pop("training", None) or training(), options.pop("unlabelled", None))
+    return distill(*pair, data, budget=budget, **options)
 
 
 def test_nothing_is_done_where_nothing_was_lost():
@@ -69,7 +68,7 @@ def test_it_wins_back_and_leaves_both_networks_as_they_were():
 def test_the_same_seed_gives_the_same_network_and_another_does_not():
     one, other = run(8), run(8)
     assert same(one.model, other.model)
-    assert not same(one.model, run(8, settings=DistillConfig(rate=0.1, looks=4, clip=0.05, seed=1)).model)
+    assert not same(one.model, run(8, config=DistillConfig(rate=0.1, looks=4, clip=0.05, seed=1)).model)
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7])
@@ -105,7 +104,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from teaching import student, teacher, training, validation
-from shoal.recover import DistillConfig, distill
+from shoal.recover import DistillConfig, DistillData, distill
 from shoal.recover.distill import CHECKPOINT, Distillation
 
 step = Distillation.train_step
@@ -122,7 +121,7 @@ def attempt(folder, killed):
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
     settings = DistillConfig(rate=0.1, looks=12, clip=0.05)
-    known = {"validation": validation(), "budget": 12, "settings": settings, "folder": folder}
+    known = {"validation": validation(), "budget": 12, "config": settings, "folder": folder}
     found = distill(student(), teacher(), training(), **known)
     torch.save(found.model.state_dict(), folder / "out.pt")
     os._exit(0)
@@ -182,7 +181,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(UsageError, match="other settings: budget was '4 steps'"):
         run(5, folder=tmp_path)
     with pytest.raises(UsageError, match="seed was 0"):
-        run(4, folder=tmp_path, settings=DistillConfig(rate=0.1, looks=4, clip=0.05, seed=3))
+        run(4, folder=tmp_path, config=DistillConfig(rate=0.1, looks=4, clip=0.05, seed=3))
 
 
 def test_a_checkpoint_of_other_networks_or_samples_is_refused(tmp_path):
@@ -224,7 +223,7 @@ def test_validation_that_shuffles_is_the_same_for_a_run_that_goes_on(tmp_path):
 def test_a_student_that_diverges_is_stopped_and_comes_out_as_it_was():
     own = student()
     wild = DistillConfig(rate=1e6, looks=5, clip=0.0, norm_batch=10**6, warm_up=0.0)
-    found = run(40, student=own, settings=wild)
+    found = run(40, student=own, config=wild)
     assert found.recovery.stopped == "diverged"
     assert found.recovery.steps < 40
     assert found.recovery.divergence_after == found.recovery.divergence_before
@@ -234,7 +233,7 @@ def test_a_student_that_diverges_is_stopped_and_comes_out_as_it_was():
 
 def test_it_stops_early_where_nothing_more_is_won():
     still = DistillConfig(rate=1e-12, looks=20, patience=3)
-    found = run(40, settings=still)
+    found = run(40, config=still)
     assert found.recovery.stopped == "early"
     assert found.recovery.steps < 40
 
@@ -242,7 +241,7 @@ def test_it_stops_early_where_nothing_more_is_won():
 def test_a_run_that_is_shaken_up_at_first_and_then_improves_is_not_stopped(monkeypatch):
     said = [0.5, *(5.0 - number / 4 for number in range(11)), 0.4, 0.6, 0.6, 0.6, 0.6]
     monkeypatch.setattr(TeacherKL, "evaluate", lambda self, network: said.pop(0))
-    found = run(12, settings=DistillConfig(rate=0.01, looks=12, patience=3)).recovery
+    found = run(12, config=DistillConfig(rate=0.01, looks=12, patience=3)).recovery
     assert (found.stopped, found.steps) == ("budget", 12)
     assert found.kept == "averaged weights"
 
@@ -250,7 +249,7 @@ def test_a_run_that_is_shaken_up_at_first_and_then_improves_is_not_stopped(monke
 def test_weights_that_only_look_bad_are_found_at_the_end(monkeypatch):
     said = [0.5, 0.9, 0.8, 0.4, 0.45]  # before; averaged and last weights; both with norms of their own
     monkeypatch.setattr(TeacherKL, "evaluate", lambda self, network: said.pop(0))
-    found = run(12, settings=DistillConfig(rate=0.01, looks=1)).recovery
+    found = run(12, config=DistillConfig(rate=0.01, looks=1)).recovery
     assert found.kept == "averaged weights, batch norms recalibrated"
     assert (found.divergence_after, found.kept_step) == (0.4, 12)
 
@@ -272,7 +271,7 @@ def test_the_rate_rises_from_zero_however_long_its_test_took(monkeypatch):
     monkeypatch.setattr(
         Distillation, "new_optimizer", lambda self, model: Noted(rates, model, self.optimizer_name, 0.0, 0.05)
     )
-    run("10s", settings=DistillConfig(looks=4, patience=20, warm_up=0.2))
+    run("10s", config=DistillConfig(looks=4, patience=20, warm_up=0.2))
     rates = [one for one in rates if one]
     highest = rates.index(max(rates))
     assert rates[0] < 0.01
@@ -295,7 +294,7 @@ class Noted(ClippedOptimizer):
 
 def test_a_time_is_kept():
     started = time.monotonic()
-    found = run("2s", settings=DistillConfig())
+    found = run("2s", config=DistillConfig())
     assert time.monotonic() - started < 20
     assert found.recovery.steps >= 1
     assert found.recovery.budget == "2 seconds"
@@ -309,7 +308,7 @@ def test_a_budget_too_short_for_one_step_says_what_a_step_takes():
 
 
 def test_the_rate_is_found_where_none_is_given():
-    found = run(300, settings=DistillConfig(looks=2, patience=1)).recovery
+    found = run(300, config=DistillConfig(looks=2, patience=1)).recovery
     assert found.rate in [float(name) for name in found.rates_tried]
     assert len(found.rates_tried) > 4
 
@@ -324,9 +323,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_done(tmp_path):
     with pytest.raises(DataError, match="validation data is empty"):
         run(validation=[], folder=tmp_path)
     with pytest.raises(DataError, match="no labels"):
-        run(settings=DistillConfig(rate=0.1, labels=1.0), folder=tmp_path)
+        run(config=DistillConfig(rate=0.1, labels=1.0), folder=tmp_path)
     with pytest.raises(DataError, match="no labels"):
-        run(settings=DistillConfig(rate=0.1, labels=1.0), folder=tmp_path, unlabelled=training(size=5))
+        run(config=DistillConfig(rate=0.1, labels=1.0), folder=tmp_path, unlabelled=training(size=5))
     batches = validation()
     with pytest.raises(UsageError, match="the validation data is the very training data"):
         run(training=batches, validation=batches)
@@ -342,7 +341,7 @@ def test_tokens_masks_and_answers_in_a_dict():
     own.layers[1] = nn.Identity()
     found = run(
         40, student=own, teacher=model, training=lambda epoch: [tokens(10 * epoch + n) for n in range(3)],
-        validation=[tokens(999, 16)], settings=DistillConfig(rate=0.01, looks=4),
+        validation=[tokens(999, 16)], config=DistillConfig(rate=0.01, looks=4),
     )  # fmt: skip
     assert found.recovery.optimizer == "adamw"
     assert found.recovery.divergence_after < found.recovery.divergence_before
@@ -354,7 +353,7 @@ def test_mini_batches_of_one_sample():
 
 
 def test_bf16():
-    found = run(6, settings=DistillConfig(rate=0.05, looks=2, precision="bf16"))
+    found = run(6, config=DistillConfig(rate=0.05, looks=2, precision="bf16"))
     assert found.recovery.steps == 6
     assert all(one.dtype == torch.float32 for one in found.model.parameters())
 
@@ -367,9 +366,9 @@ def test_a_student_in_half_precision_learns_and_stays_in_it(dtype):
     own = student().to(dtype)
     found = run(
         40, student=own, teacher=teacher().to(dtype), training=lambda epoch: half(training()(epoch)),
-        validation=half(validation()), settings=DistillConfig(rate=0.003, looks=4, clip=0.05),
+        validation=half(validation()), config=DistillConfig(rate=0.003, looks=4, clip=0.05),
     )  # fmt: skip
-    whole = run(40, settings=DistillConfig(rate=0.003, looks=4, clip=0.05))
+    whole = run(40, config=DistillConfig(rate=0.003, looks=4, clip=0.05))
     gain, wanted = (one.recovery.divergence_before - one.recovery.divergence_after for one in (found, whole))
     assert gain > 0.9 * wanted > 0
     assert {name: one.dtype for name, one in found.model.state_dict().items()} == {
@@ -466,14 +465,14 @@ def test_every_look_is_at_the_averaged_weights_the_last_one_too(monkeypatch):
 
 def test_a_look_that_was_not_taken_has_no_divergence():
     wild = DistillConfig(rate=1e6, looks=5, clip=0.0, norm_batch=10**6, warm_up=0.0)
-    recovery = run(40, settings=wild).recovery
+    recovery = run(40, config=wild).recovery
     assert recovery.stopped == "diverged"
     assert recovery.curve[-1].divergence is None
 
 
 def test_progress_is_told():
     told = []
-    run(6, progress=lambda stage, done, total: told.append((stage, done, total)))
+    run(6, callbacks=lambda stage, done, total: told.append((stage, done, total)))
     assert told[-1] == ("recovering (steps)", 6, 6)
 
 

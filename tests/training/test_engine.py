@@ -92,7 +92,7 @@ def learn():
 
     batch = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
     settings = DistillConfig(rate=0.01, precision="fp32")
-    return distill(Pair(), Pair(), [batch], validation=[batch + 1], budget=2, settings=settings)
+    return distill(Pair(), Pair(), [batch], validation=[batch + 1], budget=2, config=settings)
 
 
 @pytest.fixture

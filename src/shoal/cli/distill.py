@@ -19,7 +19,7 @@ from shoal.files.writing import write_text
 from shoal.measure import Predictions, compare, machine, paired_predictions, quality
 from shoal.plan import Fold, Plan, Replace
 from shoal.record import DistillRecord
-from shoal.recover import DistillConfig, DistillResult, TrainingBudget, distill, read_budget
+from shoal.recover import DistillConfig, DistillData, DistillResult, TrainingBudget, distill, read_budget
 from shoal.sources import Data
 from shoal.store import OpenedFolder, RunFolder, read_folder_plan, save
 from shoal.store.folder import RECORD
@@ -123,19 +123,21 @@ def _replaced(plan: Plan) -> list[Replace]:
 
 def _distilled(inputs: _Inputs, plan: Plan, path: Path, progress: Any) -> DistillResult:
     replaced = _replaced(plan)
+    data = DistillData(
+        epochs_of(inputs.data),
+        unlabelled=epochs_of(inputs.extra) if inputs.extra is not None else None,
+        replaced=replaced,
+        norm_batches=list(batches(inputs.data.calibration(limit=_SET_ON * 128), inputs.device)) if replaced else [],
+    )
     return distill(
         inputs.student.model,
         inputs.teacher.model,
-        epochs_of(inputs.data),
+        data,
         validation=inputs.data.validation(),
         budget=inputs.budget,
-        unlabelled=epochs_of(inputs.extra) if inputs.extra is not None else None,
-        settings=inputs.settings,
+        config=replace(inputs.settings, device=inputs.device),
+        callbacks=progress,
         folder=path,
-        device=inputs.device,
-        replaced=replaced,
-        known=list(batches(inputs.data.calibration(limit=_SET_ON * 128), inputs.device)) if replaced else [],
-        progress=progress,
     )
 
 

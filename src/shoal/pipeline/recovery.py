@@ -24,7 +24,7 @@ from shoal.measure import Reading
 from shoal.pipeline.recovery_probe import RecoveryProbe
 from shoal.plan import Fold, Remove, Replace
 from shoal.progress import ProgressCallback
-from shoal.recover import DistillConfig, DistillResult, TrainingBudget, distill, read_budget
+from shoal.recover import DistillConfig, DistillData, DistillResult, TrainingBudget, distill, read_budget
 from shoal.recover.checkpoint import ensure_dir
 from shoal.recover.preflight import check_disjoint, check_in_memory, check_trainable, check_unlabelled
 from shoal.training.loaders import LoaderFactory, loader_factory
@@ -176,20 +176,22 @@ class RecoveryTask:
             actions: of its plan.
         """
         config = self.config
+        data = DistillData(
+            config.training if config.training is not None else self.calibration,
+            unlabelled=config.unlabelled,
+            replaced=[action for action in actions if isinstance(action, Replace)],
+            norm_batches=self.samples,
+            reading=self.reading,
+        )
         return distill(
             student,
             self.teacher,
-            config.training if config.training is not None else self.calibration,
+            data,
             validation=self.validation,
             budget=config.budget,
-            unlabelled=config.unlabelled,
-            settings=config.settings,
+            config=replace(config.settings or DistillConfig(), device=str(device_of(student))),
+            callbacks=self.progress,
             folder=config.path,
-            device=str(device_of(student)),
-            replaced=[action for action in actions if isinstance(action, Replace)],
-            known=self.samples,
-            reading=self.reading,
-            progress=self.progress,
         )
 
     def probe(self) -> RecoveryProbe | None:

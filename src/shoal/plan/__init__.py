@@ -50,7 +50,7 @@ __all__ = [
 __getattr__ = former_names(
     __name__,
     {
-        "Budget": "shoal.plan:ResourceLimits",
+        "Budget": "shoal.plan:ResourceLimits; shoal.Budget is another class, a goal of compress()",
         "Signature": "shoal.plan:NetworkSignature",
         "StandIn": "shoal.plan:Replacement",
     },

@@ -34,6 +34,7 @@ class DistillConfig:
         decay: weight decay of the matrices.
         precision: 'fp32', or 'bf16' for mixed precision.
         channels_last: keep images with the channels last in memory.
+        device: where it runs; by default where the student is. No checkpoint or record depends on it.
     """
 
     seed: int = 0
@@ -53,6 +54,7 @@ class DistillConfig:
     decay: float = 1e-4
     precision: str = "fp32"
     channels_last: bool = False
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
@@ -72,7 +74,7 @@ class DistillConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON gives it back."""
-        return json.loads(json.dumps(asdict(self)))
+        return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name != "device"}))
 
 
 _MANY = 1e9

@@ -8,7 +8,7 @@ samples: weights averaged over the latest steps, rarely those of a single step, 
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
-from shoal.errors import UsageError, naming_memory_shortage
+from shoal.deprecated import Keywords, former_keywords
+from shoal.errors import UsageError, check_no_overlap, expect_type, naming_memory_shortage
 from shoal.files.jsonl import JsonlFile
 from shoal.files.locking import holding
 from shoal.measure import Reading, reading_of
 from shoal.plan import Replace
 from shoal.preserve import copied
-from shoal.progress import ProgressCallback, no_progress
+from shoal.progress import Callbacks, ProgressCallback, as_callbacks, former_callbacks
 from shoal.record import Recovery, RecoveryEvaluation
 from shoal.recover.checkpoint import check_fingerprint, ensure_dir, fingerprint
 from shoal.recover.config import DistillConfig
@@ -73,22 +74,67 @@ class DistillResult:
     warnings: Sequence[str] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class DistillData:
+    """What a student learns from, where bare mini-batches do not say it all.
+
+    Args:
+        training: mini-batches (labels are not needed), read repeatedly; or a function that returns the loader of an
+            epoch, from 1, so that each epoch is augmented anew.
+        unlabelled: extra mini-batches of the same form, in the way of `training`.
+        replaced: of the student's plan: its replacements learn as shortcut plus residual with a batch norm, see
+            `make_trainable_`, and come out as the plan says.
+        norm_batches: mini-batches that these batch norms are set from.
+        reading: how outputs are read, and which count; by default all, as the labels or the teacher's class tell.
+    """
+
+    training: Iterable[Any] | LoaderFactory
+    unlabelled: Iterable[Any] | LoaderFactory | None = None
+    replaced: Sequence[Replace] = ()
+    norm_batches: Sequence[Batch] = ()
+    reading: Reading | None = None
+
+
+_DATA_KEYWORDS = {name: name for name in ("training", "unlabelled", "replaced", "reading")} | {"known": "norm_batches"}
+FORMER_KEYWORDS = (*_DATA_KEYWORDS, "settings", "device", "progress")
+
+
+def from_former_keywords(former: Keywords, keywords: Keywords) -> Keywords:
+    """Today's keywords of distill() for those of version 0.1.0: data, a configuration and callbacks.
+
+    Raises:
+        UsageError: former and new ones for the same.
+    """
+    typed: Keywords = {}
+    details = {now: former[name] for name, now in _DATA_KEYWORDS.items() if name in former}
+    data = keywords.get("data")
+    if details:
+        check_no_overlap(["data"] if "training" in details or isinstance(data, DistillData) else [], keywords)
+        keywords = {**keywords, "data": DistillData(**{"training": data, **details})}
+    if former.keys() & {"settings", "device"}:
+        typed["config"] = replace(former.get("settings") or DistillConfig(), device=former.get("device"))
+    typed |= former_callbacks(former)
+    check_no_overlap(typed, keywords)
+    return {**keywords, **typed}
+
+
+@former_keywords(
+    FORMER_KEYWORDS,
+    from_former_keywords,
+    "write distill(student, teacher, data, validation=..., budget=..., config=shoal.DistillConfig(...), "
+    "callbacks=...), with shoal.DistillData(training, unlabelled=...) as data where it says more",
+)
 @naming_memory_shortage()
 def distill(
     student: nn.Module,
     teacher: nn.Module,
-    training: Iterable[Any] | LoaderFactory,
+    data: Iterable[Any] | LoaderFactory | DistillData,
     *,
     validation: Iterable[Any],
     budget: str | int | TrainingBudget = "5m",
-    unlabelled: Iterable[Any] | LoaderFactory | None = None,
-    settings: DistillConfig | None = None,
+    config: DistillConfig | None = None,
+    callbacks: Callbacks | ProgressCallback | None = None,
     folder: str | Path | None = None,
-    device: str | None = None,
-    replaced: Sequence[Replace] = (),
-    known: Sequence[Batch] = (),
-    reading: Reading | None = None,
-    progress: ProgressCallback = no_progress,
 ) -> DistillResult:
     """Train a copy of `student` to reproduce the outputs of `teacher`.
 
@@ -97,20 +143,14 @@ def distill(
     Args:
         student: any network; it is left as it was.
         teacher: any network with the same outputs; likewise.
-        training: mini-batches (labels are not needed), read repeatedly; or a function that returns the loader of an
-            epoch, from 1, so that each epoch is augmented anew.
+        data: mini-batches to learn from (labels are not needed), or a function that returns the loader of an epoch; a
+            `DistillData` says more, such as unlabelled extra data.
         validation: other mini-batches; what comes out is chosen on them. Keep them apart from test too.
         budget: `10m`, `90s`, or a number of steps.
-        unlabelled: extra mini-batches of the same form, in the way of `training`.
-        settings: everything else.
+        config: how the student learns, and where.
+        callbacks: progress; a function is called with (stage, done, total).
         folder: for checkpoint and metrics, created if it is missing; an unfinished run there is resumed. None: neither
             is kept.
-        device: where it runs; by default where the student is.
-        replaced: of the student's plan: its replacements learn as shortcut plus residual with a batch norm, see
-            `make_trainable_`, and come out as the plan says.
-        known: mini-batches that these batch norms are set from.
-        reading: how outputs are read, and which count; by default all, as the labels or the teacher's class tell.
-        progress: called with (stage, done, total).
 
     Returns:
         A student that is at least as near to the teacher on validation as the one given.
@@ -119,30 +159,34 @@ def distill(
         UsageError: a budget too short for one step, or no budget; validation data that is the training data; a network
             that is offloaded; the folder holds a checkpoint made with other settings.
         DataError: a teacher with other outputs, unlabelled data of another form, labels that are missing or do not fit
-            where `settings.labels` needs them, or no data.
+            where `config.labels` needs them, or no data.
         NonFiniteError, ModelRaisedError: networks or data at fault.
         WeightsError: the folder holds the checkpoint of other networks, or of other validation samples.
         FolderError: the folder cannot be made, or the disk is full; the checkpoint before is still there.
     """
-    settings, read = settings or DistillConfig(), read_budget(budget)
+    config = expect_type(
+        DistillConfig() if config is None else config, DistillConfig, "config", "Like shoal.DistillConfig(seed=1)."
+    )
+    if not isinstance(data, DistillData):
+        data = DistillData(data)
+    read = read_budget(budget)
     if read is None:
         raise UsageError("the budget of the distillation is none", "Give a time (10m) or a number of steps (2000).")
-    check_disjoint(validation, training=training, unlabelled=unlabelled)
+    check_disjoint(validation, training=data.training, unlabelled=data.unlabelled)
     for network in (student, teacher):
         check_in_memory(network)
     check_trainable(student)
     path = ensure_dir(folder) if folder is not None else None
-    where = device or str(next(student.parameters()).device)
+    where = config.device or str(next(student.parameters()).device)
     with (
         holding(path),
         torch.inference_mode(mode=False),
         torch.enable_grad(),
         torch.random.fork_rng(devices=_drawing(where)),
     ):
-        torch.manual_seed(settings.seed)  # for loaders that shuffle validation: a resumed run sees the same
-        extra = loader_factory(unlabelled) if unlabelled is not None else None
-        inputs = DistillInputs(student, teacher, loader_factory(training), validation, extra, replaced, known, reading)
-        return Distillation(inputs, read, settings, where, path, progress).distill()
+        torch.manual_seed(config.seed)  # for loaders that shuffle validation: a resumed run sees the same
+        inputs = DistillInputs.of(student, teacher, data, validation)
+        return Distillation(inputs, read, config, where, path, as_callbacks(callbacks).progress).distill()
 
 
 def _drawing(device: str) -> list[int]:
@@ -165,6 +209,15 @@ class DistillInputs:
     replaced: Sequence[Replace]
     norm_batches: Sequence[Batch]
     reading: Reading | None
+
+    @classmethod
+    def of(
+        cls, student: nn.Module, teacher: nn.Module, data: DistillData, validation: Iterable[Any]
+    ) -> "DistillInputs":
+        """With the loader of each epoch."""
+        unlabelled = loader_factory(data.unlabelled) if data.unlabelled is not None else None
+        training = loader_factory(data.training)
+        return cls(student, teacher, training, validation, unlabelled, data.replaced, data.norm_batches, data.reading)
 
 
 @dataclass
