@@ -68,7 +68,7 @@ def test_a_list_of_batches_gives_every_fifth_to_validation():
         ((iter([]), dataset()), "train can be read only once"),
         (([], dataset()), "train holds no mini-batch"),
         ((dataset(), 3), "test is int"),
-        ((dataset(1), dataset()), "a data set of 1 samples"),
+        ((dataset(1), dataset()), "a data set of 1 sample"),
         (([("a", 1)], dataset()), "a loader yielded tuple"),
     ],
 )
