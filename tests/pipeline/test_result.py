@@ -47,6 +47,8 @@ def test_save_takes_an_empty_folder_but_no_other(preact, tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(FolderError, match=r"cannot use '.*notes.txt'"):
         preact.save(tmp_path / "notes.txt")
+    with pytest.raises(FolderError, match="embedded null"):
+        preact.save("a\0b")
     (tmp_path / "empty").mkdir()
     preact.save(str(tmp_path / "empty"))
     with pytest.raises(FolderError, match="is not empty"):

@@ -9,6 +9,7 @@ from torch import nn
 
 from shoal.batches import Batch
 from shoal.errors import ExportError, FolderError
+from shoal.files.reading import refusing
 from shoal.files.writing import write_text
 from shoal.pipeline.greedy import RemovalChoice
 from shoal.plan import Fold, Plan, Remove, Replace
@@ -76,11 +77,9 @@ class CompressResult:
         """
         check_savable(self.model)
         path = Path(folder)
-        try:
+        with refusing(FolderError, f"cannot use '{path}'", "Choose another folder."):
             path.mkdir(parents=True, exist_ok=True)
             occupied = not claimed and any(path.iterdir())
-        except OSError as error:
-            raise FolderError(f"cannot use '{path}': {error.strerror}", "Choose another folder.") from error
         if occupied:
             raise FolderError(f"the folder '{path}' is not empty", "Choose a new folder.")
         record = self._with_program(path)

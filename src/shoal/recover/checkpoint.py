@@ -9,6 +9,7 @@ from torch import nn
 from shoal import fingerprint as fingerprints
 from shoal.batches import Batch
 from shoal.errors import FolderError, UsageError, WeightsError
+from shoal.files.reading import refusing
 from shoal.fingerprint import digest_of, legacy_digest_of
 from shoal.surgery import model_digest
 
@@ -22,10 +23,8 @@ def ensure_dir(folder: str | Path) -> Path:
         FolderError: it cannot be created.
     """
     path = Path(folder)
-    try:
+    with refusing(FolderError, f"cannot use '{path}' for checkpoints", "Choose another folder."):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FolderError(f"cannot use '{path}' for checkpoints: {error.strerror}", "Choose another folder.") from error
     return path
 
 
