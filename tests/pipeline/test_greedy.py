@@ -72,7 +72,7 @@ def test_a_goal_is_exactly_one():
         ({"remove": -3}, "remove is -3, expected at least 1"),
         ({"max_drop": -0.5}, "max_drop is -0.5, expected 0 to 100"),
         ({"max_drop": 101.0}, "max_drop is 101.0, expected 0 to 100"),
-        ({"max_drop": float("nan")}, "max_drop is nan, expected 0 to 100"),
+        ({"max_drop": float("nan")}, "max_drop is nan, expected a number"),
         ({"blocks": ()}, "blocks names no block"),
         ({"remove": 1, "replace": True}, "replace goes with max_drop or a budget"),
     ],
