@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain as chained
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +71,7 @@ def certify(
     return _certificate(proof, deviations, samples, tolerance)
 
 
-@dataclass(frozen=True)
-class ConstructionProof:
+class ConstructionProof(NamedTuple):
     """What the canonical forms of two networks show.
 
     Args:
