@@ -66,7 +66,7 @@ def certify(
     proof = _by_construction(*graphs)
     if proof.same and example.size > 1:  # code may choose by the number of samples
         alone = _by_construction(*(_with_run(graph, example.take(1)) for graph in graphs))
-        proof = replace(alone, assumptions=proof.assumptions)
+        proof = alone._replace(assumptions=proof.assumptions)
     deviations, samples = _on_data(a, b, chained([first], stream), as_names(output))
     return _certificate(proof, deviations, samples, tolerance)
 
