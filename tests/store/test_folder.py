@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -179,7 +181,9 @@ def test_a_second_owner_is_refused_by_name_and_deletes_nothing(tmp_path):
         first.append({"n": 1})
         half = tmp_path / ".model.safetensors.abc.partial"
         half.write_text("half a file that the first is writing")
-        with pytest.raises(FolderError, match=rf"in use by process {os.getpid()} on .* since 20.*: .+\n.*Wait"):
+        command = re.escape(shlex.join(sys.argv)[:200])
+        owner = rf"in use by process {os.getpid()} on .* since 20.*: {command}\n.*Wait"
+        with pytest.raises(FolderError, match=owner):
             claimed(tmp_path)
         assert half.exists()
         first.append({"n": 2})
