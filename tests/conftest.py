@@ -1,8 +1,9 @@
 """What holds for every test."""
 
+import sys
 from importlib import import_module
 from importlib.metadata import EntryPoint
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -40,5 +41,20 @@ def install_plugins(monkeypatch):
 
         monkeypatch.setattr(plugins, "entry_points", entry_points)
         return lookups
+
+    return install
+
+
+@pytest.fixture
+def install_third_party(install_plugins, monkeypatch):
+    """A distribution 'third' whose module has these values, as entries of a group that a table reads."""
+
+    def install(group, table, **values):
+        module = ModuleType("third_party")
+        vars(module).update(values)
+        monkeypatch.setitem(sys.modules, "third_party", module)
+        install_plugins(group, *(("third", name, f"third_party:{name}") for name in values))
+        monkeypatch.setattr(table, "_entries", None)
+        monkeypatch.setattr(table, "_loaded", {})
 
     return install

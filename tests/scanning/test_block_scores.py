@@ -1,8 +1,7 @@
 """The functions of the table of scores, one after the other, and scores of other distributions."""
 
 import math
-import sys
-from types import ModuleType
+from functools import partial
 
 import pytest
 import torch
@@ -177,18 +176,9 @@ def test_plain_zero_for_a_dead_block_and_none_without_a_gradient():
 
 
 @pytest.fixture
-def install(install_plugins, monkeypatch):
+def install(install_third_party):
     """A distribution 'third' with these values as scores."""
-
-    def install(**values):
-        module = ModuleType("third_party")
-        vars(module).update(values)
-        monkeypatch.setitem(sys.modules, "third_party", module)
-        install_plugins("shoal.scores", *(("third", name, f"third_party:{name}") for name in values))
-        monkeypatch.setattr(SCORES, "_entries", None)
-        monkeypatch.setattr(SCORES, "_loaded", {})
-
-    return install
+    return partial(install_third_party, "shoal.scores", SCORES)
 
 
 def test_a_score_of_another_distribution_is_in_every_scan(install):

@@ -1,7 +1,6 @@
 """Metrics by name, those of other distributions included."""
 
-import sys
-from types import ModuleType
+from functools import partial
 
 import pytest
 import torch
@@ -24,18 +23,9 @@ def raising(original, changed, batch):
 
 
 @pytest.fixture
-def install(install_plugins, monkeypatch):
+def install(install_third_party):
     """A distribution 'third' with these values as metrics."""
-
-    def install(**values):
-        module = ModuleType("third_party")
-        vars(module).update(values)
-        monkeypatch.setitem(sys.modules, "third_party", module)
-        install_plugins("shoal.metrics", *(("third", name, f"third_party:{name}") for name in values))
-        monkeypatch.setattr(METRICS, "_entries", None)
-        monkeypatch.setattr(METRICS, "_loaded", {})
-
-    return install
+    return partial(install_third_party, "shoal.metrics", METRICS)
 
 
 def outputs():
