@@ -147,6 +147,39 @@ class Latency(FrozenModel):
     channels_last: bool
 
 
+class LatencyRatio(FrozenModel):
+    """The latency of a network as a share of the original's, from pairs of timings within milliseconds of each other.
+
+    `low` to `high` holds the ratio with 95 % confidence; `rounds` counts the pairs, none where the times were not
+    measured here. `drift` is by how much the ratio rose from the first third of the pairs to the last, as a share of
+    it, and `drift_interval` holds that with 95 % confidence; `original_drift` is the same of the original's own time,
+    which tells how steady the machine was. `precision` is the width that was asked for, as a share of the ratio. With
+    the clock 'running' only the time counts in which the calling thread was on a core: it never waited of its own
+    accord, and what other programs took from it is left out.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    rounds: int = 0
+    drift: float = 0.0
+    drift_interval: Interval | None = None
+    original_drift: float = 0.0
+    original_ms: float | None = None
+    precision: float | None = None
+    clock: Literal["wall", "running"] = "wall"
+
+    @property
+    def width(self) -> float:
+        """The width of the interval, as a share of the ratio."""
+        return (self.high - self.low) / self.ratio
+
+    @property
+    def is_precise(self) -> bool:
+        """Whether the interval is as narrow as was asked for; False where time ran out before."""
+        return self.precision is None or self.width <= self.precision
+
+
 class NetworkCost(FrozenModel):
     """What a network takes. 1 MAC = one multiply-add (FLOPs = 2 MACs), for one sample of shape `input_shape`."""
 

@@ -1,13 +1,15 @@
 """The latency of one forward, of several networks in turn so that all are disturbed alike."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from timeit import Timer
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.benchmark.utils.timer import timer as clock
+from torch.utils.benchmark.utils.timer import timer as clock  # it waits for the device
 
 from shoal import record
 from shoal.alignment import in_aligned_memory
@@ -15,6 +17,8 @@ from shoal.batches import Batch, call, device_of
 from shoal.errors import DataError, ModelRaisedError, UsageError, check_memory
 from shoal.preserve import copied, evaluating
 
+# The largest size that glibc adapts to is 32 MiB.
+_KEPT_BYTES = 31 * 2**20
 _FEWEST = 5  # rounds, however slow a network is: quartiles of fewer say nothing
 
 
@@ -66,11 +70,38 @@ def interleaved_latency(
 
     A ratio of two networks is best taken turn by turn: what slows the machine down for a while hits both.
     """
-    _check(models, batch, min_seconds, rounds)
+    if not min_seconds > 0 or rounds < 1:
+        raise UsageError(
+            f"min_seconds = {min_seconds}, rounds = {rounds}",
+            "Expected min_seconds > 0 and at least one round.",
+        )
+    with forwards_of(models, batch, channels_last=channels_last) as forwards:
+        # Torch's own Timer warms up twice before each block: two thirds of the time, where a block is one forward. Its
+        # clock waits for the device.
+        timers = {name: Timer(forward, timer=clock) for name, forward in forwards.items()}
+        return _take_turns(timers, min_seconds, rounds)
+
+
+@contextmanager
+def forwards_of(
+    models: Mapping[str, nn.Module], batch: Batch, *, channels_last: bool = False
+) -> Iterator[dict[str, Callable[[], Any]]]:
+    """One forward of each network on the batch, ready to be timed: eval mode, inference mode, each called once.
+
+    Raises:
+        UsageError: no networks.
+        DataError: the batch holds no sample.
+        ModelRaisedError: a network raised, now or while it was timed.
+        SurgeryError: `channels_last`, and a network cannot be copied.
+    """
+    if not models:
+        raise UsageError("no networks to time", "Give at least one, by name.")
+    if not batch.tensors or batch.size == 0:
+        raise DataError("a batch without samples", "Give at least one sample to time with.")
     subjects = {name: _channels_last(model) for name, model in models.items()} if channels_last else dict(models)
     memory_format = torch.channels_last if channels_last else None
     with ExitStack() as stack:
-        timers = {}
+        forwards: dict[str, Callable[[], Any]] = {}
         for name, model in subjects.items():
             stack.enter_context(evaluating(model))
             stack.enter_context(in_aligned_memory(model))
@@ -78,10 +109,11 @@ def interleaved_latency(
             # First without inference mode: a table that a model builds lazily and keeps must stay usable for
             # training.
             call(model, inputs)
-            timers[name] = _timer(model, inputs)
+            forwards[name] = partial(call, model, inputs)
+        keep_freed_memory()
         with torch.inference_mode():
             try:
-                return _take_turns(timers, min_seconds, rounds)
+                yield forwards
             except Exception as error:
                 check_memory(error, "while networks were timed")
                 raise ModelRaisedError(
@@ -90,32 +122,25 @@ def interleaved_latency(
                 ) from error
 
 
+def keep_freed_memory() -> None:
+    """Make glibc's allocator keep what a forward frees for the next one, as that of a long-running program does.
+
+    In a young process it hands every activation back to the system, which clears the pages again at the next forward:
+    up to half of the time of a small network, or none of it, depending on what the process did before. From the first
+    large allocation that is freed the allocator keeps everything up to its size; that of other systems is not
+    affected.
+    """
+    torch.ones(_KEPT_BYTES, dtype=torch.uint8)
+
+
 def within_noise(first: record.Latency, second: record.Latency) -> bool:
     """Whether two latencies cannot be told apart: their interquartile ranges overlap."""
     return first.q1_ms <= second.q3_ms and second.q1_ms <= first.q3_ms
 
 
-def _check(models: Mapping[str, nn.Module], batch: Batch, min_seconds: float, rounds: int) -> None:
-    if not models:
-        raise UsageError("no networks to time", "Give at least one, by name.")
-    if not min_seconds > 0 or rounds < 1:
-        raise UsageError(
-            f"min_seconds = {min_seconds}, rounds = {rounds}",
-            "Expected min_seconds > 0 and at least one round.",
-        )
-    if not batch.tensors or batch.size == 0:
-        raise DataError("a batch without samples", "Give at least one sample to time with.")
-
-
 def _channels_last(model: nn.Module) -> nn.Module:
     # On a copy: converting back would not restore the strides of weights that had others before.
     return copied(model).to(memory_format=torch.channels_last)
-
-
-def _timer(model: nn.Module, batch: Batch) -> Timer:
-    # Torch's own Timer warms up twice before each block: two thirds of the time, where a block is one forward. Its
-    # clock waits for the device.
-    return Timer(lambda: model(*batch.args, **batch.kwargs), timer=clock)
 
 
 def _take_turns(timers: Mapping[str, Timer], min_seconds: float, rounds: int) -> dict[str, list[float]]:
