@@ -232,12 +232,16 @@ class BlockRecord(FrozenModel):
 
 
 class RemovalStep(FrozenModel):
-    """One step of the greedy removal: what was removed, and the damage after it."""
+    """One step of the greedy removal: what was removed, and the damage after it.
+
+    Of the `candidates` as many were `measured`; the others were bounded (see `pipeline.removal_screen`).
+    """
 
     removed: str
     kl: float
     kl_interval: Interval
     candidates: int
+    measured: int | None = None
     n: int
     validation: Comparison | None = None
     seconds: float

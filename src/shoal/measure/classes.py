@@ -8,7 +8,7 @@ from shoal.errors import DataError, NonFiniteError, count_of
 from shoal.measure.intervals import wilson
 from shoal.outputs import shown
 
-_CHUNK = 2**24  # values handled at once in float64, so that a large vocabulary does not need gigabytes
+_CHUNK = 2**17  # values handled at once in float64: what fits into a processor's cache is summed several times faster
 
 
 def check_samples(logits: Tensor, batch: Batch, name: str = "") -> None:
@@ -53,7 +53,8 @@ def log_probabilities(logits: Tensor, target: Tensor | None = None, axis: int | 
             "Probabilities need two classes: wrap a binary classifier so that it returns two logits, (0, x).",
         )
     log_probs = torch.log_softmax(last.float(), dim=-1)
-    if torch.isnan(log_probs).any() and not torch.isnan(last).any():
+    # The sum is NaN where any term is, at a tenth of the time of looking at each.
+    if torch.isnan(log_probs.sum()) and not torch.isnan(last).any():
         raise NonFiniteError("every class of an answer is -Inf", "A mask must leave at least one class.")
     return log_probs
 
@@ -179,20 +180,27 @@ def _like(original: Tensor, changed: Tensor) -> Tensor:
 
 
 def mean_kl(original: Tensor, changed: Tensor, counted: Tensor | None) -> Tensor:
-    """KL(original || changed) of every sample, the mean over the positions that count; classes last in both."""
-    rows = max(1, _CHUNK // max(1, original[0].numel())) if len(original) else 1
-    masks = counted.split(rows) if counted is not None else [None] * len(original.split(rows))
-    parts = zip(original.split(rows), changed.split(rows), masks, strict=True)
-    return torch.cat([_kl_rows(p, q, mask) for p, q, mask in parts])
+    """KL(original || changed) of every sample, the mean over the positions that count.
+
+    Args:
+        original: log-probabilities, classes last.
+        changed: likewise, of the same shape.
+        counted: which positions the mean is over; all where None.
+    """
+    classes = original.shape[-1]
+    p, q = original.reshape(-1, classes), changed.reshape(-1, classes)
+    rows = max(1, _CHUNK // classes)
+    parts = [_kl_rows(*pair) for pair in zip(p.split(rows), q.split(rows), strict=True)]
+    return mean_over(torch.cat(parts).reshape(original.shape[:-1]), counted)
 
 
-def _kl_rows(original: Tensor, changed: Tensor, counted: Tensor | None) -> Tensor:
-    wide = torch.float32 if original.device.type == "mps" else torch.float64
-    log_p = torch.log_softmax(original.to(wide), dim=-1)
-    log_q = torch.log_softmax(changed.to(wide), dim=-1)
+def _kl_rows(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL of each row of log-probabilities, whose sums may be off 1 by rounding: they are normalised in float64 here."""
+    wide = torch.float32 if log_p.device.type == "mps" else torch.float64
+    log_p, log_q = log_p.to(wide), log_q.to(wide)
     p = log_p.exp()
-    # p log(p/q) - p + q sums to the same and is never negative term by term: rounding cannot make it less
-    # than zero.
     # A masked class has no probability: 0 log 0 is 0.
-    terms = (torch.where(p > 0, p * (log_p - log_q), 0.0) - p + log_q.exp()).clamp(min=0)
-    return mean_over(terms.sum(dim=-1), counted)
+    gap = torch.where(p > 0, log_q - log_p, 0.0)
+    total = p.sum(dim=-1)
+    # Equal rows give 0 exactly; rounding cannot make it less.
+    return (log_q.exp().sum(dim=-1).log() - total.log() - (p * gap).sum(dim=-1) / total).clamp(min=0)

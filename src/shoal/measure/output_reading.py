@@ -7,6 +7,7 @@ output: a softmax would be blind to a shift of all values. Integers and booleans
 or not: their damage is the share of elements that differ. A `Reading` says which was taken and why.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -273,11 +274,20 @@ def check_pairing(head: OutputReading, original: Tensor, changed: Tensor) -> Non
             " the two cannot be paired",
             "Name the outputs to compare (output=, --output), or pass a damage function (damage=).",
         )
-    if not torch.equal(torch.isneginf(original), torch.isneginf(changed.to(original.device))):
+    if not _same_masked(original, changed.to(original.device)):
         raise NonFiniteError(
             f"{shown(head.name)} is -Inf at other places with the change than without",
             "Scores may be masked, but the mask must not depend on what is removed.",
         )
+
+
+def _same_masked(original: Tensor, changed: Tensor) -> bool:
+    """Whether both are -Inf at the same places; where neither is anywhere, the smallest values tell."""
+    if original.is_floating_point() and original.dtype.itemsize > 1 and original.numel():
+        smallest = float(original.min()), float(changed.min())
+        if min(smallest) > -math.inf:
+            return True
+    return torch.equal(torch.isneginf(original), torch.isneginf(changed))
 
 
 def padding_of(values: Tensor, batch: Batch) -> Tensor | None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -14,16 +14,20 @@ from shoal.blocks.module_replacements import module_replacements, normalize_remo
 from shoal.errors import FolderError, NotReachedError, SurgeryError
 from shoal.files.reading import refusing
 from shoal.measure import Predictions, Reading, compare, predictions
+from shoal.offloaded import is_offloaded
 from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks
+from shoal.pipeline.removal_screen import RemovalScreen
 from shoal.plan import Remove
 from shoal.preserve import patched
 from shoal.progress import Journal, NullJournal, ProgressCallback, no_progress
 from shoal.record import BlockAction, Comparison, Planning, RemovalStep, metric_drop
-from shoal.scanning import DamageFunction, OutputDamage, RemovalDamage, removal_sweep, responses
+from shoal.scanning import DamageFunction, OutputDamage, Recordings, RemovalDamage, removal_sweep, responses
 from shoal.surgery import check_removable, strict_identities
 
 # Two steps beyond the limit in a row end the search: the drop is not monotone in the number of blocks.
 _PATIENCE = 2
+# Of activations and outputs that are kept from one step to the next.
+_KEPT_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,10 @@ class GreedyRemoval:
     damage: DamageFunction | None = None
     journal: Journal = field(default_factory=NullJournal)
     progress: ProgressCallback = no_progress
+
+    def __post_init__(self) -> None:
+        self.recordings = Recordings(self.graph, 0 if is_offloaded(self.graph.model) else _KEPT_BYTES)
+        self.screen = RemovalScreen()
 
     @property
     def units(self) -> bool:
@@ -183,7 +191,7 @@ class GreedyRemoval:
         self.journal.append({"kind": "worths", "worths": plain})
         return {entry.path: entry for entry in damages}
 
-    def _sweep(self, candidates: list[str], removed: list[str], stage: str) -> list[RemovalDamage]:
+    def _sweep(self, candidates: Sequence[str], removed: Sequence[str], stage: str) -> list[RemovalDamage]:
         total = len(candidates) * len(self.calibration)
         count = 0
 
@@ -193,7 +201,13 @@ class GreedyRemoval:
             self.progress(stage, count, total)
 
         return removal_sweep(
-            self.graph, self.calibration, candidates, removed=removed, damage=self.damage, on_progress=tick
+            self.graph,
+            self.calibration,
+            candidates,
+            removed=removed,
+            damage=self.damage,
+            recordings=self.recordings,
+            on_progress=tick,
         )
 
     def _greedy(self, candidates: list[str]) -> RemovalChoice:
@@ -201,12 +215,12 @@ class GreedyRemoval:
         worths = self._first_worths(list(every))
         original = predictions(self.graph.model, self.validation, reading=self.reading)
         with refusing(FolderError, "the journal of the run is damaged", "Choose a new --out."):
-            steps = [
-                RemovalStep.model_validate(line["step"]) for line in self.journal.measured() if line["kind"] == "step"
-            ]
+            lines = [line for line in self.journal.measured() if line["kind"] == "step"]
+            steps = [RemovalStep.model_validate(line["step"]) for line in lines]
+            self.screen = RemovalScreen.read(lines[-1].get("screen")) if lines else RemovalScreen.of(worths.values())
         while not self._finished(steps) and self._left(candidates, [step.removed for step in steps]):
             step = self._step(steps, candidates, worths, original)
-            self.journal.append({"kind": "step", "step": step.model_dump(mode="json")})
+            self.journal.append({"kind": "step", "step": step.model_dump(mode="json"), "screen": asdict(self.screen)})
             steps.append(step)
         count = self._best_length(steps)
         removed = [step.removed for step in steps[:count]]
@@ -221,8 +235,13 @@ class GreedyRemoval:
         start = time.perf_counter()
         removed = [step.removed for step in steps]
         remaining = self._left(candidates, removed)
-        stage = f"step {len(steps) + 1}: {len(remaining) if self.units else _blocks(len(remaining))} tried"
-        tried = self._sweep(remaining, removed, stage) if steps else [worths[name] for name in remaining]
+        tried = (
+            self.screen.measure(
+                remaining, lambda names: self._sweep(names, removed, self._stage(len(steps), names, remaining))
+            )
+            if steps
+            else [worths[name] for name in remaining]
+        )
         best = min(tried, key=lambda candidate: candidate.damage)
         with blocks_disabled(self.graph, [*removed, best.path]) as model:
             validation = compare(original, predictions(model, self.validation, reading=self.reading), "validation")
@@ -231,10 +250,15 @@ class GreedyRemoval:
             kl=best.damage,
             kl_interval=best.interval,
             candidates=len(remaining),
+            measured=len(tried),
             n=best.n,
             validation=validation,
             seconds=time.perf_counter() - start,
         )
+
+    def _stage(self, steps: int, names: Sequence[str], remaining: Sequence[str]) -> str:
+        total = str(len(remaining)) if self.units else _blocks(len(remaining))
+        return f"step {steps + 1}: {total if len(names) == len(remaining) else f'{len(names)} of {total}'} tried"
 
     def _finished(self, steps: list[RemovalStep]) -> bool:
         if isinstance(self.goal, RemoveBlocks):

@@ -4,17 +4,19 @@ Each mini-batch runs through the unchanged network once, and then for every cand
 `blocks.prefix_cache`). Candidates may also share a forward on the batch axis (see `batched_candidates`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from shoal.batches import Batch, batches, device_of
+from shoal.batches import Batch, batches, call, device_of
 from shoal.blocks import BlockGraph
 from shoal.blocks.module_replacements import module_replacements
-from shoal.blocks.prefix_cache import PrefixCache
+from shoal.blocks.prefix_cache import Forward, PrefixCache
 from shoal.errors import DataError
 from shoal.measure import mean_interval, reading_of
 from shoal.plan import Remove
@@ -42,6 +44,65 @@ class SweepObserver:
         """Every active candidate was run on mini-batch number `index`."""
 
 
+class Recordings:
+    """What sweeps over the same mini-batches record of each: the original's output, and a prefix to run from.
+
+    Args:
+        graph: the analysed original network.
+        memory: bytes that are kept from one sweep to the next; what does not fit is run again.
+    """
+
+    def __init__(self, graph: BlockGraph, memory: float = 0) -> None:
+        self.graph, self.memory = graph, memory
+        self.base: dict[str, Forward] = {}
+        self._removed: tuple[str, ...] = ()
+        self._plain = self._prefix = PrefixCache(graph)
+        self._originals: dict[int, Any] = {}
+        self._prefixes: dict[int, PrefixCache] = {}
+
+    def remove(self, removed: Sequence[str]) -> None:
+        """From now on these are removed in every run but the original's; prefixes without others are dropped."""
+        if tuple(removed) == self._removed:
+            return
+        modules = module_replacements(self.graph, [Remove.named(name) for name in removed])
+        self.base = {path: module.forward for path, module in modules.items()}
+        self._removed, self._prefix = tuple(removed), PrefixCache(self.graph, self.base)
+        self._prefixes.clear()
+
+    def of(self, index: int, batch: Batch) -> tuple[Any, PrefixCache]:
+        """The original's output on mini-batch number `index`, and the prefix of the network without what is removed."""
+        prefix, output = self._prefixes.get(index), self._originals.get(index)
+        if output is None and not self._removed:
+            prefix = copy(self._prefix)
+            output = prefix.record(batch)
+        elif output is None:
+            # From where the network may be run again is found out with nothing removed.
+            output = call(self.graph.model, batch) if self.graph.restarts else self._plain.record(batch)
+        if prefix is None:
+            prefix = copy(self._prefix)
+            prefix.record(batch)
+        if index not in self._originals and self._size + _size(output) <= self.memory:
+            self._originals[index] = output
+        if index not in self._prefixes and self._size + _size(prefix.outputs) <= self.memory:
+            self._prefixes[index] = prefix
+        return output, prefix
+
+    @property
+    def _size(self) -> int:
+        return sum(map(_size, (*self._originals.values(), *(prefix.outputs for prefix in self._prefixes.values()))))
+
+
+def _size(item: Any) -> int:
+    """Bytes of the tensors in containers; what is in something else is not known, and counts as endless."""
+    if isinstance(item, torch.Tensor):
+        return item.nbytes
+    if isinstance(item, Mapping):
+        return sum(map(_size, item.values()))
+    if isinstance(item, tuple | list):
+        return sum(map(_size, item))
+    return 0 if item is None or isinstance(item, bool | int | float | str) else sys.maxsize
+
+
 def sweep(
     graph: BlockGraph,
     loader: Iterable[Any],
@@ -51,6 +112,7 @@ def sweep(
     removed: Sequence[str] = (),
     skip: int = 0,
     stack: int = 1,
+    recordings: Recordings | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Run every candidate on every mini-batch and report the outputs to `observer`; the network is left as it was.
@@ -64,29 +126,27 @@ def sweep(
         skip: mini-batches at the beginning that are read but not run (a resumed scan).
         stack: how many removed-block candidates share a forward on the batch axis, where the network supports it; 1
             runs each alone, which is bitwise what a whole forward gives.
+        recordings: of earlier sweeps over the same mini-batches, in the same order.
         on_progress: called with (candidates done, candidates) in each mini-batch.
 
     Raises:
         DataError: the loader is empty.
         NonFiniteError, ModelRaisedError: as the network behaves.
     """
-    modules = module_replacements(graph, [Remove.named(name) for name in removed])
-    base = {path: module.forward for path, module in modules.items()}
+    recordings = recordings or Recordings(graph)
     count = 0
     with evaluating(graph.model):
-        baseline, current = PrefixCache(graph), PrefixCache(graph, base)
+        recordings.remove(removed)
         for index, batch in enumerate(batches(loader, device_of(graph.model))):
             count += 1
             if index < skip:
                 continue
-            observer.on_baseline(index, batch, baseline.record(batch))
-            if removed:
-                current.record(batch)
-            prefix = current if removed else baseline
+            output, prefix = recordings.of(index, batch)
+            observer.on_baseline(index, batch, output)
             active = [candidate for candidate in candidates if observer.is_active(candidate)]
             if stack > 1 and index == skip:
                 paths = [candidate.path for candidate in active if candidate.ablation == "block"]
-                stack = stack if stacking_agrees(graph, base, batch, paths, stack) else 1
+                stack = stack if stacking_agrees(graph, recordings.base, batch, paths, stack) else 1
             for done, (candidate, output) in enumerate(_outputs(graph, prefix, active, stack), 1):
                 observer.on_candidate(candidate, batch, output)
                 if on_progress is not None:
@@ -126,6 +186,7 @@ def removal_sweep(
     *,
     removed: Sequence[str] = (),
     damage: DamageFunction | None = None,
+    recordings: Recordings | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[RemovalDamage]:
     """The damage of removing each candidate, in addition to what is in `removed`.
@@ -139,6 +200,7 @@ def removal_sweep(
         removed: what is removed in every run, likewise.
         damage: what to measure; by default the divergence of the outputs, read as the first mini-batch and its labels
             suggest. `loader` is then read more than once.
+        recordings: of earlier sweeps over the same mini-batches, in the same order.
         on_progress: called with (runs done, runs in this mini-batch).
 
     Returns:
@@ -153,7 +215,7 @@ def removal_sweep(
         damage = OutputDamage(reading_of(graph.model, loader))
     collector = _DamageCollector(damage)
     ablations = removal_candidates(graph, candidates, removed)
-    sweep(graph, loader, ablations, collector, removed=removed, on_progress=on_progress)
+    sweep(graph, loader, ablations, collector, removed=removed, recordings=recordings, on_progress=on_progress)
     return [_mean_damage(path, collector.by_path[path]) for path in candidates]
 
 
