@@ -109,7 +109,6 @@ def sweep(
     candidates: Sequence[Candidate],
     observer: SweepObserver,
     *,
-    removed: Sequence[str] = (),
     skip: int = 0,
     stack: int = 1,
     recordings: Recordings | None = None,
@@ -122,11 +121,11 @@ def sweep(
         loader: mini-batches, read once.
         candidates: the ablations.
         observer: receives the outputs.
-        removed: what is removed in every run except the baseline: block paths, or names of `plan.Remove`.
         skip: mini-batches at the beginning that are read but not run (a resumed scan).
         stack: how many removed-block candidates share a forward on the batch axis, where the network supports it; 1
             runs each alone, which is bitwise what a whole forward gives.
-        recordings: of earlier sweeps over the same mini-batches, in the same order.
+        recordings: of earlier sweeps over the same mini-batches, in the same order; they say what is removed in every
+            run except the baseline, by default nothing.
         on_progress: called with (candidates done, candidates) in each mini-batch.
 
     Raises:
@@ -136,7 +135,6 @@ def sweep(
     recordings = recordings or Recordings(graph)
     count = 0
     with evaluating(graph.model):
-        recordings.remove(removed)
         for index, batch in enumerate(batches(loader, device_of(graph.model))):
             count += 1
             if index < skip:
@@ -215,7 +213,9 @@ def removal_sweep(
         damage = OutputDamage(reading_of(graph.model, loader))
     collector = _DamageCollector(damage)
     ablations = removal_candidates(graph, candidates, removed)
-    sweep(graph, loader, ablations, collector, removed=removed, recordings=recordings, on_progress=on_progress)
+    recordings = recordings or Recordings(graph)
+    recordings.remove(removed)
+    sweep(graph, loader, ablations, collector, recordings=recordings, on_progress=on_progress)
     return [_mean_damage(path, collector.by_path[path]) for path in candidates]
 
 
