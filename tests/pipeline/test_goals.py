@@ -32,6 +32,9 @@ WRITTEN = [
     (Budget(macs=0.5, params="3M"), {"macs": 0.5, "params": "3M"}),
     (Budget(depth=0, exclude=("b",)), {"depth": 0, "exclude": ["b"]}),
     (ParetoPoint(4), {"pick": 4}),
+    (ParetoPoint(4, "unit"), {"pick": 4, "grain": "unit"}),
+    (Budget(latency=0.5, grain="unit", include="*.mlp"), {"latency": 0.5, "grain": "unit", "include": ["*.mlp"]}),
+    (MaxDrop(2.5, True, "unit"), {"max_drop": 2.5, "replace": True, "grain": "unit"}),
 ]
 
 

@@ -10,7 +10,8 @@ network merges (RepConv). Inside the branch of another addition they are parts o
 The norms of post-norm blocks, LN(x + F), are found here too: those that are the only reader of an addition's result.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -158,6 +159,43 @@ class AdditionSearch:
         if len(flowing) != 1:
             return None
         return ("projection" if signature.name in LINEAR else "reshape"), flowing[0]
+
+
+def parallel_parts(trace: Trace, additions: Sequence[Addition]) -> list[Addition]:
+    """The branches of a block with one addition, x + (A + M), that run next to each other; empty where it has only one.
+
+    Each is an addition of its own, to what the others make. The maps that a layer is a sum of (an adapter, convolutions
+    that a deployed network merges) are linear, and share what comes before them: they are parts of one branch.
+    """
+    if len(additions) != 1 or additions[0].is_layer:
+        return []
+    return _parts_of(trace, additions[0], additions[0].branch)
+
+
+def _parts_of(trace: Trace, whole: Addition, value: int) -> list[Addition]:
+    producer = trace.values[value].producer
+    operands = add_operands(trace.ops[producer]) if producer in whole.branch_ops else None
+    if operands is None or operands[0] == operands[1]:
+        return []
+    ops = {operand: _ops_between(trace, operand, whole.origin) for operand in operands}
+    first, second = operands
+    shared = tuple(set(ops[first]) & set(ops[second]))
+    apart = not (trace.depends(first, second) or trace.depends(second, first)) and not _has_matrix(trace, shared)
+    if not apart or any(
+        not _params(trace, ops[each]) or _is_linear(trace, ops[each], whole.origin) for each in operands
+    ):
+        return []
+    parts = []
+    for branch, rest in (operands, operands[::-1]):
+        part = replace(whole, op=producer, result=value, stream=rest, branch=branch, branch_ops=ops[branch])
+        parts += _parts_of(trace, whole, branch) or [part]
+    return sorted(parts, key=lambda part: part.branch_ops[-1])
+
+
+def _has_matrix(trace: Trace, ops: tuple[int, ...]) -> bool:
+    """Whether operations read more than the parameters of a norm."""
+    read = [value for op in ops for value in trace.ops[op].inputs if trace.values[value].origin == "parameter"]
+    return any(len(trace.values[value].shape) > 1 for value in read)
 
 
 def _heavier_kind(first: ShortcutKind, second: ShortcutKind) -> ShortcutKind:

@@ -8,7 +8,7 @@ from torch import nn
 
 from shoal.batches import Batch, as_batch, call
 from shoal.blocks.adapters import adapter_of, declared_shortcut
-from shoal.blocks.additions import Addition, add_operands, post_addition_norms, residual_additions
+from shoal.blocks.additions import Addition, add_operands, parallel_parts, post_addition_norms, residual_additions
 from shoal.blocks.control_flow import RngWatch, data_dependent_blocks
 from shoal.blocks.graph import Block, BlockGraph, Chain, Unit, note_of, without_removable
 from shoal.blocks.hooks import removal_hook_reason, with_forward_hooks_of
@@ -84,7 +84,14 @@ def graph_from_trace(model: nn.Module, run: Trace) -> BlockGraph:
         parts.blocks.append(_outside_block())
     chain = Chain(tuple(_with_stages(parts.blocks)), note_of(parts.blocks, run))
     return BlockGraph(
-        model, run, chain, parts.shortcut_modules, parts.additions, parts.calls, parts.shortcuts_without_norms
+        model,
+        run,
+        chain,
+        parts.shortcut_modules,
+        parts.additions,
+        parts.calls,
+        parts.shortcuts_without_norms,
+        parallel=parts.parallel,
     )
 
 
@@ -97,6 +104,7 @@ class GraphParts:
     additions: dict[str, tuple[Addition, ...]] = field(default_factory=dict)
     calls: dict[str, ModuleCall] = field(default_factory=dict)
     shortcuts_without_norms: dict[str, nn.Module] = field(default_factory=dict)
+    parallel: dict[str, tuple[Addition, ...]] = field(default_factory=dict)
 
 
 def _declared_calls(run: Trace) -> dict[int, ModuleCall]:
@@ -181,7 +189,12 @@ def _add_residual(
             _add_shortcut_without_norms(parts, run, call, additions, signs)
     parts.additions[path] = tuple(additions)
     parts.calls[path] = call
-    parts.blocks.append(_describe(run, call, additions, reason, assumption))
+    block = _describe(run, call, additions, reason, assumption)
+    parallel = parallel_parts(run, additions) if path else []
+    if parallel:
+        parts.parallel[path] = tuple(parallel)
+        block = replace(block, parallel=tuple(_unit(run, call, part) for part in parallel))
+    parts.blocks.append(block)
 
 
 def _add_shortcut_without_norms(

@@ -17,6 +17,7 @@ from shoal.blocks.operations import plain_name
 from shoal.blocks.template import tensor_refs
 from shoal.blocks.trace import ModuleCall, OpRecord, Trace
 from shoal.errors import UnknownBlockError, did_you_mean
+from shoal.plan import Remove
 from shoal.record import BlockRecord
 
 
@@ -59,6 +60,7 @@ class Block:
         reason: why not.
         removable_activation_assumption: under which the activation after the addition does nothing and may go too; else
             None.
+        parallel: the branches that its one addition joins with the stream, x + (A + M), each a unit; else empty.
     """
 
     path: str
@@ -74,6 +76,25 @@ class Block:
     removable: bool
     reason: str | None
     removable_activation_assumption: str | None = None
+    parallel: tuple[Unit, ...] = ()
+
+    @property
+    def removable_units(self) -> tuple[Unit, ...]:
+        """What may be taken out of it alone: its units, or the parallel branches of its only one."""
+        return self.parallel or self.units
+
+    def unit_names(self, number: int | None) -> tuple[str, ...]:
+        """What patterns may call a unit: its block, `layer.3#1`, and the modules of its branch with those around them.
+
+        None is the whole of a block without units.
+        """
+        if number is None:
+            return (self.path,)
+        names = [self.path, Remove(path=self.path, unit=number).name]
+        for path in self.removable_units[number].branch:
+            parts = path.removeprefix(f"{self.path}.").split(".")
+            names += [".".join((self.path, *parts[:depth])) for depth in range(1, len(parts) + 1)]
+        return tuple(dict.fromkeys(names))
 
     def record(self, **results: Any) -> BlockRecord:
         """Its entry in a record, with measured `results`: further fields of `BlockRecord`."""
@@ -144,18 +165,47 @@ class Chain:
                 )
         chosen = []
         for block in self.blocks:
-            if not block.removable and (whole or len(block.units) < 2):
+            if not block.removable and (whole or len(block.removable_units) < 2):
                 continue
             included = not include or any(fnmatchcase(block.path, pattern) for pattern in include)
             if included and not any(fnmatchcase(block.path, pattern) for pattern in exclude):
                 chosen.append(block)
         return tuple(chosen)
 
+    def select_units(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> dict[str, tuple[int, ...]]:
+        """By block the numbers of its units that match one of `include` (all without any) and none of `exclude`.
+
+        A pattern is about a block (`layers.3`), a unit by its name (`layers.3#1`) or by the modules of its branch
+        (`*.mlp`, `*.self_attn.*`). Blocks without a selected unit are left out; a declared block has none.
+
+        Raises:
+            UnknownBlockError: a pattern matches nothing.
+        """
+        include, exclude = list(include), list(exclude)
+        names: dict[tuple[str, int | None], tuple[str, ...]] = {}
+        for block in self:
+            numbers = range(len(block.removable_units)) if block.units else [None]
+            names |= {(block.path, number): block.unit_names(number) for number in numbers}
+        for pattern in (*include, *exclude):
+            if not any(_matches(known, pattern) for known in names.values()):
+                raise UnknownBlockError(
+                    f"the pattern '{pattern}' matches no residual block and no unit of one",
+                    did_you_mean(pattern, sorted({name for known in names.values() for name in known})),
+                )
+        selected: dict[str, tuple[int, ...]] = {}
+        for (path, number), known in names.items():
+            included = not include or any(_matches(known, pattern) for pattern in include)
+            if included and not any(_matches(known, pattern) for pattern in exclude):
+                selected[path] = (*selected.get(path, ()), *([number] if number is not None else []))
+        return selected
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         blocks = []
         for block in self.blocks:
             plain = asdict(block)
+            if not block.parallel:
+                del plain["parallel"]
             plain["tail"] = plain.pop("removable_activation_assumption")  # its name in files and in `trace --json`
             blocks.append(plain)
         return {"blocks": blocks, "note": self.note}
@@ -171,6 +221,7 @@ class BlockGraph:
         chain: its blocks.
         shortcut_modules: by block path; they share parameters with `model`, surgery copies them.
         additions: of each block, in the order they ran.
+        parallel: of a block with one addition of parallel branches, an addition for each of these.
         calls: of each block's module.
         shortcuts_without_norms: shortcuts without the norms after the additions, for blocks that have such norms.
         example: one sample, on which changes are tried.
@@ -188,6 +239,15 @@ class BlockGraph:
     example: Batch | None = None
     unit_stub_cache: dict[tuple[str, frozenset[int]], dict[str, nn.Module]] = field(default_factory=dict)
     restarts: dict[str, str] = field(default_factory=dict)
+    parallel: dict[str, tuple[Addition, ...]] = field(default_factory=dict)
+
+    def unit_additions(self, path: str) -> tuple[Addition, ...]:
+        """The additions of the units of a block that may be taken out alone."""
+        return self.parallel.get(path) or self.additions[path]
+
+
+def _matches(names: Iterable[str], pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def without_removable(graph: BlockGraph, reasons: dict[str, str]) -> BlockGraph:

@@ -6,6 +6,7 @@ the modules that are called once and feed nothing but the removed branch are rep
 the addition then adds zero, which changes no number.
 """
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,7 +53,7 @@ def normalize_removals(graph: BlockGraph, removals: Sequence[Remove]) -> list[Re
     for block in graph.chain:
         local = [removal for removal in removals if removal.path == block.path]
         units = sorted(removal.unit for removal in local if removal.unit is not None)
-        if block.removable and units and units == list(range(len(block.units))):
+        if block.removable and units and units == list(range(len(block.removable_units))):
             local = [Remove(path=block.path)]
         normalized += sorted(local, key=lambda removal: removal.unit or 0)
     return normalized
@@ -76,12 +77,39 @@ def unit_replacements(graph: BlockGraph, path: str, numbers: Iterable[int]) -> d
     return graph.unit_stub_cache[key]
 
 
+def block_without_units(graph: BlockGraph, path: str, numbers: Iterable[int]) -> nn.Module:
+    """The block at `path` without these units, as a module of its own; it shares all other parts with the block.
+
+    Raises:
+        UnknownBlockError, SurgeryError: as for `unit_replacements`.
+    """
+    stubs = unit_replacements(graph, path, numbers)
+    inside = {name.removeprefix(f"{path}."): stub for name, stub in stubs.items()}
+    return _with_modules(graph.model.get_submodule(path), inside)
+
+
+def _with_modules(module: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
+    """A shallow copy of a module with others in the place of some inside it."""
+    if "" in replacements:
+        return replacements[""]
+    variant = copy.copy(module)
+    variant.__dict__["_modules"] = dict(module._modules)
+    for name in {path.partition(".")[0] for path in replacements}:
+        inner = {
+            path.removeprefix(name).removeprefix("."): stub
+            for path, stub in replacements.items()
+            if path == name or path.startswith(f"{name}.")
+        }
+        variant._modules[name] = _with_modules(module.get_submodule(name), inner)
+    return variant
+
+
 def removable_units(graph: BlockGraph, block: Block) -> list[int]:
     """The units that can be removed alone from a block of several."""
-    if len(block.units) < 2:
+    if len(block.removable_units) < 2:
         return []
     removable = []
-    for number in range(len(block.units)):
+    for number in range(len(block.removable_units)):
         try:
             unit_replacements(graph, block.path, [number])
         except SurgeryError:
@@ -93,7 +121,7 @@ def removable_units(graph: BlockGraph, block: Block) -> list[int]:
 def _find_replacements(graph: BlockGraph, block: Block, numbers: list[int]) -> dict[str, nn.Module]:
     _check_units(graph, block, numbers)
     run, block_call = graph.trace, graph.calls[block.path]
-    additions = [graph.additions[block.path][number] for number in numbers]
+    additions = [graph.unit_additions(block.path)[number] for number in numbers]
     idle = _idle_calls(run, block_call, additions)
     last = _last_calls(run, block_call, additions, idle)
     if not last:
@@ -119,7 +147,7 @@ def _unit_names(block: Block, numbers: list[int]) -> str:
 
 
 def _check_units(graph: BlockGraph, block: Block, numbers: list[int]) -> None:
-    many = len(block.units)
+    many = len(block.removable_units)
     if many < 2:
         raise SurgeryError(
             f"the block '{block.path}' has {many or 'no'} unit{'' if many == 1 else 's'}, not several",
@@ -160,7 +188,9 @@ def _is_called_here_only(run: Trace, call: ModuleCall) -> bool:
 
 def _needed_ops(run: Trace, block: ModuleCall, removed: list[Addition]) -> set[int]:
     """The operations of a block on which anything outside of it depends, without the branches of `removed`."""
-    cut = {addition.op: addition.stream for addition in removed}
+    cut: dict[int, set[int]] = {}
+    for addition in removed:
+        cut.setdefault(addition.op, set()).add(addition.branch)
     outputs = set(tensor_refs(run.output))
     pending = [
         value.index
@@ -175,7 +205,7 @@ def _needed_ops(run: Trace, block: ModuleCall, removed: list[Addition]) -> set[i
         if op.index in needed or not block.holds(op.index):
             continue
         needed.add(op.index)
-        read = [cut[op.index]] if op.index in cut else op.inputs
+        read = [value for value in op.inputs if value not in cut.get(op.index, ())]
         pending += [value for value in read if run.values[value].producer >= 0]
     return needed
 
@@ -224,8 +254,10 @@ def _failure_reason(
         if not any(stub_call.holds(op.index) for stub_call in vacated)
     ]
     additions = [op for op in remaining if add_operands(run.ops[op]) is not None]
-    places = {number: graph.additions[block.path][number] for number in numbers}
-    units = tuple(replace(block.units[number], addition=additions.index(place.op)) for number, place in places.items())
+    places = {number: graph.unit_additions(block.path)[number] for number in numbers}
+    units = tuple(
+        replace(block.removable_units[number], addition=additions.index(place.op)) for number, place in places.items()
+    )
     seen: dict[int, bool] = {}
 
     def look(path: str, position: int, stream: Tensor, branch: Tensor) -> None:

@@ -26,7 +26,7 @@ from shoal.pipeline import (
     compress,
 )
 from shoal.pipeline.candidate_table import DEFAULT_KINDS, STUDENT_BUDGET
-from shoal.pipeline.goals import check_options, parse_goal
+from shoal.pipeline.goals import by_units, check_options, parse_goal
 from shoal.preserve import evaluating
 from shoal.record import summary_of
 from shoal.recover import DistillConfig, TrainingBudget, read_budget
@@ -257,9 +257,14 @@ def _show_plan(session: Session, request: CompressRequest, model: nn.Module, dat
     """What would be done, and about how long it would take on this machine."""
     batch = next(batches(data.calibration(augment=True), device_of(model)))
     graph = analyze(model, batch.take(2))
-    units = isinstance(request.goal, RemoveBlocks | MaxDrop) and request.goal.grain == "unit"
-    candidates = graph.chain.select(request.goal.include, request.goal.exclude, whole=not units)
-    tries = sum(max(1, len(block.units)) if units else 1 for block in candidates)
+    patterns = request.goal.include, request.goal.exclude
+    if by_units(request.goal):
+        units = graph.chain.select_units(*patterns)
+        candidates = [graph.chain[path] for path, numbers in units.items() if graph.chain[path].removable or numbers]
+        tries = sum(max(1, len(units[block.path])) for block in candidates)
+    else:
+        candidates = list(graph.chain.select(*patterns))
+        tries = len(candidates)
     with evaluating(model):
         call(model, batch)
         start = time.perf_counter()

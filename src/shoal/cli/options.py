@@ -75,7 +75,7 @@ class GoalOptions:
     )
     macs: str | None = option("--macs", "At most this fraction of the MACs, or 1.2G.", None, metavar="BUDGET")
     params: str | None = option("--params", "At most this fraction of the parameters, or 3M.", None, metavar="BUDGET")
-    depth: int | None = option("--depth", "Keep at most N blocks.", None, metavar="N")
+    depth: int | None = option("--depth", "Keep at most N blocks; with --grain unit, N units.", None, metavar="N")
     blocks: str | None = option("--blocks", "Remove these: layer1.3,layer2.4", None, metavar="PATHS")
     exact: bool = option("--exact", "Remove only blocks that are proved to do nothing.", False)
     pick: int | None = option("--pick", "Take the plan with this number on the front.", None)
@@ -85,7 +85,9 @@ class GoalOptions:
         "block",
         metavar="block|unit",
     )
-    include: str | None = option("--include", "Only these blocks: layer3.*,...", None, metavar="PATTERNS")
+    include: str | None = option(
+        "--include", "Only these blocks: layer3.*,...; with --grain unit also *.mlp.", None, metavar="PATTERNS"
+    )
     exclude: str | None = option("--exclude", "Never these blocks.", None, metavar="PATTERNS")
 
 

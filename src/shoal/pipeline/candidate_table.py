@@ -20,7 +20,8 @@ from shoal.measure import mean_interval
 from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.costs import CostModel
 from shoal.pipeline.profiling import PlacedModule
-from shoal.plan import Edge, Replacement
+from shoal.pipeline.unit_removals import unit_removals
+from shoal.plan import Edge, Remove, Replacement
 from shoal.preserve import evaluating
 from shoal.quantities import QUANTITIES, Cost
 from shoal.record import Interval
@@ -61,7 +62,10 @@ _MAX_R2_GAP = 0.1
 
 @dataclass
 class CandidateTable:
-    """Everything the solver needs, and the fitted replacement of each replacing edge."""
+    """Everything the solver needs, the fitted replacement of each replacing edge and the units of each that takes some.
+
+    `fixed_depth` is the depth of what no plan can touch: blocks, or units where plans are made of these.
+    """
 
     segments: SegmentChain
     edges: list[Edge]
@@ -70,6 +74,15 @@ class CandidateTable:
     fixed: Cost
     removal_damages: list[RemovalDamage]
     notes: list[str] = field(default_factory=list)
+    units_by_edge: dict[int, tuple[Remove, ...]] = field(default_factory=dict)
+    fixed_depth: int = 0
+
+    def removals(self, index: int) -> tuple[Remove, ...]:
+        """What an edge removes: a block, or some of its units."""
+        edge = self.edges[index]
+        if edge.action != "remove":
+            return ()
+        return self.units_by_edge.get(index) or (Remove(path=self.segments.paths[edge.start]),)
 
 
 @dataclass
@@ -88,6 +101,7 @@ class CandidateBuilder:
         allowed: names of the segments that may be touched; None: all.
         damage: how far outputs are from the original's, for each sample.
         progress: called with (stage, done, total).
+        units: by block those that may go alone; None where only whole blocks may.
     """
 
     graph: BlockGraph
@@ -101,6 +115,10 @@ class CandidateBuilder:
     damage: DamageFunction = divergence
     progress: Progress = lambda stage, done, total: None
     student_budget: TrainingBudget = field(default_factory=lambda: TrainingBudget(seconds=300))
+    units: Mapping[str, tuple[int, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        self.unit_removals = unit_removals(self.graph, self.costs.segments, self.units or {})
 
     def build(self) -> CandidateTable:
         """Time, fit and try everything; what costs no less than what it replaces is dropped before it is fitted."""
@@ -114,13 +132,17 @@ class CandidateBuilder:
         candidates = [candidate for group in groups for candidate in self._pareto_filter(group)]
         damages = self._measure_damages(candidates)
         edges, fitted_by_edge = self._edges(candidates, damages)
+        units_by_edge = self._add_unit_edges(edges, damages)
         removal_damages = [
             RemovalDamage(segment.path, *damages[f"remove {segment.path}"], self.num_damage_samples)
             for segment in segments.segments
             if segment.residual
         ]
         notes = [*_overfit_notes(candidates), *notes]
-        return CandidateTable(segments, edges, fitted_by_edge, costs.whole, costs.fixed, removal_damages, notes)
+        fixed = sum(self.depth_of(path) for path in self.graph.chain.paths if path not in segments.paths)
+        return CandidateTable(
+            segments, edges, fitted_by_edge, costs.whole, costs.fixed, removal_damages, notes, units_by_edge, fixed
+        )
 
     @property
     def num_damage_samples(self) -> int:
@@ -130,6 +152,10 @@ class CandidateBuilder:
     def is_allowed(self, *paths: str) -> bool:
         """Whether the user lets these segments be touched."""
         return self.allowed is None or all(path in self.allowed for path in paths)
+
+    def depth_of(self, path: str) -> int:
+        """What a block counts where the depth is bounded: one, or its units where these may go alone."""
+        return max(1, len(self.graph.chain[path].removable_units)) if self.units is not None else 1
 
     def _cheaper_candidates(self, like: torch.Tensor) -> tuple[list[ReplacementSpec], list[StudentSpec]]:
         """The closed forms and the students that cost less than what they replace, once everything is timed."""
@@ -145,7 +171,11 @@ class CandidateBuilder:
         students = [spec for spec in self._students(spans) if costs.can_be_cheaper(spec)]
         self.progress("timing every kind of block", 0, 1)
         untrained = {spec.name: placed for spec, placed in _untrained([*specs, *students], like)}
-        costs.measure({**untrained, **removal_candidates(self.graph, segments)})
+        parts = {
+            removal.name: PlacedModule(removal.module, removal.segment.in_shape, removal.segment.paths)
+            for removal in self.unit_removals
+        }
+        costs.measure({**untrained, **removal_candidates(self.graph, segments), **parts})
         # `untrained` holds as many weights as all students together: it must be gone before these learn.
         return (
             [spec for spec in specs if self._is_cheaper(spec.span, untrained[spec.name])],
@@ -225,7 +255,8 @@ class CandidateBuilder:
         edges: list[Edge] = []
         fitted_by_edge: dict[int, FittedReplacement] = {}
         for index, segment in enumerate(segments.segments):
-            step = _Step(index, index + 1, "keep", depth=int(segment.can_bound_span))
+            depth = self.depth_of(segment.path) if segment.residual else int(segment.can_bound_span)
+            step = _Step(index, index + 1, "keep", depth=depth)
             edges.append(_edge(step, 0.0, costs.steps[segment.path]))
             if segment.residual and self.is_allowed(segment.path):
                 shortcut = costs.lookup(self.graph.shortcut_modules[segment.path], segment.in_shape)
@@ -234,9 +265,24 @@ class CandidateBuilder:
         for candidate in candidates:
             fitted_by_edge[len(edges)] = candidate
             span = candidate.span
-            step = _Step(span.start, span.stop, "replace", candidate.kind, candidate.stand_in.depth)
+            copies = candidate.stand_in.copies
+            depth = sum(map(self.depth_of, copies)) if copies else candidate.stand_in.depth
+            step = _Step(span.start, span.stop, "replace", candidate.kind, depth)
             edges.append(_edge(step, damages[_name(candidate)][0], costs.lookup(candidate.module, span.in_shape)))
         return edges, fitted_by_edge
+
+    def _add_unit_edges(
+        self, edges: list[Edge], damages: Mapping[str, tuple[float, Interval]]
+    ) -> dict[int, tuple[Remove, ...]]:
+        """Add the removals of single units; returns what each of these edges removes, by its index."""
+        units_by_edge = {}
+        for removal in self.unit_removals:
+            segment, index = removal.segment, self.costs.segments.paths.index(removal.segment.path)
+            units_by_edge[len(edges)] = removal.removals
+            step = _Step(index, index + 1, "remove", depth=self.depth_of(segment.path) - len(removal.units))
+            cost = self.costs.lookup(removal.module, segment.in_shape)
+            edges.append(_edge(step, damages[removal.name][0], cost))
+        return units_by_edge
 
     def _measure_damages(self, candidates: list[FittedReplacement]) -> dict[str, tuple[float, Interval]]:
         """Mean damage of each change alone, with its interval."""
@@ -246,6 +292,8 @@ class CandidateBuilder:
             if segment.residual:
                 forward = self.graph.shortcut_modules[segment.path].forward
                 changes[f"remove {segment.path}"] = segment.path, {model.get_submodule(segment.path): forward}
+        for removal in self.unit_removals:
+            changes[removal.name] = removal.segment.path, removal.forwards
         for candidate in candidates:
             forwards = span_forwards(model, candidate.span, candidate.module)
             changes[_name(candidate)] = candidate.span.paths[0], forwards

@@ -20,7 +20,10 @@ def _check_grain(grain: str) -> None:
 
 
 def _units_refused() -> UsageError:
-    return UsageError("the grain 'unit' goes with remove or max_drop", "Plans and proofs are about whole blocks.")
+    return UsageError(
+        "the grain 'unit' goes with remove, max_drop, a budget or pick",
+        "`blocks` names units by themselves (layer.3#1), and a proof is about whole blocks.",
+    )
 
 
 def _grain_to_dict(grain: Grain) -> dict[str, Any]:
@@ -97,8 +100,6 @@ class MaxDrop(_Selection):
         flag("allow_replacement", self.allow_replacement)
         if not 0 <= self.points <= 100:
             raise UsageError(f"max_drop is {self.points}, expected 0 to 100", hint)
-        if self.grain == "unit" and self.allow_replacement:
-            raise _units_refused()
 
     @property
     def name(self) -> GoalName:
@@ -161,7 +162,9 @@ class Budget(_Selection):
         latency: at most this fraction of the original's latency (0.5), or an amount ('12ms').
         macs: at most this fraction of the original's MACs, or an amount ('1.2G').
         params: at most this fraction of the original's parameters, or an amount ('3M').
-        depth: keep at most this many blocks; a replacement counts as one.
+        depth: keep at most this many blocks; a replacement counts as one. With the grain `unit`, at most this many
+            units.
+        grain: `unit` also removes the attention or the MLP of a block alone.
     """
 
     name: ClassVar[GoalName] = "budget"
@@ -171,11 +174,13 @@ class Budget(_Selection):
     macs: str | float | None = None
     params: str | float | None = None
     depth: int | None = None
+    grain: Grain = "block"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_grain(self.grain)
         if self.depth is not None:
-            depth = whole_number("depth", self.depth, 0, "It is the number of blocks to be left.")
+            depth = whole_number("depth", self.depth, 0, f"It is the number of {self.grain}s to be left.")
             object.__setattr__(self, "depth", depth)
         self.limits(Cost(1.0, 1.0, 1.0))  # what cannot be read is refused before anything is measured
         if not self.bounds:
@@ -202,7 +207,7 @@ class Budget(_Selection):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as a record holds it."""
-        return self._with_patterns(self.bounds)
+        return self._with_patterns({**self.bounds, **_grain_to_dict(self.grain)})
 
 
 @dataclass(frozen=True)
@@ -211,20 +216,28 @@ class ParetoPoint(_Selection):
 
     Args:
         index: from 1, the fastest first.
+        grain: `unit` also removes the attention or the MLP of a block alone.
     """
 
     name: ClassVar[GoalName] = "pick"
     by_plan: ClassVar[bool] = True
 
     index: int
+    grain: Grain = "block"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_grain(self.grain)
         object.__setattr__(self, "index", whole_number("pick", self.index, 1, "1 is the fastest plan of the front."))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as a record holds it."""
-        return self._with_patterns({"pick": self.index})
+        return self._with_patterns({"pick": self.index, **_grain_to_dict(self.grain)})
+
+
+def by_units(goal: "Goal") -> bool:
+    """Whether a goal is about the units of blocks, not only about whole blocks."""
+    return getattr(goal, "grain", "block") == "unit"
 
 
 Goal = RemoveBlocks | MaxDrop | Blocks | ExactOnly | Budget | ParetoPoint
@@ -261,7 +274,7 @@ def parse_goal(request: Mapping[str, Any], spell: Callable[[str], str] = str) ->
     goal: Goal
     match "budget" if bounds else requested[0] if requested else None:
         case "budget":
-            goal = Budget(**bounds, **patterns)
+            goal = Budget(**bounds, grain=grain, **patterns)
         case "remove":
             goal = RemoveBlocks(values["remove"], grain, **patterns)
         case "blocks":
@@ -270,10 +283,10 @@ def parse_goal(request: Mapping[str, Any], spell: Callable[[str], str] = str) ->
             flag("exact", values["exact"])
             goal = ExactOnly(**patterns)
         case "pick":
-            goal = ParetoPoint(values["pick"], **patterns)
+            goal = ParetoPoint(values["pick"], grain, **patterns)
         case _:
             goal = MaxDrop(values.get("max_drop", DEFAULT_GOAL.points), replace, grain, **patterns)
-    if grain == "unit" and not isinstance(goal, RemoveBlocks | MaxDrop):
+    if grain == "unit" and isinstance(goal, Blocks | ExactOnly):
         raise _units_refused()
     unused = {name for name in GOAL_OPTIONS if values.get(name)} - {"grain"}
     check_options(goal, unused, spell=spell)

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from shoal.batches import Batch
-from shoal.blocks import BlockGraph
+from shoal.blocks import Block, BlockGraph
 from shoal.blocks.module_replacements import module_replacements, normalize_removals, removable_units
 from shoal.errors import FolderError, NotReachedError, SurgeryError
 from shoal.files.reading import refusing
 from shoal.measure import Predictions, Reading, compare, predictions
 from shoal.offloaded import is_offloaded
-from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks
+from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks, by_units
 from shoal.pipeline.removal_screen import RemovalScreen
 from shoal.plan import Remove
 from shoal.preserve import patched
@@ -85,7 +85,7 @@ class GreedyRemoval:
     @property
     def units(self) -> bool:
         """Whether the additions of a block are removed separately."""
-        return isinstance(self.goal, RemoveBlocks | MaxDrop) and self.goal.grain == "unit"
+        return by_units(self.goal)
 
     @property
     def reading(self) -> Reading | None:
@@ -112,15 +112,24 @@ class GreedyRemoval:
 
     def _candidates(self) -> list[str]:
         """The names of everything that may be tried, in the order of the chain."""
-        names, units = [], self.units
-        for block in self.graph.chain.select(self.goal.include, self.goal.exclude, whole=not units):
-            if units and len(block.units) > 1:
-                names += [Remove(path=block.path, unit=unit).name for unit in removable_units(self.graph, block)]
-                continue
-            names.append(block.path)
-            if block.path in self.graph.shortcuts_without_norms:
-                names.append(Remove(path=block.path, norms="drop").name)
+        if not self.units:
+            blocks = self.graph.chain.select(self.goal.include, self.goal.exclude)
+            return [name for block in blocks for name in self._whole(block)]
+        selected = self.graph.chain.select_units(self.goal.include, self.goal.exclude)
+        names = []
+        for path, units in selected.items():
+            block = self.graph.chain[path]
+            if len(block.removable_units) > 1:
+                removable = removable_units(self.graph, block)
+                names += [Remove(path=path, unit=unit).name for unit in units if unit in removable]
+            elif block.removable:
+                names += self._whole(block)
         return names
+
+    def _whole(self, block: Block) -> list[str]:
+        """The names of removing a block: with the norms behind its additions, too, where there are any."""
+        bare = [Remove(path=block.path, norms="drop").name] if block.path in self.graph.shortcuts_without_norms else []
+        return [block.path, *bare]
 
     def _left(self, candidates: list[str], removed: list[str]) -> list[str]:
         """The candidates that can still go beside what is gone."""

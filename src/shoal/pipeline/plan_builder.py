@@ -1,5 +1,6 @@
 """Plans made into networks: built from the analysed graph, refitted, and how far each is from the original."""
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -76,9 +77,8 @@ class PlanBuilder:
         actions: list[Remove | Replace] = []
         for index in path.edges:
             edge = self.tables.edges[index]
-            if edge.action == "remove":
-                actions.append(Remove(path=self.tables.segments.paths[edge.start]))
-            elif edge.action == "replace":
+            actions += self.tables.removals(index)
+            if edge.action == "replace":
                 fitted = self.tables.fitted_by_edge[index]
                 actions.append(Replace(paths=list(fitted.span.paths), stand_in=fitted.stand_in))
         return actions
@@ -146,7 +146,7 @@ class PlanBuilder:
         return RefinedPlan(variants[best], refit_damage, damages[best], note)
 
     def _removed(self, path: Path) -> list[str]:
-        return [action.path for action in self.actions(path) if isinstance(action, Remove)]
+        return [action.name for action in self.actions(path) if isinstance(action, Remove)]
 
     def _quick_refit(self, path: Path) -> nn.Module:
         samples, _ = split_samples(self.fit, QUICK_REFIT_SAMPLES)
@@ -169,6 +169,12 @@ def _copy_graph(graph: BlockGraph, removed: Sequence[str]) -> BlockGraph:
 
     They are copied together, as the shortcuts share parameters with the network.
     """
-    modules = nn.ModuleList([graph.model, *(graph.shortcut_modules[path] for path in removed)])
+    whole = [path for path in removed if path in graph.shortcut_modules]
+    modules = nn.ModuleList([graph.model, *(graph.shortcut_modules[path] for path in whole)])
     network, *shortcuts = cast(nn.ModuleList, copied(modules))
-    return replace(graph, model=network, shortcut_modules=dict(zip(removed, shortcuts, strict=True)))
+    return replace(
+        graph,
+        model=network,
+        shortcut_modules=dict(zip(whole, shortcuts, strict=True)),
+        unit_stub_cache=copy.deepcopy(graph.unit_stub_cache) if len(whole) < len(removed) else {},
+    )

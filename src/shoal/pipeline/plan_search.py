@@ -78,7 +78,7 @@ class PlanResult:
     def to_choice(self) -> RemovalChoice:
         """In the form the record is made of."""
         return RemovalChoice(
-            [action.path for action in self.actions if isinstance(action, Remove)],
+            [action.name for action in self.actions if isinstance(action, Remove)],
             self.removal_damages,
             {},
             self.reached,
@@ -429,9 +429,9 @@ class PlanSearch:
                 return None
             remaining[quantity.attribute] = None if limit == math.inf else limit - fixed
         if budget.depth is not None:
-            if budget.depth < self._fixed_blocks():
+            if budget.depth < self.tables.fixed_depth:
                 return None
-            remaining["depth"] = float(budget.depth - self._fixed_blocks())
+            remaining["depth"] = float(budget.depth - self.tables.fixed_depth)
         return ResourceLimits(**remaining)
 
     def _to_result(
@@ -482,15 +482,11 @@ class PlanSearch:
             damage=path.damage,
             macs=int(path.macs + fixed.macs),
             params=int(path.params + fixed.params),
-            removed=[action.path for action in actions if isinstance(action, Remove)],
+            removed=[action.name for action in actions if isinstance(action, Remove)],
             replaced=[action.paths for action in actions if isinstance(action, Replace)],
             kinds=[fitted.kind for fitted in self.builder.replacements(path)],
-            depth=path.depth + self._fixed_blocks(),
+            depth=path.depth + self.tables.fixed_depth,
         )
-
-    def _fixed_blocks(self) -> int:
-        """How many blocks no plan can touch."""
-        return len(self.graph.chain) - sum(segment.residual for segment in self.tables.segments.segments)
 
     def _unreachable(self, budget: _PlanBudget) -> str:
         reachable = []
@@ -502,7 +498,8 @@ class PlanSearch:
                 reachable.append(f"at least {share:.0f} % of the original's {quantity.label}")
         if budget.depth is not None:
             [shallowest] = best(self.tables.edges, self.length, ResourceLimits(), 1, objective="depth")
-            reachable.append(f"at least {shallowest.depth + self._fixed_blocks()} blocks")
+            counted = "units" if self.tables.units_by_edge else "blocks"
+            reachable.append(f"at least {shallowest.depth + self.tables.fixed_depth} {counted}")
         return "no plan meets the budget" + (f": by the tables, each has {', '.join(reachable)}" if reachable else "")
 
 
@@ -518,11 +515,14 @@ def _rank(plan: MeasuredPlan) -> tuple[float, float]:
 
 def _summary(actions: Sequence[Remove | Replace], segments: SegmentChain) -> str:
     """What a plan does, in a few words."""
-    removed = sum(isinstance(action, Remove) for action in actions)
+    removals = [action for action in actions if isinstance(action, Remove)]
+    units = sum(action.unit is not None for action in removals)
+    removed = len(removals) - units
     spans = [action for action in actions if isinstance(action, Replace)]
     paths = {path for span in spans for path in span.paths}
     covered = [segment for segment in segments.segments if segment.can_bound_span and segment.path in paths]
     changes = [f"{removed} blocks removed"] if removed else []
+    changes += [f"{units} single {'unit' if units == 1 else 'units'} removed"] if units else []
     if spans:
         what = "blocks" if covered[0].residual else "layers"
         changes.append(f"{len(covered)} {what} replaced by {len(spans)} stand-ins")

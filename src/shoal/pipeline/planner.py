@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from shoal.batches import Batch, device_of, like_of
+from shoal.blocks import BlockGraph
 from shoal.errors import NotReachedError, naming_memory_shortage
 from shoal.fingerprint import digest_of, legacy_digest_of
 from shoal.pipeline.cache import MeasurementCache
@@ -18,7 +19,7 @@ from shoal.pipeline.config import CompressConfig
 from shoal.pipeline.context import CompressContext, build_context, materialize
 from shoal.pipeline.costs import CostModel
 from shoal.pipeline.data_splits import DataSplits, split_samples_for_plan, with_mixup
-from shoal.pipeline.goals import Budget, Goal, ParetoPoint
+from shoal.pipeline.goals import Budget, Goal, ParetoPoint, by_units
 from shoal.pipeline.greedy import nothing_removable
 from shoal.pipeline.latency_backends import LatencyBackend, MeasuredLatency, open_backend
 from shoal.pipeline.plan_builder import PlanBuilder
@@ -54,7 +55,7 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
         backend = MeasuredLatency(like_of(graph.model), timed, channels_last=settings.channels_last)
     # A metric of the user's may need the labels, which a mix does not have.
     judge = with_mixup(splits.damage) if context.damage.function is None else splits.damage
-    allowed = frozenset(block.path for block in graph.chain.select(goal.include, goal.exclude))
+    allowed, units = _selected(graph, goal)
     segments = build_segments(graph)
     if not segments.segments:  # before a folder is made for its tables
         raise NotReachedError(nothing_removable(graph), "`shoal trace` gives the reason for each block.")
@@ -69,12 +70,22 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
         kinds=settings.stand_ins,
         longest=settings.longest,
         allowed=allowed if goal.include or goal.exclude else None,
+        units=units,
         damage=context.damage,
         progress=context.progress,
         student_budget=read_budget(settings.student_budget) or TrainingBudget(steps=1),
     )
     builder = PlanBuilder(graph, candidates.build(), splits.fit, judge, context.damage, context.progress)
     return PlanSearch(builder, backend)
+
+
+def _selected(graph: BlockGraph, goal: Goal) -> tuple[frozenset[str], dict[str, tuple[int, ...]] | None]:
+    """The blocks that the patterns leave whole, and by block the units that may go alone; None: none may."""
+    if not by_units(goal):
+        return frozenset(block.path for block in graph.chain.select(goal.include, goal.exclude)), None
+    units = graph.chain.select_units(goal.include, goal.exclude)
+    whole = (path for path, numbers in units.items() if len(numbers) == len(graph.chain[path].removable_units))
+    return frozenset(path for path in whole if graph.chain[path].removable), units
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,7 @@ def _cache_fingerprint(context: CompressContext, fit: Sequence[Batch], judge: Se
         "damage": function_id(context.damage),
         "include": list(context.goal.include),
         "exclude": list(context.goal.exclude),
+        **({"grain": "unit"} if by_units(context.goal) else {}),
     }
 
 

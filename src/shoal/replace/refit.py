@@ -23,6 +23,7 @@ from shoal.blocks import BlockGraph
 from shoal.blocks.interception import intercept_additions
 from shoal.errors import ModelRaisedError, NonFiniteError
 from shoal.offloaded import is_offloaded
+from shoal.plan import Remove
 from shoal.preserve import copied_arguments, evaluating
 from shoal.regress import Moments, fits
 from shoal.replace.fitting import (
@@ -87,7 +88,7 @@ def refit_(
     chain = build_segments(teacher)
     by_start = {fitted.span.start: fitted for fitted in replacements}
     walk = SequentialRefit(teacher, student, chain, by_start, frozenset(removed), refit_kept, config.seed)
-    changes = [*by_start, *(index for index, path in enumerate(chain.paths) if path in walk.removed)]
+    changes = [*by_start, *(index for index, path in enumerate(chain.paths) if path in walk.changed)]
     if not changes:
         return student
     batches = _fit_to_memory(batches, chain, config.memory)
@@ -117,12 +118,17 @@ class SequentialRefit:
     student: nn.Module
     chain: SegmentChain
     replacements: dict[int, FittedReplacement]
-    removed: frozenset[str]
+    removed: frozenset[str]  # of blocks and of single units
     refit_kept: bool
     seed: int
     teacher_x: list[Tensor] = field(default_factory=list)
     student_x: list[Tensor] = field(default_factory=list)
     side_inputs: list[SideInputs] = field(default_factory=list)
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """The blocks that are removed, whole or in part."""
+        return frozenset(Remove.named(name).path for name in self.removed)
 
     def run(
         self, start: int, stop: int, batches: Sequence[Batch], on_progress: Callable[[int, int], None] | None
@@ -151,7 +157,7 @@ class SequentialRefit:
                 self._refit_replacement(fitted)
             return fitted.span.stop
         segment = self.chain.segments[index]
-        refittable = self.refit_kept and segment.path not in self.removed
+        refittable = self.refit_kept and segment.path not in self.changed
         linear = last_linear(self.teacher, segment, MAX_UNKNOWNS) if refittable else None
         if linear is not None:
             self._refit_last_linear(segment, linear)

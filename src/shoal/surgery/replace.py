@@ -9,6 +9,7 @@ from shoal.blocks import BlockGraph
 from shoal.errors import SurgeryError
 from shoal.plan import Replace
 from shoal.replace import PassThrough, SegmentChain, build_replacement, build_segments, install_
+from shoal.surgery.hugging_face import attention_slots, repair_kv_cache_
 
 
 def replace_spans_(
@@ -38,9 +39,11 @@ def replace_spans_(
     for action in actions:  # all of them before the first change: students are copies of what is replaced
         if action.paths[0] not in ready:
             ready[action.paths[0]] = build_replacement(action.stand_in, like, graph.model)
+    attentions = attention_slots(graph.model)
     for action in actions:
         for number, path in enumerate(action.paths):
             install_(graph.model, path, PassThrough() if number else ready[path], forms[path])
+    repair_kv_cache_(graph.model, attentions)
     return graph.model
 
 
