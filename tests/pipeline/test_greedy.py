@@ -459,12 +459,9 @@ def test_single_unit_blocks_go_whole_beside_units():
     assert found.removed == chooser(preact(3), goal=RemoveBlocks(2)).choose().removed
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [{"exact": True}, {"blocks": ("a",)}, {"max_drop": 1.0, "replace": True}, {"depth": 1}],
-)
-def test_units_go_with_removal_alone(asked):
-    with pytest.raises(UsageError, match="grain 'unit' goes with remove or max_drop"):
+@pytest.mark.parametrize("asked", [{"exact": True}, {"blocks": ("a",)}])
+def test_units_are_neither_proved_nor_named_by_their_grain(asked):
+    with pytest.raises(UsageError, match="grain 'unit' goes with remove, max_drop, a budget or pick"):
         parse_goal({"grain": "unit", **asked})
 
 
