@@ -2,6 +2,7 @@
 
 from shoal.deprecated import former_names
 from shoal.plan.front import front
+from shoal.plan.pairs import PairTerm
 from shoal.plan.plan import (
     Fold,
     FoldStep,
@@ -30,6 +31,7 @@ __all__ = [
     "InputSpec",
     "NetworkSignature",
     "Norms",
+    "PairTerm",
     "Path",
     "Plan",
     "Remove",

@@ -5,12 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from shoal.errors import PlanError, did_you_mean
+from shoal.plan.pairs import PairTerm
 from shoal.plan.solver import OBJECTIVES, TOLERANCE, Edge, EdgeGraph, Path, build_edge_graph, least_path
 
 COSTS = tuple(name for name in OBJECTIVES if name != "damage")
 
 
-def front(edges: Sequence[Edge], length: int, *, cost: str = "latency_ms", points: int = 20) -> list[Path]:
+def front(
+    edges: Sequence[Edge],
+    length: int,
+    *,
+    cost: str = "latency_ms",
+    points: int = 20,
+    pairs: Sequence[PairTerm] = (),
+) -> list[Path]:
     """Paths of which none is better than another in both damage and `cost`, cheapest first.
 
     The ends are the cheapest path and the one with the least damage (all kept, where a keep edge has no damage).
@@ -25,7 +33,7 @@ def front(edges: Sequence[Edge], length: int, *, cost: str = "latency_ms", point
         raise PlanError(f"points is {points}, expected at least 2", "A front has two ends.")
     if cost not in COSTS:
         raise PlanError(f"the cost is {cost!r}, expected a quantity", did_you_mean(cost, [*COSTS]))
-    search = _FrontSearch(build_edge_graph(edges, length), cost)
+    search = _FrontSearch(build_edge_graph(edges, length, pairs), cost)
     for budget in np.linspace(search.cost_of(search.paths[0]), search.cost_of(search.paths[-1]), points)[1:-1]:
         search.probe(float(budget))
     while len(search.paths) < points and search.gaps:

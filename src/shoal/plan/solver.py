@@ -2,7 +2,7 @@
 
 Positions 0..length are nodes. An edge covers the blocks start..stop-1 and keeps, removes or replaces them; a path from
 0 to length is one network. Damages and costs add up along a path. That additivity is an assumption about networks (the
-caller measures how far it is off); the choice under it is exact.
+caller measures how far it is off, and may correct it for pairs of edges, see `pairs`); the choice under it is exact.
 
 The integer program (`scipy.optimize.milp`, HiGHS) is small because most edges are ruled out before: an edge is dropped
 where even the best path through it breaks a budget, or has a Lagrangian bound above a path in hand. On tables of 27 to
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import numpy as np
 from pydantic import ValidationError, model_validator
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import coo_matrix, csr_matrix, hstack
 
 from shoal.errors import PlanError, did_you_mean
+from shoal.plan.pairs import PairTerm, PairTerms, pair_terms
 from shoal.quantities import QUANTITIES
 from shoal.record import FrozenModel
 
@@ -133,6 +134,11 @@ class EdgeGraph:
     into: list[Array]
     out_of: list[Array]
     cost: dict[str, Array]
+    pairs: PairTerms
+
+    def path_sum(self, name: str) -> "_PathSum":
+        """What a path has of a quantity; pairs count for damage."""
+        return _PathSum(self.cost[name], self.pairs if name == "damage" else None)
 
     def forward(self, weights: Array) -> tuple[Array, Array]:
         """The least weight from 0 to each position, and the last edge on the way (-1: none)."""
@@ -164,7 +170,7 @@ class EdgeGraph:
 
     def total(self, name: str, edges: Sequence[int]) -> float:
         """The sum over a path, rounded once: it must not depend on the order of adding."""
-        return fsum(self.cost[name][list(edges)])
+        return self.path_sum(name).total(edges)
 
     def path(self, edges: Sequence[int]) -> Path:
         """The path as a value."""
@@ -178,11 +184,46 @@ class EdgeGraph:
         )
 
 
-def build_edge_graph(edges: Sequence[Edge], length: int) -> EdgeGraph:
+@dataclass(frozen=True, eq=False)
+class _PathSum:
+    """What edges have of a quantity, and their pairs if any; `lower` and `upper` bound the total by sums over edges."""
+
+    own: Array
+    pairs: PairTerms | None = None
+
+    @property
+    def lower(self) -> Array:
+        return self.own if self.pairs is None else self.own + self.pairs.lower
+
+    @property
+    def upper(self) -> Array:
+        return self.own if self.pairs is None else self.own + self.pairs.upper
+
+    def raised(self, bound: float, share: float) -> float:
+        """A bound raised by a share of its size, or of the largest pair's: what is left of these may be very small."""
+        largest = self.pairs.largest if self.pairs is not None else 0.0
+        return bound + share * max(abs(bound), largest) if isfinite(bound) else bound
+
+    def scale(self, total: float, alive: Array) -> float:
+        """What is 1 in an integer program: a total that is expected, or the largest edge where there is none."""
+        largest = self.pairs.largest if self.pairs is not None else 0.0
+        return max(total, largest) or float(np.abs(self.own[alive]).max()) or 1.0
+
+    def total(self, edges: Sequence[int]) -> float:
+        terms = self.pairs.on(edges) if self.pairs is not None else []
+        return fsum([*self.own[list(edges)], *terms])
+
+    def row(self, index: Array, terms: Array) -> Array:
+        """Coefficients of the edges at `index`, then of the pairs at `terms`."""
+        pairs = self.pairs.damage[terms] if self.pairs is not None else np.zeros(len(terms))
+        return np.concatenate([self.own[index], pairs])
+
+
+def build_edge_graph(edges: Sequence[Edge], length: int, pairs: Sequence[PairTerm] = ()) -> EdgeGraph:
     """The edges as arrays.
 
     Raises:
-        PlanError: no blocks, an edge outside the chain, or no path from 0 to `length`.
+        PlanError: no blocks, an edge outside the chain, no path from 0 to `length`, or a pair of other edges.
     """
     if length < 1:
         raise PlanError(f"the chain has {length} blocks, expected at least 1", "Give the number of its blocks.")
@@ -200,7 +241,7 @@ def build_edge_graph(edges: Sequence[Edge], length: int) -> EdgeGraph:
     cost["edges"] = np.ones(len(edges))
     into = [np.flatnonzero(stop == position) for position in range(length + 1)]
     out_of = [np.flatnonzero(start == position) for position in range(length + 1)]
-    chain = EdgeGraph(length, start, stop, into, out_of, cost)
+    chain = EdgeGraph(length, start, stop, into, out_of, cost, pair_terms(pairs, start, stop))
     reached = chain.forward(np.zeros(len(edges)))[0]
     if not isfinite(reached[length]):
         furthest = int(np.flatnonzero(np.isfinite(reached))[-1])
@@ -218,6 +259,7 @@ def solve(
     *,
     objective: str = "damage",
     without: Sequence[frozenset[int]] = (),
+    pairs: Sequence[PairTerm] = (),
 ) -> Path | None:
     """The path with the least `objective` within `budget`.
 
@@ -230,6 +272,7 @@ def solve(
         budget: upper bounds for the totals.
         objective: what to minimise.
         without: paths to leave out: no result holds all edges of any of these sets.
+        pairs: what two edges do together beyond the sum of their damages.
 
     Returns:
         The path, or None where no path is within the budget.
@@ -239,15 +282,22 @@ def solve(
     """
     order = _order(objective)
     _check_without(without, len(edges))
-    return least_path(build_edge_graph(edges, length), budget.limits(), order, without)
+    return least_path(build_edge_graph(edges, length, pairs), budget.limits(), order, without)
 
 
-def best(edges: Sequence[Edge], length: int, budget: ResourceLimits, k: int, objective: str = "damage") -> list[Path]:
+def best(
+    edges: Sequence[Edge],
+    length: int,
+    budget: ResourceLimits,
+    k: int,
+    objective: str = "damage",
+    pairs: Sequence[PairTerm] = (),
+) -> list[Path]:
     """The `k` best distinct paths within `budget`, best first; fewer where there are fewer. See `solve`."""
     if k < 1:
         raise PlanError(f"k is {k}, expected at least 1", "It is the number of paths.")
     order = _order(objective)
-    chain, limits = build_edge_graph(edges, length), budget.limits()
+    chain, limits = build_edge_graph(edges, length, pairs), budget.limits()
     paths: list[Path] = []
     while len(paths) < k:
         path = least_path(chain, limits, order, [frozenset(path.edges) for path in paths])
@@ -265,26 +315,40 @@ def least_path(
     Ties are broken by solving again with the optimum as a further bound. A small weight in the same objective instead
     would have to be below HiGHS's own tolerance to be harmless.
     """
-    bounds = [(chain.cost[name], limit) for name, limit in limits.items()]
+    bounds = [(chain.path_sum(name), limit) for name, limit in limits.items()]
     alive, incumbent = np.ones(len(chain.start), dtype=bool), None
     for name in order:
-        search = _PathSearch(chain, chain.cost[name], bounds, without)
+        search = _PathSearch(chain, chain.path_sum(name), bounds, without)
         incumbent, alive = search.least(alive, incumbent)
         if incumbent is None:
             return None
         if alive.sum() == len(incumbent):  # nothing else comes near
             break
-        bounds.append((chain.cost[name], chain.total(name, incumbent)))
+        bounds.append((chain.path_sum(name), chain.total(name, incumbent)))
     return chain.path(incumbent) if incumbent is not None else None
 
 
 @dataclass(frozen=True, eq=False)
+class _Bound:
+    """A bound that some path breaks, and the same with some slack, in units of `scale`."""
+
+    quantity: _PathSum
+    limit: float
+    scale: float
+
+    @property
+    def row(self) -> Array:
+        """The least that a path has of it, by edges."""
+        return self.quantity.lower / self.scale
+
+
+@dataclass(frozen=True, eq=False)
 class _PathSearch:
-    """An objective (`weights`) under `bounds`; `alive` masks the edges that may still be on an optimal path."""
+    """The objective `goal` under `bounds`; `alive` masks the edges that may still be on an optimal path."""
 
     chain: EdgeGraph
-    weights: Array
-    bounds: Sequence[tuple[Array, float]]
+    goal: _PathSum
+    bounds: Sequence[tuple[_PathSum, float]]
     without: Sequence[frozenset[int]]
 
     def least(self, alive: Array, incumbent: Edges | None) -> tuple[Edges | None, Array]:
@@ -306,7 +370,7 @@ class _PathSearch:
             if incumbent is None:
                 return None, alive
         alive = self._promising(alive, rows, prices, incumbent)
-        if alive.sum() > len(incumbent) and self._value(incumbent) > 0:
+        if alive.sum() > len(incumbent) and self._value(incumbent) > self._floor(alive):
             optimum = self._integer(alive, rows, incumbent)
             if optimum is None:
                 raise PlanError(
@@ -318,43 +382,48 @@ class _PathSearch:
 
     def allows(self, path: Edges) -> bool:
         """Whether it is within every bound, and not to be left out."""
-        edges = list(path)
-        within = all(fsum(weights[edges]) <= bound * (1 + TOLERANCE) for weights, bound in self.bounds)
+        within = all(quantity.total(path) <= quantity.raised(bound, TOLERANCE) for quantity, bound in self.bounds)
         return within and not any(excluded.issubset(path) for excluded in self.without)
 
     def _value(self, path: Edges) -> float:
-        return fsum(self.weights[list(path)])
+        return self.goal.total(path)
+
+    def _floor(self, alive: Array) -> float:
+        """What no path is below."""
+        return float(self.chain.forward(np.where(alive, self.goal.lower, inf))[0][self.chain.length])
 
     def _affordable(self, alive: Array) -> Array:
         """Without the edges whose cheapest path breaks a bound; repeatedly, as each bound helps the others."""
         while True:
             before = int(alive.sum())
-            for weights, bound in [*self.bounds, (self.weights, inf)]:
-                least = self.chain.through(np.where(alive, weights, inf))
-                alive = alive & (least <= bound * (1 + SLACK)) & np.isfinite(least)
+            for quantity, bound in [*self.bounds, (self.goal, inf)]:
+                least = self.chain.through(np.where(alive, quantity.lower, inf))
+                alive = alive & (least <= quantity.raised(bound, SLACK)) & np.isfinite(least)
             if int(alive.sum()) == before:
                 return alive
 
-    def _binding(self, alive: Array) -> list[Array]:
-        """The bounds that some path breaks, as rows with 1 as their bound. So a bound of 0 is never divided by."""
+    def _binding(self, alive: Array) -> list[_Bound]:
+        """The bounds that some path breaks, in units of themselves; where that is none, of the largest edge."""
         rows = []
-        for weights, bound in self.bounds:
-            dearest = -self.chain.forward(np.where(alive, -weights, inf))[0][self.chain.length]
-            if dearest > bound * (1 + TOLERANCE):
-                rows.append(weights / bound)
+        for quantity, bound in self.bounds:
+            dearest = -self.chain.forward(np.where(alive, -quantity.upper, inf))[0][self.chain.length]
+            if dearest > quantity.raised(bound, TOLERANCE):
+                scale = quantity.scale(bound, alive)
+                rows.append(_Bound(quantity, quantity.raised(bound, SLACK) / scale, scale))
         return rows
 
-    def _prices(self, alive: Array, rows: list[Array]) -> Array | None:
+    def _prices(self, alive: Array, rows: list[_Bound]) -> Array | None:
         """What a unit of each row is worth in the linear relaxation; None where even that has no solution."""
         if not rows:
             return np.zeros(0)
         index = np.flatnonzero(alive)
-        scale = float(self.weights[index].max()) or 1.0
+        weights = self.goal.lower[index]
+        scale = float(np.abs(weights).max()) or 1.0
         flow, supply = self._flow(index)
         answer = linprog(
-            self.weights[index] / scale,
-            A_ub=np.stack([row[index] for row in rows]),
-            b_ub=np.full(len(rows), 1 + SLACK),
+            weights / scale,
+            A_ub=np.stack([row.row[index] for row in rows]),
+            b_ub=np.array([row.limit for row in rows]),
             A_eq=flow,
             b_eq=supply,
             method="highs",
@@ -364,14 +433,15 @@ class _PathSearch:
         # Any prices >= 0 give a true bound, so none at all will do where HiGHS gave up.
         return np.maximum(-answer.ineqlin.marginals, 0) * scale if answer.status == 0 else np.zeros(len(rows))
 
-    def _priced(self, alive: Array, rows: list[Array], prices: Array) -> Array:
-        weights = self.weights + sum(price * row for price, row in zip(prices, rows, strict=True))
+    def _priced(self, alive: Array, rows: list[_Bound], prices: Array) -> Array:
+        weights = self.goal.lower + sum(price * row.row for price, row in zip(prices, rows, strict=True))
         return np.where(alive, weights, inf)
 
-    def _candidates(self, alive: Array, rows: list[Array], prices: Array) -> list[Edges]:
+    def _candidates(self, alive: Array, rows: list[_Bound], prices: Array) -> list[Edges]:
         """Allowed paths near the relaxation's optimum: the best one through each promising edge."""
         paths: dict[Edges, None] = {}
-        tables = [(self._priced(alive, rows, prices), CANDIDATES)] + [(np.where(alive, row, inf), 1) for row in rows]
+        tables = [(self._priced(alive, rows, prices), CANDIDATES)]
+        tables += [(np.where(alive, row.row, inf), 1) for row in rows]
         for weights, count in tables:
             (before, last), (after, first) = self.chain.forward(weights), self.chain.backward(weights)
             least = before[self.chain.start] + weights + after[self.chain.stop]
@@ -388,16 +458,17 @@ class _PathSearch:
             path.append(int(first[position]))
         return tuple(path)
 
-    def _promising(self, alive: Array, rows: list[Array], prices: Array, incumbent: Edges) -> Array:
+    def _promising(self, alive: Array, rows: list[_Bound], prices: Array, incumbent: Edges) -> Array:
         """Without the edges whose every path is worse than `incumbent`, by the weight or by the Lagrangian bound."""
         value = self._value(incumbent)
-        for weights, paid in (
-            (np.where(alive, self.weights, inf), 0.0),
-            (self._priced(alive, rows, prices), float(prices.sum()) * (1 + SLACK)),
+        paid = [price * row.limit for price, row in zip(prices, rows, strict=True)]
+        for weights, total, size in (
+            (np.where(alive, self.goal.lower, inf), 0.0, 0.0),
+            (self._priced(alive, rows, prices), sum(paid), sum(map(abs, paid))),
         ):
             # The second term is for rounding: what was paid comes off again, and may be far more than the value.
-            margin = SLACK * value + 1e-12 * paid
-            alive = alive & (self.chain.through(weights) - paid <= value + margin)
+            margin = self.goal.raised(value, SLACK) - value + 1e-12 * size
+            alive = alive & (self.chain.through(weights) - total <= value + margin)
         return alive
 
     def _flow(self, index: Array) -> tuple[csr_matrix, Array]:
@@ -411,19 +482,28 @@ class _PathSearch:
         supply[0] = 1
         return coo_matrix((signs, (positions, columns)), shape=(self.chain.length, len(index))).tocsr(), supply
 
-    def _integer(self, alive: Array, rows: list[Array], incumbent: Edges | None) -> Edges | None:
+    def _integer(self, alive: Array, rows: list[_Bound], incumbent: Edges | None) -> Edges | None:
         """The best path by HiGHS among the edges alive; cut off and sought again where it is not allowed."""
         index = np.flatnonzero(alive)
-        scale = self._value(incumbent) if incumbent is not None else float(self.weights[index].max()) or 1.0
+        paired = any(quantity.pairs is not None for quantity in (self.goal, *(row.quantity for row in rows)))
+        terms = self.chain.pairs.among(alive) if paired else np.zeros(0, dtype=int)
+        scale = self.goal.scale(self._value(incumbent) if incumbent is not None else 0.0, alive)
         flow, supply = self._flow(index)
+        flow = hstack([flow, csr_matrix((flow.shape[0], len(terms)))], format="csr")
         constraints = [LinearConstraint(flow, supply, supply)]
-        constraints += [LinearConstraint(SCALE * row[index][None], -inf, SCALE * (1 + SLACK)) for row in rows]
+        constraints += [
+            LinearConstraint(SCALE / row.scale * row.quantity.row(index, terms)[None], -inf, SCALE * row.limit)
+            for row in rows
+        ]
+        if len(terms):
+            links, upper = self.chain.pairs.links(terms, index)
+            constraints.append(LinearConstraint(links, -inf, upper))
         # A cut with a dead edge holds by itself.
         cuts = [excluded for excluded in self.without if alive[list(excluded)].all()]
         while True:
-            sums = [np.isin(index, list(cut)).astype(float)[None] for cut in cuts]
+            sums = [np.concatenate([np.isin(index, list(cut)), np.zeros(len(terms))])[None] for cut in cuts]
             limits = [LinearConstraint(row, -inf, len(cut) - 1) for row, cut in zip(sums, cuts, strict=True)]
-            chosen = _highs(self.weights[index] * (SCALE / scale), constraints + limits)
+            chosen = _highs(self.goal.row(index, terms) * (SCALE / scale), constraints + limits, len(index))
             if chosen is None:
                 return None
             path = tuple(int(edge) for edge in sorted(index[chosen], key=lambda edge: self.chain.start[edge]))
@@ -438,10 +518,11 @@ class _PathSearch:
             raise PlanError(f"HiGHS gave no path: {starts} to {stops}", "Report this with the table of edges.")
 
 
-def _highs(weights: Array, constraints: list[LinearConstraint]) -> Array | None:
-    """Which variables are 1 in the optimum; None where there is none."""
+def _highs(weights: Array, constraints: list[LinearConstraint], edges: int) -> Array | None:
+    """Which of the first variables, those of the edges, are 1 in the optimum; None where there is none."""
     answer = milp(
         weights,
+        # The variable of a pair follows from those of its edges; of one that need not be whole HiGHS prints a line.
         integrality=np.ones(len(weights)),
         bounds=Bounds(0, 1),
         constraints=constraints,
@@ -453,7 +534,7 @@ def _highs(weights: Array, constraints: list[LinearConstraint]) -> Array | None:
         return None
     if answer.status != 0:
         raise PlanError(f"HiGHS did not finish: {answer.message}", "Give fewer edges, or report this with the table.")
-    return answer.x > 0.5
+    return answer.x[:edges] > 0.5
 
 
 def _order(objective: str) -> list[str]:
