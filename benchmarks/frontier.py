@@ -17,8 +17,17 @@ from typing import Any
 
 import torch
 from rivals import METHODS, UNTRAINED, Ground
-from rivals.asking import Stages, answered, asked_parser, carry_out, data_of, given, spoken, versions
 from rivals.cell import Place, Sets, run_cell, versus
+from rivals.command_line import (
+    Stages,
+    carry_out,
+    common_arguments,
+    comparison_parser,
+    data_of,
+    parse,
+    public_spec,
+    versions,
+)
 from rivals.ground import SLACK, unlabelled
 from rivals.table import lines
 from rivals.together import side_by_side
@@ -46,7 +55,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": _command(args),
         "network": model_digest(model),
-        "data": {name: one.describe() | {"spec": spoken(one.spec)} for name, one in sets.items()},
+        "data": {name: one.describe() | {"spec": public_spec(one.spec)} for name, one in sets.items()},
         "calibration": {
             "images": sum(batch.size for batch in calibration),
             "fitted_on": sum(batch.size for batch in ground.fit_on),
@@ -81,7 +90,7 @@ def _point(ground: Ground, tests: Sets, args: argparse.Namespace, point: float) 
 def _claim(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, Any]:
     """All that decides a cell but its method and point: kept cells of another run must not be mixed in."""
     names = ("mean", "std", "images", "batch_size", "channels_last")
-    specs = {"data": spoken(args.data), "also": spoken(args.also)}
+    specs = {"data": public_spec(args.data), "also": public_spec(args.also)}
     return (
         {name: getattr(args, name) for name in names}
         | specs
@@ -95,12 +104,12 @@ def _claim(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, Any]:
 
 def _command(args: argparse.Namespace) -> str:
     """What was run, without the folders of this machine."""
-    return f"python benchmarks/frontier.py {' '.join(given(args))} --out {args.out.name}"
+    return f"python benchmarks/frontier.py {' '.join(common_arguments(args))} --out {args.out.name}"
 
 
 def _arguments() -> argparse.Namespace:
-    parser = asked_parser(__doc__, "frontier", [0.8, 0.7, 0.6, 0.5, 0.4, 0.3], list(METHODS), list(UNTRAINED))
-    return answered(parser, "frontier")
+    parser = comparison_parser(__doc__, "frontier", [0.8, 0.7, 0.6, 0.5, 0.4, 0.3], list(METHODS), list(UNTRAINED))
+    return parse(parser, "frontier")
 
 
 if __name__ == "__main__":

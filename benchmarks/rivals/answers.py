@@ -14,7 +14,7 @@ from shoal.measure import Predictions, compare, kl_per_sample, mcnemar, mean_int
 class Answers:
     """Per sample: the class, whether it is right (empty without labels), whether the original says so too, and KL."""
 
-    said: np.ndarray
+    classes: np.ndarray
     right: np.ndarray
     agrees: np.ndarray
     kl: np.ndarray
@@ -22,12 +22,12 @@ class Answers:
 
     @staticmethod
     def of(original: Predictions, other: Predictions) -> "Answers":
-        """From what the two networks say about the same samples."""
-        said = other.log_probs.argmax(-1)
-        right = np.zeros(0, bool) if other.target is None else (said == other.target).numpy()
-        agrees = (said == original.log_probs.argmax(-1)).numpy()
+        """From the predictions of the two networks on the same samples."""
+        classes = other.log_probs.argmax(-1)
+        right = np.zeros(0, bool) if other.target is None else (classes == other.target).numpy()
+        agrees = (classes == original.log_probs.argmax(-1)).numpy()
         kl = kl_per_sample(original.log_probs, other.log_probs).numpy()
-        return Answers(said.numpy().astype(np.int32), right, agrees, kl, other.inputs or 0)
+        return Answers(classes.numpy().astype(np.int32), right, agrees, kl, other.inputs or 0)
 
     def keep(self, path: Path) -> None:
         """Write them down, atomically."""
@@ -42,7 +42,7 @@ class Answers:
     def kept(path: Path) -> "Answers":
         """Read them back."""
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("said", "right", "agrees", "kl")}
+            arrays = {name: file[name] for name in ("classes", "right", "agrees", "kl")}
             return Answers(**arrays, inputs=int(file["inputs"]))
 
 
@@ -54,10 +54,10 @@ def against_original(original: Predictions, other: Predictions) -> dict[str, Any
 
 def against(shoal: Answers, rival: Answers) -> dict[str, Any]:
     """How far the rival is behind Shoal's network, sample by sample: positive = the rival is worse."""
-    if shoal.inputs != rival.inputs or len(shoal.said) != len(rival.said):
+    if shoal.inputs != rival.inputs or len(shoal.classes) != len(rival.classes):
         raise ValueError("the two cells saw other test images: delete the work folder of one of them")
     above = rival.kl - shoal.kl
-    found = {
+    comparison = {
         "n": len(above),
         "agreement": _paired(shoal.agrees, rival.agrees),
         "kl_above": float(above.mean()),
@@ -65,8 +65,8 @@ def against(shoal: Answers, rival: Answers) -> dict[str, Any]:
         "kl_verdict": verdict(mean_interval(above)),
     }
     if len(shoal.right) and len(rival.right):
-        found["top1"] = _paired(shoal.right, rival.right)
-    return found
+        comparison["top1"] = _paired(shoal.right, rival.right)
+    return comparison
 
 
 def _paired(shoal: np.ndarray, rival: np.ndarray) -> dict[str, Any]:

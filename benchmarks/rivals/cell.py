@@ -1,7 +1,7 @@
 """One cell: one method at one point, made, timed, measured and kept; the JSON comes last and says that it is finished.
 
 The same rule for every method: its network is timed beside the original, in turns, whatever its own search measured. If
-it is slower than the point allows, the method is asked again for proportionally less; if needlessly fast, for more.
+it is slower than the point allows, the method runs again for proportionally less; if needlessly fast, for more.
 """
 
 import json
@@ -16,7 +16,7 @@ from torch import nn
 from rivals import METHODS
 from rivals.answers import Answers, against, against_original
 from rivals.ground import SLACK, Ground
-from rivals.keeping import again, keep, same
+from rivals.keeping import keep, reload, same
 from rivals.made import Made, Unreached
 from shoal.files.writing import write_text
 from shoal.measure import Predictions, cost, predictions
@@ -31,16 +31,17 @@ _NEAR = 0.95
 
 
 class Sets:
-    """The test parts, by name, and what the original says about each, asked for once a process."""
+    """The test parts, by name, and the original's predictions on each, made once a process."""
 
     def __init__(self, ground: Ground, data: Mapping[str, Data]) -> None:
-        self.ground, self.data, self._said = ground, data, {}
+        self.ground, self.data = ground, data
+        self._originals: dict[str, Predictions] = {}
 
     def original(self, name: str) -> Predictions:
-        """What the original says about this test part."""
-        if name not in self._said:
-            self._said[name] = predictions(self.ground.model, self.data[name].test())
-        return self._said[name]
+        """The original's predictions on this test part."""
+        if name not in self._originals:
+            self._originals[name] = predictions(self.ground.model, self.data[name].test())
+        return self._originals[name]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def run_cell(ground: Ground, sets: Sets, place: Place) -> dict[str, Any]:
     if made is not None:
         keep(made, place.folder)
         cell["network"] = model_digest(made.network)
-        cell["rebuilt_bitwise"] = same(ground, made.network, again(ground, place.folder))
+        cell["rebuilt_bitwise"] = same(ground, made.network, reload(ground, place.folder))
         cell["cost"] = cost(made.network, ground.timed.take(1)).model_dump(mode="json")
         cell["held_back_kl"] = ground.damage(made.network)
         cell["quality"] = judged(made.network, sets, place)
@@ -87,13 +88,13 @@ def _made(ground: Ground, place: Place) -> tuple[Made | None, dict[str, Any]]:
     """The network that meets the point by its own timing, or none."""
     cell: dict[str, Any] = {"method": place.method, "point": place.point, "reached": False}
     attempts: list[dict[str, float]] = []
-    target, fastest, why = place.point, None, f"still too slow when asked {_ATTEMPTS} times"
+    target, fastest, reason = place.point, None, f"still too slow after {_ATTEMPTS} attempts"
     best: tuple[Made, dict[str, Any]] | None = None
     for _ in range(_ATTEMPTS):
         try:
             made = METHODS[place.method](ground, target)
         except Unreached as unreached:
-            fastest, why = unreached.fastest, str(unreached)
+            fastest, reason = unreached.fastest, str(unreached)
             break
         ground.progress("timing beside the original", 0, 1)
         times = ground.times({"cut": made.network}, _SECONDS)
@@ -110,18 +111,18 @@ def _made(ground: Ground, place: Place) -> tuple[Made | None, dict[str, Any]]:
         target *= place.point / share
     if best is not None:
         return best[0], cell | best[1] | {"attempts": attempts}
-    shares = [one["share"] for one in attempts] + ([fastest] if fastest is not None else [])
-    return None, cell | {"why": why, "fastest_share": min(shares, default=None), "attempts": attempts}
+    shares = [attempt["share"] for attempt in attempts] + ([fastest] if fastest is not None else [])
+    return None, cell | {"why": reason, "fastest_share": min(shares, default=None), "attempts": attempts}
 
 
 def judged(network: nn.Module, sets: Sets, place: Place) -> dict[str, Any]:
-    """The network's quality on every test part, against the original; what it answers is kept."""
-    found = {}
+    """The network's quality on every test part, against the original; its answers are kept."""
+    qualities = {}
     for name, data in sets.data.items():
         original, other = sets.original(name), predictions(network, data.test())
         Answers.of(original, other).keep(place.answers(name))
-        found[name] = against_original(original, other)
-    return found
+        qualities[name] = against_original(original, other)
+    return qualities
 
 
 def versus(shoal: Place, rival: Place, names: list[str]) -> dict[str, Any] | None:
@@ -133,4 +134,4 @@ def versus(shoal: Place, rival: Place, names: list[str]) -> dict[str, Any] | Non
 
 def plain(times: Mapping[str, Latency]) -> dict[str, Any]:
     """Latencies as plain data."""
-    return {name: one.model_dump(mode="json") for name, one in times.items()}
+    return {name: latency.model_dump(mode="json") for name, latency in times.items()}

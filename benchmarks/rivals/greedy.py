@@ -1,4 +1,4 @@
-"""Greedy removal with true re-scoring: after each removal every block left is tried again.
+"""Greedy removal with true re-scoring: after each removal every remaining block is tried again.
 
 It judges on the images the planner judges on, blends and all, by the same divergence.
 """
@@ -15,8 +15,8 @@ def greedy(ground: Ground, target: float) -> Made:
     """The shortest beginning of one greedy run that meets `target`; the run is kept and goes on where it stopped."""
     journal = RunFolder(ground.folder / "greedy", "frontier greedy", {})
     chooser = GreedyRemoval(
-        ground.anatomy,
-        RemoveBlocks(len(ground.anatomy.chain.removable)),
+        ground.graph,
+        RemoveBlocks(len(ground.graph.chain.removable)),
         ground.judge_on,
         ground.judge_on[:1],
         journal=journal,

@@ -23,7 +23,7 @@ from shoal.pipeline.recovery_probe import RecoveryProbe
 from shoal.preserve import evaluating
 from shoal.record import Latency
 
-# What still counts as meeting a point; the planner's own slack, given to every method.
+# Up to this factor a point counts as met; the planner's own slack, the same for every method.
 SLACK = 1.01
 
 
@@ -38,11 +38,15 @@ class Ground:
     Args:
         model: the original, in eval mode; nobody changes it.
         calibration: mini-batches without labels.
-        folder: where methods keep what they want to find again.
+        folder: where methods keep intermediate results.
         channels_last: how networks are timed.
         progress: called with (stage, done, total).
         adaptor_steps: of PRACTISE, for each block.
-        trial: how the plans of Shoal that contend are told apart by a short recovery; None for no recovery.
+        gate_steps: of TinyFusion's gates, for each point.
+        longest: blocks in the longest span that Shoal may replace.
+        mixed: learn gates in mixed precision.
+        small: the network people would take instead; None where there is none.
+        trial: compares Shoal's best plans by a short recovery; None for no recovery.
     """
 
     model: nn.Module
@@ -51,6 +55,10 @@ class Ground:
     channels_last: bool = False
     progress: Callable[[str, int, int], None] = say_nothing
     adaptor_steps: int = 100
+    gate_steps: int = 150
+    longest: int = 9
+    mixed: bool = False
+    small: nn.Module | None = None
     trial: RecoveryProbe | None = None
 
     def __post_init__(self) -> None:
@@ -78,27 +86,28 @@ class Ground:
         return with_mixup(self._parts.damage)
 
     @cached_property
-    def anatomy(self) -> BlockGraph:
-        """A copy of the original, dissected."""
+    def graph(self) -> BlockGraph:
+        """A traced copy of the original."""
         return analyze(copy.deepcopy(self.model).eval(), self.timed.take(2))
 
     @cached_property
-    def _said(self) -> list[Tensor]:
+    def _original_outputs(self) -> list[Tensor]:
         with evaluating(self.model):
-            return [log_probabilities(logits_of(call(self.model, batch)), None) for batch in self.judge]
+            return [log_probabilities(logits_of(call(self.model, batch)), None) for batch in self.judge_on]
 
     def damage(self, network: nn.Module) -> float:
         """Mean KL(original || network) on the samples held back for judging."""
         total = 0.0
         with evaluating(network):
-            for batch, said in zip(self.judge, self._said, strict=True):
-                total += float(kl_per_sample(said, logits_of(call(network, batch))).sum())
-        return total / sum(batch.size for batch in self.judge)
+            for batch, expected in zip(self.judge_on, self._original_outputs, strict=True):
+                total += float(kl_per_sample(expected, logits_of(call(network, batch))).sum())
+        return total / sum(batch.size for batch in self.judge_on)
 
     def times(self, networks: dict[str, nn.Module], seconds: float) -> dict[str, Latency]:
-        """The original and these networks, in turns in one run; `seconds` for each, about."""
-        everyone = {"original": self.model} | networks
-        return latency(everyone, self.timed, channels_last=self.channels_last, min_seconds=seconds)
+        """The original and these networks, interleaved in one run; about `seconds` for each."""
+        return latency(
+            {"original": self.model} | networks, self.timed, channels_last=self.channels_last, min_seconds=seconds
+        )
 
     def share(self, network: nn.Module, seconds: float) -> float:
         """The network's share of the original's latency, timed in turns."""
@@ -107,14 +116,14 @@ class Ground:
 
 
 def unlabelled(loaders: Iterable[Iterable[Any]], images: int) -> list[Batch]:
-    """The first so many samples of the loaders, one after the other, stripped of their labels."""
-    found: list[Batch] = []
+    """The first `images` samples of the loaders, one after the other, without labels."""
+    samples: list[Batch] = []
     count = 0
     for loader in loaders:
         for batch in batches(loader):
             if count >= images:
-                return found
+                return samples
             part = batch.take(images - count)
-            found.append(Batch(part.args, part.kwargs))
+            samples.append(Batch(part.args, part.kwargs))
             count += part.size
-    return found
+    return samples

@@ -31,8 +31,10 @@ def _scores(ground: Ground, path: Path) -> dict[str, float]:
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     ground.progress("block influence", 0, 1)
-    found = block_scores(ground.anatomy, ground.calibration)
-    removable = [block.path for block in ground.anatomy.chain.removable]
-    scores = {one: found[one]["block_influence"] for one in removable if "block_influence" in found.get(one, {})}
+    measured = block_scores(ground.graph, ground.calibration)
+    removable = [block.path for block in ground.graph.chain.removable]
+    scores = {
+        path: measured[path]["block_influence"] for path in removable if "block_influence" in measured.get(path, {})
+    }
     write_text(path, json.dumps(scores, indent=1) + "\n")
     return scores

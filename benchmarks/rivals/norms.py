@@ -14,5 +14,5 @@ def with_better_norms(ground: Ground, network: nn.Module) -> tuple[nn.Module, di
     ground.progress("recalibrating batch norms", 0, 1)
     calibrated = recalibrate_(copy.deepcopy(network), ground.fit_on)
     before, after = ground.damage(network), ground.damage(calibrated)
-    found = {"held_back_kl": before, "held_back_kl_recalibrated": after, "recalibrated": after < before}
-    return (calibrated if after < before else network).eval(), found
+    damages = {"held_back_kl": before, "held_back_kl_recalibrated": after, "recalibrated": after < before}
+    return (calibrated if after < before else network).eval(), damages

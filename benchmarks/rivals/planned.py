@@ -1,13 +1,16 @@
 """Shoal's own plan: keep, remove or replace, under a latency budget."""
 
+from torch import Tensor
+
 from rivals.ground import Ground
 from rivals.made import Made, Unreached
+from shoal.batches import Batch, logits_of
 from shoal.errors import NotReachedError
+from shoal.measure import kl_per_sample, log_probabilities
 from shoal.pipeline import Budget, MeasureConfig
 from shoal.pipeline.context import build_context
 from shoal.pipeline.planner import build_planner
 from shoal.plan import Plan, Remove, Replace
-from shoal.scanning import divergence
 from shoal.surgery import input_specs, signature_of
 
 
@@ -17,25 +20,27 @@ def planned(ground: Ground, target: float) -> Made:
     Where the ground has a trial, the best few plans recover for a while before one is chosen, as with `try_plans`.
     """
     images = sum(batch.size for batch in ground.calibration)
-    goal, settings = (
-        Budget(latency=target),
-        MeasureConfig(images=images, channels_last=ground.channels_last),
-    )
-    told = build_context(ground.model, ground.calibration, None, goal, settings, divergence, ground.progress)
+    goal = Budget(latency=target)
+    settings = MeasureConfig(images=images, channels_last=ground.channels_last, longest=ground.longest)
+    context = build_context(ground.model, ground.calibration, None, goal, settings, class_divergence, ground.progress)
     try:
-        found = build_planner(told, None, ground.folder / "tables").solve_budget(goal, ground.trial)
+        result = build_planner(context, None, ground.folder / "tables").solve_budget(goal, ground.trial)
     except NotReachedError as error:
         raise Unreached(None, error.message) from error
     done = {
-        "removed": [one.path for one in found.actions if isinstance(one, Remove)],
-        "replaced": [" + ".join(one.paths) for one in found.actions if isinstance(one, Replace)],
-        "notes": [found.message, *found.notes],
+        "removed": [action.path for action in result.actions if isinstance(action, Remove)],
+        "replaced": [" + ".join(action.paths) for action in result.actions if isinstance(action, Replace)],
+        "notes": [result.message, *result.notes],
     }
-    anatomy = told.graph
     plan = Plan(
         model=None,
         inputs=input_specs(ground.timed.take(2)),
-        network=signature_of(anatomy.model, anatomy.chain),
-        actions=list(found.actions),
+        network=signature_of(context.graph.model, context.graph.chain),
+        actions=list(result.actions),
     )
-    return Made(found.model, done, plan)
+    return Made(result.model, done, plan)
+
+
+def class_divergence(original: object, candidate: object, batch: Batch) -> Tensor:
+    """KL(original || candidate) of each sample: without labels nobody else would know that outputs are class scores."""
+    return kl_per_sample(log_probabilities(logits_of(original), None), logits_of(candidate))

@@ -1,4 +1,4 @@
-"""PRACTISE's way of choosing blocks: how well could the rest of the stage make good for the one that is gone?
+"""PRACTISE's way of choosing blocks: how well could the rest of the stage make good for the one that is removed?
 
 Source: Wang and Wu 2023, arXiv:2202.07861; own implementation. Without the block, a 1 x 1 convolution is put behind
 every earlier convolution of its stage and before every later one; only these learn, batch norms as they are, from the
@@ -9,7 +9,7 @@ steps; here `Ground.adaptor_steps`, 100 by default.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def halves(batches: Iterable[Batch], size: int = BATCH) -> Iterator[Batch]:
 
 def last_block(ground: Ground) -> str:
     """The block whose output is pooled and classified."""
-    return ground.anatomy.chain.blocks[-1].path
+    return ground.graph.chain.blocks[-1].path
 
 
 def _scores(ground: Ground, path: Path) -> dict[str, float]:
@@ -68,61 +68,59 @@ def _scores(ground: Ground, path: Path) -> dict[str, float]:
         kept = {"steps": ground.adaptor_steps, "errors": {}, "cuts": {}}
     candidates = _candidates(ground)
     example, errors = ground.timed.take(2), kept["errors"]
-    cuts = {one: remove_blocks(ground.model, example, [one]).eval() for one in candidates}
+    cuts = {path: remove_blocks(ground.model, example, [path]).eval() for path in candidates}
     if set(kept["cuts"]) != set(candidates):
         ground.progress("timing the removal of each block", 0, 1)
         times = ground.times(cuts, _SECONDS)
         whole = times["original"].median_ms
-        kept["cuts"] = {one: 100 * (1 - times[one].median_ms / whole) for one in candidates}
-    lessons = [one for one in candidates if one not in errors] and _lessons(ground)
-    for number, one in enumerate(candidates):
-        if one not in errors:
-            ground.progress(f"adaptors of {one}", number, len(candidates))
-            errors[one] = _left(ground, cuts[one], one, lessons)
+        kept["cuts"] = {path: 100 * (1 - times[path].median_ms / whole) for path in candidates}
+    targets = [block for block in candidates if block not in errors] and _targets(ground)
+    for index, block in enumerate(candidates):
+        if block not in errors:
+            ground.progress(f"adaptors of {block}", index, len(candidates))
+            errors[block] = _remaining_error(ground, cuts[block], block, targets)
             write_text(path, json.dumps(kept, indent=1) + "\n")
-    return {one: errors[one] / max(_LEAST_CUT, kept["cuts"][one]) for one in candidates}
+    return {block: errors[block] / max(_LEAST_CUT, kept["cuts"][block]) for block in candidates}
 
 
 def _candidates(ground: Ground) -> list[str]:
     """The removable blocks but the first of each stage."""
     seen: set[int] = set()
-    found = []
-    for block in ground.anatomy.chain:
+    paths = []
+    for block in ground.graph.chain:
         if block.stage in seen and block.removable:
-            found.append(block.path)
+            paths.append(block.path)
         seen.add(block.stage)
-    return found
+    return paths
 
 
-def _lessons(ground: Ground) -> list[tuple[Batch, Tensor]]:
+def _targets(ground: Ground) -> list[tuple[Batch, Tensor]]:
     """A mini-batch for each step, and the original's features on it."""
-    last, found = last_block(ground), []
-    many = [*halves(ground.fit_on)]
-    given = islice((one for _ in range(1 + ground.adaptor_steps // len(many)) for one in many), ground.adaptor_steps)
+    last, targets = last_block(ground), []
     with evaluating(ground.model):
-        for batch in given:
-            with capture_outputs(ground.model, [last]) as heard:
+        for batch in islice(cycle([*halves(ground.fit_on)]), ground.adaptor_steps):
+            with capture_outputs(ground.model, [last]) as features:
                 call(ground.model, batch)
-            found.append((batch, heard[last]))
-    return found
+            targets.append((batch, features[last]))
+    return targets
 
 
-def _left(ground: Ground, cut: nn.Module, removed: str, lessons: Sequence[tuple[Batch, Tensor]]) -> float:
+def _remaining_error(ground: Ground, cut: nn.Module, removed: str, targets: Sequence[tuple[Batch, Tensor]]) -> float:
     """The squared error that adaptors leave, the mean over the last tenth of the steps."""
     cut.requires_grad_(requires_grad=False)
     last = last_block(ground)
     adaptors, handles = _adapted_(ground, cut, removed)
-    learning = [one.weight for one in adaptors]
+    learning = [adaptor.weight for adaptor in adaptors]
     optimizer = torch.optim.SGD(learning, lr=RATE, momentum=0.9) if learning else None
     errors = []
     try:
-        for step, (batch, wanted) in enumerate(lessons):
-            with capture_outputs(cut, [last]) as heard:
+        for step, (batch, expected) in enumerate(targets):
+            with capture_outputs(cut, [last]) as features:
                 call(cut, batch)
-            loss = (heard[last] - wanted).square().mean()
+            loss = (features[last] - expected).square().mean()
             errors.append(float(loss.detach()))
             if optimizer is not None:
-                optimizer.param_groups[0]["lr"] = rate_at(step / len(lessons))
+                optimizer.param_groups[0]["lr"] = rate_at(step / len(targets))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -135,7 +133,7 @@ def _left(ground: Ground, cut: nn.Module, removed: str, lessons: Sequence[tuple[
 
 def _adapted_(ground: Ground, cut: nn.Module, removed: str) -> tuple[list[Any], list[Any]]:
     """Adaptors that do nothing yet, hooked to the other convolutions of the stage; and the hooks' handles."""
-    chain = ground.anatomy.chain
+    chain = ground.graph.chain
     places = chain.paths
     adaptors: list[Any] = []
     handles: list[Any] = []
@@ -150,9 +148,9 @@ def _adapted_(ground: Ground, cut: nn.Module, removed: str) -> tuple[list[Any], 
             adaptor = _adaptor(layer, len(layer.weight) if earlier else layer.weight[0].shape[0] * _groups(layer))
             adaptors.append(adaptor)
             if earlier:
-                handles.append(layer.register_forward_hook(lambda _, args, y, own=adaptor: own(y)))
+                handles.append(layer.register_forward_hook(lambda _, args, y, adaptor=adaptor: adaptor(y)))
             else:
-                handles.append(layer.register_forward_pre_hook(lambda _, args, own=adaptor: (own(args[0]),)))
+                handles.append(layer.register_forward_pre_hook(lambda _, args, adaptor=adaptor: (adaptor(args[0]),)))
     return adaptors, handles
 
 

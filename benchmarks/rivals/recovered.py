@@ -1,12 +1,15 @@
 """One cell with recovery: the cut network of a method at a point, recovered within a budget, measured and kept.
 
-Every method gets the same images, the same budget and, but for PRACTISE's own tuning, the same distillation.
+Every method gets the same images, the same budget and, but for PRACTISE's own, the same distillation.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,16 +17,18 @@ from torch import nn
 
 from rivals.cell import Place, Sets, judged, run_cell
 from rivals.ground import Ground
-from rivals.keeping import again, keep
+from rivals.keeping import is_small, keep, reload
 from rivals.made import Made
-from rivals.practise import last_block
-from rivals.tuning import tuned
+from rivals.practise_recovery import RATES, FeatureTuning, tuned
+from rivals.tuning import FEATURES, TRIAL_RATE, best_value, validation_kl
+from shoal.batches import Batch
 from shoal.errors import UsageError
 from shoal.files.writing import write_text
 from shoal.pipeline import RecoveryConfig
 from shoal.pipeline.recovery import RecoveryTask
 from shoal.plan import Plan, read_plan
 from shoal.recover import DistillConfig, TrainingBudget
+from shoal.recover.evaluation import validation_samples
 from shoal.replace.kinds.scale import ChannelScale
 from shoal.store.folder import PLAN
 from shoal.surgery import model_digest
@@ -32,19 +37,24 @@ from shoal.training.loaders import LoaderFactory
 
 @dataclass(frozen=True)
 class Way:
-    """Whose cut it is, and how it is recovered; `fresh`: its weights are thrown away first."""
+    """Whose cut it is, and how it is recovered; `fresh`: its weights are set anew first."""
 
     cut: str
-    how: Literal["distil", "features"] = "distil"
+    how: Literal["distil", "features", "none"] = "distil"
     fresh: bool = False
 
 
 WAYS = {
     "shoal": Way("shoal"),
-    "greedy": Way("greedy"),
+    "small": Way("small", "none"),
+    "small-distil": Way("small"),
     "influence": Way("influence"),
+    "tinyfusion": Way("tinyfusion"),
     "practise": Way("practise", "features"),
     "practise-distil": Way("practise"),
+    "last-k": Way("last-k"),
+    "uniform": Way("uniform"),
+    "greedy": Way("greedy"),
     "width": Way("width"),
     "taylor": Way("taylor"),
     "scratch": Way("shoal", fresh=True),
@@ -52,7 +62,7 @@ WAYS = {
 
 
 @dataclass(frozen=True)
-class Lessons:
+class RecoverySetup:
     """What everybody recovers on.
 
     Args:
@@ -61,6 +71,7 @@ class Lessons:
         budget: for each network.
         unlabelled: extra data by epoch.
         seed: of it all.
+        settings: of the distillation.
     """
 
     training: LoaderFactory
@@ -70,66 +81,121 @@ class Lessons:
     seed: int = 0
     settings: DistillConfig = field(default_factory=DistillConfig)
 
+    @cached_property
+    def validation_samples(self) -> list[Batch]:
+        """Those that recovery is tuned on, as many as a distillation is judged on."""
+        return validation_samples(self.validation, self.settings.validation_images)
+
 
 def place_of(place: Place) -> Place:
     """Where the recovered network is kept; that of the cut is its neighbour."""
     return Place(place.work, place.point, f"recovered-{place.method}")
 
 
-def run_recovered(ground: Ground, sets: Sets, place: Place, lessons: Lessons) -> dict[str, Any]:
+def run_recovered(ground: Ground, sets: Sets, place: Place, setup: RecoverySetup) -> dict[str, Any]:
     """Make the cell of a method of WAYS and keep it; the cut is made first, where it is missing."""
-    way, own = WAYS[place.method], place_of(place)
-    beside = Place(place.work, place.point, way.cut)
-    before = beside.finished() or run_cell(ground, sets, beside)
-    head = {"method": place.method, "point": place.point, "cut": way.cut, "reached": before["reached"]}
-    own.folder.mkdir(parents=True, exist_ok=True)
-    if not before["reached"]:
-        return _kept(own, head | {"why": before["why"], "fastest_share": before["fastest_share"]})
+    way, own_place = WAYS[place.method], place_of(place)
+    cut_place = Place(place.work, place.point, way.cut)
+    cut = cut_place.finished() or run_cell(ground, sets, cut_place)
+    head = {"method": place.method, "point": place.point, "cut": way.cut, "reached": cut["reached"]}
+    own_place.folder.mkdir(parents=True, exist_ok=True)
+    if not cut["reached"]:
+        return _write(own_place, head | {"why": cut["why"], "fastest_share": cut["fastest_share"]})
+    head |= {"share": cut["share"], "how": way.how, "fresh": way.fresh, "cut_network": cut["network"]}
+    twin = _twin(place, cut["network"])
+    if twin is not None:
+        shutil.copytree(twin.folder, own_place.folder, dirs_exist_ok=True)
+        return _write(own_place, (twin.finished() or {}) | head)
     started = time.perf_counter()
-    network = again(ground, beside.folder)
-    plan = read_plan(beside.folder / PLAN) if (beside.folder / PLAN).exists() else None
-    if way.fresh:
-        renew_(network, lessons.seed)
-    network, said = _taught(ground, network, plan, way, own, lessons)
-    keep(Made(network, {}, plan), own.folder)
+    network, recovery = _Recovery(ground, place, setup).run()
+    plan = _plan_of(cut_place)
+    keep(Made(network, {}, plan, small=is_small(cut_place.folder)), own_place.folder)
     cell = head | {
-        "share": before["share"],
-        "how": way.how,
-        "fresh": way.fresh,
-        "recovery": said,
+        "recovery": recovery,
         "network": model_digest(network),
         "held_back_kl": ground.damage(network),
-        "before": before["quality"] if not way.fresh else None,
-        "quality": judged(network, sets, own),
+        "before": cut["quality"] if not way.fresh else None,
+        "quality": judged(network, sets, own_place),
         "seconds": time.perf_counter() - started,
     }
-    return _kept(own, cell)
+    return _write(own_place, cell)
 
 
-def _kept(place: Place, cell: dict[str, Any]) -> dict[str, Any]:
+def _twin(place: Place, network: str) -> Place | None:
+    """Where another point has the same cut recovered: then the result is the same."""
+    for folder in sorted(place.work.glob(f"point-*/{place_of(place).method}")):
+        point = float(folder.parent.name.removeprefix("point-"))
+        other = place_of(replace(place, point=point))
+        if point != place.point and (other.finished() or {}).get("cut_network") == network:
+            return other
+    return None
+
+
+def _plan_of(place: Place) -> Plan | None:
+    return read_plan(place.folder / PLAN) if (place.folder / PLAN).exists() else None
+
+
+def _write(place: Place, cell: dict[str, Any]) -> dict[str, Any]:
     write_text(place.folder / "cell.json", json.dumps(cell, indent=1) + "\n")
     return cell
 
 
-def _taught(
-    ground: Ground, network: nn.Module, plan: Plan | None, way: Way, place: Place, lessons: Lessons
-) -> tuple[nn.Module, dict[str, Any]]:
-    if way.how == "features":
+@dataclass(frozen=True)
+class _Recovery:
+    """The recovery of one cut, tuned as `rivals.tuning` says."""
+
+    ground: Ground
+    place: Place
+    setup: RecoverySetup
+
+    def run(self) -> tuple[nn.Module, dict[str, Any]]:
+        """The recovered network, and what was done."""
+        way = WAYS[self.place.method]
+        network = reload(self.ground, self._cut.folder)
+        if way.fresh:
+            renew_(network, self.setup.seed)
+        if way.how == "none":
+            return network, {"steps": 0}
+        setup, folder = self.setup, place_of(self.place).folder
+        record = self.place.work / "tuned" / f"{self.place.method}.json"
+        if way.how == "features":
+            rate = best_value(
+                record, RATES, setup.budget, lambda value, part: self._features_left(network, value, part)
+            )
+            return self._on_features(network, rate, setup.budget)
+        weight = best_value(record, FEATURES, setup.budget, partial(self._left, network))
+        return self._distilled(network, replace(setup.settings, features=weight), setup.budget, folder)
+
+    @property
+    def _cut(self) -> Place:
+        return replace(self.place, method=WAYS[self.place.method].cut)
+
+    def _left(self, network: nn.Module, weight: float, budget: TrainingBudget) -> float:
+        settings = replace(self.setup.settings, features=weight, rate=TRIAL_RATE, looks=1)
+        return self._kl(self._distilled(network, settings, budget, None)[0])
+
+    def _features_left(self, network: nn.Module, rate: float, budget: TrainingBudget) -> float:
+        return self._kl(self._on_features(network, rate, budget)[0])
+
+    def _kl(self, network: nn.Module) -> float:
+        return validation_kl(self.ground, network, self.setup.validation_samples)
+
+    def _on_features(self, network: nn.Module, rate: float, budget: TrainingBudget) -> tuple[nn.Module, dict[str, Any]]:
+        setup = self.setup
         return tuned(
-            network,
-            ground.model,
-            last_block(ground),
-            lessons.training,
-            budget=lessons.budget,
-            unlabelled=lessons.unlabelled,
-            seed=lessons.seed,
-            progress=ground.progress,
+            network, self.ground, FeatureTuning(setup.training, budget, setup.unlabelled, rate=rate, seed=setup.seed)
         )
-    asked = RecoveryConfig(lessons.budget, lessons.settings, lessons.training, lessons.unlabelled, place.folder)
-    actions = plan.actions if plan is not None else []
-    task = RecoveryTask(asked, ground.model, ground.calibration, lessons.validation, ground.fit_on, ground.progress)
-    found = task.run(network, actions)
-    return found.model, found.recovery.model_dump(mode="json")
+
+    def _distilled(
+        self, network: nn.Module, settings: DistillConfig, budget: TrainingBudget, folder: Path | None
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        setup, ground = self.setup, self.ground
+        plan = _plan_of(self._cut)
+        config = RecoveryConfig(budget, settings, setup.training, setup.unlabelled, folder)
+        task = RecoveryTask(config, ground.model, ground.calibration, setup.validation, ground.fit_on, ground.progress)
+        result = task.run(network, plan.actions if plan is not None else [])
+        done = result.recovery.model_dump(mode="json")
+        return result.model, done | {"features_weight": settings.weight_of_features("sgd")}
 
 
 def renew_(network: nn.Module, seed: int) -> nn.Module:
@@ -138,10 +204,10 @@ def renew_(network: nn.Module, seed: int) -> nn.Module:
     Raises:
         UsageError: parameters that no layer sets anew (a class token, a layer scale): they would keep what was learned.
     """
-    kept = bare_parameters(network)
-    if kept:
+    bare = bare_parameters(network)
+    if bare:
         raise UsageError(
-            f"{len(kept)} parameters cannot be set anew, since no layer of torch holds them: {', '.join(kept[:4])}",
+            f"{len(bare)} parameters cannot be set anew, since no layer of torch holds them: {', '.join(bare[:4])}",
             "Leave out the method 'scratch', or build the network anew from its own factory.",
         )
     with torch.random.fork_rng(devices=[]):
@@ -168,4 +234,4 @@ def bare_parameters(network: nn.Module) -> list[str]:
 def _reset_of(module: nn.Module) -> Callable[[], None] | None:
     """How a module sets its own parameters anew; attention spells it with an underscore."""
     names = ("reset_parameters", "_reset_parameters")
-    return next((found for name in names if callable(found := getattr(module, name, None))), None)
+    return next((reset for name in names if callable(reset := getattr(module, name, None))), None)

@@ -24,18 +24,19 @@ def _rows(row: dict[str, Any], method: str, cell: dict[str, Any]) -> Iterator[st
     share = row["together"]["shares"][WAYS[method].cut]
     mark = " " if cell["meets_point_together"] else "!"
     head += f"{100 * share:>6.1f} %{mark}{cell['recovery']['steps']:>6}"
-    for name, found in cell["quality"].items():
+    for name, quality in cell["quality"].items():
         before = cell["before"][name]["top1"] if cell["before"] else None
-        yield f"{head}  {name:<6}{percent(before)} {figures(found)}  {_versus(cell['versus_shoal'], name)}".rstrip()
+        yield f"{head}  {name:<6}{percent(before)} {figures(quality)}  {_versus(cell['versus_shoal'], name)}".rstrip()
         head = " " * len(head)
 
 
 def _versus(versus: dict[str, Any] | None, name: str) -> str:
     if versus is None:
         return ""
-    found = versus[name]
-    said = f"KL {found['kl_verdict']} ({found['kl_above']:+.4f}), agreement {found['agreement']['verdict']}"
-    if "top1" not in found:
-        return said
-    low, high = found["top1"]["behind_interval"]
-    return f"top-1 {found['top1']['verdict']} [{100 * low:+.2f}, {100 * high:+.2f}], {said}"
+    comparison = versus[name]
+    text = f"KL {comparison['kl_verdict']} ({comparison['kl_above']:+.4f})"
+    text += f", agreement {comparison['agreement']['verdict']}"
+    if "top1" not in comparison:
+        return text
+    low, high = comparison["top1"]["behind_interval"]
+    return f"top-1 {comparison['top1']['verdict']} [{100 * low:+.2f}, {100 * high:+.2f}], {text}"

@@ -21,8 +21,9 @@ def _rows(row: dict[str, Any], method: str, cell: dict[str, Any]) -> Iterator[st
         return
     share = row["together"]["shares"][method]
     mark = " " if cell["meets_point_together"] else "!"
-    for name, found in cell["quality"].items():
-        yield f"{head}{100 * share:>6.1f} %{mark} {name:<6}{figures(found)}  {_versus(cell.get('versus_shoal'), name)}"
+    for name, quality in cell["quality"].items():
+        versus = _versus(cell.get("versus_shoal"), name)
+        yield f"{head}{100 * share:>6.1f} %{mark} {name:<6}{figures(quality)}  {versus}"
         head = " " * len(head)
 
 
@@ -37,21 +38,21 @@ def percent(value: float | None) -> str:
     return f"{'-':>7}" if value is None else f"{100 * value:>7.2f}"
 
 
-def figures(found: dict[str, Any]) -> str:
+def figures(quality: dict[str, Any]) -> str:
     """Top-1, what it lost with its interval, agreement and divergence, under their headings."""
     drop = "-"
-    if found["top1"] is not None:
-        low, high = found["top1_drop_interval"]
-        drop = f"{100 * found['top1_drop']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-    return f"{percent(found['top1'])}  {drop:<24}{100 * found['agreement']:>7.2f}{found['kl']:>9.4f}"
+    if quality["top1"] is not None:
+        low, high = quality["top1_drop_interval"]
+        drop = f"{100 * quality['top1_drop']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f"{percent(quality['top1'])}  {drop:<24}{100 * quality['agreement']:>7.2f}{quality['kl']:>9.4f}"
 
 
 def _versus(versus: dict[str, Any] | None, name: str) -> str:
     if versus is None or name not in versus:
         return ""
-    found = versus[name]
-    said = f"KL {found['kl_verdict']} ({found['kl_above']:+.4f})"
-    if "top1" not in found:
-        return said
-    low, high = found["top1"]["behind_interval"]
-    return f"top-1 {found['top1']['verdict']} [{100 * low:+.2f}, {100 * high:+.2f}], {said}"
+    comparison = versus[name]
+    text = f"KL {comparison['kl_verdict']} ({comparison['kl_above']:+.4f})"
+    if "top1" not in comparison:
+        return text
+    low, high = comparison["top1"]["behind_interval"]
+    return f"top-1 {comparison['top1']['verdict']} [{100 * low:+.2f}, {100 * high:+.2f}], {text}"

@@ -7,7 +7,7 @@ from typing import Any
 from rivals import METHODS
 from rivals.cell import Place, plain
 from rivals.ground import Ground
-from rivals.keeping import again
+from rivals.keeping import reload
 from shoal.files.writing import write_text
 
 _SECONDS = 4.0
@@ -24,10 +24,10 @@ def side_by_side(ground: Ground, work: Path, point: float) -> dict[str, Any]:
             return kept
     if not networks:
         return {"networks": {}, "latency": {}, "shares": {}}
-    rebuilt = {method: again(ground, Place(work, point, method).folder) for method in networks}
+    rebuilt = {method: reload(ground, Place(work, point, method).folder) for method in networks}
     ground.progress(f"timing {len(rebuilt)} networks side by side", 0, 1)
     times = ground.times(rebuilt, _SECONDS)
     shares = {method: times[method].median_ms / times["original"].median_ms for method in networks}
-    found = {"networks": networks, "latency": plain(times), "shares": shares}
-    write_text(path, json.dumps(found, indent=1) + "\n")
-    return found
+    result = {"networks": networks, "latency": plain(times), "shares": shares}
+    write_text(path, json.dumps(result, indent=1) + "\n")
+    return result

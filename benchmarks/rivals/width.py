@@ -47,18 +47,18 @@ def gradients(ground: Ground) -> dict[str, Tensor]:
     network = copy.deepcopy(ground.model).eval().requires_grad_(requires_grad=True)
     ground.progress("gradients of the original", 0, 1)
     for batch in ground.fit_on:
-        said = logits_of(call(network, batch))
-        F.cross_entropy(said, said.detach().argmax(-1), reduction="sum").backward()
-    return {name: one.grad for name, one in network.named_parameters() if one.grad is not None}
+        logits = logits_of(call(network, batch))
+        F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum").backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
 
 
 def _better(ground: Ground, target: float, slopes: Slopes) -> Made:
     searches = [_Search(ground, round_to, slopes) for round_to in _ROUNDINGS]
-    found = [made for search in searches if (made := search.least(target)) is not None]
-    if not found:
+    networks = [made for search in searches if (made := search.least(target)) is not None]
+    if not networks:
         fastest = min(search.fastest for search in searches)
         raise Unreached(fastest, "one rounding step of channels in every inner layer is still too slow")
-    return min(found, key=_held_back)
+    return min(networks, key=_held_back)
 
 
 def _held_back(made: Made) -> float:
@@ -102,7 +102,7 @@ class _Search:
         return pruned(self.ground, ratio, self.round_to, self.slopes)
 
     def _share(self, network: nn.Module) -> float:
-        shape = ",".join(str(tuple(one.shape)) for one in network.parameters())
+        shape = ",".join(str(tuple(parameter.shape)) for parameter in network.parameters())
         if shape not in self.known:
             self.known[shape] = self.ground.share(network, _SECONDS)
         return self.known[shape]
@@ -110,12 +110,12 @@ class _Search:
 
 def inner_layers(ground: Ground) -> list[str]:
     """The layers whose outputs stay inside a branch: all of a branch but the last, which writes to the stream."""
-    model, found = ground.anatomy.model, []
-    for block in ground.anatomy.chain:
+    model, inner = ground.graph.model, []
+    for block in ground.graph.chain:
         for unit in block.units:
             layers = [path for path in unit.branch if isinstance(model.get_submodule(path), nn.Conv2d | nn.Linear)]
-            found.extend(layers[:-1])
-    return list(dict.fromkeys(found))
+            inner.extend(layers[:-1])
+    return list(dict.fromkeys(inner))
 
 
 def pruned(ground: Ground, ratio: float, round_to: int, slopes: Slopes = None) -> nn.Module:
@@ -127,14 +127,14 @@ def pruned(ground: Ground, ratio: float, round_to: int, slopes: Slopes = None) -
     """
     pruning, inner = _package(), set(inner_layers(ground))
     network = copy.deepcopy(ground.model).eval()
-    for name, one in network.named_parameters():
-        one.grad = slopes[name].clone() if slopes and name in slopes else None
+    for name, parameter in network.named_parameters():
+        parameter.grad = slopes[name].clone() if slopes and name in slopes else None
     importance = pruning.importance.GroupTaylorImportance() if slopes else pruning.importance.MagnitudeImportance(p=2)
-    before = {name: one.shape for name, one in network.state_dict().items()}
+    before = {name: tensor.shape for name, tensor in network.state_dict().items()}
     others = [
-        one
-        for path, one in network.named_modules()
-        if path not in inner and isinstance(one, nn.modules.conv._ConvNd | nn.Linear)
+        module
+        for path, module in network.named_modules()
+        if path not in inner and isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
     ]
     example = ground.timed.take(2)
     pruner = pruning.pruner.MetaPruner(
@@ -157,16 +157,16 @@ def pruned(ground: Ground, ratio: float, round_to: int, slopes: Slopes = None) -
     return network
 
 
-def _rounded(gone: int, channels: int, round_to: int) -> int:
-    """How many channels go, so that a multiple of `round_to` stays, at least one."""
-    left = max((channels - gone) // round_to * round_to, min(round_to, channels))
+def _rounded(removed: int, channels: int, round_to: int) -> int:
+    """How many channels are removed, so that a multiple of `round_to` stays, at least one."""
+    left = max((channels - removed) // round_to * round_to, min(round_to, channels))
     return channels - left
 
 
 def _check(network: nn.Module, before: dict, others: list[nn.Module], example: Batch) -> None:
     """The stream is as wide as it was: no layer that writes to it lost an output."""
-    for path, one in network.named_modules():
-        if one in others and one.weight.shape[0] != before[f"{path}.weight"][0]:
+    for path, module in network.named_modules():
+        if module in others and module.weight.shape[0] != before[f"{path}.weight"][0]:
             raise SurgeryError(f"torch-pruning changed the width of '{path}', which writes to the stream")
     with evaluating(network):
         call(network, example)

@@ -1,8 +1,9 @@
-"""What the benchmarks against rivals read from the command line, and write down of it, in the same way."""
+"""What the benchmarks against rivals read from the command line, and record of it, in the same way."""
 
 import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -20,22 +21,22 @@ class Stages:
         self.stage = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Progress, as everybody tells it."""
+        """A progress callback."""
         if stage != self.stage:
             self.stage = stage
             print(f"  {stage}", flush=True)
 
 
-def asked_parser(
-    doc: str | None, name: str, shares: Sequence[float], known: Sequence[str], default: Sequence[str]
+def comparison_parser(
+    doc: str | None, name: str, shares: Sequence[float], methods: Sequence[str], default: Sequence[str]
 ) -> argparse.ArgumentParser:
-    """A parser with what every comparison asks.
+    """A parser with the options of every comparison.
 
     Args:
         doc: of the script.
         name: of the comparison, for its folder.
         shares: the points by default.
-        known: all methods.
+        methods: all of them.
         default: those that run where none is named.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,7 +47,7 @@ def asked_parser(
     parser.add_argument("--std")
     parser.add_argument("--also", help="a second data set, of which only the test part is measured on")
     parser.add_argument("--points", type=points, default=list(shares))
-    parser.add_argument("--methods", type=partial(names_of, list(known)), default=list(default))
+    parser.add_argument("--methods", type=partial(names_of, list(methods)), default=list(default))
     parser.add_argument("--images", type=int, default=4660)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--channels-last", action="store_true")
@@ -55,7 +56,7 @@ def asked_parser(
     return parser
 
 
-def answered(parser: argparse.ArgumentParser, name: str) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, name: str) -> argparse.Namespace:
     """The command line, with the folder of the comparison where none was named."""
     args = parser.parse_args()
     args.work = args.work or Path("build") / name / args.out.stem
@@ -85,7 +86,7 @@ def data_of(args: argparse.Namespace, spec: str) -> Data:
     return load_data(spec, mean=_numbers(args.mean), std=_numbers(args.std), batch_size=args.batch_size)
 
 
-def spoken(spec: str | None) -> str | None:
+def public_spec(spec: str | None) -> str | None:
     """A specification without the folder it lies in."""
     if spec is None:
         return None
@@ -93,43 +94,41 @@ def spoken(spec: str | None) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures hang on."""
-    found = {}
+    """Of the packages that figures depend on."""
+    installed = {}
     for name in ("torch", "torch-pruning", "numpy", "scipy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def points(text: str) -> list[float]:
     """Shares of the original's latency, for argparse."""
-    found = [float(part) for part in text.split(",")]
-    if not all(0 < point < 1 for point in found):
+    shares = [float(part) for part in text.split(",")]
+    if not all(0 < point < 1 for point in shares):
         raise argparse.ArgumentTypeError(f"'{text}' are not shares of the original's latency, like 0.8,0.5")
-    return found
+    return shares
 
 
-def names_of(known: list[str], text: str) -> list[str]:
+def names_of(methods: list[str], text: str) -> list[str]:
     """Names of a list, for argparse."""
     names = text.split(",")
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in methods]
     if unknown:
-        raise argparse.ArgumentTypeError(f"unknown method '{unknown[0]}', known: {', '.join(known)}")
+        raise argparse.ArgumentTypeError(f"unknown method '{unknown[0]}', expected some of {', '.join(methods)}")
     return names
 
 
-def given(args: argparse.Namespace) -> list[str]:
+def common_arguments(args: argparse.Namespace) -> list[str]:
     """The common part of the command, without the folders of this machine."""
-    said = [spoken(args.model) or "", spoken(args.data) or ""]
-    said += [f"--weights {args.weights.name}"] if args.weights else []
-    said += [f"--{name} {value}" for name in ("mean", "std") if (value := getattr(args, name))]
-    said += [f"--also {spoken(args.also)}"] if args.also else []
-    said.append("--points " + ",".join(f"{point:g}" for point in args.points))
-    said.append("--methods " + ",".join(args.methods))
-    said.append(f"--images {args.images} --batch-size {args.batch_size}")
-    return said + (["--channels-last"] if args.channels_last else [])
+    words = [public_spec(args.model) or "", public_spec(args.data) or ""]
+    words += [f"--weights {args.weights.name}"] if args.weights else []
+    words += [f"--{name} {value}" for name in ("mean", "std") if (value := getattr(args, name))]
+    words += [f"--also {public_spec(args.also)}"] if args.also else []
+    words.append("--points " + ",".join(f"{point:g}" for point in args.points))
+    words.append("--methods " + ",".join(args.methods))
+    words.append(f"--images {args.images} --batch-size {args.batch_size}")
+    return words + (["--channels-last"] if args.channels_last else [])
 
 
 def _numbers(text: str | None) -> list[float] | None:
