@@ -1,8 +1,8 @@
 """Shoal makes deep residual networks shallow.
 
-The verbs: `trace`, `scan`, `compress`, `distill`, `train`, `apply`, `certify`, `fold`, `load`. The goals of `compress`:
-`Budget`, `MaxDrop`, `RemoveBlocks`, `Blocks`, `ExactOnly`, `ParetoPoint`. And `adapter`, for blocks that Shoal cannot
-see through. Each is imported when it is first used, so that `import shoal` stays cheap.
+The verbs: `trace`, `scan`, `compress`, `distill`, `train`, `apply`, `certify`, `fold`, `load`, `export`. The goals of
+`compress`: `Budget`, `MaxDrop`, `RemoveBlocks`, `Blocks`, `ExactOnly`, `ParetoPoint`. And `adapter`, for blocks that
+Shoal cannot see through. Each is imported when it is first used, so that `import shoal` stays cheap.
 """
 
 from importlib.metadata import version
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from shoal.recover.distill import DistillResult, distill
     from shoal.scanning import ScanConfig, scan
     from shoal.sources import Data, load_data, load_model
-    from shoal.store import load
+    from shoal.store import ExportConfig, export, load
     from shoal.surgery import FoldResult, apply, certify, fold
 
 __version__ = version("shoal")
@@ -53,7 +53,7 @@ _HOMES = {
     "recover": ("DistillConfig", "DistillData", "DistillResult", "TrainingBudget", "distill"),
     "scanning": ("ScanConfig", "scan"),
     "sources": ("Data", "load_data", "load_model"),
-    "store": ("load",),
+    "store": ("ExportConfig", "export", "load"),
     "surgery": ("FoldResult", "apply", "certify", "fold"),
 }
 
@@ -72,6 +72,7 @@ __all__ = [
     "DistillResult",
     "EpsilonConfig",
     "ExactOnly",
+    "ExportConfig",
     "FoldResult",
     "MaxDrop",
     "MeasureConfig",
@@ -92,6 +93,7 @@ __all__ = [
     "compress",
     "distill",
     "epsilonize_",
+    "export",
     "fold",
     "load",
     "load_data",

@@ -1,311 +1,95 @@
-import importlib.util
-import logging
-import subprocess
-import sys
-import warnings
-import zipfile
+import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+import transformers
 
-import networks
-from shoal.batches import Batch
-from shoal.errors import ExportError, FolderError
-from shoal.pipeline import CompressConfig, RemoveBlocks, compress
-from shoal.store import export, export_onnx, export_program, load, read_record
-
-pytestmark = pytest.mark.heavy
-
-QUICK = CompressConfig(images=32, validation_images=32, latency_seconds=0.001)
-missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-needs_onnx = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-
-
-def images(n=4, seed=0):
-    return torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+import language
+import serving_cases
+import shoal
+from serving_cases import UNITS, cut, logits
+from shoal.errors import ConsentError, ExportError, FolderError, UsageError
+from shoal.store import ExportConfig
+from shoal.store.save import save
 
 
 @pytest.fixture
-def network():
-    torch.manual_seed(0)
-    return networks.randomised(networks.PreactNet(4, 3)).train()
+def folder(tmp_path):
+    """An output folder of a Llama with a tokenizer, one attention and one MLP removed."""
+    source = tmp_path / "original"
+    language.llama(layers=5, vocab_size=120).save_pretrained(source)
+    language.save_tokenizer(source)
+    model = transformers.LlamaForCausalLM.from_pretrained(source).eval()
+    made, plan = cut(["model.layers.1#0", "model.layers.3#1"], model)
+    out = tmp_path / "out"
+    out.mkdir()
+    save(out, made, plan.model_copy(update={"model": f"hf:{source}"}))
+    return out
 
 
-def state_of(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+def test_each_format_lies_in_the_folder_and_agrees(folder):
+    pytest.importorskip("gguf", reason="shoal[gguf] is not installed")
+    made = {to: shoal.export(folder, to, trust_code=True) for to in ("nemotron_nas", "gguf")}
+    assert {exported.path.name for exported in made.values()} == {"nemotron-nas", "model.gguf"}
+    for exported in made.values():
+        assert exported.path.exists()
+        assert exported.max_abs_diff == 0
+        assert (exported.top1_agreement, exported.unit) == (1, "tokens")
+    names = {file.name for file in (folder / "nemotron-nas").iterdir()}
+    assert {"tokenizer.json", "README.md", "generation_config.json"} <= names
+    card = (folder / "nemotron-nas" / "README.md").read_text()
+    assert "`model.layers.1#0`" in card
+    assert "block_configs" in card
+    assert not [file.name for file in folder.iterdir() if file.name.startswith(".")]
 
 
-def is_as_before(model, state, training):
-    assert model.training is training
-    assert list(model.state_dict()) == list(state)
-    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+def test_what_it_cannot_write_leaves_what_was_there(folder, monkeypatch):
+    first = shoal.export(folder, "nemotron_nas", trust_code=True).path / "config.json"
+    before = first.read_text()
+    with pytest.raises(ExportError, match=r"plain transformers cannot hold this network.*model\.layers\.1\.mlp"):
+        shoal.export(folder, "hf", trust_code=True)
+    monkeypatch.setattr(
+        "shoal.store.serving.nemotron_nas._config", lambda decoder, model: {"model_type": "nemotron-nas"}
+    )
+    with pytest.raises(ExportError):
+        shoal.export(folder, "nemotron_nas", trust_code=True)
+    assert first.read_text() == before
+    assert not [file.name for file in folder.iterdir() if file.name.startswith(".")]
 
 
-ALONE = """
-import sys
-import torch
-from safetensors.torch import load_file, save_file
-
-folder = sys.argv[1]
-network = torch.export.load(folder + "/model.pt2").module()
-made = {name: network(x) for name, x in load_file(folder + "/x.safetensors").items()}
-save_file(made, folder + "/y.safetensors")
-assert not [name for name in sys.modules if name.split(".")[0] in ("shoal", "networks")]
-"""
+def test_a_card_of_what_the_network_was(folder):
+    shutil.rmtree(folder / "hf", ignore_errors=True)
+    (folder / "nemotron-nas").write_text("a file of the user's")
+    with pytest.raises(FolderError, match="cannot write"):
+        shoal.export(folder, "nemotron_nas", trust_code=True)
+    assert (folder / "nemotron-nas").read_text() == "a file of the user's"
 
 
-def test_a_program_loads_without_shoal_for_any_batch_size(tmp_path, network):
-    made = export_program(network, Batch((images(),)), tmp_path / "model.pt2")
-    assert made.dynamic_batch
-    inputs = {"one": images(1, 1), "three": images(3, 2), "many": images(33, 3)}
-    save_file(inputs, tmp_path / "x.safetensors")
-    command = [sys.executable, "-c", ALONE, str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    network.eval()
-    for name, found in load_file(tmp_path / "y.safetensors").items():
-        assert torch.allclose(found, network(inputs[name]), atol=1e-5), name
+def test_wrong_use_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(UsageError, match="there is no format 'ggml'"):
+        shoal.export(tmp_path, "ggml")
+    with pytest.raises(FolderError, match="no output folder of Shoal"):
+        shoal.export(tmp_path, "gguf")
 
 
-def test_a_shallow_network_is_exported_too(tmp_path):
-    torch.manual_seed(0)
-    x = torch.randn(4, 3, 32, 32)
-    result = compress(networks.randomised(networks.CifarResNet(2)), [x], RemoveBlocks(2), config=QUICK)
-    made = export_program(result.model, Batch((x,)), tmp_path / "model.pt2")
-    program = torch.export.load(tmp_path / "model.pt2").module()
-    assert torch.allclose(program(x[:3]), result.model(x[:3]), atol=1e-5)
-    assert made.dynamic_batch
+def test_nothing_that_a_folder_names_is_opened_without_consent(folder, tmp_path):
+    path = folder / "plan.json"
+    plain = json.loads(path.read_text())
+    (tmp_path / "code.py").write_text("def make():\n    raise SystemExit('was run')\n")
+    path.write_text(json.dumps({**plain, "model": f"{tmp_path / 'code.py'}:make"}))
+    with pytest.raises(ConsentError):
+        shoal.export(folder, "gguf")
 
 
-def test_what_is_reported(tmp_path, network):
-    made = export_program(network, Batch((images(5),)), tmp_path / "model.pt2")
-    assert made.path == tmp_path / "model.pt2"
-    assert 0 <= made.max_abs_diff < 1e-4
-    assert (made.top1_agreement, made.n) == (1.0, 6)
-
-
-def shifted(program, by):
-    bias = program.state_dict["head.bias"].detach().clone()
-    bias[0] += by
-    program.state_dict["head.bias"] = nn.Parameter(bias)
-
-
-def test_the_deviation_is_that_of_the_file(tmp_path, network, monkeypatch):
-    written = export._save_program
-
-    def save_program(program, path):
-        shifted(program, 1e-4)
-        written(program, path)
-
-    monkeypatch.setattr(export, "_save_program", save_program)
-    made = export_program(network, Batch((images(),)), tmp_path / "model.pt2")
-    assert made.max_abs_diff == pytest.approx(1e-4, rel=0.05)
-
-
-@pytest.mark.parametrize("wrong", [1.0, float("nan"), float("inf")])
-def test_a_file_that_computes_something_else_does_not_appear(tmp_path, network, monkeypatch, wrong):
-    written = export._save_program
-
-    def save_program(program, path):
-        shifted(program, wrong)
-        written(program, path)
-
-    monkeypatch.setattr(export, "_save_program", save_program)
-    with pytest.raises(ExportError, match=r"model.pt2' computes something else: its outputs are up to"):
-        export_program(network, Batch((images(),)), tmp_path / "model.pt2")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_network_is_left_as_it_was(tmp_path, network):
-    before = state_of(network)
-    export_program(network, Batch((images(),)), tmp_path / "model.pt2")
-    is_as_before(network, before, training=True)
-
-
-def test_no_pickle_in_a_program(tmp_path, network):
-    export_program(network, Batch((images(),)), tmp_path / "model.pt2")
-    with zipfile.ZipFile(tmp_path / "model.pt2") as program:
-        names = program.namelist()
-        assert not [name for name in names if name.endswith(".pkl")]
-        samples = [name for name in names if "sample_inputs" in name]
-        assert all(program.read(name) == b"" for name in samples)
-
-
-def test_inputs_by_keyword(tmp_path):
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(3, 2), nn.Linear(4, 2)
-
-        def forward(self, *, left, right):
-            return {"logits": self.a(left) - self.b(right)}
-
-    batch = Batch(kwargs={"left": torch.randn(4, 3), "right": torch.randn(4, 4)})
-    model = Named()
-    assert export_program(model, batch, tmp_path / "model.pt2").dynamic_batch
-    program = torch.export.load(tmp_path / "model.pt2").module()
-    found = program(left=batch.kwargs["left"][:3], right=batch.kwargs["right"][:3])["logits"]
-    assert torch.allclose(found, model(**batch.take(3).kwargs)["logits"])
-
-
-class FixedBatch(nn.Module):
-    """The batch size is written into the network."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(4, 3)
-
-    def forward(self, x):
-        if x.shape[0] != 4:
-            raise RuntimeError("four at a time, please")
-        return self.fc(x)
-
-
-def test_a_batch_size_that_is_fixed_stays_fixed(tmp_path):
-    made = export_program(FixedBatch(), Batch((torch.randn(4, 4),)), tmp_path / "model.pt2")
-    assert (made.dynamic_batch, made.n) == (False, 4)
-
-
-class DecidesByValue(networks.PreactNet):
-    """The way through depends on the numbers: torch.export cannot follow."""
-
-    def forward(self, x):
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        x = nn.functional.relu(x).mean(dim=(2, 3))
-        return self.head(x) if float(x.abs().sum().detach()) >= 0 else self.head(-x)
-
-
-@needs_onnx
-@pytest.mark.parametrize("write", [export_program, export_onnx])
-def test_a_network_that_cannot_be_exported(tmp_path, write):
-    model = DecidesByValue(4, 3)
-    before = state_of(model)
-    with pytest.raises(ExportError, match=r"torch.export cannot export this network: \S+.*\n.*are whole\.$") as caught:
-        write(model, Batch((images(),)), tmp_path / "model")
-    assert caught.value.__cause__ is not None
-    first = str(caught.value.__cause__).strip().splitlines()[0]
-    assert caught.value.message.endswith(first)
-    assert len(str(caught.value).splitlines()) == 2
-    assert list(tmp_path.iterdir()) == []
-    is_as_before(model, before, training=True)
-
-
-def test_a_run_whose_network_cannot_be_exported_keeps_the_rest(tmp_path):
-    torch.manual_seed(0)
-    model = networks.randomised(DecidesByValue(4, 3))
-    result = compress(model, [images(8)], RemoveBlocks(1), config=QUICK)
-    record = result.save(tmp_path / "out")
-    assert record == read_record(tmp_path / "out")
-    said = [one for one in record.warnings if one.startswith("no model.pt2 was written: torch.export cannot export")]
-    assert len(said) == 1
-    assert record.warnings[: len(result.record.warnings)] == result.record.warnings
-    assert {one.name for one in (tmp_path / "out").iterdir()} == {
-        "extras.safetensors",
-        "model.safetensors",
-        "plan.json",
-        "record.json",
-        "report.html",
-    }
-    assert torch.equal(load(tmp_path / "out", model=model)(images()), result.model(images()))
-
-
-@pytest.mark.parametrize("stage", ["_save_program", "_compared"])
-def test_what_torch_raises_late_is_an_export_error_too(tmp_path, network, monkeypatch, stage):
-    def fails(*_args):
-        raise NotImplementedError("no such node\nand forty lines more")
-
-    monkeypatch.setattr(export, stage, fails)
-    with pytest.raises(ExportError, match=r"torch.export cannot hold this network: no such node\n"):
-        export_program(network, Batch((images(),)), tmp_path / "model.pt2")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_is_not_there(tmp_path, network):
-    with pytest.raises(FolderError, match=r"cannot write '.*model.pt2'"):
-        export_program(network, Batch((images(),)), tmp_path / "missing" / "model.pt2")
-
-
-def test_torchs_chatter_is_kept_away_and_logging_comes_back(tmp_path, network, capfd):
-    level, filters = logging.root.manager.disable, list(warnings.filters)
-    export_program(network, Batch((images(),)), tmp_path / "model.pt2")
-    said = capfd.readouterr()
-    assert (said.out, said.err) == ("", "")
-    assert logging.root.manager.disable == level
-    assert warnings.filters == filters
-
-
-@needs_onnx
-def test_onnx_computes_the_same_for_any_batch_size(tmp_path, network):
-    import onnxruntime
-
-    before = state_of(network)
-    made = export_onnx(network, Batch((images(),)), tmp_path / "model.onnx")
-    is_as_before(network, before, training=True)
-    assert made.dynamic_batch
-    assert made.max_abs_diff < 1e-4
-    assert (made.top1_agreement, made.n) == (1.0, 5)
-    assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    network.eval()
-    for n in (1, 3, 17):
-        found = session.run(None, {session.get_inputs()[0].name: images(n, n).numpy()})[0]
-        assert torch.allclose(torch.from_numpy(found), network(images(n, n)), atol=1e-5)
-
-
-@needs_onnx
-def test_what_onnx_cannot_run_does_not_appear(tmp_path, network):
-    network.to(torch.bfloat16)
-    with pytest.raises(ExportError, match="ONNX cannot hold this network: "):
-        export_onnx(network, Batch((images().to(torch.bfloat16),)), tmp_path / "model.onnx")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("absent", ["onnx", "onnxruntime", "onnxscript"])
-def test_onnx_that_is_not_installed(tmp_path, network, monkeypatch, absent):
-    monkeypatch.setitem(sys.modules, absent, None)
-    with pytest.raises(ExportError, match=r"ONNX needs .*onnx.*\n.*pip install 'shoal\[onnx\]'"):
-        export_onnx(network, Batch((images(),)), tmp_path / "model.onnx")
-
-
-FULL = """
-import resource, signal, sys
-from pathlib import Path
-import torch
-from torch import nn
-from shoal.batches import Batch
-from shoal.errors import FolderError
-from shoal.store import export_onnx, export_program, save_weights
-from shoal.store.checkpoint import save_checkpoint
-
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-network, batch = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 4)), Batch((torch.randn(2, 64),))
-state = dict(network.state_dict())
-writers = {
-    "model.pt2": lambda path: export_program(network, batch, path),
-    "model.safetensors": lambda path: save_weights(network, path),
-    "checkpoint.safetensors": lambda path: save_checkpoint(path, state, {"epoch": 1}),
-}
-if sys.argv[2] == "onnx":
-    writers["model.onnx"] = lambda path: export_onnx(network, batch, path)
-folder = Path(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-for name, write in writers.items():
-    try:
-        write(folder / name)
-    except FolderError as error:
-        assert f"cannot write '{folder / name}'" in error.message and "Free some space" in error.hint, error
-    else:
-        raise AssertionError(name)
-assert not list(folder.iterdir())
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of the size of files")
-def test_a_full_disk_is_an_error_not_the_end_of_the_process(tmp_path):
-    command = [sys.executable, "-c", FULL, str(tmp_path), "" if missing else "onnx"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
+def test_a_network_made_in_python_is_exported_with_its_factory(tmp_path):
+    pytest.importorskip("gguf", reason="shoal[gguf] is not installed")
+    made, plan = cut(UNITS["all kinds"])
+    save(tmp_path, made, plan)
+    config = ExportConfig(with_tokenizer=False)
+    assert shoal.export(tmp_path, "gguf", config=config, model=lambda: language.llama(5)).max_abs_diff == 0
+    with pytest.raises(ExportError, match="not known where the tokenizer"):
+        shoal.export(tmp_path, "gguf", model=lambda: language.llama(5))
+    ids = language.tokens(seed=4)
+    nas = shoal.export(tmp_path, "nemotron_nas", model=lambda: language.llama(5)).path
+    assert torch.allclose(serving_cases.nemotron_logits(nas, ids), logits(made, ids), atol=1e-5)

@@ -328,14 +328,45 @@ def test_layers_that_took_their_norms_along_leave_a_network_of_plain_transformer
 
 
 def test_half_a_layer_is_said_and_kept_in_the_folder_of_shoal(tmp_path):
-    cut, plan = tiny(["model.layers.0", "model.layers.1#1", "model.layers.2#0"])
+    cut, plan = tiny(["model.layers.0", "model.layers.1#1", "model.layers.3#0"])
     save(tmp_path, cut, plan)
     note = (tmp_path / "hf-not-written.md").read_text()
-    assert "only attention or MLP was removed (model.layers.1#1, model.layers.2#0)" in note
-    assert "no class with half a layer" in note
+    assert "only attention or MLP was removed (model.layers.1#1, model.layers.3#0)" in note
+    assert (
+        "no class with half a layer: model.layers.1.self_attn has no MLP behind it; model.layers.3.mlp has no" in note
+    )
+    assert "--nemotron-nas" in note
     again = load(tmp_path, model=language.llama)
     ids = language.tokens(seed=3)
     with torch.no_grad():
         assert torch.equal(again(input_ids=ids).logits, cut(input_ids=ids).logits)
     assert "model.layers.1.mlp.up_proj.weight" not in again.state_dict()
     assert "model.layers.1.self_attn.q_proj.weight" in again.state_dict()
+
+
+def test_halves_that_make_up_whole_layers_are_a_shorter_llama(tmp_path):
+    cut, plan = tiny(["model.layers.0", "model.layers.1#1", "model.layers.2#0"])
+    assert write_hugging_face(tmp_path, cut, plan) is None
+    loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf")
+    assert loaded.config.num_hidden_layers == 2
+    ids = language.tokens(seed=3)
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, cut(input_ids=ids).logits)
+    generate = {"max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(loaded.generate(ids, **generate), loaded.generate(ids, use_cache=False, **generate))
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "`model.layers.2#0`" in card
+    assert "Removed (3," in card
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_halves_of_a_tied_qwen2_too(tmp_path, tied):
+    settings = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
+    settings |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": tied}
+    torch.manual_seed(1)
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**settings)).eval()
+    cut, plan = tiny(["model.layers.1#1", "model.layers.2", "model.layers.3#0"], model)
+    assert write_hugging_face(tmp_path, cut, plan) is None
+    loaded = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / "hf")
+    assert loaded.config.layer_types == ["full_attention"] * 2
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) is tied

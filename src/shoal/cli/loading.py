@@ -16,7 +16,7 @@ from shoal.plan import InputSpec
 from shoal.preserve import evaluating
 from shoal.sources import Data, TextFormat, infer_text_format, load_data
 from shoal.store import OpenedFolder, open_model, read_folder_plan
-from shoal.surgery import example_of, input_specs
+from shoal.surgery import example_of
 
 # Shapes tried, in this order, where nobody says what a network takes.
 _USUAL_SHAPES = ((3, 224, 224), (3, 32, 32), (1, 28, 28), (1, 8, 8))
@@ -135,17 +135,6 @@ def _runs(model: nn.Module, batch: Batch) -> bool:
         except ModelRaisedError:
             return False
     return True
-
-
-def random_like(batch: Batch, seed: int = 0) -> Batch:
-    """Random numbers in the place of zeros, so that an export is compared on something; integers stay as they are."""
-    generator = torch.Generator().manual_seed(seed)
-    specs = input_specs(batch)
-    filled = example_of(specs, batch.size)
-    for tensor in filled.tensors:
-        if tensor.is_floating_point():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator))
-    return filled
 
 
 def check_input(model: nn.Module, data: Data) -> None:

@@ -237,6 +237,16 @@ class ExportRequest:
     folder: Path = _FOLDER()
     onnx: bool = option("--onnx", "Write model.onnx, checked with onnxruntime.", False)
     torch_export: bool = option("--torch-export", "Write model.pt2, which torch loads without Shoal.", False)
+    hf: bool = option("--hf", "Write hf/, which plain transformers loads.", False)
+    nemotron_nas: bool = option(
+        "--nemotron-nas", "Write nemotron-nas/ for vLLM, TensorRT-LLM and MLX: layers may lack attention or MLP.", False
+    )
+    gguf: bool = option("--gguf", "Write model.gguf for llama.cpp.", False)
+    gguf_type: str = option("--gguf-type", "Its numbers: f32, f16, bf16; auto keeps the network's.", "auto")
+    tokenizer: Path | None = option(
+        "--tokenizer", "For GGUF: the tokenizer, where it is not in the network's folder.", None, metavar="PATH"
+    )
+    no_tokenizer: bool = option("--no-tokenizer", "For GGUF: write no tokenizer.", False)
 
 
 @dataclass(frozen=True, kw_only=True)

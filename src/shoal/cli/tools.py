@@ -1,30 +1,35 @@
 """The commands that change no network of their own: trace, certify, apply, export, bench."""
 
 import json
-from typing import Any
+from dataclasses import asdict
+from typing import get_args
 
 from shoal.blocks import analyze
 from shoal.cli.console import Session
-from shoal.cli.loading import example_for, open_data, open_network, output_folder, pick_device, random_like
+from shoal.cli.loading import example_for, open_data, open_network, output_folder, pick_device
 from shoal.cli.options import ApplyRequest, BenchRequest, CertifyRequest, DataOptions, ExportRequest, TraceRequest
-from shoal.errors import ExportError
+from shoal.errors import ExportError, UsageError
 from shoal.measure import latency, machine, within_noise
 from shoal.pipeline import block_records
 from shoal.plan import read_plan
 from shoal.record import Latency
 from shoal.report import show_certificate, show_chain
 from shoal.store import (
-    Exported,
+    ExportConfig,
     RunFolder,
-    export_onnx,
+    export_finished,
     export_program,
     load_folder,
+    open_finished,
     original_of,
     read_folder_plan,
     save,
 )
-from shoal.store.folder import ONNX, PROGRAM
+from shoal.store.export import Format
+from shoal.store.folder import PROGRAM
+from shoal.store.serving.gguf_file import read_number_type
 from shoal.surgery import apply, certify, example_of
+from shoal.surgery.signature import random_like
 
 
 def run_trace(session: Session, request: TraceRequest) -> int:
@@ -85,35 +90,22 @@ def run_apply(session: Session, request: ApplyRequest) -> int:
 def run_export(session: Session, request: ExportRequest) -> int:
     """Write the files asked for and say how far they are from the network."""
     session.check_alone("export")
-    folder = request.folder
-    plan = read_folder_plan(folder)
-    network = load_folder(folder, session.consent)
-    example = random_like(example_of(plan.inputs, batch=4))
-    made: dict[str, Exported] = {}
-    if request.torch_export or not request.onnx:
-        made["torch_export"] = export_program(network, example, folder / PROGRAM)
-    if request.onnx:
-        made["onnx"] = export_onnx(network, example, folder / ONNX)
+    if request.no_tokenizer and request.tokenizer is not None:
+        raise UsageError("--tokenizer and --no-tokenizer exclude each other", "Give one of them.")
+    formats: list[Format] = [to for to in get_args(Format) if getattr(request, to)] or ["torch_export"]
+    config = ExportConfig(read_number_type(request.gguf_type), request.tokenizer, not request.no_tokenizer)
+    finished = open_finished(request.folder, session.consent)
+    made = {to: export_finished(finished, to, config) for to in formats}
     if session.as_json:
-        session.print_json({name: _plain(export) for name, export in made.items()})
+        session.print_json({to: {**asdict(exported), "path": str(exported.path)} for to, exported in made.items()})
         return 0
-    for export in made.values():
-        batch = "any batch size" if export.dynamic_batch else f"batch size {example.size} only"
+    for exported in made.values():
+        batch = "any batch size" if exported.dynamic_batch else "this batch size only"
         session.say(
-            f"{export.path}: loaded again; largest deviation {export.max_abs_diff:.3g}, top-1 agreement "
-            f"{100 * export.top1_agreement:.1f} % on {export.n} random samples; {batch}"
+            f"{exported.path}: loaded again; largest deviation {exported.max_abs_diff:.3g}, top-1 agreement "
+            f"{100 * exported.top1_agreement:.1f} % on {exported.n} random {exported.unit}; {batch}"
         )
     return 0
-
-
-def _plain(export: Exported) -> dict[str, Any]:
-    return {
-        "path": str(export.path),
-        "max_abs_diff": export.max_abs_diff,
-        "top1_agreement": export.top1_agreement,
-        "n": export.n,
-        "dynamic_batch": export.dynamic_batch,
-    }
 
 
 def run_bench(session: Session, request: BenchRequest) -> int:

@@ -1,7 +1,7 @@
 """Save, load, export: safetensors and JSON, written atomically, nothing unpickled."""
 
 from shoal.deprecated import former_names
-from shoal.store.export import Exported, export_onnx, export_program
+from shoal.store.export import ExportConfig, export, export_finished, open_finished
 from shoal.store.folder import RunFolder
 from shoal.store.load import (
     OpenedFolder,
@@ -13,18 +13,23 @@ from shoal.store.load import (
     read_folder_plan,
     read_record,
 )
+from shoal.store.program import Exported, export_onnx, export_program
 from shoal.store.save import check_savable, restore_weights, save, save_weights
 
 __all__ = [
+    "ExportConfig",
     "Exported",
     "OpenedFolder",
     "RunFolder",
     "check_reload",
     "check_savable",
+    "export",
+    "export_finished",
     "export_onnx",
     "export_program",
     "load",
     "load_folder",
+    "open_finished",
     "open_model",
     "original_of",
     "read_folder_plan",

@@ -1,188 +1,209 @@
-"""Write a network for others: a `.pt2` that torch loads without Shoal, or ONNX. Each is loaded again and compared."""
+"""Write the network of an output folder for others: each file is loaded again and compared with the network."""
 
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import secrets
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from shoal.batches import Batch, call
-from shoal.errors import ExportError, ShoalError
-from shoal.files.writing import write_atomically
-from shoal.outputs import distance, read_outputs, shown
-from shoal.preserve import evaluating
-from shoal.store.save import independent_copy
+from shoal.batches import Batch
+from shoal.errors import ExportError, FolderError, UsageError, did_you_mean
+from shoal.files.reading import refusing
+from shoal.files.writing import PARTIAL, write_atomically
+from shoal.plan import Plan
+from shoal.record import Record
+from shoal.sources import Consent
+from shoal.store.folder import ONNX, PROGRAM
+from shoal.store.hugging_face import HF, carry_files, put_in_place, quiet, source_folder, write_hugging_face
+from shoal.store.load import load_folder, read_folder_plan, read_record
+from shoal.store.program import Exported, export_onnx, export_program
+from shoal.store.serving.decoder import Agreement, Decoder
+from shoal.store.serving.gguf_file import (
+    GgufContent,
+    NumberType,
+    check_gguf,
+    decoder_for_gguf,
+    gguf_library,
+    number_type,
+    write_gguf,
+)
+from shoal.store.serving.gguf_vocabulary import Vocabulary, read_vocabulary
+from shoal.store.serving.nemotron_nas import write_nemotron_nas
+from shoal.surgery import example_of
+from shoal.surgery.signature import random_like
 
-_WHOLE = "The other files of the folder are whole."
+Format = Literal["torch_export", "onnx", "hf", "nemotron_nas", "gguf"]
+NAS, GGUF = "nemotron-nas", "model.gguf"
+_CHECKED_NAS = (
+    "In the form of Nemotron-NAS: `block_configs` in config.json says which layers have no attention "
+    "(`attention.no_op`) or no MLP (`ffn.no_op`). vLLM reads it with `--trust-remote-code`, transformers with "
+    "`trust_remote_code=True`, by the code in this folder. Loaded again and compared with Shoal's outputs on random "
+    "input."
+)
 
 
 @dataclass(frozen=True)
-class Exported:
-    """A written file and how far its outputs are from the network's on the batch it was checked on."""
+class ExportConfig:
+    """How a file is written, where there is a choice.
+
+    Args:
+        dtype: of the matrices in a GGUF file: `f32`, `f16`, `bf16`; `auto` keeps the network's.
+        tokenizer: the folder of the tokenizer for a GGUF file; by default where the network came from.
+        with_tokenizer: False leaves it out.
+    """
+
+    dtype: NumberType = "auto"
+    tokenizer: Path | None = None
+    with_tokenizer: bool = True
+
+
+@dataclass(frozen=True)
+class FinishedFolder:
+    """An output folder that was read: its plan, its record where there is one, and the network."""
 
     path: Path
-    max_abs_diff: float
-    top1_agreement: float
-    n: int
-    dynamic_batch: bool
+    plan: Plan
+    record: Record | None
+    model: nn.Module
 
 
-def export_program(model: nn.Module, batch: Batch, path: Path) -> Exported:
-    """A `.pt2` (torch.export), with a free batch size where the network allows it. It holds no pickle.
+def export(
+    folder: str | Path,
+    to: Format = "torch_export",
+    *,
+    config: ExportConfig | None = None,
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    trust_code: bool = False,
+) -> Exported:
+    """Write the network of an output folder for others, into that folder; what is written is read again and compared.
+
+    Args:
+        folder: of a finished run.
+        to: `torch_export` (model.pt2), `onnx` (model.onnx), `hf` (hf/, for plain transformers), `nemotron_nas`
+            (nemotron-nas/: vLLM, TensorRT-LLM, MLX) or `gguf` (model.gguf: llama.cpp).
+        config: type of numbers and tokenizer of a GGUF file.
+        model: the original network or its factory, where the folder does not know it; see `load`.
+        trust_code: run code and fetch networks that the folder names; see `load`.
+
+    Returns:
+        What was written, and how far it is from the network.
 
     Raises:
-        ExportError: the network cannot be exported, or the file computes something else; says what torch said.
+        UsageError: there is no such format, or its library is not installed.
+        ExportError: the format cannot hold the network, or the file computes something else; nothing was changed.
+        ShoalError: the folder cannot be read; see `load`.
     """
-    plain, inputs = independent_copy(model), batch.to("cpu")
-    program, dynamic = _program(plain, inputs)
-    program._example_inputs = None  # would be stored as a pickle
-
-    def check(temporary: Path) -> Exported:
-        with temporary.open("rb") as file:
-            loaded = torch.export.load(file).module()
-        return _compared(plain, inputs, path, dynamic, lambda part: loaded(*part.args, **part.kwargs))
-
-    return _write_checked(path, "torch.export", lambda temporary: _save_program(program, temporary), check)
+    _check_format(to)
+    return export_finished(open_finished(Path(folder), Consent(trust_code=trust_code), model), to, config)
 
 
-def export_onnx(model: nn.Module, batch: Batch, path: Path) -> Exported:
-    """An ONNX file, checked with onnxruntime.
+def _check_format(to: str) -> None:
+    if to not in get_args(Format):
+        raise UsageError(f"there is no format '{to}'", did_you_mean(to, list(get_args(Format))))
 
-    Raises:
-        ExportError: onnx is not installed, the network cannot be exported, or the file computes something else.
-    """
+
+def open_finished(
+    path: Path, consent: Consent, model: nn.Module | Callable[[], nn.Module] | None = None
+) -> FinishedFolder:
+    """Read an output folder; its plan may name nothing but what `consent` covers."""
+    plan = read_folder_plan(path)
     try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ExportError(f"ONNX needs {error.name}", "pip install 'shoal[onnx]'") from error
-    plain, inputs = independent_copy(model), batch.to("cpu")
-    program, dynamic = _program(plain, inputs)
+        record = read_record(path)
+    except FolderError:  # of another command, or none: a card then tells no measurements
+        record = None
+    return FinishedFolder(path, plan, record, load_folder(path, consent, model))
+
+
+def export_finished(finished: FinishedFolder, to: Format, config: ExportConfig | None = None) -> Exported:
+    """Write one format of a folder that was read; see `export`."""
+    return _WRITERS[to](finished, config or ExportConfig())
+
+
+def _torch_export(finished: FinishedFolder, config: ExportConfig) -> Exported:
+    return export_program(finished.model, _example(finished), finished.path / PROGRAM)
+
+
+def _onnx(finished: FinishedFolder, config: ExportConfig) -> Exported:
+    return export_onnx(finished.model, _example(finished), finished.path / ONNX)
+
+
+def _example(finished: FinishedFolder) -> Batch:
+    return random_like(example_of(finished.plan.inputs, batch=4))
+
+
+def _hugging_face(finished: FinishedFolder, config: ExportConfig) -> Exported:
+    reason = write_hugging_face(finished.path, finished.model, finished.plan, finished.record)
+    if reason is not None:
+        raise ExportError(f"plain transformers cannot hold this network: {reason}", "Try --nemotron-nas or --gguf.")
+    if not (finished.path / HF).is_dir():
+        raise ExportError(
+            f"{type(finished.model).__name__} is no network of transformers, or nothing of it was changed",
+            "Where nothing was removed, the original is the network.",
+        )
+    return Exported(finished.path / HF, 0.0, 1.0, 2, True)
+
+
+def _nemotron_nas(finished: FinishedFolder, config: ExportConfig) -> Exported:
+    place = finished.path / f".{NAS}-{secrets.token_hex(6)}{PARTIAL}"
+    try:
+        with refusing(
+            FolderError, f"cannot write '{finished.path / NAS}'", "Free some space, or choose another folder."
+        ):
+            place.mkdir()
+            with quiet():
+                agreement = write_nemotron_nas(place, finished.model)
+            carry_files(finished.model, place, finished.plan, finished.record, _CHECKED_NAS)
+        put_in_place(place, finished.path / NAS)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return _exported(finished.path / NAS, agreement)
+
+
+def _gguf(finished: FinishedFolder, config: ExportConfig) -> Exported:
+    gguf_library()
+    decoder = decoder_for_gguf(finished.model)
+    content = GgufContent(
+        decoder=decoder,
+        dtype=number_type(config.dtype, decoder),
+        name=_name(finished),
+        vocabulary=_vocabulary(finished, decoder, config) if config.with_tokenizer else None,
+    )
+    checked: list[Agreement] = []
 
     def write(temporary: Path) -> None:
-        with _quiet():
-            made = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
-            if made is None:
-                raise ExportError("torch.onnx made nothing of this network", "Use the .pt2.")
-            made.save(str(temporary))
+        write_gguf(temporary, content)
+        checked.append(check_gguf(temporary, finished.model, content.dtype))
 
-    def check(temporary: Path) -> Exported:
-        # From memory: a session may keep a file open.
-        session = onnxruntime.InferenceSession(temporary.read_bytes(), providers=["CPUExecutionProvider"])
-        names = [node.name for node in session.get_inputs()]
-
-        def run(part: Batch) -> Any:
-            feed = dict(zip(names, (tensor.numpy() for tensor in part.tensors), strict=True))
-            return [torch.from_numpy(node) for node in session.run(None, feed)]
-
-        return _compared(plain, inputs, path, dynamic, run)
-
-    return _write_checked(path, "ONNX", write, check)
+    write_atomically(finished.path / GGUF, write)
+    return _exported(finished.path / GGUF, checked[0])
 
 
-def _write_checked(path: Path, form: str, write: Callable[[Path], None], check: Callable[[Path], Exported]) -> Exported:
-    """Write the file, load it and compare it before it is put in place, so that a wrong one never appears."""
-    checked: list[Exported] = []
-
-    def write_and_check(temporary: Path) -> None:
-        try:
-            write(temporary)
-            checked.append(check(temporary))
-        except (ShoalError, OSError):
-            raise
-        except Exception as error:
-            raise ExportError(f"{form} cannot hold this network: {_first_line(error)}", _WHOLE) from error
-
-    write_atomically(path, write_and_check)
-    return checked[0]
-
-
-def _program(model: nn.Module, batch: Batch) -> tuple[torch.export.ExportedProgram, bool]:
-    """The exported program, with a free batch size if the network allows one, and whether it does."""
-    failure: Exception | None = None
-    for dynamic in (True, False) if batch.size > 1 else (False,):
-        shapes = _free_batch(model, batch) if dynamic else None
-        try:
-            with evaluating(model), _quiet():
-                return torch.export.export(model, batch.args, batch.kwargs, dynamic_shapes=shapes), dynamic
-        except Exception as error:  # noqa: BLE001 - torch.export raises many types, each with its own text
-            failure = failure or error
-    raise ExportError(f"torch.export cannot export this network: {_first_line(failure)}", _WHOLE) from failure
-
-
-def _free_batch(model: nn.Module, batch: Batch) -> Any:
-    free = torch.export.Dim("batch", min=1)
-    shapes = torch.export.ShapesCollection()
-    for tensor in batch.tensors:
-        shapes[tensor] = {0: free}
-    return shapes.dynamic_shapes(model, batch.args, batch.kwargs)
-
-
-def _save_program(program: torch.export.ExportedProgram, path: Path) -> None:
-    # Into memory first: torch's writer raises where it cannot be caught when the disk is full.
-    content = io.BytesIO()
-    with _quiet():
-        torch.export.save(program, content)
-    path.write_bytes(content.getbuffer())
-
-
-def _compared(model: nn.Module, batch: Batch, path: Path, dynamic: bool, run: Any) -> Exported:
-    """Every tensor that the network returns, against what the file returns; ONNX knows them by their order alone."""
-    parts = [batch, batch.take(1)] if dynamic else [batch]
-    largest, agreed, counted, n = 0.0, 0, 0, 0
-    for part in parts:
-        with evaluating(model):
-            expected = read_outputs(call(model, part)).tensors
-            actual = list(read_outputs(run(part)).tensors.values())
-        if len(actual) != len(expected):
-            raise ExportError(f"'{path}' returns {len(actual)} tensors, expected {len(expected)}", _WHOLE)
-        for (name, tensor), result in zip(expected.items(), actual, strict=True):
-            off = _deviation(path, name, tensor, result)
-            largest = max(largest, off)
-        main, result = next(iter(zip(expected.values(), actual, strict=True)))
-        if main.is_floating_point() and main.dim() > 1 and len(main) == part.size:
-            agreed += int((result.flatten(1).argmax(1) == main.flatten(1).argmax(1)).sum())
-            counted += part.size
-        n += part.size
-    return Exported(path, largest, agreed / counted if counted else float(largest == 0), n, dynamic)
-
-
-def _deviation(path: Path, name: str, expected: Tensor, actual: Tensor) -> float:
-    if actual.shape != expected.shape:
+def _vocabulary(finished: FinishedFolder, decoder: Decoder, config: ExportConfig) -> Vocabulary:
+    folder = config.tokenizer or source_folder(finished.model)
+    if folder is None:
         raise ExportError(
-            f"'{path}' returns {shown(name)} in shape {tuple(actual.shape)}, expected {tuple(expected.shape)}", _WHOLE
+            "it is not known where the tokenizer of this network is", "Give --tokenizer PATH, or --no-tokenizer."
         )
-    off = distance(expected, actual).largest
-    finite = expected[torch.isfinite(expected)].abs() if expected.is_floating_point() else expected.new_zeros(0)
-    scale = max(float(finite.max()) if finite.numel() else 0.0, 1.0)
-    if off > 1e-3 * scale:
-        raise ExportError(
-            f"'{path}' computes something else: its outputs are up to {off:.3g} away (largest output {scale:.3g})"
-            f"{f', in {shown(name)}' if name else ''}",
-            "Do not use this file; please report the network.",
-        )
-    return off
+    return read_vocabulary(folder, decoder.vocabulary)
 
 
-def _first_line(error: BaseException | None) -> str:
-    return str(error).strip().splitlines()[0] if error and str(error).strip() else type(error).__name__
+def _name(finished: FinishedFolder) -> str:
+    """What people call the network: the last part of where it came from."""
+    source = str(getattr(finished.model, "name_or_path", "") or finished.path.resolve())
+    return Path(source).name
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's own chatter about exporting off the user's terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+def _exported(path: Path, agreement: Agreement) -> Exported:
+    return Exported(path, agreement.max_abs_diff, agreement.same_token, agreement.n, True, "tokens")
+
+
+_WRITERS: dict[Format, Callable[[FinishedFolder, ExportConfig], Exported]] = {
+    "torch_export": _torch_export,
+    "onnx": _onnx,
+    "hf": _hugging_face,
+    "nemotron_nas": _nemotron_nas,
+    "gguf": _gguf,
+}

@@ -1,6 +1,7 @@
 """Write a shortened network of transformers as a folder that plain transformers loads, checked by loading it again.
 
-Only whole layers can be removed that way; for other changes a note says why transformers has no class for them.
+Whole layers can be removed that way, and attentions and MLPs of a Llama where what is left packs into whole layers;
+for other changes a note says why transformers has no class for them.
 """
 
 import logging
@@ -19,13 +20,15 @@ from torch import Tensor, nn
 
 from shoal.alignment import align_
 from shoal.batches import Batch, call
-from shoal.errors import FolderError, ModelRaisedError, ShoalError, SurgeryError
+from shoal.errors import ExportError, FolderError, ModelRaisedError, ShoalError, SurgeryError
 from shoal.files.reading import read_bytes, read_text, reason_of, refusing
 from shoal.files.writing import PARTIAL, write_text
 from shoal.outputs import Outputs, distance, mismatch, read_outputs, shown
 from shoal.plan import InputSpec, Plan
 from shoal.preserve import copied, evaluating
 from shoal.record import Quality, Record
+from shoal.store.serving.decoder import read_decoder
+from shoal.store.serving.plain_llama import as_plain_llama
 from shoal.surgery import example_of
 from shoal.surgery.hugging_face import compact_hf_model, is_hugging_face
 
@@ -40,6 +43,8 @@ _CARRIED = (
 )  # fmt: skip
 _CARD = "README.md"
 _LOADED = "Shoal loads the output folder itself: shoal.load(folder)."
+_SERVED = f"`shoal export OUT --nemotron-nas` or `--gguf` may hold it. {_LOADED}"
+_SAME = "Loaded again with plain transformers: the same outputs as Shoal's, to the bit, on random input."
 
 
 def write_hugging_face(folder: Path, model: nn.Module, plan: Plan, record: Record | None = None) -> str | None:
@@ -70,9 +75,9 @@ def write_hugging_face(folder: Path, model: nn.Module, plan: Plan, record: Recor
     except OSError as error:
         raise FolderError(f"cannot write in '{folder}': {error.strerror}", "Choose another --out.") from error
     try:
-        with _quiet():
+        with quiet():
             _write_checked(place, plain, plan, record)
-        _put_in_place(place, folder / HF)
+        put_in_place(place, folder / HF)
         (folder / NOTE).unlink(missing_ok=True)
     except ShoalError as error:
         if isinstance(error, FolderError):
@@ -90,7 +95,7 @@ def _is_requested(model: nn.Module, plan: Plan) -> bool:
 
 def _write_checked(place: Path, model: nn.Module, plan: Plan, record: Record | None) -> None:
     _check_plan(plan)
-    short: Any = compact_hf_model(model, plan.removed)
+    short: Any = _packed(model, plan) if plan.removed_units else compact_hf_model(model, plan.removed)
     trial = _trial(plan.inputs, model)
     _check_indices(model, short, trial)
     try:
@@ -99,22 +104,26 @@ def _write_checked(place: Path, model: nn.Module, plan: Plan, record: Record | N
         raise FolderError(f"cannot write '{place.name}': {reason_of(error)}", "Free some space.") from error
     except Exception as error:
         raise SurgeryError(f"transformers cannot save it: {_first_line(error)}") from error
-    source = _source(model)
+    carry_files(model, place, plan, record, _SAME)
+    _check_reload(place, model, trial)
+
+
+def carry_files(model: nn.Module, place: Path, plan: Plan, record: Record | None, checked: str) -> None:
+    """Put next to written weights what a user of the original would miss, and a card with what was done and `checked`.
+
+    Raises:
+        FolderError: the files of the original cannot be read, or the folder cannot be written.
+    """
+    source = source_folder(model)
     left_out = _carry(source, place) if source is not None else []
-    write_text(place / _CARD, _card(source, plan, record, left_out))
+    write_text(place / _CARD, _card(source, plan, record, left_out, checked))
     mode = (place / _CARD).stat().st_mode & 0o777
     for file in place.iterdir():
         if file.is_file():
             file.chmod(mode)  # as the umask gives it, which not every library that writes here asks
-    _check_reload(place, model, trial)
 
 
 def _check_plan(plan: Plan) -> None:
-    if plan.removed_units:
-        raise SurgeryError(
-            f"of some layers only attention or MLP was removed ({', '.join(plan.removed_units)}), and transformers has "
-            "no class with half a layer"
-        )
     if plan.replaced:
         spans = "; ".join(", ".join(action.paths) for action in plan.replaced)
         raise SurgeryError(f"a fitted stand-in took the place of {spans}, and transformers has no class with it")
@@ -124,7 +133,23 @@ def _check_plan(plan: Plan) -> None:
         )
 
 
-def _source(model: Any) -> Path | None:
+def _packed(model: nn.Module, plan: Plan) -> nn.Module:
+    """A shorter Llama of what is left of a cut by units, where it makes up whole layers.
+
+    Raises:
+        SurgeryError: it does not; says which layers lack a part.
+    """
+    units = f"of some layers only attention or MLP was removed ({', '.join(plan.removed_units)})"
+    try:
+        decoder = read_decoder(model)
+        return as_plain_llama(model, decoder)
+    except ExportError as error:
+        raise SurgeryError(
+            f"{units}, and transformers has no class with half a layer: {error.message}", _SERVED
+        ) from error
+
+
+def source_folder(model: Any) -> Path | None:
     """The folder the network was loaded from, or that of its files from the hub on this machine."""
     name = str(getattr(model, "name_or_path", "") or "")
     if not name or Path(name).is_dir():
@@ -165,7 +190,12 @@ def _is_own(file: Path, source: Path) -> bool:
     return file.resolve().is_relative_to(home)
 
 
-def _put_in_place(place: Path, target: Path) -> None:
+def put_in_place(place: Path, target: Path) -> None:
+    """Let a folder that is whole take the place of what was there.
+
+    Raises:
+        FolderError: the folder around it cannot be written.
+    """
     try:
         if target.exists():
             shutil.rmtree(target)
@@ -300,7 +330,7 @@ def _note(error: ShoalError) -> str:
     )
 
 
-def _card(source: Path | None, plan: Plan, record: Record | None, left_out: list[str]) -> str:
+def _card(source: Path | None, plan: Plan, record: Record | None, left_out: list[str], checked: str) -> str:
     """The card of the original, where there was one, and behind it what was done."""
     original = ""
     if source is not None and _is_own(source / _CARD, source):
@@ -308,17 +338,22 @@ def _card(source: Path | None, plan: Plan, record: Record | None, left_out: list
             original = read_text(source / _CARD).rstrip() + "\n\n"
     bare = {removal.path for removal in plan.removals if removal.norms == "drop"}
     with_norms = {path: " and the norms behind its additions" if path in bare else "" for path in plan.removed}
+    with_norms |= dict.fromkeys(plan.removed_units, "")
     layers = "\n".join(f"- `{path}`{more}" for path, more in with_norms.items())
     lines = [
         "## Layers removed with Shoal",
-        f"Shoal {version('shoal')} took whole residual blocks out of this network; every weight that is left is as it "
-        "was. Numbers of layers and indices are those of the shorter network.",
-        f"Removed ({len(plan.removed)}, by their names in the original):\n\n{layers}",
+        f"Shoal {version('shoal')} took residual blocks{_units_too(plan)} out of this network. Numbers of layers and "
+        "indices are those of the shorter network.",
+        f"Removed ({len(with_norms)}, by their names in the original):\n\n{layers}",
         *(_measured(record) if record is not None else []),
         *([f"Links to other folders, not carried over: {', '.join(left_out)}."] if left_out else []),
-        "Loaded again with plain transformers: the same outputs as Shoal's, to the bit, on random input.",
+        checked,
     ]
     return original + "\n\n".join(lines) + "\n"
+
+
+def _units_too(plan: Plan) -> str:
+    return ", and of some only attention (`#0`) or MLP (`#1`)," if plan.removed_units else ""
 
 
 def _measured(record: Record) -> list[str]:
@@ -367,7 +402,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the progress bars and warnings of transformers off the user's terminal."""
     from transformers.utils import logging as chatter
 

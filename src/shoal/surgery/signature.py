@@ -59,5 +59,16 @@ def example_of(specs: list[InputSpec], batch: int = 2) -> Batch:
     return Batch(tuple(args), kwargs)
 
 
+def random_like(batch: Batch, seed: int = 0) -> Batch:
+    """Random numbers in the place of zeros, so that an export is compared on something; integers stay as they are."""
+    generator = torch.Generator().manual_seed(seed)
+    specs = input_specs(batch)
+    filled = example_of(specs, batch.size)
+    for tensor in filled.tensors:
+        if tensor.is_floating_point():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    return filled
+
+
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
