@@ -77,7 +77,7 @@ class Decoder:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class _HalfLayer:
     kind: _Kind
     path: str
     tensors: Mapping[str, Tensor]
@@ -144,7 +144,7 @@ def _check_class(model: Any) -> None:
         raise ExportError(f"the activation of its MLPs is '{config.hidden_act}', expected 'silu'", _HINT)
 
 
-def _units(model: Any) -> Iterator[_Unit]:
+def _units(model: Any) -> Iterator[_HalfLayer]:
     """The attentions and MLPs that are left, in order."""
     for index, layer in enumerate(model.model.layers):
         path = f"model.layers.{index}"
@@ -160,7 +160,7 @@ def _units(model: Any) -> Iterator[_Unit]:
             if tensors:
                 tensors |= layer.get_submodule(_NORMS[kind]).named_parameters(prefix=_NORMS[kind])
                 _check_unit(kind, path, tensors)
-                yield _Unit(kind, f"{path}.{module}", tensors)
+                yield _HalfLayer(kind, f"{path}.{module}", tensors)
 
 
 def _check_unit(kind: _Kind, path: str, tensors: Mapping[str, Tensor]) -> None:
@@ -177,9 +177,9 @@ def _check_unit(kind: _Kind, path: str, tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _packed(units: list[_Unit]) -> Iterator[tuple[_Unit, ...]]:
+def _packed(units: list[_HalfLayer]) -> Iterator[tuple[_HalfLayer, ...]]:
     """Layers: an attention begins one, an MLP ends it."""
-    layer: tuple[_Unit, ...] = ()
+    layer: tuple[_HalfLayer, ...] = ()
     for unit in units:
         if layer and (unit.kind == "attention" or layer[-1].kind == "mlp"):
             yield layer
@@ -189,7 +189,7 @@ def _packed(units: list[_Unit]) -> Iterator[tuple[_Unit, ...]]:
         yield layer
 
 
-def _layer(units: tuple[_Unit, ...], head_dim: int) -> DecoderLayer:
+def _layer(units: tuple[_HalfLayer, ...], head_dim: int) -> DecoderLayer:
     kv_heads = width = 0
     for unit in units:
         if unit.kind == "attention":
