@@ -5,7 +5,7 @@ from torch import nn
 
 from shoal.batches import Batch
 from shoal.measure import cost
-from shoal.record import Latency
+from shoal.record import Latency, LatencyRatio
 
 
 def milliseconds(module, batch):
@@ -22,6 +22,17 @@ def latency(models, batch, *, channels_last=False, **_):
 def turns(models, batch, **_):
     """In the place of `shoal.measure.turns`."""
     return {name: [milliseconds(model, batch)] for name, model in models.items()}
+
+
+def ratios(models, batch, *, reference, **_):
+    """In the place of `shoal.measure.latency_ratios`."""
+    times = {name: milliseconds(model, batch) for name, model in models.items()}
+    return {name: exactly(ms / times[reference]) for name, ms in times.items() if name != reference}
+
+
+def exactly(ratio, batch=None):
+    """A ratio without doubt."""
+    return LatencyRatio(ratio=ratio, low=ratio, high=ratio, batch=batch)
 
 
 def shares_in_place(model, line, others, batch, *, channels_last=False):
@@ -57,6 +68,7 @@ def install(monkeypatch):
     for place in ("latency_backends", "outcome"):
         monkeypatch.setattr(f"shoal.pipeline.{place}.latency", latency)
     monkeypatch.setattr("shoal.pipeline.latency_backends.interleaved_latency", turns)
+    monkeypatch.setattr("shoal.pipeline.latency_backends.latency_ratios", ratios)
     monkeypatch.setattr("shoal.pipeline.costs.latency_shares", shares_in_place)
 
 
@@ -69,6 +81,10 @@ class FakeClock:
         self.batch, self.source = batch, source
         self.asked = []
 
+    @property
+    def batch_size(self):
+        return self.batch.size
+
     def time_modules(self, group, shape):
         self.asked += [("module", shape, module) for module in group.values()]
         return {key: on_zeros(module, shape) for key, module in group.items()}
@@ -76,3 +92,7 @@ class FakeClock:
     def time_models(self, group, *, precise=False):
         self.asked += [("longer" if precise else "network", name, one) for name, one in group.items()]
         return {name: milliseconds(one, self.batch) for name, one in group.items()}
+
+    def time_ratios(self, group, effort="short"):
+        times = self.time_models(group, precise=effort != "short")
+        return {name: exactly(ms / times["whole"], self.batch_size) for name, ms in times.items() if name != "whole"}

@@ -4,7 +4,7 @@ A new quantity is one line of `QUANTITIES`, and a field of that name in `Cost`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,11 +17,12 @@ _NUMBER = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(ms|s|k|m|g)?")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a module or a network costs at the batch that was timed."""
+    """What a module or a network costs at the batch that was timed; `latencies` at further batch sizes, in ms."""
 
     latency_ms: float
     macs: float
     params: float
+    latencies: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,17 @@ class Quantity:
         fitting = {unit: size for unit, size in units.items() if size <= value}
         unit = max(fitting, key=fitting.__getitem__) if fitting else min(units, key=units.__getitem__)
         return f"{value / units[unit]:.3g}{unit if self.units is _TIMES else unit.upper()}"
+
+
+def combined(function: Callable[[Sequence[float]], float], costs: Sequence[Cost]) -> Cost:
+    """A cost whose every value is that of a function of the same values of others, such as their sum.
+
+    Costs without further latencies count as 0 in these.
+    """
+    further = max(len(cost.latencies) for cost in costs)
+    padded = [(*cost.latencies, *[0.0] * (further - len(cost.latencies))) for cost in costs]
+    values = {quantity.attribute: function([quantity.of(cost) for cost in costs]) for quantity in QUANTITIES.values()}
+    return Cost(**values, latencies=tuple(map(function, zip(*padded, strict=True))))
 
 
 QUANTITIES: Mapping[str, Quantity] = {

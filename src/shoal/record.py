@@ -168,6 +168,7 @@ class LatencyRatio(FrozenModel):
     original_ms: float | None = None
     precision: float | None = None
     clock: Literal["wall", "running"] = "wall"
+    batch: int | None = None
 
     @property
     def width(self) -> float:
@@ -178,6 +179,26 @@ class LatencyRatio(FrozenModel):
     def is_precise(self) -> bool:
         """Whether the interval is as narrow as was asked for; False where time ran out before."""
         return self.precision is None or self.width <= self.precision
+
+
+class BudgetCheck(FrozenModel):
+    """Whether a latency budget is met, by a timing of its own that had no part in the choice of the plan.
+
+    `allowed` is the share of the original's latency that was asked for, `ratios` what came of it at each batch size,
+    `used` how much of what was allowed the slowest of them takes, and `met` whether the upper end of every interval is
+    within 1.02 times what was allowed. `attempts` counts the plans that were checked.
+    """
+
+    allowed: float
+    ratios: list[LatencyRatio]
+    met: bool
+    used: float
+    attempts: int = 1
+
+    @property
+    def worst(self) -> LatencyRatio:
+        """Where the network is the slowest, as a share of the original."""
+        return max(self.ratios, key=lambda ratio: ratio.ratio)
 
 
 class NetworkCost(FrozenModel):
@@ -292,6 +313,7 @@ class Planning(FrozenModel):
     damage_final: float
     front: list[FrontPoint]
     picked: int | None = None
+    budget_check: BudgetCheck | None = None
 
 
 class Certificate(FrozenModel):

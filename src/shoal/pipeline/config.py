@@ -1,6 +1,6 @@
 """How compress() works: what is measured, and how the network is changed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class MeasureConfig:
         student_budget: how long all students together are trained: a time, or a number of mini-batches.
         channels_last: time images with the channels last in memory.
         latency_seconds: how long each network is timed for the record.
+        latency_batch_sizes: the batch sizes that latency is timed at; a budget of latency has to be met at each. By
+            default that of the calibration mini-batches. Mini-batches that are too small are repeated.
     """
 
     images: int = 512
@@ -38,6 +40,7 @@ class MeasureConfig:
     student_budget: str | int = STUDENT_BUDGET
     channels_last: bool = False
     latency_seconds: float = 1.0
+    latency_batch_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("images", "judge_images", "longest", "validation_images"):
@@ -46,10 +49,23 @@ class MeasureConfig:
         if not 0 < real_number("judged_share", self.judged_share, "Leave it out.") < 1:
             raise UsageError(f"judged_share is {self.judged_share}, expected more than 0 and less than 1", "Try 0.15.")
         flag("channels_last", self.channels_last)
+        object.__setattr__(self, "latency_batch_sizes", batch_sizes(self.latency_batch_sizes))
         object.__setattr__(self, "stand_ins", names_of("stand_ins", self.stand_ins))
         check_kinds(self.stand_ins)
         if read_budget(self.student_budget) is None:
             raise UsageError("students without a budget learn nothing", "Ask for no students in `stand_ins`.")
+
+
+def batch_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Each once, the largest first.
+
+    Raises:
+        UsageError: no whole numbers from 1.
+    """
+    hint = "Like (1, 128): the batch sizes that latency is timed at."
+    if isinstance(sizes, str) or not isinstance(sizes, Iterable):
+        raise UsageError(f"latency_batch_sizes is {sizes!r}, expected whole numbers", hint)
+    return tuple(sorted({whole_number("latency_batch_sizes", size, 1, hint) for size in sizes}, reverse=True))
 
 
 _MEASURED = tuple(field_.name for field_ in fields(MeasureConfig))

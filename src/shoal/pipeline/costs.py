@@ -1,6 +1,7 @@
 """What every segment, shortcut and replacement costs: latency, MACs, parameters; each kind is measured once."""
 
 import hashlib
+import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,10 @@ from shoal.blocks import BlockGraph
 from shoal.errors import ModelRaisedError
 from shoal.measure import cost
 from shoal.pipeline.cache import MeasurementCache
-from shoal.pipeline.latency_backends import LatencyBackend, MeasuredLatency, Shape
+from shoal.pipeline.latency_backends import WHOLE, LatencyBackend, MeasuredLatency, Shape, parts_of
 from shoal.pipeline.profiling import PlacedModule, latency_shares
 from shoal.preserve import patched
-from shoal.quantities import QUANTITIES, Cost
+from shoal.quantities import Cost, combined
 from shoal.replace import ReplacementSpec, Segment, SegmentChain, Span, StudentSpec, build_replacement
 
 ZERO_COST = Cost(0.0, 0.0, 0.0)
@@ -31,8 +32,8 @@ class CostModel:
     Args:
         graph: of the original.
         segments: of the original.
-        batch: the mini-batch that is timed.
-        backend: where latencies come from.
+        batch: the mini-batch that is timed, or one that MACs are counted on.
+        backend: where latencies come from; at several batch sizes, costs have further latencies.
         cache: keeps them.
     """
 
@@ -54,24 +55,25 @@ class CostModel:
 
     def measure(self, candidates: Mapping[str, PlacedModule]) -> None:
         """The whole network, its segments, and everything that might take the place of some."""
-        self.whole = self._whole()
+        parts = parts_of(self.backend)
+        counts = cost(self.graph.model, self.batch.take(1))
+        self.whole = _cost([self._whole_ms(part) for part in parts], counts.macs, counts.params)
         kinds = self._kinds(candidates)
         originals = {
             segment.path: PlacedModule(self._module(segment), segment.in_shape, segment.paths)
             for segment in self.segments.segments
         }
-        segment_ms, kind_ms = self._latencies(originals, kinds)
+        timed = [self._latencies(part, originals, kinds) for part in parts]
         for segment in self.segments.segments:
             macs, params = self._segment_macs(segment), _params(originals[segment.path].module)
-            self.steps[segment.path] = Cost(segment_ms[segment.path], macs, params)
+            self.steps[segment.path] = _cost([ms[segment.path] for ms, _ in timed], macs, params)
         for key, placed in kinds.items():
-            self.candidates[key] = Cost(kind_ms[key], self._placed_macs(placed), _params(placed.module))
+            self.candidates[key] = _cost(
+                [ms[key] for _, ms in timed], self._placed_macs(placed), _params(placed.module)
+            )
             self.labels[key] = f"{type(placed.module).__name__} on {placed.shape}"
-        fixed = {
-            quantity.attribute: max(0.0, quantity.of(self.whole) - sum(map(quantity.of, self.steps.values())))
-            for quantity in QUANTITIES.values()
-        }
-        self.fixed = Cost(**fixed)
+        steps = combined(math.fsum, [ZERO_COST, *self.steps.values()])
+        self.fixed = combined(lambda values: max(0.0, values[0] - values[1]), [self.whole, steps])
 
     def can_be_cheaper(self, spec: ReplacementSpec | StudentSpec) -> bool:
         """Whether a replacement may be faster than its span, by its MACs: what has no chance is not even timed."""
@@ -87,8 +89,7 @@ class CostModel:
 
     def span(self, span: Span) -> Cost:
         """The cost of the segments of a span, one after the other."""
-        steps = [self.steps[path] for path in self._paths(span)]
-        return Cost(**{quantity.attribute: sum(map(quantity.of, steps)) for quantity in QUANTITIES.values()})
+        return combined(math.fsum, [self.steps[path] for path in self._paths(span)])
 
     def latencies(self) -> dict[str, float]:
         """Milliseconds by key, of everything that was measured."""
@@ -113,51 +114,48 @@ class CostModel:
         return kinds
 
     def _latencies(
-        self, originals: Mapping[str, PlacedModule], kinds: Mapping[str, PlacedModule]
+        self, part: LatencyBackend, originals: Mapping[str, PlacedModule], kinds: Mapping[str, PlacedModule]
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Milliseconds of the segments by path and of the kinds by key; what the cache holds is not measured again."""
         keys = {path: shape_key(placed.module, placed.shape) for path, placed in originals.items()}
-        known = self.cache.latencies(self.backend.source)
+        source = self._cached_as(part)
+        known = self.cache.latencies(source)
         if any(key not in known for key in (*keys.values(), *kinds)):
             by_key = {keys[path]: placed for path, placed in originals.items()}
             measured = (
-                self._profile_in_network(keys, kinds, channels_last=self.backend.channels_last)
-                if isinstance(self.backend, MeasuredLatency)
-                else self._profile_isolated({**by_key, **kinds})
+                self._profile_in_network(part, keys, kinds, known[WHOLE])
+                if isinstance(part, MeasuredLatency)
+                else _profile_isolated(part, {**by_key, **kinds})
             )
-            self.cache.add_latencies(self.backend.source, measured)
+            self.cache.add_latencies(source, measured)
             known |= measured
         return {path: known[key] for path, key in keys.items()}, {key: known[key] for key in kinds}
 
     def _profile_in_network(
-        self, keys: Mapping[str, str], kinds: Mapping[str, PlacedModule], *, channels_last: bool
+        self, part: MeasuredLatency, keys: Mapping[str, str], kinds: Mapping[str, PlacedModule], whole_ms: float
     ) -> dict[str, float]:
         segments, shares = latency_shares(
-            self.graph.model, self.segments, kinds, self.batch, channels_last=channels_last
+            self.graph.model, self.segments, kinds, part.batch, channels_last=part.channels_last
         )
         by_key: dict[str, list[float]] = {}
         for path, share in segments.items():
             by_key.setdefault(keys[path], []).append(share)
         # Segments of one kind take the same time: the mean of theirs, so that their sum stays what it is.
         shares = shares | {key: statistics.fmean(values) for key, values in by_key.items()}
-        return {key: share * self.whole.latency_ms for key, share in shares.items()}
+        return {key: share * whole_ms for key, share in shares.items()}
 
-    def _profile_isolated(self, modules: Mapping[str, PlacedModule]) -> dict[str, float]:
-        groups: dict[Shape, dict[str, nn.Module]] = {}
-        for key, placed in modules.items():
-            groups.setdefault(placed.shape, {})[key] = placed.module
-        times: dict[str, float] = {}
-        for shape, group in groups.items():
-            times |= self.backend.time_modules(group, shape)
-        return times
+    def _whole_ms(self, part: LatencyBackend) -> float:
+        source = self._cached_as(part)
+        times = self.cache.latencies(source)
+        if WHOLE not in times:
+            times = part.time_models({WHOLE: self.graph.model}, precise=True)
+            self.cache.add_latencies(source, {WHOLE: times[WHOLE]})
+        return times[WHOLE]
 
-    def _whole(self) -> Cost:
-        counts = cost(self.graph.model, self.batch.take(1))
-        times = self.cache.latencies(self.backend.source)
-        if "whole" not in times:
-            times = self.backend.time_models({"whole": self.graph.model}, precise=True)
-            self.cache.add_latencies(self.backend.source, {"whole": times["whole"]})
-        return Cost(times["whole"], counts.macs, counts.params)
+    def _cached_as(self, part: LatencyBackend) -> str:
+        """The source, and the batch size where it is not that of all tables."""
+        first = part.batch_size == self.backend.batch_size
+        return part.source if first else f"{part.source}, batch {part.batch_size}"
 
     def _macs(self, module: nn.Module, shape: Shape, in_network: Callable[[], float]) -> float:
         """Of a module by itself; `in_network` counts one that takes more than the stream."""
@@ -195,6 +193,20 @@ class CostModel:
         model = self.graph.model
         with patched({model.get_submodule(path): forward for path, forward in forwards.items()}):
             return float(cost(model, self.batch.take(1)).macs)
+
+
+def _profile_isolated(part: LatencyBackend, modules: Mapping[str, PlacedModule]) -> dict[str, float]:
+    groups: dict[Shape, dict[str, nn.Module]] = {}
+    for key, placed in modules.items():
+        groups.setdefault(placed.shape, {})[key] = placed.module
+    times: dict[str, float] = {}
+    for shape, group in groups.items():
+        times |= part.time_modules(group, shape)
+    return times
+
+
+def _cost(latencies: Sequence[float], macs: float, params: float) -> Cost:
+    return Cost(latencies[0], macs, params, tuple(latencies[1:]))
 
 
 def _params(module: nn.Module) -> int:

@@ -194,7 +194,7 @@ class Budget(_Selection):
         return {name: value for name, value in written.items() if value is not None}
 
     def limits(self, original: Cost) -> Cost:
-        """The bounds as amounts; infinite where there is none.
+        """The bounds as amounts; infinite where there is none. One of latency holds at every batch size, as a share.
 
         Raises:
             UsageError: not a fraction and not an amount.
@@ -203,7 +203,9 @@ class Budget(_Selection):
         for name, quantity in QUANTITIES.items():
             bound = getattr(self, name)
             amounts[quantity.attribute] = _UNBOUNDED if bound is None else quantity.parse(bound, quantity.of(original))
-        return Cost(**amounts)
+        # The same share of the original's latency at every batch size.
+        share = amounts["latency_ms"] / original.latency_ms
+        return Cost(**amounts, latencies=tuple(share * latency_ms for latency_ms in original.latencies))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as a record holds it."""

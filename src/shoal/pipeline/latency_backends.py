@@ -6,9 +6,9 @@ Every source is asked for the time of one module on inputs of one shape, batch i
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -16,13 +16,19 @@ from torch import nn
 from shoal.batches import Batch
 from shoal.errors import SpecError, UsageError, check_memory
 from shoal.files.reading import read_json, refusing
-from shoal.measure import interleaved_latency, latency
+from shoal.measure import interleaved_latency, latency, latency_ratios
+from shoal.record import LatencyRatio
 from shoal.sources import load_function
 
 Shape = tuple[int, ...]
 
 # Whole networks are timed this many times as long as single modules; more where a choice depends on it.
 _WHOLE, _PRECISE = 12, 25
+# Seconds for each network at most, and the width of the interval of its ratio, where one of many is chosen; where it is
+# told from others that come near; and where what was chosen is confirmed.
+_EFFORTS = {"short": (2.0, 0.02), "long": (4.0, 0.01), "confirming": (20.0, 0.01)}
+Effort = Literal["short", "long", "confirming"]
+WHOLE = "whole"
 
 
 class LatencyBackend(Protocol):
@@ -35,11 +41,18 @@ class LatencyBackend(Protocol):
     source: str
     measures: bool
 
+    @property
+    def batch_size(self) -> int:
+        """Of the mini-batch that is timed."""
+
     def time_modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
         """Milliseconds of each module on inputs (batch, *shape), by key."""
 
     def time_models(self, group: Mapping[str, nn.Module], *, precise: bool = False) -> dict[str, float]:
         """Milliseconds of whole networks on the mini-batch that is timed; `precise` takes longer."""
+
+    def time_ratios(self, group: Mapping[str, nn.Module], effort: Effort = "short") -> dict[str, LatencyRatio]:
+        """Of whole networks to that called 'whole', with intervals; more effort makes these narrower."""
 
 
 class MeasuredLatency:
@@ -58,6 +71,11 @@ class MeasuredLatency:
     def __init__(self, like: torch.Tensor, batch: Batch, *, channels_last: bool = False, seconds: float = 0.15) -> None:
         self.like, self.batch, self.channels_last, self.seconds = like, batch, channels_last, seconds
 
+    @property
+    def batch_size(self) -> int:
+        """Of the mini-batch."""
+        return self.batch.size
+
     def time_modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
         """Measured on random inputs."""
         generator = torch.Generator().manual_seed(0)
@@ -75,6 +93,19 @@ class MeasuredLatency:
             key: base * statistics.median(ms / first_ms for ms, first_ms in zip(rounds, first, strict=True))
             for key, rounds in times.items()
         }
+
+    def time_ratios(self, group: Mapping[str, nn.Module], effort: Effort = "short") -> dict[str, LatencyRatio]:
+        """From pairs of timings within milliseconds of each other."""
+        seconds, precision = _EFFORTS[effort]
+        ratios = latency_ratios(
+            group,
+            self.batch,
+            reference=WHOLE,
+            precision=precision,
+            max_seconds=seconds,
+            channels_last=self.channels_last,
+        )
+        return _at_batch(ratios, self.batch_size)
 
 
 class LatencyTableFile:
@@ -114,7 +145,16 @@ class LatencyTableFile:
 
     def time_models(self, group: Mapping[str, nn.Module], *, precise: bool = False) -> dict[str, float]:
         """Only the original is in the table."""
-        return {"whole": self.whole}
+        return {WHOLE: self.whole}
+
+    @property
+    def batch_size(self) -> int:
+        """That of the table."""
+        return self.batch
+
+    def time_ratios(self, group: Mapping[str, nn.Module], effort: Effort = "short") -> dict[str, LatencyRatio]:
+        """Of no network but the original: a table knows the parts alone."""
+        return {}
 
 
 class LatencyFunction:
@@ -142,6 +182,18 @@ class LatencyFunction:
             raise SpecError(f"the latency function {self.source} returned 0 for the whole network", _EXPECTED)
         return times
 
+    @property
+    def batch_size(self) -> int:
+        """Of the mini-batch whose shape the function gets."""
+        return self.batch.size
+
+    def time_ratios(self, group: Mapping[str, nn.Module], effort: Effort = "short") -> dict[str, LatencyRatio]:
+        """Of what the function returns: it is believed."""
+        times = self.time_models(group)
+        ratios = {name: ms / times[WHOLE] for name, ms in times.items() if name != WHOLE}
+        exact = {name: LatencyRatio(ratio=ratio, low=ratio, high=ratio) for name, ratio in ratios.items()}
+        return _at_batch(exact, self.batch_size)
+
     def _query(self, module: nn.Module, shape: Shape) -> float:
         try:
             latency_ms = float(self.function(module, shape))
@@ -155,6 +207,45 @@ class LatencyFunction:
         if not 0 <= latency_ms < math.inf:
             raise SpecError(f"the latency function {self.source} returned {latency_ms}", _EXPECTED)
         return latency_ms
+
+
+class SeveralBatchSizes:
+    """One source at several batch sizes; a network is as fast as where it is the slowest, as a share of the original.
+
+    Args:
+        parts: the source at each batch size; modules are timed at the first, and by the cost model at all.
+    """
+
+    def __init__(self, parts: Sequence[LatencyBackend]) -> None:
+        self.parts = tuple(parts)
+        self.source, self.measures = self.parts[0].source, self.parts[0].measures
+
+    @property
+    def batch_size(self) -> int:
+        """The first."""
+        return self.parts[0].batch_size
+
+    def time_modules(self, group: Mapping[str, nn.Module], shape: Shape) -> dict[str, float]:
+        """At the first batch size."""
+        return self.parts[0].time_modules(group, shape)
+
+    def time_models(self, group: Mapping[str, nn.Module], *, precise: bool = False) -> dict[str, float]:
+        """At the first batch size."""
+        return self.parts[0].time_models(group, precise=precise)
+
+    def time_ratios(self, group: Mapping[str, nn.Module], effort: Effort = "short") -> dict[str, LatencyRatio]:
+        """The largest of all batch sizes."""
+        measured = [part.time_ratios(group, effort) for part in self.parts]
+        return {name: max((ratios[name] for ratios in measured), key=lambda ratio: ratio.ratio) for name in measured[0]}
+
+
+def parts_of(backend: LatencyBackend) -> tuple[LatencyBackend, ...]:
+    """The backend at each of its batch sizes."""
+    return backend.parts if isinstance(backend, SeveralBatchSizes) else (backend,)
+
+
+def _at_batch(ratios: Mapping[str, LatencyRatio], size: int) -> dict[str, LatencyRatio]:
+    return {name: ratio.model_copy(update={"batch": size}) for name, ratio in ratios.items()}
 
 
 _EXPECTED = "Expected milliseconds: at least 0, and more for the whole network."

@@ -37,6 +37,7 @@ TOLERANCE = 1e-9
 # loses a path that counts as within; one that does not is recognised when it comes out, and cut off.
 SCALE = 1e4
 SLACK = 2 * TOLERANCE
+_FURTHER = "latencies"
 CANDIDATES = 256
 
 
@@ -65,6 +66,9 @@ class _Checked(FrozenModel):
             amount = getattr(self, name)
             if amount is not None and not (isfinite(amount) and amount >= 0):
                 raise ValueError(f"{name} is {amount}, expected a finite number >= 0")
+        for amount in getattr(self, "latencies", ()):
+            if not (isfinite(amount) and amount >= 0):
+                raise ValueError(f"a latency is {amount}, expected a finite number >= 0")
         return self
 
 
@@ -72,7 +76,7 @@ class Edge(_Checked):
     """A way from position `start` to `stop`: what becomes of the blocks start..stop-1, and what it costs.
 
     `kind` names the replacement, empty for keep and remove. `depth` is the number of blocks that remain: 1 for keep and
-    for a replacement, 0 for remove.
+    for a replacement, 0 for remove. `latencies` are the times at further batch sizes, if there are any.
     """
 
     label: ClassVar[str] = "edge"
@@ -86,6 +90,7 @@ class Edge(_Checked):
     macs: float
     params: float
     depth: int
+    latencies: tuple[float, ...] = ()
 
     @model_validator(mode="after")
     def _forward(self) -> "Edge":
@@ -95,7 +100,7 @@ class Edge(_Checked):
 
 
 class ResourceLimits(_Checked):
-    """Upper bounds for the totals over the path; None is free.
+    """Upper bounds for the totals over the path; None is free. `latencies` are those at further batch sizes.
 
     What is outside the chain (stem, head) costs too: the caller takes it off first.
     """
@@ -107,10 +112,12 @@ class ResourceLimits(_Checked):
     params: float | None = None
     depth: float | None = None
     damage: float | None = None
+    latencies: tuple[float, ...] = ()
 
     def limits(self) -> dict[str, float]:
         """The bounds that are set."""
-        return {name: float(getattr(self, name)) for name in OBJECTIVES if getattr(self, name) is not None}
+        limits = {name: float(getattr(self, name)) for name in OBJECTIVES if getattr(self, name) is not None}
+        return limits | {_further(index): limit for index, limit in enumerate(self.latencies)}
 
 
 class Path(FrozenModel):
@@ -122,6 +129,7 @@ class Path(FrozenModel):
     macs: float
     params: float
     depth: int
+    latencies: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +189,7 @@ class EdgeGraph:
             macs=self.total("macs", edges),
             params=self.total("params", edges),
             depth=round(self.total("depth", edges)),
+            latencies=tuple(self.total(name, edges) for name in self.cost if name.startswith(_FURTHER)),
         )
 
 
@@ -239,6 +248,9 @@ def build_edge_graph(edges: Sequence[Edge], length: int, pairs: Sequence[PairTer
         name: np.array([getattr(edge, name) for edge in edges], dtype=float) for name in OBJECTIVES
     }
     cost["edges"] = np.ones(len(edges))
+    for index in range(max((len(edge.latencies) for edge in edges), default=0)):
+        # An edge without them, such as one that passes the stream on, takes no time.
+        cost[_further(index)] = np.array([sum(edge.latencies[index : index + 1]) for edge in edges], dtype=float)
     into = [np.flatnonzero(stop == position) for position in range(length + 1)]
     out_of = [np.flatnonzero(start == position) for position in range(length + 1)]
     chain = EdgeGraph(length, start, stop, into, out_of, cost, pair_terms(pairs, start, stop))
@@ -315,6 +327,9 @@ def least_path(
     Ties are broken by solving again with the optimum as a further bound. A small weight in the same objective instead
     would have to be below HiGHS's own tolerance to be harmless.
     """
+    unknown = sorted(limits.keys() - chain.cost.keys())
+    if unknown:
+        raise PlanError(f"the budget bounds {', '.join(unknown)}, which no edge has", "Give edges with as many.")
     bounds = [(chain.path_sum(name), limit) for name, limit in limits.items()]
     alive, incumbent = np.ones(len(chain.start), dtype=bool), None
     for name in order:
@@ -535,6 +550,11 @@ def _highs(weights: Array, constraints: list[LinearConstraint], edges: int) -> A
     if answer.status != 0:
         raise PlanError(f"HiGHS did not finish: {answer.message}", "Give fewer edges, or report this with the table.")
     return answer.x[:edges] > 0.5
+
+
+def _further(index: int) -> str:
+    """The name of the latency at a further batch size."""
+    return f"{_FURTHER}[{index}]"
 
 
 def _order(objective: str) -> list[str]:
