@@ -312,3 +312,11 @@ def test_targets_that_are_no_numbers_are_refused_with_their_count(item, bad):
     target[1] = bad
     with pytest.raises(NonFiniteError, match="targets of a mini-batch hold NaN or Inf: 2 of 6 values"):
         as_batch(item(target))
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, [0, 1]), (3, [0, 1, 2]), (7, [0, 1, 2, 0, 1, 2, 0])])
+def test_a_mini_batch_of_another_size_repeats_its_samples(count, expected):
+    batch = Batch((torch.arange(3),), {"mask": torch.arange(3), "scale": torch.tensor(2.0)}, torch.arange(3))
+    resized = batch.resized(count)
+    assert resized.args[0].tolist() == resized.kwargs["mask"].tolist() == resized.target.tolist() == expected
+    assert resized.kwargs["scale"] == 2

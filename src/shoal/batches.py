@@ -89,12 +89,18 @@ class Batch:
         """All but the first `count` samples."""
         return self._part(slice(count, None))
 
-    def _part(self, part: slice) -> "Batch":
+    def resized(self, count: int) -> "Batch":
+        """So many samples: the first, or all of them over and over."""
+        return self._part(torch.arange(count) % self.size if count > self.size > 0 else slice(count))
+
+    def _part(self, part: slice | Tensor) -> "Batch":
         def cut(value: Any) -> Any:
-            return value[part] if isinstance(value, Tensor) and value.dim() > 0 else value
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                return value
+            return value[part if isinstance(part, slice) else part.to(value.device)]
 
         kwargs = {key: cut(value) for key, value in self.kwargs.items()}
-        target = self.target[part] if self.target is not None else None
+        target = cut(self.target) if self.target is not None else None
         return Batch(tuple(cut(value) for value in self.args), kwargs, target)
 
 

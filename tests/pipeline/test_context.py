@@ -57,3 +57,16 @@ def test_nothing_of_something_is_refused(name):
     low = "more than 0" if name == "latency_seconds" else "at least 1"
     with pytest.raises(UsageError, match=f"{name} is 0, expected {low}"):
         MeasureConfig(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [((), ()), ([1, 128], (128, 1)), ((8, 1, 8), (8, 1)), (range(1, 3), (2, 1))]
+)
+def test_batch_sizes_count_once_the_largest_first(sizes, expected):
+    assert MeasureConfig(latency_batch_sizes=sizes).latency_batch_sizes == expected
+
+
+@pytest.mark.parametrize("sizes", [(0,), (1, -2), (1.5,), ("1", "128"), "1,128", 128, (True,), (None,)])
+def test_batch_sizes_that_are_none_are_refused(sizes):
+    with pytest.raises(UsageError, match="latency_batch_sizes"):
+        MeasureConfig(latency_batch_sizes=sizes)

@@ -10,7 +10,7 @@ from shoal.measure import cost
 from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.candidate_table import removal_candidates
 from shoal.pipeline.costs import ZERO_COST, CostModel, shape_key
-from shoal.pipeline.latency_backends import MeasuredLatency
+from shoal.pipeline.latency_backends import MeasuredLatency, SeveralBatchSizes
 from shoal.pipeline.profiling import PlacedModule
 from shoal.replace import build_segments, find_spans
 
@@ -185,3 +185,44 @@ def test_latencies_are_by_likeness():
     for key, price in one.candidates.items():
         assert found[key] == price.latency_ms
     assert any("ShortcutModule on (4, 8, 8)" in words for words in one.labels.values())
+
+
+class PerCall(stopwatch.FakeClock):
+    """Every module takes so many milliseconds a call, whatever the mini-batch, and the fake clock's for each sample."""
+
+    def time_modules(self, group, shape):
+        times = super().time_modules(group, shape)
+        return {name: 0.01 + self.batch.size * ms for name, ms in times.items()}
+
+    def time_models(self, group, *, precise=False):
+        times = super().time_models(group, precise=precise)
+        return {name: 0.1 + self.batch.size * ms for name, ms in times.items()}
+
+
+def test_costs_at_several_batch_sizes():
+    clocks = [PerCall(batches(size, 3, 8, 8, count=1)[0]) for size in (4, 1)]
+    alone = []
+    for clock in clocks:
+        one, others = prices(clock=clock)
+        one.measure(others)
+        alone.append(one)
+    shelf = MeasurementCache(None, {})
+    both, others = prices(clock=SeveralBatchSizes(clocks), shelf=shelf)
+    both.measure(others)
+    large, small = alone
+    assert (both.whole.latency_ms, both.whole.latencies) == (large.whole.latency_ms, (small.whole.latency_ms,))
+    assert both.whole.latencies[0] != both.whole.latency_ms
+    assert both.whole.macs == large.whole.macs
+    for path, price in both.steps.items():
+        assert price.latency_ms == large.steps[path].latency_ms
+        assert price.latencies == (small.steps[path].latency_ms,)
+    assert both.fixed.latencies == (pytest.approx(small.fixed.latency_ms),)
+    [span] = [span for span in find_spans(both.graph, both.segments, 2) if (span.start, span.stop) == (1, 3)]
+    assert both.span(span).latencies == (pytest.approx(small.span(span).latency_ms),)
+    for key, price in both.candidates.items():
+        assert price.latencies == (small.candidates[key].latency_ms,)
+    # Another run finds all of it, and the tables of one batch size are found by a run at both.
+    asked = sum(len(clock.asked) for clock in clocks)
+    prices(clock=SeveralBatchSizes(clocks), shelf=shelf)[0].measure(others)
+    prices(clock=clocks[0], shelf=shelf)[0].measure(others)
+    assert sum(len(clock.asked) for clock in clocks) == asked

@@ -8,7 +8,14 @@ from torch import nn
 import stopwatch
 from shoal.errors import SpecError, UsageError
 from shoal.pipeline import latency_backends as room
-from shoal.pipeline.latency_backends import LatencyFunction, LatencyTableFile, MeasuredLatency, open_backend
+from shoal.pipeline.latency_backends import (
+    LatencyFunction,
+    LatencyTableFile,
+    MeasuredLatency,
+    SeveralBatchSizes,
+    open_backend,
+    parts_of,
+)
 
 TABLE = {"device": "a phone", "batch": 4, "whole_ms": 9.0, "entries": {"a": {"ms": 1.5, "what": "x"}, "b": {"ms": 0}}}
 
@@ -58,6 +65,37 @@ def test_whole_networks_are_compared_turn_by_turn(monkeypatch):
     assert asked[1] > asked[0] > clock.seconds
 
 
+def test_ratios_of_whole_networks_are_measured_in_pairs(monkeypatch):
+    asked = []
+
+    def ratios(models, given, **settings):
+        asked.append(settings)
+        return {"cut": stopwatch.exactly(0.5)}
+
+    monkeypatch.setattr(room, "latency_ratios", ratios)
+    clock = MeasuredLatency(torch.zeros(1), batch(), channels_last=True)
+    for effort in ("short", "long", "confirming"):
+        found = clock.time_ratios({"whole": nn.ReLU(), "cut": nn.ReLU()}, effort)
+        assert found == {"cut": stopwatch.exactly(0.5, batch=4)}
+    assert all(one["channels_last"] and one["reference"] == "whole" for one in asked)
+    seconds = [one["max_seconds"] for one in asked]
+    assert seconds == sorted(set(seconds))
+    assert [one["precision"] for one in asked] == [0.02, 0.01, 0.01]
+
+
+def test_of_several_batch_sizes_the_worst_counts(tmp_path):
+    spec = function(tmp_path, "return 1.0 + shape[0] * len(list(module.modules()))")
+    large = LatencyFunction(spec, batch())
+    clock = SeveralBatchSizes([large, large.at(batch().take(1))])
+    models = {"whole": nn.Sequential(nn.ReLU(), nn.ReLU()), "cut": nn.ReLU()}
+    assert clock.time_ratios(models) == {"cut": stopwatch.exactly(0.5, batch=1)}  # 2 of 4; 5 of 13 at batch 4
+    assert (clock.batch_size, clock.source, clock.measures) == (4, "own.py:milliseconds", True)
+    assert clock.time_modules({"a": nn.ReLU()}, (3, 5, 5)) == {"a": 5.0}
+    assert clock.time_models({"whole": nn.ReLU()}) == {"whole": 5.0}
+    assert [part.batch_size for part in parts_of(clock)] == [4, 1]
+    assert parts_of(large) == (large,)
+
+
 def test_this_machine_really_times():
     clock = MeasuredLatency(torch.zeros(1), batch(), seconds=0.001)
     assert clock.time_modules({"one": nn.Conv2d(3, 4, 3)}, (3, 8, 8))["one"] > 0
@@ -68,7 +106,8 @@ def test_a_table_is_read_by_key(tmp_path):
     clock = LatencyTableFile(table(tmp_path))
     assert clock.time_modules({"a": nn.ReLU(), "b": nn.ReLU()}, (1,)) == {"a": 1.5, "b": 0.0}
     assert clock.time_models({"whole": nn.ReLU(), "cut": nn.ReLU()}) == {"whole": 9.0}
-    assert clock.source == "phone.json (a phone, batch 4)"
+    assert clock.time_ratios({"whole": nn.ReLU(), "cut": nn.ReLU()}) == {}
+    assert (clock.source, clock.batch_size) == ("phone.json (a phone, batch 4)", 4)
     assert not clock.measures
 
 

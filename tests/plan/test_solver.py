@@ -324,3 +324,26 @@ def test_plans_can_be_sought_in_several_threads():
     alone = best(edges, 30, budget, 3)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda _: best(edges, 30, budget, 3), range(4))) == [alone] * 4
+
+
+def test_latencies_at_further_batch_sizes_bound_a_path_too():
+    edges = [
+        edge(0, 1, "keep", latency_ms=4.0, latencies=(4.0,)),
+        edge(0, 1, damage=1.0, latency_ms=1.0, latencies=(3.0,)),  # fast at the first batch size only
+        edge(0, 1, damage=2.0, latency_ms=2.0, latencies=(1.0,)),
+        edge(0, 1, "remove", damage=9.0),  # takes no time anywhere, and does not say so
+    ]
+
+    def chosen(**limits):
+        path = solve(edges, 1, ResourceLimits(**limits))
+        return path.edges, path.latency_ms, path.latencies
+
+    assert chosen() == ((0,), 4.0, (4.0,))
+    assert chosen(latency_ms=2.0) == ((1,), 1.0, (3.0,))
+    assert chosen(latency_ms=2.0, latencies=(2.0,)) == ((2,), 2.0, (1.0,))
+    assert chosen(latency_ms=0.5, latencies=(0.5,)) == ((3,), 0.0, (0.0,))
+    assert solve(keeps(1), 1, ResourceLimits(latency_ms=0.5)) is None
+    with pytest.raises(PlanError, match="which no edge has"):
+        solve(keeps(1), 1, ResourceLimits(latencies=(0.5,)))
+    with pytest.raises(PlanError, match="a latency is"):
+        edge(0, 1, latencies=(math.nan,))

@@ -26,7 +26,8 @@ from shoal.pipeline import (
     compress,
 )
 from shoal.pipeline.candidate_table import DEFAULT_KINDS, STUDENT_BUDGET
-from shoal.pipeline.goals import by_units, check_options, parse_goal
+from shoal.pipeline.config import batch_sizes
+from shoal.pipeline.goals import by_units, check_batch_sizes, check_options, parse_goal
 from shoal.preserve import evaluating
 from shoal.record import summary_of
 from shoal.recover import DistillConfig, TrainingBudget, read_budget
@@ -66,6 +67,7 @@ class CompressRequest:
     stand_ins: str | None = None
     student_budget: str = STUDENT_BUDGET
     output: list[str] | None = None
+    latency_batch_sizes: tuple[int, ...] = ()
 
     def config(self, **more: Any) -> CompressConfig:
         """How to compress."""
@@ -77,6 +79,7 @@ class CompressRequest:
             fold=self.fold,
             latency_from=self.latency_from,
             output=self.output,
+            latency_batch_sizes=self.latency_batch_sizes,
             **more,
         )
 
@@ -93,6 +96,7 @@ def compress_request(session: Session, options: CompressOptions) -> CompressRequ
     lists = {name: names(flat[name]) for name in ("include", "exclude")}
     blocks = names(flat["blocks"]) if flat["blocks"] is not None else None
     goal = parse_goal({**flat, **lists, "blocks": blocks, "grain": _as_grain(options.goal.grain)}, spell=_flag)
+    sizes = _batch_sizes(options.batch_size)
     own = {field.name for field in fields(CompressRequest)} & {field.name for field in fields(CompressOptions)}
     request = CompressRequest(
         **{
@@ -100,6 +104,8 @@ def compress_request(session: Session, options: CompressOptions) -> CompressRequ
             "model": options.model or "",
             "data": options.data or "",
             "goal": goal,
+            "data_options": replace(options.data_options, batch_size=sizes[0]),
+            "latency_batch_sizes": sizes if len(sizes) > 1 else (),
             "images": options.images or (2048 if goal.by_plan else 512),
             "recover": options.recover if options.recover is not None else RECOVERY if goal.by_plan else None,
             "recovery_asked": options.recover is not None or options.unlabelled is not None,
@@ -108,10 +114,23 @@ def compress_request(session: Session, options: CompressOptions) -> CompressRequ
     idle = {"recover"} if read_budget(options.recover) is None else set()
     idle |= {"student_budget"} if options.from_ is not None else set()  # which is checked against that run
     check_options(goal, session.explicit - idle, request.config().stand_ins, _flag)
+    check_batch_sizes(goal, sizes)
     if options.from_ is not None:
         return load_previous_request(options.from_, request, session.explicit)
     model, data = check_pair(options.model, options.data)
     return replace(request, model=model, data=data)
+
+
+def _batch_sizes(option: str) -> tuple[int, ...]:
+    """What --batch-size names, the largest first: that is the one of the mini-batches that data is read in.
+
+    Raises:
+        UsageError: no whole numbers from 1.
+    """
+    try:
+        return batch_sizes([int(text) for text in option.split(",")])
+    except (ValueError, UsageError) as error:
+        raise UsageError(f"--batch-size is '{option}', expected whole numbers from 1", "Like 128, or 1,128.") from error
 
 
 def _flag(option: str) -> str:
@@ -248,6 +267,7 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         "stand_ins": request.stand_ins,
         "student_budget": request.student_budget,
         **({"output": request.output} if request.output else {}),
+        **({"latency_batch_sizes": list(request.latency_batch_sizes)} if request.latency_batch_sizes else {}),
         "unlabelled": request.unlabelled,
         "device": device,
     }

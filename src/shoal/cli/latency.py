@@ -1,6 +1,6 @@
 """`shoal latency`: the table of latencies of one network on this device."""
 
-from shoal.batches import Batch, device_of
+from shoal.batches import device_of
 from shoal.cli.console import Session
 from shoal.cli.loading import example_for, open_data, open_network, pick_device
 from shoal.cli.options import LatencyRequest
@@ -15,7 +15,7 @@ def run_latency(session: Session, request: LatencyRequest) -> int:
     opened = open_network(session, request.model, request.weights, device)
     data = open_data(session, request.data, request.data_options, opened) if request.data else None
     example = example_for(opened, data, request.shape).to(device_of(opened.model))
-    batch = _repeated(example, request.data_options.batch_size)
+    batch = example.resized(request.data_options.batch_size)
     with session.progress() as progress:
         table = latency_table(opened.model, batch, channels_last=request.channels_last, progress=progress)
     write_text(request.out, table.to_json() + "\n")
@@ -25,20 +25,3 @@ def run_latency(session: Session, request: LatencyRequest) -> int:
         session.say(f"{table.whole_ms:.4g} ms for the whole network at batch {batch.size} on {table.device}.")
         session.say(f"{len(table.entries)} kinds of blocks and stand-ins timed: {request.out}")
     return 0
-
-
-def _repeated(example: Batch, size: int) -> Batch:
-    """The example as often as fills a mini-batch."""
-    times = -(-size // example.size)
-    return Batch(
-        tuple(_filled(value, times, size) for value in example.args),
-        {key: _filled(value, times, size) for key, value in example.kwargs.items()},
-    )
-
-
-def _filled(value: object, times: int, size: int) -> object:
-    import torch
-
-    if not isinstance(value, torch.Tensor) or value.dim() == 0:
-        return value
-    return value.repeat(times, *[1] * (value.dim() - 1))[:size]

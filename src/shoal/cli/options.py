@@ -136,7 +136,13 @@ class CompressOptions:
     )
     output: list[str] | None = _OUTPUT()
     weights: Path | None = _WEIGHTS()
-    data_options: DataOptions = nested(DataOptions)
+    data_options: DataOptions = nested(DataOptions, omit=("batch_size",))
+    batch_size: str = option(
+        "--batch-size",
+        "Samples in a mini-batch; also the batch that is timed. 1,128: both are timed, and the worst counts.",
+        "128",
+        metavar="N[,N]",
+    )
     images: int | None = option(
         "--images", "Calibration samples that blocks are chosen on; 512, or 2048 with a budget.", None, min=1
     )

@@ -40,6 +40,7 @@ class _Before(BaseModel):
     limit: int | None = None
     seed: int = Field(ge=-(2**63), lt=2**64)
     batch_size: int = Field(ge=1)
+    latency_batch_sizes: list[int] = []
     tokenizer: str | None = None
     sequence_length: int | None = None
     images: int = Field(ge=1)
@@ -101,6 +102,9 @@ def load_previous_request(folder: Path, asked: CompressRequest, named: Collectio
         weights=asked.weights or weights,
         goal=parse_goal({**asked.goal.to_dict(), **patterns}),
         data_options=options,
+        latency_batch_sizes=asked.latency_batch_sizes
+        if "batch_size" in named
+        else tuple(before.get("latency_batch_sizes", ())),
         images=before["images"],
         device=before["device"],
         channels_last=before["channels_last"],

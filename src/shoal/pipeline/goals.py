@@ -193,6 +193,12 @@ class Budget(_Selection):
         written = {name: getattr(self, name) for name in (*QUANTITIES, "depth")}
         return {name: value for name, value in written.items() if value is not None}
 
+    @property
+    def latency_is_fraction(self) -> bool:
+        """Whether latency is bounded by a share of the original's, not by an amount."""
+        quantity = QUANTITIES["latency"]
+        return self.latency is not None and quantity.parse(self.latency, 1.0) != quantity.parse(self.latency, 2.0)
+
     def limits(self, original: Cost) -> Cost:
         """The bounds as amounts; infinite where there is none. One of latency holds at every batch size, as a share.
 
@@ -244,6 +250,20 @@ def by_units(goal: "Goal") -> bool:
 
 Goal = RemoveBlocks | MaxDrop | Blocks | ExactOnly | Budget | ParetoPoint
 DEFAULT_GOAL = MaxDrop(1.0)
+
+
+def check_batch_sizes(goal: Goal, sizes: Sequence[int]) -> None:
+    """Refuse a budget that means nothing at several batch sizes.
+
+    Raises:
+        UsageError: latency in milliseconds.
+    """
+    if len(sizes) > 1 and isinstance(goal, Budget) and goal.latency is not None and not goal.latency_is_fraction:
+        raise UsageError(
+            f"latency is '{goal.latency}', at the batch sizes {', '.join(map(str, sizes))}",
+            "An amount holds at one batch size: give a fraction of the original's latency, like 0.5.",
+        )
+
 
 # What a goal is called in JSON and in options, and with it everything else that is part of a goal.
 GOAL_KEYS = ("remove", "max_drop", "blocks", "exact", "latency", "macs", "params", "depth", "pick")

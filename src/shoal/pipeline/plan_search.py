@@ -13,6 +13,7 @@ a refit or a short recovery, not believed. Figures: docs/figures.md.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
@@ -421,7 +422,7 @@ class PlanSearch:
 
     def _path_limits(self, latency_ms: float, budget: _PlanBudget) -> ResourceLimits | None:
         """What remains for the path; None where the rest of the network takes more than all of it."""
-        remaining: dict[str, float | None] = {}
+        remaining: dict[str, Any] = {}
         limits = replace(budget.limits, latency_ms=latency_ms)
         for quantity in QUANTITIES.values():
             limit, fixed = quantity.of(limits), quantity.of(self.tables.fixed)

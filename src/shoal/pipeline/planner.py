@@ -11,7 +11,7 @@ from torch import nn
 
 from shoal.batches import Batch, device_of, like_of
 from shoal.blocks import BlockGraph
-from shoal.errors import NotReachedError, naming_memory_shortage
+from shoal.errors import NotReachedError, UsageError, naming_memory_shortage
 from shoal.fingerprint import digest_of, legacy_digest_of
 from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.candidate_table import CandidateBuilder
@@ -19,9 +19,15 @@ from shoal.pipeline.config import CompressConfig
 from shoal.pipeline.context import CompressContext, build_context, materialize
 from shoal.pipeline.costs import CostModel
 from shoal.pipeline.data_splits import DataSplits, split_samples_for_plan, with_mixup
-from shoal.pipeline.goals import Budget, Goal, ParetoPoint, by_units
+from shoal.pipeline.goals import Budget, Goal, ParetoPoint, by_units, check_batch_sizes
 from shoal.pipeline.greedy import nothing_removable
-from shoal.pipeline.latency_backends import LatencyBackend, MeasuredLatency, open_backend
+from shoal.pipeline.latency_backends import (
+    LatencyBackend,
+    LatencyFunction,
+    MeasuredLatency,
+    SeveralBatchSizes,
+    open_backend,
+)
 from shoal.pipeline.plan_builder import PlanBuilder
 from shoal.pipeline.plan_search import PlanSearch
 from shoal.progress import Callbacks, ProgressCallback, as_callbacks
@@ -47,12 +53,8 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
         SpecError, UsageError: an invalid latency table, or that of another network.
     """
     graph, goal, settings = context.graph, context.goal, context.settings
-    timed, splits = context.chosen_on[0], split_data(context)
-    backend: LatencyBackend
-    if latency_from is not None:
-        backend = open_backend(str(latency_from), timed)
-    else:
-        backend = MeasuredLatency(like_of(graph.model), timed, channels_last=settings.channels_last)
+    timed, splits = timed_batches(context), split_data(context)
+    backend = _open_backend(context, latency_from, timed)
     # A metric of the user's may need the labels, which a mix does not have.
     judge = with_mixup(splits.damage) if context.damage.function is None else splits.damage
     allowed, units = _selected(graph, goal)
@@ -65,7 +67,7 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
         graph,
         splits.fit,
         judge,
-        CostModel(graph, segments, timed, backend, cache),
+        CostModel(graph, segments, timed[0], backend, cache),
         cache,
         kinds=settings.stand_ins,
         longest=settings.longest,
@@ -86,6 +88,44 @@ def _selected(graph: BlockGraph, goal: Goal) -> tuple[frozenset[str], dict[str, 
     units = graph.chain.select_units(goal.include, goal.exclude)
     whole = (path for path, numbers in units.items() if len(numbers) == len(graph.chain[path].removable_units))
     return frozenset(path for path in whole if graph.chain[path].removable), units
+
+
+def timed_batches(context: CompressContext) -> list[Batch]:
+    """The mini-batches that networks are timed on: those asked for, the largest first, else the first of calibration.
+
+    Raises:
+        UsageError: a budget in milliseconds, which means nothing at several batch sizes.
+    """
+    first, sizes = context.chosen_on[0], context.settings.latency_batch_sizes
+    check_batch_sizes(context.goal, sizes)
+    return [first.resized(size) for size in sizes] or [first]
+
+
+def _open_backend(context: CompressContext, latency_from: str | Path | None, timed: Sequence[Batch]) -> LatencyBackend:
+    """Latencies at each of these mini-batches.
+
+    Raises:
+        UsageError: a table that was made at another batch size.
+    """
+    settings = context.settings
+    parts: list[LatencyBackend]
+    if latency_from is None:
+        like = like_of(context.graph.model)
+        parts = [MeasuredLatency(like, batch, channels_last=settings.channels_last) for batch in timed]
+    else:
+        backend = open_backend(str(latency_from), timed[0])
+        if isinstance(backend, LatencyFunction):
+            parts = [backend.at(batch) for batch in timed]
+        else:
+            parts = [backend]
+            sizes = settings.latency_batch_sizes
+            if sizes and sizes != (backend.batch_size,):
+                raise UsageError(
+                    f"the latency table {Path(latency_from).name} holds batch {backend.batch_size}, asked for are the"
+                    f" batch sizes {', '.join(map(str, sizes))}",
+                    "Give that batch size, or a function, which is asked at each; a table holds one batch size.",
+                )
+    return parts[0] if len(parts) == 1 else SeveralBatchSizes(parts)
 
 
 @dataclass(frozen=True)
@@ -133,7 +173,7 @@ def predict_plan(
 
 def _cache_fingerprint(context: CompressContext, fit: Sequence[Batch], judge: Sequence[Batch]) -> dict[str, Any]:
     """All that the tables depend on."""
-    settings, timed = context.settings, context.chosen_on[0]
+    settings, timed = context.settings, timed_batches(context)[0]
     students = [kind for kind in settings.stand_ins if kind in STUDENTS]
     training = {"student_budget": str(read_budget(settings.student_budget))} if students else {}
     return {
