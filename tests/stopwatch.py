@@ -30,6 +30,16 @@ def ratios(models, batch, *, reference, **_):
     return {name: exactly(ms / times[reference]) for name, ms in times.items() if name != reference}
 
 
+def beside(models, batch, *, reference, channels_last=False, **_):
+    """In the place of `shoal.measure.latency_beside`."""
+    times = latency(models, batch)
+    compared = ratios(models, batch, reference=reference)
+    return {
+        name: one.model_copy(update={"ratio": compared.get(name), "channels_last": channels_last})
+        for name, one in times.items()
+    }
+
+
 def exactly(ratio, batch=None):
     """A ratio without doubt."""
     return LatencyRatio(ratio=ratio, low=ratio, high=ratio, batch=batch)
@@ -65,8 +75,8 @@ def taking(ms, batch=1):
 
 def install(monkeypatch):
     """Time everything of a compression by the fake clock."""
-    for place in ("latency_backends", "outcome"):
-        monkeypatch.setattr(f"shoal.pipeline.{place}.latency", latency)
+    monkeypatch.setattr("shoal.pipeline.latency_backends.latency", latency)
+    monkeypatch.setattr("shoal.pipeline.outcome.latency_beside", beside)
     monkeypatch.setattr("shoal.pipeline.latency_backends.interleaved_latency", turns)
     monkeypatch.setattr("shoal.pipeline.latency_backends.latency_ratios", ratios)
     monkeypatch.setattr("shoal.pipeline.costs.latency_shares", shares_in_place)

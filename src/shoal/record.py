@@ -133,20 +133,6 @@ class OutputsRead(FrozenModel):
     damage: str
 
 
-class Latency(FrozenModel):
-    """Time of one forward, in milliseconds: median and quartiles of `runs` timed blocks."""
-
-    batch: int
-    median_ms: float
-    q1_ms: float
-    q3_ms: float
-    runs: int
-    device: str
-    dtype: str
-    threads: int
-    channels_last: bool
-
-
 class LatencyRatio(FrozenModel):
     """The latency of a network as a share of the original's, from pairs of timings within milliseconds of each other.
 
@@ -170,6 +156,15 @@ class LatencyRatio(FrozenModel):
     clock: Literal["wall", "running"] = "wall"
     batch: int | None = None
 
+    def __str__(self) -> str:
+        interval = f" ({self.low:.3g} to {self.high:.3g})" if self.rounds else ""
+        return f"{self.ratio:.3g}{interval} of the original's latency"
+
+    @property
+    def is_within_noise(self) -> bool:
+        """Whether neither network can be called faster."""
+        return self.low <= 1 <= self.high
+
     @property
     def width(self) -> float:
         """The width of the interval, as a share of the ratio."""
@@ -179,6 +174,24 @@ class LatencyRatio(FrozenModel):
     def is_precise(self) -> bool:
         """Whether the interval is as narrow as was asked for; False where time ran out before."""
         return self.precision is None or self.width <= self.precision
+
+
+class Latency(FrozenModel):
+    """Time of one forward, in milliseconds: median and quartiles of `runs` timed blocks.
+
+    `ratio` compares it with the original's, from pairs of timings; it is more exact than the medians are.
+    """
+
+    batch: int
+    median_ms: float
+    q1_ms: float
+    q3_ms: float
+    runs: int
+    device: str
+    dtype: str
+    threads: int
+    channels_last: bool
+    ratio: LatencyRatio | None = None
 
 
 class BudgetCheck(FrozenModel):
@@ -618,6 +631,7 @@ def _planning_summary(planning: Planning) -> dict[str, Any]:
         "plans_built": len(planning.rounds),
         "front": len(planning.front),
         "picked": planning.picked,
+        "budget_check": planning.budget_check.model_dump(mode="json") if planning.budget_check else None,
     }
 
 

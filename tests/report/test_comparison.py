@@ -1,9 +1,10 @@
 import math
 
+import pytest
 from handmade import language_record, latencies, make_record
 
-from shoal.record import Record
-from shoal.report import comparison
+from shoal.record import LatencyRatio, Record
+from shoal.report import comparison, text
 
 
 def test_every_measure_has_its_row(record: Record) -> None:
@@ -108,3 +109,36 @@ def test_a_median_that_is_no_number_gives_no_speedup() -> None:
 def test_conditions_are_named() -> None:
     (pair, _) = comparison.latency_pairs(make_record())
     assert comparison.conditions(pair) == "cpu, float32, 2 threads, 40 runs"
+
+
+def measured_ratio(ratio, low, high, **more):
+    return LatencyRatio(**{"ratio": ratio, "low": low, "high": high, "rounds": 150, "precision": 0.01, **more})
+
+
+@pytest.mark.parametrize(
+    ("ratio", "change", "noise"),
+    [
+        (measured_ratio(0.61, 0.607, 0.613), "1.64 times faster", False),
+        (measured_ratio(0.99, 0.97, 1.01), "no difference beyond noise", True),
+        (measured_ratio(1.25, 1.24, 1.26), "1.25 times slower", False),
+    ],
+)
+def test_a_ratio_of_pairs_is_believed_rather_than_medians(ratio, change, noise):
+    compressed = [one.model_copy(update={"ratio": ratio}) for one in latencies(0.8)]
+    record = with_latency(make_record(), latencies(1.0), compressed)
+    for pair in comparison.latency_pairs(record):
+        assert comparison.speed_change(pair) == change
+        assert pair.within_noise is noise
+    rows = [row for row in comparison.before_after(record) if row.label.startswith("Latency")]
+    assert all(f"{ratio} in 150 pairs" in row.note for row in rows)
+    assert ("no speed difference" if noise else str(ratio)) in text.headline(record)
+
+
+def test_what_a_ratio_says_of_itself():
+    assert str(measured_ratio(0.61, 0.607, 0.613)) == "0.61 (0.607 to 0.613) of the original's latency"
+    assert str(LatencyRatio(ratio=0.5, low=0.5, high=0.5)) == "0.5 of the original's latency"
+    wide = measured_ratio(0.5, 0.45, 0.55)
+    assert (wide.width, wide.is_precise) == (pytest.approx(0.2), False)
+    compressed = [one.model_copy(update={"ratio": wide}) for one in latencies(0.8)]
+    rows = comparison.before_after(with_latency(make_record(), latencies(1.0), compressed))
+    assert any("20.0 % wide where 1% was asked for" in row.note for row in rows)

@@ -5,7 +5,7 @@ from handmade import make_blocks, make_record
 from planned import ORIGINAL_MS, make_planning, make_point, planned_record
 from recovered import recovered_record
 
-from shoal.record import FrontPoint, Planning, PlanRound, Record
+from shoal.record import BudgetCheck, FrontPoint, LatencyRatio, Planning, PlanRound, Record
 from shoal.report import plan
 from shoal.report.plan import ReplacedSpan, chosen_round, plans_of, share_of, with_actions
 
@@ -213,3 +213,18 @@ def test_a_plan_that_recovered_says_what_its_end_is() -> None:
     assert part.legend[-1][1].endswith("before recovery")
     assert all("The final network, before recovery" in drawn for drawn in part.plots.values())
     assert "recovery" not in plan.plan_section(planned_record()).refitting
+
+
+def test_the_check_of_the_budget_is_told():
+    ratio = LatencyRatio(ratio=0.61, low=0.607, high=0.613, rounds=210, drift=0.004, batch=8)
+    check = BudgetCheck(allowed=0.62, ratios=[ratio], met=True, used=0.984)
+    planning = make_planning(make_blocks()).model_copy(update={"budget_check": check})
+    assert plan.budget_check(planning) == (
+        "Timed once more by itself, in 210 pairs: 0.61 (0.607 to 0.613) of the original's latency; 0.62 was allowed:"
+        " the budget is met, 98.4 % of it used; it drifted by 0.4 %."
+    )
+    two = check.model_copy(update={"ratios": [ratio, ratio.model_copy(update={"batch": 1})], "met": False})
+    said = plan.budget_check(planning.model_copy(update={"budget_check": two}))
+    assert "latency at batch 8; 0.61 (0.607 to 0.613) of the original's latency at batch 1; " in said
+    assert "the budget is missed" in said
+    assert plan.budget_check(make_planning(make_blocks())) == ""

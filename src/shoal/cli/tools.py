@@ -9,7 +9,7 @@ from shoal.cli.console import Session
 from shoal.cli.loading import example_for, open_data, open_network, output_folder, pick_device
 from shoal.cli.options import ApplyRequest, BenchRequest, CertifyRequest, DataOptions, ExportRequest, TraceRequest
 from shoal.errors import ExportError, UsageError
-from shoal.measure import latency, machine, within_noise
+from shoal.measure import latency_beside, machine, within_noise
 from shoal.pipeline import block_records
 from shoal.plan import read_plan
 from shoal.record import Latency
@@ -119,7 +119,9 @@ def run_bench(session: Session, request: BenchRequest) -> int:
     times: dict[str, list[Latency]] = {"original": [], "compressed": []}
     for size in dict.fromkeys((1, request.batch_size)):
         batch = random_like(example_of(plan.inputs, batch=size)).to(device)
-        timed = latency(networks, batch, channels_last=request.channels_last, min_seconds=request.seconds)
+        timed = latency_beside(
+            networks, batch, reference="original", channels_last=request.channels_last, seconds=request.seconds
+        )
         for name, timing in timed.items():
             times[name].append(timing)
     if session.as_json:
@@ -127,14 +129,14 @@ def run_bench(session: Session, request: BenchRequest) -> int:
         session.print_json({**plain, "machine": machine(device).model_dump(mode="json")})
         return 0
     for before, after in zip(times["original"], times["compressed"], strict=True):
-        noise = " (within the noise)" if within_noise(before, after) else ""
-        session.say(
-            f"batch {before.batch}: {_spread(before)} -> {_spread(after)}: "
-            f"{before.median_ms / after.median_ms:.2f} times as fast{noise}"
-        )
+        noise = ", within the noise" if within_noise(before, after) else ""
+        session.say(f"batch {before.batch}: {_spread(before)} -> {_spread(after)}: {after.ratio}{noise}")
     first = times["original"][0]
     layout = "channels last" if request.channels_last else "channels first"
-    session.say(f"{first.device}, {first.dtype}, {first.threads} threads, {layout}; median and quartiles")
+    session.say(
+        f"{first.device}, {first.dtype}, {first.threads} threads, {layout}; medians and quartiles, the ratio with its "
+        "95 % interval"
+    )
     return 0
 
 

@@ -17,7 +17,7 @@ from shoal.epsilon.trainer import EpsilonTrainer
 from shoal.errors import ExportError, FolderError
 from shoal.files.reading import refusing
 from shoal.files.writing import write_text
-from shoal.measure import compare, cost, latency, machine, paired_predictions, quality, within_noise
+from shoal.measure import compare, cost, latency_beside, machine, paired_predictions, quality, within_noise
 from shoal.measure.quality import Predictions
 from shoal.plan import NetworkSignature, Plan, Remove
 from shoal.preserve import evaluating
@@ -141,7 +141,9 @@ def _networks(
     first = next(batches(run.data.test(), run.engine.device))
     times: dict[str, list[Latency]] = {name: [] for name in models}
     for part in [first.take(1), first] if first.size > 1 else [first]:
-        timed = latency(models, part, channels_last=run.settings.channels_last, min_seconds=seconds)
+        timed = latency_beside(
+            models, part, reference="whole", channels_last=run.settings.channels_last, seconds=seconds
+        )
         for name, timing in timed.items():
             times[name].append(timing)
     total, num_removed = len(run.prunable.graph.chain), len(run.prunable.removed)

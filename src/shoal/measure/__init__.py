@@ -5,7 +5,7 @@ from shoal.measure.classes import check_samples, kl_per_sample, log_probabilitie
 from shoal.measure.cost import cost, macs_by_module
 from shoal.measure.intervals import mcnemar, mean_interval, paired_drop, wilson
 from shoal.measure.latency import interleaved_latency, latency, within_noise
-from shoal.measure.latency_ratio import latency_ratios
+from shoal.measure.latency_ratio import latency_beside, latency_ratios
 from shoal.measure.machine import machine
 from shoal.measure.output_reading import Reading, inferred, reading_of
 from shoal.measure.quality import (
@@ -29,6 +29,7 @@ __all__ = [
     "interleaved_latency",
     "kl_per_sample",
     "latency",
+    "latency_beside",
     "latency_ratios",
     "log_probabilities",
     "machine",

@@ -134,7 +134,13 @@ def keep_freed_memory() -> None:
 
 
 def within_noise(first: record.Latency, second: record.Latency) -> bool:
-    """Whether two latencies cannot be told apart: their interquartile ranges overlap."""
+    """Whether two latencies cannot be told apart.
+
+    Where the second was compared with the first in pairs, the interval of the ratio decides, else whether their
+    interquartile ranges overlap.
+    """
+    if second.ratio is not None:
+        return second.ratio.is_within_noise
     return first.q1_ms <= second.q3_ms and second.q1_ms <= first.q3_ms
 
 

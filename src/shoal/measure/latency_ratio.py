@@ -26,8 +26,8 @@ from torch.utils.benchmark.utils.timer import timer as clock  # it waits for the
 from shoal.arguments import positive_number
 from shoal.batches import Batch, device_of
 from shoal.errors import UsageError
-from shoal.measure.latency import forwards_of
-from shoal.record import LatencyRatio
+from shoal.measure.latency import forwards_of, latency
+from shoal.record import Latency, LatencyRatio
 
 resource: Any  # Windows has none
 try:
@@ -47,6 +47,7 @@ _GROWTH = 1.2
 _TRIM = 0.2  # of the pairs at each end
 _CONFIDENCE = 0.95
 _SECTIONS = 8  # of the pairs in their order: neighbours among them may be disturbed alike
+_RATIO_SECONDS = 10
 # Time on a core counts, where at most this share of the pairs waited; the others are left out.
 _MAX_WAITING = 0.1
 
@@ -133,6 +134,32 @@ def latency_ratios(
     with forwards_of(models, batch, channels_last=channels_last) as forwards, _without_collection():
         pairs = _take_pairs(_Timer(forwards, on_cpu), reference, precision, max_seconds)
     return {name: taken.ratio(precision) for name, taken in pairs.items()}
+
+
+def latency_beside(
+    models: Mapping[str, nn.Module],
+    batch: Batch,
+    *,
+    reference: str,
+    channels_last: bool = False,
+    seconds: float = 1.0,
+) -> dict[str, Latency]:
+    """The latency of each network, and of all but the reference its ratio to it: what a record holds.
+
+    Args:
+        models: the networks by name.
+        batch: what they are called with.
+        reference: the name of the original among them.
+        channels_last: time copies of the networks, and 4-d inputs, with the channels last in memory.
+        seconds: timed seconds for each network, about; ratios take up to ten times as long.
+    """
+    times = latency(models, batch, channels_last=channels_last, min_seconds=seconds)
+    ratios = latency_ratios(
+        models, batch, reference=reference, max_seconds=_RATIO_SECONDS * seconds, channels_last=channels_last
+    )
+    for name, ratio in ratios.items():
+        times[name] = times[name].model_copy(update={"ratio": ratio.model_copy(update={"batch": batch.size})})
+    return times
 
 
 def ratio_of_pairs(

@@ -14,7 +14,7 @@ from shoal.measure import (
     Reading,
     compare,
     cost,
-    latency,
+    latency_beside,
     machine,
     paired_predictions,
     quality,
@@ -95,12 +95,13 @@ def measure_outcome(context: CompressContext, compressed: CompressedModel, test:
 
 def _latencies(original: nn.Module, cut: nn.Module, batch: Batch, settings: MeasureConfig) -> dict[str, list[Latency]]:
     times: dict[str, list[Latency]] = {"original": [], "compressed": []}
-    for part in [batch.take(1), batch] if batch.size > 1 else [batch]:
-        timed = latency(
+    for size in sorted({1, *(settings.latency_batch_sizes or [batch.size])}):
+        timed = latency_beside(
             {"original": original, "compressed": cut},
-            part,
+            batch.resized(size),
+            reference="original",
             channels_last=settings.channels_last,
-            min_seconds=settings.latency_seconds,
+            seconds=settings.latency_seconds,
         )
         for name, measured in timed.items():
             times[name].append(measured)

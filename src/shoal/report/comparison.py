@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shoal.record import Comparison, Interval, Latency, Network, Record
+from shoal.record import Comparison, Interval, Latency, LatencyRatio, Network, Record
 from shoal.report import numbers
 
 
@@ -60,10 +60,17 @@ class LatencyPair:
         return latency
 
     @property
+    def ratio(self) -> LatencyRatio | None:
+        """From pairs of timings, where it was measured."""
+        return self.compressed.ratio if self.original is not None and self.compressed is not None else None
+
+    @property
     def speedup(self) -> float | None:
-        """Original over compressed median; None where a side is missing or not a positive number."""
+        """Original over compressed, of pairs or of medians; None where a side is missing or not a positive number."""
         if self.original is None or self.compressed is None:
             return None
+        if self.ratio is not None:
+            return 1 / self.ratio.ratio
         before, after = self.original.median_ms, self.compressed.median_ms
         if not (math.isfinite(before) and math.isfinite(after)) or before <= 0 or after <= 0:
             return None
@@ -71,8 +78,10 @@ class LatencyPair:
 
     @property
     def within_noise(self) -> bool:
-        """Whether the quartiles overlap, so that neither network can be called faster."""
+        """Whether neither network can be called faster: by the interval of the ratio, else by the quartiles."""
         a, b = self.original, self.compressed
+        if self.ratio is not None:
+            return self.ratio.is_within_noise
         return a is not None and b is not None and a.q1_ms <= b.q3_ms and b.q1_ms <= a.q3_ms
 
 
@@ -154,13 +163,23 @@ def _latency(record: Record) -> list[ComparisonRow]:
     return [
         ComparisonRow(
             f"Latency, batch {pair.batch}",
-            f"median and quartiles; {conditions(pair)}",
+            f"median and quartiles; {conditions(pair)}{_of_original(pair.ratio)}",
             _timing(pair.original),
             _timing(pair.compressed),
             speed_change(pair),
         )
         for pair in latency_pairs(record)
     ]
+
+
+def _of_original(ratio: LatencyRatio | None) -> str:
+    """What the pairs of timings say, and whether time ran out before they said it precisely."""
+    if ratio is None:
+        return ""
+    width = (
+        "" if ratio.is_precise else f", {numbers.percent(ratio.width)} wide where {ratio.precision:.0%} was asked for"
+    )
+    return f"; {ratio} in {numbers.count(ratio.rounds)} pairs{width}"
 
 
 def _timing(latency: Latency | None) -> Cell:

@@ -104,7 +104,7 @@ def plan_section(record: Record) -> PlanSection | None:
     plots = {size: front.plot(plans, planning, size, recovered=recovered) for size in front.SIZES}
     return PlanSection(
         lead=lead(planning),
-        notes=[note for note in (picked(planning), latency_source(planning)) if note],
+        notes=[note for note in (picked(planning), budget_check(planning), latency_source(planning)) if note],
         plots=plots if all(plots.values()) else {},
         legend=front.legend(recovered=recovered),
         built=built_plans(planning),
@@ -221,6 +221,19 @@ def latency_source(planning: Planning) -> str:
     if planning.latency_source == "measured":
         return ""
     return f"The predicted latencies were not measured in this run; they come from {planning.latency_source}."
+
+
+def budget_check(planning: Planning) -> str:
+    """Whether the budget of latency was met when the plan was timed once more, in a run of its own."""
+    check = planning.budget_check
+    if check is None:
+        return ""
+    at = "; ".join(f"{ratio}" + (f" at batch {ratio.batch}" if len(check.ratios) > 1 else "") for ratio in check.ratios)
+    drift = f"; it drifted by {numbers.percent(check.worst.drift)}" if check.worst.rounds else ""
+    return (
+        f"Timed once more by itself, in {numbers.count(check.worst.rounds)} pairs: {at}; {check.allowed:.3g} was "
+        f"allowed: the budget is {'met' if check.met else 'missed'}, {numbers.percent(check.used)} of it used{drift}."
+    )
 
 
 def picked(planning: Planning) -> str:

@@ -160,7 +160,11 @@ def _show_plan(record: Record, console: Console) -> None:
     if plans:
         another = "; --pick N takes another" if len(plans) > 1 else ""
         print_line(console, f"Front: {plan.front_range(plans)}{another}")
-    for sentence in (plan.prediction_error(record.planning), plan.latency_source(record.planning)):
+    for sentence in (
+        plan.prediction_error(record.planning),
+        plan.budget_check(record.planning),
+        plan.latency_source(record.planning),
+    ):
         if sentence:
             print_line(console, sentence)
     print_line(console, "")

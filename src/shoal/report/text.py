@@ -34,7 +34,9 @@ def headline(record: Record) -> str:
 
 
 def _headline_speed(pair: LatencyPair) -> str:
-    return "no speed difference beyond noise" if pair.within_noise else speed_change(pair)
+    if pair.within_noise:
+        return "no speed difference beyond noise"
+    return speed_change(pair) if pair.ratio is None else str(pair.ratio)
 
 
 def _blocks(record: Record) -> str:
