@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -483,3 +484,29 @@ def _made(folder):
 
 def _lines(folder):
     return [json.loads(line) for line in (folder / "recovery.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("channels_last", "expected"), [(None, torch.channels_last), (True, torch.channels_last), (False, None)]
+)
+def test_it_learns_in_the_faster_layout_and_comes_out_in_its_own(channels_last, expected, monkeypatch):
+    formats = []
+    init = Distillation.__init__
+
+    def spy(self, *args):
+        init(self, *args)
+        formats.append(self.engine.format)
+
+    monkeypatch.setattr(Distillation, "__init__", spy)
+    result = run(2, config=replace(QUICK, channels_last=channels_last))
+    assert formats == [expected]
+    weights = [weight for weight in result.model.state_dict().values() if weight.dim() == 4]
+    assert weights
+    assert all(weight.is_contiguous() for weight in weights)
+
+
+def test_a_student_with_the_channels_last_keeps_them():
+    own = student().to(memory_format=torch.channels_last)
+    result = run(2, student=own)
+    for name, weight in own.state_dict().items():
+        assert result.model.state_dict()[name].stride() == weight.stride()

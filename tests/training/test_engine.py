@@ -4,7 +4,7 @@ from torch import nn
 
 from shoal.batches import Batch
 from shoal.errors import SurgeryError
-from shoal.training.engine import Engine, broadcast_from_main
+from shoal.training.engine import Engine, broadcast_from_main, favours_channels_last
 
 
 def test_it_works_on_a_copy_in_the_layout_asked_for():
@@ -134,3 +134,16 @@ def test_precision_is_that_of_the_engine_whatever_the_caller_trains_in(users_acc
         assert layer(x).dtype == torch.float32
     with Engine("cpu", "bf16").autocast():
         assert layer(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "favours"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3)), "cpu", True),
+        (nn.Sequential(nn.Conv2d(4, 4, 3, groups=4)), "cpu", False),
+        (nn.Linear(3, 4), "cpu", False),
+        (nn.Conv2d(3, 4, 3), "cuda", False),
+    ],
+)
+def test_dense_convolutions_on_a_cpu_favour_the_channels_last(model, device, favours):
+    assert favours_channels_last(model, device) is favours

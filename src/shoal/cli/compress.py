@@ -219,7 +219,7 @@ def _recover(
 ) -> RecoveryConfig:
     return RecoveryConfig(
         budget,
-        DistillConfig(seed=request.data_options.seed, channels_last=request.channels_last),
+        DistillConfig(seed=request.data_options.seed, channels_last=request.channels_last or None),
         training=epochs_of(data),
         unlabelled=epochs_of(extra) if extra is not None else None,
         folder=path,

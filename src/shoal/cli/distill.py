@@ -35,7 +35,7 @@ def _config(request: DistillRequest) -> DistillConfig:
         rate=request.rate,
         labels=request.labels,
         precision="bf16" if request.bf16 else "fp32",
-        channels_last=request.channels_last,
+        channels_last=request.channels_last or None,
     )
     return config if request.features is None else replace(config, features=request.features)
 

@@ -33,7 +33,8 @@ class DistillConfig:
         patience: it stops after so many looks in a row that are no better than one before them.
         decay: weight decay of the matrices.
         precision: 'fp32', or 'bf16' for mixed precision.
-        channels_last: keep images with the channels last in memory.
+        channels_last: keep images with the channels last in memory while it learns; None: where that is faster, for
+            networks with dense convolutions on a CPU. What comes out has the layout it had.
         device: where it runs; by default where the student is. No checkpoint or record depends on it.
     """
 
@@ -53,7 +54,7 @@ class DistillConfig:
     patience: int = 10
     decay: float = 1e-4
     precision: str = "fp32"
-    channels_last: bool = False
+    channels_last: bool | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:

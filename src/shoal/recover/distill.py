@@ -45,7 +45,7 @@ from shoal.replace import recalibrate_
 from shoal.store.checkpoint import check_same_network, load_checkpoint, resuming, save_checkpoint
 from shoal.surgery.signature import state_of
 from shoal.training.budget import TrainingBudget, read_budget
-from shoal.training.engine import Engine
+from shoal.training.engine import Engine, favours_channels_last, take_layout_
 from shoal.training.loaders import LoaderFactory, MixedLoader, ResumableLoader, loader_factory
 from shoal.training.loop import BudgetLoop, LoopState
 from shoal.training.metrics import MetricsLog
@@ -282,7 +282,11 @@ class Distillation(BudgetLoop):
     ) -> None:
         super().__init__(budget, settings.looks, DistillState(), on_progress)
         self.settings, self.folder = settings, folder
-        self.engine = Engine(device, settings.precision, channels_last=settings.channels_last)
+        channels_last = settings.channels_last
+        if channels_last is None:
+            channels_last = favours_channels_last(inputs.student, device)
+        self.engine = Engine(device, settings.precision, channels_last=channels_last)
+        self.inputs = inputs
         if self.engine.processes > 1:
             raise UsageError("distillation runs in one process", "Start it without `accelerate launch` or torchrun.")
         self.record_every = 1 if self.engine.device.type == "cpu" else _RECORD_EVERY
@@ -541,7 +545,7 @@ class Distillation(BudgetLoop):
         model.eval()
         if has_batch_norms(model) and state.best_step and _RECALIBRATED not in state.kept:
             model = self.recalibrated_if_better(model)
-        model = self.restore_format(model)
+        model = take_layout_(self.restore_format(model), self.inputs.student)
         recovery = Recovery(
             budget=str(self.budget),
             steps=state.step,
@@ -635,7 +639,9 @@ class Distillation(BudgetLoop):
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
         extra = self.unlabelled is not None
-        return {"settings": self.settings.to_dict(), "budget": str(self.budget), "extra": extra}
+        # Where the layout is not chosen, version 0.1.0 wrote False.
+        settings = self.settings.to_dict() | {"channels_last": bool(self.settings.channels_last)}
+        return {"settings": settings, "budget": str(self.budget), "extra": extra}
 
     def resume(self) -> None:
         """Continue from the checkpoint in the folder, if there is one."""

@@ -1,0 +1,162 @@
+"""The front of a network before and after recovery as one picture, from the results of recovery.py.
+
+    python benchmarks/front_picture.py results/recovery-resnet56-*.json --data also --out docs/front-resnet56.svg
+
+Left the cuts, right the same cuts recovered: the drop in top-1 with its paired 95 % interval against the share of the
+original's latency. Each method is a line; where two files hold a method at a point, the later file counts.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from rivals.recovered import WAYS
+
+from shoal.files.writing import write_text
+
+matplotlib.use("svg")
+
+NAMES = {
+    "shoal": "Shoal",
+    "small": "ResNet-20 as it is",
+    "small-distil": "ResNet-20, distilled",
+    "influence": "block influence",
+    "tinyfusion": "TinyFusion's gates",
+    "practise": "PRACTISE",
+    "practise-distil": "PRACTISE's cut",
+    "last-k": "last blocks",
+    "uniform": "every n-th block",
+    "greedy": "greedy removal",
+    "taylor": "width by Taylor",
+    "width": "width by magnitude",
+    "scratch": "Shoal's network from scratch",
+}
+# Colours that are readable on white and on black.
+_COLOURS = (
+    "#e4572e",
+    "#2e86ab",
+    "#17a398",
+    "#a26769",
+    "#8e6c8a",
+    "#c9a227",
+    "#6b8e23",
+    "#7d8597",
+    "#d1495b",
+    "#3d7ea6",
+)
+_MARKERS = "oDs^vP*Xd<"
+_INK = "#7a7a7a"
+_SIZE = (10.0, 4.4)
+# Drops beyond this are cut off: they are no use to anybody.
+_MOST = 35.0
+_LEAST = -3.0
+_NO_METADATA = ("Date", "Creator", "Format", "Type")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network of a method: its share of the latency, and its drop in points with an interval."""
+
+    share: float
+    drop: float
+    low: float
+    high: float
+
+
+Lines = dict[str, list[Point]]
+
+
+def main() -> None:
+    """Read the results, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--data", default="also", help="the test part: data or also")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in args.results]
+    write_text(args.out, drawn(lines(documents, args.data, "before"), lines(documents, args.data, "quality")))
+
+
+def lines(documents: Iterable[dict[str, Any]], data: str, state: str) -> Lines:
+    """The points of each method, fastest first; `state`: before (the cut) or quality (recovered)."""
+    points: dict[str, dict[float, Point]] = {}
+    for document in documents:
+        for row in document["points"]:
+            for method, cell in row["cells"].items():
+                quality = (cell.get(state) or {}).get(data)
+                if not cell["reached"] or quality is None or quality["top1_drop"] is None:
+                    continue
+                share = row["together"]["shares"][WAYS[method].cut]
+                low, high = (100 * bound for bound in quality["top1_drop_interval"])
+                points.setdefault(method, {})[row["point"]] = Point(share, 100 * quality["top1_drop"], low, high)
+    return {
+        method: sorted(points[method].values(), key=lambda point: point.share) for method in NAMES if method in points
+    }
+
+
+def drawn(before: Lines, after: Lines) -> str:
+    """The picture as SVG: transparent, its text as text."""
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "shoal",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        **dict.fromkeys(
+            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _INK
+        ),
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=_SIZE, facecolor="none", layout="constrained")
+        panels = figure.subplots(1, 2)
+        shares = [point.share for points in (*before.values(), *after.values()) for point in points]
+        for axes, title, methods in zip(panels, ("before recovery", "after recovery"), (before, after), strict=True):
+            _panel(axes, title, methods)
+            axes.set_xlim(min(shares) - 0.03, max(shares) + 0.03)
+        panels[0].set_ylabel("drop in top-1, points (95 %)")
+        handles = {}
+        for axes in panels:
+            handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+        return _svg(figure)
+
+
+def _panel(axes: Any, title: str, methods: Lines) -> None:
+    axes.set_title(title)
+    axes.set_facecolor("none")
+    axes.set_xlabel("share of the original's latency")
+    axes.grid(visible=True, linewidth=0.4)
+    axes.axhline(0, color=_INK, linewidth=0.8)
+    highest = max((point.high for points in methods.values() for point in points), default=1.0)
+    axes.set_ylim(_LEAST, min(_MOST, highest + 1))
+    for method, points in methods.items():
+        index = list(NAMES).index(method) % len(_COLOURS)
+        errors = [[point.drop - point.low for point in points], [point.high - point.drop for point in points]]
+        axes.errorbar(
+            [point.share for point in points],
+            [point.drop for point in points],
+            yerr=errors,
+            label=NAMES[method],
+            color=_COLOURS[index],
+            marker=_MARKERS[index],
+            linewidth=2.6 if method == "shoal" else 1.2,
+            markersize=7 if method == "shoal" else 5,
+            capsize=2,
+            zorder=3 if method == "shoal" else 2,
+        )
+
+
+def _svg(figure: Figure) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, metadata=dict.fromkeys(_NO_METADATA))
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
+
+
+if __name__ == "__main__":
+    main()
