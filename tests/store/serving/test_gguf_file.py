@@ -258,10 +258,10 @@ needs_llama_cpp = pytest.mark.skipif(
 )
 
 
-def opened(path, **settings):
+def opened(path):  # with keys and values in float32
     import llama_cpp
 
-    return llama_cpp.Llama(str(path), n_ctx=64, logits_all=True, verbose=False, n_threads=1, **settings)
+    return llama_cpp.Llama(str(path), n_ctx=64, logits_all=True, verbose=False, n_threads=1, type_k=0, type_v=0)
 
 
 def llama_cpp_logits(model, ids):
