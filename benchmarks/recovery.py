@@ -22,7 +22,7 @@ machine: leave it in peace.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ from rivals.together import side_by_side
 from shoal.batches import Batch
 from shoal.measure import machine
 from shoal.pipeline import RecoveryConfig
+from shoal.pipeline.plan_race import Race
 from shoal.pipeline.recovery import RecoveryTask
-from shoal.pipeline.recovery_probe import RecoveryProbe
 from shoal.progress import ProgressCallback
 from shoal.recover import DistillConfig, read_budget
 from shoal.sources import Data, load_model
@@ -140,10 +140,11 @@ def _setup(args: argparse.Namespace, data: Data, extra: Data | None) -> Recovery
 
 def _trial(
     model: torch.nn.Module, setup: RecoverySetup, plans: int, calibration: Sequence[Batch], progress: ProgressCallback
-) -> RecoveryProbe | None:
-    """Compares Shoal's best plans."""
-    config = RecoveryConfig(setup.budget, setup.settings, setup.training, setup.unlabelled, try_plans=plans)
-    return RecoveryTask(config, model, [], setup.validation, calibration, progress).probe()
+) -> Callable[[], Race] | None:
+    """Begins a race of Shoal's plans, a new one for each point."""
+    config = RecoveryConfig(setup.budget, setup.settings, setup.training, setup.unlabelled, race=plans)
+    task = RecoveryTask(config, model, [], setup.validation, calibration, progress)
+    return (lambda: Race(task, {})) if plans > 1 else None
 
 
 def _epochs(data: Data, limit: int | None) -> LoaderFactory:

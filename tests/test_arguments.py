@@ -46,7 +46,7 @@ WRONG = {
     "progress": (lambda value: shoal.Callbacks(progress=value), [3, None, "yes"]),
     "journal": (lambda value: shoal.Callbacks(journal=value), [3, None, "j.jsonl", []]),
     "recovery": (shoal.RecoveryConfig, [1.5, True, "soon", -1, NAN, []]),
-    "try_plans": (lambda value: shoal.RecoveryConfig(try_plans=value), [1.5, True, "2", None, -1]),
+    "race": (lambda value: shoal.RecoveryConfig(race=value), [1.5, True, "2", None, -1]),
     "required": (lambda value: shoal.RecoveryConfig(required=value), ["no", 0, None]),
     "folder": (lambda value: shoal.RecoveryConfig(folder=value), [3, True]),
     "settings": (lambda value: shoal.RecoveryConfig(settings=value), [3, {}]),

@@ -19,7 +19,7 @@ from shoal.errors import UsageError
 from shoal.measure import kl_per_sample, latency, log_probabilities
 from shoal.pipeline import MeasureConfig
 from shoal.pipeline.data_splits import DataSplits, split_samples_for_plan, with_mixup
-from shoal.pipeline.recovery_probe import RecoveryProbe
+from shoal.pipeline.plan_race import Race
 from shoal.preserve import evaluating
 from shoal.record import Latency
 
@@ -46,7 +46,7 @@ class Ground:
         longest: blocks in the longest span that Shoal may replace.
         mixed: learn gates in mixed precision.
         small: the network people would take instead; None where there is none.
-        trial: compares Shoal's best plans by a short recovery; None for no recovery.
+        trial: begins a race of Shoal's plans, a new one for each point; None for no recovery.
     """
 
     model: nn.Module
@@ -59,7 +59,7 @@ class Ground:
     longest: int = 9
     mixed: bool = False
     small: nn.Module | None = None
-    trial: RecoveryProbe | None = None
+    trial: Callable[[], Race] | None = None
 
     def __post_init__(self) -> None:
         if len(self.calibration) < 2:

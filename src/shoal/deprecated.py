@@ -65,6 +65,11 @@ def former_keywords(
     return decorate
 
 
+def warn_renamed(former: str, now: str) -> None:
+    """Warn that a field or an option that has another name now was used under its former one."""
+    warnings.warn(f"{former} is called {now} now", DeprecationWarning, stacklevel=4)
+
+
 def renamed(**names: str) -> Callable[[Keywords, Keywords], Keywords]:
     """An `adapt` for keywords that only have another name now: former name = today's."""
 

@@ -297,10 +297,14 @@ class FrontPoint(FrozenModel):
     depth: int = 0
 
 
+PlanOrigin = Literal["solver", "removals only", "block influence", "last-k", "uniform"]
+
+
 class PlanRound(FrozenModel):
     """One plan that was built and measured: predicted against measured latency and damage.
 
-    `damage_refitted` is the damage after a quick refit on some of the samples, if any; plans are chosen by it.
+    `damage_refitted` is the damage after a quick refit on some of the samples, if any; without a race plans are chosen
+    by it. `origin` is what made the plan: the solver, or a rule that only removes.
     """
 
     latency_guessed_ms: float
@@ -309,6 +313,73 @@ class PlanRound(FrozenModel):
     damage_measured: float
     damage_refitted: float | None = None
     chosen: bool = False
+    origin: PlanOrigin = "solver"
+
+
+class RaceContender(FrozenModel):
+    """One plan of a race.
+
+    `plan` is its number among the rounds, from 1; `latency_ratio` and `damage` are those it entered with, the latter on
+    the samples that damages are measured on. All other divergences are mean KL(original || network) on the validation
+    samples of recovery: `divergence_before` the first step, and after each rung it ran in (None: not finite). `ranks`
+    are those in these rungs, 1 the best; `final_rank` also orders those that were eliminated, by their last rung.
+    `steps` and `seconds` are its own.
+    """
+
+    plan: int
+    origin: PlanOrigin
+    removed: int
+    replaced: int
+    stand_ins: int
+    latency_ratio: float
+    damage: float
+    divergence_before: float | None = None
+    divergences: list[float | None] = Field(default_factory=list)
+    ranks: list[int] = Field(default_factory=list)
+    final_rank: int
+    steps: int
+    seconds: float
+    outcome: Literal["won", "eliminated", "diverged", "failed"]
+    note: str = ""
+
+
+class PlanRace(FrozenModel):
+    """Plans that were distilled briefly, at the same rate on the same mini-batches; after each rung half of them go on.
+
+    `rungs` are numbers of steps from the start. `tau` is Kendall's correlation of the ranks after the first rung with
+    the final ones, `tau_damage` that of the damage before any step with the final ranks; None where there is none to
+    compute. `steps` and `seconds` are those of all contenders, `share` is what they took of the `budget` of the whole
+    recovery. `continued`: recovery goes on from what the winner has learned.
+    """
+
+    contenders: list[RaceContender]
+    rungs: list[int]
+    rate: float
+    n: int
+    tau: float | None = None
+    tau_damage: float | None = None
+    steps: int
+    seconds: float
+    budget: str
+    share: float
+    continued: bool = True
+
+    @property
+    def winner(self) -> RaceContender:
+        """The contender that was chosen."""
+        return next(contender for contender in self.contenders if contender.outcome == "won")
+
+    @property
+    def summary(self) -> str:
+        """All of it in one sentence."""
+        winner = self.winner
+        better = sum(contender.damage < winner.damage for contender in self.contenders)
+        agreement = f", Kendall's tau of first and final ranks {self.tau:.2f}" if self.tau is not None else ""
+        return (
+            f"race: {len(self.contenders)} plans distilled for up to {self.rungs[-1]} steps, {self.steps} in all "
+            f"({self.seconds:.0f} s, {100 * self.share:.0f} % of the recovery budget of {self.budget}){agreement}; "
+            f"kept: plan {winner.plan} ({winner.origin}), number {better + 1} by damage before"
+        )
 
 
 class Planning(FrozenModel):
@@ -327,6 +398,7 @@ class Planning(FrozenModel):
     front: list[FrontPoint]
     picked: int | None = None
     budget_check: BudgetCheck | None = None
+    race: PlanRace | None = None
 
 
 class Certificate(FrozenModel):

@@ -77,10 +77,10 @@ def test_wrong_use(run):
         code, _, err = run(*words, *more)
         assert (code, said in err) == (2, True), err
     for goal, said in (
-        (("--remove", 1, "--recover", 4), "--try-plans does nothing with --remove"),
-        (("--latency", 0.6, "--recover", "none"), "--try-plans is for plans that are recovered"),
+        (("--remove", 1, "--recover", 4), "--race does nothing with --remove"),
+        (("--latency", 0.6, "--recover", "none"), "--race is for plans that are recovered"),
     ):
-        code, _, err = run("compress", NETWORK, DATA, *goal, "--try-plans", 3)
+        code, _, err = run("compress", NETWORK, DATA, *goal, "--race", 3)
         assert (code, said in err) == (2, True)
     code, _, err = run("compress", NETWORK, DATA, "--remove", 1, "--unlabelled", DATA)
     assert (code, "--unlabelled is for recovery" in err) == (2, True)

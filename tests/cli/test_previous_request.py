@@ -246,7 +246,7 @@ def test_budget_extra_data_and_who_asked_are_inherited_each_for_itself(run, tmp_
 
     def compress(*_, recovery, **__):
         found.append(recovery and (str(recovery.budget), recovery.required, recovery.unlabelled is not None))
-        tried.append(recovery and recovery.try_plans)
+        tried.append(recovery and recovery.race)
         raise UsageError("enough", "That was all.")
 
     monkeypatch.setattr("shoal.cli.compress.compress", compress)
@@ -270,7 +270,13 @@ def test_budget_extra_data_and_who_asked_are_inherited_each_for_itself(run, tmp_
     assert again(extra, "--recover", "none") is None
     assert again(extra | {"try_plans": 3}) == ("9 steps", True, True)
     assert tried[-1] == 3
+    assert again(extra | {"try_plans": 0}) == ("9 steps", True, True)
+    assert tried[-1] == 16
     assert again(extra, "--try-plans", 2) == ("9 steps", True, True)
+    assert tried[-1] == 2
+    assert again(extra | {"race": 4}) == ("9 steps", True, True)
+    assert tried[-1] == 4
+    assert again(extra, "--race", 2) == ("9 steps", True, True)
     assert tried[-1] == 2
     assert again(extra, "--recover", "none") is None
     none = {"recover": "none", "recovery_asked": True, "unlabelled": None}

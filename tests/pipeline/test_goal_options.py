@@ -27,7 +27,7 @@ OPTIONS = {
     "exclude": {"exclude": ["layer1.0"]},
     "latency_from": {"latency_from": "nosuch"},
     "tables": {"tables": "nosuch"},
-    "try_plans": {"recover": RecoveryConfig(3, try_plans=2)},
+    "race": {"recover": RecoveryConfig(3, race=2)},
     "recover": {"recover": 3},
     "unlabelled": {"recover": RecoveryConfig(3, unlabelled=[torch.rand(2, 3, 8, 8)])},
 }
@@ -37,7 +37,7 @@ FLAGS = {
     "latency_from": ["--latency-from", "nosuch"],
     "stand_ins": ["--stand-ins", "identity"],
     "student_budget": ["--student-budget", "7"],
-    "try_plans": ["--try-plans", "2"],
+    "race": ["--race", "2"],
     "recover": ["--recover", "3"],
     "unlabelled": ["--unlabelled", "digits"],
 }

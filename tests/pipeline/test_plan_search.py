@@ -11,8 +11,7 @@ from shoal.blocks import analyze
 from shoal.errors import NotReachedError, UsageError
 from shoal.measure import cost
 from shoal.pipeline.goals import Budget
-from shoal.pipeline.plan_search import concave_damage, discounted_removals
-from shoal.plan import Edge, Remove, Replace, ResourceLimits, solve
+from shoal.plan import Remove, Replace
 from shoal.replace import build_segments
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
@@ -352,8 +351,8 @@ def drop(one, number, validation):
 def test_within_a_drop_the_fastest_plan_of_the_front_is_found(limit, tables, monkeypatch):
     one = planner(tables)
     built, validation = [], batches(20, 3, 8, 8, first=30)
-    attempt = one._build_and_measure
-    monkeypatch.setattr(one, "_build_and_measure", lambda paths: built.extend(attempt(paths)) or built[-len(paths) :])
+    attempt = one.meter.measure
+    monkeypatch.setattr(one.meter, "measure", lambda paths: built.extend(attempt(paths)) or built[-len(paths) :])
     planned = one.fastest_within_drop(limit, validation)
     assert 100 * (1 - planned.validation.agreement) <= limit
     assert planned.message.endswith(f", within {limit:g} points on validation")
@@ -390,23 +389,3 @@ def test_as_a_choice_for_the_record(tables):
     assert (choice.reached, choice.message, choice.planning) == (True, planned.message, planned.planning)
     assert set(choice.worths) == set(build_segments(analyze(network(), batches(2, 3, 8, 8)[0])).paths)
     assert {choice.action_of(path) for span in choice.replaced for path in span} <= {"replaced"}
-
-
-def edge(start, stop, action, damage, latency=1.0):
-    return Edge(start=start, stop=stop, action=action, damage=damage, latency_ms=latency, macs=1.0, params=1.0, depth=1)
-
-
-def test_removal_is_favoured_and_nothing_else():
-    edges = [edge(0, 1, action, 2.0) for action in ("keep", "remove", "replace")]
-    assert [one.damage for one in discounted_removals(edges, 0.25)] == [2.0, 0.5, 2.0]
-
-
-def test_concave_damages_prefer_one_large_change_to_many_small_ones():
-    edges = [edge(0, 2, "replace", 1.0), edge(0, 1, "replace", 0.4), edge(1, 2, "replace", 0.4)]
-    assert solve(edges, 2, ResourceLimits()).edges == (1, 2)
-    assert solve(concave_damage(edges, 0.5), 2, ResourceLimits()).edges == (0,)
-    assert [one.damage for one in edges] == [1.0, 0.4, 0.4]
-
-
-def test_what_does_no_damage_still_does_none():
-    assert concave_damage([edge(0, 1, "keep", 0.0)], 0.5)[0].damage == 0.0

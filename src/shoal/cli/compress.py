@@ -11,7 +11,7 @@ from shoal.batches import batches, call, device_of
 from shoal.blocks import analyze
 from shoal.cli.console import Session
 from shoal.cli.loading import check_input, check_pair, names, open_data, open_network, output_folder, pick_device
-from shoal.cli.options import CompressOptions, DataOptions
+from shoal.cli.options import RACE_PLANS, CompressOptions, DataOptions
 from shoal.errors import UsageError
 from shoal.pipeline import (
     Callbacks,
@@ -42,6 +42,10 @@ TABLES = "tables"
 RECOVERY = "5m"
 
 
+# What folders of version 0.1.0 say of an option that is called otherwise now.
+_LEGACY = {"try_plans": 0}
+
+
 @dataclass(frozen=True)
 class CompressRequest:
     """Everything `shoal compress` was asked."""
@@ -63,7 +67,7 @@ class CompressRequest:
     recover: str | None = None
     recovery_asked: bool = True
     unlabelled: str | None = None
-    try_plans: int = 0
+    race: int = RACE_PLANS
     stand_ins: str | None = None
     student_budget: str = STUDENT_BUDGET
     output: list[str] | None = None
@@ -111,12 +115,16 @@ def compress_request(session: Session, options: CompressOptions) -> CompressRequ
             "recovery_asked": options.recover is not None or options.unlabelled is not None,
         }
     )
+    explicit = session.explicit
+    if options.try_plans is not None:
+        session.say("--try-plans is called --race now.")
+        request, explicit = replace(request, race=options.try_plans), (explicit - {"try_plans"}) | {"race"}
     idle = {"recover"} if read_budget(options.recover) is None else set()
     idle |= {"student_budget"} if options.from_ is not None else set()  # which is checked against that run
-    check_options(goal, session.explicit - idle, request.config().stand_ins, _flag)
+    check_options(goal, explicit - idle, request.config().stand_ins, _flag)
     check_batch_sizes(goal, sizes)
     if options.from_ is not None:
-        return load_previous_request(options.from_, request, session.explicit)
+        return load_previous_request(options.from_, request, explicit)
     model, data = check_pair(options.model, options.data)
     return replace(request, model=model, data=data)
 
@@ -158,7 +166,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     validation = None if proof else data.validation(augment=True)
     path = output_folder(request.out, "compress")
     session.resume_hint = f"The same command with --out {path} resumes this run."
-    with RunFolder(path, "compress", _arguments(request, opened.model, device)) as folder:
+    with RunFolder(path, "compress", _arguments(request, opened.model, device), legacy=_LEGACY) as folder:
         if folder.resumed:
             session.say(f"resuming the run in {path}")
         with session.progress() as progress:
@@ -202,9 +210,9 @@ def _recovery(
         UsageError: unlabelled data, or plans to try, without recovery.
     """
     budget = read_budget(request.recover)
-    if request.try_plans and (budget is None or not request.goal.by_plan):
+    if {"race", "try_plans"} & session.explicit and request.race and budget is None:
         raise UsageError(
-            "--try-plans is for plans that are recovered, and there are none",
+            "--race is for plans that are recovered, and there are none",
             "Leave it out, or ask for a budget (--latency 0.6) and --recover 10m.",
         )
     if request.unlabelled is None:
@@ -223,7 +231,7 @@ def _recover(
         training=epochs_of(data),
         unlabelled=epochs_of(extra) if extra is not None else None,
         folder=path,
-        try_plans=request.try_plans,
+        race=request.race,
         required=request.recovery_asked,
     )
 
@@ -263,7 +271,7 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         "tables": str(request.tables) if request.tables else None,
         "recover": request.recover,
         "recovery_asked": request.recovery_asked,
-        "try_plans": request.try_plans,
+        **({"race": request.race} if request.race != RACE_PLANS else {}),
         "stand_ins": request.stand_ins,
         "student_budget": request.student_budget,
         **({"output": request.output} if request.output else {}),

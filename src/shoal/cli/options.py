@@ -36,6 +36,8 @@ _OUTPUT = partial(
     option, "--output", "An output that counts: logits, '[1]', aux. Repeat it for several.", None, metavar="NAME"
 )
 _SHAPE = partial(option, "--shape", "Input shape of one sample, where DATA is left out.", None, metavar="C,H,W")
+# What `RecoveryConfig.race` is by default; the pipeline is not imported to show a help.
+RACE_PLANS = 16
 _FOLDER = partial(argument, "OUT", "An output folder of Shoal.")
 
 
@@ -115,13 +117,14 @@ class CompressOptions:
         metavar="10m|2000|none",
     )
     unlabelled: str | None = _UNLABELLED()
-    try_plans: int = option(
-        "--try-plans",
-        "Distill the N best plans for a tenth of the budget each; keep the best.",
-        0,
+    race: int = option(
+        "--race",
+        "Let up to N plans contend by short distillations, which take part of --recover; 0 for none.",
+        RACE_PLANS,
         min=0,
         metavar="N",
     )
+    try_plans: int | None = option("--try-plans", "The former name of --race.", None, min=0, metavar="N", hidden=True)
     stand_ins: str | None = option(
         "--stand-ins",
         "Replacements to try: identity,conv3,...; +block,narrow adds students, which are trained, to the usual ones.",

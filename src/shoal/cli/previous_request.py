@@ -50,6 +50,7 @@ class _Before(BaseModel):
     tables: str | None = None
     recover: str | None = None
     recovery_asked: bool = True
+    race: int | None = Field(default=None, ge=0)
     try_plans: int = Field(default=0, ge=0)
     stand_ins: str | None = None
     student_budget: str = STUDENT_BUDGET
@@ -118,18 +119,19 @@ def load_previous_request(folder: Path, asked: CompressRequest, named: Collectio
 
 
 def _recovery(asked: CompressRequest, before: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
-    """Budget, unlabelled data and plans to try of recovery, each as in that run unless the command line names it."""
+    """Budget, unlabelled data and race of recovery, each as in that run unless the command line names it."""
     budget = asked.recover if "recover" in typed else before.get("recover")
     extra = asked.unlabelled if "unlabelled" in typed else before.get("unlabelled")
     if "unlabelled" not in typed and read_budget(budget) is None:
         extra = None
     named = "recover" in typed or "unlabelled" in typed
     # A folder of an earlier version does not say whether somebody asked: then it is taken as asked for.
-    tried = asked.try_plans if "try_plans" in typed or read_budget(budget) is None else before.get("try_plans", 0)
-    if not isinstance(asked.goal, Budget) and "try_plans" not in typed:
-        tried = 0  # only for a budget do several plans contend
+    race = asked.race
+    if "race" not in typed and isinstance(asked.goal, Budget):  # only for a budget do several plans contend
+        recorded = before.get("race")
+        race = recorded if recorded is not None else before.get("try_plans") or race
     asked_for = named or before.get("recovery_asked", True)
-    return {"recover": budget, "unlabelled": extra, "recovery_asked": asked_for, "try_plans": tried}
+    return {"recover": budget, "unlabelled": extra, "recovery_asked": asked_for, "race": race}
 
 
 def _check_asked(asked: CompressRequest, before: dict[str, Any], named: Collection[str]) -> None:

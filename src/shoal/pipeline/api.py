@@ -32,8 +32,11 @@ from shoal.pipeline.greedy import GreedyRemoval, RemovalChoice
 from shoal.pipeline.naming import removal_notes
 from shoal.pipeline.outcome import FirstBatchLoader, measure_outcome
 from shoal.pipeline.plan_checkpoint import load_plan, plan_fingerprint, save_plan
+from shoal.pipeline.plan_race import Race, remaining, since_race
 from shoal.pipeline.planner import build_planner, split_data
+from shoal.pipeline.race_store import RaceStore
 from shoal.pipeline.recovery import (
+    RACE_PLANS,
     REASONS_TO_SKIP,
     RecoveryConfig,
     RecoveryTask,
@@ -233,10 +236,17 @@ class _Run:
             case MaxDrop():
                 planned = planner.fastest_within_drop(goal.points, split_data(context).drop)
             case Budget():
-                planned = planner.solve_budget(goal, self.task.probe() if self.task is not None else None)
+                planned = planner.solve_budget(goal, self._race())
             case _:
                 raise AssertionError(f"{goal} takes no plan")
         return CompressedModel(planned.model, planned.to_choice(), list(planned.actions), planned.notes)
+
+    def _race(self) -> Race | None:
+        """The race that recovery begins with; None where nothing is recovered, or no race is asked for."""
+        task, recovery = self.task, self.recovery
+        if task is None or recovery is None or recovery.race < 2:
+            return None
+        return Race(task, {**self._fingerprint(recovery), "budget": str(recovery.total)})
 
     def recovered(self, compressed: CompressedModel) -> CompressedModel:
         """The network after it learned from the original; it is kept before, so that a resumed run starts from it."""
@@ -246,13 +256,16 @@ class _Run:
         try:
             if recovery.path is not None:
                 save_plan(recovery.path, compressed, self._fingerprint(recovery))
-            result = task.run(compressed.model, compressed.actions)
+                RaceStore.remove(recovery.path)  # its winner is kept now
+            race = compressed.choice.planning.race if compressed.choice.planning is not None else None
+            result = task.run(compressed.model, compressed.actions, remaining(recovery.total, race))
             choice = self._judged_again(compressed.choice, result.model)
         except REASONS_TO_SKIP as error:
             return replace(compressed, notes=[*compressed.notes, skip_or_raise(recovery, error)])
         self.messages += result.warnings
         notes = [*compressed.notes, result.recovery.summary]
-        return replace(compressed, model=result.model, choice=choice, notes=notes, recovery=result.recovery)
+        recovered = since_race(result.recovery, race)
+        return replace(compressed, model=result.model, choice=choice, notes=notes, recovery=recovered)
 
     def folded(self, compressed: CompressedModel) -> CompressedModel:
         """The network folded; where it had to be proved the same, it is proved before: folding rounds."""
@@ -276,7 +289,7 @@ class _Run:
         )
 
     def _fingerprint(self, recovery: RecoveryConfig) -> dict[str, Any]:
-        return plan_fingerprint(self.context, self.config.latency_from, recovery.try_plans)
+        return plan_fingerprint(self.context, self.config.latency_from, recovery.race)
 
     def _judged_again(self, choice: RemovalChoice, model: nn.Module) -> RemovalChoice:
         """The choice with the figures on validation as they are after recovery, where there are any."""
@@ -335,7 +348,7 @@ def _options_set(config: CompressConfig, recovery: RecoveryConfig | TrainingBudg
         "latency_from": config.latency_from is not None,
         "tables": config.tables is not None,
         "recover": budget is not None and read_budget(budget) is not None and (details is None or details.required),
-        "try_plans": details is not None and details.try_plans > 0,
+        "race": details is not None and details.race not in (0, RACE_PLANS),
     }
     return {name for name, is_set in options.items() if is_set}
 

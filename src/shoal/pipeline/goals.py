@@ -345,7 +345,7 @@ USED_BY: dict[str, tuple[frozenset[GoalName], str]] = {
     "tables": (PLANNED, _FOR_PLANS),
     "stand_ins": (PLANNED, _FOR_PLANS),
     "student_budget": (PLANNED, _FOR_PLANS),
-    "try_plans": (frozenset({"budget"}), "only for a budget do several plans contend"),
+    "race": (frozenset({"budget"}), "only for a budget do several plans contend"),
     "recover": (_ALL - {"exact"}, _EXACT),
     "unlabelled": (_ALL - {"exact"}, _EXACT),
 }

@@ -27,19 +27,21 @@ from shoal.surgery import model_digest, remove_blocks_
 from shoal.surgery.replace import replace_spans_
 
 FILENAME = "cut.safetensors"
+# What version 0.1.0 wrote, where no plans contended.
+_LEGACY = {"try_plans": 0, "race": None}
 
 
 _CHOICE: TypeAdapter[RemovalChoice] = TypeAdapter(RemovalChoice)
 _ACTIONS: TypeAdapter[list[Remove | Replace]] = TypeAdapter(list[Remove | Replace])
 
 
-def plan_fingerprint(context: CompressContext, latency_from: str | Path | None, try_plans: int) -> dict[str, Any]:
+def plan_fingerprint(context: CompressContext, latency_from: str | Path | None, race: int) -> dict[str, Any]:
     """All that the choice depends on, except latencies.
 
     Args:
         context: network, goal, samples, settings and damage.
         latency_from: latencies of another device; None for those measured here.
-        try_plans: how many plans contend.
+        race: how many plans contend, at most.
     """
     inputs = {
         "network": model_digest(context.model)[:16],
@@ -51,7 +53,7 @@ def plan_fingerprint(context: CompressContext, latency_from: str | Path | None, 
         "settings": {**asdict(context.settings), "latency_batch_sizes": context.settings.latency_batch_sizes or None},
         "latency_from": str(latency_from) if latency_from is not None else None,
         "damage": function_id(context.damage),
-        "try_plans": try_plans,
+        "race": race,
     }
     return as_json(inputs)
 
@@ -87,6 +89,7 @@ def load_plan(folder: Path, model: nn.Module, example: Batch, fingerprint: dict[
         fingerprint,
         message=f"'{folder / FILENAME}' was made for another network, goal or data, or with other settings",
         hint="Repeat that run, or give another folder.",
+        legacy=_LEGACY,
         error=UsageError,
     )
     with refusing(FolderError, f"'{folder / FILENAME}' is damaged", "Choose a new folder."):

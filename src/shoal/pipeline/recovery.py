@@ -1,8 +1,7 @@
 """Recovery of a compressed network: its configuration, what is refused, and when a mere default is skipped."""
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from shoal.arguments import flag, path_or_none, whole_number
 from shoal.batches import Batch, batches, device_of
+from shoal.deprecated import warn_renamed
 from shoal.errors import (
     DataError,
     ModelRaisedError,
@@ -21,15 +21,16 @@ from shoal.errors import (
     expect_type,
 )
 from shoal.measure import Reading
-from shoal.pipeline.recovery_probe import RecoveryProbe
 from shoal.plan import Fold, Remove, Replace
 from shoal.progress import ProgressCallback
 from shoal.recover import DistillConfig, DistillData, DistillResult, TrainingBudget, distill, read_budget
 from shoal.recover.checkpoint import ensure_dir
 from shoal.recover.preflight import check_disjoint, check_in_memory, check_trainable, check_unlabelled
+from shoal.recover.rungs import PausedStudent
 from shoal.training.loaders import LoaderFactory, loader_factory
 
-_PROBE_SHARE = 0.1  # of the budget, for each plan that is tried
+RACE_PLANS = 16
+"""How many plans contend, where nothing else is asked for and the budget allows it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +44,11 @@ class RecoveryConfig:
             calibration data as it was given.
         unlabelled: extra mini-batches of the same form, in the same way.
         folder: keeps the network before recovery, checkpoints and metrics: the same call resumes from there.
-        try_plans: for a `Budget`, distill this many of the best plans for a tenth of `budget` each, on top of it, and
-            keep the best; 0 takes the plan of least damage.
+        race: for a `Budget`, how many plans contend, at most: they are distilled briefly, the better half goes on, and
+            what that takes is part of `budget`; 0 takes the plan of least damage after a refit.
         required: a recovery that cannot be done is an error. False for a mere default: then the network stays as it
             is, and the notes say why.
+        try_plans: the former name of `race`.
     """
 
     budget: str | int | TrainingBudget = "5m"
@@ -54,16 +56,28 @@ class RecoveryConfig:
     training: Iterable[Any] | LoaderFactory | None = None
     unlabelled: Iterable[Any] | LoaderFactory | None = None
     folder: str | Path | None = None
-    try_plans: int = 0
+    race: int = RACE_PLANS
     required: bool = True
+    try_plans: InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
-        whole_number("try_plans", self.try_plans, 0, "Leave it out.")
+    def __post_init__(self, try_plans: int | None) -> None:
+        if try_plans is not None:
+            warn_renamed("RecoveryConfig(try_plans=...)", "race")
+            object.__setattr__(self, "race", whole_number("try_plans", try_plans, 0, "Write race instead."))
+        whole_number("race", self.race, 0, "It is a number of plans; 0 for no race.")
         flag("required", self.required)
         path_or_none("folder", self.folder)
         read_budget(self.budget)
         if self.settings is not None:
             expect_type(self.settings, DistillConfig, "settings", "Leave it out.")
+
+    @property
+    def total(self) -> TrainingBudget:
+        """The budget as a value; one of `none` never comes here, see `normalize_recovery`."""
+        budget = read_budget(self.budget)
+        if budget is None:
+            raise UsageError("the recovery has no budget", "Give a time (10m) or a number of steps (2000).")
+        return budget
 
     @property
     def path(self) -> Path | None:
@@ -168,50 +182,54 @@ class RecoveryTask:
     progress: ProgressCallback
     reading: Reading | None = None
 
-    def run(self, student: nn.Module, actions: Sequence[Remove | Replace | Fold]) -> DistillResult:
+    def run(
+        self,
+        student: nn.Module,
+        actions: Sequence[Remove | Replace | Fold],
+        budget: TrainingBudget | None = None,
+    ) -> DistillResult:
         """Distill a copy of a network from the original; it comes back in the form of the plan.
 
         Args:
             student: it is left as it was.
             actions: of its plan.
+            budget: what a race has left of that of `config`; None for all of it.
         """
+        return distill(
+            student,
+            self.teacher,
+            self._data(actions),
+            validation=self.validation,
+            budget=budget or self.config.budget,
+            config=self._settings(student),
+            callbacks=self.progress,
+            folder=self.config.path,
+        )
+
+    def paused(
+        self, student: nn.Module, actions: Sequence[Remove | Replace | Fold], folder: Path, total: int
+    ) -> PausedStudent:
+        """The network as a student that learns from rung to rung, `total` steps in all."""
+        return PausedStudent(
+            student,
+            self.teacher,
+            self._data(actions),
+            self.validation,
+            self._settings(student),
+            folder,
+            total,
+            self.progress,
+        )
+
+    def _data(self, actions: Sequence[Remove | Replace | Fold]) -> DistillData:
         config = self.config
-        data = DistillData(
+        return DistillData(
             config.training if config.training is not None else self.calibration,
             unlabelled=config.unlabelled,
             replaced=[action for action in actions if isinstance(action, Replace)],
             norm_batches=self.samples,
             reading=self.reading,
         )
-        return distill(
-            student,
-            self.teacher,
-            data,
-            validation=self.validation,
-            budget=config.budget,
-            config=replace(config.settings or DistillConfig(), device=str(device_of(student))),
-            callbacks=self.progress,
-            folder=config.path,
-        )
 
-    def probe(self) -> RecoveryProbe | None:
-        """How plans are compared by a short recovery; None where that was not asked for.
-
-        A mere default that fails leaves a plan as far from the original as can be: then the best by damage is taken.
-        """
-        config, budget = self.config, read_budget(self.config.budget)
-        if budget is None or config.try_plans < 2:
-            return None
-        settings = replace(config.settings or DistillConfig(), looks=1)
-        short = replace(config, budget=budget.part(_PROBE_SHARE), settings=settings, folder=None)
-        task = replace(self, config=short)
-
-        def recover(student: nn.Module, actions: Sequence[Remove | Replace]) -> float:
-            try:
-                result = task.run(student, actions)
-            except REASONS_TO_SKIP as error:
-                skip_or_raise(config, error)
-                return math.inf
-            return result.recovery.divergence_after
-
-        return RecoveryProbe(config.try_plans, recover, str(short.budget))
+    def _settings(self, student: nn.Module) -> DistillConfig:
+        return replace(self.config.settings or DistillConfig(), device=str(device_of(student)))

@@ -7,7 +7,8 @@ samples: weights averaged over the latest steps, rarely those of a single step, 
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -178,15 +179,22 @@ def distill(
     check_trainable(student)
     path = ensure_dir(folder) if folder is not None else None
     where = config.device or str(next(student.parameters()).device)
-    with (
-        holding(path),
-        torch.inference_mode(mode=False),
-        torch.enable_grad(),
-        torch.random.fork_rng(devices=_drawing(where)),
-    ):
-        torch.manual_seed(config.seed)  # for loaders that shuffle validation: a resumed run sees the same
+    with learning(path, where, config.seed):
         inputs = DistillInputs.of(student, teacher, data, validation)
         return Distillation(inputs, read, config, where, path, as_callbacks(callbacks).progress).distill()
+
+
+@contextmanager
+def learning(folder: Path | None, device: str, seed: int) -> Iterator[None]:
+    """What surrounds a run: its folder is locked, gradients are on, the caller's random numbers stay as they are."""
+    with (
+        holding(folder),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=_drawing(device)),
+    ):
+        torch.manual_seed(seed)  # for loaders that shuffle validation: a resumed run sees the same
+        yield
 
 
 def _drawing(device: str) -> list[int]:
@@ -360,10 +368,13 @@ class Distillation(BudgetLoop):
         self.average = WeightAverage(self.student)
         self.optimizer = self.new_optimizer(self.student)
         self.best_weights = copied_state(self.student)
-        file = JsonlFile(self.folder / METRICS) if self.folder is not None else None
-        self.metrics = MetricsLog(RecoveryEvaluation, "step", file)
+        self.metrics = MetricsLog(RecoveryEvaluation, "step", self.metrics_file())
         self.resume()
         self.metrics.resume(self.state.step if self.resumed else -1)
+
+    def metrics_file(self) -> JsonlFile | None:
+        """Where evaluations are logged, if anywhere."""
+        return JsonlFile(self.folder / METRICS) if self.folder is not None else None
 
     def checked_batch(self) -> Batch:
         """The first training mini-batch, on the device; all inputs fit together."""

@@ -32,13 +32,16 @@ class RunFolder:
         path: created if missing.
         command: the name of the command.
         arguments: everything that decides the result; the same arguments on an unfinished folder resume it.
+        legacy: values of `arguments` as version 0.1.0 wrote them, which are accepted too.
 
     Raises:
         FolderError: the folder holds something else, is finished, is in use, or cannot be written.
     """
 
-    def __init__(self, path: Path, command: str, arguments: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, command: str, arguments: dict[str, Any], *, legacy: dict[str, Any] | None = None
+    ) -> None:
+        self.path, self.legacy = path, legacy
         self.claim = {"command": command, "arguments": arguments, "shoal": version("shoal")}
         self.lines = JsonlFile(path / PROGRESS)
         self._seconds_before, self._began = 0.0, time.time()
@@ -125,6 +128,7 @@ class RunFolder:
             ours["arguments"],
             message=f"'{self.path}' holds an unfinished run with other arguments",
             hint="Repeat that command to resume it, or choose a new --out.",
+            legacy=self.legacy,
         )
         return claim
 

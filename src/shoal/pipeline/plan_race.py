@@ -1,0 +1,219 @@
+"""Which plan recovers best: all contenders are distilled briefly, the better half goes on, until one is left.
+
+Damage before recovery is a poor guide to what is left after it: a plan of plain removal, far behind at first, may draw
+level after the same distillation. So plans of all families run under the same conditions, and what decides is how far
+each is from the original on validation by what it has learned.
+
+Source: successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943; here rungs are cumulative and students go on
+from where they paused.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from shoal.errors import NonFiniteError
+from shoal.pipeline.plan_builder import PlanBuilder
+from shoal.pipeline.plan_measure import MeasuredPlan
+from shoal.pipeline.race_record import Track, contender_of, race_of, seconds_of
+from shoal.pipeline.race_store import RaceStore, Shortlist
+from shoal.pipeline.recovery import REASONS_TO_SKIP, RecoveryTask, skip_or_raise
+from shoal.record import PlanRace, Recovery
+from shoal.recover import TrainingBudget
+from shoal.recover.rungs import PausedStudent, RungTiming
+
+SHARE = 1 / 3
+"""Of the budget of recovery, at most, for the race."""
+FIRST_RUNG = 25
+"""Steps of the first rung; each further one is twice as far."""
+_LATE = 1.5  # times its share of a budget of time: then the race ends with the rung
+_LEAST_LEFT = 0.5  # of a budget of time for what follows, however long the race took
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs that so many plans climb: after each the better half goes on.
+
+    Args:
+        plans: that begin.
+    """
+
+    plans: int
+
+    @property
+    def rungs(self) -> list[int]:
+        """Steps from the start: 25, 50, 100, 200 for 16 plans."""
+        return [FIRST_RUNG * 2**index for index in range(max(0, self.plans - 1).bit_length())]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many plans climb to each rung: 16, 8, 4, 2."""
+        return [math.ceil(self.plans / 2**index) for index in range(len(self.rungs))]
+
+    @property
+    def steps(self) -> int:
+        """Of all plans together."""
+        climbs = [rung - before for before, rung in zip([0, *self.rungs], self.rungs, strict=False)]
+        return sum(size * climb for size, climb in zip(self.sizes, climbs, strict=True))
+
+    def spent(self, budget: TrainingBudget, timing: RungTiming) -> float:
+        """The share of a budget that it takes."""
+        seconds = sum(self.sizes) * timing.student + self.steps * timing.step
+        return budget.spent(self.steps, seconds)
+
+    @classmethod
+    def largest(cls, plans: int, budget: TrainingBudget, timing: RungTiming) -> "Ladder | None":
+        """That of the most plans, at most so many, that takes its share of a budget at most; None: not even two."""
+        fitting = (cls(count) for count in range(plans, 1, -1))
+        return next((ladder for ladder in fitting if ladder.spent(budget, timing) <= SHARE), None)
+
+
+@dataclass(frozen=True, eq=False)
+class RaceOutcome:
+    """What came of a race.
+
+    Args:
+        plan: the winner.
+        network: of the winner, with what it has learned; None where that is no better than what it began with.
+        record: of the race.
+        notes: what there is to say.
+    """
+
+    plan: MeasuredPlan
+    network: nn.Module | None
+    record: PlanRace
+    notes: list[str]
+
+
+class Race:
+    """The race of plans that a recovery begins with.
+
+    Args:
+        task: the recovery.
+        fingerprint: all that the race depends on but the tables.
+    """
+
+    def __init__(self, task: RecoveryTask, fingerprint: Mapping[str, Any]) -> None:
+        self.task, self.budget = task, task.config.total
+        self.store = RaceStore(task.config.path, fingerprint)
+        self.notes: list[str] = []
+
+    def size(self, plan: MeasuredPlan, builder: PlanBuilder) -> int:
+        """How many plans can contend within the race's share of the budget; 0 for no race, which a note says.
+
+        Args:
+            plan: that is timed, where the budget is a time.
+            builder: makes its network.
+        """
+        requested = self.task.config.race
+        try:
+            timing = self._timing(plan, builder)
+        except REASONS_TO_SKIP as error:
+            self.notes.append(f"no race of plans; {skip_or_raise(self.task.config, error)}")
+            return 0
+        ladder = Ladder.largest(requested, self.budget, timing)
+        if ladder is None:
+            self.notes.append(
+                f"no race of plans: it takes at most a third of the recovery budget of {self.budget}, which is too "
+                f"little for {FIRST_RUNG} steps of two plans each"
+            )
+            return 0
+        if ladder.plans < requested:
+            self.notes.append(
+                f"a race of {ladder.plans} plans, not {requested}: it takes at most a third of the recovery budget of "
+                f"{self.budget}"
+            )
+        return ladder.plans
+
+    def run(self, shortlist: Shortlist, builder: PlanBuilder) -> RaceOutcome:
+        """Distill the contenders from rung to rung; the same conditions for all."""
+        ladder = Ladder(len(shortlist.contenders))
+        tracks = [Track(plan) for plan in shortlist.contenders]
+        running, rungs = tracks, []
+        for rung, size in zip(ladder.rungs, [*ladder.sizes[1:], 1], strict=True):
+            for index, track in enumerate(running):
+                stage = f"race of {len(tracks)} plans, step {rung}"
+                self.task.progress(stage, index, len(running))
+                self._climb(track, rung, ladder, builder)
+                self._drop(running, size)
+            rungs.append(rung)
+            running = sorted((track for track in running if not track.is_out), key=lambda track: track.order)[:size]
+            if len(running) < 2 or self._is_late(tracks):
+                break
+        winner = min(tracks, key=lambda track: track.order)
+        network = None if winner.is_out else self._learned(winner, ladder, builder)
+        contenders = [
+            contender_of(track, tracks, 1 + shortlist.plans.index(track.plan), builder.actions(track.plan.path))
+            for track in tracks
+        ]
+        record = race_of(contenders, tracks, rungs, self.budget).model_copy(update={"continued": network is not None})
+        return RaceOutcome(winner.plan, network, record, [*self.notes, record.summary])
+
+    def _timing(self, plan: MeasuredPlan, builder: PlanBuilder) -> RungTiming:
+        """What a rung takes here; nothing where the budget is a number of steps."""
+        if self.budget.steps is not None:
+            return RungTiming(0.0, 0.0)
+        network, actions = builder.network(plan.path), builder.actions(plan.path)
+        return self.task.paused(network, actions, self.store.root, FIRST_RUNG).timing()
+
+    def _student(self, track: Track, ladder: Ladder, builder: PlanBuilder) -> PausedStudent:
+        path = track.plan.path
+        network = self.store.load_start_(path, builder.build(path))
+        return self.task.paused(network, builder.actions(path), self.store.folder(path), ladder.rungs[-1])
+
+    def _climb(self, track: Track, rung: int, ladder: Ladder, builder: PlanBuilder) -> None:
+        """One contender up to a rung, unless it was there before an interruption."""
+        path = track.plan.path
+        result = self.store.finished(path, rung)
+        if result is None:
+            try:
+                result = self._student(track, ladder, builder).climb(rung)
+            except NonFiniteError as error:
+                track.failure = error.message
+                return
+            except REASONS_TO_SKIP as error:
+                track.failure = skip_or_raise(self.task.config, error)
+                return
+            self.store.add(path, rung, result)
+        track.results.append(result)
+
+    def _drop(self, running: Sequence[Track], size: int) -> None:
+        """Remove the students that are out already: no more than `size` of those that are at the rung go on."""
+        rung = max(len(track.results) for track in running)
+        there = [track for track in running if track.is_out or len(track.results) == rung]
+        kept = sorted((track for track in there if not track.is_out), key=lambda track: track.order)[:size]
+        for track in there:
+            if track not in kept:
+                self.store.drop(track.plan.path)
+
+    def _is_late(self, tracks: Sequence[Track]) -> bool:
+        """Whether a budget of time has no room for another rung, because a step took longer than it did at first."""
+        seconds = seconds_of(tracks)
+        if self.budget.seconds is None or self.budget.spent(0, seconds) <= _LATE * SHARE:
+            return False
+        self.notes.append("the race ended early: steps took longer than those that were timed before it")
+        return True
+
+    def _learned(self, track: Track, ladder: Ladder, builder: PlanBuilder) -> nn.Module | None:
+        """The winner's network with what it has learned; None where its initial weights are nearer to the original."""
+        result = self._student(track, ladder, builder).result(track.results[-1].steps)
+        return result.model if result.recovery.kept_step else None
+
+
+def remaining(budget: TrainingBudget, race: PlanRace | None) -> TrainingBudget:
+    """What a race has left of the budget of recovery."""
+    if race is None:
+        return budget
+    if budget.steps is not None:
+        return TrainingBudget(steps=max(1, budget.steps - race.steps))
+    seconds = budget.seconds or 0.0
+    return TrainingBudget(seconds=max(seconds - race.seconds, _LEAST_LEFT * seconds))
+
+
+def since_race(recovery: Recovery, race: PlanRace | None) -> Recovery:
+    """What was recovered since before the race, where recovery went on from what its winner had learned."""
+    before = race.winner.divergence_before if race is not None and race.continued else None
+    return recovery.model_copy(update={"divergence_before": before}) if before is not None else recovery
