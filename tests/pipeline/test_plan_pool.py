@@ -15,6 +15,8 @@ from shoal.pipeline.plan_baselines import BASELINES, Baselines, in_a_row, last, 
 from shoal.pipeline.plan_pool import GENERATORS, PlanPool, weighted
 from shoal.plan import Edge, Path, Remove, Replace, ResourceLimits, solve
 
+pytestmark = pytest.mark.heavy
+
 
 def edge(start, stop, action, damage=1.0, latency=1.0):
     return Edge(start=start, stop=stop, action=action, damage=damage, latency_ms=latency, macs=1.0, params=1.0, depth=1)
@@ -121,7 +123,10 @@ class SlowRemovals(stopwatch.FakeClock):
 def test_a_rule_whose_plan_proves_too_slow_removes_more(tables):
     _, quick = pool_of(tables, Budget(latency=0.6))
     search, slow = pool_of(tables, Budget(latency=0.6), clock=SlowRemovals(batches(12, 3, 8, 8)[0]))
-    few, many = ({plan.origin: len(removed(search, plan.path)) for plan in pool.plans} for pool in (quick, slow))
+    few, many = (
+        {plan.origin: len(removed(search, plan.path)) for plan in pool.plans if plan.origin != "solver"}
+        for pool in (quick, slow)
+    )
     assert all(slow.budget.is_met(plan, 1.03) for plan in slow.plans if plan.origin != "solver")
     assert any(many[rule] > few[rule] for rule in BASELINES if rule in many and rule in few)
 
