@@ -54,7 +54,7 @@ _MARKERS = "oDs^vP*Xd<"
 _INK = "#7a7a7a"
 _SIZE = (10.0, 4.4)
 # Drops beyond this are cut off: they are no use to anybody.
-_MOST = 35.0
+_MOST = 75.0
 _LEAST = -3.0
 _NO_METADATA = ("Date", "Creator", "Format", "Type")
 

@@ -30,8 +30,9 @@ WRONG = {
     },
     **{
         name: (lambda value, name=name: CONFIG(**{name: value}), [1.5, True, "8", None, 0, -1, NAN, INF])
-        for name in ("images", "judge_images", "validation_images", "longest")
+        for name in ("judge_images", "validation_images", "longest")
     },
+    "images": (lambda value: CONFIG(images=value), [1.5, True, "8", 0, -1, NAN, INF]),
     "latency_seconds": (lambda value: CONFIG(latency_seconds=value), ["1", True, None, 0, -1.0, NAN, INF]),
     "judged_share": (lambda value: CONFIG(judged_share=value), ["0.1", True, None, 0, 1, -0.1, NAN]),
     "channels_last": (lambda value: CONFIG(channels_last=value), ["yes", 1, None]),

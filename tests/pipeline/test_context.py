@@ -70,3 +70,10 @@ def test_batch_sizes_count_once_the_largest_first(sizes, expected):
 def test_batch_sizes_that_are_none_are_refused(sizes):
     with pytest.raises(UsageError, match="latency_batch_sizes"):
         MeasureConfig(latency_batch_sizes=sizes)
+
+
+@pytest.mark.parametrize(("by_plan", "images", "expected"), [(True, None, 2048), (False, None, 512), (True, 40, 40)])
+def test_a_plan_is_made_on_more_samples_than_a_removal(by_plan, images, expected):
+    loader = (torch.zeros(256, 1) for _ in range(20))
+    samples, _ = materialize(loader, None, MeasureConfig(images=images), CPU, by_plan=by_plan)
+    assert sum(batch.size for batch in samples) == expected

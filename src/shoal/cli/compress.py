@@ -20,6 +20,7 @@ from shoal.pipeline import (
     Goal,
     Grain,
     MaxDrop,
+    MeasureConfig,
     RecoveryConfig,
     RemoveBlocks,
     RunInfo,
@@ -110,7 +111,7 @@ def compress_request(session: Session, options: CompressOptions) -> CompressRequ
             "goal": goal,
             "data_options": replace(options.data_options, batch_size=sizes[0]),
             "latency_batch_sizes": sizes if len(sizes) > 1 else (),
-            "images": options.images or (2048 if goal.by_plan else 512),
+            "images": MeasureConfig(images=options.images).num_images(by_plan=goal.by_plan),
             "recover": options.recover if options.recover is not None else RECOVERY if goal.by_plan else None,
             "recovery_asked": options.recover is not None or options.unlabelled is not None,
         }

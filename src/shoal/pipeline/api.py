@@ -131,7 +131,7 @@ def compress(
     model = plain(model)
     check_one_purpose(calibration=calibration, validation=validation, evaluation=test)
     loader = FirstBatchLoader(test) if test is not None else None
-    samples, judged = materialize(calibration, validation, config.measure, device_of(model))
+    samples, judged = materialize(calibration, validation, config.measure, device_of(model), by_plan=goal.by_plan)
     usable, messages = _usable_recovery(normalize_recovery(recovery), model, calibration, validation, samples[0], goal)
     context = build_context(
         model, samples, judged, goal, config.measure, config.damage, callbacks.progress, config.output

@@ -11,13 +11,17 @@ from shoal.pipeline.candidate_table import DEFAULT_KINDS, LONGEST, STUDENT_BUDGE
 from shoal.recover import read_budget
 from shoal.scanning import DamageFunction
 
+# Calibration samples by default: a plan fits replacements on them, a removal only ranks blocks.
+PLAN_IMAGES, REMOVAL_IMAGES = 2048, 512
+
 
 @dataclass(frozen=True)
 class MeasureConfig:
     """How candidates are measured.
 
     Args:
-        images: calibration samples, at most.
+        images: calibration samples, at most; None: 2,048 for a plan, whose replacements are fitted on them, 512 for a
+            removal.
         judged_share: the share of the calibration samples that damage is measured on, where there is no validation.
         judge_images: samples that damage is measured on, at most: of validation where there is any.
         validation_images: validation samples, at most.
@@ -31,7 +35,7 @@ class MeasureConfig:
             default that of the calibration mini-batches. Mini-batches that are too small are repeated.
     """
 
-    images: int = 512
+    images: int | None = None
     judged_share: float = 0.15
     judge_images: int = 128
     validation_images: int = 2048
@@ -43,7 +47,9 @@ class MeasureConfig:
     latency_batch_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("images", "judge_images", "longest", "validation_images"):
+        if self.images is not None:
+            object.__setattr__(self, "images", whole_number("images", self.images, 1, "Leave it out."))
+        for name in ("judge_images", "longest", "validation_images"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1, "Leave it out."))
         positive_number("latency_seconds", self.latency_seconds, "Leave it out.")
         if not 0 < real_number("judged_share", self.judged_share, "Leave it out.") < 1:
@@ -54,6 +60,10 @@ class MeasureConfig:
         check_kinds(self.stand_ins)
         if read_budget(self.student_budget) is None:
             raise UsageError("students without a budget learn nothing", "Ask for no students in `stand_ins`.")
+
+    def num_images(self, *, by_plan: bool) -> int:
+        """How many calibration samples are used at most."""
+        return self.images or (PLAN_IMAGES if by_plan else REMOVAL_IMAGES)
 
 
 def batch_sizes(sizes: Sequence[int]) -> tuple[int, ...]:

@@ -44,14 +44,26 @@ class CompressContext:
 
 
 def materialize(
-    calibration: Iterable[Any], validation: Iterable[Any] | None, settings: MeasureConfig, device: Any
+    calibration: Iterable[Any],
+    validation: Iterable[Any] | None,
+    settings: MeasureConfig,
+    device: Any,
+    *,
+    by_plan: bool = False,
 ) -> tuple[list[Batch], list[Batch] | None]:
     """The mini-batches to choose on and to judge on, kept, so that every candidate sees the very same ones.
+
+    Args:
+        calibration: to choose on.
+        validation: to judge on, or None.
+        settings: how many at most.
+        device: where they are put.
+        by_plan: whether replacements are fitted on them, which takes more.
 
     Raises:
         DataError: there are none.
     """
-    chosen_on = _gathered(calibration, settings.images, device, "calibration")
+    chosen_on = _gathered(calibration, settings.num_images(by_plan=by_plan), device, "calibration")
     if validation is None:
         return chosen_on, None
     return chosen_on, _gathered(validation, settings.validation_images, device, "validation")

@@ -162,7 +162,7 @@ def predict_plan(
         And what making the tables may raise, see compress().
     """
     config, callbacks = config or CompressConfig(), as_callbacks(callbacks)
-    samples, judged = materialize(calibration, validation, config.measure, device_of(model))
+    samples, judged = materialize(calibration, validation, config.measure, device_of(model), by_plan=goal.by_plan)
     context = build_context(
         model, samples, judged, goal, config.measure, config.damage, callbacks.progress, config.output
     )
