@@ -280,6 +280,36 @@ def test_a_span_that_is_replaced_leaves_its_slot_of_the_cache_to_the_next(monkey
     assert torch.equal(with_cache, without)
 
 
+def test_folds_compete_with_removal_and_maps(planned):
+    tables = search(units=None, kinds=("linear", "folded")).tables
+    folds = {index: each for index, each in tables.fitted_by_edge.items() if each.kind == "folded"}
+    assert folds
+    by_span = {(edge.start, edge.stop): edge for edge in tables.edges if edge.action == "keep"}
+    for index, fold in folds.items():
+        edge = tables.edges[index]
+        host = by_span[edge.start, edge.start + 1]
+        assert edge.depth == 1
+        assert (edge.latency_ms, edge.macs, edge.params) == (host.latency_ms, host.macs, host.params)
+        assert fold.r2_held_out > 0
+        assert fold.stand_in.copies == (f"blocks.{edge.start}",)
+    in_units = search(kinds=("folded",)).tables
+    assert {in_units.edges[index].depth for index in in_units.fitted_by_edge} == {2}
+
+
+def test_tables_made_without_folds_serve_with_them(tmp_path):
+    folder = tmp_path / "tables"
+    before = builder(units=None)
+    before.cache = before.costs.cache = MeasurementCache(folder, {"made": "for this"})
+    before.build()
+    after = builder(units=None, kinds=("linear", "folded"))
+    after.cache = after.costs.cache = MeasurementCache(folder, {"made": "for this"})
+    first = after.build()
+    again = builder(units=None, kinds=("linear", "folded"))
+    again.cache = again.costs.cache = MeasurementCache(folder, {"made": "for this"})
+    assert again.build().edges == first.edges
+    assert any(fitted.kind == "folded" for fitted in first.fitted_by_edge.values())
+
+
 def test_goals_that_plan_may_all_be_about_units():
     assert Budget(depth=3, grain="unit").grain == "unit"
     assert ParetoPoint(1, "unit").grain == MaxDrop(1.0, True, "unit").grain == RemoveBlocks(1, "unit").grain

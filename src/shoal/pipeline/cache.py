@@ -22,9 +22,9 @@ from shoal.files.tensors import read_tensors, write_tensors
 from shoal.files.writing import remove_partial, write_text
 from shoal.fingerprint import as_json, check_fingerprint
 from shoal.plan import Replacement
-from shoal.replace import FittedReplacement, ReplacementSpec, StudentSpec, build_replacement
+from shoal.replace import FittedReplacement, FoldedSpec, ReplacementSpec, StudentSpec, build_replacement
 
-CandidateSpec = ReplacementSpec | StudentSpec
+CandidateSpec = ReplacementSpec | StudentSpec | FoldedSpec
 
 FINGERPRINT, _LINES = "tables.json", "tables.jsonl"
 

@@ -7,6 +7,7 @@ is measured goes into the measurement cache, so that it is never measured twice.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -27,6 +28,7 @@ from shoal.quantities import QUANTITIES, Cost
 from shoal.record import Interval
 from shoal.recover import TrainingBudget
 from shoal.replace import (
+    FOLDED,
     MAX_UNKNOWNS,
     REPLACEMENTS,
     STUDENTS,
@@ -38,6 +40,8 @@ from shoal.replace import (
     build_replacement,
     find_spans,
     fit_all,
+    fit_folded,
+    folded_specs,
     split_by_memory,
     students_of,
     train_students,
@@ -48,7 +52,7 @@ from shoal.scanning import DamageFunction, RemovalDamage, divergence
 Progress = Callable[[str, int, int], None]
 
 # conv5 and lowrank3/8 are there for who asks for them: on ResNet-56 they never entered a plan (benchmarks/fits.py).
-DEFAULT_KINDS = ("identity", "scale", "linear", "conv3", "lowrank1/4", "lowrank1/16")
+DEFAULT_KINDS = ("identity", "scale", "linear", "conv3", "lowrank1/4", "lowrank1/16", FOLDED)
 LONGEST = 5
 # How long students learn, all of them together.
 STUDENT_BUDGET = "5m"
@@ -56,6 +60,8 @@ STUDENT_BUDGET = "5m"
 MIN_SAVING = 0.03
 # A map of more unknowns than these, fitted on fewer rows than unknowns, is slow and no good.
 _MAX_UNKNOWNS_WITH_FEW_ROWS = 1024
+# A fold that predicts less than this share of what the removed blocks add is no better than their removal.
+_MIN_FOLD_R2 = 0.02
 # Held-out R2 this far below the fit's: too little data.
 _MAX_R2_GAP = 0.1
 
@@ -128,7 +134,8 @@ class CandidateBuilder:
         fitted = self._fit(specs, like)
         trained, notes = self._train(students, like)
         # A closed form fits what comes before the tail, a student what comes behind it: each among its own.
-        groups = [*_by_span(fitted), *_by_span(trained)]
+        folds = self._fit_folds(like)
+        groups = [*_by_span(fitted), *_by_span(trained), *_by_span(folds)]
         candidates = [candidate for group in groups for candidate in self._pareto_filter(group)]
         damages = self._measure_damages(candidates)
         edges, fitted_by_edge = self._edges(candidates, damages)
@@ -235,8 +242,28 @@ class CandidateBuilder:
             by_name |= dict(zip(names, fitted, strict=True))
         return [by_name[spec.name] for spec in specs]
 
+    def _fit_folds(self, like: torch.Tensor) -> list[FittedReplacement]:
+        """Spans of which the first block takes over what the others do, by its weights alone."""
+        if FOLDED not in self.kinds:
+            return []
+        segments = self.costs.segments
+        spans = find_spans(self.graph, segments, self.longest + 1)  # the first block stays
+        allowed = [span for span in spans if self.is_allowed(*segments.paths[span.start : span.stop])]
+        specs = folded_specs(self.graph, segments, allowed)
+        by_name = {_name(fitted): fitted for fitted in self.cache.fitted(specs, like)}
+        missing = [spec for spec in specs if spec.name not in by_name]
+        fitted = fit_folded(self.graph, self.fit, missing, on_progress=partial(self.progress, "fitting folds"))
+        self.cache.add_fitted(fitted, [_name(each) for each in fitted])
+        by_name |= {_name(each): each for each in fitted}
+        return [each for spec in specs if (each := by_name[spec.name]).r2_held_out > _MIN_FOLD_R2]
+
+    def _cost(self, fitted: FittedReplacement) -> Cost:
+        if fitted.stand_in.folded:
+            return self.costs.steps[fitted.span.paths[0]]
+        return self.costs.lookup(fitted.module, fitted.span.in_shape)
+
     def _latency(self, fitted: FittedReplacement) -> float:
-        return self.costs.lookup(fitted.module, fitted.span.in_shape).latency_ms
+        return self._cost(fitted).latency_ms
 
     def _pareto_filter(self, group: Sequence[FittedReplacement]) -> list[FittedReplacement]:
         """Of the replacements for one span those that fit best, and cheaper ones that save clearly more."""
@@ -268,7 +295,7 @@ class CandidateBuilder:
             copies = candidate.stand_in.copies
             depth = sum(map(self.depth_of, copies)) if copies else candidate.stand_in.depth
             step = _Step(span.start, span.stop, "replace", candidate.kind, depth)
-            edges.append(_edge(step, damages[_name(candidate)][0], costs.lookup(candidate.module, span.in_shape)))
+            edges.append(_edge(step, damages[_name(candidate)][0], self._cost(candidate)))
         return edges, fitted_by_edge
 
     def _add_unit_edges(
@@ -338,9 +365,10 @@ def check_kinds(kinds: Sequence[str]) -> None:
     Raises:
         UsageError: names those there are.
     """
-    unknown = next((kind for kind in kinds if kind not in (*REPLACEMENTS, *STUDENTS)), None)
+    kinds_known = (*REPLACEMENTS, FOLDED, *STUDENTS)
+    unknown = next((kind for kind in kinds if kind not in kinds_known), None)
     if unknown is not None:
-        raise UsageError(f"no stand-in is called '{unknown}'", f"There are {', '.join((*REPLACEMENTS, *STUDENTS))}.")
+        raise UsageError(f"no stand-in is called '{unknown}'", f"There are {', '.join(kinds_known)}.")
 
 
 def enumerate_candidates(spans: Sequence[Span], kinds: Sequence[str]) -> list[ReplacementSpec]:

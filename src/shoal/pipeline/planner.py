@@ -33,7 +33,7 @@ from shoal.pipeline.plan_search import PlanSearch
 from shoal.progress import Callbacks, ProgressCallback, as_callbacks
 from shoal.record import FrontPoint
 from shoal.recover import TrainingBudget, read_budget
-from shoal.replace import STUDENTS, build_segments
+from shoal.replace import FOLDED, STUDENTS, build_segments
 from shoal.scanning import OutputDamage
 from shoal.surgery import model_digest
 
@@ -183,7 +183,8 @@ def _cache_fingerprint(context: CompressContext, fit: Sequence[Batch], judge: Se
         "fit_on": digest_of(fit),
         "judge_on": digest_of(judge),
         "timed": [list(tensor.shape) for tensor in timed.tensors],
-        "stand_ins": list(settings.stand_ins),
+        # Folds are found by their names in tables that were made without them.
+        "stand_ins": [kind for kind in settings.stand_ins if kind != FOLDED],
         "longest": settings.longest,
         "channels_last": settings.channels_last,
         "device": str(device_of(context.graph.model)),

@@ -99,7 +99,7 @@ class Inner(FrozenModel):
     width: int = Field(ge=1)
 
 
-_KINDS = ("identity", "scale", "linear", "conv", "lowrank", "block", "narrow")
+_KINDS = ("identity", "scale", "linear", "conv", "lowrank", "block", "narrow", "folded")
 
 
 class Replacement(FrozenModel):
@@ -108,7 +108,9 @@ class Replacement(FrozenModel):
     `layout` tells where the channels are; `kernel`, `stride` and `dilation` are those of a convolution. With `shortcut`
     the map is added to what enters; `rank` is that of a low-rank map. A student ('block', 'narrow') is a row of copies
     of the original's blocks at `copies`, which bring their own shortcuts and tails; the inner features of a narrow one
-    are fewer, as `inner` says. Any other kind is that of an installed distribution (entry points `shoal.replacements`).
+    are fewer, as `inner` says. A map that is 'folded' has no module of its own: it is in the last linear layer of the
+    span's first block, which is the one copied and stays; the others go. Any other kind is that of an installed
+    distribution (entry points `shoal.replacements`).
     """
 
     kind: str
@@ -128,6 +130,11 @@ class Replacement(FrozenModel):
     def student(self) -> bool:
         """Whether it is made of blocks of the original."""
         return bool(self.copies)
+
+    @property
+    def folded(self) -> bool:
+        """Whether it is the first block of the span, with other weights in its last linear layer."""
+        return self.kind == "folded"
 
     @property
     def depth(self) -> int:
@@ -150,8 +157,10 @@ class Replacement(FrozenModel):
 
     @model_validator(mode="after")
     def _copies_fit(self) -> "Replacement":
-        if self.student != (self.kind in ("block", "narrow")):
-            raise ValueError("copies of blocks belong to 'block' and 'narrow', and to nothing else")
+        if self.student != (self.kind in ("block", "narrow", "folded")):
+            raise ValueError("copies of blocks belong to 'block', 'narrow' and 'folded', and to nothing else")
+        if self.folded and len(self.copies) != 1:
+            raise ValueError("a folded map is in one block, the first of its span")
         if bool(self.inner) != (self.kind == "narrow"):
             raise ValueError("inner features belong to 'narrow', and to nothing else")
         if self.student and (self.shortcut or self.tail != "identity"):
@@ -222,6 +231,11 @@ class Plan(FrozenModel):
     def removed(self) -> list[str]:
         """The paths of the blocks that are removed whole."""
         return [action.path for action in self.removals if action.unit is None]
+
+    @property
+    def folded_away(self) -> list[str]:
+        """The paths of the blocks that went into the last linear layer of the one before them."""
+        return [path for action in self.replaced if action.stand_in.folded for path in action.paths[1:]]
 
     @property
     def removed_units(self) -> list[str]:

@@ -4,6 +4,7 @@ from shoal.deprecated import former_names
 from shoal.replace.blockwise import TrainedStudents, train_students
 from shoal.replace.calibrate import recalibrate_
 from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, ReplacementSpec, fit_all, split_by_memory
+from shoal.replace.folded import FOLDED, FoldedSpec, fit_folded, folded_specs
 from shoal.replace.kinds import REPLACEMENTS
 from shoal.replace.modules import PassThrough, build_replacement, with_shortcut
 from shoal.replace.output_format import PLAIN, OutputFormat, copy_format_, install_
@@ -14,11 +15,13 @@ from shoal.replace.spans import Span, find_spans
 from shoal.replace.students import STUDENTS, StudentSpec, students_of, two_blocks
 
 __all__ = [
+    "FOLDED",
     "MAX_UNKNOWNS",
     "PLAIN",
     "REPLACEMENTS",
     "STUDENTS",
     "FittedReplacement",
+    "FoldedSpec",
     "OutputFormat",
     "PassThrough",
     "RefitConfig",
@@ -33,6 +36,8 @@ __all__ = [
     "copy_format_",
     "find_spans",
     "fit_all",
+    "fit_folded",
+    "folded_specs",
     "install_",
     "recalibrate_",
     "recording",

@@ -33,6 +33,16 @@ class LastLinear:
         weight = model.get_submodule(self.layer).weight.detach().double()  # type: ignore[operator]
         return (weight * self._scale(model).reshape(-1, *[1] * (weight.dim() - 1))).flatten(1)
 
+    def fused_bias(self, model: Any) -> Tensor:
+        """The bias of layer and norm as one map, float64."""
+        layer: Any = model.get_submodule(self.layer)
+        bias = layer.bias.detach().double() if layer.bias is not None else torch.zeros(len(layer.weight)).double()
+        bias = bias.to(layer.weight.device)
+        if self.norm is None:
+            return bias
+        norm: Any = model.get_submodule(self.norm)
+        return (norm.bias.double() + self._scale(model) * (bias - norm.running_mean.double())).detach()
+
     def set_fused_(self, model: nn.Module, weight: Tensor, bias: Tensor) -> None:
         """Set layer and norm so that together they compute weight, bias; switched-off channels are left alone."""
         layer: Any = model.get_submodule(self.layer)
@@ -62,10 +72,18 @@ class LastLinear:
         return (norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)).detach()
 
 
-def last_linear(graph: BlockGraph, segment: Segment, max_unknowns: int) -> LastLinear | None:
-    """The last linear map of a segment; None where it ends in something else, or is too wide to be fitted."""
+def last_linear(graph: BlockGraph, segment: Segment, max_unknowns: int, unit: int | None = None) -> LastLinear | None:
+    """The last linear map of a segment; None where it ends in something else, or is too wide to be fitted.
+
+    Args:
+        graph: of the network.
+        segment: of its chain.
+        max_unknowns: inputs of the widest layer that is fitted.
+        unit: of the block; by default the last addition counts, whatever its branches are.
+    """
     if segment.residual:
-        last = graph.additions[segment.path][-1]
+        additions = graph.additions[segment.path] if unit is None else graph.unit_additions(segment.path)
+        last = additions[-1 if unit is None else unit]
         operands = add_operands(graph.trace.ops[last.op]) or ()
         branch = next((value for value in operands if value != last.stream), None)
         calls = [call for call in graph.trace.calls if call.path.startswith(segment.path + ".")]

@@ -8,8 +8,8 @@ segments compensate for what a replacement before them could not do. Closed form
 Source: sequential layer-wise reconstruction; for channel pruning He et al. 2017, arXiv:1707.06168, Sec. 3.1.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -33,6 +33,7 @@ from shoal.replace.fitting import (
     SpanMoments,
     fit_heldout_slices,
 )
+from shoal.replace.folded import is_better, solve_update, token_weights
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.replace.last_linear import LastLinear, last_linear
 from shoal.replace.recording import recording
@@ -100,8 +101,8 @@ def refit_(
         evaluating(student),
         torch.no_grad(),
     ):
+        first = walk.first_refitted(min(changes))
         for start, stop in pairwise(bounds):
-            first = min(changes)
             if first < stop and (refit_kept or any(start <= index < stop for index in changes)):
                 walk.run(max(start, first), stop, batches, on_progress)
     return student
@@ -130,6 +131,11 @@ class SequentialRefit:
         """The blocks that are removed, whole or in part."""
         return frozenset(Remove.named(name).path for name in self.removed)
 
+    @property
+    def partly_removed(self) -> frozenset[str]:
+        """The blocks of which single units are removed."""
+        return self.changed - self.removed
+
     def run(
         self, start: int, stop: int, batches: Sequence[Batch], on_progress: Callable[[int, int], None] | None
     ) -> None:
@@ -151,12 +157,18 @@ class SequentialRefit:
         """Pass one segment or replaced span, refitting it if possible; returns the index of the next segment."""
         fitted = self.replacements.get(index)
         if fitted is not None:
-            if fitted.stand_in.student:
+            if fitted.stand_in.folded:
+                self._refit_ahead(index, fitted.span.stop)
+            elif fitted.stand_in.student:
                 self._pass_student(fitted)
             else:
                 self._refit_replacement(fitted)
             return fitted.span.stop
         segment = self.chain.segments[index]
+        stop = self._gap_end(index) if self.refit_kept and segment.path not in self.removed else index + 1
+        if stop > index + 1 or (self.refit_kept and segment.path in self.partly_removed):
+            self._refit_ahead(index, stop)
+            return stop
         refittable = self.refit_kept and segment.path not in self.changed
         linear = last_linear(self.teacher, segment, MAX_UNKNOWNS) if refittable else None
         if linear is not None:
@@ -169,6 +181,63 @@ class SequentialRefit:
             self.forward_segments(self.student, [segment], x, batch) for batch, x in enumerate(self.student_x)
         ]
         return index + 1
+
+    def first_refitted(self, change: int) -> int:
+        """Where to begin, for the first change at this index: in front of removed segments with the one before them."""
+        makes_up = self.refit_kept and change > 0 and self._gap_end(change - 1) > change
+        return change - 1 if makes_up and change - 1 not in self._covered else change
+
+    @property
+    def _covered(self) -> set[int]:
+        """The segments that replacements stand for."""
+        return {index for fitted in self.replacements.values() for index in range(fitted.span.start, fitted.span.stop)}
+
+    def _gap_end(self, index: int) -> int:
+        """The index after the removed segments that follow this one, as far as a layer in it can make up for them."""
+        segments, stop = self.chain.segments, index + 1
+        while (
+            stop < len(segments)
+            and segments[stop].path in self.removed
+            and self.chain.is_contiguous[stop]
+            and _adds_alike(segments[index], segments[stop])
+        ):
+            stop += 1
+        return stop
+
+    def _refit_ahead(self, index: int, stop: int) -> None:
+        """Refit the last linear layer left in a segment so that it makes up for units and segments removed behind it.
+
+        Args:
+            index: of the segment.
+            stop: the index after the last segment that it makes up for; those between have no module any more.
+        """
+        segments = self.chain.segments[index:stop]
+        layer = self._last_layer_left(segments[0])
+        update = LayerUpdate(layer, self.student, sum(map(len, self.teacher_x)), self.seed) if layer else None
+        for batch, x in enumerate(self.student_x):
+            self.teacher_x[batch] = self.forward_segments(self.teacher.model, segments, self.teacher_x[batch], batch)
+            if update is not None and len(x) > 1:
+                with update.capturing():
+                    output = self.forward_segments(self.student, segments, x, batch)
+                update.add(self.teacher_x[batch], output)
+        if update is not None:
+            update.apply_()
+        self.student_x = [
+            self.forward_segments(self.student, segments, x, batch) for batch, x in enumerate(self.student_x)
+        ]
+
+    def _last_layer_left(self, segment: Segment) -> LastLinear | None:
+        """The last linear layer of the last unit of a block that is left, where it ends in one."""
+        if not _adds_alike(segment, segment):
+            return None
+        count = len(self.teacher.chain[segment.path].removable_units)
+        lost = [Remove(path=segment.path, unit=unit).name in self.removed for unit in range(count)]
+        left = [unit for unit, is_lost in enumerate(lost) if not is_lost]
+        unit = left[-1] if any(lost) else None
+        linear = last_linear(self.teacher, segment, MAX_UNKNOWNS, unit)
+        if linear is None or linear.norm is not None:
+            return None
+        return linear if isinstance(self.student.get_submodule(linear.layer), nn.Linear) else None
 
     def _refit_replacement(self, fitted: FittedReplacement) -> None:
         spec = ReplacementSpec(fitted.span, fitted.kind, fitted.stand_in.shortcut)
@@ -211,7 +280,8 @@ class SequentialRefit:
         if not linear.biased:
             train, held_out = train.about_zero(), held_out.about_zero()
         fit = fits(train, held_out, [slice(0, len(weight))], target=weight)[0]
-        linear.set_fused_(self.student, fit.weight, fit.bias)
+        if is_better(held_out, (fit.weight, fit.bias), (weight, linear.fused_bias(self.student))):
+            linear.set_fused_(self.student, fit.weight, fit.bias)
 
     def forward_segments(self, model: nn.Module, segments: Sequence[Segment], x: Tensor, batch: int) -> Tensor:
         """The stream after these segments, for the mini-batch of this index."""
@@ -259,6 +329,65 @@ class SegmentProbe:
             return captured["features"], captured["stream"]
         finally:
             handle.remove()
+
+
+class LayerUpdate:
+    """What a linear layer of the cut network should add, so that the stream behind it becomes that of the original.
+
+    Its output is added to the stream, and nothing is done to that before it leaves the segment: what is missing in the
+    stream is what the layer has to add.
+    """
+
+    def __init__(self, linear: LastLinear, student: nn.Module, samples: int, seed: int) -> None:
+        self.linear, self.layer = linear, student.get_submodule(linear.layer)
+        weight: Any = self.layer.weight
+        outputs, unknowns = weight.shape
+        self.sampler = RowSampler(unknowns, samples, None, seed=seed)
+        self.train, self.held_out = (Moments(unknowns, outputs, joint=False) for _ in range(2))
+        self.features: list[Tensor] = []
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Inside the context the input of the layer is kept."""
+        self.features.clear()
+        handle = self.layer.register_forward_pre_hook(lambda _, args: self.features.append(args[0].clone()))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def add(self, target: Tensor, output: Tensor) -> None:
+        """Add one mini-batch: the stream as it should be and as it is; a fifth is held out."""
+        [features] = self.features
+        norms = torch.maximum(target.float().square().mean(-1), output.float().square().mean(-1)).unsqueeze(-1)
+        if not bool(torch.isfinite(features).all() and torch.isfinite(norms).all()):
+            raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
+        for moments, part in fit_heldout_slices(self.train, self.held_out, len(features)):
+            rows, outputs = self.sampler.draw(features[part], [(target - output)[part], norms[part]])
+            moments.add(rows, outputs[:, :-1], token_weights(outputs[:, -1]))
+
+    def apply_(self) -> None:
+        """Change the layer, if that does better on what was held out."""
+        train, held_out = self.train, self.held_out
+        if train.n == 0 or held_out.n == 0:
+            return
+        if not self.linear.biased:
+            train, held_out = train.about_zero(), held_out.about_zero()
+        layer: Any = self.layer
+        [update] = solve_update(train, held_out, layer.weight.detach().double())
+        nothing = torch.zeros_like(update.weight), torch.zeros_like(update.bias)
+        if not is_better(held_out, (update.weight, update.bias), nothing):
+            return
+        with torch.no_grad():
+            layer.weight += update.weight.to(layer.weight)
+            if self.linear.biased:
+                layer.bias += update.bias.to(layer.bias)
+
+
+def _adds_alike(segment: Segment, other: Segment) -> bool:
+    """Whether what a branch of `segment` adds is what leaves `other`, where nothing else is left in between."""
+    plain = all(each.residual and each.tail == "identity" and not each.replaces_output for each in (segment, other))
+    return plain and segment.out_shape == other.out_shape == other.in_shape and len(segment.out_shape) < 3
 
 
 class LayerMoments:

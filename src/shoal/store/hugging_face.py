@@ -95,7 +95,8 @@ def _is_requested(model: nn.Module, plan: Plan) -> bool:
 
 def _write_checked(place: Path, model: nn.Module, plan: Plan, record: Record | None) -> None:
     _check_plan(plan)
-    short: Any = _packed(model, plan) if plan.removed_units else compact_hf_model(model, plan.removed)
+    absent = [*plan.removed, *plan.folded_away]
+    short: Any = _packed(model, plan) if plan.removed_units else compact_hf_model(model, absent)
     trial = _trial(plan.inputs, model)
     _check_indices(model, short, trial)
     try:
@@ -124,8 +125,9 @@ def carry_files(model: nn.Module, place: Path, plan: Plan, record: Record | None
 
 
 def _check_plan(plan: Plan) -> None:
-    if plan.replaced:
-        spans = "; ".join(", ".join(action.paths) for action in plan.replaced)
+    replaced = [action for action in plan.replaced if not action.stand_in.folded]
+    if replaced:
+        spans = "; ".join(", ".join(action.paths) for action in replaced)
         raise SurgeryError(f"a fitted stand-in took the place of {spans}, and transformers has no class with it")
     if plan.folds:
         raise SurgeryError(
@@ -337,13 +339,15 @@ def _card(source: Path | None, plan: Plan, record: Record | None, left_out: list
         with suppress(OSError, ValueError):
             original = read_text(source / _CARD).rstrip() + "\n\n"
     bare = {removal.path for removal in plan.removals if removal.norms == "drop"}
-    with_norms = {path: " and the norms behind its additions" if path in bare else "" for path in plan.removed}
+    removed = [*plan.removed, *plan.folded_away]
+    with_norms = {path: " and the norms behind its additions" if path in bare else "" for path in removed}
     with_norms |= dict.fromkeys(plan.removed_units, "")
     layers = "\n".join(f"- `{path}`{more}" for path, more in with_norms.items())
+    hosts = [action.paths[0] for action in plan.replaced if action.stand_in.folded]
     lines = [
         "## Layers removed with Shoal",
-        f"Shoal {version('shoal')} took residual blocks{_units_too(plan)} out of this network. Numbers of layers and "
-        "indices are those of the shorter network.",
+        f"Shoal {version('shoal')} took residual blocks{_units_too(plan)} out of this network. {_changed_weights(hosts)}"
+        "Numbers of layers and indices are those of the shorter network.",
         f"Removed ({len(with_norms)}, by their names in the original):\n\n{layers}",
         *(_measured(record) if record is not None else []),
         *([f"Links to other folders, not carried over: {', '.join(left_out)}."] if left_out else []),
@@ -354,6 +358,14 @@ def _card(source: Path | None, plan: Plan, record: Record | None, left_out: list
 
 def _units_too(plan: Plan) -> str:
     return ", and of some only attention (`#0`) or MLP (`#1`)," if plan.removed_units else ""
+
+
+def _changed_weights(hosts: list[str]) -> str:
+    if not hosts:
+        return ""
+    return (
+        f"The last linear layer of {', '.join(f'`{path}`' for path in hosts)} was fitted to take over what they did. "
+    )
 
 
 def _measured(record: Record) -> list[str]:

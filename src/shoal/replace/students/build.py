@@ -21,11 +21,11 @@ class Student(nn.Sequential):
         return x
 
 
-def student_of(stand_in: Replacement, original: nn.Module) -> Student:
+def student_of(stand_in: Replacement, original: nn.Module) -> nn.Module:
     """The student that a stand-in describes, untrained, in eval mode: as good as slices of the original make it.
 
     Args:
-        stand_in: of kind 'block' or 'narrow'.
+        stand_in: of kind 'block' or 'narrow'; of kind 'folded' it is the block itself.
         original: the network before any change; its blocks are copied. Of its weights the features to keep depend, so
             a student that is filled with trained weights may come from any weights.
 
@@ -41,6 +41,8 @@ def student_of(stand_in: Replacement, original: nn.Module) -> Student:
             f"a student of {', '.join(stand_in.copies)} cannot be made of this network: {error}",
             "Give the original network the plan was made from.",
         ) from error
+    if stand_in.folded:
+        return blocks[stand_in.copies[0]].eval()
     return Student(*(blocks[path] for path in stand_in.copies)).eval()
 
 
