@@ -346,8 +346,8 @@ def _card(source: Path | None, plan: Plan, record: Record | None, left_out: list
     hosts = [action.paths[0] for action in plan.replaced if action.stand_in.folded]
     lines = [
         "## Layers removed with Shoal",
-        f"Shoal {version('shoal')} took residual blocks{_units_too(plan)} out of this network. {_changed_weights(hosts)}"
-        "Numbers of layers and indices are those of the shorter network.",
+        f"Shoal {version('shoal')} took residual blocks{_units_too(plan)} out of this network. "
+        f"{_changed_weights(hosts)}Numbers of layers and indices are those of the shorter network.",
         f"Removed ({len(with_norms)}, by their names in the original):\n\n{layers}",
         *(_measured(record) if record is not None else []),
         *([f"Links to other folders, not carried over: {', '.join(left_out)}."] if left_out else []),
