@@ -13,7 +13,7 @@ from families import NAMES, POST_NORM, family
 from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import FolderError
-from shoal.plan import Fold, FoldStep, Plan, Remove, Replace
+from shoal.plan import Fold, FoldStep, Plan, Remove, Replace, Replacement
 from shoal.store import hugging_face, load
 from shoal.store.hugging_face import write_hugging_face
 from shoal.store.save import save
@@ -71,7 +71,8 @@ def test_what_transformers_cannot_hold_is_said(name, tmp_path):
 
 def test_stand_ins_and_folds_are_said(tmp_path):
     cut, plan = tiny([])
-    span = Replace.model_construct(paths=["model.layers.1"], stand_in=None)
+    linear = Replacement(kind="linear", layout="channels_last", in_channels=16, out_channels=16)
+    span = Replace(paths=["model.layers.1"], stand_in=linear)
     reason = write_hugging_face(tmp_path, cut, plan.model_copy(update={"actions": [span]}))
     assert "a fitted stand-in took the place of model.layers.1" in reason
     cut, plan = tiny(more=[Fold(folds=[FoldStep(kind="linear", path="a.b", into=["c"])])])

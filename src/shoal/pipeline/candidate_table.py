@@ -306,7 +306,8 @@ class CandidateBuilder:
         for removal in self.unit_removals:
             segment, index = removal.segment, self.costs.segments.paths.index(removal.segment.path)
             units_by_edge[len(edges)] = removal.removals
-            step = _Step(index, index + 1, "remove", depth=self.depth_of(segment.path) - len(removal.units))
+            kind = "".join(f"#{unit}" for unit in removal.units)
+            step = _Step(index, index + 1, "remove", kind, self.depth_of(segment.path) - len(removal.units))
             cost = self.costs.lookup(removal.module, segment.in_shape)
             edges.append(_edge(step, damages[removal.name][0], cost))
         return units_by_edge

@@ -190,7 +190,11 @@ class PlanPool:
     def _changes(self, path: Path) -> list[tuple[int, int, str]]:
         """What becomes of each block: from where to where, and how."""
         edges = (self.meter.tables.edges[index] for index in path.edges)
-        return [(edge.start, edge.stop, edge.action) for edge in edges for _ in range(edge.start, edge.stop)]
+        return [
+            (edge.start, edge.stop, edge.action + (edge.kind if edge.action == "remove" else ""))
+            for edge in edges
+            for _ in range(edge.start, edge.stop)
+        ]
 
     def _add_baselines(self) -> None:
         """The plans by rules that only remove; one that proves too slow removes more."""
