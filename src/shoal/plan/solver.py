@@ -75,8 +75,8 @@ class _Checked(FrozenModel):
 class Edge(_Checked):
     """A way from position `start` to `stop`: what becomes of the blocks start..stop-1, and what it costs.
 
-    `kind` names the replacement, or the units that go alone. `depth` is the number of blocks that remain: 1 for keep and
-    for a replacement, 0 for remove. `latencies` are the times at further batch sizes, if there are any.
+    `kind` names the replacement, or the units that go alone. `depth` is the number of blocks that remain: 1 for keep
+    and for a replacement, 0 for remove. `latencies` are the times at further batch sizes, if there are any.
     """
 
     label: ClassVar[str] = "edge"

@@ -31,6 +31,8 @@ from shoal.replace.spans import Span
 FOLDED = "folded"
 # Moments of this size are collected in one pass over the data.
 _MAX_BYTES = 1e9
+# None so small that a Gram matrix of fewer tokens than inputs would have to be split into its eigenvectors.
+_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # A layer is set anew if that takes this share off the error on tokens held out.
 _MIN_GAIN = 0.01
 # No token counts more than this many times the median one, however short its stream is.
@@ -236,8 +238,8 @@ def solve_update(train: Moments, held_out: Moments, weight: Tensor, ends: int = 
     """
     width = train.outputs // ends
     columns = [slice(number * width, (number + 1) * width) for number in range(ends)]
-    free = fits(train, held_out, columns)
-    through = fits(train.mapped(weight), held_out.mapped(weight), columns)
+    free = fits(train, held_out, columns, ridges=_RIDGES)
+    through = fits(train.mapped(weight), held_out.mapped(weight), columns, ridges=_RIDGES)
     updates = []
     for column, first, second in zip(columns, free, through, strict=True):
         best = first if first.r2_held_out >= second.r2_held_out else second
