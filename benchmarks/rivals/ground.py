@@ -65,6 +65,15 @@ class Ground:
         if len(self.calibration) < 2:
             raise UsageError("one calibration mini-batch cannot be fitted on and judged on", "Give more --images.")
 
+    @cached_property
+    def labelled(self) -> list[Batch]:
+        """The calibration mini-batches with the original's own answers as labels: so outputs are seen to be classes."""
+        with evaluating(self.model):
+            return [
+                Batch(batch.args, batch.kwargs, logits_of(call(self.model, batch)).argmax(-1))
+                for batch in self.calibration
+            ]
+
     @property
     def timed(self) -> Batch:
         """The mini-batch that everything is timed on; the planner times on the first one too."""

@@ -31,7 +31,7 @@ def _scores(ground: Ground, path: Path) -> dict[str, float]:
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     ground.progress("block influence", 0, 1)
-    measured = block_scores(ground.graph, ground.calibration)
+    measured = block_scores(ground.graph, ground.labelled)
     removable = [block.path for block in ground.graph.chain.removable]
     scores = {
         path: measured[path]["block_influence"] for path in removable if "block_influence" in measured.get(path, {})

@@ -1,12 +1,8 @@
 """Shoal's own plan: keep, remove or replace, under a latency budget."""
 
-from torch import Tensor
-
 from rivals.ground import Ground
 from rivals.made import Made, Unreached
-from shoal.batches import Batch, logits_of
 from shoal.errors import NotReachedError
-from shoal.measure import kl_per_sample, log_probabilities
 from shoal.pipeline import Budget, MeasureConfig
 from shoal.pipeline.context import build_context
 from shoal.pipeline.planner import build_planner
@@ -22,7 +18,7 @@ def planned(ground: Ground, target: float) -> Made:
     images = sum(batch.size for batch in ground.calibration)
     goal = Budget(latency=target)
     settings = MeasureConfig(images=images, channels_last=ground.channels_last, longest=ground.longest)
-    context = build_context(ground.model, ground.calibration, None, goal, settings, class_divergence, ground.progress)
+    context = build_context(ground.model, ground.labelled, None, goal, settings, None, ground.progress)
     race = ground.trial() if ground.trial is not None else None
     try:
         result = build_planner(context, None, ground.folder / "tables").solve_budget(goal, race)
@@ -41,8 +37,3 @@ def planned(ground: Ground, target: float) -> Made:
         actions=list(result.actions),
     )
     return Made(result.model, done, plan)
-
-
-def class_divergence(original: object, candidate: object, batch: Batch) -> Tensor:
-    """KL(original || candidate) of each sample: without labels nobody else would know that outputs are class scores."""
-    return kl_per_sample(log_probabilities(logits_of(original), None), logits_of(candidate))
