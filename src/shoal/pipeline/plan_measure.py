@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from shoal.pipeline.budget_check import check_budget
 from shoal.pipeline.goals import Budget
-from shoal.pipeline.latency_backends import LatencyBackend
+from shoal.pipeline.latency_backends import WHOLE, LatencyBackend
 from shoal.pipeline.plan_builder import PlanBuilder
 from shoal.plan import Edge, Path, ResourceLimits, best
 from shoal.quantities import QUANTITIES, Cost
-from shoal.record import PlanOrigin, PlanRound
+from shoal.record import BudgetCheck, PlanOrigin, PlanRound
 
 # Up to what factor a budget counts as met, and up to what factor a plan timed shortly may still turn out to meet it.
 SLACK, NEAR = 1.01, 1.03
@@ -113,8 +114,7 @@ class PlanMeter:
         if not paths:
             return []
         networks = [self.builder.network(path) for path in paths]
-        whole = self.tables.whole.latency_ms
-        predicted = [(path.latency_ms + self.tables.fixed.latency_ms) / whole for path in paths]
+        predicted = [self.predicted_ratio(path) for path in paths]
         ratios = self._latency_ratios(networks) if self.backend.measures else predicted
         damages = [self.builder.damage_of(network) for network in networks]
         plans = [
@@ -127,6 +127,26 @@ class PlanMeter:
             replace(plan, origin=origin, generator=generator)
             for plan, (origin, generator) in zip(plans, families, strict=True)
         ]
+
+    def predicted_ratio(self, path: Path) -> float:
+        """The latency of a plan by the tables, as a share of the original's; of several batch sizes the worst."""
+        whole, fixed = self.tables.whole, self.tables.fixed
+        parts = zip(
+            (path.latency_ms, *path.latencies),
+            (fixed.latency_ms, *fixed.latencies),
+            (whole.latency_ms, *whole.latencies),
+            strict=True,
+        )
+        return max((ms + fixed_ms) / whole_ms for ms, fixed_ms, whole_ms in parts)
+
+    def can_check(self, budget: PlanBudget) -> bool:
+        """Whether there is a budget of latency, and networks can be timed."""
+        return self.backend.measures and math.isfinite(budget.latency_ratio)
+
+    def check(self, plan: MeasuredPlan, budget: PlanBudget) -> BudgetCheck:
+        """Whether a plan meets the budget of latency, in a run of its own."""
+        self.progress("timing the chosen plan once more", 0, 1)
+        return check_budget(self.backend, self.graph.model, self.builder.network(plan.path), budget.latency_ratio)
 
     def retimed(self, plans: Sequence[MeasuredPlan]) -> list[MeasuredPlan]:
         """The same plans timed for longer: of many that are timed shortly some only seem to be fast enough."""
@@ -162,6 +182,12 @@ class PlanMeter:
             if limit < fixed:
                 return None
             remaining[quantity.attribute] = None if limit == math.inf else limit - fixed
+        if math.isfinite(latency_ms):
+            share = latency_ms / budget.limits.latency_ms
+            further = zip(budget.limits.latencies, self.tables.fixed.latencies, strict=True)
+            remaining["latencies"] = tuple(share * limit - fixed for limit, fixed in further)
+            if any(limit < 0 for limit in remaining["latencies"]):
+                return None
         if budget.depth is not None:
             if budget.depth < self.tables.fixed_depth:
                 return None
@@ -186,8 +212,10 @@ class PlanMeter:
             if quantity.of(budget.limits) < math.inf:
                 [path] = best(self.tables.edges, self.length, ResourceLimits(), 1, objective=quantity.attribute)
                 total = getattr(path, quantity.attribute) + quantity.of(self.tables.fixed)
-                share = 100 * total / quantity.of(self.tables.whole)
-                reachable.append(f"at least {share:.0f} % of the original's {quantity.label}")
+                share = total / quantity.of(self.tables.whole)
+                if quantity.name == "latency":
+                    share = self.predicted_ratio(path)
+                reachable.append(f"at least {100 * share:.0f} % of the original's {quantity.label}")
         if budget.depth is not None:
             [shallowest] = best(self.tables.edges, self.length, ResourceLimits(), 1, objective="depth")
             counted = "units" if self.tables.units_by_edge else "blocks"
@@ -197,8 +225,8 @@ class PlanMeter:
     def _latency_ratios(self, networks: Sequence[nn.Module], *, precise: bool = False) -> list[float]:
         """Measured, to the original."""
         models = {str(index): network for index, network in enumerate(networks)}
-        times = self.backend.time_models({"whole": self.graph.model, **models}, precise=precise)
-        return [times[name] / times["whole"] for name in models]
+        ratios = self.backend.time_ratios({WHOLE: self.graph.model, **models}, "long" if precise else "short")
+        return [ratios[name].ratio for name in models]
 
     def _with_table_damage(self, path: Path) -> Path:
         """A path with the damage of the tables, not of edges that were weighted otherwise."""

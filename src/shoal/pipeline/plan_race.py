@@ -80,12 +80,14 @@ class RaceOutcome:
         network: of the winner, with what it has learned; None where that is no better than what it began with.
         record: of the race.
         notes: what there is to say.
+        ranking: all plans, the best first.
     """
 
     plan: MeasuredPlan
     network: nn.Module | None
     record: PlanRace
     notes: list[str]
+    ranking: list[MeasuredPlan]
 
 
 class Race:
@@ -150,7 +152,8 @@ class Race:
             for track in tracks
         ]
         record = race_of(contenders, tracks, rungs, self.budget).model_copy(update={"continued": network is not None})
-        return RaceOutcome(winner.plan, network, record, [*self.notes, record.summary])
+        ranking = [track.plan for track in sorted(tracks, key=lambda track: track.order)]
+        return RaceOutcome(winner.plan, network, record, [*self.notes, record.summary], ranking)
 
     def _timing(self, plan: MeasuredPlan, builder: PlanBuilder) -> RungTiming:
         """What a rung takes here; nothing where the budget is a number of steps."""

@@ -22,6 +22,7 @@ from shoal.files.reading import refusing
 from shoal.fingerprint import as_json, check_fingerprint
 from shoal.pipeline.plan_measure import MeasuredPlan
 from shoal.plan import Edge, Path
+from shoal.record import BudgetCheck
 from shoal.recover.checkpoint import ensure_dir
 from shoal.recover.rungs import RungResult
 from shoal.store.checkpoint import load_checkpoint, save_checkpoint
@@ -31,11 +32,15 @@ FOLDER, _LINES, _START = "race", "race.jsonl", "start.safetensors"
 
 @dataclass(frozen=True)
 class Shortlist:
-    """The plans of one budget: all that were built, those to choose from, and what there is to say about them."""
+    """The plans of one budget: all that were built, those to choose from, and what there is to say about them.
+
+    `check` is that of the budget, where there is only one to choose from.
+    """
 
     plans: list[MeasuredPlan]
     contenders: list[MeasuredPlan]
     notes: list[str] = field(default_factory=list)
+    check: BudgetCheck | None = None
 
 
 def key_of(path: Path) -> str:
