@@ -389,3 +389,52 @@ def test_as_a_choice_for_the_record(tables):
     assert (choice.reached, choice.message, choice.planning) == (True, planned.message, planned.planning)
     assert set(choice.worths) == set(build_segments(analyze(network(), batches(2, 3, 8, 8)[0])).paths)
     assert {choice.action_of(path) for span in choice.replaced for path in span} <= {"replaced"}
+
+
+def test_a_budget_is_confirmed_in_a_run_of_its_own_and_the_record_keeps_it(tables):
+    clock = Scripted(lambda true, precise: true)
+    planned = planner(tables, clock=clock).solve_budget(Budget(latency=0.6))
+    check = planned.planning.budget_check
+    assert (check.allowed, check.met, planned.reached) == (pytest.approx(0.6), True, True)
+    assert check.used == pytest.approx(check.worst.ratio / 0.6)
+    [chosen] = [one for one in planned.planning.rounds if one.chosen]
+    assert chosen.latency_measured_ms == pytest.approx(check.worst.ratio * planned.planning.original_ms)
+
+
+def test_a_plan_that_leaves_much_of_the_budget_is_answered_by_a_slower_one(tables):
+    """What the tables call 0.6 takes 0.45: the network could be slower, and less damaged."""
+    clock = Scripted(lambda true, precise: 0.75 * true)
+    planned = planner(tables, clock=clock).solve_budget(Budget(latency=0.6))
+    assert planned.planning.budget_check.used >= 0.9
+    assert planned.planning.budget_check.met
+
+
+class Doubtful(Scripted):
+    """The confirming run alone is uncertain, and says so; plans of at most `sure` are known."""
+
+    def __init__(self, sure, width=0.1):
+        super().__init__(lambda true, precise: true)
+        self.sure, self.width, self.confirmed = sure, width, []
+
+    def time_ratios(self, group, effort="short"):
+        ratios = super().time_ratios(group, effort)
+        if effort != "confirming":
+            return ratios
+        [(name, ratio)] = ratios.items()
+        width = 0.001 if ratio.ratio <= self.sure else self.width
+        self.confirmed.append(ratio.ratio)
+        return {name: ratio.model_copy(update={"low": ratio.ratio - width, "high": ratio.ratio + width, "rounds": 30})}
+
+
+def test_an_interval_that_reaches_beyond_the_budget_does_not_meet_it(tables):
+    clock = Doubtful(sure=0.54)
+    planned = planner(tables, clock=clock).solve_budget(Budget(latency=0.6))
+    assert clock.confirmed[0] > 0.54
+    assert planned.reached
+    assert planned.planning.budget_check.worst.ratio <= 0.54
+    assert planned.planning.budget_check.attempts == len(clock.confirmed) > 1
+    hopeless = planner(tables, clock=Doubtful(sure=0.0, width=0.6)).solve_budget(Budget(latency=0.6))
+    assert not hopeless.reached
+    assert hopeless.planning.budget_check.attempts <= 4
+    assert " to " in hopeless.message.split(" % (")[1].split(")")[0]
+    assert hopeless.message.endswith("asked for 60.0 %")

@@ -1,5 +1,6 @@
 """compress() by plan, whole: budgets, drops, numbers on the front, other clocks, other networks."""
 
+import dataclasses
 import json
 
 import footing
@@ -17,6 +18,7 @@ from shoal.pipeline import Budget, CompressConfig, compress
 from shoal.pipeline.latency_table import latency_table
 from shoal.plan import Remove, Replace
 from shoal.record import Record, summary_of
+from shoal.sources import load_function
 from shoal.store import load
 from shoal.surgery import apply
 
@@ -223,6 +225,11 @@ def milliseconds(module, shape):
     return 0.1 + sum(p.numel() for p in module.parameters()) / 1000
 
 
+def by_batch(module, shape):
+    leaves = sum(1 for part in module.modules() if not list(part.children()) and not isinstance(part, nn.Identity))
+    return 0.01 * leaves + shape[0] * sum(p.numel() for p in module.parameters()) / 100_000
+
+
 def nonsense(module, shape):
     return float("nan") if isinstance(module, nn.Sequential) else 1.0
 
@@ -245,6 +252,35 @@ def test_a_function_of_the_user_decides(tmp_path):
     chosen = next(one for one in planning.rounds if one.chosen)
     assert chosen.latency_measured_ms == pytest.approx(0.1 + counted(result.model).params / 1000, rel=0.02)
     assert chosen.latency_measured_ms <= 0.505 * planning.original_ms
+
+
+def test_a_budget_of_latency_holds_at_every_batch_size(tmp_path):
+    (tmp_path / "own.py").write_text(FUNCTION)
+    spec = f"{tmp_path}/own.py:by_batch"
+    timed, shares = load_function(spec), {}
+    for sizes in ((24,), (24, 1)):
+        settings = dataclasses.replace(QUICK, latency_batch_sizes=sizes)
+        result = planned(settings=settings, latency=0.6, latency_from=spec)
+        check = result.record.planning.budget_check
+        shares[sizes] = [timed(result.model, (size, 3, 8, 8)) / timed(network(), (size, 3, 8, 8)) for size in (24, 1)]
+        assert [ratio.batch for ratio in check.ratios] == list(sizes)
+        assert [ratio.ratio for ratio in check.ratios] == pytest.approx(shares[sizes][: len(sizes)])
+        assert (result.record.reached, check.met) == (True, True)
+        assert [one.batch for one in result.record.compressed.latency] == [1, 24]  # 12 samples, repeated
+    assert shares[24,][1] > 0.6 * 1.02  # at batch 1 it takes more than the budget, where nobody asked
+    assert max(shares[24, 1]) <= 0.6 * 1.02
+
+
+def test_batch_sizes_that_a_table_or_an_amount_does_not_know_are_refused(tmp_path):
+    (tmp_path / "t.json").write_text(latency_table(network(), batches(12, 3, 8, 8)[0]).to_json())
+    for sizes in ((1, 12), (8,)):
+        settings = dataclasses.replace(QUICK, latency_batch_sizes=sizes)
+        with pytest.raises(
+            UsageError, match=r"t.json holds batch 12, asked for are the batch sizes .*\n.*one batch size"
+        ):
+            planned(settings=settings, latency=0.5, latency_from=tmp_path / "t.json")
+    with pytest.raises(UsageError, match=r"latency is '12ms', at the batch sizes 12, 1\n.*fraction"):
+        planned(settings=dataclasses.replace(QUICK, latency_batch_sizes=(1, 12)), latency="12ms")
 
 
 @pytest.mark.parametrize(

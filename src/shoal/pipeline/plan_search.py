@@ -6,7 +6,7 @@ the damage that a refit leaves.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -18,7 +18,7 @@ from shoal.pipeline.budget_check import MIN_USED, confirmed, expected_ratio
 from shoal.pipeline.goals import Budget, ParetoPoint
 from shoal.pipeline.latency_backends import LatencyBackend
 from shoal.pipeline.plan_builder import PlanBuilder, RefinedPlan
-from shoal.pipeline.plan_measure import NEAR, MeasuredPlan, PlanBudget, PlanMeter
+from shoal.pipeline.plan_measure import NEAR, SLACK, MeasuredPlan, PlanBudget, PlanMeter
 from shoal.pipeline.plan_pool import PlanPool
 from shoal.pipeline.plan_race import Race, RaceOutcome
 from shoal.pipeline.plan_result import PlanResult, summary_of
@@ -157,17 +157,18 @@ class PlanSearch:
         def another(plan: MeasuredPlan, checked: BudgetCheck) -> MeasuredPlan | None:
             measured = replace(plan, latency_ratio=expected_ratio(checked))
             pool.update([measured])
-            lowest = MIN_USED * budget.latency_ratio
-            candidates = [one for one in known if one.path.edges not in tried and one.latency_ratio >= lowest]
-            if not any(map(budget.is_met, candidates)):
+            # What proved slower than it seemed says the same of the others.
+            excess = 1.0 if checked.met else max(1.0, measured.latency_ratio / plan.latency_ratio)
+            lowest = plan.latency_ratio if checked.met else 0.0
+            fitting = _between(known, tried, MIN_USED * budget.latency_ratio, budget.latency_ratio / excess)
+            if not fitting:
                 fresh = self.meter.retimed(self.meter.refitted(pool.tighten(measured)))
                 pool.update(fresh)
                 known.extend(fresh)
-                slower = measured.latency_ratio if checked.met else 0.0
-                candidates = [one for one in fresh if one.latency_ratio > slower]
-            if not checked.met and not any(map(budget.is_met, candidates)):  # what comes nearest, if nothing meets it
-                return min((one for one in candidates if one.latency_ratio < plan.latency_ratio), key=_ratio, default=None)
-            return min(filter(budget.is_met, candidates), key=lambda one: one.rank, default=None)
+                fitting = _between(fresh, tried, lowest, SLACK * budget.latency_ratio)
+            if not fitting and not checked.met:  # what comes nearest, if nothing meets it
+                fitting = [_fastest(known)] if _fastest(known).path.edges not in tried else []
+            return min(fitting, key=lambda one: one.rank, default=None)
 
         chosen, final = confirmed(first, check, another, lambda plan: plan.rank)
         chosen = replace(chosen, latency_ratio=final.worst.ratio)
@@ -345,9 +346,12 @@ def _interval(check: BudgetCheck | None) -> str:
     return f" ({100 * check.worst.low:.1f} to {100 * check.worst.high:.1f})"
 
 
-def _ratio(plan: MeasuredPlan) -> float:
-    return plan.latency_ratio
+def _between(
+    plans: Sequence[MeasuredPlan], tried: Collection[tuple[int, ...]], low: float, high: float
+) -> list[MeasuredPlan]:
+    """The plans that were not tried and take such a share of the original's latency."""
+    return [plan for plan in plans if plan.path.edges not in tried and low <= plan.latency_ratio <= high]
 
 
 def _fastest(plans: Sequence[MeasuredPlan]) -> MeasuredPlan:
-    return min(plans, key=_ratio)
+    return min(plans, key=lambda plan: plan.latency_ratio)
