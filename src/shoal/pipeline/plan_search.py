@@ -168,7 +168,7 @@ class PlanSearch:
                 fitting = _between(fresh, tried, lowest, SLACK * budget.latency_ratio)
             if not fitting and not checked.met:  # what comes nearest, if nothing meets it
                 fitting = [_fastest(known)] if _fastest(known).path.edges not in tried else []
-            return min(fitting, key=lambda one: one.rank, default=None)
+            return min(fitting, key=lambda candidate: candidate.rank, default=None)
 
         chosen, final = confirmed(first, check, another, lambda plan: plan.rank)
         chosen = replace(chosen, latency_ratio=final.worst.ratio)
