@@ -508,6 +508,45 @@ class DistillRecord(FrozenModel):
     created: str
 
 
+class TaskScore(FrozenModel):
+    """One metric of one task, of both networks on the same samples; a positive `drop` says the compressed is worse."""
+
+    task: str
+    metric: str
+    n: int
+    original: float
+    compressed: float
+    drop: float
+    drop_interval: Interval
+    method: str
+
+
+class TaskEvaluation(FrozenModel):
+    """One run of `eval`: public tasks, original and compressed side by side.
+
+    Args:
+        command: as it was typed.
+        harness: what measured, with its version.
+        limit: how many samples of each task at most.
+        shots: examples in front of each sample; None as the tasks say.
+        scores: one for each task and metric.
+        notes: what was left out, and why.
+        machine: where it ran.
+        seconds: how long it took.
+        created: when.
+    """
+
+    command: str
+    harness: str
+    limit: int | None = None
+    shots: int | None = None
+    scores: list[TaskScore]
+    notes: list[str] = Field(default_factory=list)
+    machine: Machine
+    seconds: float
+    created: str
+
+
 class Record(FrozenModel):
     """One run of `compress`: what was requested, done and measured."""
 
@@ -534,6 +573,7 @@ class Record(FrozenModel):
     planning: Planning | None = None
     recovery: Recovery | None = None
     outputs: OutputsRead | None = None
+    evaluations: list[TaskEvaluation] = Field(default_factory=list)
     machine: Machine
     notes: list[str] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)

@@ -149,6 +149,14 @@ def bench(session: Session, request: options.BenchRequest) -> int:
 
 
 @command(app)
+def eval(session: Session, request: options.EvalRequest) -> int:
+    """Ask original and compressed language model the tasks of lm-eval, side by side, into record and report."""
+    from shoal.cli.evaluate import run_eval
+
+    return run_eval(session, request)
+
+
+@command(app)
 def distill(session: Session, request: options.DistillRequest) -> int:
     """Teach a network to answer as another one does, without labels: from its outputs and its features.
 

@@ -270,6 +270,26 @@ class BenchRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalRequest:
+    """What `shoal eval` takes."""
+
+    folder: Path = _FOLDER()
+    tasks: str = option("--tasks", "Tasks that lm-eval knows, as hellaswag,arc_easy.", metavar="NAMES")
+    limit: int | None = option("--limit", "At most this many samples of each task.", None, min=1)
+    shots: int | None = option("--shots", "Examples in front of each sample; by default as the task says.", None, min=0)
+    include_path: Path | None = option(
+        "--include-path", "A folder with tasks of your own (YAML of lm-eval).", None, metavar="DIR"
+    )
+    tokenizer: Path | None = option(
+        "--tokenizer", "The tokenizer, where it is not in the network's folder.", None, metavar="PATH"
+    )
+    batch_size: int = option("--batch-size", "Samples at once.", 8, min=1)
+    seed: int = option("--seed", "Decides the examples in front of a sample.", 0)
+    device: str = _DEVICE()
+    command: str = command_line()
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillRequest:
     """What `shoal distill` takes."""
 

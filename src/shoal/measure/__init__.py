@@ -16,15 +16,19 @@ from shoal.measure.quality import (
     quality,
 )
 from shoal.measure.tally import Accumulator, BatchPredictions, read_predictions
+from shoal.measure.task_scores import TaskConfig, TaskResults, evaluate_tasks, paired_scores
 
 __all__ = [
     "Accumulator",
     "BatchPredictions",
     "Predictions",
     "Reading",
+    "TaskConfig",
+    "TaskResults",
     "check_samples",
     "compare",
     "cost",
+    "evaluate_tasks",
     "inferred",
     "interleaved_latency",
     "kl_per_sample",
@@ -38,6 +42,7 @@ __all__ = [
     "mean_interval",
     "paired_drop",
     "paired_predictions",
+    "paired_scores",
     "predictions",
     "quality",
     "read_predictions",

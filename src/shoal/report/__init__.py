@@ -2,7 +2,7 @@
 
 from shoal.report.compress import render
 from shoal.report.scan import render_scan
-from shoal.report.terminal import show, show_certificate, show_chain, show_scan, show_training
+from shoal.report.terminal import show, show_certificate, show_chain, show_scan, show_tasks, show_training
 from shoal.report.train import render_training
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "show_certificate",
     "show_chain",
     "show_scan",
+    "show_tasks",
     "show_training",
 ]

@@ -8,6 +8,7 @@ from shoal.report.html import Column, KeyFigure, Page, Section, Table, TableCell
 from shoal.report.plan import plan_section
 from shoal.report.plots import curves
 from shoal.report.recovery import recovery_section
+from shoal.report.tasks import task_rows
 
 _STATISTICS = (
     ("Top-1", "share of correct answers, with Wilson's 95 % score interval"),
@@ -69,6 +70,7 @@ def render(record: Record) -> str:
         evidence=text.evidence(record.certificate),
         plan=plan_section(record),
         recovery=recovery_section(record.recovery),
+        evaluations=[(evaluation, task_rows(evaluation)) for evaluation in record.evaluations],
         chain=chain.action_chain(record.blocks, "chain-picture"),
         legend=chain.action_legend(),
         blocks_table=block_table(record.blocks),
@@ -92,6 +94,7 @@ def _sections(record: Record) -> list[Section]:
         (True, Section("certificate", "Certificate")),
         (record.planning, Section("plan", "The plan")),
         (record.recovery, Section("recovery", "Recovery")),
+        (record.evaluations, Section("tasks", "Tasks")),
         (record.blocks, Section("chain", "The chain")),
         (record.steps, Section("steps", "Step by step")),
         (record.blocks, Section("blocks", "All blocks")),

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shoal.record import BlockRecord, Certificate, Record, ScannedBlock, ScanRecord, Verdict
-from shoal.report import comparison, numbers, plan, scan_metrics, scan_text, text, train
+from shoal.record import BlockRecord, Certificate, Record, ScannedBlock, ScanRecord, TaskEvaluation, Verdict
+from shoal.report import comparison, numbers, plan, scan_metrics, scan_text, tasks, text, train
 from shoal.report.chain import by_stage
 from shoal.report.scan_tables import shape_change
 from shoal.training_record import TrainRecord
@@ -103,6 +103,16 @@ def show(record: Record, out: str, console: Console) -> None:
     for note in record.notes:
         print_line(console, f"Note: {note}")
     _show_end(record.warnings, out, console)
+
+
+def show_tasks(evaluation: TaskEvaluation, console: Console) -> None:
+    """Print what public tasks say about original and compressed."""
+    table = TextTable(console, "", "n", "original", "compressed", "change, paired 95 % interval", right=(1, 2, 3))
+    for row, score in zip(tasks.task_rows(evaluation), evaluation.scores, strict=True):
+        table.add(row.label, numbers.count(score.n), str(row.original), str(row.compressed), row.change)
+    table.print()
+    for note in evaluation.notes:
+        print_line(console, f"Note: {note}")
 
 
 def _show_end(warnings: list[str], out: str, console: Console) -> None:
