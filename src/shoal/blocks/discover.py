@@ -1,6 +1,9 @@
 """From a traced run to the chain of blocks: which module calls are residual blocks, and which can be removed."""
 
 import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +22,7 @@ from shoal.blocks.trace import ModuleCall, Trace, trace_run
 from shoal.blocks.verification import verified
 from shoal.errors import SurgeryError
 from shoal.intake import plain
-from shoal.preserve import check_finite, evaluating
+from shoal.preserve import check_finite, collecting_seldom, evaluating
 
 _SHORTCUT_ORDER = ("identity", "reshape", "projection")
 
@@ -45,7 +48,11 @@ def analyze(model: nn.Module, example: Batch) -> BlockGraph:
     The graph is that of the plain network where torch.compile wraps it or parts of it.
     """
     check_finite(model)
-    model = plain(model)
+    with collecting_seldom():
+        return _analyzed(plain(model), example)
+
+
+def _analyzed(model: nn.Module, example: Batch) -> BlockGraph:
     with evaluating(model):
         call(model, example)  # what a network makes in its first run alone (a table of positions) is not in the others
     draws = RngWatch()
@@ -138,31 +145,35 @@ def _add_declared(parts: GraphParts, run: Trace, call: ModuleCall) -> None:
 def _group(run: Trace, additions: list[Addition]) -> dict[int, list[Addition]]:
     """The additions grouped by the call of their block, in execution order."""
     owners = {addition.owner for addition in additions}
+    owning = [run.calls[index] for index in owners if index >= 0]
+    alike = Counter(type(owner.module) for owner in owning)
+    paths = sorted({owner.path for owner in owning})
     groups: dict[int, list[Addition]] = {}
     for addition in additions:
         block = addition.owner
         for outer in run.enclosing(run.calls[addition.owner].parent if addition.owner >= 0 else -1):
-            if outer.index in owners and not _holds_chain(run, outer, owners):
+            if outer.index in owners and not _holds_chain(outer, paths, alone=alike[type(outer.module)] < 2):
                 block = outer.index
         groups.setdefault(block, []).append(addition)
     return groups
 
 
-def _holds_chain(run: Trace, outer: ModuleCall, owners: set[int]) -> bool:
+def _holds_chain(outer: ModuleCall, paths: Sequence[str], *, alone: bool) -> bool:
     """Whether a module holds a row of blocks in a numbered container, and so is no block itself.
 
     Numbered names (`stage1`, `stage2`) count as a container in a module that is alone of its class: where several are
     alike they are the blocks, and what is numbered in them (`pos1`, `pos2`) are parts.
+
+    Args:
+        outer: the call of the module.
+        paths: of all modules that hold an addition, sorted.
+        alone: whether no other of them is of its class.
     """
-    prefix = outer.path + "." if outer.path else ""
-    alike = sum(type(run.calls[index].module) is type(outer.module) for index in owners if index >= 0)
-    pattern = r"(.*?)(\d+)(\.|$)" if alike < 2 else r"((?:.*?\.)??)(\d+)(\.|$)"
+    inside = paths[bisect_left(paths, f"{outer.path}.") : bisect_left(paths, f"{outer.path}/")] if outer.path else paths
+    pattern = r"(.*?)(\d+)(\.|$)" if alone else r"((?:.*?\.)??)(\d+)(\.|$)"
     rows: dict[str, set[str]] = {}
-    for index in owners:
-        path = run.calls[index].path if index >= 0 else ""
-        if index == outer.index or not path.startswith(prefix) or path == outer.path:
-            continue
-        numbered = re.match(pattern, path[len(prefix) :])
+    for path in inside:
+        numbered = re.match(pattern, path[len(outer.path) :].removeprefix("."))
         if numbered:
             rows.setdefault(numbered.group(1), set()).add(numbered.group(2))
     return any(len(numbers) >= 2 for numbers in rows.values())
@@ -245,11 +256,10 @@ def _describe(
 def _unit(run: Trace, call: ModuleCall, addition: Addition) -> Unit:
     # The modules themselves, not their paths: one that blocks share is known by the path it has outside of them.
     leaves_of_branch: dict[str, nn.Module] = {}
-    parents = {module_call.parent for module_call in run.calls}
     for op in addition.branch_ops:
         inner = run.ops[op].call
         holder = run.calls[inner] if inner >= 0 else call
-        if inner not in parents or any(True for _ in holder.module.parameters(recurse=False)):
+        if inner not in run.parents or any(True for _ in holder.module.parameters(recurse=False)):
             leaves_of_branch.setdefault(holder.path, holder.module)
     with_parameters = [
         path for path, module in leaves_of_branch.items() if any(True for _ in module.parameters(recurse=True))

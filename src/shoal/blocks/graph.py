@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -132,10 +133,13 @@ class Chain:
         Raises:
             UnknownBlockError: with near matches.
         """
-        for block in self.blocks:
-            if block.path == path:
-                return block
-        raise UnknownBlockError(f"no residual block called '{path}'", did_you_mean(path, self.paths))
+        if path not in self._by_path:
+            raise UnknownBlockError(f"no residual block called '{path}'", did_you_mean(path, self.paths))
+        return self._by_path[path]
+
+    @cached_property
+    def _by_path(self) -> dict[str, Block]:
+        return {block.path: block for block in reversed(self.blocks)}  # of several with one path the first
 
     @property
     def paths(self) -> list[str]:

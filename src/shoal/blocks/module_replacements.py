@@ -193,11 +193,9 @@ def _needed_ops(run: Trace, block: ModuleCall, removed: list[Addition]) -> set[i
         cut.setdefault(addition.op, set()).add(addition.branch)
     outputs = set(tensor_refs(run.output))
     pending = [
-        value.index
-        for value in run.values
-        if value.producer >= 0
-        and block.holds(value.producer)
-        and (value.index in outputs or any(op >= block.stop for op in run.readers.get(value.index, [])))
+        value
+        for value in run.made_in(block)
+        if value in outputs or any(op >= block.stop for op in run.readers.get(value, []))
     ]
     needed: set[int] = set()
     while pending:

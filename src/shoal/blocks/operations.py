@@ -74,6 +74,7 @@ DROPOUT = frozenset(
 )
 
 
+@lru_cache(maxsize=4096)
 def plain_name(name: str) -> str:
     """The name of what a function computes: `add` for `__iadd__`, `add_`, `__radd__`; `relu` for `relu_`."""
     core = name.strip("_") if name.startswith("__") else name.rstrip("_")

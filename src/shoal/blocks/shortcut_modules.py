@@ -180,7 +180,7 @@ def _output_without(trace: Trace, call: ModuleCall, main: int, result: int) -> A
     """The block's output template with the stream replaced and all else None; refused where somebody reads it."""
     network_output = set(tensor_refs(trace.output))
     outputs = set(call.outputs)
-    inside = {value.index for value in trace.values if value.producer >= 0 and call.holds(value.producer)}
+    inside = set(trace.made_in(call))
     for value in (inside | outputs) - {main}:
         outside = [op for op in trace.readers.get(value, []) if op >= call.stop]
         if value in outputs - set(call.inputs) and (outside or value in network_output):

@@ -37,8 +37,8 @@ def following_sizes(run: Trace, calls: Sequence[ModuleCall], others: Sequence[Tr
             there = [trace.ops[_op_indices(trace, same)[number]] for trace, same in alike]
             args, kwargs = _symbolic([(op.args, op.kwargs) for op in (run.ops[index], *there)], terms)
             ops[index] = replace(run.ops[index], args=args, kwargs=kwargs)
-        for number, inner in enumerate(_inner_calls(run, call)):
-            moved = [_inner_calls(trace, same)[number] for trace, same in alike]
+        for number, inner in enumerate(run.calls_in(call)):
+            moved = [trace.calls_in(same)[number] for trace, same in alike]
             args, kwargs = _symbolic([(inner_call.args, inner_call.kwargs) for inner_call in (inner, *moved)], terms)
             changed[inner.index] = replace(inner, args=args, kwargs=kwargs)
     return replace(run, ops=ops, calls=changed)
@@ -55,17 +55,12 @@ def _same_call(run: Trace, call: ModuleCall, second_run: Trace) -> ModuleCall | 
 
 def _operations_run(run: Trace, call: ModuleCall) -> tuple[list[Any], list[str]]:
     ops = (run.ops[index] for index in _op_indices(run, call))
-    return [(op.name, op.call - call.index) for op in ops], [inner.path for inner in _inner_calls(run, call)]
+    return [(op.name, op.call - call.index) for op in ops], [inner.path for inner in run.calls_in(call)]
 
 
 def _op_indices(run: Trace, call: ModuleCall) -> list[int]:
     """The operations of a call, except those that may return their input unchanged."""
     return [index for index in range(call.start, call.stop) if run.ops[index].name not in _IDLE_AT_TIMES]
-
-
-def _inner_calls(run: Trace, call: ModuleCall) -> list[ModuleCall]:
-    """The module calls inside a call."""
-    return [inner for inner in run.calls if any(outer.index == call.index for outer in run.enclosing(inner.parent))]
 
 
 _Term = tuple[int, tuple[int, ...], list[int]]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device)
+_NUMBERS = frozenset([bool, int, float, complex, str, bytes, type(None)])
+_PLAIN = (*_NUMBERS, type(Ellipsis), torch.dtype, torch.device, torch.memory_format, torch.layout)
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,14 @@ class Size:
         return (self.times * product + self.plus) // self.over
 
 
+_LEAVES = _NUMBERS | {TensorRef, Opaque, Size}
+
+
 def template(item: Any, refer: Callable[[Tensor], TensorRef]) -> Any:
     """The template of `item`, asking `refer` for the number of each tensor."""
     if isinstance(item, Tensor):
         return refer(item)
-    if isinstance(item, (*_PLAIN, torch.memory_format, torch.layout)):
+    if type(item) in _NUMBERS or isinstance(item, _PLAIN):
         return item
     if isinstance(item, slice):
         return slice(*(template(part, refer) for part in (item.start, item.stop, item.step)))
@@ -73,11 +77,13 @@ def template(item: Any, refer: Callable[[Tensor], TensorRef]) -> Any:
 
 def leaves(item: Any) -> Iterator[Any]:
     """Everything in a template that is no container, in order."""
-    if isinstance(item, Mapping):
-        for value in item.values():
-            yield from leaves(value)
+    if type(item) in _LEAVES:  # nearly all of them: to ask for abstract classes is slow
+        yield item
     elif isinstance(item, (tuple, list)):
         for value in item:
+            yield from leaves(value)
+    elif isinstance(item, Mapping):
+        for value in item.values():
             yield from leaves(value)
     elif isinstance(item, slice):
         yield from leaves((item.start, item.stop, item.step))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from shoal.batches import Batch, call
 from shoal.blocks.hooks import has_forward_hooks
@@ -173,6 +173,22 @@ class Trace:
         """All calls of this module object."""
         return self._by_module.get(id(module), [])
 
+    def made_in(self, call: ModuleCall) -> list[int]:
+        """The values that the operations of a call made, in order."""
+        return [value for op in self.ops[call.start : call.stop] for value in op.outputs]
+
+    def calls_in(self, call: ModuleCall) -> list[ModuleCall]:
+        """The module calls inside a call: calls are numbered as they begin, so these follow it without a gap."""
+        stop = call.index + 1
+        while stop < len(self.calls) and self.calls[stop].parent >= call.index:
+            stop += 1
+        return self.calls[call.index + 1 : stop]
+
+    @cached_property
+    def parents(self) -> frozenset[int]:
+        """The calls in which other modules were called, by index."""
+        return frozenset(module_call.parent for module_call in self.calls)
+
     @cached_property
     def readers(self) -> dict[int, list[int]]:
         """For each value, the operations that read it."""
@@ -239,6 +255,7 @@ class TraceRecorder(TorchFunctionMode):
         self.trace = Trace()
         self.numbers = WeakTensorKeyDictionary()
         self.versions = WeakTensorKeyDictionary()
+        self.sharing: dict[int, list[TensorWeakRef]] = {}  # the numbered tensors by the storage they had when numbered
         self.stack: list[int] = []
         self.model = model
         self.paths: dict[int, str] = {}
@@ -255,6 +272,7 @@ class TraceRecorder(TorchFunctionMode):
         index = len(self.trace.values)
         value = TensorRecord(index, tuple(tensor.shape), tensor.dtype, origin, name, producer)
         self.trace.values.append(value)
+        self.sharing.setdefault(_storage(tensor), []).append(TensorWeakRef(tensor))
         self.numbers[tensor] = index
         self.versions[tensor] = _version(tensor)
         return TensorRef(index)
@@ -334,7 +352,9 @@ class TraceRecorder(TorchFunctionMode):
         # Views of the same memory changed with it: whoever reads them later depends on this operation too. Weights
         # may lie side by side in one storage: they changed only where they overlap.
         storage = _storage(changed)
-        for alias in list(self.numbers.keys()):
+        numbered = {id(alias): alias for ref in self.sharing.get(storage, []) if (alias := ref()) is not None}
+        self.sharing[storage] = [TensorWeakRef(alias) for alias in numbered.values()]  # a storage's number is used again
+        for alias in numbered.values():
             if _storage(alias) == storage and (id(alias) not in self.names or _overlap(alias, changed)):
                 self._renumber(alias, op)
 
@@ -435,7 +455,7 @@ def _tensors(result: Any) -> Iterator[Tensor]:
     elif isinstance(result, (tuple, list)):
         for part in result:
             yield from _tensors(part)
-    elif isinstance(result, Mapping):
+    elif type(result) is dict or isinstance(result, Mapping):
         for part in result.values():
             yield from _tensors(part)
 

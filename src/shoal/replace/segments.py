@@ -7,6 +7,7 @@ convolution or linear layer with the norms and the activation that follow it. A 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -62,7 +63,7 @@ class SegmentChain:
     segments: tuple[Segment, ...]
     is_contiguous: tuple[bool, ...]
 
-    @property
+    @cached_property
     def paths(self) -> tuple[str, ...]:
         """The names of the segments."""
         return tuple(segment.path for segment in self.segments)
@@ -73,10 +74,11 @@ class SegmentChain:
         Raises:
             KeyError: there is none.
         """
-        for segment in self.segments:
-            if segment.path == path:
-                return segment
-        raise KeyError(path)
+        return self._by_path[path]
+
+    @cached_property
+    def _by_path(self) -> dict[str, Segment]:
+        return {segment.path: segment for segment in reversed(self.segments)}
 
     def module(self, model: nn.Module, path: str) -> nn.Module:
         """The module that computes a segment."""
@@ -156,10 +158,9 @@ def _block_segment(graph: BlockGraph, path: str, output_format: OutputFormat) ->
 
 def _layers(trace: Trace) -> list[list[ModuleCall]]:
     """The innermost module calls of a plain network, grouped into a layer and its followers."""
-    parents = {call.parent for call in trace.calls}
     groups: list[list[ModuleCall]] = []
     for call in trace.calls:
-        innermost = call.index not in parents and len(trace.calls_of(call.module)) == 1 and call.path
+        innermost = call.index not in trace.parents and len(trace.calls_of(call.module)) == 1 and call.path
         if not innermost or not _is_plain(call) or hook_reason(call.module, call.path) is not None:
             continue
         joins = groups and isinstance(call.module, _FOLLOWERS) and _feeds(trace, groups[-1][-1].output.value, call)
