@@ -4,7 +4,7 @@ import copy
 import gc
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -122,11 +122,14 @@ def cuda_devices(model: nn.Module) -> list[int]:
 @contextmanager
 def patched(replacements: dict[nn.Module, Any]) -> Iterator[None]:
     """Each module's `forward` replaced by a callable for the time being, also where something raises."""
-    with ExitStack() as stack:
+    before = [(module, module.__dict__.get("forward")) for module in replacements]
+    try:
         for module, forward in replacements.items():
-            stack.callback(_restore_forward, module, module.__dict__.get("forward"))
             module.__dict__["forward"] = forward
         yield
+    finally:
+        for module, forward in before:
+            _restore_forward(module, forward)
 
 
 def _restore_forward(module: nn.Module, before: Any) -> None:

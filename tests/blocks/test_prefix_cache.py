@@ -7,11 +7,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import networks
-from shoal.batches import Batch
-from shoal.blocks import analyze
-from shoal.blocks.prefix_cache import PrefixCache
+from shoal.batches import Batch, call
+from shoal.blocks import analyze, prefix_cache
+from shoal.blocks.prefix_cache import PrefixCache, restart_notes
 from shoal.errors import ModelRaisedError
-from shoal.preserve import evaluating
+from shoal.preserve import evaluating, swapped
 
 
 class Overwriting(nn.Module):
@@ -230,3 +230,54 @@ def test_a_block_that_holds_blocks_can_be_run_without_it():
         prefix.record(batch)
         found = prefix.run_from(prefix.segment_of("1"), {model[1]: lambda x: x})
         assert torch.equal(found, model[2](model[0](batch.args[0])))
+
+
+class Deep(nn.Module):
+    """A stem, blocks, and a head that reads the output of one block in the middle as well."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.blocks = nn.ModuleList([Adding() for _ in range(depth)])
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        x, middle = self.stem(x), None
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            middle = x if number == 4 else middle
+        return self.head(x + middle)
+
+
+class Adding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.calls = nn.Linear(4, 4), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x + torch.tanh(self.inner(x))
+
+
+def test_a_deep_network_is_run_from_a_few_places_and_keeps_what_lies_in_front_of_them(monkeypatch):
+    monkeypatch.setattr(prefix_cache, "MAX_PLACES", 6)
+    torch.manual_seed(0)
+    net = Deep(28).eval()  # with stem and head 30 segments: every fifth is a place
+    graph = analyze(net, Batch((torch.randn(2, 4),)))
+    before = net.calls
+    with evaluating(net):
+        prefix, batch = PrefixCache(graph), Batch((torch.randn(3, 4),))
+        whole = prefix.record(batch)
+        assert net.calls - before == 4 + 6  # on a sample, again, on other values, from each place; then the batch
+        assert set(graph.restarts.values()) == {"stem", *(f"blocks.{number}" for number in (4, 9, 14, 19, 24))}
+        stored = {path for path, output in prefix.outputs.items() if output.stride() != (0, 0)}
+        assert stored == {f"blocks.{number}" for number in (3, 4, 8, 13, 18, 23, 27)} | {"head"}
+        ran = [block.calls for block in net.blocks]
+        assert torch.equal(prefix.run_from("blocks.21", {}), whole)
+        assert [now - then for now, then in zip((block.calls for block in net.blocks), ran, strict=True)] == [0] * 19 + [1] * 9
+        identity = graph.shortcut_modules["blocks.21"]
+        with swapped(net, {"blocks.21": identity}):
+            expected = call(net, batch)
+        assert torch.equal(prefix.run_without("blocks.21", identity), expected)
+    assert restart_notes(graph) == []

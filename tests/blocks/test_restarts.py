@@ -1,5 +1,7 @@
 """Worths equal whole forwards, however blocks hand values on beside their outputs."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 import shoal
 import side_channels
 from shoal.batches import Batch, as_batch, call
-from shoal.blocks import analyze
+from shoal.blocks import analyze, prefix_cache
 from shoal.blocks.prefix_cache import PrefixCache, has_no_hidden_reads, restart_notes, same_tensors
 from shoal.preserve import evaluating, patched
 from shoal.scanning.candidates import block_candidates, kernel_layers, layer_candidates
@@ -63,6 +65,15 @@ def test_worths_equal_whole_forwards(routes, seed):
     net = side_channels.Net(5, [(channel, *pair) for channel, pair in routes], seed=seed).eval()
     for key, output, whole in compared(net, [torch.randn(3, 4) for _ in range(MINI_BATCHES)]):
         assert torch.equal(output, whole), key
+
+
+@settings(max_examples=30, deadline=None)
+@given(routes=routes_of(6), places=st.integers(1, 5), seed=st.integers(0, 1000))
+def test_worths_equal_whole_forwards_where_a_network_is_run_from_a_few_places_only(routes, places, seed):
+    net = side_channels.Net(6, [(channel, *pair) for channel, pair in routes], seed=seed).eval()
+    with mock.patch.object(prefix_cache, "MAX_PLACES", places):
+        for key, output, whole in compared(net, [torch.randn(3, 4) for _ in range(MINI_BATCHES)]):
+            assert torch.equal(output, whole), key
 
 
 @settings(max_examples=20, deadline=None)

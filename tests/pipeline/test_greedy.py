@@ -249,6 +249,7 @@ def test_named_blocks_go_in_the_order_of_the_chain():
     assert found.reached
     assert found.message == "2 blocks removed as named"
     assert found.steps == []
+    assert set(found.worths) == {"blocks.1", "blocks.3"}
     with pytest.raises(UnknownBlockError, match=r"no residual block called 'blocks.9'\n.*Did you mean"):
         chooser(preact(), goal=Blocks(("blocks.9",))).choose()
     with pytest.raises(SurgeryError, match="is named twice"):

@@ -2,8 +2,10 @@
 
 One forward caches what every *segment* returned: the blocks, and the largest modules that contain no block. A later
 run in which block i does something else takes the outputs of all segments before it from the cache; functional code
-between the segments runs as it stands. The result is bitwise that of a whole forward. Memory: one mini-batch of
-outputs.
+between the segments runs as it stands. The result is bitwise that of a whole forward.
+
+A deep network is run again from `MAX_PLACES` evenly spaced segments only, so that looking for them takes time linear in
+the depth, and the cache holds the outputs in front of these: memory is that of so many outputs of one mini-batch.
 
 Code may pass values along outside the outputs of its modules: in a dict, a list, an attribute, a buffer, through a
 hook. A module that is not run does not pass them on, and whoever reads them later would find those of another run, or
@@ -14,6 +16,7 @@ values, and must reproduce the whole network.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,13 +25,16 @@ from torch import Tensor, nn
 from shoal.batches import Batch, call
 from shoal.blocks.graph import BlockGraph
 from shoal.blocks.input_variants import other_values
-from shoal.blocks.template import Opaque, leaves
+from shoal.blocks.template import Opaque, TensorRef, leaves, tensor_refs
 from shoal.blocks.trace import ModuleCall, Trace
 from shoal.errors import ModelRaisedError
 from shoal.outputs import read_outputs
 from shoal.preserve import patched
 
 Forward = Callable[..., Any]
+
+MAX_PLACES = 64
+"""From how many segments a network is run again at most: runs are longer by 1/64 of the whole than they could be."""
 
 # Samples on which restarts are tried.
 _SAMPLES = 2
@@ -43,7 +49,9 @@ class PrefixCache:
         self.segments = _find_segments(graph)
         self.order = {segment.path: segment.index for segment in self.segments}
         self.overwritten = _overwritten_segments(graph, self.segments)
+        self.dispensable = _dispensable_segments(graph.trace, self.segments)
         self.outputs: dict[str, Any] = {}
+        self._stubs: dict[str, dict[nn.Module, Forward]] = {}
         self.batch: Batch | None = None
         self.trace, self.restarts = graph.trace, graph.restarts
 
@@ -57,7 +65,7 @@ class PrefixCache:
         return self._run_recorded(batch)
 
     def _run_recorded(self, batch: Batch) -> Any:
-        self.outputs, self.batch = {}, batch
+        self.outputs, self.batch, self._stubs = {}, batch, {}
         handles = [
             segment.module.register_forward_hook(self._keeper(segment.path), prepend=True) for segment in self.segments
         ]
@@ -77,12 +85,13 @@ class PrefixCache:
     def _run_from_segment(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
         """Run with everything before the segment at `path` taken from the cache."""
         start = self.order[path]
-        stubs: dict[nn.Module, Forward] = {
-            segment.module: self._stub(segment.path)
-            for segment in self.segments
-            if segment.index < start and segment.path in self.outputs
-        }
-        with patched({**self.base, **stubs, **forwards}):
+        if path not in self._stubs:
+            self._stubs[path] = {
+                segment.module: self._stub(segment.path)
+                for segment in self.segments
+                if segment.index < start and segment.path in self.outputs
+            }
+        with patched({**self.base, **self._stubs[path], **forwards}):
             return call(self.model, self.batch or Batch())
 
     def _find_restarts(self, batch: Batch) -> None:
@@ -98,18 +107,20 @@ class PrefixCache:
             with suppress(ModelRaisedError):  # what modules keep is then that of another input
                 call(self.model, other_values(sample))
         paths = [segment.path for segment in self.segments]
+        places = paths[:: _stride(len(paths))]
 
         def restart(number: int) -> list[Tensor] | None:
             with suppress(ModelRaisedError):
-                return _tensors(self._run_from_segment(paths[number], {}))
+                return _tensors(self._run_from_segment(places[number], {}))
             return None
 
-        agreeing = reproduces(restart, whole, len(paths), exact=exact)
+        agreeing = reproduces(restart, whole, len(places), exact=exact)
+        sound = {place for place, agrees in zip(places, agreeing, strict=True) if agrees}
         last = paths[0] if paths else ""
-        for path, *sound in zip(paths, agreeing, has_no_hidden_reads(self.trace, self.segments), strict=True):
-            last = path if all(sound) else last
+        for path, visible in zip(paths, has_no_hidden_reads(self.trace, self.segments), strict=True):
+            last = path if visible and path in sound else last
             self.restarts[path] = last
-        self.outputs, self.batch = {}, None
+        self.outputs, self.batch, self._stubs = {}, None, {}
 
     def run_without(self, path: str, shortcut: nn.Module) -> Any:
         """The network's output with the block at `path` reduced to its shortcut."""
@@ -117,25 +128,31 @@ class PrefixCache:
 
     def segment_of(self, path: str) -> str:
         """The segment in which the module at `path` runs; the first inside it, where it is split up itself."""
-        around = (segment for segment in self.order if path == segment or path.startswith(segment + "."))
-        return next(around, None) or next(segment for segment in self.order if segment.startswith(path + "."))
+        around = path
+        while around and around not in self.order:
+            around = around.rpartition(".")[0]
+        return around or next(segment for segment in self.order if segment.startswith(path + "."))
 
     def _keeper(self, path: str) -> Callable[..., None]:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self.outputs[path] = _clone_nested(output) if path in self.overwritten else output
+            if path in self.dispensable:
+                self.outputs[path] = _map_nested(output, _placeholder)
+            else:
+                self.outputs[path] = _map_nested(output, _clone) if path in self.overwritten else output
 
         return keep
 
     def _stub(self, path: str) -> Forward:
         kept = self.outputs[path]
         if path in self.overwritten:
-            return lambda *args, **kwargs: _clone_nested(kept)
+            return lambda *args, **kwargs: _map_nested(kept, _clone)
         return lambda *args, **kwargs: kept
 
 
 def restart_notes(graph: BlockGraph) -> list[str]:
     """Notes for a record on runs that started earlier than at the changed module; none where all started there."""
-    moved = sum(path != start for path, start in graph.restarts.items())
+    paths, stride = list(graph.restarts), _stride(len(graph.restarts))
+    moved = sum(graph.restarts[path] != paths[number - number % stride] for number, path in enumerate(paths))
     if not moved:
         return []
     return [
@@ -172,29 +189,57 @@ def _find_segments(graph: BlockGraph) -> list[ModuleCall]:
 
 def _overwritten_segments(graph: BlockGraph, segments: list[ModuleCall]) -> frozenset[str]:
     """The segments whose output is changed in place later; if a block is among them, every block."""
-    paths = set()
-    for segment in segments:
-        outputs = set(segment.outputs)
-        if any(outputs & set(op.changed) for op in graph.trace.ops[segment.stop :]):
-            paths.add(segment.path)
+    last_change = {value: op.index for op in graph.trace.ops for value in op.changed}
+    paths = {
+        segment.path
+        for segment in segments
+        if any(last_change.get(value, -1) >= segment.stop for value in segment.outputs)
+    }
     blocks = {segment.path for segment in segments if segment.path in graph.calls}
     # A removed block hands its predecessor's output through: what overwrites one block's output may then hit another's.
     return frozenset(paths | blocks if paths & blocks else paths)
 
 
-def _clone_nested(item: Any) -> Any:
+def _stride(segments: int) -> int:
+    """Every which segment the network may be run from again."""
+    return -(-segments // MAX_PLACES) or 1
+
+
+def _dispensable_segments(trace: Trace, segments: Sequence[ModuleCall]) -> frozenset[str]:
+    """The segments whose outputs no run needs: read only in segments that do not run where this one does not."""
+    stride, returned = _stride(len(segments)), set(tensor_refs(trace.output))
+    group = {
+        op: number // stride for number, segment in enumerate(segments) for op in range(segment.start, segment.stop)
+    }
+
+    def is_dispensable(number: int, segment: ModuleCall) -> bool:
+        plain = all(isinstance(leaf, TensorRef) for leaf in leaves(segment.output))
+        later = {op for value in segment.outputs for op in trace.readers.get(value, []) if op >= segment.stop}
+        inside = all(group.get(op) == number // stride for op in later)
+        return plain and inside and not returned & set(segment.outputs)
+
+    return frozenset(segment.path for number, segment in enumerate(segments) if is_dispensable(number, segment))
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.preserve_format)
+
+
+def _placeholder(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape that takes no memory, for code that hands it on and never reads it."""
+    return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+
+
+def _map_nested(item: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(item, Tensor):
-        return item.clone(memory_format=torch.preserve_format)
+        return change(item)
     if isinstance(item, tuple):
-        return (
-            type(item)(*(_clone_nested(part) for part in item))
-            if hasattr(item, "_fields")
-            else tuple(map(_clone_nested, item))
-        )
+        parts = [_map_nested(part, change) for part in item]
+        return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
     if isinstance(item, list):
-        return [_clone_nested(part) for part in item]
+        return [_map_nested(part, change) for part in item]
     if isinstance(item, dict):
-        return {key: _clone_nested(part) for key, part in item.items()}
+        return {key: _map_nested(part, change) for key, part in item.items()}
     return item
 
 
@@ -212,7 +257,7 @@ def has_no_hidden_reads(trace: Trace, segments: Sequence[ModuleCall]) -> list[bo
     place: dict[int, int] = {
         op: number for number, segment in enumerate(segments) for op in range(segment.start, segment.stop)
     }
-    sound = [True] * len(segments)
+    hidden = [0] * (len(segments) + 1)  # by how much the count of values read in secret changes at each segment
     returned = [set(segment.outputs) for segment in segments]
     opaque = [any(isinstance(leaf, Opaque) for leaf in leaves(segment.output)) for segment in segments]
     for op in trace.ops:
@@ -220,8 +265,9 @@ def has_no_hidden_reads(trace: Trace, segments: Sequence[ModuleCall]) -> list[bo
         for value in op.inputs:
             maker = place.get(trace.values[value].producer, last)
             if maker < last and value not in returned[maker] and not opaque[maker]:
-                sound[maker + 1 : last + 1] = [False] * (last - maker)
-    return sound
+                hidden[maker + 1] += 1
+                hidden[last + 1] -= 1
+    return [count == 0 for count in accumulate(hidden[:-1])]
 
 
 def reproduces(

@@ -353,7 +353,9 @@ class TraceRecorder(TorchFunctionMode):
         # may lie side by side in one storage: they changed only where they overlap.
         storage = _storage(changed)
         numbered = {id(alias): alias for ref in self.sharing.get(storage, []) if (alias := ref()) is not None}
-        self.sharing[storage] = [TensorWeakRef(alias) for alias in numbered.values()]  # a storage's number is used again
+        self.sharing[storage] = [
+            TensorWeakRef(alias) for alias in numbered.values()
+        ]  # a storage's number is used again
         for alias in numbered.values():
             if _storage(alias) == storage and (id(alias) not in self.names or _overlap(alias, changed)):
                 self._renumber(alias, op)

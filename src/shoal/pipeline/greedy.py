@@ -156,8 +156,8 @@ class GreedyRemoval:
         return f"{_blocks(blocks)} and {count}" if blocks else count
 
     def _known(self, pieces: list[Remove], message: str) -> RemovalChoice:
-        worths = self._first_worths([block.path for block in self.graph.chain.removable])
-        return self._chosen(pieces, worths, True, message)
+        blocks = [piece.path for piece in pieces if piece.unit is None]
+        return self._chosen(pieces, self._first_worths(blocks) if blocks else {}, True, message)
 
     def _chosen(
         self,
@@ -190,7 +190,7 @@ class GreedyRemoval:
         return {path: response.ratio for path, response in responses(self.graph, self.calibration).items()}
 
     def _first_worths(self, candidates: list[str]) -> dict[str, RemovalDamage]:
-        """What every removable block is worth alone, from the journal if it stands there."""
+        """What each of these removals is worth alone, from the journal if it stands there."""
         with refusing(FolderError, "the journal of the run is damaged", "Choose a new --out."):
             for line in self.journal.measured():
                 if line["kind"] == "worths" and {entry["path"] for entry in line["worths"]} == set(candidates):

@@ -95,7 +95,7 @@ class Recordings:
 def _size(item: Any) -> int:
     """Bytes of the tensors in containers; what is in something else is not known, and counts as endless."""
     if isinstance(item, torch.Tensor):
-        return item.nbytes
+        return min(item.nbytes, item.untyped_storage().nbytes())  # an expanded one takes less than its shape says
     if isinstance(item, Mapping):
         return sum(map(_size, item.values()))
     if isinstance(item, tuple | list):
