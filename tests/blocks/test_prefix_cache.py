@@ -275,7 +275,9 @@ def test_a_deep_network_is_run_from_a_few_places_and_keeps_what_lies_in_front_of
         assert stored == {f"blocks.{number}" for number in (3, 4, 8, 13, 18, 23, 27)} | {"head"}
         ran = [block.calls for block in net.blocks]
         assert torch.equal(prefix.run_from("blocks.21", {}), whole)
-        assert [now - then for now, then in zip((block.calls for block in net.blocks), ran, strict=True)] == [0] * 19 + [1] * 9
+        assert [now - then for now, then in zip((block.calls for block in net.blocks), ran, strict=True)] == [
+            0
+        ] * 19 + [1] * 9
         identity = graph.shortcut_modules["blocks.21"]
         with swapped(net, {"blocks.21": identity}):
             expected = call(net, batch)

@@ -189,7 +189,7 @@ def _find_segments(graph: BlockGraph) -> list[ModuleCall]:
 
 def _overwritten_segments(graph: BlockGraph, segments: list[ModuleCall]) -> frozenset[str]:
     """The segments whose output is changed in place later; if a block is among them, every block."""
-    last_change = {value: op.index for op in graph.trace.ops for value in op.changed}
+    last_change = graph.trace.last_change
     paths = {
         segment.path
         for segment in segments

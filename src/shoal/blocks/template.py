@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_NUMBERS = frozenset([bool, int, float, complex, str, bytes, type(None)])
+_NUMBERS = (bool, int, float, complex, str, bytes, type(None))
 _PLAIN = (*_NUMBERS, type(Ellipsis), torch.dtype, torch.device, torch.memory_format, torch.layout)
 
 
@@ -51,7 +51,7 @@ class Size:
         return (self.times * product + self.plus) // self.over
 
 
-_LEAVES = _NUMBERS | {TensorRef, Opaque, Size}
+_LEAVES = frozenset([*_NUMBERS, TensorRef, Opaque, Size])
 
 
 def template(item: Any, refer: Callable[[Tensor], TensorRef]) -> Any:

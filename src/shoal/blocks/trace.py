@@ -190,6 +190,11 @@ class Trace:
         return frozenset(module_call.parent for module_call in self.calls)
 
     @cached_property
+    def last_change(self) -> dict[int, int]:
+        """For each value that is changed in place, the last operation that does so."""
+        return {value: op.index for op in self.ops for value in op.changed}
+
+    @cached_property
     def readers(self) -> dict[int, list[int]]:
         """For each value, the operations that read it."""
         readers: dict[int, list[int]] = {}

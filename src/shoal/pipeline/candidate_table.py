@@ -21,6 +21,7 @@ from shoal.measure import mean_interval
 from shoal.pipeline.cache import MeasurementCache
 from shoal.pipeline.costs import CostModel
 from shoal.pipeline.profiling import PlacedModule
+from shoal.pipeline.screening import screen
 from shoal.pipeline.unit_removals import unit_removals
 from shoal.plan import Edge, Remove, Replacement
 from shoal.preserve import evaluating
@@ -124,7 +125,12 @@ class CandidateBuilder:
     units: Mapping[str, tuple[int, ...]] | None = None
 
     def __post_init__(self) -> None:
-        self.unit_removals = unit_removals(self.graph, self.costs.segments, self.units or {})
+        segments = self.costs.segments
+        spans = find_spans(self.graph, segments, self.longest)
+        spans = [span for span in spans if self.is_allowed(*segments.paths[span.start : span.stop])]
+        self.screening = screen(self.graph, segments, spans, self.fit[0])
+        units = unit_removals(self.graph, segments, self.units or {})
+        self.unit_removals = [removal for removal in units if removal.segment.path in self.screening.removals]
 
     def build(self) -> CandidateTable:
         """Time, fit and try everything; what costs no less than what it replaces is dropped before it is fitted."""
@@ -143,9 +149,9 @@ class CandidateBuilder:
         removal_damages = [
             RemovalDamage(segment.path, *damages[f"remove {segment.path}"], self.num_damage_samples)
             for segment in segments.segments
-            if segment.residual
+            if segment.path in self.screening.removals
         ]
-        notes = [*_overfit_notes(candidates), *notes]
+        notes = [*filter(None, [self.screening.note]), *_overfit_notes(candidates), *notes]
         fixed = sum(self.depth_of(path) for path in self.graph.chain.paths if path not in segments.paths)
         return CandidateTable(
             segments, edges, fitted_by_edge, costs.whole, costs.fixed, removal_damages, notes, units_by_edge, fixed
@@ -167,8 +173,7 @@ class CandidateBuilder:
     def _cheaper_candidates(self, like: torch.Tensor) -> tuple[list[ReplacementSpec], list[StudentSpec]]:
         """The closed forms and the students that cost less than what they replace, once everything is timed."""
         segments, costs = self.costs.segments, self.costs
-        spans = find_spans(self.graph, segments, self.longest)
-        spans = [span for span in spans if self.is_allowed(*segments.paths[span.start : span.stop])]
+        spans = self.screening.spans
         samples = sum(batch.size for batch in self.fit)
         specs = [
             spec
@@ -285,7 +290,7 @@ class CandidateBuilder:
             depth = self.depth_of(segment.path) if segment.residual else int(segment.can_bound_span)
             step = _Step(index, index + 1, "keep", depth=depth)
             edges.append(_edge(step, 0.0, costs.steps[segment.path]))
-            if segment.residual and self.is_allowed(segment.path):
+            if segment.path in self.screening.removals and self.is_allowed(segment.path):
                 shortcut = costs.lookup(self.graph.shortcut_modules[segment.path], segment.in_shape)
                 step = _Step(index, index + 1, "remove", depth=0)
                 edges.append(_edge(step, damages[f"remove {segment.path}"][0], shortcut))
@@ -317,7 +322,7 @@ class CandidateBuilder:
         model = self.graph.model
         changes: dict[str, tuple[str, Mapping[nn.Module, Forward]]] = {}
         for segment in self.costs.segments.segments:
-            if segment.residual:
+            if segment.path in self.screening.removals:
                 forward = self.graph.shortcut_modules[segment.path].forward
                 changes[f"remove {segment.path}"] = segment.path, {model.get_submodule(segment.path): forward}
         for removal in self.unit_removals:

@@ -46,6 +46,7 @@ class CostModel:
         cache: MeasurementCache,
     ) -> None:
         self.graph, self.segments, self.batch, self.backend, self.cache = graph, segments, batch, backend, cache
+        self.like = like_of(graph.model)
         self.candidates: dict[str, Cost] = {}
         self.labels: dict[str, str] = {}
         self.macs_cache: dict[str, float] = {}
@@ -79,7 +80,7 @@ class CostModel:
         """Whether a replacement may be faster than its span, by its MACs: what has no chance is not even timed."""
         span = spec.span
         replaced = sum(self._segment_macs(self.segments.segment(path)) for path in self._paths(span))
-        module = build_replacement(spec.stand_in, like_of(self.graph.model), spec.original)
+        module = build_replacement(spec.stand_in, self.like, spec.original)
         placed = PlacedModule(module, span.in_shape, span.paths, span.output_formats)
         return self._placed_macs(placed) <= _MAX_MACS_RATIO * replaced
 
@@ -161,7 +162,7 @@ class CostModel:
         """Of a module by itself; `in_network` counts one that takes more than the stream."""
         key = shape_key(module, shape)
         if key not in self.macs_cache:
-            like = like_of(self.graph.model)
+            like = self.like
             zeros = torch.zeros((1, *shape), dtype=like.dtype, device=like.device)
             try:
                 self.macs_cache[key] = float(cost(module, Batch((zeros,))).macs)

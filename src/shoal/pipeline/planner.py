@@ -30,6 +30,7 @@ from shoal.pipeline.latency_backends import (
 )
 from shoal.pipeline.plan_builder import PlanBuilder
 from shoal.pipeline.plan_search import PlanSearch
+from shoal.pipeline.screening import judging
 from shoal.progress import Callbacks, ProgressCallback, as_callbacks
 from shoal.record import FrontPoint
 from shoal.recover import TrainingBudget, read_budget
@@ -66,7 +67,7 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
     candidates = CandidateBuilder(
         graph,
         splits.fit,
-        judge,
+        judging(segments, judge),
         CostModel(graph, segments, timed[0], backend, cache),
         cache,
         kinds=settings.stand_ins,

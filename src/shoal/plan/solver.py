@@ -139,8 +139,8 @@ class EdgeGraph:
     length: int
     start: Array
     stop: Array
-    into: list[Array]
-    out_of: list[Array]
+    into: list[list[int]]
+    out_of: list[list[int]]
     cost: dict[str, Array]
     pairs: PairTerms
 
@@ -150,27 +150,11 @@ class EdgeGraph:
 
     def forward(self, weights: Array) -> tuple[Array, Array]:
         """The least weight from 0 to each position, and the last edge on the way (-1: none)."""
-        least, last = np.full(self.length + 1, inf), np.full(self.length + 1, -1)
-        least[0] = 0.0
-        for position in range(1, self.length + 1):
-            edges = self.into[position]
-            if edges.size:
-                sums = least[self.start[edges]] + weights[edges]
-                best = int(np.argmin(sums))
-                least[position], last[position] = sums[best], edges[best]
-        return least, last
+        return _sweep(self.into, self.start.tolist(), weights, range(self.length + 1))
 
     def backward(self, weights: Array) -> tuple[Array, Array]:
         """The least weight from each position to the end, and the first edge on the way (-1: none)."""
-        least, first = np.full(self.length + 1, inf), np.full(self.length + 1, -1)
-        least[self.length] = 0.0
-        for position in range(self.length - 1, -1, -1):
-            edges = self.out_of[position]
-            if edges.size:
-                sums = least[self.stop[edges]] + weights[edges]
-                best = int(np.argmin(sums))
-                least[position], first[position] = sums[best], edges[best]
-        return least, first
+        return _sweep(self.out_of, self.stop.tolist(), weights, range(self.length, -1, -1))
 
     def through(self, weights: Array) -> Array:
         """For each edge the least weight of a path through it; infinite where none is."""
@@ -228,6 +212,27 @@ class _PathSum:
         return np.concatenate([self.own[index], pairs])
 
 
+def _sweep(joining: list[list[int]], far: list[int], weights: Array, positions: range) -> tuple[Array, Array]:
+    """The least weight from the first position to each, and the edge that leads there (-1: none).
+
+    Args:
+        joining: by position the edges that lead to it; they are few, so plain numbers are faster than arrays.
+        far: the other end of each edge.
+        weights: of the edges.
+        positions: in the order of the search.
+    """
+    least, step, numbers = [inf] * len(positions), [-1] * len(positions), weights.tolist()
+    least[positions[0]] = 0.0
+    for position in positions[1:]:
+        best = inf
+        for edge in joining[position]:
+            total = least[far[edge]] + numbers[edge]
+            if total < best:
+                best, step[position] = total, edge
+        least[position] = best
+    return np.array(least), np.array(step)
+
+
 def build_edge_graph(edges: Sequence[Edge], length: int, pairs: Sequence[PairTerm] = ()) -> EdgeGraph:
     """The edges as arrays.
 
@@ -251,8 +256,11 @@ def build_edge_graph(edges: Sequence[Edge], length: int, pairs: Sequence[PairTer
     for index in range(max((len(edge.latencies) for edge in edges), default=0)):
         # An edge without them, such as one that passes the stream on, takes no time.
         cost[_further(index)] = np.array([sum(edge.latencies[index : index + 1]) for edge in edges], dtype=float)
-    into = [np.flatnonzero(stop == position) for position in range(length + 1)]
-    out_of = [np.flatnonzero(start == position) for position in range(length + 1)]
+    into: list[list[int]] = [[] for _ in range(length + 1)]
+    out_of: list[list[int]] = [[] for _ in range(length + 1)]
+    for number, edge in enumerate(edges):
+        into[edge.stop].append(number)
+        out_of[edge.start].append(number)
     chain = EdgeGraph(length, start, stop, into, out_of, cost, pair_terms(pairs, start, stop))
     reached = chain.forward(np.zeros(len(edges)))[0]
     if not isfinite(reached[length]):
@@ -467,8 +475,9 @@ class _PathSearch:
 
     def _assemble(self, edge: int, last: Array, first: Array) -> Edges:
         path = [edge]
-        while (position := self.chain.start[path[0]]) > 0:
-            path.insert(0, int(last[position]))
+        while (position := self.chain.start[path[-1]]) > 0:
+            path.append(int(last[position]))
+        path.reverse()
         while (position := self.chain.stop[path[-1]]) < self.chain.length:
             path.append(int(first[position]))
         return tuple(path)

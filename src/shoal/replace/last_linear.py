@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shoal.blocks import BlockGraph
 from shoal.blocks.additions import add_operands
 from shoal.blocks.trace import ModuleCall, Trace
-from shoal.replace.segments import Segment, last_active_call
+from shoal.replace.segments import Segment, last_active_call, segment_calls
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 # A channel that its batch norm scales by less than this share of the median is considered switched off.
@@ -86,9 +86,9 @@ def last_linear(graph: BlockGraph, segment: Segment, max_unknowns: int, unit: in
         last = additions[-1 if unit is None else unit]
         operands = add_operands(graph.trace.ops[last.op]) or ()
         branch = next((value for value in operands if value != last.stream), None)
-        calls = [call for call in graph.trace.calls if call.path.startswith(segment.path + ".")]
+        calls = graph.trace.calls_in(graph.calls[segment.path])
     else:
-        calls = [call for call in graph.trace.calls if call.path in segment.paths]
+        calls = segment_calls(graph, segment)
         last_call = last_active_call(calls)
         branch = (last_call.outputs if segment.tail == "identity" else last_call.inputs)[0]
     if branch is None:

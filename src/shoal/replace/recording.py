@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from shoal.blocks import BlockGraph
 from shoal.blocks.interception import intercept_additions
-from shoal.replace.segments import Segment, build_segments, last_active_call
+from shoal.replace.segments import Segment, build_segments, last_active_call, segment_calls
 
 
 class Recording:
@@ -65,7 +65,7 @@ def _record_input(inputs: dict[str, Tensor], path: str, *, copied: bool) -> Any:
 
 def _record_layer(graph: BlockGraph, segment: Segment, sums: dict[str, Tensor]) -> Callable[[], None]:
     """Record the input of a plain layer's activation, or the layer's output where there is none."""
-    last = last_active_call([call for call in graph.trace.calls if call.path in segment.paths])
+    last = last_active_call(segment_calls(graph, segment))
     module = graph.model.get_submodule(last.path)
     if segment.tail != "identity":
         return module.register_forward_pre_hook(_record_input(sums, segment.path, copied=True)).remove
@@ -86,4 +86,4 @@ def _record_output(graph: BlockGraph, segment: Segment, outputs: dict[str, Tenso
 def _overwritten(graph: BlockGraph, path: str) -> bool:
     """Whether the block's input is changed in place later, by the block itself or after it."""
     call = graph.calls[path]
-    return any(set(call.inputs) & set(op.changed) for op in graph.trace.ops[call.start :])
+    return any(graph.trace.last_change.get(value, -1) >= call.start for value in call.inputs)

@@ -194,6 +194,12 @@ def _layer_tail(trace: Trace, group: Sequence[ModuleCall]) -> Tail:
     return activation or "identity"
 
 
+def segment_calls(graph: BlockGraph, segment: Segment) -> list[ModuleCall]:
+    """The calls of the modules of a segment of a plain network, in order."""
+    modules = (graph.model.get_submodule(path) for path in segment.paths)
+    return [call for module in modules for call in graph.trace.calls_of(module)]
+
+
 def last_active_call(group: Sequence[ModuleCall]) -> ModuleCall:
     """The last call of a layer that has an effect in eval mode."""
     return next((call for call in reversed(group) if not isinstance(call.module, _IDLE)), group[0])

@@ -1,0 +1,131 @@
+"""Which candidates of a very deep network are fitted and measured; how much work that is, in forwards."""
+
+import pytest
+import torch
+from torch import nn
+
+from shoal.batches import Batch
+from shoal.blocks import analyze
+from shoal.pipeline import candidate_table, screening
+from shoal.pipeline.api import compress
+from shoal.pipeline.config import CompressConfig
+from shoal.pipeline.goals import Blocks, Budget
+from shoal.pipeline.screening import judging, screen
+from shoal.replace import build_segments, find_spans
+
+
+class Block(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.norm, self.outer = nn.LayerNorm(8), nn.Linear(8, 8)
+        self.calls = 0
+        with torch.no_grad():
+            self.outer.weight.mul_(scale)
+            self.outer.bias.mul_(scale)
+
+    def forward(self, x):
+        self.calls += 1
+        return x + torch.tanh(self.outer(self.norm(x)))
+
+
+def deep(depth, seed=0):
+    """Every third block does next to nothing."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(8, 8), *[Block(0.001 if n % 3 == 0 else 0.3) for n in range(depth)], nn.Linear(8, 4)
+    ).eval()
+
+
+def data(count=3, size=16):
+    torch.manual_seed(9)
+    return [torch.randn(size, 8) for _ in range(count)]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Screen chains of more than ten segments."""
+    limits = {"UNSCREENED": 10, "MAX_SPANS": 12, "MAX_COVERING": 9, "MAX_REMOVALS": 5, "JUDGE_SAMPLES": 8}
+    for name, value in limits.items():
+        monkeypatch.setattr(screening, name, value)
+
+
+def screened(depth, longest=3):
+    model = deep(depth)
+    graph = analyze(model, Batch((data()[0][:2],)))
+    segments = build_segments(graph)
+    spans = find_spans(graph, segments, longest)
+    return segments, spans, screen(graph, segments, spans, Batch((data()[0],)))
+
+
+def test_a_short_chain_is_not_screened(small):
+    segments, spans, result = screened(10)
+    assert result.spans == spans
+    assert result.removals == frozenset(segments.paths)
+    assert result.note is None
+    batches = [Batch((x,)) for x in data()]
+    assert judging(segments, batches) is batches
+
+
+def test_of_a_long_chain_the_least_changes_are_kept_and_spans_that_cover_it(small):
+    segments, spans, result = screened(24)
+    assert len(result.spans) == 12
+    assert result.spans == [span for span in spans if span in result.spans]  # in their order
+    # Blocks 0, 3, 6, ... are at 1, 4, 7, ... of the network.
+    assert len(result.removals) == 5
+    assert all((int(path) - 1) % 3 == 0 for path in result.removals)
+    covered = {number for span in result.spans for number in range(span.start, span.stop)}
+    assert covered == set(range(24))
+    assert result.note is not None
+    assert f"of {len(spans)} spans 12 were fitted and measured, of 24 removals 5" in result.note
+    assert sum(batch.size for batch in judging(segments, [Batch((x,)) for x in data()])) == 8
+
+
+def test_what_no_map_of_single_channels_explains_counts():
+    graph = analyze(deep(3), Batch((data()[0][:2],)))
+    streams = screening._Streams([None] * 2, [None] * 2)
+    x = torch.randn(64, 3)
+    streams.before[0], streams.behind[0] = x, 2 * x + 5
+    streams.before[1], streams.behind[1] = x, x.roll(1, 0)
+    assert streams.score(0, 1) == pytest.approx(0, abs=1e-6)
+    assert streams.change(0) > 0.5
+    assert streams.score(1, 2) > 0.5
+    assert graph.chain.removable
+
+
+def damage_forwards(depth, monkeypatch):
+    """How many changes are measured, each a run of a part of the network."""
+    measured = []
+    before = candidate_table.CandidateBuilder._measure_batch
+
+    def counted(self, prefix, index, batch, changes):
+        measured.append(len(changes))
+        return before(self, prefix, index, batch, changes)
+
+    monkeypatch.setattr(candidate_table.CandidateBuilder, "_measure_batch", counted)
+    config = CompressConfig(stand_ins=("linear", "identity"), longest=3, fold=False)
+    result = compress(deep(depth), data(4), Budget(params=0.6), validation=data(1), config=config)
+    return max(measured), result
+
+
+@pytest.mark.heavy
+def test_the_number_of_measured_changes_does_not_grow_with_the_depth(small, monkeypatch):
+    counts = []
+    for depth in (16, 32):
+        count, result = damage_forwards(depth, monkeypatch)
+        counts.append(count)
+        record = result.record
+        assert record.reached
+        assert sum("is screened" in note for note in record.notes) == 1
+        assert sum(block.removal_kl is not None for block in record.blocks) == 5
+    assert counts[0] == counts[1] <= 5 + 12 * 2
+
+
+def test_named_blocks_run_no_more_forwards_in_a_deep_network_than_in_a_shallow_one():
+    def runs(depth):
+        model = deep(depth)
+        first = model[1]
+        before = first.calls
+        compress(model, data(2), Blocks(("3", "5")), validation=data(1), config=CompressConfig(fold=False))
+        return first.calls - before
+
+    assert runs(6) == runs(12)
