@@ -516,7 +516,7 @@ class _PathSearch:
         flow = hstack([flow, csr_matrix((flow.shape[0], len(terms)))], format="csr")
         constraints = [LinearConstraint(flow, supply, supply)]
         constraints += [
-            LinearConstraint(SCALE / row.scale * row.quantity.row(index, terms)[None], -inf, SCALE * row.limit)
+            LinearConstraint((row.quantity.row(index, terms) / row.scale * SCALE)[None], -inf, SCALE * row.limit)
             for row in rows
         ]
         if len(terms):
@@ -527,7 +527,7 @@ class _PathSearch:
         while True:
             sums = [np.concatenate([np.isin(index, list(cut)), np.zeros(len(terms))])[None] for cut in cuts]
             limits = [LinearConstraint(row, -inf, len(cut) - 1) for row, cut in zip(sums, cuts, strict=True)]
-            chosen = _highs(self.goal.row(index, terms) * (SCALE / scale), constraints + limits, len(index))
+            chosen = _highs(self.goal.row(index, terms) / scale * SCALE, constraints + limits, len(index))
             if chosen is None:
                 return None
             path = tuple(int(edge) for edge in sorted(index[chosen], key=lambda edge: self.chain.start[edge]))
