@@ -141,7 +141,9 @@ class LatencyRatio(FrozenModel):
     it, and `drift_interval` holds that with 95 % confidence; `original_drift` is the same of the original's own time,
     which tells how steady the machine was. `precision` is the width that was asked for, as a share of the ratio. With
     the clock 'running' only the time counts in which the calling thread was on a core: it never waited of its own
-    accord, and what other programs took from it is left out.
+    accord, and what other programs took from it is left out. `instructions` is the ratio of the instructions that a
+    forward takes, a second opinion where the system counts them; `conditions` tells why it does not, and on which cores
+    the process was isolated if that was asked for.
     """
 
     ratio: float
@@ -155,6 +157,8 @@ class LatencyRatio(FrozenModel):
     precision: float | None = None
     clock: Literal["wall", "running"] = "wall"
     batch: int | None = None
+    instructions: float | None = None
+    conditions: list[str] = []
 
     def __str__(self) -> str:
         interval = f" ({self.low:.3g} to {self.high:.3g})" if self.rounds else ""

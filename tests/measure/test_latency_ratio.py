@@ -282,3 +282,31 @@ def test_what_makes_no_sense_is_refused(settings, message):
 def test_nothing_to_time_is_refused():
     with pytest.raises(DataError):
         latency_ratios({"a": nn.Identity(), "b": nn.Identity()}, Batch((torch.zeros(0, 2),)), reference="a")
+
+
+@pytest.mark.parametrize(
+    ("counts", "ratio", "conditions"),
+    [
+        ({"original": 200.0, "network": 50.0}, 0.25, []),
+        (
+            {"original": "perf is not installed", "network": "perf is not installed"},
+            None,
+            ["instructions not counted:"],
+        ),
+        ({"original": 200.0, "network": "perf says 0"}, None, ["instructions not counted: perf says 0"]),
+    ],
+)
+def test_instructions_are_a_second_opinion(monkeypatch, counts, ratio, conditions):
+    machine = Machine().install(monkeypatch)
+    monkeypatch.setattr(ROOM, "instructions_of", lambda forward: counts[forward.args[0].name])
+    found = measured(machine, instructions=True)
+    assert found.instructions == ratio
+    assert len(found.conditions) == len(conditions)
+    assert all(said.startswith(start) for said, start in zip(found.conditions, conditions, strict=True))
+    assert measured(machine).conditions == []
+
+
+def test_isolation_is_told_only_where_it_was_asked_for(monkeypatch):
+    machine = Machine().install(monkeypatch)
+    [told] = measured(machine, isolate=True).conditions
+    assert "isolated" in told

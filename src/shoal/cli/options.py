@@ -266,6 +266,7 @@ class BenchRequest:
     batch_size: int = _BATCH_SIZE()
     channels_last: bool = _CHANNELS_LAST()
     seconds: float = option("--seconds", "Timed seconds per network and batch.", 3.0, min=0.1)
+    isolate: bool = option("--isolate", "Meanwhile bind this process to the least busy cores (Linux).", False)
     device: str = _DEVICE()
 
 

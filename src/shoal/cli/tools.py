@@ -120,7 +120,12 @@ def run_bench(session: Session, request: BenchRequest) -> int:
     for size in dict.fromkeys((1, request.batch_size)):
         batch = random_like(example_of(plan.inputs, batch=size)).to(device)
         timed = latency_beside(
-            networks, batch, reference="original", channels_last=request.channels_last, seconds=request.seconds
+            networks,
+            batch,
+            reference="original",
+            channels_last=request.channels_last,
+            seconds=request.seconds,
+            isolate=request.isolate,
         )
         for name, timing in timed.items():
             times[name].append(timing)

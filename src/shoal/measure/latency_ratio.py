@@ -14,7 +14,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +26,8 @@ from torch.utils.benchmark.utils.timer import timer as clock  # it waits for the
 from shoal.arguments import positive_number
 from shoal.batches import Batch, device_of
 from shoal.errors import UsageError
+from shoal.measure.instructions import instructions_of
+from shoal.measure.isolation import isolated_cores
 from shoal.measure.latency import forwards_of, latency
 from shoal.record import Latency, LatencyRatio
 
@@ -99,6 +101,8 @@ def latency_ratios(
     precision: float = 0.01,
     max_seconds: float = 15.0,
     channels_last: bool = False,
+    isolate: bool = False,
+    instructions: bool = False,
 ) -> dict[str, LatencyRatio]:
     """The latency of each network as a share of that of one of them, the reference.
 
@@ -114,6 +118,8 @@ def latency_ratios(
         max_seconds: for each network, at most; a network that is done sooner leaves its time to the others. A slow
             network takes longer: at least five pairs.
         channels_last: time copies of the networks, and 4-d inputs, with the channels last in memory.
+        isolate: meanwhile bind the threads of this process to as many cores as torch uses, the least busy ones (Linux).
+        instructions: also count instructions, on a CPU where `perf` may.
 
     Returns:
         The ratio of each network but the reference, with the interval that was reached: see
@@ -131,9 +137,27 @@ def latency_ratios(
     positive_number("precision", precision, "Like 0.01 for an interval of 1 % of the ratio.")
     positive_number("max_seconds", max_seconds, "Like 15.")
     on_cpu = all(device_of(model).type == "cpu" for model in models.values())
+    isolation = isolated_cores() if isolate else nullcontext("")
     with forwards_of(models, batch, channels_last=channels_last) as forwards, _without_collection():
-        pairs = _take_pairs(_Timer(forwards, on_cpu), reference, precision, max_seconds)
-    return {name: taken.ratio(precision) for name, taken in pairs.items()}
+        with isolation as isolated:
+            pairs = _take_pairs(_Timer(forwards, on_cpu), reference, precision, max_seconds)
+        counts = {name: instructions_of(forwards[name]) for name in forwards} if instructions and on_cpu else {}
+    conditions = [isolated] if isolated else []
+    return {
+        name: taken.ratio(precision).model_copy(update=_second_opinion(counts, name, reference, conditions))
+        for name, taken in pairs.items()
+    }
+
+
+def _second_opinion(
+    counts: Mapping[str, float | str], name: str, reference: str, conditions: list[str]
+) -> dict[str, Any]:
+    """The ratio of instructions, or why there is none, as fields of the ratio."""
+    own, original = counts.get(name), counts.get(reference)
+    if isinstance(own, float) and isinstance(original, float):
+        return {"instructions": own / original, "conditions": conditions}
+    reasons = [f"instructions not counted: {count}" for count in (own, original) if isinstance(count, str)]
+    return {"conditions": [*conditions, *reasons[:1]]}
 
 
 def latency_beside(
@@ -143,6 +167,7 @@ def latency_beside(
     reference: str,
     channels_last: bool = False,
     seconds: float = 1.0,
+    isolate: bool = False,
 ) -> dict[str, Latency]:
     """The latency of each network, and of all but the reference its ratio to it: what a record holds.
 
@@ -152,10 +177,17 @@ def latency_beside(
         reference: the name of the original among them.
         channels_last: time copies of the networks, and 4-d inputs, with the channels last in memory.
         seconds: timed seconds for each network, about; ratios take up to ten times as long.
+        isolate: bind the threads to cores while ratios are taken, see `latency_ratios`.
     """
     times = latency(models, batch, channels_last=channels_last, min_seconds=seconds)
     ratios = latency_ratios(
-        models, batch, reference=reference, max_seconds=_RATIO_SECONDS * seconds, channels_last=channels_last
+        models,
+        batch,
+        reference=reference,
+        max_seconds=_RATIO_SECONDS * seconds,
+        channels_last=channels_last,
+        isolate=isolate,
+        instructions=True,
     )
     for name, ratio in ratios.items():
         times[name] = times[name].model_copy(update={"ratio": ratio.model_copy(update={"batch": batch.size})})

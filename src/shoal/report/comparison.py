@@ -179,7 +179,8 @@ def _of_original(ratio: LatencyRatio | None) -> str:
     width = (
         "" if ratio.is_precise else f", {numbers.percent(ratio.width)} wide where {ratio.precision:.0%} was asked for"
     )
-    return f"; {ratio} in {numbers.count(ratio.rounds)} pairs{width}"
+    counted = "" if ratio.instructions is None else f", {ratio.instructions:.3g} of its instructions"
+    return f"; {ratio} in {numbers.count(ratio.rounds)} pairs{width}{counted}"
 
 
 def _timing(latency: Latency | None) -> Cell:
