@@ -257,9 +257,10 @@ class CandidateBuilder:
         specs = folded_specs(self.graph, segments, allowed)
         by_name = {_name(fitted): fitted for fitted in self.cache.fitted(specs, like)}
         missing = [spec for spec in specs if spec.name not in by_name]
-        fitted = fit_folded(self.graph, self.fit, missing, on_progress=partial(self.progress, "fitting folds"))
-        self.cache.add_fitted(fitted, [_name(each) for each in fitted])
-        by_name |= {_name(each): each for each in fitted}
+        if missing:
+            fitted = fit_folded(self.graph, self.fit, missing, on_progress=partial(self.progress, "fitting folds"))
+            self.cache.add_fitted(fitted, [_name(each) for each in fitted])
+            by_name |= {_name(each): each for each in fitted}
         return [each for spec in specs if (each := by_name[spec.name]).r2_held_out > _MIN_FOLD_R2]
 
     def _cost(self, fitted: FittedReplacement) -> Cost:
