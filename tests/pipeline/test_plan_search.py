@@ -11,6 +11,7 @@ from shoal.blocks import analyze
 from shoal.errors import NotReachedError, UsageError
 from shoal.measure import cost
 from shoal.pipeline.goals import Budget
+from shoal.pipeline.plan_race import RaceOutcome
 from shoal.plan import Remove, Replace
 from shoal.replace import build_segments
 from shoal.surgery import remove_blocks_
@@ -438,3 +439,15 @@ def test_an_interval_that_reaches_beyond_the_budget_does_not_meet_it(tables):
     assert hopeless.planning.budget_check.attempts <= 4
     assert " to " in hopeless.message.split(" % (")[1].split(")")[0]
     assert hopeless.message.endswith("asked for 60.0 %")
+
+
+def test_the_next_best_of_a_race_is_taken_where_its_winner_proves_too_slow(tables):
+    clock = Doubtful(sure=0.54)
+    search = planner(tables, clock=clock)
+    budget = search.meter.plan_budget(Budget(latency=0.6))
+    fast, slow = (search.meter.measure([path])[0] for path in (search.front[0], search.front[-1]))
+    outcome = RaceOutcome(slow, None, None, [], [slow, fast])
+    chosen, check = search._confirmed_winner(outcome, budget)
+    assert (chosen.path, check.met, check.attempts) == (fast.path, True, 2)
+    chosen, check = search._confirmed_winner(RaceOutcome(fast, None, None, [], [fast, slow]), budget)
+    assert (chosen.path, check.met, check.attempts) == (fast.path, True, 1)  # it won: more time is not asked for
