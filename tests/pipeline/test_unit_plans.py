@@ -21,6 +21,7 @@ from shoal.pipeline.costs import CostModel
 from shoal.pipeline.goals import parse_goal
 from shoal.pipeline.plan_builder import PlanBuilder
 from shoal.pipeline.plan_search import PlanSearch
+from shoal.pipeline.unit_removals import unit_removals
 from shoal.plan import Plan
 from shoal.preserve import swapped
 from shoal.replace import build_segments
@@ -218,6 +219,28 @@ def test_a_decoder_layer_has_two_units(name):
         with torch.no_grad(), _silenced(model.get_submodule(f"{block.path}.{part}")):
             expected = model(input_ids=ids, use_cache=False).logits
         torch.testing.assert_close(alone, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_language_part_of_a_vision_language_model_is_planned_alone():
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(0)
+    text = LlamaConfig(**_SIZES, num_key_value_heads=2, max_position_embeddings=64)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision, image_token_index=90))
+    ids = language.tokens(4, 10, vocabulary=80)
+    ids[:, 1:5] = 90
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(4, 3, 8, 8), "attention_mask": torch.ones_like(ids)}
+    graph = analyze(model.eval(), Batch((), inputs).take(2))
+    layers = [f"model.language_model.layers.{number}" for number in range(3)]
+    assert graph.chain.select_units(["*language_model.*"]) == dict.fromkeys(layers, (0, 1))
+    assert [block.path for block in graph.chain.select(["*language_model.*"])] == layers
+    assert build_segments(graph).paths[-3:] == tuple(layers)
+    assert build_segments(graph).is_contiguous[-2:] == (True, True)
+    removals = unit_removals(graph, build_segments(graph), dict.fromkeys(layers, (0, 1)))
+    assert [removal.name for removal in removals] == [f"remove {path}#{unit}" for path in layers for unit in (0, 1)]
 
 
 @contextmanager
