@@ -105,6 +105,7 @@ class CandidateBuilder:
         longest: segments in the longest span.
         kinds: which replacements to try, closed forms and students.
         student_budget: for the training of all students together.
+        depth_only: whether the goal is about the number of blocks alone, whatever these cost.
         allowed: names of the segments that may be touched; None: all.
         damage: how far outputs are from the original's, for each sample.
         progress: called with (stage, done, total).
@@ -123,6 +124,7 @@ class CandidateBuilder:
     progress: Progress = lambda stage, done, total: None
     student_budget: TrainingBudget = field(default_factory=lambda: TrainingBudget(seconds=300))
     units: Mapping[str, tuple[int, ...]] | None = None
+    depth_only: bool = False
 
     def __post_init__(self) -> None:
         segments = self.costs.segments
@@ -177,11 +179,11 @@ class CandidateBuilder:
         samples = sum(batch.size for batch in self.fit)
         specs = [
             spec
-            for spec in enumerate_candidates(spans, self.kinds)
+            for spec in self._useful(enumerate_candidates(spans, self.kinds))
             if _has_rows(spec, samples) and costs.can_be_cheaper(spec)
         ]
         students = [spec for spec in self._students(spans) if costs.can_be_cheaper(spec)]
-        self.progress("timing every kind of block", 0, 1)
+        self.progress("what every kind of block costs", 0, 1)
         untrained = {spec.name: placed for spec, placed in _untrained([*specs, *students], like)}
         parts = {
             removal.name: PlacedModule(removal.module, removal.segment.in_shape, removal.segment.paths)
@@ -193,6 +195,20 @@ class CandidateBuilder:
             [spec for spec in specs if self._is_cheaper(spec.span, untrained[spec.name])],
             [spec for spec in students if self._is_cheaper(spec.span, untrained[spec.name])],
         )
+
+    def _useful(self, specs: Sequence[ReplacementSpec]) -> list[ReplacementSpec]:
+        """Without those that a goal about the number of blocks alone has no use for.
+
+        These are maps restricted to few parameters where a full one is tried too, and what is as deep as its span.
+        """
+        if not self.depth_only:
+            return list(specs)
+        full = {spec.span for spec in specs if not spec.type.restricted and spec.kind != "identity"}
+        return [spec for spec in specs if self._is_shallower(spec) and not (spec.type.restricted and spec.span in full)]
+
+    def _is_shallower(self, spec: ReplacementSpec) -> bool:
+        segments = self.costs.segments.segments[spec.span.start : spec.span.stop]
+        return spec.stand_in.depth < sum(segment.can_bound_span for segment in segments)
 
     def _students(self, spans: Sequence[Span]) -> list[StudentSpec]:
         """Every student, and those of two blocks that may follow a student of one block."""
@@ -241,10 +257,12 @@ class CandidateBuilder:
             def on_progress(done: int, of: int, index: int = index) -> None:
                 self.progress(f"fitting {len(specs)} stand-ins", index * of + done, len(portions) * of)
 
-            fitted = fit_all(self.graph, self.fit, portion, on_progress=on_progress)
-            names = [_name(replacement) for replacement in fitted]
-            self.cache.add_fitted(fitted, names)
-            by_name |= dict(zip(names, fitted, strict=True))
+            def keep(fitted: list[FittedReplacement]) -> None:
+                names = [_name(replacement) for replacement in fitted]
+                self.cache.add_fitted(fitted, names)
+                by_name.update(zip(names, fitted, strict=True))
+
+            fit_all(self.graph, self.fit, portion, on_progress=on_progress, on_fitted=keep)
         return [by_name[spec.name] for spec in specs]
 
     def _fit_folds(self, like: torch.Tensor) -> list[FittedReplacement]:
@@ -273,6 +291,8 @@ class CandidateBuilder:
 
     def _pareto_filter(self, group: Sequence[FittedReplacement]) -> list[FittedReplacement]:
         """Of the replacements for one span those that fit best, and cheaper ones that save clearly more."""
+        if self.depth_only:
+            return [max(group, key=lambda candidate: candidate.r2_held_out)]
         min_saving = MIN_SAVING * self.costs.span(group[0].span).latency_ms
         kept: list[FittedReplacement] = []
         for candidate in sorted(group, key=lambda candidate: -candidate.r2_held_out):

@@ -15,7 +15,14 @@ from shoal.blocks import BlockGraph
 from shoal.errors import ModelRaisedError
 from shoal.measure import cost
 from shoal.pipeline.cache import MeasurementCache
-from shoal.pipeline.latency_backends import WHOLE, LatencyBackend, MeasuredLatency, Shape, parts_of
+from shoal.pipeline.latency_backends import (
+    WHOLE,
+    EstimatedLatency,
+    LatencyBackend,
+    MeasuredLatency,
+    Shape,
+    parts_of,
+)
 from shoal.pipeline.profiling import PlacedModule, latency_shares
 from shoal.preserve import patched
 from shoal.quantities import Cost, combined
@@ -119,18 +126,28 @@ class CostModel:
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Milliseconds of the segments by path and of the kinds by key; what the cache holds is not measured again."""
         keys = {path: shape_key(placed.module, placed.shape) for path, placed in originals.items()}
-        source = self._cached_as(part)
-        known = self.cache.latencies(source)
+        known = self._known_latencies(part)
         if any(key not in known for key in (*keys.values(), *kinds)):
+            if isinstance(part, EstimatedLatency):
+                return self._estimated_latencies(kinds)
             by_key = {keys[path]: placed for path, placed in originals.items()}
             measured = (
                 self._profile_in_network(part, keys, kinds, known[WHOLE])
                 if isinstance(part, MeasuredLatency)
                 else _profile_isolated(part, {**by_key, **kinds})
             )
-            self.cache.add_latencies(source, measured)
+            self.cache.add_latencies(self._cached_as(part), measured)
             known |= measured
+        elif isinstance(part, EstimatedLatency):  # an earlier goal had them timed
+            part.source = MeasuredLatency.source
         return {path: known[key] for path, key in keys.items()}, {key: known[key] for key in kinds}
+
+    def _estimated_latencies(self, kinds: Mapping[str, PlacedModule]) -> tuple[dict[str, float], dict[str, float]]:
+        ms = self.whole.latency_ms / max(self.whole.macs, 1.0)
+        return (
+            {segment.path: ms * self._segment_macs(segment) for segment in self.segments.segments},
+            {key: ms * self._placed_macs(placed) for key, placed in kinds.items()},
+        )
 
     def _profile_in_network(
         self, part: MeasuredLatency, keys: Mapping[str, str], kinds: Mapping[str, PlacedModule], whole_ms: float
@@ -146,17 +163,27 @@ class CostModel:
         return {key: share * whole_ms for key, share in shares.items()}
 
     def _whole_ms(self, part: LatencyBackend) -> float:
-        source = self._cached_as(part)
-        times = self.cache.latencies(source)
+        times = self._known_latencies(part)
         if WHOLE not in times:
             times = part.time_models({WHOLE: self.graph.model}, precise=True)
-            self.cache.add_latencies(source, {WHOLE: times[WHOLE]})
+            self.cache.add_latencies(self._cached_as(part), {WHOLE: times[WHOLE]})
         return times[WHOLE]
 
-    def _cached_as(self, part: LatencyBackend) -> str:
-        """The source, and the batch size where it is not that of all tables."""
-        first = part.batch_size == self.backend.batch_size
-        return part.source if first else f"{part.source}, batch {part.batch_size}"
+    def _known_latencies(self, part: LatencyBackend) -> dict[str, float]:
+        """What the cache holds of this source; where it only estimates, of what was measured before."""
+        sources = [self._cached_as(part)]
+        if isinstance(part, MeasuredLatency):
+            # Tables of version 0.1.0 belong to one number of threads and do not name it here.
+            sources = [MeasuredLatency.source, self._cached_as(part, MeasuredLatency.source), *sources]
+            sources = sources if part.batch_size == self.backend.batch_size else sources[1:]
+        return {key: ms for source in sources for key, ms in self.cache.latencies(source).items()}
+
+    def _cached_as(self, part: LatencyBackend, source: str | None = None) -> str:
+        """The source, and on what its times depend: the threads here, the batch size where it is not that of all."""
+        name = source or part.source
+        if isinstance(part, MeasuredLatency):
+            name = f"{name}, threads: {torch.get_num_threads()}"
+        return name if part.batch_size == self.backend.batch_size else f"{name}, batch {part.batch_size}"
 
     def _macs(self, module: nn.Module, shape: Shape, in_network: Callable[[], float]) -> float:
         """Of a module by itself; `in_network` counts one that takes more than the stream."""

@@ -199,6 +199,11 @@ class Budget(_Selection):
         quantity = QUANTITIES["latency"]
         return self.latency is not None and quantity.parse(self.latency, 1.0) != quantity.parse(self.latency, 2.0)
 
+    @property
+    def quantities(self) -> frozenset[str]:
+        """What is bounded besides the depth, by name."""
+        return frozenset(self.bounds) & QUANTITIES.keys()
+
     def limits(self, original: Cost) -> Cost:
         """The bounds as amounts; infinite where there is none. One of latency holds at every batch size, as a share.
 

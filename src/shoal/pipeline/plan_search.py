@@ -16,7 +16,7 @@ from shoal.errors import NotReachedError, UsageError
 from shoal.measure import compare, predictions
 from shoal.pipeline.budget_check import MIN_USED, confirmed, expected_ratio
 from shoal.pipeline.goals import Budget, ParetoPoint
-from shoal.pipeline.latency_backends import LatencyBackend
+from shoal.pipeline.latency_backends import EstimatedLatency, LatencyBackend
 from shoal.pipeline.plan_builder import PlanBuilder, RefinedPlan
 from shoal.pipeline.plan_measure import NEAR, SLACK, MeasuredPlan, PlanBudget, PlanMeter
 from shoal.pipeline.plan_pool import PlanPool
@@ -300,10 +300,14 @@ class PlanSearch:
             actions,
             planning,
             True,
-            f"{summary}; {100 * chosen.latency_ratio:.1f} %{_interval(check)} of the original's latency{request}",
+            f"{summary}; {100 * chosen.latency_ratio:.1f} %{_interval(check)} of the original's {self._cost_label}{request}",
             removal_damages={damage.path: damage for damage in self.tables.removal_damages},
             notes=[*self.tables.notes, refined.note],
         )
+
+    @property
+    def _cost_label(self) -> str:
+        return "latency, as estimated from MACs" if self.backend.source == EstimatedLatency.source else "latency"
 
     def _refined(self, chosen: MeasuredPlan, outcome: RaceOutcome | None) -> RefinedPlan:
         """The network that recovery begins with: what the winner of a race has learned, else the plan refitted."""

@@ -22,6 +22,7 @@ from shoal.pipeline.data_splits import DataSplits, split_samples_for_plan, with_
 from shoal.pipeline.goals import Budget, Goal, ParetoPoint, by_units, check_batch_sizes
 from shoal.pipeline.greedy import nothing_removable
 from shoal.pipeline.latency_backends import (
+    EstimatedLatency,
     LatencyBackend,
     LatencyFunction,
     MeasuredLatency,
@@ -74,6 +75,7 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
         longest=settings.longest,
         allowed=allowed if goal.include or goal.exclude else None,
         units=units,
+        depth_only=not _bounded(goal),
         damage=context.damage,
         progress=context.progress,
         student_budget=read_budget(settings.student_budget) or TrainingBudget(steps=1),
@@ -102,6 +104,11 @@ def timed_batches(context: CompressContext) -> list[Batch]:
     return [first.resized(size) for size in sizes] or [first]
 
 
+def _bounded(goal: Goal) -> frozenset[str]:
+    """The quantities that a plan is chosen by; the front is by latency."""
+    return goal.quantities if isinstance(goal, Budget) else frozenset({"latency"})
+
+
 def _open_backend(context: CompressContext, latency_from: str | Path | None, timed: Sequence[Batch]) -> LatencyBackend:
     """Latencies at each of these mini-batches.
 
@@ -110,8 +117,10 @@ def _open_backend(context: CompressContext, latency_from: str | Path | None, tim
     """
     settings = context.settings
     parts: list[LatencyBackend]
-    if latency_from is None:
-        like = like_of(context.graph.model)
+    like = like_of(context.graph.model)
+    if latency_from is None and "latency" not in _bounded(context.goal):
+        parts = [EstimatedLatency(like, timed[0], channels_last=settings.channels_last)]
+    elif latency_from is None:
         parts = [MeasuredLatency(like, batch, channels_last=settings.channels_last) for batch in timed]
     else:
         backend = open_backend(str(latency_from), timed[0])
@@ -189,7 +198,6 @@ def _cache_fingerprint(context: CompressContext, fit: Sequence[Batch], judge: Se
         "longest": settings.longest,
         "channels_last": settings.channels_last,
         "device": str(device_of(context.graph.model)),
-        "threads": torch.get_num_threads(),
         "damage": function_id(context.damage),
         "include": list(context.goal.include),
         "exclude": list(context.goal.exclude),
@@ -200,11 +208,14 @@ def _cache_fingerprint(context: CompressContext, fit: Sequence[Batch], judge: Se
 def _legacy_fingerprint(context: CompressContext, fit: Sequence[Batch], judge: Sequence[Batch]) -> dict[str, Any]:
     """The values of `_cache_fingerprint` that version 0.1.0 wrote otherwise, where its tables mean the same.
 
-    Its digests leave out the labels, which the built-in damage does not read; it compared scores of classes alone.
+    Its digests leave out the labels, which the built-in damage does not read; it compared scores of classes alone. It
+    wrote the number of threads here, on which nothing depends but latencies.
     """
+    threads = {"threads": torch.get_num_threads()}
     if not context.damage.is_class_divergence:
-        return {}
+        return threads
     return {
+        **threads,
         "fit_on": legacy_digest_of(fit),
         "judge_on": legacy_digest_of(judge),
         "damage": "shoal.scanning.sweep.divergence",

@@ -100,6 +100,7 @@ def fit_all(
     seed: int = 0,
     rows_per_unknown: float = ROWS_PER_UNKNOWN,
     on_progress: Callable[[int, int], None] | None = None,
+    on_fitted: Callable[[list[FittedReplacement]], None] | None = None,
 ) -> list[FittedReplacement]:
     """Fit every replacement of `specs` to the activations of the network on `batches`.
 
@@ -110,6 +111,7 @@ def fit_all(
         seed: of the positions drawn.
         rows_per_unknown: how many positions to draw, about.
         on_progress: called with (mini-batches done, mini-batches).
+        on_fitted: called with those that share their inputs, as soon as they are solved.
 
     Raises:
         DataError: too little data to hold any out.
@@ -126,7 +128,12 @@ def fit_all(
             if on_progress is not None:
                 on_progress(number, len(batches))
     like = like_of(graph.model)
-    return [fitted for moments in groups for fitted in moments.solve_all(like)]
+    fitted = []
+    for moments in groups:
+        fitted.append(moments.solve_all(like))
+        if on_fitted is not None:
+            on_fitted(fitted[-1])
+    return [replacement for members in fitted for replacement in members]
 
 
 def split_by_memory(specs: Sequence[ReplacementSpec], max_bytes: float = 1e9) -> list[list[ReplacementSpec]]:

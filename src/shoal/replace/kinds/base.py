@@ -57,6 +57,8 @@ class ReplacementType(ABC):
     source: ClassVar[str]
     kernel: int = 1
     always_shortcut: ClassVar[bool] = False
+    # Whether it is a linear map with fewer parameters than there might be: of use only where those cost something.
+    restricted: ClassVar[bool] = False
 
     def supports(self, span: Span) -> bool:
         """Whether it can replace this span."""

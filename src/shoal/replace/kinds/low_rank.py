@@ -27,6 +27,7 @@ class LowRankFit(ReplacementType):
     macs_note = "rank x (k x k x channels in + channels out)"
     source = "reduced-rank regression: Izenman 1975, J. Multivariate Anal. 5:248"
     always_shortcut = True
+    restricted = True
 
     def __init__(self, kernel: int, part: int) -> None:
         self.kernel, self.part = kernel, part

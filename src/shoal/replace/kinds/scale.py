@@ -36,6 +36,7 @@ class ScaleFit(ReplacementType):
     family = "scale"
     requirement = "a span that keeps its shape"
     macs_note = "channels"
+    restricted = True
     source = "the diagonal case of the normal equations; cf. LayerScale, Touvron et al. 2021, arXiv:2103.17239"
 
     def supports(self, span: Span) -> bool:

@@ -1,0 +1,1 @@
+"""Depth pruning of decoder language models: Shoal and short re-implementations of others, on one footing."""

@@ -1,0 +1,134 @@
+"""What all methods share: the original, the same calibration tokens, and a walk along its layers."""
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ZERO_UNITS = ("self_attn", "mlp")
+
+
+class NoAttention(nn.Module):
+    """In place of an attention that was removed."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        """Nothing is added."""
+        return torch.zeros_like(hidden_states), None
+
+
+class NoMlp(nn.Module):
+    """In place of an MLP that was removed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Nothing is added."""
+        return torch.zeros_like(x)
+
+
+def shared_copy(model: nn.Module) -> Any:
+    """A copy with modules of its own and the parameters of the original: one set of weights in memory."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def without_layers(model: nn.Module, removed: Sequence[int]) -> Any:
+    """A copy without these layers, its caches and configuration in order."""
+    cut = shared_copy(model)
+    kept = [layer for index, layer in enumerate(cut.model.layers) if index not in removed]
+    for index, layer in enumerate(kept):
+        layer.self_attn.layer_idx = index
+    cut.model.layers = nn.ModuleList(kept)
+    cut.config.num_hidden_layers = len(kept)
+    return cut
+
+
+def without_units(model: nn.Module, units: Sequence[tuple[int, str]]) -> Any:
+    """A copy whose layers have lost single units, `self_attn` or `mlp`."""
+    cut = shared_copy(model)
+    for index, name in units:
+        setattr(cut.model.layers[index], name, NoAttention() if name == "self_attn" else NoMlp())
+    return cut
+
+
+def rows_of(tokenizer: Any, path: Path, count: int, length: int) -> Tensor:
+    """The beginnings of the first documents that are long enough, (count, length)."""
+    rows: list[list[int]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        ids = tokenizer(json.loads(line)["text"]).input_ids
+        if len(ids) >= length:
+            rows.append(ids[:length])
+        if len(rows) == count:
+            return torch.tensor(rows)
+    raise SystemExit(f"{path} has {len(rows)} documents of {length} tokens, expected {count}")
+
+
+@dataclass
+class Ground:
+    """The original and its calibration tokens.
+
+    Args:
+        model: a decoder with `model.layers`, in eval mode.
+        tokenizer: its own.
+        fit: token ids that maps are fitted on and layers trained on.
+        choice: token ids that layers are chosen on.
+    """
+
+    model: Any
+    tokenizer: Any
+    fit: Tensor
+    choice: Tensor
+    count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count = len(self.model.model.layers)
+
+    def start(self, ids: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """The embedded tokens, and what every layer takes besides."""
+        hidden = self.model.model.embed_tokens(ids)
+        places = torch.arange(ids.shape[1])[None]
+        rotary = self.model.model.rotary_emb(hidden, places)
+        return hidden, {"position_embeddings": rotary, "attention_mask": None, "position_ids": places}
+
+    def layer(self, index: int, hidden: Tensor, more: dict[str, Any], model: Any = None) -> Tensor:
+        """One layer."""
+        output = (model or self.model).model.layers[index](hidden, **more)
+        return output[0] if isinstance(output, tuple) else output
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head says."""
+        return self.model.lm_head(self.model.model.norm(hidden))
+
+    @cached_property
+    def states(self) -> list[Tensor]:
+        """The stream of the fitting tokens before every layer and behind the last, on 16 rows at a time."""
+        parts = []
+        with torch.no_grad():
+            for ids in self.fit.split(16):
+                hidden, more = self.start(ids)
+                walk = [hidden]
+                for index in range(self.count):
+                    walk.append(self.layer(index, walk[-1], more))
+                parts.append(walk)
+        return [torch.cat(rows) for rows in zip(*parts, strict=True)]
+
+    def mlp_parts(self, index: int) -> tuple[Tensor, Tensor]:
+        """Of layer `index` on the fitting tokens: what its MLP adds, and the stream that this is added to."""
+        layer, added = self.model.model.layers[index], []
+        handle = layer.mlp.register_forward_hook(lambda _m, _a, output: added.append(output))
+        with torch.no_grad():
+            for ids, hidden in zip(self.fit.split(16), self.states[index].split(16), strict=True):
+                _, more = self.start(ids[:1])
+                self.layer(index, hidden, more)
+        handle.remove()
+        branch = torch.cat(added)
+        return branch, self.states[index + 1] - branch
+
+
+def windows(count: int, length: int) -> Iterator[int]:
+    """Where a span of so many layers may start: never at the first layer, never with the last."""
+    return iter(range(1, count - length))

@@ -1,0 +1,79 @@
+"""Shoal's own ways: removal one by one, the same with what is kept refitted, and plans."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decoders.ground import Ground, without_layers
+from shoal import Budget, CompressConfig, compress
+from shoal.batches import Batch
+from shoal.blocks import analyze
+from shoal.measure import reading_of
+from shoal.pipeline.goals import RemoveBlocks
+from shoal.pipeline.greedy import GreedyRemoval
+from shoal.replace import refit_
+from shoal.scanning import OutputDamage
+from shoal.surgery import remove_blocks
+
+Made = tuple[Any, dict[str, Any]]
+_DEEPEST = 12
+
+
+class Lines:
+    """The journal of a choice in a file, so that it goes on where it was."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def append(self, line: dict[str, Any]) -> None:
+        """One finished step."""
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def measured(self) -> list[dict[str, Any]]:
+        """All so far."""
+        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+
+
+def batches(ids: torch.Tensor, size: int = 4) -> list[Batch]:
+    """Mini-batches as a causal language model takes them."""
+    return [Batch((), {"input_ids": part, "use_cache": False}, target=part) for part in ids.split(size)]
+
+
+def order(ground: Ground, work: Path) -> tuple[Any, list[int]]:
+    """The layers in the order in which Shoal removes them, and the analysed network."""
+    data = batches(ground.choice, len(ground.choice))
+    graph = analyze(ground.model, data[0].take(2))
+    damage = OutputDamage.of(reading_of(graph.model, data), None)
+    greedy = GreedyRemoval(graph, RemoveBlocks(_DEEPEST), data, data, damage, Lines(work / "shoal-removal.jsonl"))
+    return graph, [int(step.removed.rpartition(".")[2]) for step in greedy.choose().steps]
+
+
+def removal(ground: Ground, count: int, work: Path) -> Made:
+    """`--remove N`: layers by the divergence from the original, one by one."""
+    _, listed = order(ground, work)
+    removed = sorted(listed[:count])
+    return without_layers(ground.model, removed), {"removed": removed}
+
+
+def refitted(ground: Ground, count: int, work: Path) -> Made:
+    """The same layers removed; then the last linear map of every kept layer behind is refitted in closed form."""
+    graph, listed = order(ground, work)
+    removed = sorted(listed[:count])
+    paths = [f"model.layers.{index}" for index in removed]
+    cut = remove_blocks(ground.model, batches(ground.choice, 2)[0], paths).eval()
+    refit_(graph, cut, [], batches(ground.fit, 16), removed=paths)
+    return cut, {"removed": removed}
+
+
+def plan(ground: Ground, count: int, work: Path) -> Made:
+    """`--depth N`: a plan of removals and spans replaced by linear maps, refitted."""
+    config = CompressConfig(stand_ins=("linear",), longest=4, latency_seconds=0.1, tables=work / "tables")
+    result = compress(
+        ground.model, batches(ground.fit, 8), Budget(depth=ground.count - count),
+        validation=batches(ground.choice, len(ground.choice)), config=config,
+    )  # fmt: skip
+    (work / f"plan-{count}.json").write_text(result.record.model_dump_json(indent=1))
+    return result.model, {"removed": result.record.removed, "replaced": result.record.replaced}

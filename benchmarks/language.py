@@ -1,0 +1,220 @@
+"""Layers taken out of a decoder language model: Shoal and others on the same tokens, by document, with intervals.
+
+    python benchmarks/language.py MODEL TEXTS --work WORK [--points 3,7,12] [--methods a,b] [--recover TOKENS]
+        [--out benchmarks/results/language-smollm2.json] [--docs docs/figures.md]
+
+MODEL is a folder that transformers loads; TEXTS holds `calib.jsonl` and, held out, `heldout_prose.jsonl` and
+`heldout_handbook.jsonl`, one document a line. A cell is finished when its file stands in WORK; the same command goes on
+from there. Layers are chosen on the first `--choice` rows of 64 tokens of the calibration text, maps are fitted and
+networks recovered on `--fit` rows of 128 tokens of it, whatever the method.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from decoders import judge, methods, ours
+from decoders.ground import Ground, rows_of
+from decoders.recovering import recover_
+
+METHODS = {
+    "shoal-removal": ours.removal,
+    "shoal-refitted": ours.refitted,
+    "shoal-plan": ours.plan,
+    "shortgpt": methods.shortgpt,
+    "contiguous": methods.contiguous,
+    "last": methods.last_layers,
+    "sleb": methods.sleb,
+    "blockpruner": methods.blockpruner,
+    "replaceme": methods.replaceme,
+    "replaceme-cosine": methods.replaceme_cosine,
+    "linearpatch": methods.linearpatch,
+    "streamline": methods.streamline,
+}
+TITLES = {
+    "original": "original",
+    "shoal-removal": "Shoal, `--remove`",
+    "shoal-refitted": "Shoal, `--remove`, kept layers refitted",
+    "shoal-plan": "Shoal, plan (`--depth`)",
+    "shortgpt": "ShortGPT (block influence)",
+    "contiguous": "contiguous span, by angle",
+    "last": "last layers",
+    "sleb": "SLEB (by perplexity)",
+    "blockpruner": "BlockPruner (units)",
+    "replaceme": "ReplaceMe, least squares",
+    "replaceme-cosine": "ReplaceMe, cosine",
+    "linearpatch": "LinearPatch",
+    "streamline": "LLM-Streamline (one layer trained)",
+}
+SETS = ("prose", "handbook")
+_BEGIN, _END = "<!-- language table -->", "<!-- end of language table -->"
+
+
+def main() -> None:
+    """Run what is missing, write down what there is."""
+    args = arguments()
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    cells = {}
+    wanted = [(0, "original"), *((count, name) for count in args.points for name in args.methods)]
+    ground: Bench | None = None
+    for count, name in wanted:
+        file = args.work / f"{name}-{count}{f'-recovered-{args.recover}' if args.recover and count else ''}.json"
+        if not file.exists() and not args.table_only:
+            ground = ground or Bench(args)
+            file.write_text(json.dumps(ground.cell(name, count)))
+        if file.exists():
+            cells[file.stem] = json.loads(file.read_text())
+            print(
+                file.stem, {key: round(value, 2) for key, value in cells[file.stem]["perplexity"].items()}, flush=True
+            )
+    every = {file.stem: json.loads(file.read_text()) for file in sorted(args.work.glob("*-[0-9]*.json"))}
+    every = {stem: cell for stem, cell in every.items() if "perplexity" in cell}
+    document = {"settings": settings(args), "cells": every}
+    if args.out:
+        args.out.write_text(json.dumps(document, indent=1) + "\n")
+    lines = table(document)
+    print("\n".join(lines))
+    if args.docs:
+        text = args.docs.read_text(encoding="utf-8")
+        before, _, rest = text.partition(_BEGIN)
+        args.docs.write_text("\n".join([before + _BEGIN, *lines, _END + rest.partition(_END)[2]]), encoding="utf-8")
+
+
+def arguments() -> argparse.Namespace:
+    """What is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("texts", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--points", type=lambda text: [int(part) for part in text.split(",")], default=[3, 7, 12])
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
+    parser.add_argument("--fit", type=int, default=32)
+    parser.add_argument("--choice", type=int, default=4)
+    parser.add_argument("--documents", type=int, default=12, help="held-out documents of each text")
+    parser.add_argument("--items", type=int, default=16, help="items of each task")
+    parser.add_argument("--recover", type=int, default=0, help="tokens to recover on")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--docs", type=Path)
+    parser.add_argument("--table-only", action="store_true")
+    return parser.parse_args()
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "fit_rows_of_128_tokens": args.fit,
+        "choice_rows_of_64_tokens": args.choice,
+        "held_out_documents_of_128_tokens": dict.fromkeys(SETS, args.documents),
+        "items_of_each_task": args.items,
+        "threads": torch.get_num_threads(),
+        "dtype": "float32",
+    }
+
+
+class Bench:
+    """The original, the texts, and how a cell is measured."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.args, texts = args, args.texts
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval().requires_grad_(False)
+        calibration = texts / "calib.jsonl"
+        choice, fit = (rows_of(tokenizer, calibration, *shape) for shape in ((args.choice, 64), (args.fit, 128)))
+        self.ground = Ground(model, tokenizer, fit, choice)
+        self.held_out = {
+            name: rows_of(tokenizer, texts / f"heldout_{name}.jsonl", args.documents, 128) for name in SETS
+        }
+        lines = (texts / "heldout_prose.jsonl").read_text(encoding="utf-8").splitlines()[args.documents :]
+        file = args.work / "tasks.json"
+        if not file.exists():
+            documents = [json.loads(line)["text"] for line in lines]
+            file.write_text(json.dumps(judge.tasks(model, tokenizer, documents, args.items)))
+        self.tasks = json.loads(file.read_text())
+
+    def cell(self, name: str, count: int) -> dict[str, Any]:
+        """One method at one point."""
+        start, cpu = time.perf_counter(), _cpu_seconds()
+        make = methods.original if name == "original" else METHODS[name]
+        model, note = make(self.ground, count, self.args.work)
+        made = _cpu_seconds() - cpu
+        if self.args.recover and count:
+            recover_(model, self.ground, self.args.recover, last_only=name == "last")
+        losses = {part: judge.losses(model, rows) for part, rows in self.held_out.items()}
+        return {
+            "method": name,
+            "layers_removed": count,
+            "tokens_of_recovery": self.args.recover if count else 0,
+            "note": note,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "losses": losses,
+            "perplexity": {part: judge.perplexity(values) for part, values in losses.items()},
+            "exact": {task: judge.exact(model, items) for task, items in self.tasks.items()},
+            "cpu_seconds_to_make": round(made, 1),
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+
+
+def table(document: dict[str, Any]) -> list[str]:
+    """Markdown: a table for each point and budget of recovery, best perplexity first."""
+    cells = document["cells"]
+    original = cells.get("original-0")
+    if original is None:
+        return []
+    lines = []
+    keys = sorted({(cell["tokens_of_recovery"], cell["layers_removed"]) for cell in cells.values()} - {(0, 0)})
+    for tokens, count in keys:
+        rows = [
+            cell for cell in cells.values() if (cell["tokens_of_recovery"], cell["layers_removed"]) == (tokens, count)
+        ]
+        rows.sort(key=_loss)
+        best = min((row for row in rows if row["method"].startswith("shoal")), key=_loss, default=None)
+        what = f"recovered on {tokens:,} tokens" if tokens else "without training"
+        lines += [
+            "",
+            f"**{count} layers out, {what}**",
+            "",
+            "| method | perplexity, prose | handbook | of the original's | nats above Shoal's best (95 %) "
+            "| copying, counting, cloze |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [_row(cell, original, best) for cell in [original, *rows]]
+    return lines
+
+
+def _row(cell: dict[str, Any], original: dict[str, Any], best: dict[str, Any] | None) -> str:
+    ratio = judge.perplexity(_all(cell)) / judge.perplexity(_all(original))
+    gap = ""
+    if best is not None and cell is not best and cell is not original:
+        mean, low, high = judge.paired_interval(_all(cell), _all(best))
+        gap = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+    right = ", ".join(f"{sum(values)}/{len(values)}" for values in cell["exact"].values())
+    prose, handbook = (cell["perplexity"][name] for name in SETS)
+    return f"| {TITLES[cell['method']]} | {prose:.1f} | {handbook:.1f} | {ratio:.2f} | {gap} | {right} |"
+
+
+def _all(cell: dict[str, Any]) -> list[float]:
+    return [value for name in SETS for value in cell["losses"][name]]
+
+
+def _loss(cell: dict[str, Any]) -> float:
+    return sum(_all(cell))
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    main()
