@@ -140,7 +140,7 @@ class Bench:
         if not file.exists():
             documents = [json.loads(line)["text"] for line in lines]
             file.write_text(json.dumps(judge.tasks(model, tokenizer, documents, args.items)))
-        self.tasks = json.loads(file.read_text())
+        self.tasks = {name: items[: args.items] for name, items in json.loads(file.read_text()).items()}
 
     def cell(self, name: str, count: int) -> dict[str, Any]:
         """One method at one point."""

@@ -41,7 +41,7 @@ def counted(monkeypatch):
 
 
 def test_another_goal_measures_nothing_again(run, tmp_path, counted):
-    code, out, _ = run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "first", "--json")
+    code, out, _ = run("compress", NETWORK, DATA, "--latency", "0.8", *FEW, "--out", "first", "--json")
     first = json.loads(out)
     assert code == 0
     assert first["planning"]["latency_source"] == "measured"

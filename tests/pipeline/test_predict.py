@@ -26,7 +26,7 @@ def data():
 
 @pytest.fixture
 def tables(tmp_path):
-    compress(network(), data(), Budget(macs=0.7), config=CompressConfig.of(QUICK, tables=tmp_path / "t"))
+    compress(network(), data(), Budget(latency=0.7), config=CompressConfig.of(QUICK, tables=tmp_path / "t"))
     return tmp_path / "t"
 
 

@@ -66,6 +66,7 @@ def compact_hf_model(model: nn.Module, removed: Sequence[str]) -> nn.Module:
     """
     _check_kind(model)
     emptied = _emptied_lists(model, removed)
+    _check_deepstack(model, emptied)
     config, names = model.config, {name: name for name in _named_tensors(model)}
     for emptied_list in emptied:
         config = _shorter_config(model, config, emptied_list)
@@ -104,6 +105,35 @@ def _emptied_lists(model: nn.Module, removed: Sequence[str]) -> list[EmptiedLaye
         if not emptied.kept:
             raise SurgeryError(f"no layer is left in '{emptied.path}'", "Keep at least one.")
     return list(lists.values())
+
+
+def _check_deepstack(model: nn.Module, lists: Sequence[EmptiedLayerList]) -> None:
+    """Refuse to move layers whose index says which features of an image are added behind them (Qwen3-VL).
+
+    Text alone does not show it, so no trial on it would.
+    """
+    places: list[Any] = []
+    for key, value in _walk_config(model.config.to_dict()):  # type: ignore[operator, union-attr]
+        if key == "deepstack_visual_indexes" and value:
+            places = list(value)
+    for emptied in lists:
+        vision = "vis" in emptied.path
+        bound = max(places) + 1 if places and vision else len(places)
+        moved = [index for index in sorted(emptied.removed_indices) if index < bound]
+        if moved:
+            raise SurgeryError(
+                f"features of images are {'taken' if vision else 'added'} behind the first {bound} layers of"
+                f" '{emptied.path}' by their index (DeepStack), and layer {moved[0]} is one of them",
+                f"Keep these layers (exclude '{emptied.path}.[0-{bound - 1}]'), or load it with shoal.load.",
+            )
+
+
+def _walk_config(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every entry of a configuration, those of its parts too."""
+    for key, value in plain.items():
+        yield key, value
+        if isinstance(value, Mapping):
+            yield from _walk_config(value)
 
 
 def _drop_norms_hint(model: nn.Module, path: str) -> str:
