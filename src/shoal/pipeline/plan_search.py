@@ -300,7 +300,8 @@ class PlanSearch:
             actions,
             planning,
             True,
-            f"{summary}; {100 * chosen.latency_ratio:.1f} %{_interval(check)} of the original's {self._cost_label}{request}",
+            f"{summary}; {100 * chosen.latency_ratio:.1f} %{_interval(check)} of the original's "
+            f"{self._cost_label}{request}",
             removal_damages={damage.path: damage for damage in self.tables.removal_damages},
             notes=[*self.tables.notes, refined.note],
         )
