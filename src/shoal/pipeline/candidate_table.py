@@ -269,10 +269,7 @@ class CandidateBuilder:
         """Spans of which the first block takes over what the others do, by its weights alone."""
         if FOLDED not in self.kinds:
             return []
-        segments = self.costs.segments
-        spans = find_spans(self.graph, segments, self.longest + 1)  # the first block stays
-        allowed = [span for span in spans if self.is_allowed(*segments.paths[span.start : span.stop])]
-        specs = folded_specs(self.graph, segments, allowed)
+        specs = folded_specs(self.graph, self.costs.segments, self.screening.spans)
         by_name = {_name(fitted): fitted for fitted in self.cache.fitted(specs, like)}
         missing = [spec for spec in specs if spec.name not in by_name]
         if missing:
