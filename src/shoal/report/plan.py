@@ -7,6 +7,7 @@ from itertools import zip_longest
 
 from shoal.record import BlockRecord, FrontPoint, Planning, PlanRound, Record
 from shoal.report import chain, numbers
+from shoal.report.race import RaceTable, race_table
 from shoal.report.text import plural
 
 
@@ -88,6 +89,7 @@ class PlanSection:
     legend: list[tuple[str, str]]
     built: list[BuiltPlan]
     refitting: str
+    race: RaceTable | None
     signs: list[tuple[str, str]]
     cards: list[PlanCard]
 
@@ -109,6 +111,7 @@ def plan_section(record: Record) -> PlanSection | None:
         legend=front.legend(recovered=recovered),
         built=built_plans(planning),
         refitting=refitting(planning, recovered=recovered),
+        race=race_table(planning),
         signs=chain.plan_legend() if record.blocks else [],
         cards=[_card(i, plans, record.blocks) for i in range(len(plans))],
     )
@@ -212,7 +215,8 @@ def refitting(planning: Planning, *, recovered: bool = False) -> str:
     built = chosen_round(planning)
     measured = "" if built is None else f"{numbers.significant(built.damage_measured)} nats as built, "
     refitted, final = numbers.significant(planning.damage_refitted), numbers.significant(planning.damage_final)
-    end = "in the end, before recovery" if recovered else "in the end"
+    raced = planning.race is not None and planning.race.continued
+    end = "after the race" if raced else "in the end, before recovery" if recovered else "in the end"
     return f"Damage of the chosen plan: {measured}{refitted} with its replacements refitted, {final} {end}."
 
 

@@ -57,7 +57,9 @@ def _change(recovery: Recovery) -> str:
 def rows(recovery: Recovery) -> list[tuple[str, Cell]]:
     """The table: labels and values, with what a reader has to know about them."""
     n = plural(recovery.n, "validation sample")
-    after = "unchanged" if not recovery.kept_step else _change(recovery)
+    # After a race the figure before is that before its first step: recovery alone may have changed nothing.
+    unchanged = not recovery.kept_step and not recovery.divergence_after < recovery.divergence_before
+    after = "unchanged" if unchanged else _change(recovery)
     blends = f"{n} and, for inputs that can be mixed, as many mixtures of them"
     return [
         ("Divergence before", Cell(_nats(recovery.divergence_before), blends)),

@@ -6,9 +6,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shoal.record import BlockRecord, Certificate, Record, ScannedBlock, ScanRecord, TaskEvaluation, Verdict
+from shoal.record import (
+    BlockRecord,
+    Certificate,
+    Planning,
+    Record,
+    ScannedBlock,
+    ScanRecord,
+    TaskEvaluation,
+    Verdict,
+)
 from shoal.report import comparison, numbers, plan, scan_metrics, scan_text, tasks, text, train
 from shoal.report.chain import by_stage
+from shoal.report.race import race_table
 from shoal.report.scan_tables import shape_change
 from shoal.training_record import TrainRecord
 
@@ -178,6 +188,18 @@ def _show_plan(record: Record, console: Console) -> None:
         if sentence:
             print_line(console, sentence)
     print_line(console, "")
+    _show_race(record.planning, console)
+
+
+def _show_race(planning: Planning, console: Console) -> None:
+    race = race_table(planning)
+    if race is None:
+        return
+    print_line(console, race.lead)
+    table = TextTable(console, "race", "made by", *(text.lower() for text in race.heading), right=(0, *range(2, 20)))
+    for row in race.rows:
+        table.add(str(row.number), row.origin, *row.cells, style="bold" if row.chosen else "")
+    table.print()
 
 
 def show_chain(blocks: list[BlockRecord], console: Console) -> None:
