@@ -57,8 +57,8 @@ def test_what_a_race_took_and_what_its_ranks_foretold() -> None:
     assert lead == (
         "3 plans were distilled on the same mini-batches at learning rate 0.02, up to 50 steps; after each rung the "
         "better half went on. That took 125 steps and 1 min 15 s, 31.2 % of the recovery budget of 400 steps. "
-        "Kendall's tau: 1.00 between ranks after the first rung and the final ones, −0.33 between ranks by damage before it and "
-        "the final ones."
+        "Kendall's tau: 1.00 between ranks after the first rung and the final ones, −0.33 between ranks by damage "
+        "before it and the final ones."
     )
     assert "tau" not in race.lead(make_race(tau=None, tau_damage=None))
 

@@ -6,34 +6,24 @@ the damage that a refit leaves.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-from torch import nn
 
 from shoal.batches import Batch
 from shoal.errors import NotReachedError, UsageError
 from shoal.measure import compare, predictions
-from shoal.pipeline.budget_check import MIN_USED, confirmed, expected_ratio
 from shoal.pipeline.goals import Budget, ParetoPoint
 from shoal.pipeline.latency_backends import EstimatedLatency, LatencyBackend
 from shoal.pipeline.plan_builder import PlanBuilder, RefinedPlan
-from shoal.pipeline.plan_measure import NEAR, SLACK, MeasuredPlan, PlanBudget, PlanMeter
-from shoal.pipeline.plan_pool import PlanPool
+from shoal.pipeline.plan_measure import MeasuredPlan, PlanMeter
 from shoal.pipeline.plan_race import Race, RaceOutcome
 from shoal.pipeline.plan_result import PlanResult, summary_of
-from shoal.pipeline.race_store import Shortlist
+from shoal.pipeline.plan_shortlist import ShortlistMaker, confirmed_winner
 from shoal.plan import Path, Remove, Replace, front, solve
 from shoal.record import BudgetCheck, FrontPoint, Planning, PlanRound, metric_drop
 
 Progress = Callable[[str, int, int], None]
 
-# How many plans are compared where there is no race.
-_POOL_SIZE = 8
-# At most this many plans are timed for longer, where there is no race.
-_MAX_RETIMED = 4
-# How often faster plans are sought, where none was fast enough when timed for longer.
-_FASTER_ROUNDS = 2
 _FRONT_POINTS = 24
 
 
@@ -90,134 +80,19 @@ class PlanSearch:
         """
         budget = self.meter.plan_budget(goal)
         saved = race.store.shortlist(self.tables.edges) if race is not None else None
-        shortlist = saved or self._shortlist(budget, race)
+        shortlist = saved or ShortlistMaker(self.meter, budget, race).make()
         chosen, check = shortlist.contenders[0], shortlist.check
         outcome: RaceOutcome | None = None
         if race is not None and len(shortlist.contenders) > 1:
             if saved is None:
                 race.store.begin(shortlist, self.tables.edges)
-            outcome = race.run(shortlist, self.builder)
-            chosen, check = self._confirmed_winner(outcome, budget)
-            if chosen.path != outcome.plan.path:
-                note = "the winner of the race proved too slow when it was timed once more: the next best is taken"
-                outcome = replace(outcome, plan=chosen, network=None, notes=[*outcome.notes, note])
+            outcome, check = confirmed_winner(self.meter, race.run(shortlist, self.builder), budget)
+            chosen = outcome.plan
         reached = check.met if check is not None else budget.is_met(chosen)
         request = "" if reached else f", asked for {100 * budget.latency_ratio:.1f} %"
         result = self._to_result(chosen, shortlist.plans, request=request, outcome=outcome, check=check)
         notes = outcome.notes if outcome is not None else race.notes if race is not None else []
         return replace(result, reached=reached, notes=[*result.notes, *shortlist.notes, *notes])
-
-    def _shortlist(self, budget: PlanBudget, race: Race | None) -> Shortlist:
-        """The plans that were built, and those to choose from: within the budget when timed for longer.
-
-        Without a race that is the one of least damage; where none is within the budget, the fastest.
-        """
-        pool = PlanPool(self.meter, budget, samples=self.builder.fit)
-        pool.solve_rounds()
-        if not pool.plans:
-            raise NotReachedError(self.meter.unreachable(budget), "Ask for less, or allow longer spans.")
-        changed = bool(self.builder.actions(pool.plans[0].path))
-        size = race.size(pool.plans[0], self.builder) if race is not None and changed else 0
-        pool.recovery = size > 0
-        pool.fill(size or _POOL_SIZE)
-        self._refit(pool, size or _POOL_SIZE, race if size else None)
-        timed = self._retimed(pool, budget, size)
-        for _ in range(_FASTER_ROUNDS):
-            if not self.backend.measures or any(map(budget.is_met, timed)) or not pool.tighten(_fastest(timed)):
-                break
-            self._refit(pool, size or _POOL_SIZE, race if size else None)
-            timed = self._retimed(pool, budget, size)
-        met = [plan for plan in timed if budget.is_met(plan)]
-        runners = [plan for plan in met if size and math.isfinite(plan.refit_damage)]
-        if len(runners) > 1:
-            return Shortlist(pool.plans, runners, pool.notes)
-        chosen, check = self._confirmed([*runners, *met, *timed], pool, budget)
-        return Shortlist(pool.plans, [chosen], pool.notes, check)
-
-    def _confirmed(
-        self, timed: list[MeasuredPlan], pool: PlanPool, budget: PlanBudget
-    ) -> tuple[MeasuredPlan, BudgetCheck | None]:
-        """The best plan that meets the budget in a run of its own; others are asked for where it is missed, or unused.
-
-        Args:
-            timed: plans that were timed for longer, the best first.
-            pool: gets what the checks measured, and is asked for more plans.
-            budget: to meet.
-        """
-        first = next((plan for plan in timed if budget.is_met(plan)), _fastest(timed))
-        if not self.meter.can_check(budget):
-            return first, None
-        known = list(timed)
-        tried: set[tuple[int, ...]] = set()
-
-        def check(plan: MeasuredPlan) -> BudgetCheck:
-            tried.add(plan.path.edges)
-            return self.meter.check(plan, budget)
-
-        def another(plan: MeasuredPlan, checked: BudgetCheck) -> MeasuredPlan | None:
-            measured = replace(plan, latency_ratio=expected_ratio(checked))
-            pool.update([measured])
-            # What proved slower than it seemed says the same of the others.
-            excess = 1.0 if checked.met else max(1.0, measured.latency_ratio / plan.latency_ratio)
-            lowest = plan.latency_ratio if checked.met else 0.0
-            fitting = _between(known, tried, MIN_USED * budget.latency_ratio, budget.latency_ratio / excess)
-            if not fitting:
-                fresh = self.meter.retimed(self.meter.refitted(pool.tighten(measured)))
-                pool.update(fresh)
-                known.extend(fresh)
-                fitting = _between(fresh, tried, lowest, SLACK * budget.latency_ratio)
-            if not fitting and not checked.met:  # what comes nearest, if nothing meets it
-                fitting = [_fastest(known)] if _fastest(known).path.edges not in tried else []
-            return min(fitting, key=lambda candidate: candidate.rank, default=None)
-
-        chosen, final = confirmed(first, check, another, lambda plan: plan.rank)
-        chosen = replace(chosen, latency_ratio=final.worst.ratio)
-        pool.update([chosen])
-        return chosen, final
-
-    def _confirmed_winner(self, outcome: RaceOutcome, budget: PlanBudget) -> tuple[MeasuredPlan, BudgetCheck | None]:
-        """The plan that won a race, or the next best where it does not meet the budget in a run of its own."""
-        if not self.meter.can_check(budget):
-            return outcome.plan, None
-        following = iter(outcome.ranking[1:])
-        chosen, check = confirmed(
-            outcome.plan,
-            lambda plan: self.meter.check(plan, budget),
-            lambda plan, checked: None if checked.met else next(following, None),
-            outcome.ranking.index,
-        )
-        return replace(chosen, latency_ratio=check.worst.ratio), check
-
-    def _refit(self, pool: PlanPool, size: int, race: Race | None) -> None:
-        """Refit those to choose from; for a race what comes of it is what they begin with."""
-        plans = pool.contenders(size)
-        if len(plans) > 1:
-
-            def keep(plan: MeasuredPlan, network: nn.Module) -> None:
-                if race is not None:
-                    race.store.keep_start(plan.path, network)
-
-            pool.update(self.meter.refitted([plan for plan in plans if math.isinf(plan.refit_damage)], keep))
-
-    def _retimed(self, pool: PlanPool, budget: PlanBudget, size: int) -> list[MeasuredPlan]:
-        """The plans to choose from, timed for longer, the best first; and the one that seemed the fastest.
-
-        Of many plans timed shortly the one that seems fast enough may only have been lucky.
-
-        Args:
-            pool: gets the new latencies.
-            budget: to meet.
-            size: of the race; 0 for none: then only the best few are timed, and compared by their damage.
-        """
-        leading = pool.contenders(size)
-        if not size:
-            near = (plan for plan in pool.plans if budget.is_met(plan, NEAR))
-            leading = sorted(near, key=lambda plan: plan.rank)[:_MAX_RETIMED]
-        if self.backend.measures and math.isfinite(budget.latency_ratio):
-            fastest = _fastest(pool.plans)
-            leading = self.meter.retimed([*leading, *([fastest] if fastest not in leading else [])])
-            pool.update(leading)
-        return leading if size else sorted(leading, key=lambda plan: plan.rank)
 
     def at_index(self, index: int) -> PlanResult:
         """The plan at this index of the front, from 1.
@@ -349,14 +224,3 @@ def _interval(check: BudgetCheck | None) -> str:
     if check is None or not check.worst.rounds:
         return ""
     return f" ({100 * check.worst.low:.1f} to {100 * check.worst.high:.1f})"
-
-
-def _between(
-    plans: Sequence[MeasuredPlan], tried: Collection[tuple[int, ...]], low: float, high: float
-) -> list[MeasuredPlan]:
-    """The plans that were not tried and take such a share of the original's latency."""
-    return [plan for plan in plans if plan.path.edges not in tried and low <= plan.latency_ratio <= high]
-
-
-def _fastest(plans: Sequence[MeasuredPlan]) -> MeasuredPlan:
-    return min(plans, key=lambda plan: plan.latency_ratio)

@@ -52,8 +52,8 @@ def lead(race: PlanRace) -> str:
     what = (
         f"{plural(len(race.contenders), 'plan')} were distilled on the same mini-batches at learning rate "
         f"{numbers.tick(race.rate)}, up to {plural(race.rungs[-1], 'step')}; after each rung the better half went on. "
-        f"That took {plural(race.steps, 'step')} and {numbers.duration(race.seconds)}, {numbers.percent(race.share)} of "
-        f"the recovery budget of {race.budget}."
+        f"That took {plural(race.steps, 'step')} and {numbers.duration(race.seconds)}, {numbers.percent(race.share)} "
+        f"of the recovery budget of {race.budget}."
     )
     taus = [
         f"{numbers.signed(tau)} between {named} and the final ones"
