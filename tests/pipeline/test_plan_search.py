@@ -12,7 +12,9 @@ from shoal.errors import NotReachedError, UsageError
 from shoal.measure import cost
 from shoal.pipeline.goals import Budget
 from shoal.pipeline.plan_race import RaceOutcome
+from shoal.pipeline.plan_shortlist import confirmed_winner
 from shoal.plan import Remove, Replace
+from shoal.record import PlanRace
 from shoal.replace import build_segments
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
@@ -446,8 +448,11 @@ def test_the_next_best_of_a_race_is_taken_where_its_winner_proves_too_slow(table
     search = planner(tables, clock=clock)
     budget = search.meter.plan_budget(Budget(latency=0.6))
     fast, slow = (search.meter.measure([path])[0] for path in (search.front[0], search.front[-1]))
-    outcome = RaceOutcome(slow, None, None, [], [slow, fast])
-    chosen, check = search._confirmed_winner(outcome, budget)
-    assert (chosen.path, check.met, check.attempts) == (fast.path, True, 2)
-    chosen, check = search._confirmed_winner(RaceOutcome(fast, None, None, [], [fast, slow]), budget)
-    assert (chosen.path, check.met, check.attempts) == (fast.path, True, 1)  # it won: more time is not asked for
+    record = PlanRace(contenders=[], rungs=[25], rate=0.02, n=1, steps=50, seconds=1, budget="200 steps", share=0.25)
+    chosen, check = confirmed_winner(search.meter, RaceOutcome(slow, network(), record, [], [slow, fast]), budget)
+    assert (chosen.plan.path, check.met, check.attempts) == (fast.path, True, 2)
+    assert (chosen.network, chosen.record.continued) == (None, False)  # what the other has learned is not its own
+    assert "proved too slow" in chosen.notes[-1]
+    chosen, check = confirmed_winner(search.meter, RaceOutcome(fast, network(), record, [], [fast, slow]), budget)
+    assert (chosen.plan.path, check.met, check.attempts) == (fast.path, True, 1)  # it won: more time is not asked for
+    assert chosen.network is not None
