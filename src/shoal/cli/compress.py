@@ -67,6 +67,7 @@ class CompressRequest:
     tables: Path | None = None
     recover: str | None = None
     recovery_asked: bool = True
+    lora: int = 0
     unlabelled: str | None = None
     race: int = RACE_PLANS
     stand_ins: str | None = None
@@ -216,6 +217,8 @@ def _recovery(
             "--race is for plans that are recovered, and there are none",
             "Leave it out, or ask for a budget (--latency 0.6) and --recover 10m.",
         )
+    if request.lora and budget is None:
+        raise UsageError("--lora is for recovery, and there is none", "Add --recover 10m.")
     if request.unlabelled is None:
         return budget, None
     if budget is None:
@@ -228,7 +231,7 @@ def _recover(
 ) -> RecoveryConfig:
     return RecoveryConfig(
         budget,
-        DistillConfig(seed=request.data_options.seed, channels_last=request.channels_last or None),
+        DistillConfig(seed=request.data_options.seed, channels_last=request.channels_last or None, lora=request.lora),
         training=epochs_of(data),
         unlabelled=epochs_of(extra) if extra is not None else None,
         folder=path,
@@ -272,6 +275,7 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         "tables": str(request.tables) if request.tables else None,
         "recover": request.recover,
         "recovery_asked": request.recovery_asked,
+        **({"lora": request.lora} if request.lora else {}),
         **({"race": request.race} if request.race != RACE_PLANS else {}),
         "stand_ins": request.stand_ins,
         "student_budget": request.student_budget,

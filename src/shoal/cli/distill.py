@@ -36,6 +36,7 @@ def _config(request: DistillRequest) -> DistillConfig:
         labels=request.labels,
         precision="bf16" if request.bf16 else "fp32",
         channels_last=request.channels_last or None,
+        lora=request.lora,
     )
     return config if request.features is None else replace(config, features=request.features)
 

@@ -31,6 +31,9 @@ _DEVICE = partial(option, "--device", "cpu, cuda, cuda:1, mps; auto takes the fi
 _OUT = partial(
     option, "--out", "Output folder: new, empty, or that of the same unfinished command.", None, metavar="DIR"
 )
+_LORA = partial(
+    option, "--lora", "Recover by LoRA of this rank (peft), merged at the end; 0: all weights learn.", 0, min=0
+)
 _DRY_RUN = partial(option, "--dry-run", "Say what would be done and about how long it would take.", False)
 _OUTPUT = partial(
     option, "--output", "An output that counts: logits, '[1]', aux. Repeat it for several.", None, metavar="NAME"
@@ -116,6 +119,7 @@ class CompressOptions:
         None,
         metavar="10m|2000|none",
     )
+    lora: int = _LORA()
     unlabelled: str | None = _UNLABELLED()
     race: int = option(
         "--race",
@@ -298,6 +302,7 @@ class DistillRequest:
     data: str = argument("DATA", _DATA_HELP)
     teacher: str = option("--teacher", "The network it learns from.", metavar="MODEL")
     budget: str = option("--budget", "How long: a time, or a number of steps.", "5m", metavar="10m|2000")
+    lora: int = _LORA()
     unlabelled: str | None = _UNLABELLED()
     rate: float | None = option("--lr", "The highest learning rate; found by a short test by default.", None)
     features: float | None = option(

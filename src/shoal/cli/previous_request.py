@@ -51,6 +51,7 @@ class _Before(BaseModel):
     recover: str | None = None
     recovery_asked: bool = True
     race: int | None = Field(default=None, ge=0)
+    lora: int = Field(default=0, ge=0)
     try_plans: int = Field(default=0, ge=0)
     stand_ins: str | None = None
     student_budget: str = STUDENT_BUDGET
@@ -131,7 +132,8 @@ def _recovery(asked: CompressRequest, before: dict[str, Any], typed: Collection[
         recorded = before.get("race")
         race = recorded if recorded is not None else before.get("try_plans") or race
     asked_for = named or before.get("recovery_asked", True)
-    return {"recover": budget, "unlabelled": extra, "recovery_asked": asked_for, "race": race}
+    lora = asked.lora if "lora" in typed or "recover" in typed else before.get("lora", 0)
+    return {"recover": budget, "unlabelled": extra, "recovery_asked": asked_for, "race": race, "lora": lora}
 
 
 def _check_asked(asked: CompressRequest, before: dict[str, Any], named: Collection[str]) -> None:

@@ -25,6 +25,7 @@ from shoal.plan import Fold, Remove, Replace
 from shoal.progress import ProgressCallback
 from shoal.recover import DistillConfig, DistillData, DistillResult, TrainingBudget, distill, read_budget
 from shoal.recover.checkpoint import ensure_dir
+from shoal.recover.lora import check_lora
 from shoal.recover.preflight import check_disjoint, check_in_memory, check_trainable, check_unlabelled
 from shoal.recover.rungs import PausedStudent
 from shoal.training.loaders import LoaderFactory, loader_factory
@@ -153,6 +154,7 @@ def check_recovery(
     check_disjoint(validation, calibration=calibration)
     check_in_memory(model)
     check_trainable(model)
+    check_lora(model, recovery.settings.lora if recovery.settings is not None else 0)
     if recovery.unlabelled is not None:
         first = next(batches(loader_factory(recovery.unlabelled)(1), example.tensors[0].device), None)
         if first is None:

@@ -35,6 +35,8 @@ class DistillConfig:
         precision: 'fp32', or 'bf16' for mixed precision.
         channels_last: keep images with the channels last in memory while it learns; None: where that is faster, for
             networks with dense convolutions on a CPU. What comes out has the layout it had.
+        lora: the rank of low-rank adapters, by which alone a network of transformers learns (stand-ins learn whole);
+            they are merged at the end. 0: all weights learn.
         device: where it runs; by default where the student is. No checkpoint or record depends on it.
     """
 
@@ -55,6 +57,7 @@ class DistillConfig:
     decay: float = 1e-4
     precision: str = "fp32"
     channels_last: bool | None = None
+    lora: int = 0
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +69,8 @@ class DistillConfig:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UsageError(f"{name} is {value}, expected a number from {low:g} to {high:g}", "Leave it out.")
+        if type(self.lora) is not int:
+            raise UsageError(f"lora is {self.lora!r}, expected a whole number", "It is a rank, like 16; 0 for none.")
         if self.rate is not None and not 0 < self.rate < float("inf"):
             raise UsageError(f"the learning rate is {self.rate}, expected a number above 0", "Leave it out.")
 
@@ -75,7 +80,8 @@ class DistillConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON gives it back."""
-        return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name != "device"}))
+        omitted = {"device", *(() if self.lora else ("lora",))}  # version 0.1.0 knew no adapters
+        return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in omitted}))
 
 
 _MANY = 1e9
@@ -92,4 +98,5 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("looks", 1, _MANY),
     ("patience", 1, _MANY),
     ("decay", 0, _MANY),
+    ("lora", 0, 4096),
 )

@@ -7,7 +7,7 @@ samples: weights averaged over the latest steps, rarely those of a single step, 
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -30,6 +30,7 @@ from shoal.record import Recovery, RecoveryEvaluation
 from shoal.recover.checkpoint import check_fingerprint, ensure_dir, fingerprint
 from shoal.recover.config import DistillConfig
 from shoal.recover.evaluation import TeacherKL, validation_samples
+from shoal.recover.lora import check_lora, share_frozen_
 from shoal.recover.lr_search import CANDIDATE_LRS, SAFE_LR, LrSearchResult, find_lr, steps_for, try_step
 from shoal.recover.preflight import (
     check_disjoint,
@@ -177,6 +178,7 @@ def distill(
     for network in (student, teacher):
         check_in_memory(network)
     check_trainable(student)
+    check_lora(student, config.lora)
     path = ensure_dir(folder) if folder is not None else None
     where = config.device or str(next(student.parameters()).device)
     with learning(path, where, config.seed):
@@ -335,8 +337,13 @@ class Distillation(BudgetLoop):
         self.replaced = inputs.replaced
         replacements = {action.paths[0]: action.stand_in for action in inputs.replaced}
         self.format = to_trainable_(
-            self.student, replacements, [self.engine.moved(batch) for batch in inputs.norm_batches]
+            self.student, replacements, [self.engine.moved(batch) for batch in inputs.norm_batches], self.settings.lora
         )
+        self.frozen: frozenset[str] = frozenset()  # what no step changes: one copy of it serves everybody
+        if self.format.adapters is not None:
+            share_frozen_(self.student, self.teacher)
+            names = (name for name, parameter in self.student.named_parameters() if not parameter.requires_grad)
+            self.frozen = frozenset(names)
         self.original = original if self.format.changed else None
 
     # The whole run
@@ -366,8 +373,9 @@ class Distillation(BudgetLoop):
         )
         self.signature = state_of(self.student)
         self.average = WeightAverage(self.student)
+        share_frozen_(self.average.network, self.student)
         self.optimizer = self.new_optimizer(self.student)
-        self.best_weights = copied_state(self.student)
+        self.best_weights = copied_state(self.student, self.frozen)
         self.metrics = MetricsLog(RecoveryEvaluation, "step", self.metrics_file())
         self.resume()
         self.metrics.resume(self.state.step if self.resumed else -1)
@@ -537,7 +545,7 @@ class Distillation(BudgetLoop):
             state.stop_reason = "diverged"
         if divergence < state.best_divergence:
             state.best_divergence, state.best_step, state.kept = divergence, state.step, name
-            self.best_weights = copied_state(network)
+            self.best_weights = copied_state(network, self.frozen)
         return divergence
 
     def stop_reason(self) -> str:
@@ -634,7 +642,7 @@ class Distillation(BudgetLoop):
         if self.folder is None:
             return
         tensors = {
-            **{f"student.{name}": tensor for name, tensor in copied_state(self.student).items()},
+            **{f"student.{name}": tensor for name, tensor in copied_state(self.student, self.frozen).items()},
             **{f"best.{name}": tensor for name, tensor in self.best_weights.items()},
             **self.average.tensors(),
             **self.optimizer.tensors(),
@@ -674,10 +682,13 @@ class Distillation(BudgetLoop):
         self.resumed = True
 
 
-def copied_state(network: nn.Module) -> dict[str, Tensor]:
-    """Copies of all tensors of the state dict."""
-    state = network.state_dict()
-    return {name: tensor.detach().clone() for name, tensor in state.items() if isinstance(tensor, Tensor)}
+def copied_state(network: nn.Module, frozen: Collection[str] = ()) -> dict[str, Tensor]:
+    """Copies of all tensors of the state dict, and those named `frozen` themselves: they do not change."""
+    return {
+        name: tensor.detach() if name in frozen else tensor.detach().clone()
+        for name, tensor in network.state_dict().items()
+        if isinstance(tensor, Tensor)
+    }
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:

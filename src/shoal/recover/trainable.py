@@ -17,6 +17,7 @@ from shoal.batches import Batch, call
 from shoal.errors import SurgeryError
 from shoal.plan import Replacement
 from shoal.preserve import evaluating
+from shoal.recover.lora import Adapters, add_adapters_, merge_adapters_
 from shoal.replace import build_replacement, copy_format_, with_shortcut
 from shoal.replace.modules import ResidualReplacement
 from shoal.replace.post_activation import post_activation_module
@@ -206,34 +207,42 @@ class TrainableFormat:
         dtypes: of weights and buffers that were in half precision, by name.
         stand_ins: of the plan, by path.
         rewritten: the paths of those that were rewritten.
+        adapters: the maps with an adapter, where the student learns by these.
     """
 
     dtypes: Mapping[str, torch.dtype]
     stand_ins: Mapping[str, Replacement]
     rewritten: Sequence[str]
+    adapters: Adapters | None = None
 
     @property
     def changed(self) -> bool:
         """Whether anything was."""
-        return bool(self.dtypes or self.rewritten)
+        return bool(self.dtypes or self.rewritten or self.adapters)
 
 
-def to_trainable_(model: nn.Module, stand_ins: Mapping[str, Replacement], batches: Sequence[Batch]) -> TrainableFormat:
+def to_trainable_(
+    model: nn.Module, stand_ins: Mapping[str, Replacement], batches: Sequence[Batch], lora: int = 0
+) -> TrainableFormat:
     """Bring a student into the format in which it learns, in place; in eval mode the same function, up to rounding.
 
     Args:
         model: a copy.
         stand_ins: the replacement at each path; see `make_trainable_`.
         batches: mini-batches on the model's device that batch norms of replacements are set from.
+        lora: the rank of adapters; 0 for none.
     """
-    dtypes = upcast_(model)
-    return TrainableFormat(
-        dtypes, stand_ins, make_trainable_(model, stand_ins, [match_dtype(model, batch) for batch in batches])
-    )
+    # What is frozen may stay in half precision, in which the teacher has it; adapters are float32.
+    dtypes = {} if lora and not stand_ins else upcast_(model)
+    rewritten = make_trainable_(model, stand_ins, [match_dtype(model, batch) for batch in batches])
+    adapters = add_adapters_(model, lora, stand_ins) if lora else None
+    return TrainableFormat(dtypes, stand_ins, rewritten, adapters)
 
 
 def from_trainable_(model: nn.Module, format: TrainableFormat) -> nn.Module:
     """Bring it back: each replacement as its plan says, each weight in its own dtype; in place."""
+    if format.adapters is not None:
+        merge_adapters_(model, format.adapters)
     return downcast_(make_plain_(model, format.stand_ins), format.dtypes)
 
 
