@@ -157,3 +157,13 @@ def test_a_stream_that_was_closed_from_the_beginning(name, monkeypatch, capsys):
     with Session(as_json=True).guarded():
         Session(as_json=True).print_json({"a": 1})
     assert ("1" in capsys.readouterr().out) == (name == "stderr")
+
+
+def test_lora_without_recovery_and_for_a_network_of_another_kind_is_refused(run):
+    code, _, err = run("compress", "digits-resnet", "digits", "--remove", "1", "--lora", "4", "--limit", "60")
+    assert code == 2
+    assert "--lora is for recovery, and there is none" in err
+    words = ("--remove", "1", "--recover", "2", "--lora", "4", "--limit", "60", "--out", "o")
+    code, _, err = run("compress", "digits-resnet", "digits", *words)
+    assert code == 2
+    assert "LoRA is for networks of transformers" in err
