@@ -279,3 +279,9 @@ def test_a_folded_language_model_is_one_of_its_class(tmp_path):
     again = load(tmp_path / "out", model=lambda: language.llama(4))
     assert torch.equal(again(input_ids=ids).logits, result.model(input_ids=ids).logits)
     assert all(isinstance(action, Remove | Replace) for action in result.plan.actions)
+
+
+def test_nothing_is_folded_into_weights_on_a_disk(monkeypatch):
+    monkeypatch.setattr("shoal.replace.folded.is_offloaded", lambda model: True)
+    _, _, folds = fitted(Net())
+    assert folds == {}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch, call
 from shoal.blocks import BlockGraph
 from shoal.errors import NonFiniteError
+from shoal.offloaded import is_offloaded
 from shoal.plan import Replacement
 from shoal.preserve import copied, evaluating
 from shoal.regress import Moments, fits, r2
@@ -74,7 +75,10 @@ def folded_specs(graph: BlockGraph, chain: SegmentChain, spans: Sequence[Span]) 
     """A fold for each span of at least two blocks on tokens or features that allows one.
 
     All blocks keep the shape of the stream, the first returns it as a plain tensor, and nothing follows their sums.
+    Offloaded weights are loaded for each call: there is nothing to fold into.
     """
+    if is_offloaded(graph.model):
+        return []
     linears: dict[str, LastLinear | None] = {}
     specs = []
     for span in spans:
