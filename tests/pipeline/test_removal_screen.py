@@ -43,8 +43,20 @@ def test_what_was_far_behind_is_left_out_and_bounded():
     result = screen.measure(list(before), measure)
     assert [entry.path for entry in result] == [f"b{n}" for n in range(6)]
     assert screen.measured == {f"b{n}": now[f"b{n}"] for n in range(6)}
-    assert set(screen.bounds) == {f"b{n}" for n in range(6, 30)}
-    assert all(bound <= now[name] for name, bound in screen.bounds.items())
+    assert set(screen.expected) == {f"b{n}" for n in range(6, 30)}
+    assert all(value == pytest.approx(now[name], abs=0.01) for name, value in screen.expected.items())
+    assert all(0 < variance < 1e-5 for variance in screen.variance.values())
+
+
+def test_what_is_left_out_for_long_becomes_less_certain():
+    values = {f"b{n}": 0.1 * n for n in range(30)}
+    screen, variances = RemovalScreen.of(damage(*item) for item in values.items()), []
+    for step in range(3):
+        values = {name: value + 0.2 + 0.001 * ((n + step) % 3) for n, (name, value) in enumerate(values.items())}
+        screen.measure(list(values), Measured(values))
+        variances.append(screen.variance["b29"])
+    assert variances == sorted(variances)
+    assert variances[2] > 2 * variances[0] > 0
 
 
 def test_growths_that_differ_widely_leave_nothing_out():

@@ -7,7 +7,7 @@ interval that its growth is predicted to lie in leaves it above the best one mea
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from scipy import stats
@@ -25,15 +25,17 @@ Measure = Callable[[Sequence[str]], Sequence[RemovalDamage]]
 
 @dataclass
 class RemovalScreen:
-    """What is known of each candidate from the step before; without it everything is measured.
+    """What is known of each candidate from the steps before; without it everything is measured.
 
     Args:
-        measured: the damage of those that were measured in it.
-        bounds: of those that were left out, what their damage is at least.
+        measured: the damage of those that were measured in the last step.
+        expected: of those that were left out, the damage that they are expected to have.
+        variance: of that expectation.
     """
 
     measured: dict[str, float] = field(default_factory=dict)
-    bounds: dict[str, float] = field(default_factory=dict)
+    expected: dict[str, float] = field(default_factory=dict)
+    variance: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, damages: Iterable[RemovalDamage]) -> "RemovalScreen":
@@ -43,36 +45,58 @@ class RemovalScreen:
     @classmethod
     def read(cls, plain: Mapping[str, Mapping[str, float]] | None) -> "RemovalScreen":
         """As `dataclasses.asdict` wrote it; an empty one where nothing was written."""
-        return cls(dict(plain["measured"]), dict(plain["bounds"])) if plain else cls()
+        names = [field_.name for field_ in fields(cls)]
+        return cls(*(dict(plain[name]) for name in names)) if plain and plain.keys() >= set(names) else cls()
 
     def measure(self, names: Sequence[str], measure: Measure) -> list[RemovalDamage]:
         """Measure the candidates that may be the least damaging, the others are bounded; in the order of `names`."""
         damages: dict[str, RemovalDamage] = {}
-        pending = sorted(names, key=self._before)
-        shift, best, size = -math.inf, math.inf, _FIRST_WAVE
+        pending = sorted(names, key=lambda name: self._known().get(name, -math.inf))
+        growth, best, size = _UNKNOWN, math.inf, _FIRST_WAVE
         while pending:
-            hopeful = [name for name in pending if self._before(name) + shift <= best]
+            hopeful = [name for name in pending if self._least(name, growth) <= best]
             # What was never measured cannot be bounded.
-            unknown = sum(self._before(name) == -math.inf for name in hopeful)
+            unknown = sum(name not in self._known() for name in hopeful)
             wave = hopeful[: max(size, unknown)]
             if not wave:
                 break
             damages |= {damage.path: damage for damage in measure(wave)}
             pending = [name for name in pending if name not in damages]
             best = min(damage.damage for damage in damages.values())
-            shift, size = self._least_growth(damages), _NEXT_WAVE
-        self.bounds = {name: self._before(name) + shift for name in pending}
+            growth, size = self._growth(damages), _NEXT_WAVE
+        known = self._known()
+        self.expected = {name: known[name] + growth.mean for name in pending}
+        self.variance = {name: self.variance.get(name, 0.0) + growth.variance for name in pending}
         self.measured = {name: damage.damage for name, damage in damages.items()}
         return [damages[name] for name in names if name in damages]
 
-    def _before(self, name: str) -> float:
-        return self.measured.get(name, self.bounds.get(name, -math.inf))
+    def _known(self) -> dict[str, float]:
+        return {**self.expected, **self.measured}
 
-    def _least_growth(self, damages: dict[str, RemovalDamage]) -> float:
-        """What a damage grows by at least, by those measured now and in the step before; -inf where too few were."""
+    def _least(self, name: str, growth: "_Growth") -> float:
+        """The lower end of the interval that the damage of a candidate is predicted to lie in."""
+        known = self._known().get(name)
+        if known is None or growth.quantile == math.inf:
+            return -math.inf
+        return known + growth.mean - growth.quantile * math.sqrt(self.variance.get(name, 0.0) + growth.variance)
+
+    def _growth(self, damages: Mapping[str, RemovalDamage]) -> "_Growth":
+        """What a damage grows by, told from those that were measured now and in the step before."""
         growths = [damage.damage - self.measured[name] for name, damage in damages.items() if name in self.measured]
         if len(growths) < _LEAST_GROWTHS:
-            return -math.inf
-        count, spread = len(growths), float(np.std(growths, ddof=1))
+            return _UNKNOWN
+        count = len(growths)
         quantile = float(stats.t.ppf(CONFIDENCE, count - 1))
-        return float(np.mean(growths)) - quantile * spread * math.sqrt(1 + 1 / count)
+        return _Growth(float(np.mean(growths)), float(np.var(growths, ddof=1)) * (1 + 1 / count), quantile)
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """The mean growth of a damage, the variance of a single one about it, and how many deviations are allowed for."""
+
+    mean: float
+    variance: float
+    quantile: float
+
+
+_UNKNOWN = _Growth(0.0, 0.0, math.inf)
