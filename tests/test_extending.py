@@ -51,6 +51,14 @@ def test_a_metric(page):
     assert page["margin_loss"](original, changed, Batch((original,))).tolist() == [1.0, 0.0]
 
 
+def test_a_task(page):
+    [metric] = page["HORIZON"].metrics
+    output, labels = torch.tensor([[3.0], [90.0]]), torch.tensor([10.0, 10.0])
+    rows = metric.rows(output, page["Reference"]("labels", labels), Batch((output,)))
+    assert rows == [1.0, 0.0]
+    assert metric.value(rows) == 0.5
+
+
 def test_the_tables_named_are_there(page):
     for place in re.findall(r"`([\w/]+\.py)` \|", PAGE.read_text(encoding="utf-8")):
         assert (Path(__file__).parents[1] / "src" / "shoal" / place).is_file(), place

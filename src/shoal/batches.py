@@ -4,7 +4,7 @@ Any loader that yields `(inputs, target)`, `inputs`, or a dict of tensors works.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -30,11 +30,18 @@ class Batch:
         kwargs: keyword arguments of the model.
         target: class indices, shape (samples,) or (samples, ...), or None. Of a language model they stand at the
             position that answers them: the labels of a dict that are its `input_ids` are moved there by `as_batch`.
+        annotations: labels that make no tensor, one for each sample: the boxes of a detector, say; None for none.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     target: Tensor | None = None
+    annotations: tuple[Any, ...] | None = None
+
+    @property
+    def labels(self) -> Any:
+        """The labels in whichever form they are; None without any."""
+        return self.target if self.target is not None else self.annotations
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -70,7 +77,7 @@ class Batch:
 
         target = self.target.to(device) if self.target is not None else None
         kwargs = {key: move(value) for key, value in self.kwargs.items()}
-        return Batch(tuple(move(value) for value in self.args), kwargs, target)
+        return Batch(tuple(move(value) for value in self.args), kwargs, target, self.annotations)
 
     def cloned(self) -> "Batch":
         """A batch of copies of the input tensors."""
@@ -79,7 +86,7 @@ class Batch:
             return value.clone() if isinstance(value, Tensor) else value
 
         kwargs = {key: copied(value) for key, value in self.kwargs.items()}
-        return Batch(tuple(copied(value) for value in self.args), kwargs, self.target)
+        return Batch(tuple(copied(value) for value in self.args), kwargs, self.target, self.annotations)
 
     def take(self, count: int) -> "Batch":
         """The first `count` samples."""
@@ -101,7 +108,13 @@ class Batch:
 
         kwargs = {key: cut(value) for key, value in self.kwargs.items()}
         target = cut(self.target) if self.target is not None else None
-        return Batch(tuple(cut(value) for value in self.args), kwargs, target)
+        return Batch(tuple(cut(value) for value in self.args), kwargs, target, _rows_of(self.annotations, part))
+
+
+def _rows_of(annotations: tuple[Any, ...] | None, part: slice | Tensor) -> tuple[Any, ...] | None:
+    if annotations is None or isinstance(part, slice):
+        return annotations[part] if annotations is not None else None
+    return tuple(annotations[row] for row in part.tolist())
 
 
 def as_batch(item: Any) -> Batch:
@@ -121,15 +134,44 @@ def as_batch(item: Any) -> Batch:
         if key == "labels" and isinstance(target, Tensor) and _are_own_tokens(target, inputs):
             target = next_tokens(target, inputs.get("attention_mask"))
         if any(isinstance(value, Tensor) for value in inputs.values()):
-            return Batch(kwargs=inputs, target=_as_target(target))
-    if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2 and isinstance(item[0], (Tensor, Mapping)):
-        batch = as_batch(item[0])
-        target = item[1] if len(item) == 2 else batch.target
-        return Batch(batch.args, batch.kwargs, _as_target(target))
+            return _labelled(Batch(kwargs=inputs), target)
+    if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2:
+        inputs_of = _stacked(item[0])
+        if isinstance(inputs_of, (Tensor, Mapping)):
+            batch = as_batch(inputs_of)
+            return _labelled(batch, item[1]) if len(item) == 2 else batch
     raise DataError(
         f"a loader yielded {type(item).__name__}, expected (inputs, target), inputs, or a dict of tensors",
         "Wrap the loader so that each item is one of these.",
     )
+
+
+def _stacked(inputs: Any) -> Any:
+    """Images of one size in a list, as the collate function of a detector leaves them, are one tensor.
+
+    Raises:
+        DataError: they differ in size.
+    """
+    if not isinstance(inputs, (list, tuple)) or not inputs or not all(isinstance(part, Tensor) for part in inputs):
+        return inputs
+    shapes = sorted({tuple(part.shape) for part in inputs})
+    if len(shapes) > 1:
+        raise DataError(
+            f"a mini-batch is a list of {len(inputs)} tensors of different shapes: {shapes[0]} and {shapes[1]}",
+            "Bring all samples to one size (resize, crop or pad), or give mini-batches of one sample each.",
+        )
+    return torch.stack(tuple(inputs))
+
+
+def _labelled(batch: Batch, labels: Any) -> Batch:
+    """The mini-batch with labels: a tensor where they make one, else an annotation for each sample."""
+    if isinstance(labels, (list, tuple)) and labels and all(isinstance(label, Mapping) for label in labels):
+        if len(labels) != batch.size:
+            raise DataError(
+                f"{len(labels)} annotations for {batch.size} samples", "Yield one annotation for each sample."
+            )
+        return replace(batch, annotations=tuple(labels))
+    return replace(batch, target=_as_target(labels))
 
 
 def _as_target(target: Any) -> Tensor | None:

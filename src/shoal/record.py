@@ -65,6 +65,41 @@ class Quality(FrozenModel):
     outputs: list["Quality"] = Field(default_factory=list)
 
 
+class MetricComparison(FrozenModel):
+    """A task's metric of both networks on the same samples, see `shoal.tasks`.
+
+    Intervals are 95 % percentile intervals of a bootstrap by sample, paired for `drop`, which is positive where the
+    compressed network is worse, in the metric's own unit.
+
+    Args:
+        name: of the metric: `miou`.
+        label: for people: `mIoU`.
+        unit: `%` (values are fractions then), `dB`, or empty.
+        better: which way is better.
+        against: the labels, or the original's own output.
+        n: samples.
+        original: of the original; None where the original is what the metric compares with.
+        compressed: of the compressed network.
+        drop: how much worse the compressed network is; None where it is compared with the original, and the metric
+            has no figure for two equal outputs.
+        groups: the compressed network's figure for each group of samples, such as each timestep.
+    """
+
+    name: str
+    label: str
+    unit: str = ""
+    better: Literal["higher", "lower"] = "higher"
+    against: Literal["labels", "original"]
+    n: int
+    original: float | None = None
+    original_interval: Interval | None = None
+    compressed: float
+    compressed_interval: Interval
+    drop: float | None = None
+    drop_interval: Interval | None = None
+    groups: dict[str, float] = Field(default_factory=dict)
+
+
 class Comparison(FrozenModel):
     """One network against the original, sample by sample on the same data.
 
@@ -75,7 +110,8 @@ class Comparison(FrozenModel):
     An output other than class scores has only that and `mse`: the mean squared error relative to the variance of the
     original's output, with a t interval. Of several outputs each stands in `outputs`; `mse` is then that of the values
     farthest off, and all other figures are those of the class `output` that lost most. An output of integers or
-    booleans has `differing`, the mean share of its elements that are not the original's.
+    booleans has `differing`, the mean share of its elements that are not the original's; one of embeddings
+    `cosine_distance`, the mean of one minus the cosine. `metrics` are those of the task, the one that counts first.
     """
 
     split: str
@@ -88,6 +124,8 @@ class Comparison(FrozenModel):
     mse_interval: Interval | None = None
     differing: float | None = None
     differing_interval: Interval | None = None
+    cosine_distance: float | None = None
+    cosine_distance_interval: Interval | None = None
     top1_drop: float | None = None
     top1_drop_interval: Interval | None = None
     p_value: float | None = None
@@ -97,6 +135,7 @@ class Comparison(FrozenModel):
     loss_increase_interval: Interval | None = None
     output: str | None = None
     outputs: list["Comparison"] = Field(default_factory=list)
+    metrics: list[MetricComparison] = Field(default_factory=list)
 
 
 def metric_drop(comparison: Comparison) -> float:
@@ -104,8 +143,12 @@ def metric_drop(comparison: Comparison) -> float:
 
     It is the drop of top-1 where there are labels, else the disagreement with the original; for values the squared
     error as a share of the variance of the original's output, that is the variance left unexplained; for integers the
-    share that differs.
+    share that differs. Where a task has a metric it is the drop of the first: a point is one per cent of a share, and
+    one unit (a decibel) of any other.
     """
+    for metric in comparison.metrics:
+        if metric.drop is not None:
+            return metric.drop if metric.unit == "%" else metric.drop / 100
     if comparison.outputs:
         return max(map(metric_drop, comparison.outputs))
     if comparison.top1_drop is not None:
@@ -114,6 +157,8 @@ def metric_drop(comparison: Comparison) -> float:
         return 1 - comparison.agreement
     if comparison.mse is not None:
         return comparison.mse
+    if comparison.cosine_distance is not None:
+        return comparison.cosine_distance
     return comparison.differing if comparison.differing is not None else float("nan")
 
 
@@ -121,7 +166,7 @@ class OutputRead(FrozenModel):
     """How one output tensor was read, and why; squared errors of values are divided by `scale`."""
 
     name: str
-    task: Literal["classes", "values", "exact"]
+    task: Literal["classes", "values", "exact", "direction"]
     why: str
     scale: float | None = None
 
@@ -131,6 +176,7 @@ class OutputsRead(FrozenModel):
 
     outputs: list[OutputRead]
     damage: str
+    task: str | None = None
 
 
 class LatencyRatio(FrozenModel):

@@ -74,6 +74,7 @@ class CompressRequest:
     student_budget: str = STUDENT_BUDGET
     output: list[str] | None = None
     latency_batch_sizes: tuple[int, ...] = ()
+    task: str | None = None
 
     def config(self, **more: Any) -> CompressConfig:
         """How to compress."""
@@ -86,6 +87,7 @@ class CompressRequest:
             latency_from=self.latency_from,
             output=self.output,
             latency_batch_sizes=self.latency_batch_sizes,
+            task=self.task,
             **more,
         )
 
@@ -281,6 +283,7 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         "student_budget": request.student_budget,
         **({"output": request.output} if request.output else {}),
         **({"latency_batch_sizes": list(request.latency_batch_sizes)} if request.latency_batch_sizes else {}),
+        **({"task": request.task} if request.task else {}),
         "unlabelled": request.unlabelled,
         "device": device,
     }

@@ -41,6 +41,13 @@ _OUTPUT = partial(
 _SHAPE = partial(option, "--shape", "Input shape of one sample, where DATA is left out.", None, metavar="C,H,W")
 # What `RecoveryConfig.race` is by default; the pipeline is not imported to show a help.
 RACE_PLANS = 16
+_TASK = partial(
+    option,
+    "--task",
+    "What the network is for: classification, segmentation, detection, restoration, embedding, regression, seq2seq or"
+    " denoising; recognised by default.",
+    None,
+)
 _FOLDER = partial(argument, "OUT", "An output folder of Shoal.")
 
 
@@ -142,6 +149,7 @@ class CompressOptions:
         metavar="5m|2000",
     )
     output: list[str] | None = _OUTPUT()
+    task: str | None = _TASK()
     weights: Path | None = _WEIGHTS()
     data_options: DataOptions = nested(DataOptions, omit=("batch_size",))
     batch_size: str = option(
@@ -200,6 +208,7 @@ class ScanRequest:
     )
     fast: bool = option("--fast", "Stop early where a verdict is clear, and say so.", False)
     output: list[str] | None = _OUTPUT()
+    task: str | None = _TASK()
     stack: int = option("--stack", "Removals that share a forward pass; 1 is exact to the bit.", 1, min=1)
     layers: bool = option("--layers/--no-layers", "Also set every kernel to zero.", True)
     scores: bool = option("--scores/--no-scores", "Also score the blocks.", True)
@@ -215,7 +224,7 @@ class ScanRequest:
         """How to scan."""
         from shoal.scanning import ScanConfig
 
-        return ScanConfig(self.tolerance, self.fast, self.stack, self.layers, self.scores, self.output)
+        return ScanConfig(self.tolerance, self.fast, self.stack, self.layers, self.scores, self.output, task=self.task)
 
 
 @dataclass(frozen=True, kw_only=True)

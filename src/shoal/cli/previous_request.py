@@ -113,6 +113,7 @@ def load_previous_request(folder: Path, asked: CompressRequest, named: Collectio
         stand_ins=before.get("stand_ins"),
         student_budget=before.get("student_budget", asked.student_budget),
         output=before.get("output"),
+        task=before.get("task"),
         latency_from=asked.latency_from or before.get("latency_from"),
         tables=tables,
         **_recovery(asked, before, named),
@@ -148,6 +149,7 @@ def _check_asked(asked: CompressRequest, before: dict[str, Any], named: Collecti
         "stand_ins": asked.stand_ins,
         "student_budget": asked.student_budget,
         "output": asked.output,
+        "task": asked.task,
     }
     for name, value in now.items():
         if name in named and value != before.get(name):

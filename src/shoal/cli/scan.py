@@ -94,6 +94,7 @@ def _arguments(request: ScanRequest, digest: str, device: str) -> dict[str, Any]
         "layers": request.settings.layers,
         "scores": request.settings.scores,
         **({"output": request.settings.output} if request.settings.output else {}),
+        **({"task": request.task} if request.task else {}),
         "mean": options.mean,
         "std": options.std,
         "size": options.size,

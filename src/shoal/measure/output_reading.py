@@ -4,7 +4,8 @@ Nothing is inferred silently. An output is scores of classes where the labels ar
 the network's own class says so; then its damage is the divergence of the probabilities. Any other output is values:
 images, regression, embeddings, features. Their damage is the squared error, relative to the variance of the original's
 output: a softmax would be blind to a shift of all values. Integers and booleans (predicted classes, masks) are the same
-or not: their damage is the share of elements that differ. A `Reading` says which was taken and why.
+or not: their damage is the share of elements that differ. Where a task says that an output is an embedding, its
+direction counts: damage is one minus the cosine. A `Reading` says which was taken and why.
 """
 
 import math
@@ -27,9 +28,42 @@ _HEADS = re.compile(
     r"For\w*(Classification|LM|Generation|QuestionAnswering|MultipleChoice|NextSentencePrediction|Segmentation"
     r"|ObjectDetection|CTC)$|LMHeadModel$|DoubleHeadsModel$"
 )
-Task = Literal["classes", "values", "exact"]
+Task = Literal["classes", "values", "exact", "direction"]
 _SCORES = ("logits", "start_logits", "end_logits")
 _CLASSIFIERS = re.compile(r"torchvision\.models\.(?!detection|segmentation|optical_flow)")
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """How outputs of real numbers are read where the user, or the model's class, says what its task is.
+
+    Args:
+        task: its name, for the record.
+        kind: scores of classes, values, or directions (embeddings).
+        axis: of the classes; ignored for the others.
+        names: of the outputs that it is about; None for all. Others are read as labels and the network's class tell.
+    """
+
+    task: str
+    kind: Literal["classes", "values", "direction"]
+    axis: int = -1
+    names: tuple[str, ...] | None = None
+
+    def covers(self, name: str) -> bool:
+        """Whether it says how the output of this name is read."""
+        return self.names is None or name in self.names
+
+    def read(self, name: str, tensor: Tensor, *, rows: bool) -> "OutputReading":
+        """How a tensor of real numbers is read; one without a row for each sample, or with no classes, is values."""
+        why = f"the task is {self.task}"
+        if not rows or tensor.dim() < 2:
+            return OutputReading(name, "values", why if rows else "no row for each sample", rows=rows)
+        if self.kind != "classes":
+            return OutputReading(name, self.kind, why, rows=True)
+        if tensor.shape[self.axis] < 2:
+            return OutputReading(name, "values", f"{why}, and it has a single class", rows=True)
+        axis = -1 if self.axis % tensor.dim() == tensor.dim() - 1 else self.axis
+        return OutputReading(name, "classes", why, axis, classes=int(tensor.shape[axis]))
 
 
 @dataclass(frozen=True)
@@ -38,7 +72,8 @@ class OutputReading:
 
     Args:
         name: see `shoal.outputs`; empty for a network that returns one tensor.
-        task: `classes`, `values`, or `exact` of integers and booleans, whose elements are the same or not.
+        task: `classes`, `values`, `direction` of embeddings, or `exact` of integers and booleans, whose elements are
+            the same or not.
         why: the reason, for the record.
         axis: of the classes.
         rows: whether it has a row for each sample; what has none counts as a whole, the same for each sample.
@@ -63,11 +98,13 @@ class Reading:
         outputs: in the order they are returned.
         names: those that the user named; empty for all.
         labelled: whether labels were available.
+        expected: what the task says about outputs; None where it is inferred from labels and the network's class.
     """
 
     outputs: tuple[OutputReading, ...]
     names: tuple[str, ...] = ()
     labelled: bool = True
+    expected: Expectation | None = None
 
     @property
     def classes(self) -> OutputReading | None:
@@ -111,7 +148,7 @@ class Reading:
         if self.labelled or batch.target is None:
             return self
         scales = {head.name: head.scale for head in self.outputs if head.scale is not None}
-        informed = inferred(model, output, batch, self.names)
+        informed = inferred(model, output, batch, self.names, self.expected)
         values = [head for head in informed.outputs if head.task == "values"]
         return with_scales(informed, scales) if all(head.name in scales for head in values) else informed
 
@@ -185,14 +222,15 @@ class Reading:
             spreads[name].add(tensor, padding_of(tensor, batch))
         return with_scales(self, {name: spread.scale for name, spread in spreads.items()})
 
-    def to_record(self, damage: str | None = None) -> record.OutputsRead:
-        """As plain data, with a description of the damage."""
+    def to_record(self, damage: str | None = None, task: str | None = None) -> record.OutputsRead:
+        """As plain data, with a description of the damage and the task of the network."""
         return record.OutputsRead(
             outputs=[
                 record.OutputRead(name=head.name, task=head.task, why=head.why, scale=head.scale)
                 for head in self.outputs
             ],
             damage=damage or _describe_damage(self),
+            task=task,
         )
 
     def warnings(self) -> list[str]:
@@ -204,6 +242,12 @@ class Reading:
                 f"{_listed(values)} read as values, not as scores of classes ({values[0].why}): damage is the mean"
                 " squared error relative to the variance of the original's output, and a point of drop is one per cent"
                 " of it"
+            )
+        directions = [head for head in self.outputs if head.task == "direction"]
+        if directions:
+            messages.append(
+                f"{_listed(directions)} read as directions ({directions[0].why}): damage is one minus the cosine with"
+                " the original's output, and a point of drop is one per cent of it"
             )
         exact = [head for head in self.outputs if head.task == "exact"]
         if exact:
@@ -235,6 +279,7 @@ def _describe_damage(reading: Reading) -> str:
     descriptions = {
         "classes": "KL(original || network) in nats",
         "values": "mean squared error relative to the variance of the original's output",
+        "direction": "one minus the cosine with the original's output",
         "exact": "share of elements that differ from the original's",
     }
     text = " and ".join(description for task, description in descriptions.items() if task in tasks)
@@ -253,6 +298,8 @@ def damage_of(head: OutputReading, original: Tensor, changed: Tensor, batch: Bat
     if head.task == "classes":
         log_probs = log_probabilities(original, axis=head.axis)
         return kl_per_sample(log_probs, changed.movedim(head.axis, -1), batch.counted(log_probs.shape[:-1]))
+    if head.task == "direction":
+        return cosine_distance(original, changed, padding_of(original, batch))
     if head.task == "exact":
         if not head.rows:
             return share_differing(original[None], changed[None]).expand(batch.size)
@@ -311,13 +358,31 @@ def squared_error(original: Tensor, changed: Tensor, counted: Tensor | None = No
     return error.flatten(1).mean(dim=1) if error.dim() > 1 else error
 
 
+def cosine_distance(original: Tensor, changed: Tensor, counted: Tensor | None = None) -> Tensor:
+    """One minus the cosine of the last axis, 0 to 2, the mean over positions, (samples,); padding does not count.
+
+    The direction of a vector of zeros is none: it is at distance 0 from another one, and at 1 from all others.
+    """
+    wide = torch.float32 if original.device.type == "mps" else torch.float64
+    before, after = (tensor.to(wide).reshape(len(tensor), -1, tensor.shape[-1]) for tensor in (original, changed))
+    lengths = before.norm(dim=-1) * after.norm(dim=-1)
+    both_zero = (before == 0).all(dim=-1) & (after == 0).all(dim=-1)
+    cosine = (before * after).sum(dim=-1) / lengths.clamp(min=torch.finfo(wide).tiny)
+    distance = torch.where(both_zero, 0.0, (1 - cosine).clamp(min=0.0))
+    return mean_over(distance, counted if counted is not None and counted.shape == distance.shape else None)
+
+
 def share_differing(original: Tensor, changed: Tensor, counted: Tensor | None = None) -> Tensor:
     """The share of the elements of each row that are not the same, (samples,); padding does not count."""
     return squared_error((original != changed).float(), torch.zeros(original.shape, device=original.device), counted)
 
 
 def reading_of(
-    model: nn.Module, data: Iterable[Any], names: tuple[str, ...] = (), labelled: Iterable[Batch] = ()
+    model: nn.Module,
+    data: Iterable[Any],
+    names: tuple[str, ...] = (),
+    labelled: Iterable[Batch] = (),
+    expected: Expectation | None = None,
 ) -> Reading:
     """How the outputs of a network are read, with the scale of each output of values over these mini-batches.
 
@@ -326,6 +391,7 @@ def reading_of(
         data: mini-batches; at least one. They are read more than once.
         names: of the outputs that count; all tensors by default.
         labelled: further mini-batches of the same kind, whose labels decide where `data` has none.
+        expected: what a task says about outputs.
 
     Raises:
         UsageError: there is no such output.
@@ -338,7 +404,7 @@ def reading_of(
     if first.target is None:
         first = next((batch for batch in batches(labelled, device) if batch.target is not None), first)
     with evaluating(model), torch.no_grad():
-        reading = inferred(model, call(model, first), first, names)
+        reading = inferred(model, call(model, first), first, names, expected)
         if reading.scaled:
             return reading
         spreads = {head.name: Spread() for head in reading.outputs if head.task == "values"}
@@ -388,7 +454,13 @@ class Spread:
         return self.mean * self.mean or 1.0
 
 
-def inferred(model: nn.Module | None, output: Any, batch: Batch, names: tuple[str, ...] = ()) -> Reading:
+def inferred(
+    model: nn.Module | None,
+    output: Any,
+    batch: Batch,
+    names: tuple[str, ...] = (),
+    expected: Expectation | None = None,
+) -> Reading:
     """How an output is read, inferred from a few samples; scales of values are not measured yet.
 
     Args:
@@ -396,6 +468,7 @@ def inferred(model: nn.Module | None, output: Any, batch: Batch, names: tuple[st
         output: raw.
         batch: what the model was called with, with its labels.
         names: of the outputs that count.
+        expected: what a task says about outputs of real numbers.
 
     Raises:
         UsageError, DataError: see `reading_of`.
@@ -421,11 +494,14 @@ def inferred(model: nn.Module | None, output: Any, batch: Batch, names: tuple[st
             why = f"its dtype is {str(tensor.dtype).removeprefix('torch.')}"
             read.append(OutputReading(name, "exact", why, rows=rows))
             continue
+        if expected is not None and expected.covers(name):
+            read.append(expected.read(name, tensor, rows=rows))
+            continue
         axis, why = _classes(model, name, tensor, batch.target, fitting) if rows else (None, "no row for each sample")
         task: Task = "values" if axis is None else "classes"
         classes = int(tensor.shape[axis]) if axis is not None else None
         read.append(OutputReading(name, task, why, axis if axis is not None else -1, rows, classes=classes))
-    return Reading(tuple(read), names, batch.target is not None)
+    return Reading(tuple(read), names, batch.target is not None, expected)
 
 
 def check_rows(batch: Batch) -> None:

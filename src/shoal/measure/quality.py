@@ -24,6 +24,7 @@ from shoal.measure.output_reading import (
     OutputReading,
     Reading,
     Spread,
+    cosine_distance,
     inferred,
     padding_of,
     share_differing,
@@ -242,7 +243,8 @@ def _joined_masks(parts: Sequence[Predictions]) -> Tensor | None:
 def _values(output: OutputReading, tensor: Tensor, batch: Batch) -> Predictions:
     """The values of one mini-batch; a tensor without rows stands behind each sample."""
     values = tensor.detach().cpu()
-    values = values.float() if output.task == "values" else values  # integers as they are: float32 rounds large ones
+    if output.task != "exact":  # integers as they are: float32 rounds large ones
+        values = values.float()
     values = values if output.rows else values.expand(batch.size, *values.shape)
     return Predictions(values, counted=padding_of(values, batch), output=output)
 
@@ -413,6 +415,9 @@ def compare(original: Predictions, changed: Predictions, split: str) -> record.C
     whole = {"kl": float(damage.mean()), "kl_interval": _interval(damage), "outputs": parts}
     others = {"mse": error.mse, "mse_interval": error.mse_interval}
     others |= {"differing": exact.differing, "differing_interval": exact.differing_interval}
+    direction = max((part for part in parts if part.cosine_distance is not None), key=record.metric_drop, default=worst)
+    others["cosine_distance"] = direction.cosine_distance
+    others["cosine_distance_interval"] = direction.cosine_distance_interval
     return worst.model_copy(update={**whole, **others})
 
 
@@ -423,6 +428,8 @@ def _damage(original: Predictions, changed: Predictions) -> Tensor:
         return mean_kl(original.answers, changed.answers, original.counted).double()
     if original.output is not None and original.output.task == "exact":
         return share_differing(original.answers, changed.answers, original.counted)
+    if original.output is not None and original.output.task == "direction":
+        return cosine_distance(original.answers, changed.answers, original.counted)
     return _relative_error(original, changed)
 
 
@@ -436,8 +443,8 @@ def _compared(original: Predictions, changed: Predictions, damage: Tensor, split
     n, mean, interval = original.n, float(damage.mean()), _interval(damage)
     name = (original.output.name if original.output is not None else "") or None
     if not original.are_classes:
-        exact = original.output is not None and original.output.task == "exact"
-        figure = "differing" if exact else "mse"
+        figures_by_task = {"exact": "differing", "direction": "cosine_distance"}
+        figure = figures_by_task.get(original.output.task if original.output is not None else "values", "mse")
         figures = {"kl": mean, "kl_interval": interval, figure: mean, f"{figure}_interval": interval}
         return record.Comparison.model_validate({"split": split, "n": n, "output": name, **figures})
     agreeing = float(_agreement(original, changed).sum())

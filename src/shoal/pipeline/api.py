@@ -13,7 +13,6 @@ from shoal.blocks.prefix_cache import restart_notes
 from shoal.deprecated import Keywords, former_keywords
 from shoal.errors import NotReachedError, UsageError, check_no_overlap, expect_type, naming_memory_shortage
 from shoal.intake import is_compiled, plain
-from shoal.measure import compare, paired_predictions
 from shoal.pipeline.config import CompressConfig
 from shoal.pipeline.context import CompressContext, build_context, materialize
 from shoal.pipeline.goals import (
@@ -50,6 +49,7 @@ from shoal.progress import Callbacks, ProgressCallback, as_callbacks, former_cal
 from shoal.record import Certificate, metric_drop
 from shoal.recover import TrainingBudget, read_budget
 from shoal.surgery import certify, fold, input_specs, remove_blocks, signature_of
+from shoal.tasks import dense_copy, restore_usual
 
 _CONFIGURED = ("damage", "output", "latency_from", "tables", "fold")
 FORMER_KEYWORDS = (
@@ -128,13 +128,14 @@ def compress(
     goal, config, callbacks = _as_goal(goal), _as_config(config), as_callbacks(callbacks)
     check_options(goal, _options_set(config, recovery))
     warnings = [*config.run_info.warnings, *_missing(test, validation, goal), *_uncompiled(model)]
-    model = plain(model)
+    usual = plain(model)
     check_one_purpose(calibration=calibration, validation=validation, evaluation=test)
     loader = FirstBatchLoader(test) if test is not None else None
-    samples, judged = materialize(calibration, validation, config.measure, device_of(model), by_plan=goal.by_plan)
+    samples, judged = materialize(calibration, validation, config.measure, device_of(usual), by_plan=goal.by_plan)
+    model = dense_copy(config.outputs.known(usual).task, usual)
     usable, messages = _usable_recovery(normalize_recovery(recovery), model, calibration, validation, samples[0], goal)
     context = build_context(
-        model, samples, judged, goal, config.measure, config.damage, callbacks.progress, config.output
+        model, samples, judged, goal, config.measure, config.damage, callbacks.progress, config.outputs
     )
     usable, left_out = _differentiable(usable, context)
     messages += left_out
@@ -150,7 +151,7 @@ def compress(
     info = config.run_info
     facts = {
         "command": info.command,
-        "model": info.model or type(model).__name__,
+        "model": info.model or type(usual).__name__,
         "data": info.data,
         "seed": info.seed,
         "goal": goal.to_dict(),
@@ -158,6 +159,7 @@ def compress(
         "warnings": [*warnings, *restart_notes(context.graph), *record.warnings],
         "seconds": time.perf_counter() - started,
     }
+    restore_usual(compressed.model)
     return CompressResult(compressed.model, run.plan(compressed), record.model_copy(update=facts), run.example)
 
 
@@ -219,6 +221,7 @@ class _Run:
             context.chosen_on,
             context.judged_on or context.chosen_on,
             context.damage,
+            context.task.task,
             callbacks.journal,
             callbacks.progress,
         )
@@ -234,7 +237,7 @@ class _Run:
             case ParetoPoint():
                 planned = planner.at_index(goal.index)
             case MaxDrop():
-                planned = planner.fastest_within_drop(goal.points, split_data(context).drop)
+                planned = planner.fastest_within_drop(goal.points, context.judge(split_data(context).drop))
             case Budget():
                 planned = planner.solve_budget(goal, self._race())
             case _:
@@ -297,8 +300,7 @@ class _Run:
         if choice.validation is None:
             return choice
         part = split_data(context).drop if goal.by_plan else context.judged_on or context.chosen_on
-        before, after = paired_predictions([context.graph.model, model], part, reading=context.damage.reading)
-        comparison = compare(before, after, choice.validation.split)
+        comparison = context.judge(part).compare(model)
         if not isinstance(goal, MaxDrop):
             return replace(choice, validation=comparison)
         drop = 100 * metric_drop(comparison)

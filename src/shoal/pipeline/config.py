@@ -10,6 +10,7 @@ from shoal.errors import UsageError, expect_type
 from shoal.pipeline.candidate_table import DEFAULT_KINDS, LONGEST, STUDENT_BUDGET, check_kinds
 from shoal.recover import read_budget
 from shoal.scanning import DamageFunction
+from shoal.tasks import OutputRequest, Task
 
 # Calibration samples by default: a plan fits replacements on them, a removal only ranks blocks.
 PLAN_IMAGES, REMOVAL_IMAGES = 2048, 512
@@ -110,6 +111,9 @@ class CompressConfig(MeasureConfig):
         tables: a folder for the tables of a plan. What it holds already, for the same network, data and configuration,
             is not measured again, so that another goal takes seconds.
         run_info: where model and data came from, for the record.
+        task: what the network is for, one of `shoal.tasks.TASKS` or a `Task` of yours: it says how outputs are read,
+            and brings the metrics that are reported and that a `MaxDrop` is about. By default it is recognised from the
+            network's class and the labels.
     """
 
     fold: bool = False
@@ -118,6 +122,7 @@ class CompressConfig(MeasureConfig):
     latency_from: str | Path | None = None
     tables: str | Path | None = None
     run_info: RunInfo = field(default_factory=RunInfo)
+    task: Task | str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,9 +134,15 @@ class CompressConfig(MeasureConfig):
             )
         if self.output is not None:
             names_of("output", self.output)
+        OutputRequest(self.output, self.task)
         path_or_none("latency_from", self.latency_from)
         path_or_none("tables", self.tables)
         expect_type(self.run_info, RunInfo, "run_info", "Leave it out.")
+
+    @property
+    def outputs(self) -> OutputRequest:
+        """What is said about the network's outputs."""
+        return OutputRequest(self.output, self.task)
 
     @property
     def measure(self) -> MeasureConfig:

@@ -9,13 +9,13 @@ from torch import nn
 from shoal.batches import Batch, batches
 from shoal.blocks import BlockGraph, analyze
 from shoal.errors import DataError
-from shoal.measure import reading_of
-from shoal.outputs import as_names
 from shoal.pipeline.config import MeasureConfig
 from shoal.pipeline.goals import Goal
+from shoal.pipeline.judging import Judge
 from shoal.preserve import copied
 from shoal.progress import ProgressCallback
 from shoal.scanning import DamageFunction, OutputDamage
+from shoal.tasks import OutputRequest, TaskChoice
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class CompressContext:
         judged_on: validation mini-batches, or None.
         settings: how to measure.
         damage: what a change does to the output, for each sample, and how outputs are read.
+        task: what the network is for, and why that is known.
         progress: called with (stage, done, total).
     """
 
@@ -41,6 +42,11 @@ class CompressContext:
     settings: MeasureConfig
     damage: OutputDamage
     progress: ProgressCallback
+    task: TaskChoice
+
+    def judge(self, data: Sequence[Batch]) -> Judge:
+        """Compares changed networks with the original on validation data."""
+        return Judge(self.graph.model, data, self.damage.reading, self.task.task)
 
 
 def materialize(
@@ -77,7 +83,7 @@ def build_context(
     settings: MeasureConfig,
     damage: DamageFunction | str | None,
     progress: ProgressCallback,
-    output: str | Sequence[str] | None = None,
+    output: OutputRequest | None = None,
 ) -> CompressContext:
     """Dissect a copy of the network, and put everything together.
 
@@ -87,10 +93,12 @@ def build_context(
     """
     progress("tracing", 0, 1)
     graph = analyze(copied(model).eval(), chosen_on[0].take(2))
-    reading = reading_of(graph.model, chosen_on, as_names(output), judged_on or [])
+    output = output or OutputRequest()
+    task = output.choose(graph.model, chosen_on[0])
+    reading = output.read(task, graph.model, chosen_on, judged_on or [])
     reading.check_labels([*chosen_on, *(judged_on or [])])
     return CompressContext(
-        graph, model, goal, chosen_on, judged_on, settings, OutputDamage.of(reading, damage), progress
+        graph, model, goal, chosen_on, judged_on, settings, OutputDamage.of(reading, damage), progress, task
     )
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,9 +14,10 @@ from shoal.blocks import Block, BlockGraph
 from shoal.blocks.module_replacements import module_replacements, normalize_removals, removable_units
 from shoal.errors import FolderError, NotReachedError, SurgeryError
 from shoal.files.reading import refusing
-from shoal.measure import Predictions, Reading, compare, predictions
+from shoal.measure import Reading
 from shoal.offloaded import is_offloaded
 from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks, by_units
+from shoal.pipeline.judging import Judge
 from shoal.pipeline.removal_screen import RemovalScreen
 from shoal.plan import Remove
 from shoal.preserve import patched
@@ -23,6 +25,7 @@ from shoal.progress import Journal, NullJournal, ProgressCallback, no_progress
 from shoal.record import BlockAction, Comparison, Planning, RemovalStep, metric_drop
 from shoal.scanning import DamageFunction, OutputDamage, Recordings, RemovalDamage, removal_sweep, responses
 from shoal.surgery import check_removable, strict_identities
+from shoal.tasks import Task
 
 # Two steps beyond the limit in a row end the search: the drop is not monotone in the number of blocks.
 _PATIENCE = 2
@@ -68,13 +71,14 @@ class RemovalChoice:
 
 @dataclass
 class GreedyRemoval:
-    """Everything the choice needs: the dissected original, calibration and validation mini-batches, the journal."""
+    """Everything the choice needs: the analysed original, calibration and validation mini-batches, task and journal."""
 
     graph: BlockGraph
     goal: Goal
     calibration: Sequence[Batch]
     validation: Sequence[Batch]
     damage: DamageFunction | None = None
+    task: Task | None = None
     journal: Journal = field(default_factory=NullJournal)
     progress: ProgressCallback = no_progress
 
@@ -222,13 +226,15 @@ class GreedyRemoval:
     def _greedy(self, candidates: list[str]) -> RemovalChoice:
         every = dict.fromkeys([*(block.path for block in self.graph.chain.removable), *candidates])
         worths = self._first_worths(list(every))
-        original = predictions(self.graph.model, self.validation, reading=self.reading)
+        # Metrics may be slow, and only a drop is about them.
+        task = self.task if isinstance(self.goal, MaxDrop) else None
+        judge = Judge(self.graph.model, self.validation, self.reading, task)
         with refusing(FolderError, "the journal of the run is damaged", "Choose a new --out."):
             lines = [line for line in self.journal.measured() if line["kind"] == "step"]
             steps = [RemovalStep.model_validate(line["step"]) for line in lines]
             self.screen = RemovalScreen.read(lines[-1].get("screen")) if lines else RemovalScreen.of(worths.values())
         while not self._finished(steps) and self._left(candidates, [step.removed for step in steps]):
-            step = self._step(steps, candidates, worths, original)
+            step = self._step(steps, candidates, worths, judge)
             self.journal.append({"kind": "step", "step": step.model_dump(mode="json"), "screen": asdict(self.screen)})
             steps.append(step)
         count = self._best_length(steps)
@@ -239,7 +245,7 @@ class GreedyRemoval:
         return self._chosen(pieces, worths, reached, message, steps, validation)
 
     def _step(
-        self, steps: list[RemovalStep], candidates: list[str], worths: dict[str, RemovalDamage], original: Predictions
+        self, steps: list[RemovalStep], candidates: list[str], worths: dict[str, RemovalDamage], judge: Judge
     ) -> RemovalStep:
         start = time.perf_counter()
         removed = [step.removed for step in steps]
@@ -252,8 +258,8 @@ class GreedyRemoval:
             else [worths[name] for name in remaining]
         )
         best = min(tried, key=lambda candidate: candidate.damage)
-        with blocks_disabled(self.graph, [*removed, best.path]) as model:
-            validation = compare(original, predictions(model, self.validation, reading=self.reading), "validation")
+        disabled = partial(blocks_disabled, self.graph, [*removed, best.path])
+        validation = judge.compare(self.graph.model, disabled)
         return RemovalStep(
             removed=best.path,
             kl=best.damage,

@@ -1,6 +1,7 @@
 """The record of original against compressed: quality, latency, cost, certificate, and what to doubt about them."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,14 +28,15 @@ from shoal.pipeline.context import CompressContext
 from shoal.pipeline.greedy import RemovalChoice
 from shoal.pipeline.result import CompressedModel
 from shoal.plan import Fold, Remove, Replace
-from shoal.record import BlockRecord, Comparison, Latency, Network, Record
+from shoal.record import BlockRecord, Comparison, Latency, MetricComparison, Network, NetworkCost, Record
 from shoal.replace import build_segments
 from shoal.surgery import FoldResult, certify
+from shoal.tasks import compare_metrics, usual_outputs
 
 
 def measure_outcome(context: CompressContext, compressed: CompressedModel, test: "FirstBatchLoader") -> Record:
     """The record of original against compressed, but for what only the caller knows."""
-    graph, settings, reading = context.graph, context.settings, context.damage.reading
+    graph, reading = context.graph, context.damage.reading
     cut, choice, folded = compressed.model, compressed.choice, compressed.folded
     original = graph.model
     whole = [removal.path for removal in choice.removals if removal.unit is None]
@@ -43,21 +45,18 @@ def measure_outcome(context: CompressContext, compressed: CompressedModel, test:
     before, after = paired_predictions([original, cut], test, reading=reading)
     split = "test"
     comparison = compare(before, after, split)
-    batch = test.batch().to(device_of(original))
-    times = _latencies(original, cut, batch, settings)
+    with usual_outputs(original, cut):
+        measured = _measure_usual(context, cut, test)
+    comparison = comparison.model_copy(update={"metrics": measured.metrics})
     networks = [
         Network(
             quality=quality(predicted, split, comparison.output),
-            latency=times[name],
-            cost=cost(network, batch.take(1)),
+            latency=measured.times[name],
+            cost=measured.costs[name],
             blocks=blocks,
         )
-        for name, network, predicted, blocks in (
-            ("original", original, before, blocks_before),
-            ("compressed", cut, after, blocks_after),
-        )
+        for name, predicted, blocks in (("original", before, blocks_before), ("compressed", after, blocks_after))
     ]
-    certificate = certify(original, cut, test)
     return Record(
         command="",
         model="",
@@ -70,7 +69,7 @@ def measure_outcome(context: CompressContext, compressed: CompressedModel, test:
         compressed=networks[1],
         comparison=comparison,
         validation=choice.validation,
-        certificate=certificate,
+        certificate=certify(original, cut, test),
         removed=whole,
         removed_units=[removal.name for removal in choice.removals if removal.unit is not None],
         replaced=[" + ".join(span) for span in choice.replaced],
@@ -81,15 +80,35 @@ def measure_outcome(context: CompressContext, compressed: CompressedModel, test:
         blocks=block_records(graph.chain, choice, removed),
         steps=choice.steps,
         machine=machine(device_of(original)),
-        outputs=reading.to_record(context.damage.description),
+        outputs=reading.to_record(context.damage.description, context.task.name),
         warnings=[
             *_doubts(before),
             *reading.warnings(),
             *_read_anew(reading, before),
-            *_remarks(choice, times, comparison),
+            *_remarks(choice, measured.times, comparison),
         ],
         seconds=0.0,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What is measured of both networks as their users call them."""
+
+    metrics: list[MetricComparison]
+    times: dict[str, list[Latency]]
+    costs: dict[str, NetworkCost]
+
+
+def _measure_usual(context: CompressContext, cut: nn.Module, test: "FirstBatchLoader") -> _Measured:
+    """The task's metrics, latency and cost, of networks with their usual outputs."""
+    original, task = context.graph.model, context.task.task
+    batch = test.batch().to(device_of(original))
+    return _Measured(
+        compare_metrics(task, original, cut, test) if task is not None else [],
+        _latencies(original, cut, batch, context.settings),
+        {name: cost(network, batch.take(1)) for name, network in (("original", original), ("compressed", cut))},
     )
 
 

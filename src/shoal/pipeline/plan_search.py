@@ -9,10 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from shoal.batches import Batch
 from shoal.errors import NotReachedError, UsageError
-from shoal.measure import compare, predictions
 from shoal.pipeline.goals import Budget, ParetoPoint
+from shoal.pipeline.judging import Judge
 from shoal.pipeline.latency_backends import EstimatedLatency, LatencyBackend
 from shoal.pipeline.plan_builder import PlanBuilder, RefinedPlan
 from shoal.pipeline.plan_measure import MeasuredPlan, PlanMeter
@@ -104,8 +103,8 @@ class PlanSearch:
         result = self._to_result(plans[0], plans)
         return replace(result, planning=result.planning.model_copy(update={"picked": index}))
 
-    def fastest_within_drop(self, max_drop: float, validation: Sequence[Batch]) -> PlanResult:
-        """The fastest plan of the front that loses at most `max_drop` points of the metric on `validation`.
+    def fastest_within_drop(self, max_drop: float, judge: Judge) -> PlanResult:
+        """The fastest plan of the front that loses at most `max_drop` points of the metric on the judge's data.
 
         The front is searched by halves; each plan looked at is built, refitted and measured. A faster plan seldom loses
         less, so this finds the fastest, or one close by.
@@ -113,8 +112,6 @@ class PlanSearch:
         Raises:
             NotReachedError: not even the slowest plan with any change is within it.
         """
-        reading = self.builder.reading
-        original = predictions(self.graph.model, validation, reading=reading)
         paths = [path for path in self.front if self.builder.actions(path)]  # fastest first
         result: PlanResult | None = None
         chosen: MeasuredPlan | None = None
@@ -125,7 +122,7 @@ class PlanSearch:
             self.progress(f"trying plan {middle + 1} of the front", len(plans), max(1, len(paths).bit_length()))
             plans += self.meter.measure([paths[middle]])
             candidate = self._to_result(plans[-1], plans)
-            comparison = compare(original, predictions(candidate.model, validation, reading=reading), "validation")
+            comparison = judge.compare(candidate.model)
             nearest = min(nearest, 100 * metric_drop(comparison))
             if 100 * metric_drop(comparison) <= max_drop + 1e-9:
                 result, chosen, high = replace(candidate, validation=comparison), plans[-1], middle

@@ -174,7 +174,7 @@ def predict_plan(
     config, callbacks = config or CompressConfig(), as_callbacks(callbacks)
     samples, judged = materialize(calibration, validation, config.measure, device_of(model), by_plan=goal.by_plan)
     context = build_context(
-        model, samples, judged, goal, config.measure, config.damage, callbacks.progress, config.output
+        model, samples, judged, goal, config.measure, config.damage, callbacks.progress, config.outputs
     )
     search = build_planner(context, config.latency_from, Path(config.tables) if config.tables is not None else None)
     plan = search.predict(goal) if isinstance(goal, Budget | ParetoPoint) else None

@@ -10,7 +10,7 @@ from shoal.batches import IGNORED, Batch
 from shoal.errors import DataError
 from shoal.measure import Reading, log_probabilities
 from shoal.measure.classes import checked_labels, mean_over
-from shoal.measure.output_reading import padding_of, squared_error
+from shoal.measure.output_reading import cosine_distance, padding_of, squared_error
 from shoal.recover.mixup import Mixup
 
 _MASKS = ("attention_mask", "decoder_attention_mask")
@@ -48,7 +48,8 @@ def output_loss(
 ) -> Tensor:
     """How far a student's outputs are from the teacher's, the mean over samples and over the outputs.
 
-    Of scores of classes it is the divergence, of values the squared error relative to their variance.
+    Of scores of classes it is the divergence, of values the squared error relative to their variance, of directions one
+    minus the cosine.
 
     Args:
         reading: how outputs are read, with their scales.
@@ -62,6 +63,8 @@ def output_loss(
         before, after = teacher[output.name], student[output.name]
         if output.task == "classes":
             losses.append(divergence_loss(before, after, batch, temperature, output.axis))
+        elif output.task == "direction":
+            losses.append(cosine_distance(before, after, padding_of(before, batch)).mean().float())
         else:
             padding = padding_of(before, batch) if output.rows else None
             losses.append(squared_error(before.float(), after.float(), padding).mean().float() / (output.scale or 1.0))

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shoal.record import Comparison, Interval, Latency, LatencyRatio, Network, Record
-from shoal.report import numbers
+from shoal.record import Comparison, Interval, Latency, LatencyRatio, MetricComparison, Network, Record
+from shoal.report import metrics, numbers
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,13 @@ def _quality(record: Record) -> list[ComparisonRow]:
         unit = "per token, nats, 95 % interval" if a.quality.tokens else "cross-entropy in nats"
         change = numbers.more(record.comparison.loss_increase) if a.quality.tokens else ""
         rows.append(ComparisonRow("Loss", f"{split}, {unit}", _loss(a), _loss(b), change))
-    return rows
+    return [*(_metric(metric, record.comparison.split) for metric in record.comparison.metrics), *rows]
+
+
+def _metric(metric: MetricComparison, split: str) -> ComparisonRow:
+    original = Cell(metrics.value(metric, metric.original), metrics.interval(metric, metric.original_interval))
+    compressed = Cell(metrics.value(metric, metric.compressed), metrics.interval(metric, metric.compressed_interval))
+    return ComparisonRow(metric.label, metrics.note(metric, split), original, compressed, metrics.change(metric))
 
 
 def top1(network: Network) -> Cell:
@@ -237,6 +243,8 @@ def paired(record: Record) -> list[PairedRow]:
         ]
     if any(split.mse is not None for split in splits):
         rows.append(row("Squared error", "mean, relative to the output's variance, 95 % interval", _mse))
+    if any(split.cosine_distance is not None for split in splits):
+        rows.append(row("Cosine distance", "mean of one minus the cosine, 95 % interval", _cosine_distance))
     if any(split.differing is not None for split in splits):
         rows.append(row("Elements that differ", "share of the integer outputs, 95 % interval", _differing))
     if all(split.agreement is None for split in splits):
@@ -282,6 +290,11 @@ def _agreement(split: Comparison) -> Cell:
 
 def _mse(split: Comparison) -> Cell:
     return Cell(numbers.significant(split.mse), numbers.significant_interval(split.mse_interval))
+
+
+def _cosine_distance(split: Comparison) -> Cell:
+    interval = numbers.significant_interval(split.cosine_distance_interval)
+    return Cell(numbers.significant(split.cosine_distance), interval)
 
 
 def _differing(split: Comparison) -> Cell:

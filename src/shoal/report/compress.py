@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from shoal.record import BlockRecord, Record
-from shoal.report import chain, comparison, numbers, text
+from shoal.report import chain, comparison, metrics, numbers, text
 from shoal.report.html import Column, KeyFigure, Page, Section, Table, TableCell, TableRow, write_page
 from shoal.report.plan import plan_section
 from shoal.report.plots import curves
@@ -145,6 +145,11 @@ def _blocks(record: Record) -> KeyFigure:
 
 def _quality(record: Record) -> KeyFigure | None:
     split = record.comparison
+    metric = next(iter(split.metrics), None)
+    if metric is not None:
+        was = f", was {metrics.value(metric, metric.original)}" if metric.original is not None else ""
+        value = metrics.value(metric, metric.compressed)
+        return KeyFigure(f"{metric.label}, {split.split}", value, f"{metrics.change(metric)}{was}")
     before, after = record.original.quality.top1, record.compressed.quality.top1
     if numbers.known(before) and numbers.known(after):
         detail = f"{numbers.points(split.top1_drop)}, was {numbers.percent(before)}"

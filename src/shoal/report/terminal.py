@@ -142,7 +142,11 @@ def _show_comparison(record: Record, console: Console) -> None:
     distance = f"{agreement}; KL {numbers.significant(split.kl)} nats"
     if split.agreement is None:  # outputs that are no scores of classes
         distance = f"squared error {numbers.significant(split.mse)} of the variance of the original's output"
-        if split.mse is None:
+        if split.mse is None and split.cosine_distance is not None:
+            distance = (
+                f"one minus the cosine with the original's output is {numbers.significant(split.cosine_distance)}"
+            )
+        elif split.mse is None:
             distance = f"{numbers.percent(split.differing)} of the output's elements differ"
     print_line(console, f"Sample by sample: {distance}", "dim")
     if split.top1_drop_interval is not None:

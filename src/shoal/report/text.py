@@ -3,7 +3,7 @@
 from typing import Any
 
 from shoal.record import Certificate, NetworkCost, Record
-from shoal.report import numbers
+from shoal.report import metrics, numbers
 from shoal.report.comparison import LatencyPair, latency_pairs, speed_change
 
 _GOALS = {
@@ -70,6 +70,8 @@ def _identity(record: Record) -> str:
 def _quality(record: Record) -> str:
     before, after = record.original.quality, record.compressed.quality
     samples = f"{numbers.count(after.n)} {after.split} {sample_noun(record.original.cost)}"
+    if record.comparison.metrics:
+        return metrics.headline(record)
     if numbers.known(before.top1) and numbers.known(after.top1):
         return f"top-1 {numbers.percent(before.top1)} → {numbers.percent(after.top1)} on {samples}"
     if numbers.known(before.perplexity) and numbers.known(after.perplexity):
@@ -80,6 +82,8 @@ def _quality(record: Record) -> str:
         return f"same answer as the original on {numbers.percent(record.comparison.agreement)} of {samples}"
     if numbers.known(record.comparison.mse):
         return f"off by {numbers.significant(record.comparison.mse)} of the output's variance on {samples}"
+    if numbers.known(record.comparison.cosine_distance):
+        return f"at a cosine distance of {numbers.significant(record.comparison.cosine_distance)} on {samples}"
     if numbers.known(record.comparison.differing):
         return f"{numbers.percent(record.comparison.differing)} of the output's elements differ on {samples}"
     return ""

@@ -24,10 +24,9 @@ from shoal.errors import (
     naming_memory_shortage,
 )
 from shoal.files.reading import refusing
-from shoal.measure import Accumulator, BatchPredictions, Reading, machine, read_predictions, reading_of, wilson
+from shoal.measure import Accumulator, BatchPredictions, Reading, machine, read_predictions, wilson
 from shoal.measure.classes import no_better_than_chance
 from shoal.measure.output_reading import check_pairing
-from shoal.outputs import as_names
 from shoal.progress import Callbacks, Journal, ProgressCallback, as_callbacks, former_callbacks
 from shoal.record import Ablation, Baseline, ScannedBlock, ScannedLayer, ScanRecord, ScoreQuality, SecondData
 from shoal.scanning.candidates import Candidate, KernelLayer, block_candidates, kernel_layers, layer_candidates
@@ -37,6 +36,7 @@ from shoal.scanning.scores.collect import block_scores
 from shoal.scanning.scores.correlation import rank_correlation
 from shoal.scanning.sweep import SweepObserver, sweep
 from shoal.scanning.verdicts import ablation_of, channel_change_hypothesis, verdict_of
+from shoal.tasks import OutputRequest, Task, dense_copy
 
 # An early verdict needs this many samples, and holds at 95 % for all candidates and all interim analyses together.
 _MIN_SAMPLES = 64
@@ -67,6 +67,7 @@ class ScanConfig:
         scores: whether to compute scores.
         output: names of the outputs that count (`logits`, `[1]`, `aux`); all tensors by default.
         run_info: where model and data came from, for the record.
+        task: what the network is for, see `shoal.tasks`; by default it is recognised.
     """
 
     tolerance: float | None = None
@@ -76,6 +77,7 @@ class ScanConfig:
     scores: bool = True
     output: str | Sequence[str] | None = None
     run_info: ScanRunInfo = field(default_factory=ScanRunInfo)
+    task: Task | str | None = None
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and not 0 < real_number("the tolerance", self.tolerance, "Try 1.0.") <= 100:
@@ -85,6 +87,7 @@ class ScanConfig:
             flag(name, getattr(self, name))
         if self.output is not None:
             names_of("output", self.output)
+        OutputRequest(self.output, self.task)
 
 
 FORMER_KEYWORDS = ("settings", "origin", "also_name", "journal", "progress")
@@ -149,8 +152,11 @@ def scan(
     if example is None:
         raise DataError("there is no data to scan on", "Give a loader with at least one mini-batch.")
     callbacks.progress("tracing", 0, 1)
+    request = OutputRequest(config.output, config.task)
+    task = request.choose(model, example)
+    model = dense_copy(task.task, model)
     graph = analyze(model, example.take(2))
-    reading = reading_of(model, loader, as_names(config.output))
+    reading = request.read(task, model, loader)
     reading.check_labels(batches(loader))
     scanner = _Scanner(graph, config, reading, callbacks)
     first = scanner.run(loader, "first")
@@ -173,7 +179,7 @@ def scan(
         claim=channel_change_hypothesis(layers),
         also=second,
         early_stopped=sorted(first.stopped),
-        outputs=reading.to_record(),
+        outputs=reading.to_record(task=task.name),
         notes=[*_notes(graph, first, config), *reading.warnings(), *first.warnings(), *warned],
         machine=machine(device_of(model)),
         seconds=time.perf_counter() - started,

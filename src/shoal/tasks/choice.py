@@ -1,0 +1,145 @@
+"""The tasks by name, and which one a network does."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.batches import Batch, batches, call, device_of
+from shoal.errors import DataError, UsageError, did_you_mean
+from shoal.measure import Reading, reading_of
+from shoal.outputs import Outputs, as_names, read_outputs
+from shoal.plugins import Plugin, PluginTable
+from shoal.preserve import evaluating
+from shoal.tasks.classification import CLASSIFICATION
+from shoal.tasks.denoising import DENOISING
+from shoal.tasks.detection import DETECTION
+from shoal.tasks.embedding import EMBEDDING
+from shoal.tasks.regression import REGRESSION
+from shoal.tasks.restoration import RESTORATION
+from shoal.tasks.segmentation import SEGMENTATION
+from shoal.tasks.seq2seq import SEQ2SEQ
+from shoal.tasks.task import Task
+
+
+def _from_plugin(plugin: Plugin) -> Task:
+    return plugin.expect(Task, "a shoal.tasks.Task")
+
+
+# In the order in which they are tried: what a network's class says comes before what labels suggest.
+_BUILTIN = (
+    DETECTION,
+    SEGMENTATION,
+    SEQ2SEQ,
+    DENOISING,
+    EMBEDDING,
+    CLASSIFICATION,
+    RESTORATION,
+    REGRESSION,
+)
+TASKS: PluginTable[Task] = PluginTable("shoal.tasks", {task.name: task for task in _BUILTIN}, _from_plugin)
+
+
+def task_named(name: str) -> Task:
+    """The task of this name.
+
+    Raises:
+        UsageError: there is no such task.
+        PluginError: it cannot be loaded.
+    """
+    if name not in TASKS:
+        raise UsageError(f"there is no task '{name}'", did_you_mean(name, list(TASKS)))
+    return TASKS[name]
+
+
+@dataclass(frozen=True)
+class TaskChoice:
+    """A task and why it was taken; no task where nothing says which it is.
+
+    Args:
+        task: or None.
+        why: for the record.
+        asked: whether the user named it; then it also says how outputs are read.
+    """
+
+    task: Task | None
+    why: str
+    asked: bool
+
+    @property
+    def name(self) -> str | None:
+        """Of the task, where there is one."""
+        return self.task.name if self.task is not None else None
+
+
+def choose_task(asked: Task | str | None, model: nn.Module, outputs: Outputs, labels: Any) -> TaskChoice:
+    """The task that the user names, else the one that the network's class or its labels tell.
+
+    Raises:
+        UsageError: there is no task of this name.
+    """
+    if asked is not None:
+        task = task_named(asked) if isinstance(asked, str) else asked
+        return TaskChoice(task, "as asked", asked=True)
+    for task in _BUILTIN:
+        why = task.recognize(model, outputs, labels)
+        if why is not None:
+            return TaskChoice(task, why, asked=False)
+    return TaskChoice(None, "neither the network's class nor the labels tell what it is for", asked=False)
+
+
+@dataclass(frozen=True)
+class OutputRequest:
+    """What the user says about the outputs of a network.
+
+    Args:
+        names: of the outputs that count; None for all, or for those of the task that was asked for.
+        task: what the network is for, or its name; None where it is to be recognised.
+    """
+
+    names: str | Sequence[str] | None = None
+    task: Task | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.task is not None and not isinstance(self.task, (Task, str)):
+            raise UsageError(f"task is {self.task!r}, expected a task or the name of one", f"There are {_listed()}.")
+        if isinstance(self.task, str):
+            task_named(self.task)
+
+    def choose(self, model: nn.Module, first: Batch) -> TaskChoice:
+        """The task of a network, from its class, what it returns for a mini-batch, and its labels."""
+        if self.task is not None:
+            return choose_task(self.task, model, Outputs({}, {}), None)
+        by_class = choose_task(None, model, Outputs({}, {}), None)
+        if by_class.task is not None:
+            return by_class
+        with evaluating(model), torch.no_grad():
+            outputs = read_outputs(call(model, first.to(device_of(model))))
+        return choose_task(None, model, outputs, first.target)
+
+    def read(
+        self, choice: TaskChoice, model: nn.Module, data: Iterable[Any], labelled: Iterable[Batch] = ()
+    ) -> Reading:
+        """How the outputs of a network are read, see `measure.reading_of`.
+
+        Raises:
+            UsageError: there is no such output.
+            DataError: there is no tensor in the output, or labels are out of range.
+        """
+        names, task = as_names(self.names), choice.task
+        expected = task.expectation if task is not None and (choice.asked or task.decides) else None
+        if choice.asked and task is not None and expected is not None:
+            expected = replace(expected, names=None)
+            if not names and task.outputs:
+                first = next(batches(data, device_of(model)), None)
+                if first is None:
+                    raise DataError("there is no data to measure on", "Give a loader with at least one mini-batch.")
+                with evaluating(model), torch.no_grad():
+                    names = task.names(read_outputs(call(model, first)))
+        return reading_of(model, data, names, labelled, expected)
+
+
+def _listed() -> str:
+    return ", ".join(TASKS)

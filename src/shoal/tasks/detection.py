@@ -1,0 +1,137 @@
+"""Detection: boxes of objects, of which there are more or fewer; damage is looked at before they are selected.
+
+What a detector returns cannot be paired: a changed network finds other boxes. So while networks are compared, a
+detector of torchvision returns what its boxes are selected from: the maps of its head for every anchor, and, of a
+detector in two stages, the answers of its second stage about a fixed grid of regions. Its metric is that of its real
+output.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch
+from shoal.measure.output_reading import Expectation
+from shoal.outputs import Outputs
+from shoal.tasks.dense import with_forward
+from shoal.tasks.libraries import torchmetrics_class
+from shoal.tasks.task import Metric, Reference, Row, Task, module_names
+
+_TORCHVISION = "torchvision.models.detection."
+_LEAST_SCORE = 0.5  # of the original's boxes, where they take the place of labels
+_GRIDS = (1, 2, 4)  # regions a side: the whole image, its quarters, its sixteenths
+
+
+def _dense_class(model: nn.Module) -> type[nn.Module] | None:
+    """A class whose forward returns what boxes are selected from; None where the network is no detector we know."""
+    if not any(name.startswith(_TORCHVISION) for name in module_names(model)):
+        return None
+    if not all(hasattr(model, part) for part in ("transform", "backbone")):
+        return None
+    if hasattr(model, "rpn") and hasattr(model, "roi_heads"):
+        return with_forward(type(model), _two_stage_forward)
+    return with_forward(type(model), _single_stage_forward) if hasattr(model, "head") else None
+
+
+def _features(self: Any, images: Any) -> tuple[Any, Any, list[Tensor]]:
+    images, _ = self.transform(list(images), None)
+    features = self.backbone(images.tensors)
+    features = {"0": features} if isinstance(features, Tensor) else features
+    return images, features, list(features.values())
+
+
+def _single_stage_forward(self: Any, images: Any, targets: Any = None) -> dict[str, Tensor]:
+    """The head's scores and boxes for every anchor, (images, anchors, values)."""
+    _, _, maps = _features(self, images)
+    head: dict[str, Tensor] = self.head(maps)
+    return head
+
+
+def _two_stage_forward(self: Any, images: Any, targets: Any = None) -> dict[str, Tensor]:
+    """The region network's maps, and the second stage's answers about a fixed grid of regions."""
+    images, features, maps = _features(self, images)
+    objectness, deltas = self.rpn.head(maps)
+    dense = {f"objectness{level}": part for level, part in enumerate(objectness)}
+    dense |= {f"deltas{level}": part for level, part in enumerate(deltas)}
+    regions = [_grid(size, maps[0]) for size in images.image_sizes]
+    return dense | _second_stage(self.roi_heads, features, regions, images.image_sizes)
+
+
+def _second_stage(heads: Any, features: Any, regions: list[Tensor], sizes: Any) -> dict[str, Tensor]:
+    def by_image(tensor: Tensor) -> Tensor:
+        return tensor.reshape(len(regions), -1, *tensor.shape[1:])
+
+    scores, boxes = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, regions, sizes)))
+    dense = {"scores": by_image(scores), "boxes": by_image(boxes)}
+    for name in ("mask", "keypoint"):
+        pool, head, predictor = (getattr(heads, f"{name}_{part}", None) for part in ("roi_pool", "head", "predictor"))
+        if pool is not None and head is not None and predictor is not None:
+            dense[name] = by_image(predictor(head(pool(features, regions, sizes))))
+    return dense
+
+
+def _grid(size: tuple[int, int], like: Tensor) -> Tensor:
+    """Boxes (x1, y1, x2, y2) of the whole image, its quarters and its sixteenths."""
+    height, width = size
+    boxes = [
+        (width * column / side, height * row / side, width * (column + 1) / side, height * (row + 1) / side)
+        for side in _GRIDS
+        for row in range(side)
+        for column in range(side)
+    ]
+    return torch.tensor(boxes, dtype=like.dtype, device=like.device)
+
+
+def _found(output: Any) -> list[dict[str, Tensor]]:
+    keys = ("boxes", "scores", "labels")
+    return [{key: image[key].detach().cpu() for key in keys} for image in output]
+
+
+def _rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
+    """For each image the boxes found, and the true ones, or those that the original is sure of."""
+    if reference.against == "labels":
+        truth = [{key: image[key].detach().cpu() for key in ("boxes", "labels")} for image in reference.value]
+    else:
+        truth = [
+            {key: image[key][image["scores"] >= _LEAST_SCORE] for key in ("boxes", "labels")}
+            for image in _found(reference.value)
+        ]
+    return list(zip(_found(output), truth, strict=True))
+
+
+def _map(rows: Sequence[Row]) -> float:
+    """COCO's mean average precision, IoU 0.50 to 0.95, by torchmetrics; 0 where there is nothing to find."""
+    metric = torchmetrics_class("detection.mean_ap", "MeanAveragePrecision")()
+    metric.update([found for found, _ in rows], [truth for _, truth in rows])
+    return max(0.0, float(metric.compute()["map"]))
+
+
+def _is_detection(output: Any, labels: Any) -> bool:
+    return (
+        isinstance(labels, Sequence)
+        and not isinstance(labels, str)
+        and all(isinstance(image, dict) and {"boxes", "labels"} <= image.keys() for image in labels)
+    )
+
+
+def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str | None:
+    for name in module_names(model):
+        if name.startswith(_TORCHVISION):
+            return "it is a detector of torchvision"
+        if name.endswith("ForObjectDetection"):
+            return f"{name.rsplit('.', 1)[-1]} detects objects"
+    return None
+
+
+DETECTION = Task(
+    "detection",
+    (Metric("map", "mAP", _rows, _map, "%", fits=_is_detection, perfect=1.0, bounded=True),),
+    Expectation("detection", "values"),
+    decides=True,
+    outputs=("logits", "pred_boxes"),
+    recognize=_recognize,
+    dense=_dense_class,
+    headline="mAP",
+)

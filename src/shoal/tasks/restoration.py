@@ -1,0 +1,81 @@
+"""Restoration: an image for an image, as in super-resolution, denoising of photographs, or translation of images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shoal.batches import Batch
+from shoal.measure.output_reading import Expectation, squared_error
+from shoal.outputs import Outputs
+from shoal.tasks.libraries import torchmetrics_functional
+from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names
+
+_NAMES = ("reconstruction",)
+# Two images that are equal to the bit differ by less than what 8 bits can tell; their ratio is cut there.
+_LARGEST_DB = 100.0
+
+
+def _image(output: Any) -> Tensor:
+    return main_tensor(output, *_NAMES).detach().cpu().double()
+
+
+def _target(reference: Reference) -> Tensor:
+    value = reference.value if reference.against == "labels" else _image(reference.value)
+    return value.detach().cpu().double()
+
+
+def _peak(target: Tensor) -> float:
+    """The largest value that pixels may have: 255, or 1 where none is above 1.5 (a restored pixel may overshoot)."""
+    return 255.0 if float(target.max()) > 1.5 else 1.0
+
+
+def _psnr_rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
+    target = _target(reference)
+    error = squared_error(target, _image(output)).clamp(min=1e-30)
+    return (10 * torch.log10(_peak(target) ** 2 / error)).clamp(max=_LARGEST_DB).tolist()
+
+
+def _ssim_rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
+    similarity = torchmetrics_functional("image", "structural_similarity_index_measure")
+    target = _target(reference).float()
+    values = similarity(_image(output).float(), target, data_range=_peak(target), reduction="none")
+    return values.double().reshape(-1).tolist()
+
+
+def _fits(output: Any, labels: Any) -> bool:
+    return isinstance(labels, Tensor) and labels.is_floating_point() and labels.shape == _image(output).shape
+
+
+def _is_image(output: Any, labels: Any) -> bool:
+    image = _image(output)
+    return _fits(output, labels) and image.dim() == 4 and min(image.shape[-2:]) >= 11  # SSIM looks through 11 x 11
+
+
+def _mean(rows: Sequence[Row]) -> float:
+    return float(np.mean(rows))
+
+
+def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str | None:
+    for name in module_names(model):
+        if name.endswith(("ForImageSuperResolution", "ForImageToImage")):
+            return f"{name.rsplit('.', 1)[-1]} restores images"
+    images = [tensor for tensor in outputs.floating.values() if tensor.dim() == 4 and tensor.shape[1] in (1, 3)]
+    if labels is not None and labels.is_floating_point() and len(outputs.floating) == 1 and len(images) == 1:
+        return "the targets are images of the output's shape" if labels.shape == images[0].shape else None
+    return None
+
+
+RESTORATION = Task(
+    "restoration",
+    (
+        Metric("psnr", "PSNR", _psnr_rows, _mean, "dB", fits=_fits),
+        Metric("ssim", "SSIM", _ssim_rows, _mean, "%", fits=_is_image, perfect=1.0),
+    ),
+    Expectation("restoration", "values"),
+    outputs=_NAMES,
+    recognize=_recognize,
+    headline="PSNR",
+)

@@ -1,0 +1,108 @@
+"""What a task is: how outputs are read, which metrics tell how good a network is, and how it is recognised."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from shoal.batches import Batch
+from shoal.measure.output_reading import Expectation
+from shoal.outputs import Outputs, read_outputs
+
+# What one sample adds to a metric: numbers, or whatever `Metric.value` makes a figure of.
+Row = Any
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What outputs are compared with: the labels of a mini-batch, or the original's own output.
+
+    Args:
+        against: which of the two.
+        value: labels as the loader gave them, or what the original returned.
+    """
+
+    against: Literal["labels", "original"]
+    value: Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure over samples; its interval is a bootstrap by sample.
+
+    Args:
+        name: as a key: `miou`.
+        label: for people: `mIoU`.
+        rows: what each sample adds: `rows(output, reference, batch)`, one row a sample, in order.
+        value: the figure of rows; of any resampling of them too.
+        unit: `%` (values are fractions then), `dB`, or empty.
+        better: which way is better.
+        against: `labels` for a metric that needs labels, `original` for one that compares with the original's output,
+            `either` for one that takes labels where they fit.
+        fits: whether labels are such that the metric can use them, `fits(output, labels)`.
+        perfect: the figure of a network that answers exactly as the reference says; None where there is none.
+        respond: what to ask the network, `respond(model, batch)`; by default its forward. Generation is another.
+        prepare: changes all rows of a network at once before they are resampled, where one sample's row depends on
+            other samples, as the nearest neighbour does.
+        groups: the name of each sample's group (a timestep), for figures by group.
+        bounded: whether each row moves the figure by at most 1 / n, as a share of right answers does: without any
+            difference between two networks the interval is then that of the rule of three, not of zero width.
+    """
+
+    name: str
+    label: str
+    rows: Callable[[Any, Reference, Batch], Sequence[Row]]
+    value: Callable[[Sequence[Row]], float]
+    unit: str = ""
+    better: Literal["higher", "lower"] = "higher"
+    against: Literal["labels", "original", "either"] = "either"
+    fits: Callable[[Any, Any], bool] = lambda output, labels: True
+    perfect: float | None = None
+    respond: Callable[[nn.Module, Batch], Any] | None = None
+    prepare: Callable[[Sequence[Row]], Sequence[Row]] | None = None
+    groups: Callable[[Batch], Sequence[str]] | None = None
+    bounded: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is for.
+
+    Args:
+        name: as `--task` takes it.
+        metrics: those that apply to the data at hand are reported; the first that has a drop decides about `MaxDrop`.
+        expectation: how outputs of real numbers are read; None: as labels and the network's class tell.
+        decides: whether the expectation also holds where the task was recognised, not asked for.
+        outputs: names of the outputs that count where the user names none and the network returns them.
+        recognize: the reason why a network does this task, from the network, its output and the labels; else None.
+        dense: a class for the network to be of while it is looked at, whose forward returns what its usual output is
+            selected from; None where the usual output is looked at.
+        headline: how the report calls the figure that decides.
+    """
+
+    name: str
+    metrics: tuple[Metric, ...] = ()
+    expectation: Expectation | None = None
+    decides: bool = False
+    outputs: tuple[str, ...] = ()
+    recognize: Callable[[nn.Module, Outputs, Tensor | None], str | None] = lambda model, outputs, labels: None
+    dense: Callable[[nn.Module], type[nn.Module] | None] = lambda model: None
+    headline: str = ""
+
+    def names(self, outputs: Outputs) -> tuple[str, ...]:
+        """The outputs that count of those that a network returns; all of them where none is named here."""
+        return tuple(name for name in self.outputs if name in outputs.tensors)
+
+
+def module_names(model: nn.Module) -> list[str]:
+    """The dotted names of the network's classes, most derived first, of a wrapper those of what it wraps."""
+    base = getattr(model, "get_base_model", None)
+    model = base() if callable(base) else getattr(model, "_orig_mod", model)
+    return [f"{kind.__module__}.{kind.__qualname__}" for kind in type(model).__mro__]
+
+
+def main_tensor(output: Any, *names: str) -> Tensor:
+    """The tensor of an output that a metric looks at: itself, that of the first of these names, or the first one."""
+    tensors = read_outputs(output).floating
+    return next((tensors[name] for name in names if name in tensors), next(iter(tensors.values())))

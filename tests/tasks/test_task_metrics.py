@@ -1,0 +1,149 @@
+"""Every figure of a task against a few independent lines."""
+
+import numpy as np
+import pytest
+import torch
+
+from shoal.batches import Batch
+from shoal.tasks import TASKS, Reference, compare_metrics, seq2seq
+from shoal.tasks.seq2seq import Generated
+from tasks.networks_by_task import Denoiser, Encoder, Restorer, Segmenter, images, made, seeded
+
+
+def changed(model):
+    """The network with its second block doing nothing."""
+    import copy
+
+    other = copy.deepcopy(model)
+    block = other.trunk.blocks[1]
+    torch.nn.init.zeros_(block.conv2.weight)
+    torch.nn.init.zeros_(block.conv2.bias)
+    return other
+
+
+def figures(task, model, other, loader):
+    return {metric.name: metric for metric in compare_metrics(TASKS[task], model, other, loader)}
+
+
+def test_miou_counts_classes_that_occur_and_leaves_void_out():
+    model = made(Segmenter)
+    x, y = images(6), torch.randint(0, 3, (6, 12, 12), generator=seeded())
+    y[:, :2] = 255
+    with torch.no_grad():
+        answer = changed(model)(x)["out"].argmax(1)
+    counted = y != 255
+    ious = [((answer == c) & (y == c) & counted).sum() / (((answer == c) | (y == c)) & counted).sum() for c in range(3)]
+    got = figures("segmentation", model, changed(model), [(x, y)])
+    assert got["miou"].compressed == pytest.approx(float(torch.stack(ious).mean()))
+    assert got["pixel_accuracy"].compressed == pytest.approx(float((answer == y)[counted].double().mean()))
+    assert got["miou"].against == "labels"
+    assert got["miou"].n == 6
+    assert got["miou"].drop == pytest.approx(got["miou"].original - got["miou"].compressed)
+
+
+def test_without_labels_the_original_is_the_reference():
+    model = made(Segmenter)
+    [miou, _] = compare_metrics(TASKS["segmentation"], model, model, [images(6)])
+    assert (miou.against, miou.original, miou.compressed, miou.drop) == ("original", None, 1.0, 0.0)
+    # Six images without a difference do not prove that there is none.
+    assert miou.drop_interval == pytest.approx((-0.5, 0.5))
+
+
+def test_psnr_is_that_of_each_image_and_its_drop_is_paired():
+    model = made(Restorer)
+    x = images(8)
+    y = (x + 0.1 * torch.rand(x.shape, generator=seeded(1))).clamp(0, 1)
+    with torch.no_grad():
+        outputs = [network(x).double() for network in (model, changed(model))]
+    psnr = [-10 * (output - y).square().flatten(1).mean(1).log10() for output in outputs]
+    got = figures("restoration", model, changed(model), [(x[:5], y[:5]), (x[5:], y[5:])])["psnr"]
+    assert got.original == pytest.approx(float(psnr[0].mean()))
+    assert got.compressed == pytest.approx(float(psnr[1].mean()))
+    assert got.drop == pytest.approx(float((psnr[0] - psnr[1]).mean()))
+    low, high = got.drop_interval
+    assert low <= got.drop <= high
+    spread = np.ptp(got.compressed_interval)
+    assert high - low < spread  # images differ more than networks: the pairing must show
+
+
+def test_ssim_is_that_of_torchmetrics():
+    functional = pytest.importorskip("torchmetrics.functional.image", reason="pip install 'shoal[tasks]'")
+    model, x = made(Restorer), images(4, size=16)
+    with torch.no_grad():
+        outputs = [network(x) for network in (model, changed(model))]
+    expected = functional.structural_similarity_index_measure(outputs[1], outputs[0], data_range=1.0)
+    got = figures("restoration", model, changed(model), [x])
+    assert got["ssim"].compressed == pytest.approx(float(expected), abs=1e-5)
+    assert got["psnr"].drop is None  # two equal images have no finite ratio
+
+
+def test_neighbours_are_those_of_the_whole_set():
+    model, x = made(Encoder), images(14)
+    with torch.no_grad():
+        vectors = [torch.nn.functional.normalize(network(x).double()) for network in (model, changed(model))]
+    overlap = []
+    for index in range(14):
+        nearest = []
+        for vector in vectors:
+            similarity = vector @ vector[index]
+            similarity[index] = -torch.inf
+            nearest.append(set(similarity.topk(10).indices.tolist()))
+        overlap.append(len(nearest[0] & nearest[1]) / 10)
+    got = figures("embedding", model, changed(model), [x[:8], x[8:]])
+    assert got["neighbours"].compressed == pytest.approx(sum(overlap) / 14)
+    cosine = float((vectors[0] * vectors[1]).sum(1).mean())
+    assert got["cosine"].compressed == pytest.approx(cosine)
+    labels = torch.arange(14) % 2
+    hits = [labels[(v @ v.T).fill_diagonal_(-9.0).argmax(1)] == labels for v in vectors]
+    got = figures("embedding", model, changed(model), [(x, labels)])["nearest_label"]
+    assert (got.original, got.compressed) == pytest.approx(tuple(float(hit.double().mean()) for hit in hits))
+
+
+def test_denoising_shows_each_timestep():
+    model, x = made(Denoiser), images(6)
+    steps = torch.tensor([10, 10, 500, 500, 999, 999])
+    batch = {"sample": x, "timestep": steps}
+    with torch.no_grad():
+        before, after = (network(x, steps).double() for network in (model, changed(model)))
+    error, squares = (before - after).square().flatten(1).sum(1), before.square().flatten(1).sum(1)
+    [got] = compare_metrics(TASKS["denoising"], model, changed(model), [batch])
+    assert got.compressed == pytest.approx(float(error.sum() / squares.sum()))
+    assert list(got.groups) == ["10", "500", "999"]
+    assert got.groups["500"] == pytest.approx(float(error[2:4].sum() / squares[2:4].sum()))
+    assert got.better == "lower"
+    assert got.drop == got.compressed
+
+
+def test_r2_and_rmse_are_of_all_numbers():
+    model, x = made(Encoder), images(6)
+    y = torch.randn(6, 8, generator=seeded())
+    with torch.no_grad():
+        error = (model(x).double() - y).square().mean()
+    got = figures("regression", model, model, [(x, y)])
+    assert got["rmse"].original == pytest.approx(float(error.sqrt()))
+    assert got["r2"].original == pytest.approx(float(1 - error / y.double().var(correction=0)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "edits", "words"),
+    [([5, 6, 7], [5, 6, 7], 0, 3), ([5, 7], [5, 6, 7], 1, 3), ([5, 6, 7, 8, 9], [5, 6], 3, 2), ([1], [5], 1, 1)],
+)
+def test_error_rates_count_edits_and_skip_special_tokens(answer, truth, edits, words):
+    pytest.importorskip("torchmetrics", reason="pip install 'shoal[tasks]'")
+    output = Generated(torch.tensor([[2, *answer, 1]]), frozenset({1, 2}), 1)
+    labels = torch.tensor([[*truth, 1, -100]])
+    [metric] = TASKS["seq2seq"].metrics
+    [row] = metric.rows(output, Reference("labels", labels), Batch((torch.zeros(1, 1),)))
+    if answer == [1]:  # nothing was said
+        edits = 1
+    assert row.tolist() == [edits, words]
+
+
+def test_word_error_rate_is_of_decoded_texts():
+    pytest.importorskip("torchmetrics", reason="pip install 'shoal[tasks]'")
+    vocabulary = {0: "", 3: "a", 4: "tree", 5: "green"}
+    [metric] = seq2seq(lambda rows: [" ".join(vocabulary[int(t)] for t in row if t) for row in rows]).metrics
+    output = Generated(torch.tensor([[3, 4, 0]]), frozenset({0}), 0)
+    [row] = metric.rows(output, Reference("labels", torch.tensor([[3, 5, 4]])), Batch((torch.zeros(1, 1),)))
+    assert metric.name == "wer"
+    assert row.tolist() == [1, 3]
