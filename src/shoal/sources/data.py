@@ -8,6 +8,7 @@ from typing import Any
 from shoal.batches import Batch, batches
 from shoal.errors import DataError, SpecError, did_you_mean
 from shoal.sources.image_sets import cifar10, cifar100, digits, image_folder, svhn
+from shoal.sources.image_targets import TargetSource, coco_folder, pair_folder, segmentation_folder
 from shoal.sources.image_transform import ImageTransform
 from shoal.sources.npz import npz
 from shoal.sources.parts import NEEDS_MORE, ImagePart, NoPart, Part, Source, hold_out, random_subset, why_none_held
@@ -25,6 +26,9 @@ _BUILTIN = {
     "svhn": DataSource("svhn:ROOT", lambda path, size: svhn(path)),
     "imagefolder": DataSource("imagefolder:ROOT", image_folder),
     "npz": DataSource("npz:FILE", lambda path, size: npz(path)),
+    "segmentation": DataSource("segmentation:ROOT", segmentation_folder),
+    "pairs": DataSource("pairs:ROOT", pair_folder),
+    "coco": DataSource("coco:ROOT", coco_folder),
 }
 DATA_SOURCES = source_table(_BUILTIN)
 
@@ -105,8 +109,8 @@ def load_data(
 
     Args:
         spec: `digits` (embedded), `cifar10:ROOT`, `cifar100:ROOT`, `svhn:ROOT`, `imagefolder:ROOT`, `npz:FILE`,
-            `text:FILE` or `text:FOLDER`, or `FILE.py:FUNCTION`, a function without arguments that returns train and
-            test data sets or loaders.
+            `segmentation:ROOT`, `pairs:ROOT`, `coco:ROOT` (see `sources.image_targets`), `text:FILE` or `text:FOLDER`,
+            or `FILE.py:FUNCTION`, a function without arguments that returns train and test data sets or loaders.
         mean: per channel, or one for all, of pixels in 0..1 (of the values as they are for floats); by
             default the data set's usual one, for npz none.
         std: likewise.
@@ -134,6 +138,9 @@ def load_data(
             raise DataError("--mean, --std and --size do not apply to text", "Leave them out.")
         return Data(spec, None, False, _text(spec, text_format, seed, batch_size, limit))
     source = _opened(spec, size)
+    if isinstance(source, TargetSource):
+        loaders = source.loaders(batch_size, mean, std)
+        return Data(spec, None, False, user_parts(loaders, seed=seed, batch_size=batch_size, limit=limit))
     if not isinstance(source, Source):
         if mean is not None or std is not None:
             raise DataError(f"--mean and --std do not apply to '{spec}'", "Leave them out.")

@@ -18,16 +18,16 @@ from shoal.files.reading import is_folder, open_file, refusing
 from shoal.sources.image_transform import ImageTransform
 from shoal.sources.parts import InMemory, Source, hold_out
 
-_IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
+IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
 
-_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF")  # none that another program would be started for
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF")  # none that another program would be started for
 _PIXELS = 2**26  # of one image, as it is stored and once it is scaled: 200 MB
 
 # Mean and standard deviation per channel of pixels in 0..1, as these data sets are usually normalised.
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 _SVHN = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def cifar10(root: Path) -> Source:
@@ -78,7 +78,7 @@ def image_folder(root: Path, size: int | None = None) -> Source:
         )
     train_images, train_labels = _files(root / "train", classes, size or 224)
     test_images, test_labels = _files(test, classes, size or 224)
-    transform = ImageTransform(mean=_IMAGENET[0], std=_IMAGENET[1], shifts=True, flips=True)
+    transform = ImageTransform(mean=IMAGENET[0], std=IMAGENET[1], shifts=True, flips=True)
     return Source(train_images, test_images, train_labels, test_labels, transform)
 
 
@@ -108,30 +108,35 @@ def _decoded(path: Path, size: int) -> Tensor:
     with (
         refusing(DataError, f"'{path}' cannot be read as an image", "Remove or repair the file."),
         open_file(path) as content,
-        Image.open(content, formats=_FORMATS) as file,
+        Image.open(content, formats=FORMATS) as file,
     ):
-        _check_size(file.size)
+        check_pixels(file.size)
         scale = size / max(1, min(file.size))
         width, height = (max(size, round(side * scale)) for side in file.size)
-        _check_size((width, height))
+        check_pixels((width, height))
         image = file.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     x, y = (width - size) // 2, (height - size) // 2
     pixels = np.array(image.crop((x, y, x + size, y + size)))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _check_size(size: tuple[int, int]) -> None:
+def check_pixels(size: tuple[int, int]) -> None:
+    """Refuse an image that would take more memory than any photograph, as (width, height).
+
+    Raises:
+        ValueError: with the size.
+    """
     width, height = size
     if width * height > _PIXELS:
         raise ValueError(f"it would take {width} x {height} pixels, at most {_PIXELS} are read")
 
 
 def _files(folder: Path, classes: list[str], size: int) -> tuple[ImageFiles, Tensor]:
-    _pillow()
+    need_pillow()
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _IMAGE_FILES)
+        images = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGE_FILES)
         paths += images
         labels += [label] * len(images)
     if not paths:
@@ -174,7 +179,12 @@ def _datasets() -> Any:
     return datasets
 
 
-def _pillow() -> None:
+def need_pillow() -> None:
+    """Refuse image files where nothing can read them.
+
+    Raises:
+        DataError: Pillow is not installed.
+    """
     try:
         import PIL.Image  # noqa: F401
     except ImportError as error:

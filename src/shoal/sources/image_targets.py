@@ -1,0 +1,243 @@
+"""Images with targets that are no single class: masks of pixels, other images, boxes in the layout of COCO.
+
+Every source holds ROOT/train and ROOT/test (or ROOT/val). Images are decoded when they are read, and brought to one
+square size, with their targets.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from shoal.errors import DataError
+from shoal.files.reading import is_folder, open_file, read_json, refusing
+from shoal.sources.image_sets import FORMATS, IMAGE_FILES, IMAGENET, check_pixels, need_pillow
+from shoal.sources.image_transform import ImageTransform
+
+# A mini-batch of images and boxes cannot be one tensor; those of masks and images can.
+Sample = tuple[Tensor, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class TargetImages:
+    """Image files with their targets, read by index.
+
+    Args:
+        files: of the images.
+        targets: read or look up the target of an image, by its index and the image's own (width, height).
+        size: height and width of what is returned; None leaves images as they are.
+        transform: scale and normalisation of the image.
+    """
+
+    files: tuple[Path, ...]
+    targets: Callable[[int, tuple[int, int]], Any]
+    size: int | None
+    transform: ImageTransform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, usual = _image(self.files[index], self.size)
+        return self.transform(image[None])[0], self.targets(index, usual)
+
+
+@dataclass(frozen=True, eq=False)
+class TargetSource:
+    """Train and test images with targets.
+
+    Args:
+        train: of calibration and validation.
+        test: of the record.
+        boxes: whether targets are annotations, one dict for each image.
+    """
+
+    train: TargetImages
+    test: TargetImages
+    boxes: bool = False
+
+    def loaders(
+        self, batch_size: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> tuple[DataLoader[Any], DataLoader[Any]]:
+        """Train and test, normalised by `mean` and `std` where they are not None."""
+        parts: list[DataLoader[Any]] = []
+        for part in (self.train, self.test):
+            transform = replace(
+                part.transform,
+                mean=part.transform.mean if mean is None else tuple(mean),
+                std=part.transform.std if std is None else tuple(std),
+            )
+            collate = _collate_boxes if self.boxes else None
+            parts.append(DataLoader(replace(part, transform=transform), batch_size, collate_fn=collate))  # type: ignore[arg-type]
+        return parts[0], parts[1]
+
+
+def _collate_boxes(samples: list[Sample]) -> tuple[Tensor, list[Any]]:
+    return torch.stack([image for image, _ in samples]), [target for _, target in samples]
+
+
+def segmentation_folder(root: Path, size: int | None = None) -> TargetSource:
+    """ROOT/train/images and ROOT/train/masks, test likewise: files of the same stem.
+
+    A mask is an 8-bit grey or palette image whose values are classes; 255 says nothing about a pixel.
+
+    Args:
+        root: the folder.
+        size: height and width in pixels, 256 by default.
+    """
+
+    def masks(folder: Path, files: tuple[Path, ...]) -> Callable[[int, tuple[int, int]], Tensor]:
+        found = _partners(folder / "masks", files)
+        return lambda index, usual: _mask(found[index], size or 256, usual)
+
+    return _source(root, "images", masks, size or 256, ImageTransform(mean=IMAGENET[0], std=IMAGENET[1]))
+
+
+def pair_folder(root: Path, size: int | None = None) -> TargetSource:
+    """ROOT/train/inputs and ROOT/train/targets, test likewise: images of the same stem, in 0..1.
+
+    Args:
+        root: the folder.
+        size: height and width of inputs in pixels; targets keep their ratio to them. By default images are left as
+            they are, and then all must be of one size.
+    """
+
+    def targets(folder: Path, files: tuple[Path, ...]) -> Callable[[int, tuple[int, int]], Tensor]:
+        found = _partners(folder / "targets", files)
+
+        def read(index: int, usual: tuple[int, int]) -> Tensor:
+            with _opened(found[index]) as image:
+                scale = image.width / usual[0]
+            target, _ = _image(found[index], None if size is None else round(size * scale))
+            return target.float() / 255
+
+        return read
+
+    return _source(root, "inputs", targets, size, ImageTransform())
+
+
+def coco_folder(root: Path, size: int | None = None) -> TargetSource:
+    """The layout of COCO: ROOT/annotations/instances_train*.json and ROOT/train*/, instances_val*.json and ROOT/val*/.
+
+    Images are stretched to a square, boxes with them: (x1, y1, x2, y2) in pixels of the square, labels are the ids of
+    the categories. Crowds are left out.
+
+    Args:
+        root: the folder.
+        size: height and width in pixels, 512 by default.
+    """
+    need_pillow()
+    parts = []
+    for names in (("train",), ("val", "test")):
+        listing = [path for name in names for path in sorted((root / "annotations").glob(f"instances_{name}*.json"))]
+        if not listing:
+            raise DataError(
+                f"'{root}' is not laid out as COCO",
+                f"Expected: ROOT/annotations/instances_{names[0]}*.json and the images in ROOT/{names[0]}*/.",
+            )
+        folder = root / listing[0].stem.removeprefix("instances_")
+        parts.append(_coco_part(listing[0], folder, size or 512))
+    return TargetSource(parts[0], parts[1], boxes=True)
+
+
+def _coco_part(listing: Path, folder: Path, size: int) -> TargetImages:
+    with refusing(DataError, f"'{listing}' is no list of COCO", "It is a JSON object with images and annotations."):
+        document = read_json(listing)
+        images = {int(image["id"]): str(image["file_name"]) for image in document["images"]}
+        boxes: dict[int, list[tuple[list[float], int]]] = {key: [] for key in images}
+        for entry in document["annotations"]:
+            if not entry.get("iscrowd"):
+                box = [float(value) for value in entry["bbox"]]
+                boxes[int(entry["image_id"])].append((box, int(entry["category_id"])))
+    outside = next((name for name in images.values() if Path(name).is_absolute() or ".." in Path(name).parts), None)
+    if outside is not None:
+        raise DataError(f"'{listing}' names the image '{outside}', outside of its folder", "Repair the list.")
+    keys = sorted(images)
+    files = tuple(folder / images[key] for key in keys)
+    if not files:
+        raise DataError(f"'{listing}' lists no image", "Give data that is not empty.")
+
+    def targets(index: int, usual: tuple[int, int]) -> dict[str, Tensor]:
+        entries = boxes[keys[index]]
+        corners = torch.tensor([box for box, _ in entries], dtype=torch.float32).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        scale = torch.tensor([size / usual[0], size / usual[1]] * 2)
+        return {"boxes": corners * scale, "labels": torch.tensor([label for _, label in entries], dtype=torch.int64)}
+
+    return TargetImages(files, targets, size, ImageTransform())
+
+
+def _source(
+    root: Path,
+    inputs: str,
+    targets: Callable[[Path, tuple[Path, ...]], Callable[[int, tuple[int, int]], Any]],
+    size: int | None,
+    transform: ImageTransform,
+) -> TargetSource:
+    need_pillow()
+    test = next((name for name in ("test", "val") if is_folder(root / name)), "test")
+    parts = []
+    for name in ("train", test):
+        folder = root / name
+        if not is_folder(folder / inputs):
+            raise DataError(f"there is no folder '{folder / inputs}'", f"Expected images in ROOT/{name}/{inputs}.")
+        files = tuple(sorted(path for path in (folder / inputs).iterdir() if path.suffix.lower() in IMAGE_FILES))
+        if not files:
+            raise DataError(f"there are no images in '{folder / inputs}'", "Give at least two.")
+        parts.append(TargetImages(files, targets(folder, files), size, transform))
+    return TargetSource(parts[0], parts[1])
+
+
+def _partners(folder: Path, files: tuple[Path, ...]) -> list[Path]:
+    """The file of the same stem for each of these."""
+    if not is_folder(folder):
+        raise DataError(f"there is no folder '{folder}'", "It holds a file of the same name for each image.")
+    by_stem = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_FILES}
+    missing = [file.name for file in files if file.stem not in by_stem]
+    if missing:
+        raise DataError(
+            f"'{folder}' has no partner for {len(missing)} of {len(files)} images, the first is {missing[0]}",
+            "Each image has a file of the same name there; the ending may differ.",
+        )
+    return [by_stem[file.stem] for file in files]
+
+
+def _opened(path: Path) -> Any:
+    from PIL import Image
+
+    with refusing(DataError, f"'{path}' cannot be read as an image", "Remove or repair the file."):
+        with open_file(path) as content:
+            image = Image.open(content, formats=FORMATS)
+            check_pixels(image.size)
+            image.load()
+        return image
+
+
+def _image(path: Path, size: int | None) -> tuple[Tensor, tuple[int, int]]:
+    """8-bit RGB, (3, height, width), stretched to a square where a size is given; and its own (width, height)."""
+    from PIL import Image
+
+    image = _opened(path).convert("RGB")
+    usual = image.size
+    if size is not None:
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1), usual
+
+
+def _mask(path: Path, size: int, usual: tuple[int, int]) -> Tensor:
+    from PIL import Image
+
+    image = _opened(path)
+    if image.mode not in ("L", "P"):
+        raise DataError(
+            f"the mask '{path}' is of the mode {image.mode}, expected 8-bit grey (L) or palette (P)",
+            "Save masks as PNG files whose values are the classes.",
+        )
+    if image.size != usual:
+        raise DataError(f"the mask '{path}' is of {image.size} pixels, its image of {usual}", "They must be alike.")
+    return torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.NEAREST))).long()

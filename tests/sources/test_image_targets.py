@@ -1,0 +1,107 @@
+"""Masks, pairs of images and boxes are read with their images, at one size."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from shoal.errors import DataError
+from shoal.sources import load_data
+
+Image = pytest.importorskip("PIL.Image", reason="pip install 'shoal[vision]'")
+
+
+def write(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def masks(tmp_path):
+    for part, count in (("train", 6), ("test", 2)):
+        for index in range(count):
+            write(tmp_path / part / "images" / f"{index}.png", np.full((8, 16, 3), 51))
+            mask = np.zeros((8, 16))
+            mask[:, 8:] = 2
+            mask[0] = 255
+            write(tmp_path / part / "masks" / f"{index}.png", mask)
+    return tmp_path
+
+
+def test_masks_are_classes_of_the_resized_pixels(masks):
+    data = load_data(f"segmentation:{masks}", size=8, mean=[0.0], std=[1.0], batch_size=2)
+    [(x, y)] = list(data.test())
+    assert x.shape == (2, 3, 8, 8)
+    assert torch.allclose(x, torch.full_like(x, 0.2))
+    assert y.dtype == torch.int64
+    assert y[0, 1].tolist() == [0, 0, 0, 0, 2, 2, 2, 2]
+    assert y[0, 0].tolist() == [255] * 8
+    assert data.describe()["calibration"] + data.describe()["validation"] == 6
+
+
+def test_normalised_as_imagenet_by_default(masks):
+    [(x, _)] = list(load_data(f"segmentation:{masks}", size=8, batch_size=2).test())
+    assert float(x[0, 0, 0, 0]) == pytest.approx((0.2 - 0.485) / 0.229)
+
+
+def test_pairs_keep_their_ratio(tmp_path):
+    for part in ("train", "val"):
+        for index in range(3):
+            write(tmp_path / part / "inputs" / f"{index}.png", np.full((4, 4, 3), 255 * index // 2))
+            write(tmp_path / part / "targets" / f"{index}.jpg", np.full((8, 8, 3), 255 * index // 2))
+    [(x, y)] = list(load_data(f"pairs:{tmp_path}", batch_size=8).test())
+    assert (x.shape, y.shape) == ((3, 3, 4, 4), (3, 3, 8, 8))
+    assert torch.allclose(x.mean((1, 2, 3)), y.mean((1, 2, 3)), atol=0.01)
+    [(x, y)] = list(load_data(f"pairs:{tmp_path}", size=2, batch_size=8).test())
+    assert (x.shape, y.shape) == ((3, 3, 2, 2), (3, 3, 4, 4))
+
+
+@pytest.fixture
+def coco(tmp_path):
+    for part in ("train2017", "val2017"):
+        images = [{"id": 10 - index, "file_name": f"{index}.png"} for index in range(3)]
+        for image in images:
+            write(tmp_path / part / image["file_name"], np.zeros((20, 40, 3)))
+        annotations = [
+            {"image_id": 9, "bbox": [4, 2, 8, 6], "category_id": 7},
+            {"image_id": 9, "bbox": [0, 0, 40, 20], "category_id": 7, "iscrowd": 1},
+        ]
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        document = {"images": images, "annotations": annotations}
+        (tmp_path / "annotations" / f"instances_{part}.json").write_text(json.dumps(document))
+    return tmp_path
+
+
+def test_boxes_are_corners_in_the_resized_image(coco):
+    [(x, targets)] = list(load_data(f"coco:{coco}", size=10, batch_size=3).test())
+    assert x.shape == (3, 3, 10, 10)
+    found = {tuple(target["boxes"].shape): target for target in targets}
+    assert found[1, 4]["boxes"].tolist() == [[1.0, 1.0, 3.0, 4.0]]
+    assert found[1, 4]["labels"].tolist() == [7]
+    assert sum(len(target["labels"]) for target in targets) == 1
+
+
+def test_what_is_missing_is_named(masks, coco, tmp_path):
+    (masks / "train" / "masks" / "3.png").unlink()
+    with pytest.raises(DataError, match=r"no partner for 1 of 6 images, the first is 3.png"):
+        load_data(f"segmentation:{masks}")
+    with pytest.raises(DataError, match="not laid out as COCO"):
+        load_data(f"coco:{tmp_path / 'nowhere'}")
+    with pytest.raises(DataError, match="there is no folder"):
+        load_data(f"pairs:{tmp_path / 'nowhere'}")
+    listing = coco / "annotations" / "instances_val2017.json"
+    document = json.loads(listing.read_text())
+    document["images"][0]["file_name"] = "../secret.png"
+    listing.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"outside of its folder"):
+        load_data(f"coco:{coco}")
+    listing.write_text("[]")
+    with pytest.raises(DataError, match="is no list of COCO"):
+        load_data(f"coco:{coco}")
+
+
+def test_a_mask_in_colours_is_refused(masks):
+    write(masks / "test" / "masks" / "0.png", np.zeros((8, 16, 3)))
+    with pytest.raises(DataError, match="of the mode RGB"):
+        list(load_data(f"segmentation:{masks}", size=8).test())
