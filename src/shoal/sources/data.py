@@ -7,6 +7,7 @@ from typing import Any
 
 from shoal.batches import Batch, batches
 from shoal.errors import DataError, SpecError, did_you_mean
+from shoal.sources.diffusion import pipeline_trajectories
 from shoal.sources.image_sets import cifar10, cifar100, digits, image_folder, svhn
 from shoal.sources.image_targets import TargetSource, coco_folder, pair_folder, segmentation_folder
 from shoal.sources.image_transform import ImageTransform
@@ -29,6 +30,7 @@ _BUILTIN = {
     "segmentation": DataSource("segmentation:ROOT", segmentation_folder),
     "pairs": DataSource("pairs:ROOT", pair_folder),
     "coco": DataSource("coco:ROOT", coco_folder),
+    "diffusion": DataSource("diffusion:PIPELINE", lambda path, size: pipeline_trajectories(path)),
 }
 DATA_SOURCES = source_table(_BUILTIN)
 

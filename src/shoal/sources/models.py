@@ -12,6 +12,7 @@ from shoal.alignment import align_
 from shoal.errors import ConsentError, ShoalError, SpecError, UsageError, WeightsError, check_memory, did_you_mean
 from shoal.files.reading import is_file, is_folder
 from shoal.sources.builtin_networks import cifar_preact_resnet, digits_resnet
+from shoal.sources.diffusion import diffusers_network
 from shoal.sources.registry import ModelSource, source_table, takes_rest
 from shoal.sources.user_code import call_function, is_file_spec
 from shoal.sources.weights import load_weights
@@ -47,6 +48,7 @@ def load_model(spec: str, weights: Path | None = None, *, fetch: bool = True) ->
             the end, the library's own weights, which it fetches once from the network;
             `hf:PATH_OR_ID`: a folder or hub name of transformers, from safetensors only; code that lies in
             the repository is never run;
+            `hf-diffusers:PATH_OR_ID`: the denoising network of a pipeline of diffusers, or a network alone;
             `FILE.py:FUNCTION`: a function without arguments that returns an `nn.Module`.
         weights: a checkpoint to load into it, see `load_weights`.
         fetch: a library may fetch weights from the network; else only what is on this machine is used.
@@ -242,5 +244,6 @@ _BUILTIN = {
     "torchvision": ModelSource("torchvision:NAME", _torchvision),
     "timm": ModelSource("timm:NAME", _timm),
     "hf": ModelSource("hf:PATH_OR_ID", _hugging_face),
+    "hf-diffusers": ModelSource("hf-diffusers:PATH_OR_ID", diffusers_network),
 }
 MODEL_SOURCES = source_table(_BUILTIN)

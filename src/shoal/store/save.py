@@ -17,6 +17,7 @@ from shoal.plan import Plan
 from shoal.preserve import copied
 from shoal.record import Record
 from shoal.sources.weights import kind_of
+from shoal.store.diffusers_folder import write_diffusers
 from shoal.store.entries import encode, is_plain_tensor, special_entries
 from shoal.store.extras import save_extras
 from shoal.store.folder import EXTRAS, PLAN, RECORD, WEIGHTS
@@ -149,6 +150,7 @@ def save(
     save_extras(model, plan.inputs, folder / EXTRAS, example)
     write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
     write_hugging_face(folder, model, plan, record)
+    write_diffusers(folder, model, plan)
     if check is not None:
         check(folder)
     if record is not None:
