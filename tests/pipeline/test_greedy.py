@@ -11,7 +11,7 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import NotReachedError, SurgeryError, UnknownBlockError, UsageError
 from shoal.measure import compare, kl_per_sample, predictions
-from shoal.pipeline import NullJournal, greedy
+from shoal.pipeline import NullJournal, greedy, judging
 from shoal.pipeline.goals import Blocks, Budget, ExactOnly, MaxDrop, ParetoPoint, RemoveBlocks, parse_goal
 from shoal.pipeline.greedy import GreedyRemoval, blocks_disabled
 from shoal.record import Comparison, metric_drop
@@ -308,7 +308,7 @@ def scripted(monkeypatch, drops):
             top1_drop=drop,
         )
 
-    monkeypatch.setattr(greedy, "compare", compare)
+    monkeypatch.setattr(judging, "compare", compare)
 
 
 @pytest.mark.parametrize(

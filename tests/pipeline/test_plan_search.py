@@ -13,6 +13,7 @@ from shoal.measure import cost
 from shoal.pipeline.goals import Budget
 from shoal.pipeline.plan_race import RaceOutcome
 from shoal.pipeline.plan_shortlist import confirmed_winner
+from shoal.pipeline.judging import Judge
 from shoal.plan import Remove, Replace
 from shoal.record import PlanRace
 from shoal.replace import build_segments
@@ -356,7 +357,7 @@ def test_within_a_drop_the_fastest_plan_of_the_front_is_found(limit, tables, mon
     built, validation = [], batches(20, 3, 8, 8, first=30)
     attempt = one.meter.measure
     monkeypatch.setattr(one.meter, "measure", lambda paths: built.extend(attempt(paths)) or built[-len(paths) :])
-    planned = one.fastest_within_drop(limit, validation)
+    planned = one.fastest_within_drop(limit, Judge(one.graph.model, validation, one.builder.reading))
     assert 100 * (1 - planned.validation.agreement) <= limit
     assert planned.message.endswith(f", within {limit:g} points on validation")
     # Every plan that was built is in the record, those tried after the accepted one too.
@@ -371,8 +372,10 @@ def test_within_a_drop_the_fastest_plan_of_the_front_is_found(limit, tables, mon
 
 def test_a_drop_that_no_plan_keeps(tables, monkeypatch):
     monkeypatch.setattr("shoal.pipeline.plan_search.metric_drop", lambda comparison: 0.125)
+    search = planner(tables)
+    judge = Judge(search.graph.model, batches(20, 3, 8, 8, count=1))
     with pytest.raises(NotReachedError, match=r"is within 12 points on validation; the nearest loses 12.50"):
-        planner(tables).fastest_within_drop(12.0, batches(20, 3, 8, 8, count=1))
+        search.fastest_within_drop(12.0, judge)
 
 
 def test_a_network_without_steps_is_refused(tables):

@@ -94,7 +94,8 @@ def build_context(
     progress("tracing", 0, 1)
     graph = analyze(copied(model).eval(), chosen_on[0].take(2))
     output = output or OutputRequest()
-    task = output.choose(graph.model, chosen_on[0])
+    samples = [*chosen_on[:1], *(judged_on or [])[:1]]
+    task = output.choose(graph.model, next((batch for batch in samples if batch.target is not None), chosen_on[0]))
     reading = output.read(task, graph.model, chosen_on, judged_on or [])
     reading.check_labels([*chosen_on, *(judged_on or [])])
     return CompressContext(

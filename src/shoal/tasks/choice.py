@@ -108,16 +108,19 @@ class OutputRequest:
         if isinstance(self.task, str):
             task_named(self.task)
 
+    def known(self, model: nn.Module) -> TaskChoice:
+        """The task that is asked for, or that the network's class tells; the network is not run."""
+        return choose_task(self.task, model, Outputs({}, {}), None)
+
     def choose(self, model: nn.Module, first: Batch) -> TaskChoice:
-        """The task of a network, from its class, what it returns for a mini-batch, and its labels."""
-        if self.task is not None:
-            return choose_task(self.task, model, Outputs({}, {}), None)
-        by_class = choose_task(None, model, Outputs({}, {}), None)
-        if by_class.task is not None:
-            return by_class
+        """The task of a network: see `known`; else from what it returns for a mini-batch, and its labels."""
+        choice = self.known(model)
+        if choice.task is not None or first.target is None:
+            return choice
+        few = first.take(2).to(device_of(model))
         with evaluating(model), torch.no_grad():
-            outputs = read_outputs(call(model, first.to(device_of(model))))
-        return choose_task(None, model, outputs, first.target)
+            outputs = read_outputs(call(model, few))
+        return choose_task(None, model, outputs, few.target)
 
     def read(
         self, choice: TaskChoice, model: nn.Module, data: Iterable[Any], labelled: Iterable[Batch] = ()
