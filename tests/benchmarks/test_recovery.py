@@ -55,7 +55,7 @@ def command(tmp_path, monkeypatch):
     return tmp_path / "out.json"
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_the_benchmark_runs_and_goes_on_from_its_cells(benchmark, command, capsys):
     benchmark.main()
     document = json.loads(command.read_text())

@@ -238,6 +238,7 @@ def run(rivals, steady, setup, monkeypatch, tmp_path):
     return lambda point, method: run_recovered(steady, sets, Place(tmp_path, point, method), setup)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["last-k", "practise", "small-distil"])
 def test_a_cell_with_recovery_is_tuned_recovered_and_measured(run, method, tmp_path):
     cell = run(0.7, method)
