@@ -3,7 +3,7 @@ import pytest
 import language
 from shoal.cli.console import Session
 from shoal.cli.loading import DataOptions, open_data, open_network
-from shoal.errors import DataError, UsageError
+from shoal.errors import ConsentError, DataError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +30,12 @@ def test_text_is_read_as_the_network_reads_it(folder):
 def test_options_of_text_are_for_text(options):
     with pytest.raises(UsageError, match="--tokenizer and --sequence-length are for text"):
         open_data(Session(), "digits", options)
+
+
+def test_a_data_set_of_the_hub_is_fetched_only_where_it_was_named(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["shoal", "compress", "--from", "run"])
+    with pytest.raises(ConsentError, match="names the data 'hf-data:somebody/fish', which would be fetched"):
+        open_data(Session(), "hf-data:somebody/fish", DataOptions())
+    monkeypatch.setattr("sys.argv", ["shoal", "compress", "hf-data:somebody/fish"])
+    with pytest.raises(DataError, match="text can only be read for a network"):
+        open_data(Session(), "hf-data:somebody/fish", DataOptions())

@@ -10,11 +10,12 @@ from torch import nn
 from shoal.batches import Batch, call, device_of
 from shoal.cli.console import Session
 from shoal.cli.options import DataOptions
-from shoal.errors import ModelRaisedError, UsageError
+from shoal.errors import ConsentError, ModelRaisedError, UsageError
 from shoal.files.reading import is_folder
 from shoal.plan import InputSpec
 from shoal.preserve import evaluating
 from shoal.sources import Data, TextFormat, infer_text_format, load_data
+from shoal.sources.data import TEXT_SOURCES
 from shoal.store import OpenedFolder, open_model, read_folder_plan
 from shoal.surgery import example_of
 
@@ -25,6 +26,7 @@ _USUAL_SHAPES = ((3, 224, 224), (3, 32, 32), (1, 28, 28), (1, 8, 8))
 def open_data(session: Session, spec: str, options: DataOptions, network: OpenedFolder | None = None) -> Data:
     """The data; says so where a user's file is run for it. Text is read as the network reads it."""
     session.consent.check(spec, "a folder")
+    _check_fetched(session, spec)
     if ".py:" in spec:
         session.errors.print(f"running {spec} for the data", markup=False, soft_wrap=True)
     return load_data(
@@ -39,8 +41,19 @@ def open_data(session: Session, spec: str, options: DataOptions, network: Opened
     )
 
 
+def _check_fetched(session: Session, spec: str) -> None:
+    """Refuse to fetch a data set that only a folder names."""
+    name, _, place = spec.strip().partition(":")
+    local = is_folder(Path(place).expanduser()) or is_folder(Path(place.rpartition(":")[0] or place).expanduser())
+    if name == "hf-data" and not local and not session.consent.covers(spec):
+        raise ConsentError(
+            f"the folder names the data '{spec}', which would be fetched from the hub",
+            "Repeat with --trust-code, or name it yourself.",
+        )
+
+
 def _reading(session: Session, spec: str, options: DataOptions, network: OpenedFolder | None) -> TextFormat | None:
-    if not spec.strip().startswith("text:"):
+    if spec.strip().partition(":")[0] not in TEXT_SOURCES:
         if options.tokenizer is not None or options.sequence_length is not None:
             raise UsageError("--tokenizer and --sequence-length are for text", "Leave them out, or give text:FILE.")
         return None
@@ -54,6 +67,7 @@ def _reading(session: Session, spec: str, options: DataOptions, network: OpenedF
 def open_network(session: Session, spec: str, weights: Path | None, device: str = "cpu") -> OpenedFolder:
     """The network on its device, in eval mode; says so where a user's file is run for it."""
     session.consent.check(spec, "a folder")
+    _check_fetched(session, spec)
     if ".py:" in spec:
         session.errors.print(f"running {spec} for the network", markup=False, soft_wrap=True)
     opened = open_model(spec, weights, session.consent)

@@ -16,6 +16,7 @@ _MODEL_HELP = (
 )
 _DATA_HELP = (
     "digits, cifar10:ROOT, cifar100:ROOT, svhn:ROOT, imagefolder:ROOT, npz:FILE, text:FILE_OR_FOLDER, "
+    "hf-data:NAME[:SPLIT], "
     "or FILE.py:FUNCTION (runs that file)."
 )
 _UNLABELLED = partial(

@@ -8,6 +8,7 @@ from typing import Any
 from shoal.batches import Batch, batches
 from shoal.errors import DataError, SpecError, did_you_mean
 from shoal.sources.diffusion import pipeline_trajectories
+from shoal.sources.hub_data import hub_documents
 from shoal.sources.image_sets import cifar10, cifar100, digits, image_folder, svhn
 from shoal.sources.image_targets import TargetSource, coco_folder, pair_folder, segmentation_folder
 from shoal.sources.image_transform import ImageTransform
@@ -15,11 +16,13 @@ from shoal.sources.npz import npz
 from shoal.sources.parts import NEEDS_MORE, ImagePart, NoPart, Part, Source, hold_out, random_subset, why_none_held
 from shoal.sources.registry import DataSource, source_table, takes_rest
 from shoal.sources.text import documents
-from shoal.sources.tokens import TextFormat, open_tokenizer, text_parts, tokens_of
+from shoal.sources.tokens import TextFormat, length_of, open_tokenizer, text_parts, tokens_of
 from shoal.sources.user_code import call_function, is_file_spec
 from shoal.sources.user_data import user_parts
 
 _VALIDATION = 0.2
+_CHARACTERS = 32  # read for each token of a limited part: most texts have four a token, and a part is a fifth or more
+TEXT_SOURCES = {"text": "text:FILE or text:FOLDER", "hf-data": "hf-data:NAME or hf-data:NAME:SPLIT"}
 _BUILTIN = {
     "digits": DataSource("digits", lambda path, size: digits()),
     "cifar10": DataSource("cifar10:ROOT", lambda path, size: cifar10(path)),
@@ -107,12 +110,13 @@ def load_data(
     limit: int | None = None,
     text_format: TextFormat | None = None,
 ) -> Data:
-    """Load data. Nothing is downloaded, nothing is unpickled.
+    """Load data. Nothing is downloaded but what `hf-data:` names, nothing is unpickled.
 
     Args:
         spec: `digits` (embedded), `cifar10:ROOT`, `cifar100:ROOT`, `svhn:ROOT`, `imagefolder:ROOT`, `npz:FILE`,
             `segmentation:ROOT`, `pairs:ROOT`, `coco:ROOT` (see `sources.image_targets`), `text:FILE` or `text:FOLDER`,
-            or `FILE.py:FUNCTION`, a function without arguments that returns train and test data sets or loaders.
+            `hf-data:NAME` (a data set of the hub, or a folder), or `FILE.py:FUNCTION`, a function without arguments
+            that returns train and test data sets or loaders.
         mean: per channel, or one for all, of pixels in 0..1 (of the values as they are for floats); by
             default the data set's usual one, for npz none.
         std: likewise.
@@ -135,7 +139,7 @@ def load_data(
             raise DataError("--mean, --std and --size do not apply to FILE.py:FUNCTION", "Let the function do that.")
         parts = user_parts(call_function(spec), seed=seed, batch_size=batch_size, limit=limit)
         return Data(spec, None, True, parts)
-    if spec.partition(":")[0] == "text":
+    if spec.partition(":")[0] in TEXT_SOURCES:
         if is_transformed:
             raise DataError("--mean, --std and --size do not apply to text", "Leave them out.")
         return Data(spec, None, False, _text(spec, text_format, seed, batch_size, limit))
@@ -158,25 +162,30 @@ def _opened(spec: str, size: int | None) -> Any:
         return source.open(Path(place).expanduser(), size)
     if isinstance(source, DataSource) and takes_rest(source.form):
         raise SpecError(f"'{spec}' does not say where the data is", f"Write {source.form}.")
-    near = did_you_mean(name, [*DATA_SOURCES, "text"])
+    near = did_you_mean(name, [*DATA_SOURCES, *TEXT_SOURCES])
     hint = f"{near} " if near.startswith("Did") else ""
-    forms = [*(source.form for source in _BUILTIN.values()), "text:FILE", "FILE.py:FUNCTION"]
+    forms = [*(source.form for source in _BUILTIN.values()), "text:FILE", "hf-data:NAME", "FILE.py:FUNCTION"]
     raise SpecError(f"unknown DATA '{spec}'", f"{hint}Known forms: {', '.join(forms)}.")
 
 
 def _text(
     spec: str, text_format: TextFormat | None, seed: int, batch_size: int, limit: int | None
 ) -> tuple[Part, Part, Part]:
-    place = spec.partition(":")[2]
+    name, _, place = spec.partition(":")
     if not place:
-        raise SpecError(f"'{spec}' does not say where the data is", "Write text:FILE or text:FOLDER.")
+        raise SpecError(f"'{spec}' does not say where the data is", f"Write {TEXT_SOURCES[name]}.")
     if text_format is None:
         raise DataError(
             "text can only be read for a network: its tokens are those of the network",
             "In Python: load_data(spec, text_format=infer_text_format(model)).",
         )
-    texts = documents(Path(place).expanduser())
-    tokens = tokens_of(open_tokenizer(text_format), text_format)
+    tokenizer = open_tokenizer(text_format)
+    if name == "text":
+        texts = documents(Path(place).expanduser())
+    else:
+        needed = limit * length_of(text_format) * _CHARACTERS if limit is not None else None
+        texts = hub_documents(place, tokenizer, needed)
+    tokens = tokens_of(tokenizer, text_format)
     return text_parts(texts, tokens, text_format, seed=seed, batch_size=batch_size, limit=limit)
 
 
