@@ -30,7 +30,7 @@ def hub_documents(place: str, tokenizer: Any, characters: int | None = None) -> 
         SpecError: the library is missing.
         DataError: no such data set or split, a script, no column of text, or too few documents.
     """
-    name, split = _parted(place)
+    name, split = _name_and_split(place)
     if split:
         return Documents(_taken(_opened(name, split), tokenizer, characters, place))
     splits = _splits(name)
@@ -41,7 +41,7 @@ def hub_documents(place: str, tokenizer: Any, characters: int | None = None) -> 
     return Documents(documents, test)
 
 
-def _parted(place: str) -> tuple[str, str]:
+def _name_and_split(place: str) -> tuple[str, str]:
     """Name and split: what stands behind the last colon, unless that is a part of a path."""
     name, colon, split = place.rpartition(":")
     return (name, split) if colon and name and not {"/", "\\"} & set(split) else (place, "")
