@@ -108,6 +108,8 @@ def test_the_record_tells_how_the_plan_was_found_and_survives_json():
         "plans_built": len(planning.rounds),
         "front": len(planning.front),
         "picked": None,
+        "origin": chosen.origin,
+        "budget_check": planning.budget_check.model_dump(mode="json"),
     }
     json.dumps(document, allow_nan=False)
 
