@@ -15,7 +15,7 @@ from shoal.errors import SurgeryError
 from shoal.plan import Plan, Remove, Replace, Replacement
 from shoal.regress import Moments
 from shoal.replace import build_replacement, build_segments, find_spans, fit_folded, folded_specs, refit_
-from shoal.replace.folded import is_better, solve_update, token_weights
+from shoal.replace.folded import is_better, solve_update
 from shoal.surgery import input_specs, remove_blocks_, signature_of
 from shoal.surgery.replace import replace_spans_
 
@@ -124,24 +124,37 @@ def test_few_tokens_take_the_form_of_fewer_unknowns():
     torch.testing.assert_close(projected, update.weight)
 
 
-def test_tokens_of_huge_norm_do_not_decide():
-    weights = token_weights(torch.tensor([1.0, 1.0, 1.0, 1e6, 1e-9]))
-    assert weights.tolist() == pytest.approx([1.0, 1.0, 1.0, 1e-6, 10.0])
-
-
-def test_weighted_moments_are_those_of_repeated_rows():
+def test_moments_of_a_map_of_the_inputs_are_those_of_the_mapped_rows():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(7, 3, generator=generator), torch.randn(7, 2, generator=generator)
-    weights = torch.tensor([1.0, 2.0, 0.0, 3.0, 1.0, 1.0, 2.0])
-    weighted, repeated = Moments(3, 2), Moments(3, 2)
-    weighted.add(x, y, weights)
-    repeated.add(x.repeat_interleave(weights.long(), 0), y.repeat_interleave(weights.long(), 0))
-    assert weighted.n == repeated.n
+    weight = torch.randn(2, 3, generator=generator)
+    moments, expected = Moments(3, 2), Moments(2, 2)
+    moments.add(x, y)
+    expected.add(x @ weight.T, y)
+    mapped = moments.mapped(weight)
+    assert mapped.n == expected.n
     for name in ("mean_x", "mean_y", "xx", "xy", "yy"):
-        torch.testing.assert_close(getattr(weighted, name), getattr(repeated, name))
-    mapped = weighted.mapped(torch.eye(3)[:2].double())
-    torch.testing.assert_close(mapped.xx, weighted.xx[:2, :2])
-    torch.testing.assert_close(mapped.xy, weighted.xy[:2])
+        torch.testing.assert_close(getattr(mapped, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+
+
+def test_every_token_counts_the_same():
+    """A fold is plain least squares, also where one token's stream is a hundred times as long as the others."""
+    model = Net(2).eval()
+    samples = torch.randn(64, 5, 4, generator=torch.Generator().manual_seed(0))
+    samples[:, 0] *= 100
+    batches = [Batch((samples,))]
+    graph = analyze(model, batches[0].take(2))
+    chain = build_segments(graph)
+    specs = folded_specs(graph, chain, find_spans(graph, chain, 2))
+    [fold] = fit_folded(graph, batches, specs)
+    features: list[torch.Tensor] = []
+    model.blocks[0].down.register_forward_pre_hook(lambda _, args: features.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        before, target = stream(model, 1, samples).flatten(0, 1), stream(model, 2, samples).flatten(0, 1)
+        left = fold.module(stream(model, 0, samples)).flatten(0, 1) - target
+    hidden, missing = features[0].double(), (target - before).double()
+    plain = missing - hidden @ torch.linalg.lstsq(hidden, missing, driver="gelsd").solution
+    assert left.square().sum() < 1.1 * plain.square().sum()
 
 
 def test_what_is_no_better_is_left_alone():

@@ -36,8 +36,6 @@ _MAX_BYTES = 1e9
 _RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # A layer is set anew if that takes this share off the error on tokens held out.
 _MIN_GAIN = 0.01
-# No token counts more than this many times the median one, however short its stream is.
-_MAX_WEIGHT = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,13 +191,11 @@ class HostMoments:
             outputs = len(self.ends) * self.width
             self.train, self.held_out = (Moments(self.unknowns, outputs, joint=False) for _ in range(2))
         differences = [each - host_sum for each in sums]
-        norms = torch.stack([each.float().square().mean(-1) for each in (host_sum, *sums)]).amax(0)
         for moments, part in fit_heldout_slices(self.train, self.held_out, len(features)):
-            drawn = [*(each[part] for each in differences), norms[part].unsqueeze(-1)]
-            rows, targets = self.sampler.draw(features[part], drawn)
+            rows, targets = self.sampler.draw(features[part], [each[part] for each in differences])
             if not bool(torch.isfinite(rows).all() and torch.isfinite(targets).all()):
                 raise NonFiniteError(f"NaN or Inf in the activations at '{self.path}'", "Check weights and data.")
-            moments.add(rows, targets[:, :-1], token_weights(targets[:, -1]))
+            moments.add(rows, targets)
 
     def solve_all(self) -> list[FittedReplacement]:
         """Every fold, fitted; the moments are given up."""
@@ -252,16 +248,6 @@ def solve_update(train: Moments, held_out: Moments, weight: Tensor, ends: int = 
         scores = [r2(part, matrix, best.bias) for part in parts]
         updates.append(WeightUpdate(matrix, best.bias, best.ridge, *scores))
     return updates
-
-
-def token_weights(norms: Tensor) -> Tensor:
-    """How much tokens count in a fit, from the mean square of their stream: what reads it divides by its norm.
-
-    A few tokens of a language model (the first of a text) carry a stream thousands of times as long as the others; in
-    plain least squares they would be all that counts.
-    """
-    norms = norms.double().clamp(min=torch.finfo(torch.float32).tiny)
-    return (norms.median() / norms).clamp(max=_MAX_WEIGHT)
 
 
 def is_better(held_out: Moments, fitted: tuple[Tensor, Tensor], current: tuple[Tensor, Tensor]) -> bool:

@@ -33,7 +33,7 @@ from shoal.replace.fitting import (
     SpanMoments,
     fit_heldout_slices,
 )
-from shoal.replace.folded import is_better, solve_update, token_weights
+from shoal.replace.folded import is_better, solve_update
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.replace.last_linear import LastLinear, last_linear
 from shoal.replace.recording import recording
@@ -359,12 +359,11 @@ class LayerUpdate:
     def add(self, target: Tensor, output: Tensor) -> None:
         """Add one mini-batch: the stream as it should be and as it is; a fifth is held out."""
         [features] = self.features
-        norms = torch.maximum(target.float().square().mean(-1), output.float().square().mean(-1)).unsqueeze(-1)
-        if not bool(torch.isfinite(features).all() and torch.isfinite(norms).all()):
+        missing = target - output
+        if not bool(torch.isfinite(features).all() and torch.isfinite(missing).all()):
             raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
         for moments, part in fit_heldout_slices(self.train, self.held_out, len(features)):
-            rows, outputs = self.sampler.draw(features[part], [(target - output)[part], norms[part]])
-            moments.add(rows, outputs[:, :-1], token_weights(outputs[:, -1]))
+            moments.add(*self.sampler.draw(features[part], [missing[part]]))
 
     def apply_(self) -> None:
         """Change the layer, if that does better on what was held out."""
