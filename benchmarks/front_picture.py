@@ -3,13 +3,14 @@
     python benchmarks/front_picture.py results/recovery-resnet56-*.json --data also --out docs/front-resnet56.svg
 
 Left the cuts, right the same cuts recovered: the drop in top-1 with its paired 95 % interval against the share of the
-original's latency. Each method is a line; where two files hold a method at a point, the later file counts.
+original's latency. Each method is a line; where files differ in the budget of recovery, it has one for each, and those
+of other budgets than the first file's are hollow and say theirs.
 """
 
 import argparse
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ class Point:
     high: float
 
 
-Lines = dict[str, list[Point]]
+# A method, and the budget of its recovery where that is not the usual one.
+Lines = dict[tuple[str, str], list[Point]]
 
 
 def main() -> None:
@@ -83,10 +85,11 @@ def main() -> None:
     write_text(args.out, drawn(lines(documents, args.data, "before"), lines(documents, args.data, "quality")))
 
 
-def lines(documents: Iterable[dict[str, Any]], data: str, state: str) -> Lines:
+def lines(documents: Sequence[dict[str, Any]], data: str, state: str) -> Lines:
     """The points of each method, fastest first; `state`: before (the cut) or quality (recovered)."""
-    points: dict[str, dict[float, Point]] = {}
+    points: Lines = {}
     for document in documents:
+        budget = "" if document["budget"] == documents[0]["budget"] else document["budget"]
         for row in document["points"]:
             for method, cell in row["cells"].items():
                 quality = (cell.get(state) or {}).get(data)
@@ -94,10 +97,9 @@ def lines(documents: Iterable[dict[str, Any]], data: str, state: str) -> Lines:
                     continue
                 share = row["together"]["shares"][WAYS[method].cut]
                 low, high = (100 * bound for bound in quality["top1_drop_interval"])
-                points.setdefault(method, {})[row["point"]] = Point(share, 100 * quality["top1_drop"], low, high)
-    return {
-        method: sorted(points[method].values(), key=lambda point: point.share) for method in NAMES if method in points
-    }
+                points.setdefault((method, budget), []).append(Point(share, 100 * quality["top1_drop"], low, high))
+    order = sorted(points, key=lambda key: (key[1], list(NAMES).index(key[0])))
+    return {key: sorted(points[key], key=lambda point: point.share) for key in order}
 
 
 def drawn(before: Lines, after: Lines) -> str:
@@ -134,17 +136,18 @@ def _panel(axes: Any, title: str, methods: Lines) -> None:
     axes.axhline(0, color=_INK, linewidth=0.8)
     highest = max((point.high for points in methods.values() for point in points), default=1.0)
     axes.set_ylim(_LEAST, min(_MOST, highest + 1))
-    for method, points in methods.items():
+    for (method, budget), points in methods.items():
         index = list(NAMES).index(method) % len(_COLOURS)
         errors = [[point.drop - point.low for point in points], [point.high - point.drop for point in points]]
         axes.errorbar(
             [point.share for point in points],
             [point.drop for point in points],
             yerr=errors,
-            label=NAMES[method],
+            label=f"{NAMES[method]}, {budget}" if budget else NAMES[method],
             color=_COLOURS[index],
             marker=_MARKERS[index],
-            linewidth=2.6 if method == "shoal" else 1.2,
+            markerfacecolor="none" if budget else _COLOURS[index],
+            linewidth=2.6 if method == "shoal" and not budget else 1.2,
             markersize=7 if method == "shoal" else 5,
             capsize=2,
             zorder=3 if method == "shoal" else 2,
