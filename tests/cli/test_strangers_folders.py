@@ -58,6 +58,8 @@ OPENING = [
     ["scan", "theirs", "digits", "--limit", "20"],
     ["trace", "theirs"],
     ["export", "theirs"],
+    ["export", "theirs", "--gguf"],
+    ["eval", "theirs", "--tasks", "fish"],
     ["bench", "theirs", "--seconds", "0.1"],
     ["certify", "theirs", "digits-resnet", "digits"],
     ["certify", "digits-resnet", "theirs", "digits"],

@@ -85,7 +85,8 @@ class PlanBudget:
 
 def latency_bias(plans: Sequence[MeasuredPlan]) -> float:
     """By what factor the tables predict latencies too low: the middle one of these plans."""
-    return sorted(plan.latency_ratio / plan.predicted_ratio for plan in plans)[len(plans) // 2]
+    ratios = sorted(plan.latency_ratio / plan.predicted_ratio for plan in plans if plan.predicted_ratio > 0)
+    return ratios[len(ratios) // 2] if ratios else 1.0  # a table may say that what is left takes no time
 
 
 @dataclass
