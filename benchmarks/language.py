@@ -200,7 +200,12 @@ def _row(cell: dict[str, Any], original: dict[str, Any], best: dict[str, Any] | 
         gap = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
     right = ", ".join(f"{sum(values)}/{len(values)}" for values in cell["exact"].values())
     prose, handbook = (cell["perplexity"][name] for name in SETS)
-    return f"| {TITLES[cell['method']]} | {prose:.1f} | {handbook:.1f} | {ratio:.2f} | {gap} | {right} |"
+    figures = " | ".join([_shown(prose), _shown(handbook), _shown(ratio, 2)])
+    return f"| {TITLES[cell['method']]} | {figures} | {gap} | {right} |"
+
+
+def _shown(value: float, digits: int = 1) -> str:
+    return f"{value:.{digits}f}" if value < 1e4 else f"{value:.0e}"
 
 
 def _all(cell: dict[str, Any]) -> list[float]:
