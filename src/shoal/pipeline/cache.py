@@ -35,8 +35,12 @@ class _LatencyLine(TypedDict):
     ms: dict[str, float]
 
 
+DamageKind = Literal["damage", "refitted"]
+"""Of a change as it is, or after a refit behind it."""
+
+
 class _DamageLine(TypedDict):
-    kind: Literal["damage"]
+    kind: DamageKind
     batch: int
     values: dict[str, list[float]]
 
@@ -129,20 +133,18 @@ class MeasurementCache:
         """Keep milliseconds by key, of one source."""
         self.append({"kind": "prices", "source": source, "ms": dict(ms)})
 
-    def damages(self) -> dict[str, dict[int, list[float]]]:
+    def damages(self, kind: DamageKind = "damage") -> dict[str, dict[int, list[float]]]:
         """Damage of each sample by the name of the change and the index of the mini-batch."""
         damages: dict[str, dict[int, list[float]]] = {}
         for line in self.entries:
-            if line["kind"] == "damage":
+            if line["kind"] == kind:
                 for name, values in line["values"].items():
                     damages.setdefault(name, {})[line["batch"]] = values
         return damages
 
-    def add_damages(self, batch: int, values: Mapping[str, Sequence[float]]) -> None:
+    def add_damages(self, batch: int, values: Mapping[str, Sequence[float]], kind: DamageKind = "damage") -> None:
         """Keep the damages measured on one mini-batch."""
-        self.append(
-            {"kind": "damage", "batch": batch, "values": {name: list(damages) for name, damages in values.items()}}
-        )
+        self.append({"kind": kind, "batch": batch, "values": {name: list(damages) for name, damages in values.items()}})
 
     def fitted(self, specs: Sequence[CandidateSpec], like: torch.Tensor) -> list[FittedReplacement]:
         """Those of `specs` that were fitted before, with their weights.

@@ -1,7 +1,9 @@
 """The tables a plan is chosen from: every way to treat every segment or span, with its damage and what it costs.
 
-Damage: mean divergence from the original with only this change, on held-back samples, prefixes cached. Everything that
-is measured goes into the measurement cache, so that it is never measured twice.
+Damage: mean divergence from the original with only this change and the cheapest refit behind it (`candidate_refit`), on
+held-back samples, prefixes cached. Of pairs of changes that lie close together a sample is measured, those that good
+plans hold: what both do beyond the sum corrects the solver. Everything that is measured goes into the measurement
+cache, so that it is never measured twice.
 """
 
 import math
@@ -15,18 +17,23 @@ from torch import nn
 
 from shoal.batches import Batch, like_of
 from shoal.blocks import BlockGraph
-from shoal.blocks.prefix_cache import Forward, PrefixCache
 from shoal.errors import UsageError
-from shoal.measure import mean_interval
 from shoal.pipeline.cache import MeasurementCache
+from shoal.pipeline.candidate_damage import ChangeDamage, DamageMeter
+from shoal.pipeline.candidate_refit import (
+    CandidateRefit,
+    CandidateRefitConfig,
+    PlacedChange,
+    removal_change,
+    replacement_change,
+)
 from shoal.pipeline.costs import CostModel
+from shoal.pipeline.pair_damage import measured_pairs
 from shoal.pipeline.profiling import PlacedModule
 from shoal.pipeline.screening import screen
 from shoal.pipeline.unit_removals import unit_removals
-from shoal.plan import Edge, Remove, Replacement
-from shoal.preserve import evaluating
+from shoal.plan import Edge, PairTerm, Remove, Replacement
 from shoal.quantities import QUANTITIES, Cost
-from shoal.record import Interval
 from shoal.recover import TrainingBudget
 from shoal.replace import (
     FOLDED,
@@ -71,7 +78,8 @@ _MAX_R2_GAP = 0.1
 class CandidateTable:
     """Everything the solver needs, the fitted replacement of each replacing edge and the units of each that takes some.
 
-    `fixed_depth` is the depth of what no plan can touch: blocks, or units where plans are made of these.
+    `fixed_depth` is the depth of what no plan can touch: blocks, or units where plans are made of these. `pairs` are
+    corrections for edges that are taken together.
     """
 
     segments: SegmentChain
@@ -83,6 +91,26 @@ class CandidateTable:
     notes: list[str] = field(default_factory=list)
     units_by_edge: dict[int, tuple[Remove, ...]] = field(default_factory=dict)
     fixed_depth: int = 0
+    pairs: list[PairTerm] = field(default_factory=list)
+
+    @property
+    def change_names(self) -> dict[int, str]:
+        """The names of the changes, by edge."""
+        names = {}
+        for index, edge in enumerate(self.edges):
+            if edge.action == "remove":
+                names[index] = "remove " + " ".join(removal.name for removal in self.removals(index))
+            elif edge.action == "replace":
+                names[index] = _name(self.fitted_by_edge[index])
+        return names
+
+    def guess(self, edges: Sequence[int]) -> "DamageGuess":
+        """What the damage of a plan is guessed to be, by its edges."""
+        chosen, sums = set(edges), [self.edges[index] for index in edges]
+        terms = [pair.damage for pair in self.pairs if {pair.first, pair.second} <= chosen]
+        refitted = sum(edge.damage for edge in sums)
+        raw = sum(edge.damage if edge.raw_damage is None else edge.raw_damage for edge in sums)
+        return DamageGuess(raw, refitted, refitted + sum(terms))
 
     def removals(self, index: int) -> tuple[Remove, ...]:
         """What an edge removes: a block, or some of its units."""
@@ -90,6 +118,15 @@ class CandidateTable:
         if edge.action != "remove":
             return ()
         return self.units_by_edge.get(index) or (Remove(path=self.segments.paths[edge.start]),)
+
+
+@dataclass(frozen=True)
+class DamageGuess:
+    """Of a plan: the sum of the damages of its changes without a refit, with it, and that corrected for pairs."""
+
+    raw: float
+    refitted: float
+    corrected: float
 
 
 @dataclass
@@ -123,6 +160,7 @@ class CandidateBuilder:
     damage: DamageFunction = divergence
     progress: Progress = lambda stage, done, total: None
     student_budget: TrainingBudget = field(default_factory=lambda: TrainingBudget(seconds=300))
+    refit: CandidateRefitConfig | None = field(default_factory=CandidateRefitConfig)
     units: Mapping[str, tuple[int, ...]] | None = None
     depth_only: bool = False
 
@@ -145,19 +183,25 @@ class CandidateBuilder:
         folds = self._fit_folds(like)
         groups = [*_by_span(fitted), *_by_span(trained), *_by_span(folds)]
         candidates = [candidate for group in groups for candidate in self._pareto_filter(group)]
-        damages = self._measure_damages(candidates)
+        changes = self._changes(candidates)
+        refit = CandidateRefit(self.graph, segments, self.fit, self.refit) if self.refit is not None else None
+        meter = DamageMeter(self.graph, segments, self.judge, self.cache, self.damage, self.progress)
+        damages = meter.measure(list(changes.values()), refit)
         edges, fitted_by_edge = self._edges(candidates, damages)
         units_by_edge = self._add_unit_edges(edges, damages)
-        removal_damages = [
-            RemovalDamage(segment.path, *damages[f"remove {segment.path}"], self.num_damage_samples)
-            for segment in segments.segments
-            if segment.path in self.screening.removals
-        ]
-        notes = [*filter(None, [self.screening.note]), *_overfit_notes(candidates), *notes]
         fixed = sum(self.depth_of(path) for path in self.graph.chain.paths if path not in segments.paths)
-        return CandidateTable(
-            segments, edges, fitted_by_edge, costs.whole, costs.fixed, removal_damages, notes, units_by_edge, fixed
-        )
+        table = CandidateTable(segments, edges, fitted_by_edge, costs.whole, costs.fixed, [], [], units_by_edge, fixed)
+        if refit is not None:
+            named = {index: changes[name] for index, name in table.change_names.items()}
+            table.pairs = measured_pairs(edges, named, meter, refit)
+        table.removal_damages = [
+            RemovalDamage(segment.path, alone.raw, alone.interval, self.num_damage_samples)
+            for segment in segments.segments
+            if segment.path in self.screening.removals and (alone := damages[f"remove {segment.path}"])
+        ]
+        screened = [self.screening.note] if self.screening.note else []
+        table.notes = [*screened, *_overfit_notes(candidates), *notes, *_refit_notes(refit, damages, table.pairs)]
+        return table
 
     @property
     def num_damage_samples(self) -> int:
@@ -299,7 +343,7 @@ class CandidateBuilder:
         return kept
 
     def _edges(
-        self, candidates: list[FittedReplacement], damages: Mapping[str, tuple[float, Interval]]
+        self, candidates: list[FittedReplacement], damages: Mapping[str, ChangeDamage]
     ) -> tuple[list[Edge], dict[int, FittedReplacement]]:
         segments, costs = self.costs.segments, self.costs
         edges: list[Edge] = []
@@ -307,23 +351,21 @@ class CandidateBuilder:
         for index, segment in enumerate(segments.segments):
             depth = self.depth_of(segment.path) if segment.residual else int(segment.can_bound_span)
             step = _Step(index, index + 1, "keep", depth=depth)
-            edges.append(_edge(step, 0.0, costs.steps[segment.path]))
+            edges.append(_edge(step, None, costs.steps[segment.path]))
             if segment.path in self.screening.removals and self.is_allowed(segment.path):
                 shortcut = costs.lookup(self.graph.shortcut_modules[segment.path], segment.in_shape)
                 step = _Step(index, index + 1, "remove", depth=0)
-                edges.append(_edge(step, damages[f"remove {segment.path}"][0], shortcut))
+                edges.append(_edge(step, damages[f"remove {segment.path}"], shortcut))
         for candidate in candidates:
             fitted_by_edge[len(edges)] = candidate
             span = candidate.span
             copies = candidate.stand_in.copies
             depth = sum(map(self.depth_of, copies)) if copies else candidate.stand_in.depth
             step = _Step(span.start, span.stop, "replace", candidate.kind, depth)
-            edges.append(_edge(step, damages[_name(candidate)][0], self._cost(candidate)))
+            edges.append(_edge(step, damages[_name(candidate)], self._cost(candidate)))
         return edges, fitted_by_edge
 
-    def _add_unit_edges(
-        self, edges: list[Edge], damages: Mapping[str, tuple[float, Interval]]
-    ) -> dict[int, tuple[Remove, ...]]:
+    def _add_unit_edges(self, edges: list[Edge], damages: Mapping[str, ChangeDamage]) -> dict[int, tuple[Remove, ...]]:
         """Add the removals of single units; returns what each of these edges removes, by its index."""
         units_by_edge = {}
         for removal in self.unit_removals:
@@ -332,55 +374,22 @@ class CandidateBuilder:
             kind = "".join(f"#{unit}" for unit in removal.units)
             step = _Step(index, index + 1, "remove", kind, self.depth_of(segment.path) - len(removal.units))
             cost = self.costs.lookup(removal.module, segment.in_shape)
-            edges.append(_edge(step, damages[removal.name][0], cost))
+            edges.append(_edge(step, damages[removal.name], cost))
         return units_by_edge
 
-    def _measure_damages(self, candidates: list[FittedReplacement]) -> dict[str, tuple[float, Interval]]:
-        """Mean damage of each change alone, with its interval."""
-        model = self.graph.model
-        changes: dict[str, tuple[str, Mapping[nn.Module, Forward]]] = {}
-        for segment in self.costs.segments.segments:
-            if segment.path in self.screening.removals:
-                forward = self.graph.shortcut_modules[segment.path].forward
-                changes[f"remove {segment.path}"] = segment.path, {model.get_submodule(segment.path): forward}
+    def _changes(self, candidates: list[FittedReplacement]) -> dict[str, PlacedChange]:
+        """Everything that can be done to the network, by name."""
+        segments = self.costs.segments
+        removals = [
+            removal_change(self.graph, segments, index)
+            for index, segment in enumerate(segments.segments)
+            if segment.path in self.screening.removals
+        ]
         for removal in self.unit_removals:
-            changes[removal.name] = removal.segment.path, removal.forwards
-        for candidate in candidates:
-            forwards = span_forwards(model, candidate.span, candidate.module)
-            changes[_name(candidate)] = candidate.span.paths[0], forwards
-        values = self.cache.damages()
-        with evaluating(model):
-            prefix = PrefixCache(self.graph)
-            for index, batch in enumerate(self.judge):
-                remaining = {name: change for name, change in changes.items() if index not in values.get(name, {})}
-                measured = self._measure_batch(prefix, index, batch, remaining)
-                for name, damages in measured.items():
-                    values.setdefault(name, {})[index] = damages
-        means = {}
-        for name in changes:
-            samples = torch.tensor([value for index in range(len(self.judge)) for value in values[name][index]])
-            means[name] = float(samples.mean()), mean_interval(samples)
-        return means
-
-    def _measure_batch(
-        self,
-        prefix: PrefixCache,
-        index: int,
-        batch: Batch,
-        changes: Mapping[str, tuple[str, Mapping[nn.Module, Forward]]],
-    ) -> dict[str, list[float]]:
-        """The damage of each change for each sample of a mini-batch."""
-        if not changes:
-            return {}
-        original = prefix.record(batch)
-        damages = {}
-        for done, (name, (start, forwards)) in enumerate(changes.items()):
-            output = prefix.run_from(prefix.segment_of(start), forwards)
-            damages[name] = self.damage(original, output, batch).detach().cpu().tolist()
-            stage = f"damage of {len(changes)} changes"
-            self.progress(stage, index * len(changes) + done + 1, len(self.judge) * len(changes))
-        self.cache.add_damages(index, damages)
-        return damages
+            index = segments.paths.index(removal.segment.path)
+            removals.append(PlacedChange(removal.name, index, index + 1, removal.forwards))
+        replacements = [replacement_change(self.graph.model, candidate) for candidate in candidates]
+        return {change.name: change for change in (*removals, *replacements)}
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -424,12 +433,6 @@ def timed_modules(
     return {**untrained, **removal_candidates(graph, segments)}
 
 
-def span_forwards(model: nn.Module, span: Span, module: nn.Module) -> dict[nn.Module, Forward]:
-    """Forwards that put `module` in the place of a span."""
-    placed = PlacedModule(module, span.in_shape, span.paths, span.output_formats)
-    return {model.get_submodule(path): forward for path, forward in placed.forwards}
-
-
 def _untrained(
     specs: Sequence[ReplacementSpec | StudentSpec], like: torch.Tensor
 ) -> list[tuple[ReplacementSpec | StudentSpec, PlacedModule]]:
@@ -466,6 +469,18 @@ def _overfit_notes(candidates: Sequence[FittedReplacement]) -> list[str]:
     return [f"{overfit} stand-ins were fitted on too little data: held-out R2 far below the fit's"]
 
 
+def _refit_notes(
+    refit: CandidateRefit | None, damages: Mapping[str, ChangeDamage], pairs: Sequence[PairTerm]
+) -> list[str]:
+    if refit is None:
+        return []
+    if not refit.applies:
+        return ["damages in the table are those without a refit: the network has no map that can be refitted cheaply"]
+    missing = sum(damage.refitted is None for damage in damages.values())
+    raw = f"; {missing} of {len(damages)} changes could not be refitted and count as they are" if missing else ""
+    return [f"damages in the table are those after {refit.description}{raw}; {len(pairs)} pairs were measured together"]
+
+
 def _name(fitted: FittedReplacement) -> str:
     return f"{fitted.kind} {fitted.span.name}"
 
@@ -481,5 +496,6 @@ class _Step:
     depth: int = 1
 
 
-def _edge(step: _Step, damage: float, cost: Cost) -> Edge:
-    return Edge(**asdict(step), damage=max(0.0, damage), **asdict(cost))
+def _edge(step: _Step, damage: ChangeDamage | None, cost: Cost) -> Edge:
+    least, raw = (damage.least, damage.raw) if damage is not None else (0.0, 0.0)
+    return Edge(**asdict(step), damage=max(0.0, least), raw_damage=max(0.0, raw), **asdict(cost))

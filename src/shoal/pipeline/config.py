@@ -29,6 +29,8 @@ class MeasureConfig:
         stand_ins: the kinds of replacement to try. The students among them ('block', 'narrow', 'narrow1/4') are
             trained.
         longest: the steps of the longest span that is replaced.
+        table_refit: measure the damage of a change after a refit of the next maps behind it, and that of some pairs;
+            without, tables take less than half the time and their sums are a worse guide.
         student_budget: how long all students together are trained: a time, or a number of mini-batches.
         channels_last: time images with the channels last in memory.
         latency_seconds: how long each network is timed for the record.
@@ -42,6 +44,7 @@ class MeasureConfig:
     validation_images: int = 2048
     stand_ins: tuple[str, ...] = DEFAULT_KINDS
     longest: int = LONGEST
+    table_refit: bool = True
     student_budget: str | int = STUDENT_BUDGET
     channels_last: bool = False
     latency_seconds: float = 1.0
@@ -57,6 +60,7 @@ class MeasureConfig:
             raise UsageError(f"judged_share is {self.judged_share}, expected more than 0 and less than 1", "Try 0.15.")
         flag("channels_last", self.channels_last)
         object.__setattr__(self, "latency_batch_sizes", batch_sizes(self.latency_batch_sizes))
+        flag("table_refit", self.table_refit)
         object.__setattr__(self, "stand_ins", names_of("stand_ins", self.stand_ins))
         check_kinds(self.stand_ins)
         if read_budget(self.student_budget) is None:

@@ -14,6 +14,7 @@ from shoal.blocks import BlockGraph
 from shoal.errors import NotReachedError, UsageError, naming_memory_shortage
 from shoal.fingerprint import digest_of, legacy_digest_of
 from shoal.pipeline.cache import MeasurementCache
+from shoal.pipeline.candidate_refit import CandidateRefitConfig
 from shoal.pipeline.candidate_table import CandidateBuilder
 from shoal.pipeline.config import CompressConfig
 from shoal.pipeline.context import CompressContext, build_context, materialize
@@ -74,6 +75,7 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
         kinds=settings.stand_ins,
         longest=settings.longest,
         allowed=allowed if goal.include or goal.exclude else None,
+        refit=CandidateRefitConfig() if settings.table_refit else None,
         units=units,
         depth_only=not _bounded(goal),
         damage=context.damage,
@@ -188,7 +190,7 @@ def _cache_fingerprint(context: CompressContext, fit: Sequence[Batch], judge: Se
     training = {"student_budget": str(read_budget(settings.student_budget))} if students else {}
     return {
         **training,
-        "tables_version": 1,
+        "tables_version": 2,
         "network": model_digest(context.graph.model)[:16],
         "fit_on": digest_of(fit),
         "judge_on": digest_of(judge),
@@ -211,11 +213,11 @@ def _legacy_fingerprint(context: CompressContext, fit: Sequence[Batch], judge: S
     Its digests leave out the labels, which the built-in damage does not read; it compared scores of classes alone. It
     wrote the number of threads here, on which nothing depends but latencies.
     """
-    threads = {"threads": torch.get_num_threads()}
+    always = {"tables_version": 1, "threads": torch.get_num_threads()}
     if not context.damage.is_class_divergence:
-        return threads
+        return always
     return {
-        **threads,
+        **always,
         "fit_on": legacy_digest_of(fit),
         "judge_on": legacy_digest_of(judge),
         "damage": "shoal.scanning.sweep.divergence",

@@ -76,7 +76,8 @@ class Edge(_Checked):
     """A way from position `start` to `stop`: what becomes of the blocks start..stop-1, and what it costs.
 
     `kind` names the replacement, or the units that go alone. `depth` is the number of blocks that remain: 1 for keep
-    and for a replacement, 0 for remove. `latencies` are the times at further batch sizes, if there are any.
+    and for a replacement, 0 for remove. `latencies` are the times at further batch sizes, if there are any;
+    `raw_damage` is the damage before a refit, where `damage` is that after it.
     """
 
     label: ClassVar[str] = "edge"
@@ -91,6 +92,7 @@ class Edge(_Checked):
     params: float
     depth: int
     latencies: tuple[float, ...] = ()
+    raw_damage: float | None = None
 
     @model_validator(mode="after")
     def _forward(self) -> "Edge":

@@ -5,19 +5,38 @@ layer itself; a batch norm in eval mode after it is fused into the map, and carr
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from shoal.blocks import BlockGraph
 from shoal.blocks.additions import add_operands
+from shoal.blocks.template import tensor_refs
 from shoal.blocks.trace import ModuleCall, Trace
-from shoal.replace.segments import Segment, last_active_call, segment_calls
+from shoal.preserve import copied
+from shoal.replace.segments import Segment, SegmentChain, last_active_call, segment_calls
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+# A head of more weights than these (the vocabulary of a language model) is not worth its solution.
+_MAX_HEAD = 2**21
 # A channel that its batch norm scales by less than this share of the median is considered switched off.
 _OFF = 1e-4
+
+
+class HasSubmodules(Protocol):
+    """A network, or some layers of one by their paths."""
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module at this path."""
+
+
+class LayerCopies(dict[str, nn.Module]):
+    """Copies of single layers, by the paths of the originals."""
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The copy of the layer at this path."""
+        return self[target]
 
 
 @dataclass(frozen=True)
@@ -28,12 +47,21 @@ class LastLinear:
     norm: str | None
     biased: bool = True
 
-    def fused_weight(self, model: nn.Module) -> Tensor:
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the layer, and of the norm if any."""
+        return (self.layer,) if self.norm is None else (self.layer, self.norm)
+
+    def copies(self, model: nn.Module) -> LayerCopies:
+        """Copies of layer and norm, that `set_fused_` can write to."""
+        return LayerCopies({path: copied(model.get_submodule(path)) for path in self.paths})
+
+    def fused_weight(self, model: HasSubmodules) -> Tensor:
         """The map of layer and norm as one matrix, (outputs, inputs x k x k), float64."""
         weight = model.get_submodule(self.layer).weight.detach().double()  # type: ignore[operator]
         return (weight * self._scale(model).reshape(-1, *[1] * (weight.dim() - 1))).flatten(1)
 
-    def fused_bias(self, model: Any) -> Tensor:
+    def fused_bias(self, model: HasSubmodules) -> Tensor:
         """The bias of layer and norm as one map, float64."""
         layer: Any = model.get_submodule(self.layer)
         bias = layer.bias.detach().double() if layer.bias is not None else torch.zeros(len(layer.weight)).double()
@@ -43,7 +71,7 @@ class LastLinear:
         norm: Any = model.get_submodule(self.norm)
         return (norm.bias.double() + self._scale(model) * (bias - norm.running_mean.double())).detach()
 
-    def set_fused_(self, model: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    def set_fused_(self, model: HasSubmodules, weight: Tensor, bias: Tensor) -> None:
         """Set layer and norm so that together they compute weight, bias; switched-off channels are left alone."""
         layer: Any = model.get_submodule(self.layer)
         scale = self._scale(model)
@@ -64,7 +92,7 @@ class LastLinear:
                 mean = mean - layer.bias.double()
             norm.bias[on] = (bias + scale * mean)[on].to(norm.bias)
 
-    def _scale(self, model: nn.Module) -> Tensor:
+    def _scale(self, model: HasSubmodules) -> Tensor:
         if self.norm is None:
             layer: Any = model.get_submodule(self.layer)
             return torch.ones(len(layer.weight), dtype=torch.float64, device=layer.weight.device)
@@ -104,6 +132,33 @@ def last_linear(graph: BlockGraph, segment: Segment, max_unknowns: int, unit: in
         return None
     biased = norm is not None or layer.module.bias is not None
     return LastLinear(layer.path, norm.path if norm else None, biased)
+
+
+def network_head(graph: BlockGraph, chain: SegmentChain, max_unknowns: int) -> LastLinear | None:
+    """The linear layer behind all segments that computes an output of the network; None where there is no such layer.
+
+    Args:
+        graph: of the network.
+        chain: its segments.
+        max_unknowns: inputs of the widest layer that is solved for.
+    """
+    outputs = set(tensor_refs(graph.trace.output))
+    inside = tuple(f"{path}." for segment in chain.segments for path in segment.paths)
+    covered = {path for segment in chain.segments for path in segment.paths}
+    heads = [
+        call
+        for call in graph.trace.calls
+        if type(call.module) is nn.Linear
+        and set(call.outputs) & outputs
+        and call.path not in covered
+        and not call.path.startswith(inside)
+    ]
+    if len(heads) != 1 or not _is_single_op(graph.trace, heads[0]):
+        return None
+    layer: Any = heads[0].module
+    if layer.in_features > max_unknowns or layer.weight.numel() > _MAX_HEAD:
+        return None
+    return LastLinear(heads[0].path, None, layer.bias is not None)
 
 
 def _returning(trace: Trace, calls: list[ModuleCall], value: int, kinds: tuple[type, ...]) -> ModuleCall | None:

@@ -35,9 +35,9 @@ from shoal.replace.fitting import (
 )
 from shoal.replace.folded import is_better, solve_update
 from shoal.replace.kv_cache import without_kv_cache
-from shoal.replace.last_linear import LastLinear, last_linear
+from shoal.replace.last_linear import LastLinear, last_linear, network_head
 from shoal.replace.recording import recording
-from shoal.replace.row_sampler import RowSampler, Window
+from shoal.replace.row_sampler import ROWS_PER_UNKNOWN, RowSampler, Window
 from shoal.replace.segments import Segment, SegmentChain, build_segments
 
 Forward = Callable[[nn.Module, Sequence[Segment], Tensor], Tensor]
@@ -49,7 +49,8 @@ class RefitConfig:
     """How to refit.
 
     Args:
-        kept_segments: whether to refit the kept segments after the first change too; never with offloaded weights.
+        kept_segments: whether to refit the kept segments after the first change too, and the linear layer that gives
+            the network's answers; never with offloaded weights.
         memory: bytes for the activations of both networks; samples that do not fit are not used.
         seed: of the positions drawn.
     """
@@ -105,6 +106,9 @@ def refit_(
         for start, stop in pairwise(bounds):
             if first < stop and (refit_kept or any(start <= index < stop for index in changes)):
                 walk.run(max(start, first), stop, batches, on_progress)
+        head = network_head(teacher, chain, MAX_UNKNOWNS) if refit_kept else None
+        if head is not None:
+            _refit_head(teacher.model, student, head, batches, config.seed)
     return student
 
 
@@ -275,13 +279,7 @@ class SequentialRefit:
             features, stream = probe.student_parts(x.clone(), forward)
             if len(x) > 1:
                 moments.add(features, target if stream is None else target - stream)
-        weight = linear.fused_weight(self.student)
-        train, held_out = moments.train, moments.held_out
-        if not linear.biased:
-            train, held_out = train.about_zero(), held_out.about_zero()
-        fit = fits(train, held_out, [slice(0, len(weight))], target=weight)[0]
-        if is_better(held_out, (fit.weight, fit.bias), (weight, linear.fused_bias(self.student))):
-            linear.set_fused_(self.student, fit.weight, fit.bias)
+        linear_fit_(self.student, linear, moments)
 
     def forward_segments(self, model: nn.Module, segments: Sequence[Segment], x: Tensor, batch: int) -> Tensor:
         """The stream after these segments, for the mini-batch of this index."""
@@ -392,12 +390,12 @@ def _adds_alike(segment: Segment, other: Segment) -> bool:
 class LayerMoments:
     """Moments of the input of a layer and the output it should have, at some positions."""
 
-    def __init__(self, layer: Any, samples: int, seed: int) -> None:
+    def __init__(self, layer: Any, samples: int, seed: int, rows_per_unknown: float = ROWS_PER_UNKNOWN) -> None:
         window = None
         if isinstance(layer, nn.Conv2d):
             window = Window(layer.kernel_size[0], int(layer.stride[0]), int(layer.dilation[0]))
         outputs, unknowns = len(layer.weight), layer.weight[0].numel()
-        self.sampler = RowSampler(unknowns, samples, window, seed=seed)
+        self.sampler = RowSampler(unknowns, samples, window, rows_per_unknown, seed)
         self.train, self.held_out = (Moments(unknowns, outputs, joint=False) for _ in range(2))
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -406,6 +404,26 @@ class LayerMoments:
             raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
         for moments, part in fit_heldout_slices(self.train, self.held_out, x.shape[0]):
             moments.add(*self.sampler.draw(x[part], [y[part]]))
+
+
+def _refit_head(teacher: nn.Module, student: nn.Module, head: LastLinear, batches: Sequence[Batch], seed: int) -> None:
+    """Refit the layer that gives the network's answers to those of the original."""
+    moments = LayerMoments(student.get_submodule(head.layer), sum(batch.size for batch in batches), seed)
+    for batch in batches:
+        if batch.size > 1:
+            moments.add(_input_of(student, head.layer, batch), _output_of(teacher, head.layer, batch))
+    linear_fit_(student, head, moments)
+
+
+def linear_fit_(student: nn.Module, linear: LastLinear, moments: LayerMoments) -> None:
+    """Set a map to the ridge regression on moments of its inputs and targets, shrinking towards what it is."""
+    weight = linear.fused_weight(student)
+    train, held_out = moments.train, moments.held_out
+    if not linear.biased:
+        train, held_out = train.about_zero(), held_out.about_zero()
+    fit = fits(train, held_out, [slice(0, len(weight))], target=weight)[0]
+    if is_better(held_out, (fit.weight, fit.bias), (weight, linear.fused_bias(student))):
+        linear.set_fused_(student, fit.weight, fit.bias)
 
 
 class _StopForward(Exception):  # noqa: N818 - no error: the rest of the forward is not needed
@@ -443,6 +461,17 @@ def _input_of(model: nn.Module, path: str, batch: Batch) -> Tensor:
     except ModelRaisedError:
         if not captured:  # the network's own error, before it reached the module
             raise
+    finally:
+        handle.remove()
+    return captured[0]
+
+
+def _output_of(model: nn.Module, path: str, batch: Batch) -> Tensor:
+    """The output of the module at `path` when the network runs."""
+    captured: list[Tensor] = []
+    handle = model.get_submodule(path).register_forward_hook(lambda _, args, output: captured.append(output.clone()))
+    try:
+        call(model, batch)
     finally:
         handle.remove()
     return captured[0]
