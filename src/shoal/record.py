@@ -354,7 +354,8 @@ class PlanRound(FrozenModel):
     """One plan that was built and measured: predicted against measured latency and damage.
 
     `damage_refitted` is the damage after a quick refit on some of the samples, if any; without a race plans are chosen
-    by it. `origin` is what made the plan: the solver, or a rule that only removes.
+    by it. `origin` is what made the plan: the solver, or a rule that only removes. `damage_guessed` is that after a
+    refit where there is a `damage_raw`, which is the guess without one; older records guess without one alone.
     """
 
     latency_guessed_ms: float
@@ -364,6 +365,16 @@ class PlanRound(FrozenModel):
     damage_refitted: float | None = None
     chosen: bool = False
     origin: PlanOrigin = "solver"
+    damage_raw: float | None = None
+
+    @property
+    def damage_comparison(self) -> tuple[float, float]:
+        """Predicted and measured damage of one kind: after a refit where both are known, else before it."""
+        if self.damage_raw is None:
+            return self.damage_guessed, self.damage_measured
+        if self.damage_refitted is None:
+            return self.damage_raw, self.damage_measured
+        return self.damage_guessed, self.damage_refitted
 
 
 class RaceContender(FrozenModel):
@@ -432,11 +443,31 @@ class PlanRace(FrozenModel):
         )
 
 
+class GuessError(FrozenModel):
+    """How far a guess of damage is off: the median of |log(guess / damage)|, and Spearman's rank correlation."""
+
+    median_log_ratio: float
+    spearman: float | None = None
+
+
+class GuessErrors(FrozenModel):
+    """How far guessed damages of the plans that were built and refitted on a part are from what was measured then.
+
+    raw: sums of damages without a refit. refitted: with the cheapest refit of each change. corrected: these with what
+    pairs of changes do together beyond the sum; so the solver counts.
+    """
+
+    n: int
+    raw: GuessError
+    refitted: GuessError
+    corrected: GuessError
+
+
 class Planning(FrozenModel):
     """How the plan was found: predictions against measurements, and the gain from refitting.
 
     Damage is mean KL(original || network) on held-out calibration samples, in nats. `latency_source` is 'measured'
-    or names where the latencies came from.
+    or names where the latencies came from. `guess_errors` says how far predicted damages are off.
     """
 
     original_ms: float
@@ -449,6 +480,7 @@ class Planning(FrozenModel):
     picked: int | None = None
     budget_check: BudgetCheck | None = None
     race: PlanRace | None = None
+    guess_errors: GuessErrors | None = None
 
 
 class Certificate(FrozenModel):

@@ -1,4 +1,4 @@
-"""The cheapest refit of a candidate: which maps it sets, that it helps where nothing was fitted, that it leaves no trace."""
+"""The cheapest refit of a candidate: which maps it sets, that it helps on other samples, that it leaves no trace."""
 
 import copy
 
@@ -29,6 +29,13 @@ from shoal.surgery import remove_blocks
 @pytest.fixture(scope="module")
 def graph():
     return analyze(network(), batches(12, 3, 8, 8)[0].take(2))
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small table, and what made it."""
+    builder = maker(kinds=("conv3",), longest=1)
+    return builder, builder.build()
 
 
 def refit_of(graph, data, **config):
@@ -120,7 +127,7 @@ def test_a_head_that_is_read_twice_is_left_alone(tied, classes):
 
 
 def test_nothing_to_refit_on_is_said():
-    builder = maker(refit=CandidateRefitConfig(samples=1))
+    builder = maker(kinds=("identity",), longest=1, refit=CandidateRefitConfig(samples=1))
     tables = builder.build()
     assert all(edge.damage == edge.raw_damage for edge in tables.edges)
     assert tables.pairs == []
@@ -136,7 +143,7 @@ def test_a_change_that_cannot_be_refitted_counts_as_it_is(monkeypatch):
         return real(self, changes)
 
     monkeypatch.setattr(CandidateRefit, "refitted", fails)
-    tables = maker(kinds=("identity",)).build()
+    tables = maker(kinds=("identity",), longest=1).build()
     edges = {name: tables.edges[index] for index, name in tables.change_names.items()}
     assert edges["remove layer1.0"].damage == edges["remove layer1.0"].raw_damage
     assert edges["remove layer1.1"].damage < edges["remove layer1.1"].raw_damage
@@ -144,17 +151,16 @@ def test_a_change_that_cannot_be_refitted_counts_as_it_is(monkeypatch):
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
-    first = maker(shelf=MeasurementCache(tmp_path / "t", {}), kinds=("conv3",), longest=2).build()
+    first = maker(shelf=MeasurementCache(tmp_path / "t", {}), kinds=("conv3",), longest=1).build()
     monkeypatch.setattr(CandidateRefit, "refitted", lambda self, changes: pytest.fail("measured again"))
     monkeypatch.setattr(DamageMeter, "_run", lambda *args: pytest.fail("measured again"))
-    again = maker(shelf=MeasurementCache(tmp_path / "t", {}), kinds=("conv3",), longest=2).build()
+    again = maker(shelf=MeasurementCache(tmp_path / "t", {}), kinds=("conv3",), longest=1).build()
     assert again.edges == first.edges
     assert again.pairs == first.pairs
     assert first.pairs
 
 
-def test_an_interrupted_table_resumes(tmp_path, monkeypatch):
-    whole = maker(kinds=("conv3",), longest=1).build()
+def test_an_interrupted_table_resumes(tmp_path, monkeypatch, small):
     real, count = CandidateRefit.refitted, []
 
     def interrupted(self, changes):
@@ -169,12 +175,11 @@ def test_an_interrupted_table_resumes(tmp_path, monkeypatch):
         maker(shelf=MeasurementCache(tmp_path / "t", {}), kinds=("conv3",), longest=1).build()
     monkeypatch.setattr(CandidateRefit, "refitted", real)
     resumed = maker(shelf=MeasurementCache(tmp_path / "t", {}), kinds=("conv3",), longest=1).build()
-    assert [edge.damage for edge in resumed.edges] == pytest.approx([edge.damage for edge in whole.edges], rel=1e-6)
+    assert [edge.damage for edge in resumed.edges] == pytest.approx([edge.damage for edge in small[1].edges], rel=1e-6)
 
 
-def test_the_damage_of_a_pair_is_that_of_both_changes_refitted():
-    builder = maker(kinds=("conv3",), longest=1)
-    tables = builder.build()
+def test_the_damage_of_a_pair_is_that_of_both_changes_refitted(small):
+    builder, tables = small
     pair = next(pair for pair in tables.pairs if pair.damage > 0)
     refit = CandidateRefit(builder.graph, tables.segments, builder.fit, builder.refit)
     removals = {f"remove {path}": i for i, path in enumerate(tables.segments.paths)}
@@ -199,8 +204,8 @@ def test_the_damage_of_a_pair_is_that_of_both_changes_refitted():
     assert guess.corrected == pytest.approx(together, rel=1e-3)
 
 
-def test_likely_pairs_are_close_together_and_change_something():
-    tables = maker(kinds=("conv3", "identity"), longest=2).build()
+def test_likely_pairs_are_close_together_and_change_something(small):
+    _, tables = small
     pairs = likely_pairs(tables.edges, 6, 20)
     assert 0 < len(pairs) <= 20
     for first, second in pairs:
@@ -210,21 +215,21 @@ def test_likely_pairs_are_close_together_and_change_something():
 
 
 def test_plain_chains_and_tokens_are_refitted_too():
-    plain = maker(footing.plain(), kinds=("conv3", "linear"), longest=2).build()
+    plain = maker(footing.plain(), kinds=("linear",), longest=1).build()
     torch.manual_seed(0)
-    tokens = maker(networks.NumberedNet(8).eval(), shape=(12, 5, 4), kinds=("linear",), longest=2).build()
+    tokens = maker(networks.NumberedNet(8).eval(), shape=(12, 5, 4), kinds=("linear",), longest=1).build()
     for tables in (plain, tokens):
         changed = [edge for edge in tables.edges if edge.action != "keep"]
         assert sum(edge.damage < 0.95 * edge.raw_damage for edge in changed) > len(changed) / 3
 
 
 def test_a_refit_that_does_harm_is_not_made():
-    tables = maker(refit=CandidateRefitConfig(samples=4, ridges=(0.0,))).build()
+    tables = maker(longest=1, kinds=("conv3",), refit=CandidateRefitConfig(samples=4, ridges=(0.0,))).build()
     assert all(edge.damage <= edge.raw_damage for edge in tables.edges)
 
 
 def test_without_a_refit_the_table_is_as_it_was():
-    tables = maker(refit=None).build()
+    tables = maker(longest=1, kinds=("conv3",), refit=None).build()
     assert all(edge.damage == edge.raw_damage for edge in tables.edges)
     assert tables.pairs == []
     assert not any("refit" in note for note in tables.notes)

@@ -21,6 +21,7 @@ from shoal.replace import (
     students_of,
     train_students,
 )
+from shoal.replace.last_linear import network_head
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
 from shoal.training import TrainingBudget
@@ -259,7 +260,10 @@ def test_no_refitted_sum_is_further_from_the_original_than_before(name):
     assert after[behind[0]] < 0.95 * before[behind[0]]
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, state[key])}
     assert changed
-    assert all(key.startswith(behind) and key.split(".")[-1] in ("weight", "bias") for key in changed)
+    head = network_head(anatomy, build_segments(anatomy), 99)
+    assert {f"{head.layer}.weight", f"{head.layer}.bias"} <= changed
+    places = (*behind, head.layer)
+    assert all(key.startswith(places) and key.split(".")[-1] in ("weight", "bias") for key in changed)
 
 
 def test_channels_that_are_switched_off_stay_so():
@@ -348,7 +352,7 @@ def test_less_memory_means_fewer_samples(memory, used):
     handle = model.conv1.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     refit_(anatomy, model, [one], batches, config=RefitConfig(memory=memory))
     handle.remove()
-    assert sum(seen) == used
+    assert sum(seen) == 2 * used  # once more for what enters the head
 
 
 def test_a_ragged_mini_batch_of_one_is_left_out_and_one_image_is_refused():

@@ -86,6 +86,7 @@ class MeasurementCache:
         self.path = path
         self.entries: list[dict[str, Any]] = []
         self.lines: JsonlFile | None = None
+        self.version = fingerprint.get("tables_version")
         if path is not None:
             self._check_fingerprint(path, as_json(fingerprint), legacy)
             self.lines = JsonlFile(path / _LINES)
@@ -105,6 +106,7 @@ class MeasurementCache:
             written = read_json(path / FINGERPRINT)
             if not isinstance(written, dict):
                 raise ValueError(f"{FINGERPRINT} was not written by Shoal")
+            self.version = written.get("tables_version")
         check_fingerprint(
             written,
             fingerprint,

@@ -27,8 +27,9 @@ from shoal.offloaded import is_offloaded
 from shoal.pipeline.profiling import PlacedModule
 from shoal.preserve import evaluating
 from shoal.regress import fits
-from shoal.replace import FittedReplacement, ReplacementSpec, Segment, SegmentChain, Span, recording
+from shoal.replace import REPLACEMENTS, FittedReplacement, ReplacementSpec, Segment, SegmentChain, Span, recording
 from shoal.replace.fitting import SpanMoments
+from shoal.replace.folded import is_better
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.replace.last_linear import LastLinear, last_linear, network_head
 from shoal.replace.recording import Recording
@@ -148,6 +149,7 @@ class CandidateRefit:
             NonFiniteError: NaN or Inf in the activations of the changed network.
         """
         forwards: Forwards = {}
+        remaining = 0  # maps that a change had no kept segments for: those behind the next one get them
         segments, start = self.segments.segments, self.segments.paths[changes[0].start]
         stops = [*(change.start for change in changes[1:]), len(segments)]
         with self._quietly():
@@ -155,8 +157,10 @@ class CandidateRefit:
                 forwards |= self._refitted_replacement(change, start, forwards) if number else change.forwards
                 behind = zip(segments[change.stop : stop], self.maps[change.stop : stop], strict=True)
                 kept = [(segment, linear) for segment, linear in behind if linear is not None]
-                for segment, linear in kept[: self.config.maps]:
+                remaining += self.config.maps
+                for segment, linear in kept[:remaining]:
                     forwards |= self._refitted_map(segment, linear, start, forwards)
+                remaining = max(0, remaining - len(kept))
             if self.head is not None:
                 forwards |= self._refitted_head(self.head, start, forwards)
         return RefittedChanges(forwards)
@@ -236,7 +240,8 @@ class CandidateRefit:
     def _refitted_replacement(self, change: PlacedChange, start: str, forwards: Forwards) -> Forwards:
         """A replacement behind another change, refitted on what really enters it."""
         fitted, model = change.fitted, self.graph.model
-        if fitted is None or fitted.stand_in.student or not any(True for _ in fitted.module.parameters()):
+        closed_form = fitted is not None and fitted.kind in REPLACEMENTS
+        if fitted is None or not closed_form or not any(True for _ in fitted.module.parameters()):
             return dict(change.forwards)
         spec = ReplacementSpec(fitted.span, fitted.kind, fitted.stand_in.shortcut)
         moments = SpanMoments(spec.key, [spec], self._samples, self.config.seed, self.config.rows_per_unknown)
@@ -261,6 +266,8 @@ class CandidateRefit:
         train, held_out = (part if linear.biased else part.about_zero() for part in (moments.train, moments.held_out))
         weight = linear.fused_weight(model)
         fit = fits(train, held_out, [slice(0, len(weight))], target=weight, ridges=self.config.ridges)[0]
+        if not is_better(held_out, (fit.weight, fit.bias), (weight, linear.fused_bias(model))):
+            return {}
         layers = linear.copies(model)
         linear.set_fused_(layers, fit.weight, fit.bias)
         return {model.get_submodule(path): layers.get_submodule(path).forward for path in linear.paths}

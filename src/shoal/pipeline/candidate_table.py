@@ -32,7 +32,7 @@ from shoal.pipeline.pair_damage import measured_pairs
 from shoal.pipeline.profiling import PlacedModule
 from shoal.pipeline.screening import screen
 from shoal.pipeline.unit_removals import unit_removals
-from shoal.plan import Edge, PairTerm, Remove, Replacement
+from shoal.plan import Edge, PairTerm, Path, Remove, Replacement
 from shoal.quantities import QUANTITIES, Cost
 from shoal.recover import TrainingBudget
 from shoal.replace import (
@@ -111,6 +111,15 @@ class CandidateTable:
         refitted = sum(edge.damage for edge in sums)
         raw = sum(edge.damage if edge.raw_damage is None else edge.raw_damage for edge in sums)
         return DamageGuess(raw, refitted, refitted + sum(terms))
+
+    def corrected(self, paths: Sequence[Path]) -> list[Path]:
+        """Paths of a front, cheapest first, with pairs counted; without those that are no better than a cheaper one."""
+        kept: list[Path] = []
+        for path in paths:
+            damage = self.guess(path.edges).corrected
+            if all(damage < cheaper.damage for cheaper in kept):
+                kept.append(path.model_copy(update={"damage": damage}))
+        return kept
 
     def removals(self, index: int) -> tuple[Remove, ...]:
         """What an edge removes: a block, or some of its units."""
@@ -280,6 +289,7 @@ class CandidateBuilder:
             [spec for spec in specs if spec.span not in doubles or spec.kind != "block2"],
             doubles=doubles,
             budget=self.student_budget,
+            answers=self.damage,
             on_progress=lambda done, total: self.progress(
                 f"training {len(specs) - len(doubles)} students", done, total
             ),

@@ -196,8 +196,14 @@ class PlanMeter:
         return ResourceLimits(**remaining)
 
     def calibrated_edges(self, plans: Sequence[MeasuredPlan]) -> list[Edge]:
-        """Edges of plans that were worse than promised, against the other plans, count for more; and the reverse."""
-        errors = [math.log(max(plan.damage, 1e-9) / max(plan.path.damage, 1e-9)) for plan in plans]
+        """Edges of plans that were worse than promised, against the other plans, count for more; and the reverse.
+
+        Plans as they were built are compared with damages as they are without a refit.
+        """
+        promised = [self.tables.guess(plan.path.edges).raw for plan in plans]
+        errors = [
+            math.log(max(plan.damage, 1e-9) / max(damage, 1e-9)) for plan, damage in zip(plans, promised, strict=True)
+        ]
         mean = sum(errors) / len(errors)
         edges = list(self.tables.edges)
         for index in {index for plan in plans for index in plan.path.edges}:
@@ -231,4 +237,4 @@ class PlanMeter:
 
     def _with_table_damage(self, path: Path) -> Path:
         """A path with the damage of the tables, not of edges that were weighted otherwise."""
-        return path.model_copy(update={"damage": sum(self.tables.edges[index].damage for index in path.edges)})
+        return path.model_copy(update={"damage": self.tables.guess(path.edges).corrected})

@@ -1,10 +1,10 @@
 """A pool of plans under one budget that are unlike each other, so that what recovers best can be among them.
 
-A damage in the tables is that of one change alone, before a refit and before recovery. What is left of a plan's damage
-after them is not the sum: a refit repairs a few large changes better than many small ones, and whole trained blocks
-that remain behind removals recover better than they do at first. So the solver is asked with damage counted in several
-ways, by turns; each time the changes that the pool holds already count for more, so that the next plan is another one.
-Plans by rules that only remove are always among them. Which plan is best is measured, not believed.
+A damage in the tables is that of one change alone, after a refit of the next maps and before recovery. What is left of
+a plan's damage after recovery is not the sum: a few large changes recover better than many small ones, and whole
+trained blocks that remain behind removals better than they do at first. So the solver is asked with damage counted in
+several ways, by turns; each time the changes that the pool holds already count for more, so that the next plan is
+another one. Plans by rules that only remove are always among them. Which plan is best is measured, not believed.
 """
 
 from collections import Counter
@@ -140,19 +140,20 @@ class PlanPool:
     def _next_plans(self, edges: Sequence[Edge]) -> list[Path]:
         """The best few plans that were not built yet; nothing if the best of all was: then the search is stable."""
         limits, length = self._limits(self.latency_ms), self.meter.length
+        pairs = self.meter.tables.pairs
         if limits is None:
             return []
         if not self.plans:
-            return best(edges, length, limits, _PLANS_PER_ROUND)
+            return best(edges, length, limits, _PLANS_PER_ROUND, pairs=pairs)
         without = [frozenset(plan.path.edges) for plan in self.plans]
-        path = solve(edges, length, limits)
+        path = solve(edges, length, limits, pairs=pairs)
         if path is None or frozenset(path.edges) in without:
             return []
         paths: list[Path] = []
         while path is not None and len(paths) < _PLANS_PER_ROUND:
             paths.append(path)
             without.append(frozenset(path.edges))
-            path = solve(edges, length, limits, without=without)
+            path = solve(edges, length, limits, without=without, pairs=pairs)
         return paths
 
     def _others(self, generators: Sequence[int], solved: Sequence[Path] = ()) -> tuple[list[Path], list[Family]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from shoal.errors import NotReachedError, UsageError
 from shoal.pipeline.goals import Budget, ParetoPoint
 from shoal.pipeline.judging import Judge
+from shoal.pipeline.guess_errors import guess_errors
 from shoal.pipeline.latency_backends import EstimatedLatency, LatencyBackend
 from shoal.pipeline.plan_builder import PlanBuilder, RefinedPlan
 from shoal.pipeline.plan_measure import MeasuredPlan, PlanMeter
@@ -45,7 +46,7 @@ class PlanSearch:
             raise NotReachedError(note, "`shoal trace` gives the reason for each block.")
         self.meter = PlanMeter(self.builder, self.backend)
         self.length = self.meter.length
-        self.front = front(self.tables.edges, self.length, points=_FRONT_POINTS)
+        self.front = self.tables.corrected(front(self.tables.edges, self.length, points=_FRONT_POINTS))
 
     def pareto_points(self) -> list[FrontPoint]:
         """The front, fastest first."""
@@ -62,7 +63,8 @@ class PlanSearch:
             return self._point(self._front_path(goal.index))
         budget = self.meter.plan_budget(goal)
         limits = self.meter.path_limits(budget.limits.latency_ms, budget)
-        path = solve(self.tables.edges, self.length, limits) if limits is not None else None
+        pairs = self.tables.pairs
+        path = solve(self.tables.edges, self.length, limits, pairs=pairs) if limits is not None else None
         if path is None:
             raise NotReachedError(self.meter.unreachable(budget), "Ask for less, or allow longer spans.")
         return self._point(path)
@@ -165,6 +167,7 @@ class PlanSearch:
             front=self.pareto_points(),
             race=outcome.record if outcome is not None else None,
             budget_check=check,
+            guess_errors=guess_errors(self.tables, plans),
         )
         summary = summary_of(actions, self.tables.segments)
         return PlanResult(
@@ -199,7 +202,8 @@ class PlanSearch:
         rounds = []
         for plan in plans:
             is_chosen = plan.path.edges == chosen.path.edges
-            rounds.append((chosen if is_chosen else plan).to_round(whole, chosen=is_chosen))
+            built = (chosen if is_chosen else plan).to_round(whole, chosen=is_chosen)
+            rounds.append(built.model_copy(update={"damage_raw": self.tables.guess(plan.path.edges).raw}))
         return rounds
 
     def _point(self, path: Path) -> FrontPoint:

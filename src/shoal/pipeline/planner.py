@@ -75,7 +75,8 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
         kinds=settings.stand_ins,
         longest=settings.longest,
         allowed=allowed if goal.include or goal.exclude else None,
-        refit=CandidateRefitConfig() if settings.table_refit else None,
+        # Tables of version 1 hold damages without a refit; they are solved as they are, and nothing is measured again.
+        refit=CandidateRefitConfig() if settings.table_refit and cache.version != 1 else None,
         units=units,
         depth_only=not _bounded(goal),
         damage=context.damage,

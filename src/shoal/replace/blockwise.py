@@ -1,6 +1,8 @@
 """Blockwise distillation: the teacher runs once per mini-batch, and every student learns from its own span.
 
-Input and output of each span are recorded as the teacher runs, so that errors of one student do not reach another.
+Input and output of each span are recorded as the teacher runs, so that errors of one student do not reach another. In
+turns, every student learns from the network's answers too, with it alone in place (see `answers`): each is of use
+without the others, and any of them together.
 Batch norms of the students keep their statistics: those of the blocks they were copied from, or slices of these.
 Where there are more students than fit into memory, they are trained in several groups, one after the other.
 Source: blockwise local distillation, Bercovich et al. 2024, Puzzle, arXiv:2411.19146, Sec. 3; LLM-Streamline,
@@ -9,7 +11,7 @@ arXiv:2403.19135.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -20,7 +22,9 @@ from torch import Tensor, nn
 from shoal.batches import Batch, call
 from shoal.blocks import BlockGraph
 from shoal.errors import DataError, NonFiniteError, count_of
+from shoal.outputs import rebuilt
 from shoal.preserve import copied_arguments, evaluating
+from shoal.replace.answers import AnswerDamage, Answers
 from shoal.replace.fitting import FittedReplacement
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.replace.spans import Span
@@ -64,6 +68,7 @@ def train_students(
     doubles: Mapping[Span, StudentSpec] | None = None,
     memory: float = _MEMORY,
     seed: int = 0,
+    answers: AnswerDamage | None = None,
     on_progress: BudgetProgress | None = None,
 ) -> TrainedStudents:
     """Train every student; where one block flattens out too high, two are tried.
@@ -78,6 +83,8 @@ def train_students(
             trained in groups, each with its share of the budget. Those that are done are held as well, their weights
             alone.
         seed: of the order of the mini-batches.
+        answers: how far the network's answers with a student in place are from the original's, for each sample: every
+            student learns from that too, in one of four steps. None: from the ends of the spans alone.
         on_progress: called with (done, total).
 
     Returns:
@@ -93,12 +100,15 @@ def train_students(
     train, held_out = split_held_out(batches)
     doubles = doubles or {}
     first_share = _FIRST_SHARE if doubles else 1.0
-    distiller = BlockwiseDistiller(graph, train, held_out, seed, memory, on_progress)
+    damage = answers if answers is not None and _has_gradient(answers, graph, held_out) else None
+    distiller = BlockwiseDistiller(graph, train, held_out, seed, memory, on_progress, damage)
     phase = distiller.train(specs, BudgetShare(budget, 0.0, first_share))
     students = phase.students
     if not students:
         return TrainedStudents([])
     notes = [phase.summary()]
+    if answers is not None and damage is None:
+        notes.append("students learned from the ends of their spans alone: the damage of answers has no gradient")
     flat = {
         student.spec.span: student for student in students if student.spec.kind == "block" and _flattened_high(student)
     }
@@ -178,6 +188,7 @@ class BlockwiseDistiller:
     seed: int
     memory: float
     on_progress: BudgetProgress | None
+    damage: AnswerDamage | None = None
 
     def train(self, specs: Sequence[StudentSpec], share: BudgetShare) -> TrainingPhase:
         """Train new students, one group after the other; those that learned nothing finite are left out."""
@@ -204,14 +215,22 @@ class BlockwiseDistiller:
             for index in torch.randperm(len(self.train_batches), generator=generator).tolist():
                 yield self.train_batches[index]
 
-    def record(self, batch: Batch, students: Sequence[StudentTrainer]) -> dict[str, IOPair]:
-        """Inputs and output of every span of the students on one mini-batch, by the span's name."""
+    def record(
+        self, batch: Batch, students: Sequence[StudentTrainer], answers: Answers | None = None
+    ) -> dict[str, IOPair]:
+        """Inputs and output of every span of the students on one mini-batch, by the span's name.
+
+        `answers` keeps what it needs of the same run.
+        """
         spans = {student.spec.span.name: student.spec.span for student in students}
         model = self.graph.model
         paths = {span.paths[0] for span in spans.values()} | {span.paths[-1] for span in spans.values()}
         # A cache would be handed to the students too, with the teacher's keys and values in it.
         with evaluating(model), without_kv_cache(model), _recording(model, sorted(paths)) as (inputs, outputs):
-            call(model, batch)
+            if answers is not None:
+                answers.record(batch)
+            else:
+                call(model, batch)
         for path, value in outputs.items():
             if not bool(torch.isfinite(value).all()):
                 raise NonFiniteError(f"NaN or Inf in the activations at '{path}'", "Check weights and data.")
@@ -231,35 +250,46 @@ class BlockwiseLoop(BudgetLoop):
         self.distiller, self.share = distiller, share
         self.students = [StudentTrainer(spec) for spec in specs]
         self.batches = distiller.order()
+        self.answers = Answers(distiller.graph, distiller.damage) if distiller.damage is not None else None
 
     def restart(self) -> None:
         """Forget the evaluation of the untrained students, which is not part of the budget."""
         self.state, self.started = LoopState(), time.perf_counter()
 
     def train_step(self) -> int:
-        """The teacher runs once, then every student takes a step."""
+        """The teacher runs once, then every student takes a step, and some of them from the answers too."""
         lr = _LR * cosine_lr(self.spent, 1.0, _WARM_UP, floor=_MIN_WARM_UP, delayed=False)
-        batch = next(self.batches)
-        pairs = self.distiller.record(batch, self.students)
-        for student in self.students:
-            student.step(pairs[student.spec.span.name], lr)
+        batch, answers = next(self.batches), self.answers
+        pairs = self.distiller.record(batch, self.students, answers)
+        for number, student in enumerate(self.students):
+            in_turn = answers is not None and answers.is_turn_of(number, self.state.step)
+            with self._ready_for_gradients() if in_turn else nullcontext():
+                student.step(pairs[student.spec.span.name], lr, answers.loss if answers and in_turn else None)
         return batch.size
+
+    @contextmanager
+    def _ready_for_gradients(self) -> Iterator[None]:
+        model = self.distiller.graph.model
+        with evaluating(model), without_kv_cache(model), torch.enable_grad():
+            yield
 
     def evaluate(self) -> None:
         """Evaluate all students on the samples held out."""
         self.count_evaluation()
-        sums = [0.0] * len(self.students)
-        count = 0
+        errors, damages = [0.0] * len(self.students), [0.0] * len(self.students)
+        model, count = self.distiller.graph.model, 0
         for batch in self.distiller.held_out:
-            pairs = self.distiller.record(batch, self.students)
+            pairs = self.distiller.record(batch, self.students, self.answers)
             count += batch.size
-            with torch.no_grad():
+            with evaluating(model), without_kv_cache(model):
                 for index, student in enumerate(self.students):
                     if not student.diverged:
-                        sums[index] += batch.size * float(student.loss(pairs[student.spec.span.name]))
-        for student, total in zip(self.students, sums, strict=True):
+                        errors[index] += batch.size * float(student.loss(pairs[student.spec.span.name]))
+                        if self.answers is not None:
+                            damages[index] += batch.size * float(self.answers.loss(student))
+        for student, error, damage in zip(self.students, errors, damages, strict=True):
             if not student.diverged:
-                student.record_evaluation(total / count)
+                student.record_evaluation(error / count, damage / count)
 
     def report_progress(self) -> None:
         """In per cent of the whole budget."""
@@ -303,6 +333,19 @@ def _counted(batch: Batch, span: Span, output: Tensor) -> Tensor | None:
     counted = batch.counted(output.shape[:-1])
     # Nothing but padding is nothing to learn from; as if there were no mask, rather than a mean over no number.
     return counted.to(output.device) if counted is not None and bool(counted.any()) else None
+
+
+def _has_gradient(damage: AnswerDamage, graph: BlockGraph, batches: Sequence[Batch]) -> bool:
+    """Whether a damage of answers can be learned from: a user's own may count, or leave torch."""
+    with evaluating(graph.model):
+        original = call(graph.model, batches[0])
+        with torch.enable_grad():
+            changed = rebuilt(original, _with_gradient)
+            return damage(original, changed, batches[0]).requires_grad
+
+
+def _with_gradient(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
 
 
 def _flattened_high(student: TrainedStudent) -> bool:

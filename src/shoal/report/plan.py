@@ -106,7 +106,11 @@ def plan_section(record: Record) -> PlanSection | None:
     plots = {size: front.plot(plans, planning, size, recovered=recovered) for size in front.SIZES}
     return PlanSection(
         lead=lead(planning),
-        notes=[note for note in (picked(planning), budget_check(planning), latency_source(planning)) if note],
+        notes=[
+            note
+            for note in (picked(planning), budget_check(planning), latency_source(planning), guess_errors(planning))
+            if note
+        ],
         plots=plots if all(plots.values()) else {},
         legend=front.legend(recovered=recovered),
         built=built_plans(planning),
@@ -192,7 +196,7 @@ def _latency(built: PlanRound) -> tuple[str, str, str]:
 
 
 def _damage(built: PlanRound) -> tuple[str, str, str, str]:
-    predicted, measured = built.damage_guessed, built.damage_measured
+    predicted, measured = built.damage_comparison
     return (
         numbers.significant(predicted),
         numbers.significant(measured),
@@ -238,6 +242,23 @@ def budget_check(planning: Planning) -> str:
         f"Timed once more by itself, in {numbers.count(check.worst.rounds)} pairs: {at}; {check.allowed:.3g} was "
         f"allowed: the budget is {'met' if check.met else 'missed'}, {numbers.percent(check.used)} of it used{drift}."
     )
+
+
+def guess_errors(planning: Planning) -> str:
+    """How far predicted damages were off, with and without a refit and pairs; empty where it is not known."""
+    errors = planning.guess_errors
+    if errors is None:
+        return ""
+    parts = [
+        f"{name} by a factor of {math.exp(error.median_log_ratio):.2f}"
+        + (f" (rank correlation {error.spearman:.2f})" if error.spearman is not None else "")
+        for name, error in (
+            ("sums of damages before a refit are off", errors.raw),
+            ("after the cheapest refit", errors.refitted),
+            ("with corrections for pairs", errors.corrected),
+        )
+    ]
+    return f"Over {plural(errors.n, 'plan')} that were built and refitted, {', '.join(parts)}, in the median."
 
 
 def picked(planning: Planning) -> str:

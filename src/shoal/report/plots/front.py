@@ -94,16 +94,16 @@ def _built_plans(planning: Planning) -> list[_Built]:
     for number, plan in enumerate(planning.rounds, 1):
         predicted = share_of(plan.latency_guessed_ms, planning)
         measured = share_of(plan.latency_measured_ms, planning)
-        finite = math.isfinite(plan.damage_guessed) and math.isfinite(plan.damage_measured)
-        if predicted is not None and measured is not None and finite:
-            ends = (predicted, plan.damage_guessed), (measured, plan.damage_measured)
+        damages = plan.damage_comparison
+        if predicted is not None and measured is not None and all(map(math.isfinite, damages)):
+            ends = (predicted, damages[0]), (measured, damages[1])
             built.append(_Built(*ends, plan.chosen, _built_title(number, plan)))
     return built
 
 
 def _built_title(number: int, plan: PlanRound) -> str:
     latency = numbers.milliseconds(plan.latency_measured_ms), numbers.milliseconds(plan.latency_guessed_ms)
-    damage = numbers.significant(plan.damage_measured), numbers.significant(plan.damage_guessed)
+    damage = [numbers.significant(value) for value in reversed(plan.damage_comparison)]
     return (
         f"Built plan {number}{', the chosen plan' if plan.chosen else ''}\n"
         f"{latency[0]} (predicted: {latency[1]})\n{damage[0]} nats (predicted: {damage[1]})"
