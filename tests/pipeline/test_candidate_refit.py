@@ -1,6 +1,8 @@
 """The cheapest refit of a candidate: which maps it sets, that it helps on other samples, that it leaves no trace."""
 
 import copy
+import math
+from dataclasses import replace
 
 import footing
 import pytest
@@ -20,7 +22,10 @@ from shoal.pipeline.candidate_refit import (
     removal_change,
     replacement_change,
 )
+from shoal.pipeline.guess_errors import guess_errors
 from shoal.pipeline.pair_damage import likely_pairs
+from shoal.pipeline.plan_measure import MeasuredPlan
+from shoal.plan import Path, front
 from shoal.preserve import evaluating, patched
 from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all, refit_
 from shoal.surgery import remove_blocks
@@ -202,6 +207,40 @@ def test_the_damage_of_a_pair_is_that_of_both_changes_refitted(small):
     guess = tables.guess((pair.first, pair.second))
     assert guess.refitted == pytest.approx(alone)
     assert guess.corrected == pytest.approx(together, rel=1e-3)
+
+
+def test_how_far_guesses_are_off_is_measured_on_refitted_plans(small):
+    _, tables = small
+    changes = [index for index, edge in enumerate(tables.edges) if edge.action != "keep"][:5]
+    plans = [
+        MeasuredPlan(
+            Path(edges=(index,), damage=0, latency_ms=0, macs=0, params=0, depth=0),
+            1.0,
+            1.0,
+            1.0,
+            refit_damage=2 * tables.edges[index].damage,
+        )
+        for index in changes
+    ]
+    errors = guess_errors(tables, [*plans, replace(plans[0], refit_damage=math.inf)])
+    assert errors.n == 5
+    assert errors.refitted.median_log_ratio == pytest.approx(math.log(2))
+    assert errors.refitted.spearman == pytest.approx(1.0)
+    assert errors.corrected == errors.refitted
+    raw = [abs(math.log(tables.edges[index].raw_damage / tables.edges[index].damage / 2)) for index in changes]
+    assert errors.raw.median_log_ratio == pytest.approx(sorted(raw)[2])
+    assert guess_errors(tables, plans[:2]).refitted.spearman is None
+    assert guess_errors(tables, []) is None
+
+
+def test_a_front_with_pairs_has_no_point_that_is_no_better_than_a_cheaper_one(small):
+    _, tables = small
+    paths = front(tables.edges, 6, points=8)
+    corrected = tables.corrected(paths)
+    damages = [path.damage for path in corrected]
+    assert corrected[0].edges == paths[0].edges
+    assert damages == sorted(damages, reverse=True)
+    assert all(path.damage == tables.guess(path.edges).corrected for path in corrected)
 
 
 def test_likely_pairs_are_close_together_and_change_something(small):

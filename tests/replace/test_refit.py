@@ -261,7 +261,6 @@ def test_no_refitted_sum_is_further_from_the_original_than_before(name):
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, state[key])}
     assert changed
     head = network_head(anatomy, build_segments(anatomy), 99)
-    assert {f"{head.layer}.weight", f"{head.layer}.bias"} <= changed
     places = (*behind, head.layer)
     assert all(key.startswith(places) and key.split(".")[-1] in ("weight", "bias") for key in changed)
 

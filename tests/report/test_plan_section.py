@@ -5,7 +5,7 @@ from handmade import make_blocks, make_record
 from planned import ORIGINAL_MS, make_planning, make_point, planned_record
 from recovered import recovered_record
 
-from shoal.record import BudgetCheck, FrontPoint, LatencyRatio, Planning, PlanRound, Record
+from shoal.record import BudgetCheck, FrontPoint, GuessError, GuessErrors, LatencyRatio, Planning, PlanRound, Record
 from shoal.report import plan
 from shoal.report.plan import ReplacedSpan, chosen_round, plans_of, share_of, with_actions
 
@@ -123,6 +123,29 @@ def test_latencies_from_elsewhere_are_said_to_be() -> None:
     assert "not measured in this run; they come from roofline.json" in plan.latency_source(
         planning(latency_source="roofline.json")
     )
+
+
+def test_how_far_guesses_were_off_is_said() -> None:
+    assert plan.guess_errors(planning()) == ""
+    errors = GuessErrors(
+        n=6,
+        raw=GuessError(median_log_ratio=0.9, spearman=0.5),
+        refitted=GuessError(median_log_ratio=0.3, spearman=0.94),
+        corrected=GuessError(median_log_ratio=0.25),
+    )
+    assert plan.guess_errors(planning(guess_errors=errors)) == (
+        "Over 6 plans that were built and refitted, sums of damages before a refit are off by a factor of 2.46 (rank"
+        " correlation 0.50), after the cheapest refit by a factor of 1.35 (rank correlation 0.94), with corrections for"
+        " pairs by a factor of 1.28, in the median."
+    )
+
+
+def test_a_guess_is_compared_with_a_damage_of_its_kind() -> None:
+    figures = {"latency_guessed_ms": 1.0, "latency_measured_ms": 1.0, "damage_guessed": 0.3, "damage_measured": 0.9}
+    assert PlanRound(**figures).damage_comparison == (0.3, 0.9)
+    assert PlanRound(**figures, damage_refitted=0.2).damage_comparison == (0.3, 0.9)
+    assert PlanRound(**figures, damage_raw=0.8).damage_comparison == (0.8, 0.9)
+    assert PlanRound(**figures, damage_raw=0.8, damage_refitted=0.2).damage_comparison == (0.3, 0.2)
 
 
 def test_a_pick_is_said_to_be_one() -> None:
