@@ -22,6 +22,8 @@ _NEAR = 2
 _SHARE, _MOST = 0.25, 64
 # Fronts of randomly changed damages, points of each, and by what factor (its logarithm's standard deviation).
 _FRONTS, _POINTS, _SPREAD = 4, 10, 0.5
+# A chain of more segments than these has the plain front alone: each takes its time.
+_LONG = 128
 
 
 def measured_pairs(
@@ -62,7 +64,7 @@ def likely_pairs(edges: Sequence[Edge], length: int, count: int) -> list[tuple[i
     """
     frequency: Counter[tuple[int, int]] = Counter()
     generator = random.Random(0)
-    for number in range(_FRONTS):
+    for number in range(_FRONTS if length <= _LONG else 1):
         table = [_randomly_off(edge, generator) for edge in edges] if number else edges
         try:
             paths = front(table, length, points=_POINTS)
