@@ -24,7 +24,7 @@ from shoal.batches import Batch, batches, call, logits_of
 from shoal.blocks import BlockGraph, analyze
 from shoal.files.writing import write_text
 from shoal.measure import kl_per_sample, log_probabilities, machine
-from shoal.pipeline.candidate_table import span_forwards
+from shoal.pipeline.candidate_refit import span_forwards
 from shoal.pipeline.data_splits import with_mixup
 from shoal.preserve import evaluating, patched
 from shoal.regress import Moments, fits

@@ -6,8 +6,9 @@ from torch import nn
 
 from shoal.batches import Batch
 from shoal.blocks import analyze
-from shoal.pipeline import candidate_table, screening
+from shoal.pipeline import screening
 from shoal.pipeline.api import compress
+from shoal.pipeline.candidate_damage import DamageMeter
 from shoal.pipeline.config import CompressConfig
 from shoal.pipeline.goals import Blocks, Budget
 from shoal.pipeline.screening import judging, screen
@@ -95,13 +96,13 @@ def test_what_no_map_of_single_channels_explains_counts():
 def damage_forwards(depth, monkeypatch):
     """How many changes are measured, each a run of a part of the network."""
     measured = []
-    before = candidate_table.CandidateBuilder._measure_batch
+    before = DamageMeter.alone
 
-    def counted(self, prefix, index, batch, changes):
+    def counted(self, changes):
         measured.append(len(changes))
-        return before(self, prefix, index, batch, changes)
+        return before(self, changes)
 
-    monkeypatch.setattr(candidate_table.CandidateBuilder, "_measure_batch", counted)
+    monkeypatch.setattr(DamageMeter, "alone", counted)
     config = CompressConfig(stand_ins=("linear", "identity"), longest=3, fold=False)
     result = compress(deep(depth), data(4), Budget(params=0.6), validation=data(1), config=config)
     return max(measured), result

@@ -12,7 +12,7 @@ head), against 0.70 of damages without a refit, 0.80 with the head alone, 0.98 w
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -118,19 +118,22 @@ class CandidateRefit:
     config: CandidateRefitConfig = field(default_factory=CandidateRefitConfig)
 
     def __post_init__(self) -> None:
-        self.runs: list[_OriginalRun] = []
         graph, limit = self.graph, self.config.max_unknowns
         # Offloaded weights are read from the disk in each run: nothing about them is cheap.
         offloaded = is_offloaded(graph.model)
         self.maps = [None if offloaded else last_linear(graph, segment, limit) for segment in self.segments.segments]
         self.head = network_head(graph, self.segments, limit) if self.config.head and not offloaded else None
-        if any(self.maps) or self.head is not None:
-            self._record()
+        self.parts: list[Batch] = []
+        remaining = self._affordable_samples()
+        for batch in self.batches:
+            if min(remaining, batch.size) >= 2:
+                self.parts.append(batch.take(remaining))
+                remaining -= self.parts[-1].size
 
     @property
     def applies(self) -> bool:
         """Whether there is anything to refit, and something to refit it on."""
-        return bool(self.runs)
+        return bool(self.parts) and (any(self.maps) or self.head is not None)
 
     @property
     def description(self) -> str:
@@ -165,20 +168,19 @@ class CandidateRefit:
                 forwards |= self._refitted_head(self.head, start, forwards)
         return RefittedChanges(forwards)
 
-    def _record(self) -> None:
-        """Run the original on a part of the samples, and keep what every segment computes."""
-        model, remaining = self.graph.model, self._affordable_samples()
+    @cached_property
+    def runs(self) -> list["_OriginalRun"]:
+        """The original on these samples, with what every segment computes; made when a candidate is first refitted."""
+        runs = []
         with self._quietly(), recording(self.graph, self.segments.paths) as record:
-            for batch in self.batches:
-                if min(remaining, batch.size) < 2:
-                    continue
-                part, prefix = batch.take(remaining), PrefixCache(self.graph)
-                with _listening(model, self.head) as answers:
+            for part in self.parts:
+                prefix = PrefixCache(self.graph)
+                with _listening(self.graph.model, self.head) as answers:
                     prefix.record(part)
                 kept = Recording()
                 kept.sums, kept.outputs = dict(record.sums), dict(record.outputs)
-                self.runs.append(_OriginalRun(prefix, kept, answers[-1:], part.size))
-                remaining -= part.size
+                runs.append(_OriginalRun(prefix, kept, answers[-1:]))
+        return runs
 
     def _affordable_samples(self) -> int:
         """As many samples as the original's activations fit into memory for: outputs and sums of every segment."""
@@ -254,7 +256,7 @@ class CandidateRefit:
 
     @property
     def _samples(self) -> int:
-        return sum(run.samples for run in self.runs)
+        return sum(part.size for part in self.parts)
 
     def _moments(self, linear: LastLinear) -> LayerMoments:
         layer = self.graph.model.get_submodule(linear.layer)
@@ -294,7 +296,6 @@ class _OriginalRun:
     prefix: PrefixCache
     record: Recording
     answers: list[Tensor]
-    samples: int
 
 
 class _EnoughSeen(Exception):  # noqa: N818 - no error: the rest of the forward is not needed
