@@ -12,9 +12,9 @@ from shoal.errors import NotReachedError, UsageError
 from shoal.measure import cost
 from shoal.pipeline.goals import Budget
 from shoal.pipeline.judging import Judge
+from shoal.pipeline.plan_builder import RefinedPlan
 from shoal.pipeline.plan_race import RaceOutcome
 from shoal.pipeline.plan_shortlist import confirmed_winner
-from shoal.pipeline.plan_builder import RefinedPlan
 from shoal.plan import Remove, Replace
 from shoal.record import PlanRace
 from shoal.replace import build_segments

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from shoal.errors import NotReachedError, UsageError
 from shoal.pipeline.goals import Budget, ParetoPoint
-from shoal.pipeline.judging import Judge
 from shoal.pipeline.guess_errors import guess_errors
+from shoal.pipeline.judging import Judge
 from shoal.pipeline.latency_backends import EstimatedLatency, LatencyBackend
 from shoal.pipeline.plan_builder import PlanBuilder, RefinedPlan
 from shoal.pipeline.plan_measure import MeasuredPlan, PlanMeter
