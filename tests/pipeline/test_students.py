@@ -76,7 +76,7 @@ def test_their_damage_is_that_of_the_network_with_them_in_place(tables):
                 for x in (batch.args[0] for batch in one.judge)
                 for original in [network()(x)]
             ]
-        assert tables.edges[index].damage == pytest.approx(float(torch.cat(kl).mean()), rel=1e-3, abs=1e-7)
+        assert tables.edges[index].raw_damage == pytest.approx(float(torch.cat(kl).mean()), rel=1e-3, abs=1e-7)
 
 
 def test_none_are_made_unless_asked_for():

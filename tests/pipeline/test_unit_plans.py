@@ -83,7 +83,7 @@ def test_the_damage_of_a_unit_is_that_of_the_network_without_it(planned):
     expected = halves.by_hand(graph.model, ("", "mixer", ""))
     with torch.no_grad():
         damage = CLASSES(graph.model(*batch.args), expected(*batch.args), batch).mean()
-    assert tables.edges[index].damage == pytest.approx(float(damage), rel=1e-5)
+    assert tables.edges[index].raw_damage == pytest.approx(float(damage), rel=1e-5)
 
 
 @pytest.mark.parametrize("depth", [6, 5, 3, 1, 0])
