@@ -331,7 +331,7 @@ def check_pairing(head: OutputReading, original: Tensor, changed: Tensor) -> Non
 def _same_masked(original: Tensor, changed: Tensor) -> bool:
     """Whether both are -Inf at the same places; where neither is anywhere, the smallest values tell."""
     if original.is_floating_point() and original.dtype.itemsize > 1 and original.numel():
-        smallest = float(original.min()), float(changed.min())
+        smallest = float(original.detach().min()), float(changed.detach().min())
         if min(smallest) > -math.inf:
             return True
     return torch.equal(torch.isneginf(original), torch.isneginf(changed))

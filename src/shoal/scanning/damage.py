@@ -126,4 +126,4 @@ def _checked(damage: Any, batch: Batch) -> Tensor:
         )
     if not torch.isfinite(damage).all():
         raise NonFiniteError("the damage function returned NaN or Inf", "Return a finite number for each sample.")
-    return damage.detach()
+    return damage
