@@ -11,7 +11,7 @@ from shoal.pipeline.api import compress
 from shoal.pipeline.candidate_damage import DamageMeter
 from shoal.pipeline.config import CompressConfig
 from shoal.pipeline.goals import Blocks, Budget
-from shoal.pipeline.screening import judging, screen
+from shoal.pipeline.screening import judging, least_influence, screen
 from shoal.replace import build_segments, find_spans
 
 
@@ -130,3 +130,24 @@ def test_named_blocks_run_no_more_forwards_in_a_deep_network_than_in_a_shallow_o
         return first.calls - before
 
     assert runs(6) == runs(12)
+
+
+def test_of_each_length_the_spans_that_turn_the_stream_least_are_kept():
+    """Blocks 5 to 10 do nothing: spans of which all but the first lies there come first."""
+    model = deep(12)
+    with torch.no_grad():
+        for number in range(5, 11):
+            model[number].outer.weight.zero_()
+            model[number].outer.bias.zero_()
+    batch = Batch((data()[0],))
+    graph = analyze(model, batch.take(2))
+    segments = build_segments(graph)
+    spans = [span for span in find_spans(graph, segments, 8) if span.stop - span.start > 4]
+    kept = least_influence(graph, segments, spans, batch, 2)
+    assert [span for span in spans if span in kept] == kept
+    lengths = [span.stop - span.start for span in kept]
+    assert {length: lengths.count(length) for length in lengths} == dict.fromkeys(range(5, 9), 2)
+    still = {span for span in kept if set(span.paths[1:]) <= set(map(str, range(5, 11)))}
+    assert {span.paths for span in still if len(span.paths) == 7} == {tuple(map(str, range(4, 11)))}
+    assert sum(len(span.paths) == 6 for span in still) == 2
+    assert least_influence(graph, segments, [], batch, 2) == []

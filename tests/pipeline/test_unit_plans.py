@@ -319,6 +319,24 @@ def test_folds_compete_with_removal_and_maps(planned):
     assert {in_units.edges[index].depth for index in in_units.fitted_by_edge} == {2}
 
 
+@pytest.mark.parametrize(("longest", "beyond"), [(5, (6, 7)), (6, (7,)), (2, ())])
+def test_a_few_folds_reach_over_half_the_network(longest, beyond):
+    """Two of each length; not where the longest span is set below the default."""
+    fit, judge = [Batch((halves.samples(12),))], [Batch((halves.samples(6, seed=1),))]
+    graph = analyze(halves.Halves(("",) * 12).eval(), fit[0].take(2))
+    cache = MeasurementCache(None, {})
+    costs = CostModel(graph, build_segments(graph), fit[0], stopwatch.FakeClock(fit[0]), cache)
+    made = CandidateBuilder(graph, fit, judge, costs, cache, longest, kinds=("folded",), damage=CLASSES)
+    lengths = [len(spec.span.paths) for spec in made._fold_specs()]
+    assert {length: lengths.count(length) for length in lengths if length > longest} == dict.fromkeys(beyond, 2)
+    assert [lengths.count(length) for length in range(2, longest + 1)] == [
+        13 - length for length in range(2, longest + 1)
+    ]
+    if beyond == (7,):
+        edges = made.build().edges
+        assert sum(edge.stop - edge.start == 7 and edge.action == "replace" for edge in edges) > 0
+
+
 def test_tables_made_without_folds_serve_with_them(tmp_path):
     folder = tmp_path / "tables"
     before = builder(units=None)

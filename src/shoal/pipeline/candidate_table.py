@@ -30,7 +30,7 @@ from shoal.pipeline.candidate_refit import (
 from shoal.pipeline.costs import CostModel
 from shoal.pipeline.pair_damage import measured_pairs
 from shoal.pipeline.profiling import PlacedModule
-from shoal.pipeline.screening import screen
+from shoal.pipeline.screening import is_screened, least_influence, screen
 from shoal.pipeline.unit_removals import unit_removals
 from shoal.plan import Edge, PairTerm, Path, Remove, Replacement
 from shoal.quantities import QUANTITIES, Cost
@@ -41,6 +41,7 @@ from shoal.replace import (
     REPLACEMENTS,
     STUDENTS,
     FittedReplacement,
+    FoldedSpec,
     ReplacementSpec,
     SegmentChain,
     Span,
@@ -68,6 +69,8 @@ STUDENT_BUDGET = "5m"
 MIN_SAVING = 0.03
 # A map of more unknowns than these, fitted on fewer rows than unknowns, is slow and no good.
 _MAX_UNKNOWNS_WITH_FEW_ROWS = 1024
+# Of each length beyond `longest` so many folds are tried.
+_LONG_FOLDS = 2
 # A fold that predicts less than this share of what the removed blocks add is no better than their removal.
 _MIN_FOLD_R2 = 0.02
 # Held-out R2 this far below the fit's: too little data.
@@ -148,7 +151,7 @@ class CandidateBuilder:
         judge: other mini-batches their damage is measured on.
         costs: of this network, by the latency backend of the user's choice.
         cache: keeps what is finished.
-        longest: segments in the longest span.
+        longest: segments in the longest span; folds may be longer, unless it is set below the default.
         kinds: which replacements to try, closed forms and students.
         student_budget: for the training of all students together.
         depth_only: whether the goal is about the number of blocks alone, whatever these cost.
@@ -175,9 +178,7 @@ class CandidateBuilder:
 
     def __post_init__(self) -> None:
         segments = self.costs.segments
-        spans = find_spans(self.graph, segments, self.longest)
-        spans = [span for span in spans if self.is_allowed(*segments.paths[span.start : span.stop])]
-        self.screening = screen(self.graph, segments, spans, self.fit[0])
+        self.screening = screen(self.graph, segments, self._spans(self.longest), self.fit[0])
         units = unit_removals(self.graph, segments, self.units or {})
         self.unit_removals = [removal for removal in units if removal.segment.path in self.screening.removals]
 
@@ -323,7 +324,7 @@ class CandidateBuilder:
         """Spans of which the first block takes over what the others do, by its weights alone."""
         if FOLDED not in self.kinds:
             return []
-        specs = folded_specs(self.graph, self.costs.segments, self.screening.spans)
+        specs = self._fold_specs()
         by_name = {_name(fitted): fitted for fitted in self.cache.fitted(specs, like)}
         missing = [spec for spec in specs if spec.name not in by_name]
         if missing:
@@ -331,6 +332,23 @@ class CandidateBuilder:
             self.cache.add_fitted(fitted, [_name(each) for each in fitted])
             by_name |= {_name(each): each for each in fitted}
         return [each for spec in specs if (each := by_name[spec.name]).r2_held_out > _MIN_FOLD_R2]
+
+    def _fold_specs(self) -> list[FoldedSpec]:
+        """The folds of all spans, and a few of longer ones: a fold costs its first block, however much it removes."""
+        segments = self.costs.segments
+        specs = folded_specs(self.graph, segments, self.screening.spans)
+        if not specs or is_screened(segments) or self.longest < LONGEST:
+            return specs
+        spans = self._spans(len(segments.segments) // 2 + 1)
+        longer = folded_specs(self.graph, segments, [span for span in spans if span.stop - span.start > self.longest])
+        kept = least_influence(self.graph, segments, [spec.span for spec in longer], self.fit[0], _LONG_FOLDS)
+        return [*specs, *(spec for spec in longer if spec.span in kept)]
+
+    def _spans(self, longest: int) -> list[Span]:
+        """Every span of up to so many segments that may be touched."""
+        paths = self.costs.segments.paths
+        spans = find_spans(self.graph, self.costs.segments, longest)
+        return [span for span in spans if self.is_allowed(*paths[span.start : span.stop])]
 
     def _cost(self, fitted: FittedReplacement) -> Cost:
         if fitted.stand_in.folded:

@@ -28,7 +28,8 @@ class MeasureConfig:
         validation_images: validation samples, at most.
         stand_ins: the kinds of replacement to try. The students among them ('block', 'narrow', 'narrow1/4') are
             trained.
-        longest: the steps of the longest span that is replaced.
+        longest: the steps of the longest span that is replaced. A few folds of up to half the network are tried
+            as well, unless this is set below the default.
         table_refit: measure the damage of a change after a refit of the next maps behind it, and that of some pairs;
             without, tables take less than half the time and their sums are a worse guide.
         student_budget: how long all students together are trained: a time, or a number of mini-batches.
