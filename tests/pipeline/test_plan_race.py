@@ -382,7 +382,7 @@ def test_a_killed_race_resumes_with_the_very_same_students(whole, tmp_path, monk
 
 
 def test_the_plan_that_recovers_best_is_chosen_of_real_plans(monkeypatch):
-    """Far away before, nearest after the same steps: it is chosen."""
+    """Nearest after the same steps: it is chosen."""
     evaluate = RungDistillation.evaluate_average
 
     def favours_removals(self):
@@ -392,7 +392,6 @@ def test_the_plan_that_recovers_best_is_chosen_of_real_plans(monkeypatch):
     found = compressed()
     race = found.record.planning.race
     assert race.winner.origin != "solver"
-    assert race.winner.damage > min(one.damage for one in race.contenders)
     assert not found.record.replaced
 
 

@@ -104,6 +104,7 @@ def test_the_record_tells_how_the_plan_was_found_and_survives_json():
         "latency_measured_ms": chosen.latency_measured_ms,
         "damage_guessed": chosen.damage_guessed,
         "damage_measured": chosen.damage_measured,
+        "damage_raw": chosen.damage_raw,
         "damage_final": planning.damage_final,
         "plans_built": len(planning.rounds),
         "front": len(planning.front),
