@@ -281,3 +281,36 @@ def test_budget_extra_data_and_who_asked_are_inherited_each_for_itself(run, tmp_
     assert again(extra, "--recover", "none") is None
     none = {"recover": "none", "recovery_asked": True, "unlabelled": None}
     assert "--unlabelled is for recovery, and there is none" in again(none, "--unlabelled", DATA)
+
+
+def test_what_the_original_writes_is_inherited_until_other_data_takes_its_place(run, tmp_path, monkeypatch):
+    run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "o")
+    seen = []
+
+    def compress(*_, recovery, **__):
+        seen.append(recovery and (recovery.self_data, recovery.unlabelled is not None, recovery.required))
+        raise UsageError("enough", "That was all.")
+
+    monkeypatch.setattr("shoal.cli.compress.compress", compress)
+    claim = json.loads((tmp_path / "o" / "run.json").read_text())
+
+    def again(before, *words):
+        claim["arguments"] = {**claim["arguments"], "self_data": 0, **before}
+        (tmp_path / "o" / "run.json").write_text(json.dumps(claim))
+        seen.clear()
+        code, _, err = run("compress", "--trust-code", "--from", "o", "--macs", "0.7", *words)
+        assert code == 2
+        return seen[0] if seen else err
+
+    written = {"recover": "9", "recovery_asked": True, "unlabelled": None, "self_data": 6}
+    assert again(written) == (6, False, True)
+    assert again(written, "--self-data", 4) == (4, False, True)
+    assert again(written, "--self-data", 0) == (0, False, True)
+    assert again(written, "--unlabelled", DATA) == (0, True, True)
+    assert again(written, "--recover", "none") is None
+    assert "both say" in again(written, "--unlabelled", DATA, "--self-data", 4)
+    read = {"recover": "9", "recovery_asked": False, "unlabelled": DATA}
+    assert again(read) == (0, True, False)
+    assert again(read, "--self-data", 4) == (4, False, True)
+    none = {"recover": "none", "recovery_asked": True, "unlabelled": None}
+    assert "--self-data is for recovery, and there is none" in again(none, "--self-data", 4)

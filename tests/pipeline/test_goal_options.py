@@ -30,6 +30,7 @@ OPTIONS = {
     "race": {"recover": RecoveryConfig(3, race=2)},
     "recover": {"recover": 3},
     "unlabelled": {"recover": RecoveryConfig(3, unlabelled=[torch.rand(2, 3, 8, 8)])},
+    "self_data": {"recover": RecoveryConfig(3, self_data=4)},
 }
 FLAGS = {
     "include": ["--include", "layer1.*"],
@@ -40,6 +41,7 @@ FLAGS = {
     "race": ["--race", "2"],
     "recover": ["--recover", "3"],
     "unlabelled": ["--unlabelled", "digits"],
+    "self_data": ["--self-data", "4"],
 }
 GOAL_FLAGS = {
     "remove": ["--remove", "1"],
@@ -83,7 +85,7 @@ def test_from_python_what_does_nothing_is_refused_before_data_are_read(option, g
         compress(networks.CifarResNet(), Data(), **typed(**GOALS[goal], **OPTIONS[option]))
     if expected is UsageError:
         assert " does nothing" in raised.value.message
-        assert raised.value.hint == f"Leave out {option}." or option == "unlabelled"
+        assert raised.value.hint == f"Leave out {option}." or option in ("unlabelled", "self_data")
 
 
 @pytest.mark.parametrize(("option", "goal"), itertools.product(FLAGS, GOALS))

@@ -69,6 +69,7 @@ class CompressRequest:
     recovery_asked: bool = True
     lora: int = 0
     unlabelled: str | None = None
+    self_data: int = 0
     race: int = RACE_PLANS
     stand_ins: str | None = None
     student_budget: str = STUDENT_BUDGET
@@ -116,7 +117,7 @@ def compress_request(session: Session, options: CompressOptions) -> CompressRequ
             "latency_batch_sizes": sizes if len(sizes) > 1 else (),
             "images": MeasureConfig(images=options.images).num_images(by_plan=goal.by_plan),
             "recover": options.recover if options.recover is not None else RECOVERY if goal.by_plan else None,
-            "recovery_asked": options.recover is not None or options.unlabelled is not None,
+            "recovery_asked": options.recover is not None or options.unlabelled is not None or options.self_data > 0,
         }
     )
     explicit = session.explicit
@@ -221,6 +222,10 @@ def _recovery(
         )
     if request.lora and budget is None:
         raise UsageError("--lora is for recovery, and there is none", "Add --recover 10m.")
+    if request.self_data and budget is None:
+        raise UsageError("--self-data is for recovery, and there is none", "Add --recover 10m.")
+    if request.self_data and request.unlabelled is not None:
+        raise UsageError("--self-data and --unlabelled both say what the extra data is", "Leave out one of the two.")
     if request.unlabelled is None:
         return budget, None
     if budget is None:
@@ -238,6 +243,7 @@ def _recover(
         unlabelled=epochs_of(extra) if extra is not None else None,
         folder=path,
         race=request.race,
+        self_data=request.self_data,
         required=request.recovery_asked,
     )
 
@@ -285,6 +291,7 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         **({"latency_batch_sizes": list(request.latency_batch_sizes)} if request.latency_batch_sizes else {}),
         **({"task": request.task} if request.task else {}),
         "unlabelled": request.unlabelled,
+        **({"self_data": request.self_data} if request.self_data else {}),
         "device": device,
     }
 

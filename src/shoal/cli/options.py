@@ -129,6 +129,13 @@ class CompressOptions:
     )
     lora: int = _LORA()
     unlabelled: str | None = _UNLABELLED()
+    self_data: int = option(
+        "--self-data",
+        "Recover also on N sequences that the original, a language model, writes itself.",
+        0,
+        min=0,
+        metavar="N",
+    )
     race: int = option(
         "--race",
         "Let up to N plans contend by short distillations, which take part of --recover; 0 for none.",

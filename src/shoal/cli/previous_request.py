@@ -56,6 +56,7 @@ class _Before(BaseModel):
     stand_ins: str | None = None
     student_budget: str = STUDENT_BUDGET
     unlabelled: str | None = None
+    self_data: int = Field(default=0, ge=0)
 
 
 def load_previous_request(folder: Path, asked: CompressRequest, named: Collection[str]) -> CompressRequest:
@@ -123,10 +124,17 @@ def load_previous_request(folder: Path, asked: CompressRequest, named: Collectio
 def _recovery(asked: CompressRequest, before: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
     """Budget, unlabelled data and race of recovery, each as in that run unless the command line names it."""
     budget = asked.recover if "recover" in typed else before.get("recover")
-    extra = asked.unlabelled if "unlabelled" in typed else before.get("unlabelled")
-    if "unlabelled" not in typed and read_budget(budget) is None:
+    extra_named = "unlabelled" in typed
+    extra = asked.unlabelled if extra_named else before.get("unlabelled")
+    if not extra_named and read_budget(budget) is None:
         extra = None
-    named = "recover" in typed or "unlabelled" in typed
+    # Extra data is of either kind: one that is named takes the place of the other.
+    written = asked.self_data if "self_data" in typed or extra_named else before.get("self_data", 0)
+    if "self_data" not in typed and read_budget(budget) is None:
+        written = 0
+    if asked.self_data and not extra_named:
+        extra = None
+    named = bool({"recover", "unlabelled", "self_data"} & set(typed))
     # A folder of an earlier version does not say whether somebody asked: then it is taken as asked for.
     race = asked.race
     if "race" not in typed and isinstance(asked.goal, Budget):  # only for a budget do several plans contend
@@ -134,7 +142,14 @@ def _recovery(asked: CompressRequest, before: dict[str, Any], typed: Collection[
         race = recorded if recorded is not None else before.get("try_plans") or race
     asked_for = named or before.get("recovery_asked", True)
     lora = asked.lora if "lora" in typed or "recover" in typed else before.get("lora", 0)
-    return {"recover": budget, "unlabelled": extra, "recovery_asked": asked_for, "race": race, "lora": lora}
+    return {
+        "recover": budget,
+        "unlabelled": extra,
+        "self_data": written,
+        "recovery_asked": asked_for,
+        "race": race,
+        "lora": lora,
+    }
 
 
 def _check_asked(asked: CompressRequest, before: dict[str, Any], named: Collection[str]) -> None:

@@ -1,14 +1,14 @@
 """compress(): measure what each block is worth, choose, remove or replace, recover, prove, measure what came out."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from shoal.batches import check_one_purpose, device_of, is_read_once
+from shoal.batches import Batch, check_one_purpose, device_of, is_read_once
 from shoal.blocks.prefix_cache import restart_notes
 from shoal.deprecated import Keywords, former_keywords
 from shoal.errors import NotReachedError, UsageError, check_no_overlap, expect_type, naming_memory_shortage
@@ -42,6 +42,7 @@ from shoal.pipeline.recovery import (
     check_recovery,
     normalize_recovery,
     skip_or_raise,
+    with_self_data,
 )
 from shoal.pipeline.result import CompressedModel, CompressResult
 from shoal.plan import Fold, Plan
@@ -134,7 +135,7 @@ def compress(
     samples, judged = materialize(calibration, validation, config.measure, device_of(usual), by_plan=goal.by_plan)
     model = dense_copy(config.outputs.known(usual).task, usual)
     model = dense_copy(config.outputs.known(usual).task, usual)
-    usable, messages = _usable_recovery(normalize_recovery(recovery), model, calibration, validation, samples[0], goal)
+    usable, messages = _usable_recovery(normalize_recovery(recovery), model, calibration, validation, samples, goal)
     context = build_context(
         model, samples, judged, goal, config.measure, config.damage, callbacks.progress, config.outputs
     )
@@ -352,6 +353,7 @@ def _options_set(config: CompressConfig, recovery: RecoveryConfig | TrainingBudg
         "tables": config.tables is not None,
         "recover": budget is not None and read_budget(budget) is not None and (details is None or details.required),
         "race": details is not None and details.race not in (0, RACE_PLANS),
+        "self_data": details is not None and details.self_data > 0,
     }
     return {name for name, is_set in options.items() if is_set}
 
@@ -361,17 +363,17 @@ def _usable_recovery(
     model: nn.Module,
     calibration: object,
     validation: object,
-    example: Any,
+    samples: Sequence[Batch],
     goal: Goal,
 ) -> tuple[RecoveryConfig | None, list[str]]:
     """The recovery that can be done, and why not, where it was a mere default."""
     if recovery is None:
         return None, []
     try:
-        check_recovery(recovery, model, calibration, validation, example, exact=isinstance(goal, ExactOnly))
+        check_recovery(recovery, model, calibration, validation, samples[0], exact=isinstance(goal, ExactOnly))
+        return with_self_data(recovery, model, samples), []
     except REASONS_TO_SKIP as error:
         return None, [skip_or_raise(recovery, error)]
-    return recovery, []
 
 
 def _differentiable(

@@ -353,6 +353,7 @@ USED_BY: dict[str, tuple[frozenset[GoalName], str]] = {
     "race": (frozenset({"budget"}), "only for a budget do several plans contend"),
     "recover": (_ALL - {"exact"}, _EXACT),
     "unlabelled": (_ALL - {"exact"}, _EXACT),
+    "self_data": (_ALL - {"exact"}, _EXACT),
 }
 
 

@@ -21,6 +21,7 @@ from shoal.errors import (
     expect_type,
 )
 from shoal.measure import Reading
+from shoal.pipeline.self_data import check_self_data, write_self_data
 from shoal.plan import Fold, Remove, Replace
 from shoal.progress import ProgressCallback
 from shoal.recover import DistillConfig, DistillData, DistillResult, TrainingBudget, distill, read_budget
@@ -44,6 +45,8 @@ class RecoveryConfig:
         training: what to learn from: mini-batches, or a function that gives those of an epoch, from 1; by default the
             calibration data as it was given.
         unlabelled: extra mini-batches of the same form, in the same way.
+        self_data: how many sequences the original, a causal language model, writes itself: from the beginnings of
+            calibration sequences, sampled at temperature 1, as unlabelled data; 0 for none.
         folder: keeps the network before recovery, checkpoints and metrics: the same call resumes from there.
         race: for a `Budget`, how many plans contend, at most: they are distilled briefly, the better half goes on, and
             what that takes is part of `budget`; 0 takes the plan of least damage after a refit.
@@ -59,6 +62,7 @@ class RecoveryConfig:
     folder: str | Path | None = None
     race: int = RACE_PLANS
     required: bool = True
+    self_data: int = 0
     try_plans: InitVar[int | None] = None
 
     def __post_init__(self, try_plans: int | None) -> None:
@@ -66,11 +70,14 @@ class RecoveryConfig:
             warn_renamed("RecoveryConfig(try_plans=...)", "race")
             object.__setattr__(self, "race", whole_number("try_plans", try_plans, 0, "Write race instead."))
         whole_number("race", self.race, 0, "It is a number of plans; 0 for no race.")
+        whole_number("self_data", self.self_data, 0, "It is a number of sequences; 0 for none.")
         flag("required", self.required)
         path_or_none("folder", self.folder)
         read_budget(self.budget)
         if self.settings is not None:
             expect_type(self.settings, DistillConfig, "settings", "Leave it out.")
+        if self.self_data and self.unlabelled is not None:
+            raise UsageError("self_data and unlabelled both say what the extra data is", "Leave out one of the two.")
 
     @property
     def total(self) -> TrainingBudget:
@@ -155,11 +162,28 @@ def check_recovery(
     check_in_memory(model)
     check_trainable(model)
     check_lora(model, recovery.settings.lora if recovery.settings is not None else 0)
+    if recovery.self_data:
+        check_self_data(model, example)
     if recovery.unlabelled is not None:
         first = next(batches(loader_factory(recovery.unlabelled)(1), example.tensors[0].device), None)
         if first is None:
             raise DataError("the unlabelled data is empty", "Leave it out.")
         check_unlabelled(first, example)
+
+
+def with_self_data(recovery: RecoveryConfig, model: nn.Module, samples: Sequence[Batch]) -> RecoveryConfig:
+    """The recovery with what the original writes itself as its unlabelled data, where it was asked for.
+
+    Args:
+        recovery: as `check_recovery` let it pass.
+        model: the original; it is left as it was.
+        samples: calibration mini-batches, whose sequences it goes on from.
+    """
+    if not recovery.self_data:
+        return recovery
+    seed = (recovery.settings or DistillConfig()).seed
+    written = write_self_data(model, samples, recovery.self_data, seed)
+    return replace(recovery, unlabelled=loader_factory(written), self_data=0)
 
 
 @dataclass(frozen=True, eq=False)
