@@ -113,10 +113,10 @@ def test_a_removal_and_its_weights_on_the_disk(pair, tmp_path):
 def test_a_plan_with_stand_ins(pair):
     settings = CompressConfig(images=32, latency_seconds=0.01)
     records = [
-        compress(model, [batch(8), batch(8, seed=1)], Budget(macs=0.7), config=settings).record for model in pair
+        compress(model, [batch(8), batch(8, seed=1)], Budget(macs=0.5), config=settings).record for model in pair
     ]
     assert all(one.reached and one.replaced for one in records)
-    assert records[1].compressed.cost.macs <= 0.7 * records[0].original.cost.macs
+    assert records[1].compressed.cost.macs <= 0.5 * records[0].original.cost.macs
 
 
 def test_another_value_for_a_weight_comes_and_goes(pair):

@@ -48,8 +48,11 @@ def test_a_pool_holds_every_rule_and_several_families_all_within_the_budget(tabl
     search, pool = pool_of(tables, Budget(macs=0.5))
     contenders = pool.contenders(12)
     origins = [plan.origin for plan in contenders]
-    assert set(origins) == {"solver", *BASELINES}
-    assert all(origins.count(rule) == 1 for rule in BASELINES)
+    # A rule whose plan another rule or the solver has too is named in a note instead of being compared twice.
+    same = {rule for rule in BASELINES if any(note.startswith(f"the plan '{rule}' is that of") for note in pool.notes)}
+    assert set(origins) == {"solver", *BASELINES} - same
+    assert all(origins.count(rule) == 1 for rule in set(BASELINES) - same)
+    assert len(same) <= 1
     assert len({plan.generator for plan in contenders if plan.origin == "solver"}) > 1
     assert len(contenders) >= 8
     whole = search.tables.whole.macs
@@ -61,7 +64,8 @@ def test_a_pool_holds_every_rule_and_several_families_all_within_the_budget(tabl
     assert len(set(actions)) == len(actions)
     by_origin = {plan.origin: removed(search, plan.path) for plan in contenders if plan.origin != "solver"}
     assert by_origin["last-k"] == ORDER[-len(by_origin["last-k"]) :]
-    assert [ORDER.index(path) for path in by_origin["uniform"]] == list(spread_of(by_origin["uniform"]))
+    if "uniform" in by_origin:
+        assert [ORDER.index(path) for path in by_origin["uniform"]] == list(spread_of(by_origin["uniform"]))
     places = [ORDER.index(path) for path in by_origin["block influence"]]
     assert places == list(range(places[0], places[0] + len(places)))
 

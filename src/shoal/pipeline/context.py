@@ -16,6 +16,7 @@ from shoal.preserve import copied
 from shoal.progress import ProgressCallback
 from shoal.scanning import DamageFunction, OutputDamage
 from shoal.tasks import OutputRequest, TaskChoice
+from shoal.tasks.choice import NO_TASK
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class CompressContext:
     settings: MeasureConfig
     damage: OutputDamage
     progress: ProgressCallback
-    task: TaskChoice
+    task: TaskChoice = NO_TASK
 
     def judge(self, data: Sequence[Batch]) -> Judge:
         """Compares changed networks with the original on validation data."""

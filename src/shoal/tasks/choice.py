@@ -74,6 +74,9 @@ class TaskChoice:
         return self.task.name if self.task is not None else None
 
 
+NO_TASK = TaskChoice(None, "nobody asked", asked=False)
+
+
 def choose_task(asked: Task | str | None, model: nn.Module, outputs: Outputs, labels: Any) -> TaskChoice:
     """The task that the user names, else the one that the network's class or its labels tell.
 
