@@ -25,12 +25,14 @@ def results(tmp_path_factory):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "writes", "inside", "disks", "owners"])
 def test_nothing_is_lost(results, kind):
     lost = {item["command"]: item["lost"] for item in results[kind]}
     assert lost == {"compress --remove": []}
 
 
+@pytest.mark.slow
 def test_every_kill_was_one(results):
     counts = {kind: sum(item["kills"] for item in results[kind]) for kind in ("random", "writes", "inside")}
     assert counts == {"random": 1, "writes": 3, "inside": 1}
