@@ -29,13 +29,9 @@ def change(metric: MetricComparison) -> str:
     if metric.drop is None:
         return ""
     if metric.unit == "%":
-        bounds = metric.drop_interval
+        bounds_text = numbers.points_interval(metric.drop_interval)
         text = numbers.points(metric.drop)
-        return (
-            text
-            if bounds is None or not all(map(math.isfinite, bounds))
-            else f"{text} ({numbers.points_interval(bounds)})"
-        )
+        return text if bounds_text == numbers.MISSING else f"{text} ({bounds_text})"
     bounds_text = interval(metric, metric.drop_interval)
     word = "unchanged" if metric.drop == 0 else "worse" if metric.drop > 0 else "better"
     text = word if metric.drop == 0 else f"{value(metric, abs(metric.drop))} {word}"

@@ -23,5 +23,4 @@ CLASSIFICATION = Task(
     expectation=Expectation("classification", "classes"),
     outputs=("logits",),
     recognize=_recognize,
-    headline="top-1",
 )

@@ -68,5 +68,4 @@ DENOISING = Task(
     decides=True,
     outputs=_NAMES,
     recognize=_recognize,
-    headline="squared error",
 )

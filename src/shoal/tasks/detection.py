@@ -133,5 +133,4 @@ DETECTION = Task(
     outputs=("logits", "pred_boxes"),
     recognize=_recognize,
     dense=_dense_class,
-    headline="mAP",
 )

@@ -105,5 +105,4 @@ EMBEDDING = Task(
     decides=True,
     outputs=_NAMES,
     recognize=_recognize,
-    headline="retrieval",
 )

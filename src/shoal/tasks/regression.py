@@ -59,5 +59,4 @@ REGRESSION = Task(
     Expectation("regression", "values"),
     outputs=_NAMES,
     recognize=_recognize,
-    headline="R²",
 )

@@ -77,5 +77,4 @@ RESTORATION = Task(
     Expectation("restoration", "values"),
     outputs=_NAMES,
     recognize=_recognize,
-    headline="PSNR",
 )

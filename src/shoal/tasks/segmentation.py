@@ -85,5 +85,4 @@ SEGMENTATION = Task(
     decides=True,
     outputs=_NAMES,
     recognize=_recognize,
-    headline="mIoU",
 )

@@ -133,7 +133,7 @@ def seq2seq(decode: Decode | None = None) -> Task:
         perfect=0.0,
         respond=_generate,
     )
-    return replace(_SEQ2SEQ, metrics=(metric,), headline=label.lower())
+    return replace(_SEQ2SEQ, metrics=(metric,))
 
 
 _SEQ2SEQ = Task(

@@ -78,7 +78,6 @@ class Task:
         recognize: the reason why a network does this task, from the network, its output and the labels; else None.
         dense: a class for the network to be of while it is looked at, whose forward returns what its usual output is
             selected from; None where the usual output is looked at.
-        headline: how the report calls the figure that decides.
     """
 
     name: str
@@ -88,7 +87,6 @@ class Task:
     outputs: tuple[str, ...] = ()
     recognize: Callable[[nn.Module, Outputs, Tensor | None], str | None] = lambda model, outputs, labels: None
     dense: Callable[[nn.Module], type[nn.Module] | None] = lambda model: None
-    headline: str = ""
 
     def names(self, outputs: Outputs) -> tuple[str, ...]:
         """The outputs that count of those that a network returns; all of them where none is named here."""
