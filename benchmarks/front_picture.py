@@ -2,9 +2,9 @@
 
     python benchmarks/front_picture.py results/recovery-resnet56-*.json --data also --out docs/front-resnet56.svg
 
-Left the cuts, right the same cuts recovered: the drop in top-1 with its paired 95 % interval against the share of the
-original's latency. Each method is a line; where files differ in the budget of recovery, it has one for each, and those
-of other budgets than the first file's are hollow and say theirs.
+Left the cuts, right the same cuts recovered: top-1 against the measured speed-up. The bars are 95 % intervals of the
+paired difference from the original, whose accuracy is the dashed line. Each method is a line; where files differ in the
+budget of recovery, it has one for each, and those of other budgets than the first file's are hollow and say theirs.
 """
 
 import argparse
@@ -54,20 +54,31 @@ _COLOURS = (
 _MARKERS = "oDs^vP*Xd<"
 _INK = "#7a7a7a"
 _SIZE = (10.0, 4.4)
-# Drops beyond this are cut off: they are no use to anybody.
+# Networks this far below the original are cut off: they are no use to anybody.
 _MOST = 75.0
-_LEAST = -3.0
+_ABOVE = 3.0
 _NO_METADATA = ("Date", "Creator", "Format", "Type")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A network of a method: its share of the latency, and its drop in points with an interval."""
+    """A network of a method: its share of the latency, and in points its accuracy and the drop with an interval."""
 
     share: float
+    top1: float
     drop: float
     low: float
     high: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster than the original."""
+        return 1 / self.share
+
+    @property
+    def original(self) -> float:
+        """The original's accuracy on the same samples."""
+        return self.top1 + self.drop
 
 
 # A method, and the budget of its recovery where that is not the usual one.
@@ -97,7 +108,9 @@ def lines(documents: Sequence[dict[str, Any]], data: str, state: str) -> Lines:
                     continue
                 share = row["together"]["shares"][WAYS[method].cut]
                 low, high = (100 * bound for bound in quality["top1_drop_interval"])
-                points.setdefault((method, budget), []).append(Point(share, 100 * quality["top1_drop"], low, high))
+                points.setdefault((method, budget), []).append(
+                    Point(share, 100 * quality["top1"], 100 * quality["top1_drop"], low, high)
+                )
     order = sorted(points, key=lambda key: (key[1], list(NAMES).index(key[0])))
     return {key: sorted(points[key], key=lambda point: point.share) for key in order}
 
@@ -116,11 +129,11 @@ def drawn(before: Lines, after: Lines) -> str:
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=_SIZE, facecolor="none", layout="constrained")
         panels = figure.subplots(1, 2)
-        shares = [point.share for points in (*before.values(), *after.values()) for point in points]
+        speedups = [point.speedup for points in (*before.values(), *after.values()) for point in points]
         for axes, title, methods in zip(panels, ("before recovery", "after recovery"), (before, after), strict=True):
             _panel(axes, title, methods)
-            axes.set_xlim(min(shares) - 0.03, max(shares) + 0.03)
-        panels[0].set_ylabel("drop in top-1, points (95 %)")
+            axes.set_xlim(min(speedups) - 0.1, max(speedups) + 0.1)
+        panels[0].set_ylabel("top-1 accuracy, %")
         handles = {}
         for axes in panels:
             handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
@@ -131,17 +144,19 @@ def drawn(before: Lines, after: Lines) -> str:
 def _panel(axes: Any, title: str, methods: Lines) -> None:
     axes.set_title(title)
     axes.set_facecolor("none")
-    axes.set_xlabel("share of the original's latency")
+    axes.set_xlabel("measured speed-up, times")
     axes.grid(visible=True, linewidth=0.4)
-    axes.axhline(0, color=_INK, linewidth=0.8)
-    highest = max((point.high for points in methods.values() for point in points), default=1.0)
-    axes.set_ylim(_LEAST, min(_MOST, highest + 1))
+    points = [point for line in methods.values() for point in line]
+    original = max((point.original for point in points), default=100.0)
+    axes.axhline(original, color=_INK, linewidth=1.0, linestyle="--", label="the original")
+    lowest = min((point.original - point.high for point in points), default=0.0)
+    axes.set_ylim(max(original - _MOST, lowest - 1), original + _ABOVE)
     for (method, budget), points in methods.items():
-        index = list(NAMES).index(method) % len(_COLOURS)
-        errors = [[point.drop - point.low for point in points], [point.high - point.drop for point in points]]
+        index = _style(method)
+        errors = [[point.high - point.drop for point in points], [point.drop - point.low for point in points]]
         axes.errorbar(
-            [point.share for point in points],
-            [point.drop for point in points],
+            [point.speedup for point in points],
+            [point.top1 for point in points],
             yerr=errors,
             label=f"{NAMES[method]}, {budget}" if budget else NAMES[method],
             color=_COLOURS[index],
@@ -152,6 +167,12 @@ def _panel(axes: Any, title: str, methods: Lines) -> None:
             capsize=2,
             zorder=3 if method == "shoal" else 2,
         )
+
+
+def _style(method: str) -> int:
+    """The number of a method's colour and marker; Shoal's are nobody else's."""
+    index = list(NAMES).index(method)
+    return index and 1 + (index - 1) % (len(_COLOURS) - 1)
 
 
 def _svg(figure: Figure) -> str:

@@ -49,13 +49,14 @@ def test_a_line_of_the_picture_holds_the_points_of_a_method_with_their_intervals
     assert shares == sorted(shares)
     assert len(shares) >= 2
     cell = next(row for document in documents for row in document["points"])["cells"]["shoal"]["quality"]["also"]
-    assert 100 * cell["top1_drop"] in [point.drop for point in after["shoal", ""]]
+    assert (100 * cell["top1"], 100 * cell["top1_drop"]) in [(point.top1, point.drop) for point in after["shoal", ""]]
     assert all(point.low <= point.drop <= point.high for points in after.values() for point in points)
 
 
 def test_the_picture_is_svg_with_its_text_as_text_and_no_background(script):
     picture = script("front_picture")
-    points = [picture.Point(0.4, 1.0, 0.5, 1.5), picture.Point(0.6, 0.0, -0.5, 0.5)]
+    points = [picture.Point(0.4, 90.0, 1.0, 0.5, 1.5), picture.Point(0.5, 91.0, 0.0, -0.5, 0.5)]
+    assert (points[1].speedup, points[0].original) == (2.0, 91.0)
     svg = picture.drawn({("shoal", ""): points}, {("shoal", ""): points, ("last-k", "200 steps"): points})
     root = ElementTree.fromstring(svg)
     texts = {"".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")}

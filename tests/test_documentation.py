@@ -1,0 +1,145 @@
+"""What the pages say holds: their code runs, their commands exist, the README is short and names every source."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.main import get_command
+
+import shoal
+import stopwatch
+import tiny
+from shoal.cli.app import app
+from shoal.recover.distill import DistillResult
+from shoal.sources.data import _BUILTIN as DATA
+from shoal.sources.data import TEXT_SOURCES
+from shoal.sources.models import _BUILTIN as MODELS
+from shoal.sources.models import LoadedModel
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# The blocks of Python of these pages are run by tests of their own; the other pages' are run here.
+RUN_BY = {
+    "adapters.md": "blocks/test_adapters.py",
+    "cookbook-training.md": "test_cookbook.py",
+    "epsilon.md": "epsilon/test_train_api.py",
+    "extending.md": "test_extending.py",
+    "large-networks.md": "test_offloaded.py",
+}
+
+
+def python_of(page):
+    """The blocks of Python of a page, in order, as one program."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+
+
+@pytest.fixture
+def in_a_folder(monkeypatch, tmp_path):
+    """A folder of its own, and a clock that costs nothing."""
+    stopwatch.install(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return monkeypatch
+
+
+def test_every_block_of_python_is_run():
+    here = Path(__file__).read_text(encoding="utf-8")
+    for page in PAGES:
+        if python_of(page):
+            runner = (Path(__file__).parent / RUN_BY[page.name]).read_text() if page.name in RUN_BY else here
+            assert re.search(rf"{page.name}\b", runner), f"nothing runs the code of {page.name}"
+
+
+def test_the_code_of_the_readme(in_a_folder):
+    load = shoal.load_data
+    in_a_folder.setattr(shoal, "load_model", lambda spec: LoadedModel(tiny.network(), spec), raising=False)
+    in_a_folder.setattr(shoal, "load_data", lambda spec: load(spec, limit=40), raising=False)
+    scope = {}
+    exec(python_of(ROOT / "README.md"), scope)
+    assert {"blocks.1", "blocks.4"} <= set(scope["result"].record.removed)
+    assert Path("out/record.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_code_of_the_readme_as_it_stands(in_a_folder):
+    scope = {}
+    exec(python_of(ROOT / "README.md"), scope)
+    assert len(scope["result"].record.removed) > 10
+
+
+@pytest.mark.slow
+def test_the_code_of_recovery(in_a_folder):
+    page = ROOT / "docs" / "recovery.md"
+    train, test = tiny.data()
+    loader = [(torch.stack([x for x, _ in part]), torch.tensor([y for _, y in part])) for part in (train, test)]
+    quick = shoal.CompressConfig(images=40, latency_seconds=0.001, stand_ins=("scale",), longest=1)
+    compress = shoal.compress
+    in_a_folder.setattr(shoal, "compress", lambda *args, **more: compress(*args, **more, config=quick), raising=False)
+    scope = {"model": tiny.network(), "calibration": loader[:1], "val_loader": loader[1:], "test_loader": loader[1:]}
+    scope |= {"student": tiny.network(), "teacher": tiny.network(), "extra": loader[1:], "train_loader": loader[:1]}
+    scope |= {"loader_of_epoch": lambda epoch: loader[:1], "shoal": shoal}
+    code = python_of(page).replace('"10m"', '"3"').replace("budget=2000", "budget=2")
+    assert code != python_of(page)
+    exec(code, scope)
+    assert isinstance(scope["distilled"], DistillResult)
+
+
+@pytest.mark.slow
+def test_the_code_of_tasks(in_a_folder):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torchmetrics")
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=30, d_model=8, d_kv=4, d_ff=16, num_layers=3, num_heads=2, decoder_start_token_id=0
+        )
+    ).eval()
+    ids = torch.randint(2, 30, (6, 5), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "decoder_input_ids": ids, "labels": ids}
+    tokenizer = SimpleNamespace(normalize=str.lower)
+    processor = SimpleNamespace(
+        batch_decode=lambda rows, **_: [" ".join(map(str, row.tolist())) for row in rows], tokenizer=tokenizer
+    )
+    in_a_folder.setattr(transformers.AutoProcessor, "from_pretrained", lambda name: processor)
+    scope = {"model": model, "calibration": [batch], "test": [batch]}
+    exec(python_of(ROOT / "docs" / "tasks.md"), scope)
+    assert len(scope["result"].record.removed) == 2
+
+
+def commands_of(page):
+    """Every command line of Shoal in a page: in blocks of code and in line."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"```(?:bash|)\n(.*?)```", text, re.DOTALL)
+    lines = [line.partition("#")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.strip() for line in [*lines, *re.findall(r"`(shoal [a-z][^`]*)`", text)] if line.startswith("shoal ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_their_options_exist(page):
+    commands = get_command(app).commands
+    for line in commands_of(page):
+        name, *words = line.split()[1:]
+        if name.startswith("-") or name.isupper():
+            continue
+        assert name in commands, line
+        options = {flag for param in commands[name].params for flag in (*param.opts, *param.secondary_opts)}
+        named = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
+        assert named <= {*options, "--help"}, line
+
+
+def test_the_readme_is_short_and_shows_what_it_promises():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 80
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 10
+    assert "docs/front-resnet56.svg" in text
+
+
+def test_the_page_of_commands_names_every_command_and_source():
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for name in get_command(app).commands:
+        assert f"shoal {name}" in text, name
+    for table in (DATA, TEXT_SOURCES, MODELS):
+        for name in table:
+            assert re.search(rf"`{name}(:|`)", text), name
