@@ -1,5 +1,6 @@
 """A training run as plain data: what happened in every epoch, which blocks were lost, and what became of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -30,6 +31,11 @@ class EpochRow(FrozenModel):
     largest: dict[str, float] = Field(default_factory=dict)
     means: dict[str, float] = Field(default_factory=dict)
     seconds: float
+
+
+def last_epsilon(rows: Sequence[EpochRow]) -> float:
+    """Epsilon in the last epoch in which gates worked; 0 if there was none."""
+    return next((row.epsilon for row in reversed(rows) if row.epsilon > 0), 0.0)
 
 
 class PrunedBlock(FrozenModel):
@@ -85,7 +91,8 @@ class BaselineRun(FrozenModel):
 class TrainRecord(FrozenModel):
     """One training run: what was asked, what happened, what came out.
 
-    `blocks` is the chain as it began; `gated` how many of them had gates. The errors in `rows` were looked at on the
+    `blocks` is the chain as it began; `gated` how many of them had gates; `target` how many were to be lost, where the
+    run held epsilon itself. The errors in `rows` were looked at on the
     way and nothing was chosen by them; `settled.plain.quality` is that of the network that came out.
     """
 
@@ -100,6 +107,7 @@ class TrainRecord(FrozenModel):
     steps: int
     blocks: list[BlockRecord]
     gated: int
+    target: int | None = None
     rows: list[EpochRow]
     lost: list[PrunedBlock]
     settled: FinalNetworks
@@ -108,6 +116,12 @@ class TrainRecord(FrozenModel):
     warnings: list[str] = Field(default_factory=list)
     seconds: float
     created: str
+
+    @property
+    def epsilon(self) -> float:
+        """Epsilon as it was set, or as a run that held it itself had it when it last worked; 0 without gates."""
+        epsilon = self.settings.get("epsilon", 0.0)
+        return last_epsilon(self.rows) if isinstance(epsilon, str) else float(epsilon)
 
     @property
     def share_lost(self) -> float:

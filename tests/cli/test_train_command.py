@@ -102,6 +102,19 @@ def test_a_dry_run_writes_nothing(run, tmp_path):
     assert "60 epochs with epsilon 2.2" in out
 
 
+def test_a_share_of_blocks_goes_instead_of_epsilon(run):
+    for words in (("--lose", 0.4), ("--epsilon", "auto", "--lose", 0.4)):
+        assert "held so that 40 % of the blocks are lost" in run("train", "--dry-run", *words)[1]
+    assert "held so that 30 % of the blocks are lost" in run("train", "--dry-run", "--epsilon", "auto")[1]
+    for words, message in (
+        (("--epsilon", 2, "--lose", 0.4), "one decides the other"),
+        (("--lose", 30), "above 0 and below 1"),
+        (("--epsilon", "car"), "a number or 'auto'"),
+    ):
+        code, _, err = run("train", "--dry-run", *words)
+        assert (code, message in err) == (2, True)
+
+
 @pytest.mark.slow
 def test_two_processes_train_together_and_the_first_one_speaks_and_saves(tmp_path):
     with socket.socket() as free:

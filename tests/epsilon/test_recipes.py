@@ -1,6 +1,7 @@
 import pytest
 
-from shoal.epsilon.recipes import RECIPES, DecayPlan, EpsilonPlan, RatePlan, recipe, recipe_for, stepped
+from shoal.epsilon.controller import EpsilonPlan
+from shoal.epsilon.recipes import RECIPES, DecayPlan, RatePlan, recipe, recipe_for, stepped
 from shoal.errors import UsageError
 
 

@@ -346,8 +346,14 @@ class TrainRequest:
 
     model: str | None = argument("MODEL", _MODEL_HELP, None)
     data: str | None = argument("DATA", _DATA_HELP, None)
-    epsilon: float | None = option(
-        "--epsilon", "Branches whose output stays below it add nothing; 0 trains the plain network.", None
+    epsilon: str | None = option(
+        "--epsilon",
+        "Branches whose output stays below it add nothing; 0 trains the plain network; auto holds it for --lose.",
+        None,
+        metavar="E|auto",
+    )
+    lose: float | None = option(
+        "--lose", "The share of blocks to lose, instead of --epsilon; auto has 0.3.", None, metavar="SHARE"
     )
     recipe: str | None = option("--recipe", "digits, cifar10, cifar100, svhn, imagenet; that of DATA by default.", None)
     epochs: int | None = option("--epochs", "Instead of the recipe's.", None, min=1)

@@ -18,6 +18,7 @@ from shoal.cli.loading import (
     pick_device,
 )
 from shoal.cli.options import TrainRequest
+from shoal.epsilon.controller import AUTO, DEFAULT_SHARE, read_epsilon
 from shoal.epsilon.finish import TrainResult, TrainRunInfo, finish
 from shoal.epsilon.gate import checked_epsilon
 from shoal.epsilon.recipes import recipe, recipe_for
@@ -60,7 +61,7 @@ def run_train(session: Session, request: TrainRequest) -> int:
         progress("writing model, report and record", 0, 1)
         record = trained.compare_with(baselines).save(path, data.example(2))
     _say(session, record, str(path))
-    return 0 if record.lost or settings.epsilon == 0 else 1
+    return 0 if not settings.gated or len(record.lost) >= (record.target or 1) else 1
 
 
 def _claimed(
@@ -86,7 +87,9 @@ def resolve_request(request: TrainRequest) -> tuple[TrainRequest, EpsilonConfig]
         raise UsageError(f"DATA is missing: '{request.model}' can only be trained on data", "shoal train MODEL DATA")
     data = request.data or "digits"
     plan = recipe(request.recipe) if request.recipe else recipe_for(data)
-    epsilon = checked_epsilon(plan.epsilon if request.epsilon is None else request.epsilon)
+    epsilon = read_epsilon(request.epsilon if request.epsilon is not None else plan.epsilon)
+    if request.lose is not None and request.epsilon is None:
+        epsilon = AUTO
     rate = None if request.rate is None else replace(plan.rate, start=request.rate)
     decay = None if request.decay is None else replace(plan.decay, start=request.decay)
     plan = with_overrides(plan, epochs=request.epochs, batch_size=request.batch_size, rate=rate, decay=decay)
@@ -102,6 +105,7 @@ def resolve_request(request: TrainRequest) -> tuple[TrainRequest, EpsilonConfig]
         channels_last=request.channels_last,
         compile=request.compile,
         checkpoint_every=request.checkpoint_every,
+        lose=request.lose,
     )
     return replace(request, model=request.model or plan.model, data=data), settings
 
@@ -150,15 +154,20 @@ def beside_plans(settings: EpsilonConfig, epsilons: list[float], *, plain: bool)
     Args:
         settings: of the run itself.
         epsilons: other values of epsilon to try.
-        plain: also the plain network, without and with side supervision, and one with a far too large epsilon.
+        plain: also the plain network, without and with side supervision, and one with a far too large epsilon; to a run
+            that holds epsilon itself, the one that was chosen by hand for the recipe.
     """
-    plans = {}
+    plans: dict[str, EpsilonConfig] = {}
+    by_hand = replace(settings, epsilon=settings.recipe.epsilon, lose=None)
     if plain:
-        plans["plain"] = replace(settings, epsilon=0.0, side=False)
-        plans["plain-side"] = replace(settings, epsilon=0.0, side=True)
-        plans["large-epsilon"] = replace(settings, epsilon=10 * settings.epsilon)
+        plans["plain"] = replace(by_hand, epsilon=0.0, side=False)
+        plans["plain-side"] = replace(by_hand, epsilon=0.0, side=True)
+        if settings.epsilon == AUTO:
+            plans["by-hand"] = replace(by_hand, epsilon=settings.recipe.epsilon)
+        else:
+            plans["large-epsilon"] = replace(by_hand, epsilon=10 * settings.epsilon)
     for epsilon in epsilons:
-        plans[f"epsilon-{epsilon:g}"] = replace(settings, epsilon=checked_epsilon(epsilon))
+        plans[f"epsilon-{epsilon:g}"] = replace(by_hand, epsilon=checked_epsilon(epsilon))
     return plans
 
 
@@ -166,7 +175,7 @@ def against(trained: TrainResult, other: TrainResult, name: str, settings: Epsil
     """Another run, and how much worse the trained network is than it, sample by sample."""
     return BaselineRun(
         name=name,
-        epsilon=settings.epsilon,
+        epsilon=other.record.epsilon,
         side=settings.side,
         lost=len(other.record.lost),
         quality=other.record.settled.plain.quality,
@@ -190,7 +199,8 @@ def training_summary(record: TrainRecord, out: str) -> dict[str, Any]:
     settled = record.settled
     return {
         "recipe": record.recipe,
-        "epsilon": record.settings["epsilon"],
+        "epsilon": record.epsilon,
+        "target": record.target,
         "epochs": len(record.rows),
         "blocks": len(record.blocks),
         "lost": [entry.path for entry in record.lost],
@@ -234,7 +244,14 @@ def _show_plan(session: Session, spec: str, settings: EpsilonConfig, data: Data)
         session.print_json(document)
     else:
         session.say(
-            f"Would train {spec} for {plan.epochs} epochs with epsilon {settings.epsilon} by the recipe '{plan.name}' "
-            f"on {data.describe()}. Nothing was written."
+            f"Would train {spec} for {plan.epochs} epochs with epsilon {_in_words(settings)} "
+            f"by the recipe '{plan.name}' on {data.describe()}. Nothing was written."
         )
     return 0
+
+
+def _in_words(settings: EpsilonConfig) -> str:
+    """Epsilon by its value, or by what it is held for."""
+    if settings.epsilon != AUTO:
+        return f"{settings.epsilon:g}"
+    return f"held so that {100 * (settings.lose or DEFAULT_SHARE):g} % of the blocks are lost"

@@ -1,11 +1,13 @@
 """train(): train a network so that blocks vanish, take them out, prove and measure what came out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from shoal.batches import device_of
+from shoal.epsilon.controller import AUTO
 from shoal.epsilon.finish import TrainResult, TrainRunInfo, finish
 from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer
 from shoal.errors import UsageError, expect_type, naming_memory_shortage
@@ -21,6 +23,7 @@ def train(
     model: nn.Module,
     data: Data | str,
     *,
+    lose: float | None = None,
     config: EpsilonConfig | None = None,
     callbacks: Callbacks | ProgressCallback | None = None,
     folder: str | Path | None = None,
@@ -31,6 +34,7 @@ def train(
     Args:
         model: any network with residual blocks, from its random weights or trained already; it is left as it was.
         data: what `shoal.load_data` returns, or its specification (`digits`, `npz:FILE`); labels are needed.
+        lose: the share of blocks to lose; epsilon is then held by the run itself, whatever the configuration has.
         config: how; by default the recipe for the data, see `EpsilonConfig.by_recipe`.
         callbacks: progress; a function is called with (stage, done, total).
         folder: for checkpoint and metrics, created if it is missing; an unfinished run there is resumed. None: neither
@@ -53,6 +57,8 @@ def train(
     if config is None:
         config = EpsilonConfig.by_recipe(data.spec)
     config = expect_type(config, EpsilonConfig, "config", "Like shoal.EpsilonConfig.by_recipe('cifar10', epochs=200).")
+    if lose is not None:
+        config = replace(config, epsilon=AUTO, lose=lose)
     progress, model = as_callbacks(callbacks).progress, plain(model)
     path = ensure_dir(folder) if folder is not None else None
     where = device or str(device_of(model))

@@ -117,6 +117,7 @@ def finish(run: EpsilonTrainer, origin: TrainRunInfo, *, seconds: float = 1.0) -
         steps=run.state.step,
         blocks=_chain_records(chain, set(run.prunable.removed)),
         gated=len({gate.block for gate in run.gates}),
+        target=run.schedule.num_allowed(0),
         rows=run.rows,
         lost=lost,
         settled=settled,
@@ -168,7 +169,8 @@ def _lost(
     opened: dict[str, int] = {}
     largest: dict[str, float] = {}
     count, size, with_opening = 0, 0, 0
-    _set(gates, "live", run.settings.epsilon)
+    epsilons = {path: row.epsilon for row in run.rows for path in row.taken_out}
+    _set(gates, "live", epsilons)
     try:
         with evaluating(whole), torch.no_grad():
             for batch in batches(test, run.engine.device):
@@ -183,7 +185,7 @@ def _lost(
                     opened[path] = opened.get(path, 0) + 1
         answers = paired_predictions([whole], test)[0]
     finally:
-        _set(gates, "shut", run.settings.epsilon)
+        _set(gates, "shut", epsilons)
     live = LiveGates(
         quality=quality(answers, "test"),
         comparison=compare(answers, after, "test"),
@@ -211,9 +213,10 @@ def _lost_block(
     )
 
 
-def _set(gates: list[Gate], mode: Any, epsilon: float) -> None:
+def _set(gates: list[Gate], mode: Any, epsilons: dict[str, float]) -> None:
+    """Every gate in this mode, with the epsilon under which its block was lost."""
     for gate in gates:
-        gate.mode, gate.epsilon = mode, epsilon
+        gate.mode, gate.epsilon = mode, epsilons[gate.block]
 
 
 def _chain_records(chain: Chain, removed_paths: set[str]) -> list[BlockRecord]:
@@ -239,7 +242,13 @@ def _remarks(run: EpsilonTrainer, lost: list[PrunedBlock], settled: FinalNetwork
     noisy = [str(a.batch) for a, b in pairs if within_noise(a, b)]
     if lost and noisy:
         remarks.append(f"the change in latency is within the noise at batch {', '.join(noisy)}")
-    if run.gates and not lost:
+    target = run.schedule.num_allowed(0)
+    if target is not None and len(lost) < target:
+        remarks.append(
+            f"{len(lost)} of {target} blocks that were asked for were lost: train for more epochs, or let the number "
+            "of closed blocks rise sooner (rise)"
+        )
+    elif run.gates and not lost:
         remarks.append(
             "no block was lost: a larger epsilon or a stronger weight decay makes branches fall under epsilon"
         )

@@ -49,6 +49,10 @@ class RatePlan:
         """Whether a loss in this epoch sends the rate back."""
         return bool(self.after_loss) and epoch < epochs - self.settle
 
+    def gating_epochs(self, epochs: int) -> int:
+        """How many of the first epochs have working gates: all but the settling ones, or all where no other is left."""
+        return epochs - self.settle if self.settle < epochs else epochs
+
     def _stepped(self, epoch: int, lost_at: int | None) -> float:
         if lost_at is None or not self.after_loss:
             return stepped(self.start, self.falls, epoch)
@@ -70,25 +74,6 @@ class DecayPlan:
     def decay(self, step: int) -> float:
         """The decay at `step`, from 0."""
         return self.start * (self.factor ** (step // self.every) if self.every else 1.0)
-
-
-@dataclass(frozen=True)
-class EpsilonPlan:
-    """Epsilon by epoch: 0 (gates open) for `hold` epochs, then risen to its value within `rise` epochs.
-
-    A later version of the paper's code holds 150 epochs on CIFAR; the paper itself has neither.
-    """
-
-    value: float
-    hold: int = 0
-    rise: int = 0
-
-    def epsilon(self, epoch: int) -> float:
-        """Epsilon in `epoch`, from 0."""
-        since = epoch - self.hold
-        if since < 0:
-            return 0.0
-        return self.value if since >= self.rise else self.value * (since + 1) / (self.rise + 1)
 
 
 def stepped(start: float, falls: Sequence[tuple[int, float]], epoch: int) -> float:

@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,19 @@ from torch import Tensor, nn
 from shoal.batches import Batch, batches, call, logits_of
 from shoal.blocks import analyze
 from shoal.epsilon.attach import attach_gates_, watches_additions
+from shoal.epsilon.controller import (
+    AUTO,
+    DEFAULT_SHARE,
+    Auto,
+    EpsilonPlan,
+    EpsilonSchedule,
+    ShareController,
+    checked_share,
+    read_epsilon,
+)
 from shoal.epsilon.monitor import GateMonitor
 from shoal.epsilon.prunable import PrunableNetwork, PrunableSGD, decayed_parameters, largest_ending_weight
-from shoal.epsilon.recipes import RECIPES, EpsilonPlan, Recipe, recipe_for
+from shoal.epsilon.recipes import RECIPES, Recipe, recipe_for
 from shoal.epsilon.samples import training_samples
 from shoal.epsilon.side import supervised
 from shoal.errors import DataError, NonFiniteError, UsageError, naming_memory_shortage
@@ -42,9 +52,12 @@ class EpsilonConfig:
 
     Args:
         recipe: learning rate, decay, augmentation, sizes.
-        epsilon: of the gates; 0 trains the plain network, without any gate.
+        epsilon: of the gates; 0 trains the plain network, without any gate; 'auto': held so that the share `lose` of
+            the blocks is lost.
+        lose: that share, of all residual blocks; only with epsilon 'auto', where it is 0.3 by default.
         hold: epochs with epsilon 0 before the gates begin to work.
-        rise: epochs in which epsilon then rises.
+        rise: epochs in which epsilon then rises; with 'auto' the number of closed blocks, by default in half the epochs
+            that have gates.
         side: side supervision in the middle.
         freeze_after: a block closed on every step of so many epochs in a row is taken out; None: the faithful mode,
             which waits until its last weights have died.
@@ -56,7 +69,7 @@ class EpsilonConfig:
     """
 
     recipe: Recipe
-    epsilon: float
+    epsilon: float | Auto
     hold: int = 0
     rise: int = 0
     side: bool = True
@@ -66,8 +79,17 @@ class EpsilonConfig:
     channels_last: bool = False
     compile: bool = False
     checkpoint_every: int = 1
+    lose: float | None = None
 
     def __post_init__(self) -> None:
+        read_epsilon(self.epsilon)
+        if self.lose is not None:
+            checked_share(self.lose)
+            if self.epsilon != AUTO:
+                raise UsageError(
+                    f"epsilon is {self.epsilon}, and {self.lose} of the blocks are to be lost: one decides the other",
+                    "Leave out one of them; a share goes with epsilon 'auto'.",
+                )
         if self.precision not in ("fp32", "bf16"):
             raise UsageError(f"the precision is '{self.precision}', expected fp32 or bf16", "Leave it out for fp32.")
         for name, low in (("freeze_after", 1), ("hold", 0), ("rise", 0), ("checkpoint_every", 1)):
@@ -89,10 +111,16 @@ class EpsilonConfig:
             changes: fields of the configuration or of its recipe (`epochs`, `batch_size`, `rate`), with other values.
         """
         recipe = RECIPES.get(name) or recipe_for(name)
-        settings = {field.name for field in fields(cls)}
+        settings = {entry.name for entry in fields(cls)}
         recipe = replace(recipe, **{key: value for key, value in changes.items() if key not in settings})
-        values = {"epsilon": recipe.epsilon, "freeze_after": recipe.freeze_after}
+        epsilon = recipe.epsilon if changes.get("lose") is None else AUTO
+        values = {"epsilon": epsilon, "freeze_after": recipe.freeze_after}
         return cls(recipe, **{**values, **{key: value for key, value in changes.items() if key in settings}})
+
+    @property
+    def gated(self) -> bool:
+        """Whether the network has gates."""
+        return self.epsilon == AUTO or self.epsilon > 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON gives it back."""
@@ -107,11 +135,13 @@ class EpsilonState(LoopState):
         epoch: epochs that are done.
         lost_at: the latest epoch in which a block was lost, from 0.
         closed_before: blocks closed or pruned at the end of the last epoch.
+        largest: the largest response of each block in the last epoch.
     """
 
     epoch: int = 0
     lost_at: int | None = None
     closed_before: int = 0
+    largest: dict[str, float] = field(default_factory=dict)
 
 
 # In the faithful mode a block counts as dead when its last weights are this much smaller than they began.
@@ -153,8 +183,9 @@ class EpsilonTrainer(TrainingLoop):
         self.engine = Engine(
             device, settings.precision, compile_=settings.compile, channels_last=settings.channels_last
         )
-        self.epsilon = EpsilonPlan(settings.epsilon, settings.hold, settings.rise)
+        self.gating_epochs = self.recipe.rate.gating_epochs(self.recipe.epochs)
         self._setup_network(model)
+        self.schedule = self._schedule()
         self.samples = training_samples(
             data,
             self.recipe.augmentation,
@@ -182,7 +213,10 @@ class EpsilonTrainer(TrainingLoop):
         signature = signature_of(network, graph.chain)
         self.network_state, self.chain_lines = signature.state, signature.chain
         decayed = decayed_parameters(graph)
-        self.gates = attach_gates_(graph, settings.epsilon) if settings.epsilon > 0 else []
+        # A run that holds epsilon itself begins with open gates.
+        self.gates = (
+            attach_gates_(graph, 0.0 if settings.epsilon == AUTO else settings.epsilon) if settings.gated else []
+        )
         self._check_compile(network)
         self.prunable = PrunableNetwork(graph)
         self.weights_before = {block.path: self.last_weight(block.path) for block in graph.chain.removable}
@@ -194,6 +228,15 @@ class EpsilonTrainer(TrainingLoop):
         recipe = self.recipe
         self.optimizer = PrunableSGD(self.supervised, decayed, recipe.momentum, nesterov=recipe.nesterov)
         self.monitor = GateMonitor(self.gates, self.engine)
+
+    def _schedule(self) -> EpsilonSchedule:
+        settings = self.settings
+        if settings.epsilon != AUTO:
+            return EpsilonPlan(settings.epsilon, settings.hold, settings.rise)
+        chain, share = self.prunable.graph.chain, settings.lose or DEFAULT_SHARE
+        target = min(max(1, round(share * len(chain))), len(chain.removable))
+        hold = max(1, settings.hold)
+        return ShareController(target, hold, settings.rise or max(0, (self.gating_epochs - hold) // 2 - 1))
 
     def _check_compile(self, network: nn.Module) -> None:
         if self.settings.compile and watches_additions(network):
@@ -244,8 +287,9 @@ class EpsilonTrainer(TrainingLoop):
         epoch, recipe = self.state.epoch, self.recipe
         self.epoch_started = time.perf_counter()
         self.lr = recipe.rate.rate(epoch, recipe.epochs, self.state.lost_at)
-        self.gating_epochs = recipe.epochs - recipe.rate.settle if recipe.rate.settle < recipe.epochs else recipe.epochs
-        self.current_epsilon = self.epsilon.epsilon(epoch) if epoch < self.gating_epochs else 0.0
+        responses, num_removed = self.state.largest, len(self.prunable.removed)
+        gating = epoch < self.gating_epochs
+        self.current_epsilon = self.schedule.epsilon(epoch, responses, num_removed) if gating else 0.0
         for gate in self.monitor.gates:
             gate.epsilon, gate.means = self.current_epsilon, False
         self.supervised.train()
@@ -321,8 +365,9 @@ class EpsilonTrainer(TrainingLoop):
         if lost and recipe.rate.counts(state.epoch, recipe.epochs):
             state.lost_at = state.epoch
         alive = len(self.prunable.alive)
-        pruned = self._ready_to_prune(last=state.epoch + 1 == self.gating_epochs)
+        pruned = self._ready_to_prune(summary.largest, last=state.epoch + 1 == self.gating_epochs)
         self._prune(pruned)
+        state.largest = {path: value for path, value in summary.largest.items() if path not in pruned}
         state.epoch += 1
         measured = state.epoch % recipe.evaluate_every == 0 or self.is_finished()
         return EpochRow(
@@ -345,8 +390,19 @@ class EpsilonTrainer(TrainingLoop):
 
     # Pruning
 
-    def _ready_to_prune(self, *, last: bool) -> list[str]:
-        """The blocks to prune now, in order; when the gates end, all that were closed on every step of the epoch."""
+    def _ready_to_prune(self, largest: Mapping[str, float], *, last: bool) -> list[str]:
+        """The blocks to prune now, in order; when the gates end, all that were closed on every step of the epoch.
+
+        Args:
+            largest: responses of this epoch; where only so many blocks may still be lost, the smallest go.
+            last: whether the gates end with this epoch.
+        """
+        ready = self._closed_for_good(last=last)
+        allowed = self.schedule.num_allowed(len(self.prunable.removed))
+        chosen = sorted(ready, key=lambda path: largest[path])[:allowed]
+        return [path for path in ready if path in chosen]
+
+    def _closed_for_good(self, *, last: bool) -> list[str]:
         if last:
             return self.monitor.closed_epochs(1)
         if self.settings.freeze_after is not None:

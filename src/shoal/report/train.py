@@ -93,11 +93,20 @@ def _facts(record: TrainRecord) -> list[tuple[str, str]]:
     epochs = text.plural(len(record.rows), "epoch")
     return [
         ("Recipe", f"{record.recipe}, {epochs}, {text.plural(record.steps, 'step')}"),
-        ("Epsilon", f"{settings.get('epsilon')}"),
+        ("Epsilon", _epsilon_fact(record)),
         ("Frozen after", f"{freeze} closed epochs" if freeze else "its weights had died (as published)"),
         ("Side supervision", "yes" if settings.get("side") else "no"),
         ("Duration", numbers.duration(record.seconds)),
     ]
+
+
+def _epsilon_fact(record: TrainRecord) -> str:
+    if record.target is None:
+        return numbers.significant(record.epsilon)
+    return (
+        f"held so that {record.target} of {len(record.blocks)} blocks are lost; in the end "
+        f"{numbers.significant(record.epsilon)}"
+    )
 
 
 def headline(record: TrainRecord) -> str:
@@ -210,19 +219,22 @@ def gate_map(record: TrainRecord) -> GateMap | None:
 
 
 def _lane(path: str, record: TrainRecord, columns: Sequence[Sequence[EpochRow]], pruned: dict[str, int]) -> GateLane:
-    epsilon = float(record.settings.get("epsilon", 0.0))
-    shades = [_shade([row.largest[path] for row in rows if path in row.largest], epsilon) for rows in columns]
+    shades = [_shade([row for row in rows if path in row.largest], path, record.epsilon) for rows in columns]
     last = next(row.largest[path] for row in reversed(record.rows) if path in row.largest)
     end = f"pruned after epoch {pruned[path]}" if path in pruned else "kept"
     title = f"{path}: {end}; largest response in its last epoch {numbers.significant(last)}"
     return GateLane(path, title, [(shade, len(list(run))) for shade, run in groupby(shades)])
 
 
-def _shade(responses: Sequence[float], epsilon: float) -> str:
-    """The class of a column; `none` where the block was gone."""
-    if not responses:
+def _shade(rows: Sequence[EpochRow], path: str, epsilon: float) -> str:
+    """The class of a column; `none` where the block was gone.
+
+    Where gates did not work in an epoch, `epsilon` is what the response is held against.
+    """
+    if not rows:
         return "none"
-    ratio = max(responses) / epsilon if epsilon else 0.0
+    limits = [row.epsilon or epsilon for row in rows]
+    ratio = max(row.largest[path] / limit if limit else 0.0 for row, limit in zip(rows, limits, strict=True))
     return next((style for limit, style in _SHADES if ratio > limit), "s0")
 
 
@@ -273,7 +285,7 @@ def baseline_table(record: TrainRecord) -> Table | None:
     """This run and the runs it is compared with, by epsilon; None if there is no other."""
     if not record.beside:
         return None
-    total, epsilon = len(record.blocks), float(record.settings["epsilon"])
+    total, epsilon = len(record.blocks), record.epsilon
     quality = record.settled.plain.quality
     this_run = [*_run_entries(epsilon, record.settings["side"], len(record.lost), total, quality), TableCell("")]
     others = sorted(record.beside, key=lambda run: run.epsilon)
