@@ -3,14 +3,15 @@
     python benchmarks/recovery.py MODEL DATA [--weights F] [--mean ..] [--std ..] [--also DATA2] [--unlabelled DATA3]
         [--small MODEL2] [--small-weights F2] [--budget 5m] [--points 0.6,0.4] [--methods shoal,small,...]
         [--images 4660] [--batch-size 128] [--channels-last] [--longest 9] [--adaptor-steps 100] [--gate-steps 150]
-        [--try-plans 4] [--precision fp32] [--seed 0] [--work FOLDER] --out NAME.json
+        [--race 16] [--precision fp32] [--seed 0] [--work FOLDER] --out NAME.json
 
 Points are shares of the original's latency. The cut networks are made as in frontier.py, on the calibration part of
 DATA without labels; then each learns from the original on that part, augmented anew in each epoch, for the same budget:
 with `shoal.recover.distill`, PRACTISE with its own tuning on features too (`practise`; `practise-distil`: the same cut,
 our distillation). The weight of features, and PRACTISE's rate, are tuned for each method by one rule
-(rivals/tuning.py). Choosing does not count into the budget: Shoal's short recoveries of its best plans, PRACTISE's
-scores (100 steps for each block), TinyFusion's gates (150 steps). `small` is a smaller network trained by others, as it
+(rivals/tuning.py). The race of Shoal's plans counts into the budget, as it does for users: what its winner learned
+is where recovery goes on. The rivals' choosing does not: PRACTISE's scores (100 steps for each block), TinyFusion's
+gates (150 steps). `small` is a smaller network trained by others, as it
 is; `small-distil` the same, distilled; both stand at every point whose share they meet. `scratch` is the network of
 Shoal's plan with fresh weights. Distillation chooses what comes out on the validation part of DATA; `practise` takes
 its last step, as published. Test images are only measured on.
@@ -57,7 +58,7 @@ from shoal.surgery import model_digest
 from shoal.training.loaders import LoaderFactory
 
 # Options of this script that decide results.
-_OWN = ("adaptor_steps", "gate_steps", "longest", "try_plans", "precision", "seed")
+_OWN = ("adaptor_steps", "gate_steps", "longest", "race", "precision", "seed")
 
 
 def main() -> None:
@@ -89,7 +90,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         "tuned": {path.stem: json.loads(path.read_text()) for path in sorted((args.work / "tuned").glob("*.json"))},
         "adaptor_steps": args.adaptor_steps,
         "gate_steps": args.gate_steps,
-        "plans_tried": args.try_plans,
+        "race_at_most": args.race,
         "counts_up_to": f"{SLACK} times the point, in turns with the original",
         "points": points,
         "versions": versions(),
@@ -119,7 +120,7 @@ def _ground(
         longest=args.longest,
         small=in_layout_(load_model(args.small, args.small_weights).model.eval(), args) if args.small else None,
         mixed=args.precision == "bf16",
-        trial=_trial(model, setup, args.try_plans, calibration, stages),
+        trial=_trial(model, setup, args.race, calibration, stages),
     )
     return ground, setup
 
@@ -197,7 +198,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gate-steps", type=int, default=150, help="of TinyFusion's gates, for each point")
     parser.add_argument("--longest", type=int, default=9, help="blocks in the longest span that Shoal may replace")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the distillation's steps")
-    parser.add_argument("--try-plans", type=int, default=4, help="how many of Shoal's plans are compared")
+    parser.add_argument("--race", type=int, default=16, help="how many of Shoal's plans contend, at most")
     parser.add_argument("--seed", type=int, default=0)
     return parse(parser, "recovery")
 

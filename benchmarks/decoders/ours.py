@@ -1,6 +1,8 @@
 """Shoal's own ways: removal one by one, the same with what is kept refitted, and plans."""
 
 import json
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +71,18 @@ def refitted(ground: Ground, count: int, work: Path) -> Made:
 
 
 def plan(ground: Ground, count: int, work: Path) -> Made:
-    """`--depth N`: a plan of removals and spans replaced by linear maps, refitted."""
-    config = CompressConfig(stand_ins=("linear",), longest=4, latency_seconds=0.1, tables=work / "tables")
+    """`--depth N` with the kind `folded`: the maps before removed spans take over, and what is kept is refitted.
+
+    All plain transformers: the network that comes out is a Llama with fewer layers.
+    """
+    config = CompressConfig(stand_ins=("folded",), tables=work / "tables")
     result = compress(
         ground.model, batches(ground.fit, 8), Budget(depth=ground.count - count),
-        validation=batches(ground.choice, len(ground.choice)), config=config,
+        validation=batches(ground.choice, len(ground.choice)), config=config, callbacks=_print,
     )  # fmt: skip
     (work / f"plan-{count}.json").write_text(result.record.model_dump_json(indent=1))
     return result.model, {"removed": result.record.removed, "replaced": result.record.replaced}
+
+
+def _print(stage: str, done: int, total: int) -> None:
+    print(f"{time.perf_counter():.0f} s  {stage}: {done} of {total}", file=sys.stderr, flush=True)

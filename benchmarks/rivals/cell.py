@@ -15,7 +15,7 @@ from torch import nn
 
 from rivals import METHODS
 from rivals.answers import Answers, against, against_original
-from rivals.ground import SLACK, Ground
+from rivals.ground import SLACK, Ground, share_of
 from rivals.keeping import keep, reload, same
 from rivals.made import Made, Unreached
 from shoal.files.writing import write_text
@@ -98,7 +98,7 @@ def _made(ground: Ground, place: Place) -> tuple[Made | None, dict[str, Any]]:
             break
         ground.progress("timing beside the original", 0, 1)
         times = ground.times({"cut": made.network}, _SECONDS)
-        share = times["cut"].median_ms / times["original"].median_ms
+        share = share_of(times["cut"])
         attempts.append({"asked": target, "share": share})
         if share <= place.point * SLACK:
             if best is not None and (share <= best[1]["share"] or made.done == best[1]["done"]):

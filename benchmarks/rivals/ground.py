@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from shoal.batches import Batch, batches, call, logits_of
 from shoal.blocks import BlockGraph, analyze
 from shoal.errors import UsageError
-from shoal.measure import kl_per_sample, latency, log_probabilities
+from shoal.measure import kl_per_sample, log_probabilities
+from shoal.measure.latency_ratio import latency_beside
 from shoal.pipeline import MeasureConfig
 from shoal.pipeline.data_splits import DataSplits, split_samples_for_plan, with_mixup
 from shoal.pipeline.plan_race import Race
@@ -25,6 +26,8 @@ from shoal.record import Latency
 
 # Up to this factor a point counts as met; the planner's own slack, the same for every method.
 SLACK = 1.01
+# Of these parts of the time for a network, pairs beside the original take all but one, at most.
+_RATIO_PART = 3
 
 
 def say_nothing(stage: str, done: int, total: int) -> None:
@@ -113,15 +116,21 @@ class Ground:
         return total / sum(batch.size for batch in self.judge_on)
 
     def times(self, networks: dict[str, nn.Module], seconds: float) -> dict[str, Latency]:
-        """The original and these networks, interleaved in one run; about `seconds` for each."""
-        return latency(
-            {"original": self.model} | networks, self.timed, channels_last=self.channels_last, min_seconds=seconds
-        )
+        """The original and these networks, in pairs within milliseconds; some `seconds` for each."""
+        models = {"original": self.model} | networks
+        part = seconds / _RATIO_PART
+        return latency_beside(models, self.timed, reference="original", channels_last=self.channels_last, seconds=part)
 
     def share(self, network: nn.Module, seconds: float) -> float:
-        """The network's share of the original's latency, timed in turns."""
-        times = self.times({"cut": network}, seconds)
-        return times["cut"].median_ms / times["original"].median_ms
+        """The network's share of the original's latency, timed in pairs."""
+        return share_of(self.times({"cut": network}, seconds)["cut"])
+
+
+def share_of(times: Latency) -> float:
+    """The share of the original's latency in whose company a network was timed."""
+    if times.ratio is None:
+        raise ValueError("timed without the original")
+    return times.ratio.ratio
 
 
 def unlabelled(loaders: Iterable[Iterable[Any]], images: int) -> list[Batch]:

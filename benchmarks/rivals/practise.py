@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rivals.ground import Ground
+from rivals.ground import Ground, share_of
 from rivals.made import Made, Unreached
 from rivals.prefixes import shortest_prefix
 from shoal.batches import Batch, call
@@ -72,8 +72,7 @@ def _scores(ground: Ground, path: Path) -> dict[str, float]:
     if set(kept["cuts"]) != set(candidates):
         ground.progress("timing the removal of each block", 0, 1)
         times = ground.times(cuts, _SECONDS)
-        whole = times["original"].median_ms
-        kept["cuts"] = {path: 100 * (1 - times[path].median_ms / whole) for path in candidates}
+        kept["cuts"] = {path: 100 * (1 - share_of(times[path])) for path in candidates}
     targets = [block for block in candidates if block not in errors] and _targets(ground)
     for index, block in enumerate(candidates):
         if block not in errors:

@@ -78,4 +78,4 @@ def _shares(ground: Ground, removals: Sequence[Removal], seconds: float) -> list
         str(index): remove_blocks(ground.model, example, list(removal)) for index, removal in enumerate(removals)
     }
     times = ground.times(networks, seconds)
-    return [times[name].median_ms / times["original"].median_ms for name in networks]
+    return [share_of(times[name]) for name in networks]

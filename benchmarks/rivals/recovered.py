@@ -25,8 +25,10 @@ from shoal.batches import Batch
 from shoal.errors import UsageError
 from shoal.files.writing import write_text
 from shoal.pipeline import RecoveryConfig
+from shoal.pipeline.plan_race import remaining
 from shoal.pipeline.recovery import RecoveryTask
 from shoal.plan import Plan, read_plan
+from shoal.record import PlanRace
 from shoal.recover import DistillConfig, TrainingBudget
 from shoal.recover.evaluation import validation_samples
 from shoal.replace.kinds.scale import ChannelScale
@@ -114,7 +116,7 @@ def run_recovered(ground: Ground, sets: Sets, place: Place, setup: RecoverySetup
         "recovery": recovery,
         "network": model_digest(network),
         "held_back_kl": ground.damage(network),
-        "before": cut["quality"] if not way.fresh else None,
+        "before": cut["quality"] if not (way.fresh or race_of_cell(cut)) else None,
         "quality": judged(network, sets, own_place),
         "seconds": time.perf_counter() - started,
     }
@@ -129,6 +131,13 @@ def _twin(place: Place, network: str) -> Place | None:
         if point != place.point and (other.finished() or {}).get("cut_network") == network:
             return other
     return None
+
+
+def race_of_cell(cut: dict[str, Any]) -> PlanRace | None:
+    """The race that a cut network comes from with what it learned there, if any."""
+    race = (cut.get("done") or {}).get("race")
+    found = PlanRace.model_validate(race) if race else None
+    return found if found is not None and found.continued else None
 
 
 def _plan_of(place: Place) -> Plan | None:
@@ -156,7 +165,7 @@ class _Recovery:
             renew_(network, self.setup.seed)
         if way.how == "none":
             return network, {"steps": 0}
-        setup, folder = self.setup, place_of(self.place).folder
+        setup, folder = replace(self.setup, budget=self._left_of_budget), place_of(self.place).folder
         record = self.place.work / "tuned" / f"{self.place.method}.json"
         if way.how == "features":
             rate = best_value(
@@ -169,6 +178,12 @@ class _Recovery:
     @property
     def _cut(self) -> Place:
         return replace(self.place, method=WAYS[self.place.method].cut)
+
+    @property
+    def _left_of_budget(self) -> TrainingBudget:
+        """The budget less the steps of the race that Shoal's plan comes from: its network has learned in them."""
+        race = race_of_cell(self._cut.finished() or {})
+        return remaining(self.setup.budget, race) if not WAYS[self.place.method].fresh else self.setup.budget
 
     def _left(self, network: nn.Module, weight: float, budget: TrainingBudget) -> float:
         settings = replace(self.setup.settings, features=weight, rate=TRIAL_RATE, looks=1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rivals import METHODS
 from rivals.cell import Place, plain
-from rivals.ground import Ground
+from rivals.ground import Ground, share_of
 from rivals.keeping import reload
 from shoal.files.writing import write_text
 
@@ -27,7 +27,7 @@ def side_by_side(ground: Ground, work: Path, point: float) -> dict[str, Any]:
     rebuilt = {method: reload(ground, Place(work, point, method).folder) for method in networks}
     ground.progress(f"timing {len(rebuilt)} networks side by side", 0, 1)
     times = ground.times(rebuilt, _SECONDS)
-    shares = {method: times[method].median_ms / times["original"].median_ms for method in networks}
+    shares = {method: share_of(times[method]) for method in networks}
     result = {"networks": networks, "latency": plain(times), "shares": shares}
     write_text(path, json.dumps(result, indent=1) + "\n")
     return result

@@ -5,6 +5,7 @@ import json
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,11 +49,12 @@ def steady(ground, monkeypatch):
 
     def times(networks, seconds):
         models = {"original": ground.model} | networks
-        return {name: Time(sum(p.numel() for p in model.parameters())) for name, model in models.items()}
+        whole = sum(parameter.numel() for parameter in ground.model.parameters())
+        return {name: Time(sum(p.numel() for p in model.parameters()), whole) for name, model in models.items()}
 
     class Time:
-        def __init__(self, value):
-            self.median_ms = float(value)
+        def __init__(self, value, whole):
+            self.median_ms, self.ratio = float(value), SimpleNamespace(ratio=value / whole)
 
     monkeypatch.setattr(ground, "times", times)
     return ground

@@ -1,11 +1,16 @@
-"""Replacements in a format that learns better: shortcut plus residual, with a batch norm; and the way back.
+"""A student in a format that learns better, and the way back; in eval mode the same function, up to rounding.
 
-Both formats are the same function in eval mode, up to rounding. With the same plan and the same distillation a bare
+A replacement becomes shortcut plus residual, with a batch norm. With the same plan and the same distillation a bare
 convolution came to 91.4 %, the shortcut plus a convolution to 91.6 %, with a batch norm set from the data to 91.8 %
 (ResNet-56, CIFAR-10). Merging: Jacob et al. 2018, arXiv:1712.05877; the shortcut as a kernel: Ding et al. 2021, RepVGG,
 arXiv:2101.03697.
+
+Every batch norm gets the statistics of what it sees now, and the gamma and beta that undo the difference. A refit in
+closed form changes what enters a norm and leaves its statistics behind: by those of a mini-batch, in the first step of
+training, such a network would compute something else.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,8 +50,11 @@ class NormedReplacement(nn.Module):
         return self.tail(x + residual if self.shortcut else residual)
 
 
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
 def make_trainable_(model: nn.Module, stand_ins: Mapping[str, Replacement], batches: Sequence[Batch]) -> list[str]:
-    """Rewrite the replacements of a compressed network, in place.
+    """Rewrite the replacements of a compressed network, and set the statistics of its batch norms, in place.
 
     Args:
         model: with a replacement, as `replace.build_replacement` makes it, at each path.
@@ -56,15 +64,16 @@ def make_trainable_(model: nn.Module, stand_ins: Mapping[str, Replacement], batc
     Returns:
         The paths that were rewritten.
     """
-    normed = {}
+    normed = []
     for path, stand_in in stand_ins.items():
         module = model.get_submodule(path)
         if stand_in.kind in _KINDS and isinstance(module, (ResidualReplacement, nn.Sequential)):
-            normed[path] = _as_normed(module, stand_in)
-            copy_format_(module, normed[path])
-            model.set_submodule(path, normed[path], strict=True)
-    _set_norms(model, list(normed.values()), batches)
-    return list(normed)
+            replacement = _as_normed(module, stand_in)
+            copy_format_(module, replacement)
+            model.set_submodule(path, replacement, strict=True)
+            normed.append(path)
+    set_statistics_(model, batches)
+    return normed
 
 
 def make_plain_(model: nn.Module, stand_ins: Mapping[str, Replacement]) -> nn.Module:
@@ -94,26 +103,35 @@ def _as_normed(module: nn.Module, stand_in: Replacement) -> NormedReplacement:
     last = _last(branch)
     norm: nn.Module = nn.Identity()
     if stand_in.layout == "channels_first":
-        norm = nn.BatchNorm2d(stand_in.out_channels).to(last.weight.device, last.weight.dtype)
+        norm = _identity_norm(stand_in.out_channels).to(last.weight.device, last.weight.dtype)
     return NormedReplacement(branch, norm, post_activation_module(stand_in.tail), shortcut=same_shape).eval()
 
 
-def _set_norms(model: nn.Module, replacements: Sequence[NormedReplacement], batches: Sequence[Batch]) -> None:
-    """Give every batch norm the statistics of its input, and the weights that undo them: nothing changes in eval mode.
+def _identity_norm(channels: int) -> nn.BatchNorm2d:
+    """A batch norm that computes the identity in eval mode."""
+    norm = nn.BatchNorm2d(channels)
+    with torch.no_grad():
+        norm.weight.fill_((1 + norm.eps) ** 0.5)
+    return norm
 
-    One pass for all: no norm changes what another one sees.
+
+def set_statistics_(model: nn.Module, batches: Sequence[Batch]) -> nn.Module:
+    """Give every batch norm the statistics of its input, and gamma and beta that undo the difference, in place.
+
+    Nothing changes in eval mode, so one pass serves all: no norm changes what another one sees. Norms without gamma,
+    beta or statistics of their own (shared, affine=False) are left alone, and so are those that nothing enters.
+
+    Args:
+        model: in any mode.
+        batches: mini-batches on its device; without any nothing changes.
     """
-    sums: dict[nn.Module, list[Any]] = {}
+    norms = [norm for norm in _own_norms(model) if batches]
+    sums: dict[nn.Module, _ChannelSums] = {}
 
-    def accumulate(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        values = args[0].detach().double().movedim(1, 0).flatten(1)
-        totals = sums.setdefault(module, [0, 0.0, 0.0])
-        totals[0] += values.shape[1]
-        totals[1] = totals[1] + values.sum(dim=1)
-        totals[2] = totals[2] + values.square().sum(dim=1)
+    def accumulate(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        sums.setdefault(norm, _ChannelSums()).add(args[0].detach())
 
-    norms = [module.norm for module in replacements if isinstance(module.norm, nn.BatchNorm2d)]
-    handles = [_init_identity_(norm).register_forward_pre_hook(accumulate) for norm in norms]
+    handles = [norm.register_forward_pre_hook(accumulate) for norm in norms]
     try:
         with evaluating(model):
             for batch in batches if norms else ():
@@ -121,30 +139,55 @@ def _set_norms(model: nn.Module, replacements: Sequence[NormedReplacement], batc
     finally:
         for handle in handles:
             handle.remove()
-    for norm in norms:
-        if norm in sums:
-            n, total, squares = sums[norm]
-            mean = total / n
-            _set_inverse_(norm, mean, (squares / n - mean.square()).clamp(min=0))
+    for norm, channel_sums in sums.items():
+        _change_statistics_(norm, *channel_sums.mean_and_variance())
+    return model
 
 
-def _init_identity_(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    zeros = torch.zeros(norm.num_features, dtype=torch.float64)
-    _set_inverse_(norm, zeros, zeros + 1)
-    return norm
+class _ChannelSums:
+    """Sums of values and of their squares for each channel, (channels,), float64."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.total = self.squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        """Add one input of a batch norm, (samples, channels, ...)."""
+        values = x.double().movedim(1, 0).flatten(1)
+        self.n += values.shape[1]
+        self.total = self.total.to(values.device) + values.sum(dim=1)
+        self.squares = self.squares.to(values.device) + values.square().sum(dim=1)
+
+    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
+        """Of each channel."""
+        mean = self.total / self.n
+        return mean, (self.squares / self.n - mean.square()).clamp(min=0)
 
 
-def _set_inverse_(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    """Running statistics, and the gamma and beta that undo them."""
+def _own_norms(model: nn.Module) -> list[Any]:
+    """The batch norms with tensors that no other module holds."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    holders = Counter(id(tensor) for module in model.modules() for tensor in _held(module))
+    return [norm for norm in norms if len(_held(norm)) == 4 and all(holders[id(tensor)] == 1 for tensor in _held(norm))]
+
+
+def _held(module: nn.Module) -> list[Tensor]:
+    """The tensors that a batch norm works with, as far as a module holds them itself, not by a parametrization."""
+    own = {**module._parameters, **module._buffers}
+    names = ("weight", "bias", "running_mean", "running_var")
+    return [tensor for name in names if (tensor := own.get(name)) is not None]
+
+
+def _change_statistics_(norm: Any, mean: Tensor, variance: Tensor) -> None:
+    """Other running statistics, and the gamma and beta that undo the difference; none that are not finite."""
+    if not bool(torch.isfinite(mean).all() and torch.isfinite(variance).all()):
+        return
+    scale, shift = _scale_and_shift(norm)
     with torch.no_grad():
-        for tensor, value in (
-            (norm.running_mean, mean),
-            (norm.running_var, variance),
-            (norm.weight, (variance + norm.eps).sqrt()),
-            (norm.bias, mean),
-        ):
-            if tensor is not None:
-                tensor.copy_(value)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+        norm.bias.copy_(shift + scale * mean)
 
 
 def _last(branch: Any) -> Any:
@@ -208,17 +251,19 @@ class TrainableFormat:
         stand_ins: of the plan, by path.
         rewritten: the paths of those that were rewritten.
         adapters: the maps with an adapter, where the student learns by these.
+        normed: whether batch norms got other statistics; there is no way back from that, nor any need of one.
     """
 
     dtypes: Mapping[str, torch.dtype]
     stand_ins: Mapping[str, Replacement]
     rewritten: Sequence[str]
     adapters: Adapters | None = None
+    normed: bool = False
 
     @property
     def changed(self) -> bool:
         """Whether anything was."""
-        return bool(self.dtypes or self.rewritten or self.adapters)
+        return bool(self.dtypes or self.rewritten or self.adapters or self.normed)
 
 
 def to_trainable_(
@@ -229,14 +274,14 @@ def to_trainable_(
     Args:
         model: a copy.
         stand_ins: the replacement at each path; see `make_trainable_`.
-        batches: mini-batches on the model's device that batch norms of replacements are set from.
+        batches: mini-batches on the model's device that batch norms are set from.
         lora: the rank of adapters; 0 for none.
     """
     # What is frozen may stay in half precision, in which the teacher has it; adapters are float32.
     dtypes = {} if lora and not stand_ins else upcast_(model)
     rewritten = make_trainable_(model, stand_ins, [match_dtype(model, batch) for batch in batches])
     adapters = add_adapters_(model, lora, stand_ins) if lora else None
-    return TrainableFormat(dtypes, stand_ins, rewritten, adapters)
+    return TrainableFormat(dtypes, stand_ins, rewritten, adapters, bool(batches and _own_norms(model)))
 
 
 def from_trainable_(model: nn.Module, format: TrainableFormat) -> nn.Module:
