@@ -57,8 +57,7 @@ def cut(goal=None, **more):
 
 def test_a_plan_recovers_and_its_folder_still_loads(tmp_path):
     plain = cut({"latency": 0.5}).record
-    # A handful of images is too few for statistics of batch norms: those stay.
-    found = cut({"latency": 0.5}, recover=RecoveryConfig(40, DistillConfig(rate=0.02, looks=3, norm_batch=64)))
+    found = cut({"latency": 0.5}, recover=RecoveryConfig(40, DistillConfig(rate=0.02, looks=3)))
     recovery = found.record.recovery
     assert plain.recovery is None
     assert recovery.divergence_after < recovery.divergence_before
@@ -247,7 +246,7 @@ def test_the_figures_on_validation_are_those_after_recovery(more):
     validation = answered(data(50))
     plain = cut(goal, validation=validation).record
     found = cut(
-        goal, validation=validation, recover=RecoveryConfig(20, DistillConfig(rate=0.02, looks=3, norm_batch=64))
+        goal, validation=validation, recover=RecoveryConfig(20, DistillConfig(rate=0.02, looks=3))
     )
     original, after = paired_predictions([confident().eval(), found.model], validation[:2])  # 36 samples
     record = found.record

@@ -93,6 +93,25 @@ def test_what_no_map_of_single_channels_explains_counts():
     assert graph.chain.removable
 
 
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_images_are_read_by_where_their_channels_are(channels_first):
+    """Rows of channels either way: NHWC images of a Swin are not read as if their rows were channels."""
+
+    class Mix(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map = nn.Conv2d(5, 5, 1) if channels_first else nn.Linear(5, 5)
+
+        def forward(self, x):
+            return x + self.map(x)
+
+    model = nn.Sequential(Mix(), Mix()).eval()
+    x = torch.randn(2, 5, 3, 4) if channels_first else torch.randn(2, 3, 4, 5)
+    segments = build_segments(analyze(model, Batch((x,))))
+    before = screening._Streams.record(model, segments, Batch((x,))).before[0]
+    assert torch.equal(before, (x.movedim(1, -1) if channels_first else x).reshape(-1, 5))
+
+
 def damage_forwards(depth, monkeypatch):
     """How many changes are measured, each a run of a part of the network."""
     measured = []

@@ -184,3 +184,44 @@ def test_stand_ins_in_half_precision_are_rewritten_in_float32_and_come_back():
 def test_a_network_in_float32_is_left_alone():
     model = student()
     assert not to_trainable_(model, {}, []).changed
+
+
+def normed_network():
+    """Batch norms whose statistics are not those of what they see, as after a refit."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4))
+    with torch.no_grad():
+        for norm in (model[1], model[4]):
+            norm.weight.uniform_(-2, 2)
+            norm.bias.uniform_(-1, 1)
+            norm.running_mean.uniform_(-3, 3)
+            norm.running_var.uniform_(0.1, 9)
+    return model.eval()
+
+
+def test_by_the_statistics_of_a_mini_batch_a_student_computes_what_it_did_in_eval_mode():
+    model, x = normed_network(), torch.randn(32, 3, 8, 8)
+    expected = model(x)
+    make_trainable_(model, {}, [Batch((x[:12],)), Batch((x[12:],))])
+    assert torch.allclose(model(x), expected, atol=1e-4)
+    assert torch.allclose(model.train()(x), expected, atol=1e-2)
+    assert not torch.allclose(normed_network().train()(x), expected, atol=1)
+
+
+def test_a_norm_that_shares_its_weights_or_has_none_keeps_its_statistics():
+    model, x = normed_network(), torch.randn(8, 3, 8, 8)
+    plain = nn.BatchNorm2d(4, affine=False)
+    twin = nn.BatchNorm2d(4)
+    twin.weight = model[4].weight
+    model = model.extend([twin, plain]).eval()
+    expected, before = model(x), [model[place].running_mean.clone() for place in (4, 5, 6)]
+    make_trainable_(model, {}, [Batch((x,))])
+    assert torch.allclose(model(x), expected, atol=1e-4)
+    assert all(torch.equal(model[place].running_mean, mean) for place, mean in zip((4, 5, 6), before, strict=True))
+
+
+def test_norms_that_see_nan_keep_their_statistics():
+    model, x = normed_network(), torch.full((4, 3, 8, 8), float("nan"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    make_trainable_(model, {}, [Batch((x,))])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

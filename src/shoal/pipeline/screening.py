@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch, call
 from shoal.blocks import BlockGraph
 from shoal.preserve import evaluating
-from shoal.replace import Segment, SegmentChain, Span
+from shoal.replace import Segment, SegmentChain, Span, stream_layout
 
 UNSCREENED = 128
 """Chains of up to this many segments are measured whole."""
@@ -146,19 +146,19 @@ class _Streams:
         streams = cls([None] * count, [None] * count)
         with evaluating(model), ExitStack() as stack:
             for number, segment in enumerate(segments.segments):
-                entering, leaving = streams._hooks(number, segment)
+                entering, leaving = streams._hooks(number, segment, _channel_axis(model, segment))
                 first, last = (model.get_submodule(path) for path in (segment.paths[0], segment.paths[-1]))
                 stack.callback(first.register_forward_pre_hook(entering).remove)
                 stack.callback(last.register_forward_hook(leaving).remove)
             call(model, batch)
         return streams
 
-    def _hooks(self, number: int, segment: Segment) -> tuple[Any, Any]:
+    def _hooks(self, number: int, segment: Segment, axis: int) -> tuple[Any, Any]:
         def entering(module: nn.Module, args: Any) -> None:
-            self.before[number] = _rows(args[0])
+            self.before[number] = _rows(args[0], axis)
 
         def leaving(module: nn.Module, args: Any, output: Any) -> None:
-            self.behind[number] = _rows(segment.output_format.stream(output))
+            self.behind[number] = _rows(segment.output_format.stream(output), axis)
 
         return entering, leaving
 
@@ -186,8 +186,12 @@ class _Streams:
         return float((y - x).square().sum() / y.square().sum().clamp_min(1e-12))
 
 
-def _rows(stream: Tensor) -> Tensor:
+def _channel_axis(model: nn.Module, segment: Segment) -> int:
+    """Where a stream has its channels: in front for images, signals and volumes, behind for tokens and NHWC images."""
+    return -1 if stream_layout(model, segment) == "channels_last" else 1
+
+
+def _rows(stream: Tensor, axis: int) -> Tensor:
     """Evenly spaced positions, the same for every stream of one shape."""
-    channels_first = stream.dim() == 4
-    rows = (stream.movedim(1, -1) if channels_first else stream).reshape(-1, stream.shape[1 if channels_first else -1])
+    rows = stream.movedim(axis, -1).reshape(-1, stream.shape[axis])
     return rows[:: max(1, len(rows) // _ROWS)][:_ROWS].detach().float().clone()

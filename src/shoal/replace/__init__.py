@@ -11,7 +11,7 @@ from shoal.replace.output_format import PLAIN, OutputFormat, copy_format_, insta
 from shoal.replace.recording import recording
 from shoal.replace.refit import RefitConfig, refit_
 from shoal.replace.segments import Segment, SegmentChain, build_segments
-from shoal.replace.spans import Span, find_spans
+from shoal.replace.spans import Span, find_spans, stream_layout
 from shoal.replace.students import STUDENTS, StudentSpec, students_of, two_blocks
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "recording",
     "refit_",
     "split_by_memory",
+    "stream_layout",
     "students_of",
     "train_students",
     "two_blocks",

@@ -96,7 +96,7 @@ def find_spans(graph: BlockGraph, chain: SegmentChain, longest: int) -> list[Spa
 def _span(model: nn.Module, chain: SegmentChain, start: int, stop: int) -> Span | None:
     segments = chain.segments[start:stop]
     first, last = segments[0], segments[-1]
-    layout = _layout(model, first)
+    layout = stream_layout(model, first)
     if layout is None or len(first.in_shape) != len(last.out_shape):
         return None
     if not (first.can_bound_span and last.can_bound_span):
@@ -130,7 +130,7 @@ def _varying_strides(graph: BlockGraph, chain: SegmentChain) -> set[str]:
         return set()
     strides = {}
     for segment in chain.segments:
-        layout = _layout(graph.model, segment)
+        layout = stream_layout(graph.model, segment)
         stride = _stride(segment.in_shape, segment.out_shape, layout) if layout is not None else None
         if layout is not None and stride is not None:
             strides[segment.path] = (layout, stride)
@@ -177,7 +177,7 @@ def _has_stride(in_shape: _Shape, out_shape: _Shape, layout: Layout, stride: int
     return all(-(-before // stride) == after for before, after in zip(in_shape[1:], out_shape[1:], strict=True))
 
 
-def _layout(model: nn.Module, segment: Segment) -> Layout | None:
+def stream_layout(model: nn.Module, segment: Segment) -> Layout | None:
     """Where the channels are, inferred from the convolutions that read the segment's input; None where unsupported."""
     modules = [module for path in segment.paths for module in model.get_submodule(path).modules()]
     shape = segment.in_shape
