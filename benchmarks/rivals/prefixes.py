@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scipy.optimize import isotonic_regression
 
-from rivals.ground import SLACK, Ground
+from rivals.ground import SLACK, Ground, share_of
 from rivals.made import Made, Unreached
 from rivals.norms import with_better_norms
 from shoal.files.writing import write_text

@@ -245,9 +245,7 @@ def test_the_figures_on_validation_are_those_after_recovery(more):
     goal = {"max_drop": 80.0, **more}
     validation = answered(data(50))
     plain = cut(goal, validation=validation).record
-    found = cut(
-        goal, validation=validation, recover=RecoveryConfig(20, DistillConfig(rate=0.02, looks=3))
-    )
+    found = cut(goal, validation=validation, recover=RecoveryConfig(20, DistillConfig(rate=0.02, looks=3)))
     original, after = paired_predictions([confident().eval(), found.model], validation[:2])  # 36 samples
     record = found.record
     assert record.recovery.kept_step > 0
