@@ -16,6 +16,16 @@ def network() -> nn.Module:
     return model
 
 
+def noisy() -> nn.Module:
+    """The network with noise on its weights."""
+    model = network()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    return model
+
+
 def plain() -> nn.Module:
     """No residual block."""
     torch.manual_seed(0)

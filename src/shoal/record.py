@@ -83,6 +83,7 @@ class MetricComparison(FrozenModel):
         drop: how much worse the compressed network is; None where it is compared with the original, and the metric
             has no figure for two equal outputs.
         groups: the compressed network's figure for each group of samples, such as each timestep.
+        grouped_by: what the groups are: `timestep`.
     """
 
     name: str
@@ -98,6 +99,7 @@ class MetricComparison(FrozenModel):
     drop: float | None = None
     drop_interval: Interval | None = None
     groups: dict[str, float] = Field(default_factory=dict)
+    grouped_by: str = "group"
 
 
 class Comparison(FrozenModel):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 import shoal
@@ -145,3 +146,19 @@ def test_a_student_that_cannot_be_traced_learns_all_the_same(run, tmp_path):
     assert document["recovery"]["divergence_after"] < document["recovery"]["divergence_before"]
     assert "the student cannot be traced" in document["warnings"][0]
     assert json.loads((tmp_path / "o" / "plan.json").read_text())["network"]["chain"] == []
+
+
+def test_the_metrics_of_the_task_stand_in_the_record(run, tmp_path):
+    words = (f"{HERE}/tiny.py:noisy", DATA, "--teacher", NETWORK, "--budget", 20, "--batch-size", 16)
+    code, out, _ = run("distill", *words, "--task", "embedding", "--out", "o")
+    record = json.loads((tmp_path / "o" / "record.json").read_text())
+    before, after = (record[side]["metrics"] for side in ("before", "after"))
+    assert code == 0
+    assert [metric["name"] for metric in before] == [metric["name"] for metric in after]
+    cosine = {side: record[side]["metrics"][-1]["compressed"] for side in ("before", "after")}
+    assert cosine["after"] > cosine["before"]
+    assert record["after"]["cosine_distance"] == pytest.approx(1 - cosine["after"], abs=1e-6)
+    assert "Cosine with the original" in out
+    code, _, err = run("distill", *words, "--task", "nothing", "--out", "p")
+    assert code == 2
+    assert "there is no task 'nothing'" in err

@@ -33,6 +33,20 @@ def test_features_are_measured_by_their_variance():
     assert float(said) == pytest.approx(0.5, rel=0.05)
 
 
+def test_features_that_the_teacher_has_far_out_do_not_count():
+    expected, actual = torch.randn(400, 5), torch.randn(400, 5)
+    near = (expected - expected.mean()).abs() <= 2 * expected.std(correction=0)
+    alone = (actual - expected)[near].square().mean() / expected[near].var(correction=0)
+    assert feature_loss({"a": expected}, {"a": actual}, sigmas=2.0) == pytest.approx(float(alone), rel=1e-5)
+    huge = expected.clone()
+    huge[3, 2] = 1000.0
+    before = actual.clone().requires_grad_()
+    feature_loss({"a": huge}, {"a": before}, sigmas=2.0).backward()
+    assert before.grad[3, 2] == 0
+    assert before.grad[0, 0] != 0
+    assert feature_loss({"a": expected}, {"a": actual}, sigmas=0.0) == feature_loss({"a": expected}, {"a": actual})
+
+
 def test_features_of_padding_do_not_count():
     batch = as_batch(tokens(count=4))
     wanted, own = torch.randn(4, 7, 3), torch.randn(4, 7, 3)

@@ -3,8 +3,8 @@ import math
 import pytest
 from handmade import language_record, latencies, make_record
 
-from shoal.record import LatencyRatio, Record
-from shoal.report import comparison, text
+from shoal.record import LatencyRatio, MetricComparison, Record
+from shoal.report import comparison, metrics, render, text
 
 
 def test_every_measure_has_its_row(record: Record) -> None:
@@ -142,3 +142,27 @@ def test_what_a_ratio_says_of_itself():
     compressed = [one.model_copy(update={"ratio": wide}) for one in latencies(0.8)]
     rows = comparison.before_after(with_latency(make_record(), latencies(1.0), compressed))
     assert any("20.0 % wide where 1% was asked for" in row.note for row in rows)
+
+
+def test_figures_by_group_stand_on_the_page_and_in_the_terminal(record: Record) -> None:
+    metric = MetricComparison(
+        name="relative_error",
+        label="Squared error",
+        unit="%",
+        better="lower",
+        against="original",
+        n=30,
+        compressed=0.05,
+        compressed_interval=(0.04, 0.06),
+        groups={"1": 0.098, "500": 0.05, "981": 0.012},
+        grouped_by="timestep",
+    )
+    assert metrics.groups_line(metric) == "Squared error, by timestep: 1.2 % at 981 to 9.8 % at 1"
+    better = metric.model_copy(update={"better": "higher"})
+    assert metrics.groups_line(better).endswith("9.8 % at 1 to 1.2 % at 981")
+    assert metrics.groups_line(metric.model_copy(update={"groups": {}})) == ""
+    measured = record.comparison.model_copy(update={"metrics": [metric]})
+    page = render(record.model_copy(update={"comparison": measured}))
+    assert "<h3>By timestep</h3>" in page
+    assert page.index(">1</th>") < page.index(">500</th>") < page.index(">981</th>")
+    assert "By timestep" not in render(record)

@@ -36,6 +36,7 @@ from shoal.report import show
 from shoal.sources import Data
 from shoal.store import OpenedFolder, RunFolder
 from shoal.surgery import model_digest
+from shoal.tasks import Task, seq2seq
 from shoal.training.loaders import LoaderFactory
 
 TABLES = "tables"
@@ -88,8 +89,7 @@ class CompressRequest:
             latency_from=self.latency_from,
             output=self.output,
             latency_batch_sizes=self.latency_batch_sizes,
-            task=self.task,
-            **more,
+            **{"task": self.task, **more},
         )
 
 
@@ -185,6 +185,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
                 config=request.config(
                     tables=(request.tables or path / TABLES) if request.goal.by_plan else None,
                     run_info=_provenance(request, opened.spec, data),
+                    task=task_of(request.task, data),
                 ),
                 callbacks=Callbacks(progress, folder),
             )
@@ -196,6 +197,11 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     else:
         show(record, str(path), session.console)
     return 0 if record.reached else 1
+
+
+def task_of(name: str | None, data: Data) -> Task | str | None:
+    """The task that is asked for; of sound that a network writes down, with its words as the metric."""
+    return seq2seq(data.decode) if data.decode is not None and name in (None, "seq2seq") else name
 
 
 def _kinds(option: str | None) -> tuple[str, ...]:

@@ -10,21 +10,24 @@ from torch import nn
 
 from shoal.batches import batches
 from shoal.blocks import Chain, analyze
-from shoal.cli.compress import epochs_of
+from shoal.cli.compress import epochs_of, task_of
 from shoal.cli.console import Session
 from shoal.cli.loading import check_input, open_data, open_network, output_folder, pick_device
 from shoal.cli.options import DistillRequest
 from shoal.errors import TraceError, UsageError
 from shoal.files.writing import write_text
-from shoal.measure import Predictions, compare, machine, paired_predictions, quality
+from shoal.measure import Predictions, Reading, compare, machine, paired_predictions, quality
 from shoal.plan import Fold, Plan, Replace
-from shoal.record import DistillRecord
+from shoal.record import DistillRecord, MetricComparison
 from shoal.recover import DistillConfig, DistillData, DistillResult, TrainingBudget, distill, read_budget
+from shoal.report import metrics
 from shoal.sources import Data
 from shoal.store import OpenedFolder, RunFolder, read_folder_plan, save
 from shoal.store.folder import RECORD
 from shoal.surgery import input_specs, model_digest, signature_of
+from shoal.tasks import OutputRequest, TaskChoice, compare_metrics, dense_copy, restore_usual, usual_outputs
 
+_READ = 8  # mini-batches that tell how outputs are read, and how far they vary
 _SET_ON = 4  # mini-batches that the batch norms of stand-ins are set from
 
 
@@ -52,6 +55,8 @@ class _Inputs:
     settings: DistillConfig
     budget: TrainingBudget
     device: str
+    task: TaskChoice
+    reading: Reading
 
 
 def run_distill(session: Session, request: DistillRequest) -> int:
@@ -70,9 +75,9 @@ def run_distill(session: Session, request: DistillRequest) -> int:
             result = _distilled(inputs, plan, path, progress)
             progress("measuring on test", 0, 1)
             networks = [inputs.teacher.model, inputs.student.model, result.model]
-            answers = paired_predictions(networks, inputs.data.test(), inputs.device)
+            answers = paired_predictions(networks, inputs.data.test(), inputs.device, reading=inputs.reading)
             record = _record(request, inputs, result, answers, [*warnings, *result.warnings], folder.seconds)
-            save(path, result.model, plan)
+            save(path, restore_usual(result.model), plan)
             write_text(path / RECORD, record.model_dump_json(indent=2) + "\n")
     if session.as_json:
         session.print_json({**record.model_dump(mode="json"), "out": str(path)})
@@ -88,11 +93,17 @@ def _opened(session: Session, request: DistillRequest) -> _Inputs:
     device = pick_device(request.device)
     student = open_network(session, request.student, request.weights, device)
     teacher = open_network(session, request.teacher, request.teacher_weights, device)
-    data = open_data(session, request.data, request.data_options, student)
+    data = open_data(session, request.data, request.data_options, teacher)
     for network in (student, teacher):
         check_input(network.model, data)
-    extra = open_data(session, request.unlabelled, request.data_options, student) if request.unlabelled else None
-    return _Inputs(student, teacher, data, extra, settings, budget, device)
+    outputs = OutputRequest(request.output, task_of(request.task, data))
+    known = outputs.known(teacher.model).task
+    student, teacher = (replace(opened, model=dense_copy(known, opened.model)) for opened in (student, teacher))
+    extra = open_data(session, request.unlabelled, request.data_options, teacher) if request.unlabelled else None
+    samples = [batch for _, batch in zip(range(_READ), batches(data.calibration(augment=False), device), strict=False)]
+    task = outputs.choose(teacher.model, samples[0])
+    reading = outputs.read(task, teacher.model, samples)
+    return _Inputs(student, teacher, data, extra, settings, budget, device, task, reading)
 
 
 def _plan(inputs: _Inputs) -> tuple[Plan, list[str]]:
@@ -129,6 +140,7 @@ def _distilled(inputs: _Inputs, plan: Plan, path: Path, progress: Any) -> Distil
         unlabelled=epochs_of(inputs.extra) if inputs.extra is not None else None,
         replaced=replaced,
         norm_batches=list(batches(inputs.data.calibration(limit=_SET_ON * 128), inputs.device)) if replaced else [],
+        reading=inputs.reading,
     )
     return distill(
         inputs.student.model,
@@ -151,6 +163,7 @@ def _record(
     seconds: float,
 ) -> DistillRecord:
     teacher, before, after = answers
+    of_before, of_after = _metrics(inputs, result.model)
     return DistillRecord(
         command=request.command,
         student=inputs.student.spec,
@@ -162,13 +175,22 @@ def _record(
         teacher_quality=quality(teacher, "test"),
         quality_before=quality(before, "test"),
         quality_after=quality(after, "test"),
-        before=compare(teacher, before, "test"),
-        after=compare(teacher, after, "test"),
+        before=compare(teacher, before, "test").model_copy(update={"metrics": of_before}),
+        after=compare(teacher, after, "test").model_copy(update={"metrics": of_after}),
         machine=machine(inputs.device),
         warnings=warnings,
         seconds=seconds,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _metrics(inputs: _Inputs, learned: nn.Module) -> list[list[MetricComparison]]:
+    """The task's metrics of the student, before and after, beside the teacher's."""
+    task, teacher, student = inputs.task.task, inputs.teacher.model, inputs.student.model
+    if task is None:
+        return [[], []]
+    with usual_outputs(teacher, student, learned):
+        return [compare_metrics(task, teacher, network, inputs.data.test()) for network in (student, learned)]
 
 
 def _arguments(request: DistillRequest, inputs: _Inputs) -> dict[str, Any]:
@@ -188,6 +210,8 @@ def _arguments(request: DistillRequest, inputs: _Inputs) -> dict[str, Any]:
         "size": options.size,
         "limit": options.limit,
         "batch_size": options.batch_size,
+        **({"output": request.output} if request.output else {}),
+        **({"task": request.task} if request.task else {}),
         "tokenizer": str(options.tokenizer) if options.tokenizer else None,
         "sequence_length": options.sequence_length,
         "device": inputs.device,
@@ -207,6 +231,10 @@ def _show(session: Session, record: DistillRecord, path: Path) -> None:
             f"{record.quality_after.n} test samples (teacher {100 * (record.teacher_quality.top1 or 0.0):.1f} %)"
         )
     before, after = record.before, record.after
+    for earlier, metric in zip(before.metrics, after.metrics, strict=True):
+        values = " → ".join(metrics.value(each, each.compressed) for each in (earlier, metric))
+        teacher = f" (teacher {metrics.value(metric, metric.original)})" if metric.original is not None else ""
+        session.say(f"{metric.label} {values} on {metric.n} test samples{teacher}")
     if before.agreement is None or after.agreement is None:
         session.say(f"squared error on test, of the output's variance: {before.kl:.4g} → {after.kl:.4g}")
     else:

@@ -14,8 +14,8 @@ from shoal.errors import ConsentError, ModelRaisedError, UsageError
 from shoal.files.reading import is_folder
 from shoal.plan import InputSpec
 from shoal.preserve import evaluating
-from shoal.sources import Data, TextFormat, infer_text_format, load_data
-from shoal.sources.data import TEXT_SOURCES
+from shoal.sources import AudioFormat, Data, TextFormat, infer_audio_format, infer_text_format, load_data
+from shoal.sources.data import AUDIO, TEXT_SOURCES
 from shoal.store import OpenedFolder, open_model, read_folder_plan
 from shoal.surgery import example_of
 
@@ -52,14 +52,23 @@ def _check_fetched(session: Session, spec: str) -> None:
         )
 
 
-def _reading(session: Session, spec: str, options: DataOptions, network: OpenedFolder | None) -> TextFormat | None:
-    if spec.strip().partition(":")[0] not in TEXT_SOURCES:
+def _reading(
+    session: Session, spec: str, options: DataOptions, network: OpenedFolder | None
+) -> TextFormat | AudioFormat | None:
+    name = spec.strip().partition(":")[0]
+    if name not in (*TEXT_SOURCES, AUDIO):
         if options.tokenizer is not None or options.sequence_length is not None:
             raise UsageError("--tokenizer and --sequence-length are for text", "Leave them out, or give text:FILE.")
         return None
     if network is None:
         return None
-    reading = infer_text_format(network.model, options.tokenizer, options.sequence_length)
+    reading: TextFormat | AudioFormat
+    if name == AUDIO:
+        if options.sequence_length is not None:
+            raise UsageError("--sequence-length is for text", "Leave it out.")
+        reading = infer_audio_format(network.model, options.tokenizer)
+    else:
+        reading = infer_text_format(network.model, options.tokenizer, options.sequence_length)
     fetch = network.fetch if options.tokenizer is None else session.consent.covers(str(options.tokenizer))
     return replace(reading, fetch=fetch)
 

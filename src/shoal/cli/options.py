@@ -63,7 +63,10 @@ class DataOptions:
     seed: int = option("--seed", "Decides splits and augmentation.", 0)
     batch_size: int = _BATCH_SIZE()
     tokenizer: Path | None = option(
-        "--tokenizer", "For text: the tokenizer, where it is not in the network's folder.", None, metavar="PATH"
+        "--tokenizer",
+        "For text and sound: the tokenizer or processor, where it is not in the network's folder.",
+        None,
+        metavar="PATH",
     )
     sequence_length: int | None = option(
         "--sequence-length", "For text: tokens in a sequence; 512, or all the network takes.", None, min=4
@@ -329,6 +332,8 @@ class DistillRequest:
         min=0,
     )
     labels: float = option("--labels", "Weight of the labels; 0 needs none.", 0.0, min=0)
+    output: list[str] | None = _OUTPUT()
+    task: str | None = _TASK()
     bf16: bool = _BF16()
     weights: Path | None = _WEIGHTS()
     teacher_weights: Path | None = option("--teacher-weights", "A state dict for the teacher.", None, metavar="FILE")

@@ -134,7 +134,6 @@ def compress(
     loader = FirstBatchLoader(test) if test is not None else None
     samples, judged = materialize(calibration, validation, config.measure, device_of(usual), by_plan=goal.by_plan)
     model = dense_copy(config.outputs.known(usual).task, usual)
-    model = dense_copy(config.outputs.known(usual).task, usual)
     usable, messages = _usable_recovery(normalize_recovery(recovery), model, calibration, validation, samples, goal)
     context = build_context(
         model, samples, judged, goal, config.measure, config.damage, callbacks.progress, config.outputs

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from shoal.errors import UsageError
 
 # What served best of those tried with each optimizer: docs/figures.md.
+_SIGMAS = {"denoising": 2.0}
 _FEATURES = {"sgd": 64.0, "adamw": 4.0}
 
 
@@ -24,6 +25,9 @@ class DistillConfig:
         features: weight of the features' error, relative to their variance, beside the divergence in nats; None: 64
             where SGD is used, 4 with AdamW (measured on ResNet-56 and on a small Llama, docs/figures.md).
         labels: weight of the cross-entropy with the labels; 0 needs none.
+        sigmas: features that the teacher has farther than so many standard deviations from their mean do not count; 0:
+            all count; None: 2 for the denoising networks of diffusion models, whose largest activations would be all
+            of the error, and 0 for any other.
         temperature: of both networks' answers in the loss.
         blends: the share of samples that are blended with another of their mini-batch.
         unlabelled_share: the share of steps on unlabelled extra data, where it was given.
@@ -47,6 +51,7 @@ class DistillConfig:
     clip: float = 0.02
     features: float | None = None
     labels: float = 0.0
+    sigmas: float | None = None
     temperature: float = 1.0
     blends: float = 0.5
     unlabelled_share: float = 0.5
@@ -78,9 +83,14 @@ class DistillConfig:
         """What was asked for, or what serves networks that learn with this optimizer."""
         return _FEATURES[optimizer] if self.features is None else self.features
 
+    def mask_of_features(self, task: str | None) -> float:
+        """What was asked for, or what serves networks of this task."""
+        return _SIGMAS.get(task or "", 0.0) if self.sigmas is None else self.sigmas
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON gives it back."""
-        omitted = {"device", *(() if self.lora else ("lora",))}  # version 0.1.0 knew no adapters
+        # Version 0.1.0 knew neither adapters nor masks.
+        omitted = {"device", *(() if self.lora else ("lora",)), *(() if self.sigmas is not None else ("sigmas",))}
         return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in omitted}))
 
 
@@ -90,6 +100,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("clip", 0, _MANY),
     ("features", 0, _MANY),
     ("labels", 0, _MANY),
+    ("sigmas", 0, _MANY),
     ("temperature", 1e-3, _MANY),
     ("blends", 0, 1),
     ("unlabelled_share", 0, 1),

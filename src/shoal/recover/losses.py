@@ -71,17 +71,21 @@ def output_loss(
     return torch.stack(losses).mean()
 
 
-def feature_loss(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], batch: Batch | None = None) -> Tensor:
+def feature_loss(
+    teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], batch: Batch | None = None, sigmas: float = 0.0
+) -> Tensor:
     """The squared error of the features, as a share of the teacher's variance; the mean over the blocks of both.
 
     Positions of padding do not count where features have the shape (samples, positions, values), as the mask does.
 
-    Source: Romero et al. 2015, arXiv:1412.6550, here without a regressor, since the shapes are the same.
+    Source: Romero et al. 2015, arXiv:1412.6550, here without a regressor, since the shapes are the same; the mask of
+    Fang et al. 2025, TinyFusion, arXiv:2412.01199: a few activations are so large that they would be all of the loss.
 
     Args:
         teacher: features by path, (samples, ...); at least one.
         student: of the same paths and shapes.
         batch: the inputs of both; None where nothing is padding.
+        sigmas: what the teacher has farther than so many standard deviations from the mean does not count; 0: all does.
     """
     shares = []
     for path, features in student.items():
@@ -89,6 +93,9 @@ def feature_loss(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], b
         counted = _counted(expected, batch)
         if counted is not None:
             expected, actual = expected[counted], actual[counted]
+        if sigmas:
+            near = (expected - expected.mean()).abs() <= sigmas * expected.std(correction=0)
+            expected, actual = expected[near], actual[near]
         variance = expected.var(correction=0).clamp(min=_MIN_VARIANCE)
         shares.append((actual - expected).square().mean() / variance)
     return torch.stack(shares).mean()

@@ -52,6 +52,7 @@ class DistillStep:
         self.teacher, self.settings, self.engine = teacher, settings, engine
         self.features, self.reading, self.unlabelled = features, reading, unlabelled
         self.paths = list(paths) if features else []
+        self.sigmas = settings.mask_of_features(reading.expected.task if reading.expected is not None else None)
 
     def backward(self, student: nn.Module, batch: Batch, index: int) -> Tensor:
         """Add the gradients of one mini-batch to the student's; returns the loss, detached.
@@ -73,7 +74,7 @@ class DistillStep:
                 outputs = read_outputs(forward_in_format(student, mixed)).tensors
             loss = output_loss(self.reading, teacher_outputs, outputs, mixed, settings.temperature)
             if features:
-                loss = loss + self.features * feature_loss(expected, features, mixed)
+                loss = loss + self.features * feature_loss(expected, features, mixed, self.sigmas)
             if settings.labels and (batch.target is not None or not self.unlabelled):
                 # Labels as they came: on the CPU they are checked without waiting for the device.
                 loss = loss + settings.labels * self._label_loss(outputs, batch, mixture)

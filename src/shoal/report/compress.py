@@ -65,6 +65,7 @@ def render(record: Record) -> str:
         figures=key_figures(record),
         rows=comparison.before_after(record),
         compared=splits,
+        grouped=[(metric, metrics.groups(metric)) for metric in record.comparison.metrics if metric.groups],
         paired=comparison.paired(record),
         verdict=text.VERDICTS[record.certificate.verdict],
         evidence=text.evidence(record.certificate),

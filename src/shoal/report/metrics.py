@@ -44,6 +44,24 @@ def note(metric: MetricComparison, split: str) -> str:
     return f"{split}, n = {numbers.count(metric.n)}, against {against}, 95 % intervals"
 
 
+def groups(metric: MetricComparison) -> list[tuple[str, str]]:
+    """The compressed network's figure of each group of samples, by name."""
+    return [(name, value(metric, number)) for name, number in metric.groups.items()]
+
+
+def groups_line(metric: MetricComparison) -> str:
+    """The best and the worst group, in one line; empty without groups.
+
+    `Squared error by timestep: 1.2 % at 981 to 9.8 % at 1`.
+    """
+    known = {name: number for name, number in metric.groups.items() if math.isfinite(number)}
+    if len(known) < 2:
+        return ""
+    order = sorted(known, key=known.__getitem__, reverse=metric.better == "higher")
+    ends = (f"{value(metric, known[name])} at {name}" for name in (order[0], order[-1]))
+    return f"{metric.label}, by {metric.grouped_by}: {' to '.join(ends)}"
+
+
 def headline(record: Record) -> str:
     """The metric that decides, in a few words; empty without a task's metric."""
     metric = next(iter(record.comparison.metrics), None)

@@ -16,7 +16,7 @@ from shoal.record import (
     TaskEvaluation,
     Verdict,
 )
-from shoal.report import comparison, numbers, plan, scan_metrics, scan_text, tasks, text, train
+from shoal.report import comparison, metrics, numbers, plan, scan_metrics, scan_text, tasks, text, train
 from shoal.report.chain import by_stage
 from shoal.report.race import race_table
 from shoal.report.scan_tables import shape_change
@@ -149,6 +149,8 @@ def _show_comparison(record: Record, console: Console) -> None:
         elif split.mse is None:
             distance = f"{numbers.percent(split.differing)} of the output's elements differ"
     print_line(console, f"Sample by sample: {distance}", "dim")
+    for line in filter(None, map(metrics.groups_line, split.metrics)):
+        print_line(console, line, "dim")
     if split.top1_drop_interval is not None:
         interval = numbers.points_interval(split.top1_drop_interval)
         print_line(console, f"Points of top-1, 95 % interval: {interval}", "dim")

@@ -1,6 +1,7 @@
 """Where networks, weights and data come from: each named by a short specification."""
 
 from shoal.deprecated import former_names
+from shoal.sources.audio import AudioFormat, infer_audio_format
 from shoal.sources.builtin_networks import DigitsResNet, digits_resnet
 from shoal.sources.data import Data, load_data
 from shoal.sources.models import LoadedModel, load_model
@@ -10,6 +11,7 @@ from shoal.sources.user_code import Consent, load_function
 from shoal.sources.weights import load_weights
 
 __all__ = [
+    "AudioFormat",
     "Consent",
     "Data",
     "DataSource",
@@ -18,6 +20,7 @@ __all__ = [
     "ModelSource",
     "TextFormat",
     "digits_resnet",
+    "infer_audio_format",
     "infer_text_format",
     "load_data",
     "load_function",

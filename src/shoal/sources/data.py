@@ -1,12 +1,14 @@
 """Data by specification, and who sees what: calibration, validation, test."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shoal.batches import Batch, batches
 from shoal.errors import DataError, SpecError, did_you_mean
+from shoal.sources import audio
+from shoal.sources.audio import AudioFormat
 from shoal.sources.diffusion import pipeline_trajectories
 from shoal.sources.hub_data import hub_documents
 from shoal.sources.image_sets import cifar10, cifar100, digits, image_folder, svhn
@@ -22,6 +24,7 @@ from shoal.sources.user_data import user_parts
 
 _VALIDATION = 0.2
 _CHARACTERS = 32  # read for each token of a limited part: most texts have four a token, and a part is a fifth or more
+AUDIO = "audio"
 TEXT_SOURCES = {"text": "text:FILE or text:FOLDER", "hf-data": "hf-data:NAME or hf-data:NAME:SPLIT"}
 _BUILTIN = {
     "digits": DataSource("digits", lambda path, size: digits()),
@@ -91,6 +94,11 @@ class Data:
             return first.take(batch)
         raise DataError(f"the test part of '{self.spec}' is empty", "Give data that is not empty.")
 
+    @property
+    def decode(self) -> Callable[[Any], list[str]] | None:
+        """Texts of tokens, by the tokenizer of a network that writes what it hears; None for other data."""
+        return audio.decoder_of(getattr(self.parts[2], "collate", None))
+
     def describe(self) -> dict[str, Any]:
         """Sizes of the parts (None: unknown before reading), classes, and the shape of one sample."""
         names = ("calibration", "validation", "test")
@@ -108,14 +116,15 @@ def load_data(
     seed: int = 0,
     batch_size: int = 128,
     limit: int | None = None,
-    text_format: TextFormat | None = None,
+    text_format: TextFormat | AudioFormat | None = None,
 ) -> Data:
     """Load data. Nothing is downloaded but what `hf-data:` names, nothing is unpickled.
 
     Args:
         spec: `digits` (embedded), `cifar10:ROOT`, `cifar100:ROOT`, `svhn:ROOT`, `imagefolder:ROOT`, `npz:FILE`,
             `segmentation:ROOT`, `pairs:ROOT`, `coco:ROOT` (see `sources.image_targets`), `text:FILE` or `text:FOLDER`,
-            `hf-data:NAME` (a data set of the hub, or a folder), or `FILE.py:FUNCTION`, a function without arguments
+            `hf-data:NAME` (a data set of the hub, or a folder), `audio:ROOT` (see `sources.audio`), or
+            `FILE.py:FUNCTION`, a function without arguments
             that returns train and test data sets or loaders.
         mean: per channel, or one for all, of pixels in 0..1 (of the values as they are for floats); by
             default the data set's usual one, for npz none.
@@ -124,7 +133,8 @@ def load_data(
         seed: of the validation split (but for `digits`, whose split is fixed) and of the augmentation.
         batch_size: samples in a mini-batch.
         limit: at most this many samples of each part, chosen at random.
-        text_format: for text: how the network reads it, see `infer_text_format`.
+        text_format: for text and sound: how the network reads it, see `infer_text_format`, or hears it, see
+            `infer_audio_format`.
 
     Raises:
         SpecError: unknown DATA, with near matches.
@@ -139,9 +149,12 @@ def load_data(
             raise DataError("--mean, --std and --size do not apply to FILE.py:FUNCTION", "Let the function do that.")
         parts = user_parts(call_function(spec), seed=seed, batch_size=batch_size, limit=limit)
         return Data(spec, None, True, parts)
-    if spec.partition(":")[0] in TEXT_SOURCES:
+    if spec.partition(":")[0] in (*TEXT_SOURCES, AUDIO):
         if is_transformed:
-            raise DataError("--mean, --std and --size do not apply to text", "Leave them out.")
+            raise DataError("--mean, --std and --size do not apply to text and sound", "Leave them out.")
+        if spec.partition(":")[0] == AUDIO:
+            loaders = _sounds(spec, text_format, batch_size)
+            return Data(spec, None, False, user_parts(loaders, seed=seed, batch_size=batch_size, limit=limit))
         return Data(spec, None, False, _text(spec, text_format, seed, batch_size, limit))
     source = _opened(spec, size)
     if isinstance(source, TargetSource):
@@ -162,19 +175,35 @@ def _opened(spec: str, size: int | None) -> Any:
         return source.open(Path(place).expanduser(), size)
     if isinstance(source, DataSource) and takes_rest(source.form):
         raise SpecError(f"'{spec}' does not say where the data is", f"Write {source.form}.")
-    near = did_you_mean(name, [*DATA_SOURCES, *TEXT_SOURCES])
+    near = did_you_mean(name, [*DATA_SOURCES, *TEXT_SOURCES, AUDIO])
     hint = f"{near} " if near.startswith("Did") else ""
-    forms = [*(source.form for source in _BUILTIN.values()), "text:FILE", "hf-data:NAME", "FILE.py:FUNCTION"]
+    forms = [
+        *(source.form for source in _BUILTIN.values()),
+        "text:FILE",
+        "hf-data:NAME",
+        audio.FORM,
+        "FILE.py:FUNCTION",
+    ]
     raise SpecError(f"unknown DATA '{spec}'", f"{hint}Known forms: {', '.join(forms)}.")
 
 
-def _text(
-    spec: str, text_format: TextFormat | None, seed: int, batch_size: int, limit: int | None
-) -> tuple[Part, Part, Part]:
+def _sounds(spec: str, audio_format: Any, batch_size: int) -> tuple[Any, Any]:
+    _, _, place = spec.partition(":")
+    if not place:
+        raise SpecError(f"'{spec}' does not say where the data is", f"Write {audio.FORM}.")
+    if not isinstance(audio_format, AudioFormat):
+        raise DataError(
+            "sound can only be read for a network: its features are made by the network's own processor",
+            "In Python: load_data(spec, text_format=infer_audio_format(model)).",
+        )
+    return audio.audio_loaders(Path(place).expanduser(), audio_format, batch_size)
+
+
+def _text(spec: str, text_format: Any, seed: int, batch_size: int, limit: int | None) -> tuple[Part, Part, Part]:
     name, _, place = spec.partition(":")
     if not place:
         raise SpecError(f"'{spec}' does not say where the data is", f"Write {TEXT_SOURCES[name]}.")
-    if text_format is None:
+    if not isinstance(text_format, TextFormat):
         raise DataError(
             "text can only be read for a network: its tokens are those of the network",
             "In Python: load_data(spec, text_format=infer_text_format(model)).",

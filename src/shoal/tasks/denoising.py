@@ -62,6 +62,7 @@ DENOISING = Task(
             fits=_fits,
             perfect=0.0,
             groups=timesteps,
+            grouped_by="timestep",
         ),
     ),
     Expectation("denoising", "values", names=("", *_NAMES)),

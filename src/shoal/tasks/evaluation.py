@@ -135,6 +135,7 @@ class _MetricRows:
             drop=_drop(metric, before, after) if known else None,
             drop_interval=figures.drop if known else None,
             groups=self._by_group(changed),
+            grouped_by=metric.grouped_by,
         )
 
     def _by_group(self, rows: Sequence[Row]) -> dict[str, float]:

@@ -45,7 +45,8 @@ class Metric:
         respond: what to ask the network, `respond(model, batch)`; by default its forward. Generation is another.
         prepare: changes all rows of a network at once before they are resampled, where one sample's row depends on
             other samples, as the nearest neighbour does.
-        groups: the name of each sample's group (a timestep), for figures by group.
+        groups: the name of each sample's group, for figures by group.
+        grouped_by: what the groups are: `timestep`.
         bounded: whether each row moves the figure by at most 1 / n, as a share of right answers does: without any
             difference between two networks the interval is then that of the rule of three, not of zero width.
     """
@@ -62,6 +63,7 @@ class Metric:
     respond: Callable[[nn.Module, Batch], Any] | None = None
     prepare: Callable[[Sequence[Row]], Sequence[Row]] | None = None
     groups: Callable[[Batch], Sequence[str]] | None = None
+    grouped_by: str = "group"
     bounded: bool = False
 
 
