@@ -1,7 +1,5 @@
 """Sounds reach a network as its own processor makes them, with transcripts, with what it hears, or with classes."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,10 @@ from torch import nn
 
 import language
 from shoal.batches import IGNORED, call
+from shoal.cli.compress import task_of
 from shoal.errors import DataError, SpecError
 from shoal.sources import infer_audio_format, load_data
+from shoal.tasks import compare_metrics
 
 soundfile = pytest.importorskip("soundfile", reason="pip install 'shoal[audio]'")
 RATE, START, END = 8000, 3, 2
@@ -180,16 +180,10 @@ def test_networks_that_do_not_hear_and_processors_that_are_not_there(whisper, so
         load_data(f"audio:{sounds}", text_format=infer_audio_format(whisper, tmp_path / "nothing"))
 
 
-def test_words_of_the_transcripts_are_the_metric(whisper, sounds, tmp_path, monkeypatch, capsys):
-    from shoal.cli import main
-
-    words = (
-        f"compress hf:{whisper.name_or_path} audio:{sounds} --remove 1 --batch-size 2 --exclude model.encoder* --out"
-    )
-    monkeypatch.setattr("sys.argv", ["shoal", *words.split(), str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert left.value.code == 0, capsys.readouterr().err
-    record = json.loads((tmp_path / "out" / "record.json").read_text())
-    [metric] = record["comparison"]["metrics"]
-    assert (metric["name"], metric["against"], metric["n"]) == ("wer", "labels", 2)
+def test_words_of_the_transcripts_are_the_metric_of_a_command(whisper, classifier, sounds):
+    data = load_data(f"audio:{sounds}", text_format=infer_audio_format(whisper), batch_size=2)
+    [metric] = compare_metrics(task_of(None, data), whisper, whisper, data.test())
+    assert (metric.name, metric.against, metric.n, metric.drop) == ("wer", "labels", 2, 0.0)
+    assert metric.original >= 0.5  # random weights do not say "a b a"
+    assert task_of("embedding", data) == "embedding"
+    assert task_of(None, load_data("digits")) is None
