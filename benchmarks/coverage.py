@@ -1,9 +1,10 @@
 """The full way for many networks of others: one row a network, one column a step.
 
-    python benchmarks/coverage.py [--only torchvision|timm|transformers] [--names resnet18,bert] [--work FOLDER]
-        [--limit 120] [--no-onnx] [--again failed|all] [--out NAME.json] [--docs docs/coverage.md]
+    python benchmarks/coverage.py [--only torchvision|timm|transformers|diffusers] [--names resnet18,bert]
+        [--work FOLDER] [--limit 120] [--no-onnx] [--again failed|all] [--out NAME.json] [--docs docs/coverage.md]
 
 - trace: the residual blocks found, and how many can be removed.
+- task: what the network is for, where its class or labels tell. Of a detector Shoal compares the dense outputs.
 - scan: what two of them are worth.
 - remove: one block of the middle is taken out, and the network runs.
 - replace: a span, across a change of stage where there is one, is fitted in closed form and replaced.
@@ -40,7 +41,7 @@ from covering.table import is_whole, page, summary
 
 from shoal.measure import machine
 
-_SOURCES = ("torchvision", "timm", "transformers")
+_SOURCES = ("torchvision", "timm", "transformers", "diffusers")
 _MEMORY = 12 * 2**30
 _KEPT = "row.json"
 

@@ -4,13 +4,14 @@
 
 `data` returns (train, test) as data sets or loaders; labels are not needed. Every point is taken without recovery, and
 those of --recovered once more with it. Each cell is kept in the work folder as soon as it is done, so that an
-interrupted run goes on. Every figure is that of the record of `shoal.compress`, on test; `--check` names a function
+interrupted run goes on. Every figure is Shoal's own, on test; `--check` names a function
 that computes a figure of the task once more, `check(original, cut, test mini-batches)`, and shares nothing with Shoal.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ import shoal
 from shoal.batches import Batch, batches
 from shoal.blocks import analyze
 from shoal.files.writing import write_text
-from shoal.measure import latency_ratios
+from shoal.measure import Reading, latency_ratios
+from shoal.pipeline.judging import Judge
+from shoal.plan import Replace
 from shoal.record import LatencyRatio, Record
+from shoal.recover import DistillData, DistillResult
 from shoal.scanning import removal_sweep
 from shoal.scanning.scores.collect import block_scores
 from shoal.sources import Data, load_data, load_function, load_model
 from shoal.surgery import remove_blocks
+from shoal.tasks import OutputRequest, task_named
 
 
 def main() -> None:
@@ -36,15 +41,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model, data = load_model(args.model).model, load_data(args.data, batch_size=args.batch_size)
     cells = []
-    for point, recovery in [*((point, None) for point in args.points), *((p, args.recovery) for p in args.recovered)]:
+    for point in args.points:
         for method, run in (("shoal", plan), ("block influence", influence)):
-            place = args.work / f"{method.replace(' ', '-')}-{point:g}-{recovery}.json"
+            place = args.work / f"{method.replace(' ', '-')}-{point:g}.json"
             if not place.exists():
-                print(f"{method} at {point:g}, recovery {recovery}", flush=True)
+                print(f"{method} at {point:g}", flush=True)
                 place.parent.mkdir(parents=True, exist_ok=True)
-                result = run(Run(args, model, data, point, recovery))
-                write_text(place, json.dumps(cell(args, method, point, recovery, result, model, data)))
-            cells.append(json.loads(place.read_text(encoding="utf-8")))
+                write_text(place, json.dumps(cells_of(Run(args, model, data, point, method), run)))
+            cells += json.loads(place.read_text(encoding="utf-8"))
     document = {"command": command(args), "trace": traced(args, model, data), "cells": cells}
     write_text(args.out, json.dumps(document, indent=1) + "\n")
     print("\n".join(table(cells)))
@@ -57,9 +61,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data")
     parser.add_argument("--task", required=True)
     parser.add_argument("--points", type=shares, default=shares("0.9,0.8,0.7,0.6,0.5"), help="shares of the latency")
-    parser.add_argument("--recovered", type=shares, default=[], help="points that are also taken with recovery")
+    parser.add_argument("--recovered", type=shares, default=[], help="points that are recovered as well")
     parser.add_argument("--recovery", type=lambda text: int(text) if text.isdigit() else text, default=200)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--latency-batch", type=int, default=4, help="samples that latency is timed with")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--judged", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
@@ -84,7 +89,7 @@ class Run:
     model: nn.Module
     data: Data
     point: float
-    recovery: int | str | None
+    method: str
 
 
 def compressed(run: Run, goal: Any) -> shoal.CompressResult:
@@ -94,11 +99,14 @@ def compressed(run: Run, goal: Any) -> shoal.CompressResult:
         run.model,
         data.calibration(augment=False),
         goal,
-        validation=data.validation(),
+        validation=data.validation(limit=args.judged),
         test=data.test(),
-        recovery=run.recovery,
         config=shoal.CompressConfig(
-            task=args.task, images=args.images, judge_images=args.judged, tables=args.work / "tables"
+            task=args.task,
+            images=args.images,
+            judge_images=args.judged,
+            tables=args.work / "tables",
+            latency_batch_sizes=(args.latency_batch,),
         ),
     )
 
@@ -110,7 +118,7 @@ def plan(run: Run) -> shoal.CompressResult:
 
 def influence(run: Run) -> shoal.CompressResult | None:
     """The fewest blocks removed in the order of block influence (arXiv:2403.03853) that meet the point."""
-    batch = run.data.example(run.args.batch_size)
+    batch = run.data.example(run.args.latency_batch)
     graph = analyze(run.model, batch.take(2))
     scores = block_scores(graph, run.data.calibration(augment=False, limit=run.args.images))
     removable = [block.path for block in graph.chain.removable if "block_influence" in scores.get(block.path, {})]
@@ -131,35 +139,73 @@ def share(original: nn.Module, cut: nn.Module, batch: Batch) -> LatencyRatio:
     return latency_ratios({"original": original, "cut": cut}, batch, reference="original")["cut"]
 
 
-def cell(
-    args: argparse.Namespace,
-    method: str,
-    point: float,
-    recovery: int | str | None,
-    result: shoal.CompressResult | None,
-    model: nn.Module,
-    data: Data,
-) -> dict[str, Any]:
-    """What one method came to at one point."""
-    entry: dict[str, Any] = {"method": method, "point": point, "recovery": recovery, "reached": result is not None}
+def cells_of(run: Run, method: Callable[[Run], shoal.CompressResult | None]) -> list[dict[str, Any]]:
+    """What one method came to at one point; and once more after recovery, where the point is one of --recovered."""
+    started = time.perf_counter()
+    result = method(run)
+    entry: dict[str, Any] = {"method": run.method, "point": run.point, "reached": result is not None}
     if result is None:
-        return entry
+        return [entry]
     record: Record = result.record
-    ratio = share(model, result.model, data.example(args.batch_size))
     entry |= {
         "reached": record.reached,
         "message": record.message,
-        "ratio": [ratio.ratio, ratio.low, ratio.high],
-        "metrics": [metric.model_dump(mode="json") for metric in record.comparison.metrics],
-        "damage": [record.comparison.kl, *record.comparison.kl_interval],
         "blocks": [record.original.blocks, record.compressed.blocks],
         "plan": [action.model_dump(mode="json") for action in result.plan.actions],
+        "front": front(record),
         "machine": record.machine.model_dump(mode="json"),
-        "seconds": record.seconds,
     }
-    if args.check:
-        entry["checked"] = load_function(args.check)(model, result.model, list(data.test()))
-    return entry
+    entries = [{**entry, "recovery": None, **figures(run, result.model), "seconds": time.perf_counter() - started}]
+    if run.point in run.args.recovered:
+        started = time.perf_counter()
+        learned = recovered(run, result)
+        entries.append({**entry, "recovery": learned.recovery.model_dump(mode="json"), **figures(run, learned.model)})
+        entries[-1]["seconds"] = time.perf_counter() - started
+    return entries
+
+
+def front(record: Record, points: int = 5) -> list[dict[str, float]]:
+    """Some points of the front that the plan was chosen from, evenly spread: as predicted from the table."""
+    known = sorted(record.planning.front, key=lambda point: point.latency_ms) if record.planning else []
+    chosen = [known[round(index * (len(known) - 1) / (points - 1))] for index in range(points)] if known else []
+    return [{"ms": point.latency_ms, "damage": point.damage, "depth": point.depth} for point in chosen]
+
+
+def recovered(run: Run, result: shoal.CompressResult) -> DistillResult:
+    """Distillation on the calibration samples, the same for both methods; labels are not used."""
+    data, args = run.data, run.args
+    replaced = [action for action in result.plan.actions if isinstance(action, Replace)]
+    learning = DistillData(
+        lambda epoch: data.calibration(augment=False, epoch=epoch),
+        replaced=replaced,
+        norm_batches=list(batches(data.calibration(augment=False, limit=128))),
+        reading=reading(run),
+    )
+    config = shoal.DistillConfig(looks=8)
+    validation = data.validation(limit=args.judged)
+    return shoal.distill(result.model, run.model, learning, validation=validation, budget=args.recovery, config=config)
+
+
+def reading(run: Run) -> Reading:
+    """How outputs are read, as the task says."""
+    data = list(batches(run.data.calibration(augment=False, limit=run.args.judged)))
+    request = OutputRequest(task=run.args.task)
+    return request.read(request.choose(run.model, data[0]), run.model, data)
+
+
+def figures(run: Run, cut: nn.Module) -> dict[str, Any]:
+    """Latency, metrics and damage of a network against the original, on test."""
+    ratio = share(run.model, cut, run.data.example(run.args.latency_batch))
+    judged = Judge(run.model, list(batches(run.data.test())), reading(run), task_named(run.args.task), "test")
+    comparison = judged.compare(cut)
+    measured: dict[str, Any] = {
+        "ratio": [ratio.ratio, ratio.low, ratio.high],
+        "metrics": [metric.model_dump(mode="json") for metric in comparison.metrics],
+        "damage": [comparison.kl, *comparison.kl_interval],
+    }
+    if run.args.check:
+        measured["checked"] = load_function(run.args.check)(run.model, cut, list(run.data.test()))
+    return measured
 
 
 def traced(args: argparse.Namespace, model: nn.Module, data: Data) -> dict[str, Any]:
@@ -175,7 +221,8 @@ def command(args: argparse.Namespace) -> str:
     recovered = ",".join(f"{point:g}" for point in args.recovered)
     return (
         f"benchmarks/tasks.py {' '.join(specs)} --task {args.task} --recovered {recovered} --recovery {args.recovery} "
-        f"--batch-size {args.batch_size} --images {args.images} --judged {args.judged}"
+        f"--batch-size {args.batch_size} --latency-batch {args.latency_batch} --images {args.images} "
+        f"--judged {args.judged}"
     )
 
 
@@ -195,7 +242,7 @@ def table(cells: Sequence[dict[str, Any]]) -> list[str]:
         line = [
             f"{entry['point']:g}",
             entry["method"],
-            str(entry["recovery"] or "–"),
+            f"{entry['recovery']['steps']} steps" if entry["recovery"] else "–",
             ratio,
             "; ".join(figures),
         ]

@@ -4,7 +4,7 @@ import copy
 import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from shoal.scanning import removal_sweep
 from shoal.store import export_onnx, load, save
 from shoal.surgery import input_specs, remove_blocks, remove_blocks_, signature_of
 from shoal.surgery.replace import replace_spans_
+from shoal.tasks import OutputRequest
 
 STEPS = ("trace", "scan", "remove", "unit", "replace", "save", "load", "onnx")
 OK = "ok"
@@ -49,6 +50,7 @@ class Travel:
     folder: Path
     cells: dict[str, Cell] = field(default_factory=dict)
     way: Way = field(default_factory=lambda: Way(None, None))
+    task: str | None = None
 
     def step(self, name: str, do: Callable[[], str]) -> bool:
         """Do one step and note it; False where it failed."""
@@ -63,6 +65,7 @@ class Travel:
         document = {
             "key": self.row.key,
             "way": asdict(self.way),
+            "task": self.task,
             "cells": {key: asdict(one) for key, one in self.cells.items()},
         }
         (self.folder / "row.json").write_text(json.dumps(document, indent=1))
@@ -81,6 +84,7 @@ def travel(row: Row, folder: Path, onnx: bool) -> None:
     def begin() -> str:
         one.way = way_of(row)
         held["model"], held["batch"] = made(row, one.way, 0), batch_of(row, one.way)
+        one.task = _task(held["model"], held["batch"], row)
         held["anatomy"] = analyze(held["model"], held["batch"])
         return _traced(held["anatomy"], row)
 
@@ -116,11 +120,18 @@ def travel(row: Row, folder: Path, onnx: bool) -> None:
         one.write()
 
 
+def _task(model: nn.Module, batch: Batch, row: Row) -> str | None:
+    """What the network is for, by its class; networks of images without another task are asked with classes."""
+    classes = torch.zeros(batch.size, dtype=torch.int64) if row.source in ("torchvision", "timm") else None
+    return OutputRequest().choose(model, replace(batch, target=classes)).name
+
+
 def arrive(row: Row, folder: Path) -> None:
     """Load what `travel` saved, from a factory with other random weights; the outputs must be the same bits."""
     torch.set_num_threads(1)
     document = json.loads((folder / "row.json").read_text())
     one = Travel(row, folder, {key: Cell(**cell) for key, cell in document["cells"].items()}, Way(**document["way"]))
+    one.task = document.get("task")
     one.step("load", lambda: _loaded(one))
     one.write()
 

@@ -9,6 +9,7 @@ from torch import nn
 from shoal.batches import Batch, call
 from shoal.errors import ShoalError
 from shoal.preserve import evaluating
+from shoal.tasks import OutputRequest, dense_copy
 
 _SIZES = (64, 128, 224, 256, 384)
 
@@ -41,7 +42,8 @@ def made(row: Row, way: Way, seed: int) -> nn.Module:
     No parameter is left at one number for all its elements: branches that begin at zero would hide what is wrong.
     """
     torch.manual_seed(seed)
-    model = _MAKERS[row.source](row.name, way.built).eval()
+    usual = _MAKERS[row.source](row.name, way.built).eval()
+    model = dense_copy(OutputRequest().known(usual).task, usual)  # detectors: what their boxes are selected from
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
@@ -55,6 +57,10 @@ def batch_of(row: Row, way: Way) -> Batch:
         from covering.tiny_transformers import inputs
 
         return Batch(kwargs=inputs(row.name))
+    if row.source == "diffusers":
+        from covering import tiny_diffusers
+
+        return Batch(kwargs=tiny_diffusers.inputs(row.name))
     generator = torch.Generator().manual_seed(0)
     return Batch(args=(torch.randn(2, 3, way.side, way.side, generator=generator),))
 
@@ -65,7 +71,7 @@ def way_of(row: Row) -> Way:
     Raises:
         RuntimeError: it takes none of them; says what it raised at last.
     """
-    if row.source == "transformers":
+    if row.source in ("transformers", "diffusers"):
         return Way(None, None)
     failure: Exception | None = None
     for side in _SIZES:
@@ -97,9 +103,9 @@ def _torchvision(name: str, built: int | None) -> nn.Module:
         given["image_size"] = built
     elif built is not None and name.startswith("maxvit"):
         given["input_size"] = (built, built)
-    elif built is not None and name.startswith("fasterrcnn"):  # it resizes what it gets
+    elif built is not None and name.endswith("_fpn"):  # it resizes what it gets
         given["min_size"] = given["max_size"] = built
-    if name.endswith(("_fpn", "fcn_resnet50")):
+    if name.endswith("_fpn") or name.startswith(("fcn", "deeplab", "lraspp", "ssdlite")):
         given["weights_backbone"] = None
     return torchvision.models.get_model(name, weights=None, **given)
 
@@ -116,4 +122,10 @@ def _transformers(name: str, built: int | None) -> nn.Module:
     return tiny_transformers.made(name)
 
 
-_MAKERS = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}
+def _diffusers(name: str, built: int | None) -> nn.Module:
+    from covering import tiny_diffusers
+
+    return tiny_diffusers.made(name)
+
+
+_MAKERS = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers, "diffusers": _diffusers}

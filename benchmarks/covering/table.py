@@ -4,7 +4,7 @@ from typing import Any
 
 COUNTED = ("trace", "scan", "remove", "replace", "save", "load")
 _LONGEST = 150
-_SOURCES = ("torchvision", "timm", "transformers")
+_SOURCES = ("torchvision", "timm", "transformers", "diffusers")
 
 
 def has_chain(row: dict[str, Any]) -> bool:
@@ -56,8 +56,8 @@ def page(document: dict[str, Any], steps: tuple[str, ...]) -> str:
         "",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
         "",
-        "| network | blocks | " + " | ".join(steps[1:]) + " |",
-        "|---" * (len(steps) + 1) + "|",
+        "| network | task | blocks | " + " | ".join(steps[1:]) + " |",
+        "|---" * (len(steps) + 2) + "|",
         *(_line(row, steps) for row in chains),
     ]
     return "\n".join([*lines, *_refusals(others)]) + "\n"
@@ -85,8 +85,7 @@ def _line(row: dict[str, Any], steps: tuple[str, ...]) -> str:
     cells = [_cell(name, row["cells"].get(name)) for name in steps]
     return (
         f"| {'**' if not is_whole(row) else ''}{row['key']}{'**' if not is_whole(row) else ''} | "
-        + " | ".join(cells)
-        + " |"
+        f"{row.get('task') or '–'} | " + " | ".join(cells) + " |"
     )
 
 

@@ -54,6 +54,41 @@ _CONVNEXT = {"hidden_sizes": [16, 32], "depths": [3, 3], "num_stages": 2, "num_l
 _RESNET = {"embedding_size": 16, "hidden_sizes": [32, 64], "depths": [3, 3], "layer_type": "basic", "num_labels": 10}
 _TEXT = {**_ENCODER, "projection_dim": 16}
 
+_WAVE = {
+    "vocab_size": 32,
+    "hidden_size": 32,
+    "num_hidden_layers": _DEEP,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "conv_dim": (16, 16, 16),
+    "conv_stride": (5, 4, 4),
+    "conv_kernel": (10, 8, 4),
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+_SEGFORMER = {
+    "depths": [2, 2],
+    "num_encoder_blocks": 2,
+    "hidden_sizes": [16, 32],
+    "num_attention_heads": [2, 4],
+    "sr_ratios": [2, 1],
+    "patch_sizes": [7, 3],
+    "strides": [4, 2],
+    "mlp_ratios": [2, 2],
+    "decoder_hidden_size": 16,
+    "num_labels": 5,
+}
+_DPT = {
+    **_IMAGE,
+    "backbone_out_indices": [0, 1, 2, 3],
+    "neck_hidden_sizes": [16, 16, 16, 16],
+    "fusion_hidden_size": 16,
+    "is_hybrid": False,
+}
+_SERIES = {"num_input_channels": 2, "context_length": 64, "prediction_length": 8, "patch_length": 8, "patch_stride": 8}
+_PATCHTST = {**_SERIES, "d_model": 32, "num_hidden_layers": _DEEP, "num_attention_heads": 4, "ffn_dim": 64}
+_MIXER = {**_SERIES, "d_model": 32, "num_layers": _DEEP}
+
 # name: (class, configuration, its arguments, the kinds of its inputs)
 _TABLE: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", _DECODER, "text"),
@@ -81,6 +116,14 @@ _TABLE: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "convnext": ("ConvNextForImageClassification", "ConvNextConfig", _CONVNEXT, "image64"),
     "resnet": ("ResNetForImageClassification", "ResNetConfig", _RESNET, "image64"),
     "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", {**_TWO, **_WHISPER}, "sound decoder"),
+    "wav2vec2": ("Wav2Vec2ForCTC", "Wav2Vec2Config", _WAVE, "wave"),
+    "hubert": ("HubertForCTC", "HubertConfig", _WAVE, "wave"),
+    "segformer": ("SegformerForSemanticSegmentation", "SegformerConfig", _SEGFORMER, "image64"),
+    "dpt": ("DPTForDepthEstimation", "DPTConfig", _DPT, "image32"),
+    "clip_text": ("CLIPTextModelWithProjection", "CLIPTextConfig", _TEXT, "text"),
+    "clip_vision": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {**_IMAGE, "projection_dim": 16}, "image32"),
+    "patchtst": ("PatchTSTForPrediction", "PatchTSTConfig", _PATCHTST, "series"),
+    "patchtsmixer": ("PatchTSMixerForPrediction", "PatchTSMixerConfig", _MIXER, "series"),
     "clip": ("CLIPModel", "CLIPConfig", {"text_config": _TEXT, "vision_config": _IMAGE}, "text image32"),
     "siglip": ("SiglipModel", "SiglipConfig", {"text_config": _ENCODER, "vision_config": _IMAGE}, "text image32"),
 }
@@ -122,6 +165,10 @@ def inputs(name: str) -> Inputs:
             found["attention_mask"] = torch.ones(2, 16, dtype=torch.long)
         elif kind == "decoder":
             found["decoder_input_ids"] = torch.randint(3, 100, (2, 12), generator=generator)
+        elif kind == "wave":
+            found["input_values"] = torch.randn(2, 3200, generator=generator)
+        elif kind == "series":
+            found["past_values"] = torch.randn(2, 64, 2, generator=generator)
         elif kind == "sound":
             found["input_features"] = torch.randn(2, 16, 32, generator=generator)
         else:

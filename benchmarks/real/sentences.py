@@ -12,7 +12,7 @@ from packages import Rows, package_file
 from torch import Tensor, nn
 
 _LENGTH = 48
-_PASSAGES = 200  # of each book that is tested on
+_PASSAGES = 100  # of each book that is tested on
 
 
 class Sentences(nn.Module):

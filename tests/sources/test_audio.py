@@ -1,5 +1,7 @@
 """Sounds reach a network as its own processor makes them, with transcripts, with what it hears, or with classes."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,18 @@ from shoal.tasks import compare_metrics
 
 soundfile = pytest.importorskip("soundfile", reason="pip install 'shoal[audio]'")
 RATE, START, END = 8000, 3, 2
+WAVE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "conv_dim": (8, 8),
+    "conv_stride": (10, 8),
+    "conv_kernel": (10, 8),
+    "feat_extract_norm": "layer",
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +69,10 @@ def whisper(tmp_path_factory):
 def classifier(tmp_path_factory):
     place = tmp_path_factory.mktemp("wav2vec")
     config = transformers.Wav2Vec2Config(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_conv_pos_embeddings=4,
-        conv_dim=(8, 8),
-        conv_stride=(10, 8),
-        conv_kernel=(10, 8),
-        num_conv_pos_embedding_groups=2,
+        **WAVE,
         label2id={"yes": 0, "no": 1},
         id2label={0: "yes", 1: "no"},
         num_labels=2,
-        feat_extract_norm="layer",
     )
     transformers.Wav2Vec2ForSequenceClassification(config).save_pretrained(place)
     transformers.Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True).save_pretrained(place)
@@ -187,3 +192,35 @@ def test_words_of_the_transcripts_are_the_metric_of_a_command(whisper, classifie
     assert metric.original >= 0.5  # random weights do not say "a b a"
     assert task_of("embedding", data) == "embedding"
     assert task_of(None, load_data("digits")) is None
+
+
+@pytest.fixture(scope="module")
+def recogniser(tmp_path_factory):
+    """CTC whose logits are set by hand: at each moment the letter that `heard` says."""
+    place = tmp_path_factory.mktemp("ctc")
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "a": 5, "b": 6}
+    (place / "vocab.json").write_text(json.dumps(vocabulary))
+    config = transformers.Wav2Vec2Config(**WAVE, vocab_size=7, pad_token_id=0)
+    model = transformers.Wav2Vec2ForCTC(config)
+    model.save_pretrained(place)
+    transformers.Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True).save_pretrained(place)
+    transformers.Wav2Vec2CTCTokenizer(str(place / "vocab.json")).save_pretrained(place)
+    return transformers.Wav2Vec2ForCTC.from_pretrained(place).eval()
+
+
+def test_a_recogniser_by_letters(recogniser, tmp_path, monkeypatch):
+    for part in ("train", "test"):
+        for index, text in enumerate(("aab a", "ab")):
+            write(tmp_path / part / f"{index}.wav", seconds=0.2, text=text)
+    data = load_data(f"audio:{tmp_path}", text_format=infer_audio_format(recogniser), batch_size=2)
+    [batch] = list(data.test())
+    assert batch.target.tolist() == [[5, 5, 6, 4, 5], [5, 6, IGNORED, IGNORED, IGNORED]]
+    assert data.decode(batch.target.clamp(min=0)) == ["aab a", "ab"]
+    moments = call(recogniser, batch).logits.shape[1]
+    heard = torch.zeros(2, moments, dtype=torch.int64)
+    heard[0, :9] = torch.tensor([5, 5, 0, 5, 6, 6, 4, 0, 5])
+    heard[1, :3] = torch.tensor([5, 4, 6])
+    monkeypatch.setattr(recogniser, "forward", lambda **inputs: {"logits": nn.functional.one_hot(heard, 7).float()})
+    [metric] = compare_metrics(task_of(None, data), recogniser, recogniser, data.test())
+    assert metric.name == "wer"
+    assert metric.original == pytest.approx(2 / 3)  # "a b" for "ab": one wrong word, one too many

@@ -1,7 +1,10 @@
 """Denoising networks of diffusers are calibrated on their own trajectories, and written as diffusers reads them."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import shoal
 from shoal.errors import DataError, ShoalError
@@ -123,3 +126,63 @@ def test_what_cannot_be_run_is_refused(pipeline, tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "System"}')
     with pytest.raises(ShoalError, match="no network 'System'"):
         load_model(f"hf-diffusers:{tmp_path}")
+
+
+@pytest.fixture
+def latents(pipeline, tmp_path):
+    shutil.copytree(pipeline / "scheduler", tmp_path / "scheduler")
+    for name, count in (("train", 8), ("test", 2)):
+        tensors = {"hidden_states": torch.randn(count, 2, 4, 4), "class_labels": torch.arange(count) % 5}
+        save_file(tensors, str(tmp_path / f"{name}.safetensors"))
+    return tmp_path
+
+
+def test_clean_latents_are_noised_at_timesteps_of_the_scheduler(latents):
+    data = load_data(f"latents:{latents}")
+    batch = next(iter(data.test()))
+    clean = load_file(str(latents / "test.safetensors"))["hidden_states"][:1]
+    alphas = diffusers.DDIMScheduler(num_train_timesteps=100).alphas_cumprod
+    steps = batch.kwargs["timestep"]
+    assert len(set(steps.tolist())) == len(steps) == 12
+    a = alphas[steps][:, None, None, None]
+    assert torch.allclose(batch.kwargs["hidden_states"], a.sqrt() * clean + (1 - a).sqrt() * batch.target, atol=1e-5)
+    assert batch.kwargs["class_labels"].tolist() == [0] * 12
+    assert torch.equal(next(iter(data.test())).target, batch.target)
+    result = shoal.compress(
+        dit(),
+        data.calibration(),
+        shoal.RemoveBlocks(1),
+        test=data.test(),
+        config=shoal.CompressConfig(latency_seconds=0.01),
+    )
+    [error] = result.record.comparison.metrics
+    assert (error.against, error.n, len(error.groups)) == ("labels", 24, 12)
+
+
+def test_triples_are_taken_as_they_are(latents):
+    shutil.rmtree(latents / "scheduler")
+    with pytest.raises(DataError, match=r"has no timestep, and there is no scheduler.*\n.*Copy the folder"):
+        load_data(f"latents:{latents}")
+    for name in ("train", "test"):
+        tensors = load_file(str(latents / f"{name}.safetensors"))
+        tensors["timestep"] = torch.arange(len(tensors["hidden_states"]))
+        save_file(tensors, str(latents / f"{name}.safetensors"))
+    [batch] = list(load_data(f"latents:{latents}").test())
+    assert {name: len(value) for name, value in batch.kwargs.items()} == dict.fromkeys(
+        ("hidden_states", "class_labels", "timestep"), 2
+    )
+    assert batch.target is None
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"x": torch.zeros(2, 3)}, "holds x, and no latents"),
+        ({"sample": torch.zeros(2, 3), "timestep": torch.zeros(3)}, "differ in their number of rows"),
+        ({"sample": torch.zeros(0, 3), "timestep": torch.zeros(0)}, "differ in their number of rows|holds no"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused(latents, tensors, message):
+    save_file(tensors, str(latents / "train.safetensors"))
+    with pytest.raises(DataError, match=message):
+        load_data(f"latents:{latents}")

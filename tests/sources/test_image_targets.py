@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.errors import DataError
+from shoal.errors import DataError, SpecError
 from shoal.sources import load_data
 
 Image = pytest.importorskip("PIL.Image", reason="pip install 'shoal[vision]'")
@@ -105,3 +105,41 @@ def test_a_mask_in_colours_is_refused(masks):
     write(masks / "test" / "masks" / "0.png", np.zeros((8, 16, 3)))
     with pytest.raises(DataError, match="of the mode RGB"):
         list(load_data(f"segmentation:{masks}", size=8).test())
+
+
+def test_tiles_cover_every_pixel_with_its_target(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 5), ("test", 1)):
+        for index in range(count):
+            large = rng.integers(0, 255, (20, 28, 3))
+            write(tmp_path / part / "targets" / f"{index}.png", large)
+            write(tmp_path / part / "inputs" / f"{index}.png", large[::2, ::2])
+    data = load_data(f"tiles:4:pairs:{tmp_path}", batch_size=50)
+    [(x, y)] = list(data.test())
+    assert (x.shape, y.shape) == ((12, 3, 4, 4), (12, 3, 8, 8))  # rows at 0, 4, 6; columns at 0, 4, 8, 10
+    assert torch.allclose(x, y[..., ::2, ::2])
+    whole = torch.from_numpy(np.array(Image.open(tmp_path / "test" / "inputs" / "0.png"))).permute(2, 0, 1) / 255
+    assert torch.allclose(x[3], whole[:, :4, 10:])
+    assert torch.allclose(x[11], whole[:, 6:, 10:])
+    kept, held = (
+        {tuple(tile[:, 0, 0].tolist()) for x, _ in part for tile in x}
+        for part in (data.calibration(), data.validation())
+    )
+    assert data.describe()["validation"] == 12  # one image of five
+    assert not kept & held
+
+
+def test_tiles_of_masks(masks):
+    [(x, y)] = list(load_data(f"tiles:8:segmentation:{masks}", batch_size=9, mean=[0.0], std=[1.0]).test())
+    assert (x.shape, y.shape) == ((4, 3, 8, 8), (4, 8, 8))
+    assert y[:, 1, 0].tolist() == [0, 2, 0, 2]
+
+
+def test_tiles_that_cannot_be_cut_are_refused(masks):
+    with pytest.raises(DataError, match=r"16 x 8 pixels, smaller than a tile of 9\n.*smaller tiles"):
+        load_data(f"tiles:9:segmentation:{masks}")
+    with pytest.raises(DataError, match="--size does not apply to tiles"):
+        load_data(f"tiles:8:segmentation:{masks}", size=8)
+    for rest in (f"8:coco:{masks}", f"x:pairs:{masks}", "8:pairs", f"0:pairs:{masks}"):
+        with pytest.raises(SpecError, match=r"is not of the form tiles:SIDE:pairs:ROOT\n.*pairs, segmentation"):
+            load_data(f"tiles:{rest}")

@@ -44,9 +44,19 @@ class AudioFormat:
     fetch: bool = True
 
     @property
-    def writes(self) -> bool:
+    def aligned(self) -> bool:
+        """Whether the network says at each moment which letter it hears, or none (CTC)."""
+        return any(kind.__name__.endswith("ForCTC") for kind in type(self.network).__mro__)
+
+    @property
+    def generates(self) -> bool:
         """Whether the network writes text, a token after the other."""
         return bool(getattr(self.network.config, "is_encoder_decoder", False)) and hasattr(self.network, "generate")
+
+    @property
+    def writes(self) -> bool:
+        """Whether text comes out, one way or the other."""
+        return self.aligned or self.generates
 
     @property
     def classes(self) -> dict[str, int]:
@@ -79,6 +89,7 @@ class Processor:
 
     extractor: Any
     tokenizer: Any
+    aligned: bool = False
 
     @property
     def rate(self) -> int:
@@ -99,7 +110,9 @@ class Processor:
 
     def texts(self, tokens: Any) -> list[str]:
         """Texts of tokens, in the spelling that words are compared in."""
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        # Letters that follow each other are one letter only while blanks are between them; here they are gone.
+        options = {"group_tokens": False} if self.aligned else {}
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True, **options)
         normalize = getattr(self.tokenizer, "normalize", str.lower)
         return [normalize(text) for text in texts]
 
@@ -124,7 +137,7 @@ def open_processor(audio_format: AudioFormat) -> Processor:
     if not audio_format.writes:
         return Processor(extractor, None)
     with refusing(DataError, f"there is no tokenizer in '{place}', which this network's transcripts need", _HINT):
-        return Processor(extractor, AutoTokenizer.from_pretrained(place, **options))
+        return Processor(extractor, AutoTokenizer.from_pretrained(place, **options), audio_format.aligned)
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,6 +270,9 @@ class Collate:
             target = None if labels is None else torch.tensor([labels[row] for row in rows])
             return Batch(kwargs=features, target=target)
         texts = self.sounds.transcripts
+        if self.format.aligned:
+            tokens = None if texts is None else [self.processor.tokenizer(texts[row])["input_ids"] for row in rows]
+            return Batch(kwargs=features, target=None if tokens is None else _padded(tokens))
         spoken = self._hear(rows, features) if texts is None else [self._tokens(texts[row]) for row in rows]
         return self._answered(features, spoken, labelled=texts is not None)
 
@@ -287,10 +303,7 @@ class Collate:
         return [self._heard[row] for row in rows]
 
     def _answered(self, features: dict[str, Tensor], spoken: list[list[int]], *, labelled: bool) -> Batch:
-        longest = max(map(len, spoken))
-        target = torch.full((len(spoken), longest), IGNORED)
-        for row, tokens in enumerate(spoken):
-            target[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+        target = _padded(spoken)
         before = torch.cat([torch.full((len(spoken), 1), self._start), target[:, :-1]], dim=1)
         mask = (before != IGNORED).long()
         inputs = {
@@ -298,6 +311,14 @@ class Collate:
             "decoder_attention_mask": mask,
         }
         return Batch(kwargs={**features, **inputs}, target=target if labelled else None)
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """(rows, the longest), with the label that is skipped behind the shorter ones."""
+    padded = torch.full((len(rows), max(1, *map(len, rows))), IGNORED)
+    for row, tokens in enumerate(rows):
+        padded[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+    return padded
 
 
 def decoder_of(data_collate: Any) -> Callable[[Any], list[str]] | None:

@@ -14,10 +14,12 @@ from shoal.sources.hub_data import hub_documents
 from shoal.sources.image_sets import cifar10, cifar100, digits, image_folder, svhn
 from shoal.sources.image_targets import TargetSource, coco_folder, pair_folder, segmentation_folder
 from shoal.sources.image_transform import ImageTransform
+from shoal.sources.latents import latent_folder
 from shoal.sources.npz import npz
 from shoal.sources.parts import NEEDS_MORE, ImagePart, NoPart, Part, Source, hold_out, random_subset, why_none_held
 from shoal.sources.registry import DataSource, source_table, takes_rest
 from shoal.sources.text import documents
+from shoal.sources.tiles import tiled_folder
 from shoal.sources.tokens import TextFormat, length_of, open_tokenizer, text_parts, tokens_of
 from shoal.sources.user_code import call_function, is_file_spec
 from shoal.sources.user_data import user_parts
@@ -35,8 +37,10 @@ _BUILTIN = {
     "npz": DataSource("npz:FILE", lambda path, size: npz(path)),
     "segmentation": DataSource("segmentation:ROOT", segmentation_folder),
     "pairs": DataSource("pairs:ROOT", pair_folder),
+    "tiles": DataSource("tiles:SIDE:pairs:ROOT", tiled_folder),
     "coco": DataSource("coco:ROOT", coco_folder),
     "diffusion": DataSource("diffusion:PIPELINE", lambda path, size: pipeline_trajectories(path)),
+    "latents": DataSource("latents:ROOT", lambda path, size: latent_folder(path)),
 }
 DATA_SOURCES = source_table(_BUILTIN)
 

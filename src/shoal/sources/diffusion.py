@@ -74,16 +74,28 @@ def pipeline_trajectories(path: Path) -> tuple["Trajectories", "Trajectories"]:
         DataError: no pipeline, or a network that is conditioned on text or images.
         And what `diffusers_network` may raise.
     """
-    diffusers = _library()
+    _library()
     with refusing(DataError, f"'{path}' is no pipeline of diffusers", "Expected model_index.json and scheduler/."):
         kind = read_json(path / "model_index.json")["scheduler"][1]
-    try:
-        scheduler = getattr(diffusers, str(kind)).from_pretrained(path, subfolder="scheduler", local_files_only=True)
-    except Exception as error:
-        check_memory(error, "while a scheduler was loaded")
-        raise DataError(f"the scheduler of '{path}' cannot be loaded: {error}", "Is scheduler/ complete?") from error
+    scheduler = load_scheduler(path, str(kind))
     model = diffusers_network(str(path), False, False).eval()
     return Trajectories(model, scheduler, seed=0), Trajectories(model, scheduler, TRAJECTORIES // 4, seed=1)
+
+
+def load_scheduler(path: Path, kind: str | None = None) -> Any:
+    """The scheduler in the folder `scheduler` of a pipeline.
+
+    Args:
+        path: of the pipeline.
+        kind: its class; None: as the scheduler's configuration says.
+
+    Raises:
+        DataError: there is none, or it cannot be loaded.
+    """
+    diffusers = _library()
+    with refusing(DataError, f"the scheduler of '{path}' cannot be loaded", "Is scheduler/ complete?"):
+        kind = kind or str(read_json(path / "scheduler" / "scheduler_config.json")["_class_name"])
+        return getattr(diffusers, kind).from_pretrained(path, subfolder="scheduler", local_files_only=True)
 
 
 @dataclass(eq=False)

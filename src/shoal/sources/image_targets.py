@@ -7,7 +7,7 @@ square size, with their targets.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,9 +42,28 @@ class TargetImages:
     def __len__(self) -> int:
         return len(self.files)
 
+    def with_transform(self, transform: ImageTransform) -> "TargetImages":
+        """The same images, normalised otherwise."""
+        return replace(self, transform=transform)
+
     def __getitem__(self, index: int) -> Sample:
         image, usual = _image(self.files[index], self.size)
         return self.transform(image[None])[0], self.targets(index, usual)
+
+
+class Targeted(Protocol):
+    """Images with targets, read by index."""
+
+    @property
+    def transform(self) -> ImageTransform:
+        """Scale and normalisation of the images."""
+
+    def with_transform(self, transform: ImageTransform) -> "Targeted":
+        """The same, normalised otherwise."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +76,8 @@ class TargetSource:
         boxes: whether targets are annotations, one dict for each image.
     """
 
-    train: TargetImages
-    test: TargetImages
+    train: "Targeted"
+    test: "Targeted"
     boxes: bool = False
 
     def loaders(
@@ -73,7 +92,7 @@ class TargetSource:
                 std=part.transform.std if std is None else tuple(std),
             )
             collate = _collate_boxes if self.boxes else None
-            parts.append(DataLoader(replace(part, transform=transform), batch_size, collate_fn=collate))  # type: ignore[arg-type]
+            parts.append(DataLoader(part.with_transform(transform), batch_size, collate_fn=collate))  # type: ignore[arg-type]
         return parts[0], parts[1]
 
 
@@ -81,7 +100,7 @@ def _collate_boxes(samples: list[Sample]) -> tuple[Tensor, list[Any]]:
     return torch.stack([image for image, _ in samples]), [target for _, target in samples]
 
 
-def segmentation_folder(root: Path, size: int | None = None) -> TargetSource:
+def segmentation_folder(root: Path, size: int | None = None, *, whole: bool = False) -> TargetSource:
     """ROOT/train/images and ROOT/train/masks, test likewise: files of the same stem.
 
     A mask is an 8-bit grey or palette image whose values are classes; 255 says nothing about a pixel.
@@ -89,22 +108,25 @@ def segmentation_folder(root: Path, size: int | None = None) -> TargetSource:
     Args:
         root: the folder.
         size: height and width in pixels, 256 by default.
+        whole: leave images and masks as large as they are.
     """
+    side = None if whole else size or 256
 
     def masks(folder: Path, files: tuple[Path, ...]) -> Callable[[int, tuple[int, int]], Tensor]:
         found = _partners(folder / "masks", files)
-        return lambda index, usual: _mask(found[index], size or 256, usual)
+        return lambda index, usual: _mask(found[index], side, usual)
 
-    return _source(root, "images", masks, size or 256, ImageTransform(mean=IMAGENET[0], std=IMAGENET[1]))
+    return _source(root, "images", masks, side, ImageTransform(mean=IMAGENET[0], std=IMAGENET[1]))
 
 
-def pair_folder(root: Path, size: int | None = None) -> TargetSource:
+def pair_folder(root: Path, size: int | None = None, *, whole: bool = False) -> TargetSource:
     """ROOT/train/inputs and ROOT/train/targets, test likewise: images of the same stem, in 0..1.
 
     Args:
         root: the folder.
         size: height and width of inputs in pixels; targets keep their ratio to them. By default images are left as
             they are, and then all must be of one size.
+        whole: leave images as they are, of whichever sizes.
     """
 
     def targets(folder: Path, files: tuple[Path, ...]) -> Callable[[int, tuple[int, int]], Tensor]:
@@ -118,6 +140,7 @@ def pair_folder(root: Path, size: int | None = None) -> TargetSource:
 
         return read
 
+    size = None if whole else size
     return _source(root, "inputs", targets, size, ImageTransform())
 
 
@@ -218,6 +241,21 @@ def _opened(path: Path) -> Any:
         return image
 
 
+def pixels_of(path: Path) -> tuple[int, int]:
+    """Width and height of an image, which is not decoded.
+
+    Raises:
+        DataError: it is none.
+    """
+    from PIL import Image
+
+    with (
+        refusing(DataError, f"'{path}' cannot be read as an image", "Remove or repair the file."),
+        open_file(path) as content,
+    ):
+        return Image.open(content, formats=FORMATS).size
+
+
 def _image(path: Path, size: int | None) -> tuple[Tensor, tuple[int, int]]:
     """8-bit RGB, (3, height, width), stretched to a square where a size is given; and its own (width, height)."""
     from PIL import Image
@@ -229,7 +267,7 @@ def _image(path: Path, size: int | None) -> tuple[Tensor, tuple[int, int]]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1), usual
 
 
-def _mask(path: Path, size: int, usual: tuple[int, int]) -> Tensor:
+def _mask(path: Path, size: int | None, usual: tuple[int, int]) -> Tensor:
     from PIL import Image
 
     image = _opened(path)
@@ -240,4 +278,6 @@ def _mask(path: Path, size: int, usual: tuple[int, int]) -> Tensor:
         )
     if image.size != usual:
         raise DataError(f"the mask '{path}' is of {image.size} pixels, its image of {usual}", "They must be alike.")
-    return torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.NEAREST))).long()
+    if size is not None:
+        image = image.resize((size, size), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(image)).long()

@@ -36,7 +36,7 @@ def user_parts(returned: Any, *, seed: int, batch_size: int, limit: int | None) 
     if _indexed(train) is not None:
         dataset, collate, size = _settings(train, batch_size)
         labels = _labels_of(dataset)
-        kept, held = hold_out(len(dataset), 0.2, seed, labels)
+        kept, held = _split(dataset, seed, labels)
         calibration: Part = DatasetPart(dataset, kept[:limit], collate, size, seed)
         validation: Part = DatasetPart(dataset, held[:limit], collate, size, seed)
         if len(held) == 0:
@@ -53,6 +53,18 @@ def user_parts(returned: Any, *, seed: int, batch_size: int, limit: int | None) 
         return calibration, validation, DatasetPart(dataset, rows, collate, size, seed)
     _check_iterable(test, "test")
     return calibration, validation, BatchSubset(test, None, limit)
+
+
+def _split(dataset: Any, seed: int, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Kept and held out; samples of one group, such as the tiles of an image, are never on both sides."""
+    groups = getattr(dataset, "groups", None)
+    if not isinstance(groups, Tensor):
+        return hold_out(len(dataset), 0.2, seed, labels)
+    members = groups.unique()
+    held = hold_out(len(members), 0.2, seed)[1]
+    rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    is_held = torch.isin(groups[rows], members[held])
+    return rows[~is_held], rows[is_held]
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ def _rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
     values = main_tensor(output, *_NAMES).detach().cpu().double()
     target = reference.value if reference.against == "labels" else main_tensor(reference.value, *_NAMES)
     target = target.detach().cpu().double()
+    values = values[:, : target.shape[1]]
     squares = target.square().flatten(1).mean(1)
     return list(np.stack([squared_error(target, values).numpy(), squares.numpy()], axis=1))
 
@@ -40,8 +41,11 @@ def timesteps(batch: Batch) -> Sequence[str]:
 
 
 def _fits(output: Any, labels: Any) -> bool:
-    tensor = main_tensor(output, *_NAMES)
-    return isinstance(labels, Tensor) and labels.is_floating_point() and labels.shape == tensor.shape
+    """Labels of the output's shape, or of its first half of channels: the second half is a learned variance."""
+    shape = main_tensor(output, *_NAMES).shape
+    if not isinstance(labels, Tensor) or not labels.is_floating_point() or labels.dim() < 2:
+        return False
+    return labels.shape in (shape, (shape[0], shape[1] // 2, *shape[2:]))
 
 
 def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str | None:

@@ -41,6 +41,9 @@ def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str
     name = next((name for name in module_names(model) if "DepthEstimation" in name), None)
     if name is not None:
         return f"{name.rsplit('.', 1)[-1]} predicts depth"
+    name = next((name for name in module_names(model) if name.endswith("ForPrediction")), None)
+    if name is not None:
+        return f"{name.rsplit('.', 1)[-1]} predicts a series"
     config = getattr(model, "config", None)
     if getattr(config, "problem_type", None) == "regression":
         return "the network's configuration says regression"

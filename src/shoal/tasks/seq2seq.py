@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import IGNORED, Batch
+from shoal.batches import IGNORED, Batch, call
 from shoal.errors import UsageError, check_memory
 from shoal.measure.output_reading import Expectation
 from shoal.outputs import Outputs
 from shoal.tasks.libraries import torchmetrics_functional
-from shoal.tasks.task import Metric, Reference, Row, Task, module_names
+from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names
 
 Decode = Callable[[Any], Sequence[str]]
 _DECODER_INPUTS = ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds", "labels")
@@ -36,7 +36,9 @@ class Generated:
 
 
 def _generate(model: nn.Module, batch: Batch) -> Generated:
-    """What the network generates, greedily, from the inputs of its encoder."""
+    """What the network generates, greedily, from the inputs of its encoder; of CTC the likeliest letters."""
+    if _is_ctc(model):
+        return _letters(model, batch)
     generate = getattr(model, "generate", None)
     if not callable(generate):
         raise UsageError(
@@ -58,6 +60,26 @@ def _generate(model: nn.Module, batch: Batch) -> Generated:
         ) from error
     special = _special_tokens(model)
     return Generated(torch.as_tensor(tokens).detach().cpu(), frozenset(special), special[0] if special else IGNORED)
+
+
+def _is_ctc(model: nn.Module) -> bool:
+    return any(name.endswith("ForCTC") for name in module_names(model))
+
+
+def _letters(model: Any, batch: Batch) -> Generated:
+    """The likeliest letter of each moment, repetitions once, blanks left out.
+
+    Source: Graves et al. 2006, Connectionist temporal classification, section 3.2 (best path decoding).
+    """
+    best = main_tensor(call(model, batch), "logits").argmax(dim=-1).cpu()
+    blank = int(getattr(model.config, "pad_token_id", None) or 0)
+    mask, lengths = batch.kwargs.get("attention_mask"), [best.shape[1]] * len(best)
+    if isinstance(mask, Tensor):
+        lengths = model._get_feat_extract_output_lengths(mask.sum(dim=-1)).tolist()
+    rows = [moments[: int(length)].unique_consecutive() for moments, length in zip(best, lengths, strict=True)]
+    rows = [letters[letters != blank] for letters in rows]
+    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=blank)
+    return Generated(tokens, frozenset([blank]), blank)
 
 
 def _special_tokens(model: nn.Module) -> list[int]:
@@ -107,6 +129,8 @@ def _has_tokens(output: Any, labels: Any) -> bool:
 
 
 def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str | None:
+    if _is_ctc(model):
+        return f"{type(model).__name__} writes letters down as it hears them"
     config = getattr(model, "config", None)
     if not callable(getattr(model, "generate", None)) or not getattr(config, "is_encoder_decoder", False):
         return None

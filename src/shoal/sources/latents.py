@@ -1,0 +1,96 @@
+"""Latents of the user's own, at timesteps of the model's own scheduler, with any condition: latents:ROOT.
+
+ROOT/train.safetensors and ROOT/test.safetensors hold tensors by the names of the network's inputs, one row a sample:
+`sample` (of a transformer of diffusers `hidden_states`), and the condition, as `encoder_hidden_states` or
+`class_labels`. With a `timestep` they are what the network is given. Without one they are clean, and every sample is
+noised at several timesteps by the scheduler in ROOT/scheduler; what the network should answer is then known.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.batches import Batch
+from shoal.errors import DataError
+from shoal.files.reading import is_folder
+from shoal.files.tensors import read_tensors
+from shoal.sources.diffusion import LARGEST_BATCH, STEPS, load_scheduler
+
+_INPUTS = ("sample", "hidden_states")
+_HOW = "Write a file for train and one for test, with tensors by the names of the network's inputs."
+
+
+def latent_folder(root: Path) -> tuple["Latents", "Latents"]:
+    """Train and test of such a folder.
+
+    Raises:
+        DataError: a file is missing or damaged, its tensors do not fit each other, or there is no timestep and no
+            scheduler.
+    """
+    parts = []
+    for seed, name in enumerate(("train", "test")):
+        path = root / f"{name}.safetensors"
+        tensors, _ = read_tensors(path, DataError, f"'{path}' holds no latents", _HOW)
+        scheduler = load_scheduler(root) if "timestep" not in tensors and is_folder(root / "scheduler") else None
+        parts.append(Latents(path, tensors, scheduler, seed))
+    return parts[0], parts[1]
+
+
+@dataclass(eq=False)
+class Latents:
+    """Mini-batches of a denoising network's inputs; each holds all timesteps of some samples.
+
+    Args:
+        path: of the file, for messages.
+        tensors: by the names of the inputs, one row a sample.
+        scheduler: of diffusers, where `tensors` are clean; it is left with other timesteps set.
+        seed: of the noise.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    scheduler: Any
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rows = {name: tuple(tensor.shape[:1]) for name, tensor in self.tensors.items()}
+        self.name = next((name for name in _INPUTS if name in rows), "")
+        if not self.name:
+            raise DataError(f"'{self.path}' holds {', '.join(sorted(rows)) or 'nothing'}, and no latents", _HOW)
+        if set(rows.values()) != {rows[self.name]} or rows[self.name] in ((), (0,)):
+            raise DataError(
+                f"the tensors of '{self.path}' differ in their number of rows: {rows}", "Give one a sample."
+            )
+        if "timestep" not in rows and self.scheduler is None:
+            raise DataError(
+                f"'{self.path}' has no timestep, and there is no scheduler beside it to noise clean latents",
+                "Copy the folder scheduler of the pipeline there, or write the timesteps.",
+            )
+
+    def __iter__(self) -> Iterator[Batch]:
+        count = len(self.tensors[self.name])
+        at_once = max(1, LARGEST_BATCH // (1 if self.scheduler is None else STEPS))
+        generator = torch.Generator().manual_seed(self.seed)
+        for start in range(0, count, at_once):
+            some = {name: tensor[start : start + at_once] for name, tensor in self.tensors.items()}
+            yield Batch(kwargs=some) if self.scheduler is None else self._noised(some, generator)
+
+    def _noised(self, some: dict[str, Tensor], generator: torch.Generator) -> Batch:
+        """Every sample at every timestep, with the noise, the velocity or the sample as what is to be answered."""
+        self.scheduler.set_timesteps(STEPS)
+        steps = self.scheduler.timesteps.cpu()
+        clean = some[self.name]
+        repeated = {name: tensor.repeat_interleave(len(steps), dim=0) for name, tensor in some.items()}
+        timestep = steps.repeat(len(clean))
+        latents = repeated[self.name]
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        noisy = self.scheduler.add_noise(latents, noise, timestep)
+        kind = getattr(self.scheduler.config, "prediction_type", None)
+        target = {"epsilon": noise, "sample": latents}.get(str(kind))
+        if kind == "v_prediction":
+            target = self.scheduler.get_velocity(latents, noise, timestep)
+        return Batch(kwargs={**repeated, self.name: noisy, "timestep": timestep}, target=target)

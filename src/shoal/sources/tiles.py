@@ -1,0 +1,110 @@
+"""Images larger than what a network takes, cut into tiles with their targets: tiles:SIDE:pairs:ROOT.
+
+Tiles cover every pixel of an image; those at its right and lower edge overlap their neighbours rather than be padded.
+All tiles of an image are on the same side of the split into calibration and validation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from shoal.errors import DataError, SpecError
+from shoal.sources.image_targets import (
+    Sample,
+    TargetImages,
+    TargetSource,
+    pair_folder,
+    pixels_of,
+    segmentation_folder,
+)
+from shoal.sources.image_transform import ImageTransform
+
+FORM = "tiles:SIDE:pairs:ROOT"
+_FOLDERS = {"pairs": pair_folder, "segmentation": segmentation_folder}
+
+
+def tiled_folder(place: Path, size: int | None = None) -> TargetSource:
+    """SIDE:pairs:ROOT or SIDE:segmentation:ROOT.
+
+    Args:
+        place: these words.
+        size: has to be None.
+
+    Raises:
+        SpecError: other words.
+        DataError: an image that is smaller than a tile; and what the folder's own source raises.
+    """
+    side, _, rest = str(place).partition(":")
+    name, _, root = rest.partition(":")
+    if not side.isdecimal() or int(side) < 1 or name not in _FOLDERS or not root:
+        raise SpecError(f"'tiles:{place}' is not of the form {FORM}", f"Tiles are cut of: {', '.join(_FOLDERS)}.")
+    if size is not None:
+        raise DataError("--size does not apply to tiles: images are cut, not resized", "Leave it out.")
+    source = _FOLDERS[name](Path(root).expanduser(), whole=True)
+    return TargetSource(Tiles(source.train, int(side)), Tiles(source.test, int(side)))
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """The tiles of images with their targets, read by index.
+
+    Args:
+        images: whole.
+        side: of a tile of the image; that of its target is as many times larger as the target is.
+    """
+
+    images: TargetImages
+    side: int
+    _last: dict[int, Sample] = field(default_factory=dict)
+
+    @property
+    def transform(self) -> ImageTransform:
+        """That of the images."""
+        return self.images.transform
+
+    def with_transform(self, transform: ImageTransform) -> "Tiles":
+        """The same tiles, normalised otherwise."""
+        return Tiles(self.images.with_transform(transform), self.side)
+
+    @cached_property
+    def places(self) -> list[tuple[int, int, int]]:
+        """Image, top and left of each tile."""
+        found = []
+        for index, path in enumerate(self.images.files):
+            width, height = pixels_of(path)
+            if min(width, height) < self.side:
+                raise DataError(
+                    f"'{path}' is of {width} x {height} pixels, smaller than a tile of {self.side}",
+                    "Ask for smaller tiles, or leave the image out.",
+                )
+            found += [(index, top, left) for top in _starts(height, self.side) for left in _starts(width, self.side)]
+        return found
+
+    @property
+    def groups(self) -> Tensor:
+        """The image of each tile."""
+        return torch.tensor([index for index, _, _ in self.places])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> Sample:
+        index, top, left = self.places[number]
+        if index not in self._last:  # the tiles of an image are often read one after the other
+            self._last.clear()
+            self._last[index] = self.images[index]
+        image, target = self._last[index]
+        scale = target.shape[-1] / image.shape[-1]
+        ends = [round(end * scale) for end in (top, top + self.side, left, left + self.side)]
+        tile = image[..., top : top + self.side, left : left + self.side]
+        return tile, target[..., ends[0] : ends[1], ends[2] : ends[3]]
+
+
+def _starts(length: int, side: int) -> Sequence[int]:
+    """Where tiles begin along a side: next to each other, the last one at the end."""
+    starts = list(range(0, length - side + 1, side))
+    return starts if starts[-1] == length - side else [*starts, length - side]
