@@ -55,6 +55,10 @@ class Targeted(Protocol):
     """Images with targets, read by index."""
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """Of the images."""
+
+    @property
     def transform(self) -> ImageTransform:
         """Scale and normalisation of the images."""
 

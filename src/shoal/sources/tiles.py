@@ -15,7 +15,7 @@ from torch import Tensor
 from shoal.errors import DataError, SpecError
 from shoal.sources.image_targets import (
     Sample,
-    TargetImages,
+    Targeted,
     TargetSource,
     pair_folder,
     pixels_of,
@@ -57,9 +57,14 @@ class Tiles:
         side: of a tile of the image; that of its target is as many times larger as the target is.
     """
 
-    images: TargetImages
+    images: Targeted
     side: int
     _last: dict[int, Sample] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those of the images."""
+        return self.images.files
 
     @property
     def transform(self) -> ImageTransform:
