@@ -1,3 +1,4 @@
+import copy
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,6 +10,8 @@ import networks
 from shoal.batches import Batch, as_batch
 from shoal.blocks import analyze, trace
 from shoal.errors import ModelRaisedError, NonFiniteError, TraceError
+from shoal.scanning import removal_sweep
+from shoal.surgery import remove_blocks
 
 IMAGES = (2, 3, 64, 64)
 NO_SHORTCUT = "it has no shortcut: nothing would be left of it"
@@ -320,6 +323,45 @@ def test_a_second_output_that_is_read_keeps_the_block():
     chain = trace(ReadsElsewhere(with_aux), torch.randn(2, 4))
     assert {block.reason for block in chain} == {"it has a second output that is read elsewhere"}
     assert "no removable block" in chain.note
+
+
+class TwoStreams(nn.Module):
+    """Blocks that add to two streams, both of which go on."""
+
+    def __init__(self, depth=3):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.blocks = nn.ModuleList(TwoBranches() for _ in range(depth))
+
+    def forward(self, x):
+        x, y = self.first(x), self.second(x)
+        for block in self.blocks:
+            x, y = block(x, y)
+        return self.head(x * y)
+
+
+class TwoBranches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f, self.g = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x, y):
+        return x + torch.tanh(self.f(x)), y + torch.tanh(self.g(y))
+
+
+def test_a_second_output_that_is_a_stream_goes_on_without_the_block():
+    torch.manual_seed(0)
+    model, x = TwoStreams().eval(), torch.randn(2, 4)
+    graph = analyze(model, as_batch(x))
+    assert [block.removable for block in graph.chain] == [True] * 3
+    cut = remove_blocks(model, as_batch(x), ["blocks.1"])
+    expected = copy.deepcopy(model)
+    del expected.blocks[1]
+    assert torch.equal(cut(x), expected(x))
+    [worth] = removal_sweep(graph, [as_batch(x)], ["blocks.1"])
+    with torch.no_grad():
+        error = (expected(x) - model(x)).double().square().mean() / model(x).double().var(correction=0)
+    assert worth.damage == pytest.approx(float(error), rel=1e-5)
 
 
 def test_a_second_output_that_the_network_returns_keeps_the_block():

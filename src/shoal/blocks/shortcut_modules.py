@@ -129,8 +129,10 @@ def extract_shortcut(
         SurgeryError: the shortcut cannot be cut out of the block's code; says what stands in the way.
     """
     main = main_output(trace, call, additions)
-    sliced = ShortcutSlicer(trace, call, additions, non_negative, norms or {}).run(main)
-    output = _output_without(trace, call, main, sliced.result)
+    slicer = ShortcutSlicer(trace, call, additions, non_negative, norms or {})
+    sliced = slicer.run(main)
+    streams = {main: sliced.result, **_other_streams(call, additions, main, slicer)}
+    output = _output_without(trace, call, streams)
     shortcut = _plain_module(sliced, call, output) or ShortcutModule(sliced, call, output)
     _mimic_first_encoder_layer_(shortcut, trace, call)
     return with_forward_hooks_of(call.module, shortcut), sliced.assumption
@@ -176,12 +178,19 @@ def main_output(trace: Trace, call: ModuleCall, additions: list[Addition]) -> in
     raise SurgeryError(f"the result of the addition in '{call.path}' does not leave the block as an output")
 
 
-def _output_without(trace: Trace, call: ModuleCall, main: int, result: int) -> Any:
-    """The block's output template with the stream replaced and all else None; refused where somebody reads it."""
+def _other_streams(call: ModuleCall, additions: list[Addition], main: int, slicer: "ShortcutSlicer") -> dict[int, int]:
+    """Further outputs that are streams of their own, as of a block of two: additions to one of the block's inputs."""
+    results = {addition.result for addition in additions}
+    entries = {value: slicer.resolve(value) for value in call.outputs if value in results - {main}}
+    return {value: entry for value, entry in entries.items() if entry in call.inputs}
+
+
+def _output_without(trace: Trace, call: ModuleCall, streams: Mapping[int, int]) -> Any:
+    """The block's output template with the streams replaced and all else None; refused where somebody reads it."""
     network_output = set(tensor_refs(trace.output))
     outputs = set(call.outputs)
     inside = set(trace.made_in(call))
-    for value in (inside | outputs) - {main}:
+    for value in (inside | outputs) - streams.keys():
         outside = [op for op in trace.readers.get(value, []) if op >= call.stop]
         if value in outputs - set(call.inputs) and (outside or value in network_output):
             raise SurgeryError("it has a second output that is read elsewhere")
@@ -190,8 +199,8 @@ def _output_without(trace: Trace, call: ModuleCall, main: int, result: int) -> A
 
     def swap(item: Any) -> Any:
         if isinstance(item, TensorRef):
-            kept = item.value in call.inputs and item.value != main
-            return TensorRef(result) if item.value == main else (item if kept else None)
+            kept = item if item.value in call.inputs else None
+            return TensorRef(streams[item.value]) if item.value in streams else kept
         if isinstance(item, Opaque):
             raise SurgeryError(f"it returns a {item.kind}")
         if isinstance(item, Mapping):
