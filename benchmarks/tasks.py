@@ -34,6 +34,8 @@ from shoal.sources import Data, load_data, load_function, load_model
 from shoal.surgery import remove_blocks
 from shoal.tasks import OutputRequest, task_named
 
+BY = "what Shoal's points are: shares of the latency or of the MACs, or how many attentions and MLPs are removed"
+
 
 def main() -> None:
     """Run the cells that are missing, write the document, print a table."""
@@ -63,9 +65,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data")
     parser.add_argument("--task", required=True)
     parser.add_argument("--points", type=shares, default=shares("0.9,0.8,0.7,0.6,0.5"), help="shares of the latency")
-    parser.add_argument(
-        "--by", choices=["latency", "macs"], default="latency", help="what Shoal's points are shares of"
-    )
+    parser.add_argument("--by", choices=["latency", "macs", "units"], default="latency", help=BY)
+    parser.add_argument("--unrecovered", default="", help="a method that is not recovered")
     parser.add_argument("--recovered", type=shares, default=[], help="points that are recovered as well")
     parser.add_argument("--recovery", type=lambda text: int(text) if text.isdigit() else text, default=200)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -111,14 +112,16 @@ def compressed(run: Run, goal: Any) -> shoal.CompressResult:
             task=args.task,
             images=args.images,
             judge_images=args.judged,
-            tables=args.work / "tables",
+            tables=args.work / "tables" if goal.by_plan else None,
             latency_batch_sizes=(args.latency_batch,),
         ),
     )
 
 
 def plan(run: Run) -> shoal.CompressResult:
-    """Shoal's own plan at a share of the latency, or of the MACs: a shared machine times badly what it plans by."""
+    """Shoal's own plan at a point; without latencies where the machine is shared, since it plans by what it times."""
+    if run.args.by == "units":
+        return compressed(run, shoal.RemoveBlocks(int(run.point), grain="unit"))
     return compressed(run, shoal.Budget(**{run.args.by: run.point}))
 
 
@@ -162,7 +165,7 @@ def cells_of(run: Run, method: Callable[[Run], shoal.CompressResult | None]) -> 
         "machine": record.machine.model_dump(mode="json"),
     }
     entries = [{**entry, "recovery": None, **figures(run, result.model), "seconds": time.perf_counter() - started}]
-    if run.point in run.args.recovered:
+    if run.point in run.args.recovered and run.method not in run.args.unrecovered:
         started = time.perf_counter()
         learned = recovered(run, result)
         entries.append({**entry, "recovery": learned.recovery.model_dump(mode="json"), **figures(run, learned.model)})
