@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rivals.command_line import data_of, network_parser
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ from shoal.replace.fitting import FittedReplacement, SpanMoments
 from shoal.replace.kinds import MomentsView
 from shoal.replace.modules import build_replacement, load_solution_
 from shoal.replace.row_sampler import Window, extract_patches, gather_outputs, sample_grid
-from shoal.sources import load_data, load_model
+from shoal.sources import load_model
 from shoal.store import Lines
 
 LENGTHS = (1, 2, 4)
@@ -263,13 +264,12 @@ def _first(images: Sequence[Batch], count: int) -> list[Batch]:
 
 def _ground(args: argparse.Namespace) -> Ground:
     model = load_model(args.model, args.weights).model
-    options = {"mean": _numbers(args.mean), "std": _numbers(args.std), "batch_size": 100}
-    data = load_data(args.data, **options)
+    data = data_of(args, args.data)
     images = [Batch(one.args) for one in itertools.chain(batches(data.calibration(augment=True)))]
     held_back = _first([Batch(one.args) for one in batches(data.validation(augment=True))], 300)
     tests = {"held back, blended": with_mixup(held_back), "test": [Batch(one.args) for one in batches(data.test())]}
     if args.also:
-        other = load_data(args.also, **options)
+        other = data_of(args, args.also)
         tests["second set"] = _first([Batch(one.args) for one in batches(other.test())], args.second)
     anatomy = analyze(model.eval(), images[0].take(2))
     line = build_segments(anatomy)
@@ -278,24 +278,15 @@ def _ground(args: argparse.Namespace) -> Ground:
     return Ground(anatomy, spans, images, tests)
 
 
-def _numbers(text: str | None) -> list[float] | None:
-    return [float(part) for part in text.split(",")] if text else None
-
-
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("data")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--mean")
-    parser.add_argument("--std")
+    parser = network_parser(__doc__)
+    parser.set_defaults(batch_size=100)
     parser.add_argument("--also", help="a second data set; its test part")
     parser.add_argument("--second", type=int, default=1000, help="samples of it")
     parser.add_argument("--every", type=int, default=8, help="only every so manieth span")
     parser.add_argument("--curve-only", action="store_true")
     parser.add_argument("--only", default="", help="only cells whose name begins so")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 

@@ -19,11 +19,10 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from rivals.command_line import data_of, public_spec, versions
+from rivals.command_line import data_of, network_parser, public_spec, versions
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -217,12 +216,7 @@ def _first(samples: Any, count: int) -> list[Batch]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("data")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--mean")
-    parser.add_argument("--std")
+    parser = network_parser(__doc__)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--judged", type=int, default=96)
@@ -231,7 +225,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--distilled", type=int, default=8)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 

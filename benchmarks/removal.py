@@ -11,12 +11,13 @@ import tempfile
 from pathlib import Path
 
 import torch
+from rivals.command_line import data_of, network_parser
 
 from shoal.files.writing import write_text
 from shoal.measure import compare, cost, latency, machine, paired_predictions, quality
 from shoal.pipeline import Blocks, CompressConfig, RemoveBlocks, RunInfo, compress
 from shoal.preserve import evaluating
-from shoal.sources import load_data, load_model
+from shoal.sources import load_model
 from shoal.store import load
 from shoal.surgery import certify
 
@@ -25,7 +26,7 @@ def main() -> None:
     """Read the command line, run, print a table, keep the figures."""
     args = _arguments()
     loaded = load_model(args.model, args.weights)
-    data = load_data(args.data, mean=_numbers(args.mean), std=_numbers(args.std), batch_size=args.batch_size)
+    data = data_of(args, args.data)
     origin = RunInfo(model=loaded.spec, data=data.spec, command="benchmarks/removal.py")
     greedy = compress(
         loaded.model,
@@ -90,20 +91,10 @@ def _row(model: torch.nn.Module, data: object, paths: list[str], origin: RunInfo
     }
 
 
-def _numbers(text: str | None) -> list[float] | None:
-    return [float(part) for part in text.split(",")] if text else None
-
-
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("data")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--mean")
-    parser.add_argument("--std")
+    parser = network_parser(__doc__)
     parser.add_argument("--remove", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rivals.command_line import data_of
 from torch import Tensor, nn
 
 from shoal.batches import Batch, batches, logits_of
@@ -24,7 +25,7 @@ from shoal.measure import machine, read_predictions
 from shoal.preserve import evaluating, swapped
 from shoal.scanning.candidates import Candidate, block_candidates
 from shoal.scanning.sweep import SweepObserver, sweep
-from shoal.sources import load_data, load_model
+from shoal.sources import load_model
 
 
 class Losses(SweepObserver):
@@ -163,8 +164,7 @@ def main() -> None:
         document = by_depth([int(one) for one in args.depths.split(",")], args.rounds)
         print("exponents", document["exponents"])
     else:
-        numbers = [[float(one) for one in text.split(",")] if text else None for text in (args.mean, args.std)]
-        source = load_data(args.data, mean=numbers[0], std=numbers[1], batch_size=args.batch_size)
+        source = data_of(args, args.data)
         data, count = [], 0
         for batch in batches(source.test()):
             data.append(batch.take(args.images - count))

@@ -27,6 +27,18 @@ class Stages:
             print(f"  {stage}", flush=True)
 
 
+def network_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with what every script on a network and its data is told: MODEL DATA, their options, where to write."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--mean")
+    parser.add_argument("--std")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser
+
+
 def comparison_parser(
     doc: str | None, name: str, shares: Sequence[float], methods: Sequence[str], default: Sequence[str]
 ) -> argparse.ArgumentParser:
@@ -39,12 +51,7 @@ def comparison_parser(
         methods: all of them.
         default: those that run where none is named.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("data")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--mean")
-    parser.add_argument("--std")
+    parser = network_parser(doc)
     parser.add_argument("--also", help="a second data set, of which only the test part is measured on")
     parser.add_argument("--points", type=points, default=list(shares))
     parser.add_argument("--methods", type=partial(names_of, list(methods)), default=list(default))
@@ -52,7 +59,6 @@ def comparison_parser(
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--work", type=Path, help=f"where finished cells are kept; by default build/{name}/NAME")
-    parser.add_argument("--out", type=Path, required=True)
     return parser
 
 
