@@ -1,26 +1,38 @@
 """What holds for every test."""
 
 import sys
+from functools import wraps
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from shoal import plugins
 
 _SECONDS = 0.02
 
+# How long an example takes to make or to run hangs on the machine, and says nothing about the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def short_timing():
     """Latencies are measured, but for a moment: what a test asserts never hangs on how long a forward took."""
-    timing = import_module("shoal.measure.latency")
-    take_turns = timing._take_turns
+    timing, pairing = (import_module(f"shoal.measure.{name}") for name in ("latency", "latency_ratio"))
+    take_turns, take_pairs = timing._take_turns, pairing._take_pairs
+
+    @wraps(take_pairs)
+    def short_pairs(timer, reference, precision, max_seconds):
+        return take_pairs(timer, reference, precision, min(max_seconds, _SECONDS))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             timing, "_take_turns", lambda timers, seconds, rounds: take_turns(timers, min(seconds, _SECONDS), rounds)
         )
+        patch.setattr(pairing, "_take_pairs", short_pairs)
         yield
 
 

@@ -182,6 +182,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.example = self.context.chosen_on[0].take(2)
+        input_specs(self.example)  # what a plan cannot remember is refused before anything is measured
         self.messages: list[str] = []
 
     @property

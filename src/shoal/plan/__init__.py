@@ -4,6 +4,7 @@ from shoal.deprecated import former_names
 from shoal.plan.front import front
 from shoal.plan.pairs import PairTerm
 from shoal.plan.plan import (
+    CONSTANT,
     Fold,
     FoldStep,
     Inner,
@@ -24,6 +25,7 @@ from shoal.plan.plan import (
 from shoal.plan.solver import Edge, Path, ResourceLimits, best, solve
 
 __all__ = [
+    "CONSTANT",
     "Edge",
     "Fold",
     "FoldStep",

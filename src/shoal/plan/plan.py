@@ -19,12 +19,26 @@ SCHEMA_VERSION: Literal[2] = 2
 _LARGEST_INPUT, _LARGEST_MAP = 2**28, 2**31
 
 
+CONSTANT = "constant"
+"""The dtype of an input that is no tensor."""
+
+
 class InputSpec(FrozenModel):
-    """One input tensor of the network: its shape without the batch axis, its dtype, its keyword (None: positional)."""
+    """One input of the network: a tensor or a constant, and its keyword (None: positional).
+
+    Of a tensor `shape` is that without the batch axis. With the dtype `constant` the input is `constant` itself, as
+    False for `use_cache`.
+    """
 
     shape: list[int]
     dtype: str
     keyword: str | None = None
+    constant: bool | int | float | str | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is no tensor."""
+        return self.dtype == CONSTANT
 
     @model_validator(mode="after")
     def _limit_size(self) -> "InputSpec":

@@ -275,7 +275,8 @@ def _highest(example: Batch | None) -> dict[int, int]:
 def _trial(specs: list[InputSpec], highest: Mapping[int, int], inputs: str, seed: int = 0) -> Batch:
     """An input as the network takes it: seeded random numbers, masks that hide nothing, or zeros."""
     generator, batch = torch.Generator().manual_seed(seed), example_of(specs)
-    ordered = [*[spec for spec in specs if spec.keyword is None], *[spec for spec in specs if spec.keyword is not None]]
+    tensors = [spec for spec in specs if not spec.is_constant]
+    ordered = sorted(tensors, key=lambda spec: spec.keyword is not None)  # positional ones first
     for place, (tensor, spec) in enumerate(zip(batch.tensors, ordered, strict=True)):
         if inputs == "zeros":
             continue

@@ -307,7 +307,9 @@ def _trial(specs: list[InputSpec], model: Any) -> Batch:
     return Batch(args, kwargs)
 
 
-def _filled(key: str, value: Tensor, model: Any, generator: torch.Generator) -> Tensor:
+def _filled(key: str, value: Any, model: Any, generator: torch.Generator) -> Any:
+    if not isinstance(value, Tensor):
+        return value
     if value.is_floating_point():
         return torch.randn(value.shape, generator=generator).to(value.dtype)
     if "mask" in key:

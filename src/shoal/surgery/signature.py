@@ -1,12 +1,14 @@
 """The signature by which a plan recognises its network, and example inputs made from the plan's input specs."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
 from shoal.blocks import Chain
 from shoal.errors import PlanError
-from shoal.plan import InputSpec, NetworkSignature
+from shoal.plan import CONSTANT, InputSpec, NetworkSignature
 
 
 def signature_of(model: nn.Module, chain: Chain) -> NetworkSignature:
@@ -30,33 +32,44 @@ def input_specs(batch: Batch) -> list[InputSpec]:
     """What the network was called with.
 
     Raises:
-        PlanError: an input is no tensor, so a plan could not remember it.
+        PlanError: an input is neither a tensor nor a constant that JSON holds, so a plan could not remember it.
     """
     named = [(None, value) for value in batch.args] + list(batch.kwargs.items())
-    specs = []
-    for keyword, value in named:
-        if not isinstance(value, Tensor):
-            raise PlanError(
-                f"an input of the network is a {type(value).__name__}, a plan can only remember tensors",
-                "Wrap the network so that its inputs are tensors.",
-            )
-        specs.append(InputSpec(shape=list(value.shape[1:]), dtype=_dtype_name(value.dtype), keyword=keyword))
-    return specs
+    return [_input_spec(keyword, value) for keyword, value in named]
+
+
+def _input_spec(keyword: str | None, value: object) -> InputSpec:
+    if isinstance(value, Tensor):
+        return InputSpec(shape=list(value.shape[1:]), dtype=_dtype_name(value.dtype), keyword=keyword)
+    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+        return InputSpec(shape=[], dtype=CONSTANT, keyword=keyword, constant=value)
+    raise PlanError(
+        f"an input of the network is a {type(value).__name__}: a plan remembers tensors, numbers, strings, True, False "
+        "and None",
+        "Wrap the network so that its inputs are of these kinds.",
+    )
 
 
 def example_of(specs: list[InputSpec], batch: int = 2) -> Batch:
     """An input of zeros that the network can be traced with."""
-    args, kwargs = [], {}
+    args: list[object] = []
+    kwargs: dict[str, object] = {}
     for spec in specs:
-        dtype = getattr(torch, spec.dtype, None)
-        if not isinstance(dtype, torch.dtype):
-            raise PlanError(f"the plan has an input of dtype '{spec.dtype}', which torch does not know", "Mend it.")
-        tensor = torch.zeros((batch, *spec.shape), dtype=dtype)
+        value = _input_of(spec, batch)
         if spec.keyword is None:
-            args.append(tensor)
+            args.append(value)
         else:
-            kwargs[spec.keyword] = tensor
+            kwargs[spec.keyword] = value
     return Batch(tuple(args), kwargs)
+
+
+def _input_of(spec: InputSpec, batch: int) -> object:
+    if spec.is_constant:
+        return spec.constant
+    dtype = getattr(torch, spec.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise PlanError(f"the plan has an input of dtype '{spec.dtype}', which torch does not know", "Mend it.")
+    return torch.zeros((batch, *spec.shape), dtype=dtype)
 
 
 def random_like(batch: Batch, seed: int = 0) -> Batch:
