@@ -1,6 +1,7 @@
 """The signature by which a plan recognises its network, and example inputs made from the plan's input specs."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def input_specs(batch: Batch) -> list[InputSpec]:
     return [_input_spec(keyword, value) for keyword, value in named]
 
 
-def _input_spec(keyword: str | None, value: object) -> InputSpec:
+def _input_spec(keyword: str | None, value: Any) -> InputSpec:
     if isinstance(value, Tensor):
         return InputSpec(shape=list(value.shape[1:]), dtype=_dtype_name(value.dtype), keyword=keyword)
     if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
