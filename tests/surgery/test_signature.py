@@ -42,6 +42,6 @@ def test_an_example_is_made_from_what_is_remembered():
     assert example_of(specs).size == 2
 
 
-def test_an_input_that_is_no_tensor_cannot_be_remembered():
-    with pytest.raises(PlanError, match="an input of the network is a bool"):
-        input_specs(Batch((torch.ones(1),), {"use_cache": False}))
+def test_an_input_of_another_kind_cannot_be_remembered():
+    with pytest.raises(PlanError, match="an input of the network is a dict"):
+        input_specs(Batch((torch.ones(1),), {"options": {}}))
