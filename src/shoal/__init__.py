@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shoal.sources import Data, load_data, load_model
     from shoal.store import ExportConfig, export, load
     from shoal.surgery import FoldResult, apply, certify, fold
+    from shoal.workers import RayWorkers
 
 __version__ = version("shoal")
 
@@ -55,6 +56,7 @@ _HOMES = {
     "sources": ("Data", "load_data", "load_model"),
     "store": ("ExportConfig", "export", "load"),
     "surgery": ("FoldResult", "apply", "certify", "fold"),
+    "workers": ("RayWorkers",),
 }
 
 __all__ = [
@@ -78,6 +80,7 @@ __all__ = [
     "MeasureConfig",
     "ParetoPoint",
     "Plan",
+    "RayWorkers",
     "Record",
     "RecoveryConfig",
     "RemoveBlocks",

@@ -138,6 +138,12 @@ class ConsentError(ShoalError, PermissionError):
     __str__ = ShoalError.__str__
 
 
+class WorkersError(ShoalError, RuntimeError):
+    """Workers that differ from this process, lack what they need, or are lost again and again."""
+
+    kind = "workers"
+
+
 class PluginError(ShoalError, RuntimeError):
     """An entry point of another distribution that cannot be loaded, clashes with another name, or fails."""
 

@@ -15,7 +15,7 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import NonFiniteError
 from shoal.pipeline.cache import MeasurementCache
-from shoal.pipeline.candidate_damage import DamageMeter
+from shoal.pipeline.candidate_damage import DamageScorer
 from shoal.pipeline.candidate_refit import (
     CandidateRefit,
     CandidateRefitConfig,
@@ -158,7 +158,7 @@ def test_a_change_that_cannot_be_refitted_counts_as_it_is(monkeypatch):
 def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
     first = maker(shelf=MeasurementCache(tmp_path / "t", {}), kinds=("conv3",), longest=1).build()
     monkeypatch.setattr(CandidateRefit, "refitted", lambda self, changes: pytest.fail("measured again"))
-    monkeypatch.setattr(DamageMeter, "_run", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(DamageScorer, "__call__", lambda *args: pytest.fail("measured again"))
     again = maker(shelf=MeasurementCache(tmp_path / "t", {}), kinds=("conv3",), longest=1).build()
     assert again.edges == first.edges
     assert again.pairs == first.pairs

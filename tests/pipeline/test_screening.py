@@ -117,9 +117,9 @@ def damage_forwards(depth, monkeypatch):
     measured = []
     before = DamageMeter.alone
 
-    def counted(self, changes):
-        measured.append(len(changes))
-        return before(self, changes)
+    def counted(self, names):
+        measured.append(len(names))
+        return before(self, names)
 
     monkeypatch.setattr(DamageMeter, "alone", counted)
     config = CompressConfig(stand_ins=("linear", "identity"), longest=3, fold=False)

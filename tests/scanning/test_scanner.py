@@ -1,12 +1,14 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
+from ray import cloudpickle
 
 import language
 import tiny
 from networks import PlainNet
-from shoal.errors import DataError, UsageError
+from shoal.errors import DataError, FolderError, UsageError
 from shoal.measure.output_reading import OutputReading, Reading
 from shoal.progress import Callbacks, NullJournal
 from shoal.record import ScanRecord
@@ -101,6 +103,66 @@ def test_an_interrupted_scan_goes_on_to_the_same_figures():
     assert figures(resumed) == figures(whole)
     assert resumed.baseline == whole.baseline
     assert len(broken.lines) == 3
+
+
+class Elsewhere:
+    """Workers of another process, as far as a test can tell: what they hold was pickled, results come last first."""
+
+    count = 3
+
+    def start(self, function):
+        self.function = cloudpickle.loads(cloudpickle.dumps(function))
+
+    def results(self, tasks):
+        yield from [(task.own, self.function(task.own, task.shared)) for task in list(tasks)][::-1]
+
+    def stop(self):
+        self.function = None
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_record_is_the_same_whoever_works_in_whatever_order(fast):
+    data, config = loader(count=6 if fast else 3), ScanConfig(fast=fast)
+    here = scan(tiny.network(), data, config=config)
+    there = scan(tiny.network(), data, config=dataclasses.replace(config, workers=Elsewhere()))
+    volatile = {"seconds", "created"}
+    assert there.model_dump(exclude=volatile) == here.model_dump(exclude=volatile)
+
+
+def test_what_workers_handed_in_before_a_crash_is_not_measured_again():
+    whole = scan(tiny.network(), loader())
+    broken = Memory(most=4)
+    with pytest.raises(KeyboardInterrupt):
+        scan(tiny.network(), loader(), config=ScanConfig(workers=Elsewhere()), callbacks=Callbacks(journal=broken))
+    broken.most, before = None, len(broken.lines)
+    resumed = scan(tiny.network(), loader(), callbacks=Callbacks(journal=broken))
+    assert figures(resumed) == figures(whole)
+    assert resumed.baseline == whole.baseline
+    measured = [(line["batch"], key) for line in broken.lines for key in line["sums"] if key]
+    assert before < len(broken.lines)
+    assert len(measured) == len(set(measured)) == 3 * whole.comparisons
+
+
+def test_a_scan_that_version_0_1_0_began_goes_on():
+    memory = Memory()
+    whole = scan(tiny.network(), loader(), callbacks=Callbacks(journal=memory))
+    sums = {}
+    for line in memory.lines[:2]:
+        for key, plain in line["sums"].items():
+            sums[key] = {name: sums.get(key, {}).get(name, 0) + value for name, value in plain.items()}
+    own = sums.pop("")
+    former = Memory()
+    former.lines = [{"kind": "scan", "name": "first", "batches": 2, "stopped": [], "own": own, "tallies": sums}]
+    resumed = scan(tiny.network(), loader(), callbacks=Callbacks(journal=former))
+    assert figures(resumed) == figures(whole)
+    assert [line["batch"] for line in former.lines[1:]] == [2]
+
+
+def test_a_damaged_line_of_the_journal_is_refused():
+    memory = Memory()
+    memory.lines = [{"kind": "scored", "name": "first", "batch": 0, "classes": 3, "sums": {"": {"odd": 1}}}]
+    with pytest.raises(FolderError, match="journal of the scan is damaged"):
+        scan(tiny.network(), loader(), callbacks=Callbacks(journal=memory))
 
 
 def test_stacked_figures_agree_to_rounding():

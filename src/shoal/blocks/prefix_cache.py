@@ -60,8 +60,7 @@ class PrefixCache:
 
         The first time for a network, it is found out on a few samples from where it may be run again.
         """
-        if not self.restarts:
-            self._find_restarts(batch)
+        self.find_restarts(batch)
         return self._run_recorded(batch)
 
     def _run_recorded(self, batch: Batch) -> Any:
@@ -94,8 +93,10 @@ class PrefixCache:
         with patched({**self.base, **self._stubs[path], **forwards}):
             return call(self.model, self.batch or Batch())
 
-    def _find_restarts(self, batch: Batch) -> None:
-        """Fill `restarts`: for each segment the last one, itself or earlier, that reproduces a whole run."""
+    def find_restarts(self, batch: Batch) -> None:
+        """Fill `restarts`, unless they are known: for each segment the last, or itself, that reproduces a whole run."""
+        if self.restarts:
+            return
         sample = batch.take(_SAMPLES)
         try:
             whole = _tensors(self._run_recorded(sample))

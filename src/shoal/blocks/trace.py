@@ -169,6 +169,10 @@ class Trace:
             calls.setdefault(id(module_call.module), []).append(module_call)
         return calls
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, in which objects have other numbers."""
+        return {name: value for name, value in vars(self).items() if name != "_by_module"}
+
     def calls_of(self, module: nn.Module) -> list[ModuleCall]:
         """All calls of this module object."""
         return self._by_module.get(id(module), [])

@@ -1,7 +1,7 @@
 """`shoal compress` and `shoal apply`: what they do between the words of the command line and the pipeline."""
 
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,17 @@ from torch import nn
 from shoal.batches import batches, call, device_of
 from shoal.blocks import analyze
 from shoal.cli.console import Session
-from shoal.cli.loading import check_input, check_pair, names, open_data, open_network, output_folder, pick_device
-from shoal.cli.options import RACE_PLANS, CompressOptions, DataOptions
+from shoal.cli.loading import (
+    check_input,
+    check_pair,
+    names,
+    open_data,
+    open_network,
+    open_workers,
+    output_folder,
+    pick_device,
+)
+from shoal.cli.options import RACE_PLANS, CompressOptions, DataOptions, WorkerOptions
 from shoal.errors import UsageError
 from shoal.pipeline import (
     Callbacks,
@@ -28,7 +37,7 @@ from shoal.pipeline import (
 )
 from shoal.pipeline.candidate_table import DEFAULT_KINDS, STUDENT_BUDGET
 from shoal.pipeline.config import batch_sizes
-from shoal.pipeline.goals import by_units, check_batch_sizes, check_options, parse_goal
+from shoal.pipeline.goals import by_units, check_batch_sizes, check_options, check_workers, parse_goal
 from shoal.preserve import evaluating
 from shoal.record import summary_of
 from shoal.recover import DistillConfig, TrainingBudget, read_budget
@@ -77,6 +86,7 @@ class CompressRequest:
     output: list[str] | None = None
     latency_batch_sizes: tuple[int, ...] = ()
     task: str | None = None
+    worker_options: WorkerOptions = field(default_factory=WorkerOptions)
 
     def config(self, **more: Any) -> CompressConfig:
         """How to compress."""
@@ -106,7 +116,7 @@ def compress_request(session: Session, options: CompressOptions) -> CompressRequ
     blocks = names(flat["blocks"]) if flat["blocks"] is not None else None
     goal = parse_goal({**flat, **lists, "blocks": blocks, "grain": _as_grain(options.goal.grain)}, spell=_flag)
     sizes = _batch_sizes(options.batch_size)
-    own = {field.name for field in fields(CompressRequest)} & {field.name for field in fields(CompressOptions)}
+    own = {each.name for each in fields(CompressRequest)} & {each.name for each in fields(CompressOptions)}
     request = CompressRequest(
         **{
             **{name: getattr(options, name) for name in own},
@@ -167,6 +177,8 @@ def run_compress(session: Session, request: CompressRequest) -> int:
         return dry_run_plan(session, request, opened.model, data)
     if request.dry_run:
         return _show_plan(session, request, opened.model, data)
+    workers = open_workers(session, request.worker_options, device)
+    check_workers(request.goal, workers)
     proof = isinstance(request.goal, ExactOnly)  # which no sample is needed for
     validation = None if proof else data.validation(augment=True)
     path = output_folder(request.out, "compress")
@@ -186,6 +198,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
                     tables=(request.tables or path / TABLES) if request.goal.by_plan else None,
                     run_info=_provenance(request, opened.spec, data),
                     task=task_of(request.task, data),
+                    workers=workers,
                 ),
                 callbacks=Callbacks(progress, folder),
             )

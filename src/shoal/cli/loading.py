@@ -9,15 +9,17 @@ from torch import nn
 
 from shoal.batches import Batch, call, device_of
 from shoal.cli.console import Session
-from shoal.cli.options import DataOptions
+from shoal.cli.options import DataOptions, WorkerOptions
 from shoal.errors import ConsentError, ModelRaisedError, UsageError
 from shoal.files.reading import is_folder
 from shoal.plan import InputSpec
 from shoal.preserve import evaluating
 from shoal.sources import AudioFormat, Data, TextFormat, infer_audio_format, infer_text_format, load_data
 from shoal.sources.data import AUDIO, TEXT_SOURCES
+from shoal.sources.user_code import user_modules
 from shoal.store import OpenedFolder, open_model, read_folder_plan
 from shoal.surgery import example_of
+from shoal.workers import LocalWorkers, RayWorkers, Workers
 
 # Shapes tried, in this order, where nobody says what a network takes.
 _USUAL_SHAPES = ((3, 224, 224), (3, 32, 32), (1, 28, 28), (1, 8, 8))
@@ -82,6 +84,31 @@ def open_network(session: Session, spec: str, weights: Path | None, device: str 
     opened = open_model(spec, weights, session.consent)
     opened.model.to(device).eval()
     return opened
+
+
+def open_workers(session: Session, options: WorkerOptions, device: str) -> Workers:
+    """Who measures candidates; for use after the network and the data were opened.
+
+    Raises:
+        UsageError: Ray is not installed, or its address does not answer.
+        ConsentError: a file of the user's would be sent to other machines.
+    """
+    count, address, gpu = options.workers, options.ray, torch.device(device).type == "cuda"
+    if address is None:
+        if options.send_code:
+            raise UsageError(
+                "--send-code is for other machines, and there are none", "Add --ray ADDRESS, or leave it out."
+            )
+        return RayWorkers(count, gpu=gpu, modules=user_modules()) if count and count > 1 else LocalWorkers()
+    if count is None:
+        raise UsageError("--ray says where candidates are measured, not by how many", "Add --workers N.")
+    modules = user_modules()
+    if modules and not options.send_code:
+        files = ", ".join(sorted(f"'{Path(str(module.__file__)).name}'" for module in modules))
+        raise ConsentError(
+            f"the nodes of '{address}' lack the code of {files}", "Add --send-code to send it there, where it is run."
+        )
+    return RayWorkers(count, address, gpu=gpu, modules=modules)
 
 
 def pick_device(name: str) -> str:

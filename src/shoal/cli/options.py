@@ -74,6 +74,21 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
+class WorkerOptions:
+    """Who measures candidates."""
+
+    workers: int | None = option(
+        "--workers", "Measure candidates in so many processes (Ray); results are the same.", None, min=1, metavar="N"
+    )
+    ray: str | None = option(
+        "--ray", "Measure candidates on a running Ray cluster: HOST:PORT, or auto.", None, metavar="ADDRESS"
+    )
+    send_code: bool = option(
+        "--send-code", "With --ray: send FILE.py of MODEL and DATA to the nodes, and run it there.", False
+    )
+
+
+@dataclass(frozen=True)
 class GoalOptions:
     """What `shoal compress` is to reach."""
 
@@ -173,6 +188,7 @@ class CompressOptions:
         "--images", "Calibration samples that blocks are chosen on; 512, or 2048 with a budget.", None, min=1
     )
     channels_last: bool = _CHANNELS_LAST()
+    worker_options: WorkerOptions = nested(WorkerOptions)
     out: Path | None = _OUT()
     device: str = _DEVICE()
     dry_run: bool = _DRY_RUN()
@@ -225,6 +241,7 @@ class ScanRequest:
     scores: bool = option("--scores/--no-scores", "Also score the blocks.", True)
     weights: Path | None = _WEIGHTS()
     data_options: DataOptions = nested(DataOptions)
+    worker_options: WorkerOptions = nested(WorkerOptions)
     out: Path | None = _OUT()
     device: str = _DEVICE()
     dry_run: bool = _DRY_RUN()

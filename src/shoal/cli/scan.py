@@ -4,7 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 from shoal.cli.console import Session
-from shoal.cli.loading import check_input, check_pair, open_data, open_network, output_folder, pick_device
+from shoal.cli.loading import (
+    check_input,
+    check_pair,
+    open_data,
+    open_network,
+    open_workers,
+    output_folder,
+    pick_device,
+)
 from shoal.cli.options import ScanRequest
 from shoal.errors import UsageError
 from shoal.files.writing import write_text
@@ -38,6 +46,7 @@ def run_scan(session: Session, request: ScanRequest) -> int:
         sizes = data.describe()
         session.say(f"Would scan {model} on the {request.split} part of {sizes}. Nothing was written.")
         return 0
+    workers = open_workers(session, request.worker_options, device)
     path = output_folder(request.out, "scan")
     session.resume_hint = f"The same command with --out {path} resumes this run."
     with RunFolder(path, "scan", _arguments(request, model_digest(opened.model), device)) as folder:
@@ -56,7 +65,7 @@ def run_scan(session: Session, request: ScanRequest) -> int:
                 opened.model,
                 _split(data, request.split),
                 also=other.test() if other is not None else None,
-                config=replace(request.settings, run_info=info),
+                config=replace(request.settings, run_info=info, workers=workers),
                 callbacks=Callbacks(progress, folder),
             )
         record = record.model_copy(update={"seconds": folder.seconds})

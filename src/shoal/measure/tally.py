@@ -116,6 +116,11 @@ class Accumulator:
         self.increase += float(increase.sum())
         self.increase_squared += float((increase * increase).sum())
 
+    def merge(self, later: "Accumulator") -> None:
+        """Take in the sums of later mini-batches: bit for bit what adding these here gives, one by one."""
+        for name, value in asdict(later).items():
+            setattr(self, name, getattr(self, name) + value)
+
     @property
     def top1(self) -> float | None:
         """Share of right answers, None without one label a sample."""

@@ -25,6 +25,7 @@ from shoal.pipeline.goals import (
     MaxDrop,
     ParetoPoint,
     check_options,
+    check_workers,
     parse_goal,
 )
 from shoal.pipeline.greedy import GreedyRemoval, RemovalChoice
@@ -51,6 +52,7 @@ from shoal.record import Certificate, metric_drop
 from shoal.recover import TrainingBudget, read_budget
 from shoal.surgery import certify, fold, input_specs, remove_blocks, signature_of
 from shoal.tasks import dense_copy, restore_usual
+from shoal.workers import as_workers
 
 _CONFIGURED = ("damage", "output", "latency_from", "tables", "fold")
 FORMER_KEYWORDS = (
@@ -127,6 +129,7 @@ def compress(
     """
     started = time.perf_counter()
     goal, config, callbacks = _as_goal(goal), _as_config(config), as_callbacks(callbacks)
+    check_workers(goal, workers := as_workers(config.workers))
     check_options(goal, _options_set(config, recovery))
     warnings = [*config.run_info.warnings, *_missing(test, validation, goal), *_uncompiled(model)]
     usual = plain(model)
@@ -138,6 +141,7 @@ def compress(
     context = build_context(
         model, samples, judged, goal, config.measure, config.damage, callbacks.progress, config.outputs
     )
+    context = replace(context, workers=workers)
     usable, left_out = _differentiable(usable, context)
     messages += left_out
     run = _Run(context, config, calibration if not is_read_once(calibration) else samples, usable)

@@ -1,11 +1,14 @@
 """The damage of candidate changes on held-back samples: as they are, and after the cheapest refit.
 
 Both run the network from the first changed module on, with everything before it from a cache. What is measured goes
-into the measurement cache mini-batch by mini-batch, under the name of the change.
+into the measurement cache as it comes, under the names of mini-batch and change; workers may measure it in any order.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +24,17 @@ from shoal.preserve import evaluating
 from shoal.record import Interval
 from shoal.replace import SegmentChain
 from shoal.scanning import DamageFunction
+from shoal.workers import LocalWorkers, Results, Workers, WorkerTask, working
 
-# Refitted layers of so many candidates are held at a time, in bytes.
+# Refitted layers of so many bytes are held at a time.
 _HELD = 2e8
+# Changes in a task at most: so many are lost where its process is killed.
+_AT_A_TIME = 16
+# Tasks for each of several workers: with more of them, the last to finish keeps the others waiting less.
+_PER_WORKER = 4
 
-Combination = Sequence[PlacedChange]
-_Run = tuple[str, Mapping[nn.Module, Forward]]
-_Values = dict[str, dict[int, list[float]]]
+Combinations = Mapping[str, Sequence[str]]
+"""Changes that are made together, in order, each by its name, under a name of their own."""
 
 
 @dataclass(frozen=True)
@@ -47,31 +54,133 @@ class ChangeDamage:
         return self.raw if self.refitted is None else min(self.raw, self.refitted)
 
 
-@dataclass
-class DamageMeter:
-    """Measures damages of one network on the same samples.
+@dataclass(frozen=True)
+class DamageTask:
+    """Changes to be made together by their names, and where: on mini-batch `batch`, or after a refit on all (None)."""
+
+    combinations: tuple[tuple[str, tuple[str, ...]], ...]
+    batch: int | None = None
+
+
+@dataclass(eq=False)
+class DamageScorer:
+    """Runs tasks. It is what workers hold: pickled, it brings the network, all changes and the mini-batches along.
 
     Args:
         graph: of the original.
         segments: of the original.
         judge: mini-batches of samples that nothing is fitted on.
-        cache: keeps what is measured.
         damage: how far outputs are from the original's, for each sample.
-        progress: called with (stage, done, total).
+        changes: all there are, by name.
+        refit: of this network; None for none.
     """
 
     graph: BlockGraph
     segments: SegmentChain
     judge: Sequence[Batch]
-    cache: MeasurementCache
     damage: DamageFunction
-    progress: Callable[[str, int, int], None]
+    changes: Mapping[str, PlacedChange]
+    refit: CandidateRefit | None = None
+    _recorded: tuple[int, PrefixCache, object] | None = field(default=None, init=False)
 
-    def measure(self, changes: Sequence[PlacedChange], refit: CandidateRefit | None) -> dict[str, ChangeDamage]:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was recorded of a mini-batch."""
+        return {**vars(self), "_recorded": None}
+
+    def __call__(self, task: DamageTask, _: None = None) -> dict[int, dict[str, list[float]]]:
+        """By mini-batch the damages of its samples, by name; without those that cannot be refitted."""
+        if task.batch is None:
+            return self._refitted(task)
+        forwards = {name: self.changes[changes[0]].forwards for name, changes in task.combinations}
+        return {task.batch: self._damages(task, task.batch, forwards)}
+
+    def _refitted(self, task: DamageTask) -> dict[int, dict[str, list[float]]]:
+        """Refit as many at a time as memory holds, and measure them on all mini-batches."""
+        measured: dict[int, dict[str, list[float]]] = {index: {} for index in range(len(self.judge))}
+        for forwards in self._portions(task):
+            for index, damages in measured.items():
+                damages |= self._damages(task, index, forwards)
+        return measured
+
+    def _portions(self, task: DamageTask) -> Iterator[dict[str, Mapping[nn.Module, Forward]]]:
+        refit, held = self.refit, 0
+        portion: dict[str, Mapping[nn.Module, Forward]] = {}
+        for name, changes in task.combinations:
+            try:
+                result = refit.refitted([self.changes[change] for change in changes]) if refit else None
+            except (DataError, NonFiniteError):
+                continue
+            if result is None:
+                continue
+            portion[name] = result.forwards
+            held += result.bytes
+            if held > _HELD:
+                yield portion
+                portion, held = {}, 0
+        if portion:
+            yield portion
+
+    def _damages(
+        self,
+        task: DamageTask,
+        index: int,
+        forwards: Mapping[str, Mapping[nn.Module, Forward]],
+        *,
+        only_finite: bool = False,
+    ) -> dict[str, list[float]]:
+        """The damages on one mini-batch, without those of networks whose answers are not finite after a refit."""
+        changes, damages = dict(task.combinations), {}
+        with evaluating(self.graph.model):
+            _, prefix, original = self._record(index)
+            for name, replaced in forwards.items():
+                start = self.segments.paths[self.changes[changes[name][0]].start]
+                try:
+                    output = prefix.run_from(prefix.segment_of(start), replaced)
+                    measured = self.damage(original, output, self.judge[index])
+                except NonFiniteError:
+                    if task.batch is not None:
+                        raise
+                    continue
+                damages[name] = measured.detach().cpu().tolist()
+        return damages
+
+    def _record(self, index: int) -> tuple[int, PrefixCache, object]:
+        """The original on a mini-batch; the same as before where the mini-batch is."""
+        if self._recorded is None or self._recorded[0] != index:
+            self._recorded = None  # before the next is made: both might not fit
+            prefix = PrefixCache(self.graph)
+            self._recorded = index, prefix, prefix.record(self.judge[index])
+        return self._recorded
+
+
+@dataclass
+class DamageMeter:
+    """Measures damages of one network on the same samples, within the block of `open`.
+
+    Args:
+        scorer: measures.
+        cache: keeps what is measured.
+        progress: called with (stage, done, total).
+        workers: who measures.
+    """
+
+    scorer: DamageScorer
+    cache: MeasurementCache
+    progress: Callable[[str, int, int], None]
+    workers: Workers = field(default_factory=LocalWorkers)
+    results: Results | None = None
+
+    @contextmanager
+    def open(self) -> Iterator["DamageMeter"]:
+        """Have workers at hand; they are gone when the block ends, so that nothing is timed while they work."""
+        with working(self.workers, self.scorer) as results:
+            yield replace(self, results=results)
+
+    def measure(self) -> dict[str, ChangeDamage]:
         """The damage of each change alone, by its name."""
-        raw = self.alone(changes)
-        applies = refit is not None and refit.applies
-        refitted = self.refitted({change.name: [change] for change in changes}, refit) if refit and applies else {}
+        names, refit = list(self.scorer.changes), self.scorer.refit
+        raw = self.alone(names)
+        refitted = self.refitted({name: [name] for name in names}) if refit is not None and refit.applies else {}
         return {
             name: ChangeDamage(
                 float(samples.mean()),
@@ -81,87 +190,42 @@ class DamageMeter:
             for name, samples in raw.items()
         }
 
-    def alone(self, changes: Sequence[PlacedChange]) -> dict[str, Tensor]:
+    def alone(self, names: Sequence[str]) -> dict[str, Tensor]:
         """The damage of each change alone, for every sample, by its name."""
         values = self.cache.damages()
-        runs = {change.name: (self._start(change), change.forwards) for change in changes}
-        prefix, batches = PrefixCache(self.graph), len(self.judge)
-        with evaluating(self.graph.model):
-            for index, batch in enumerate(self.judge):
-                remaining = {name: run for name, run in runs.items() if index not in values.get(name, {})}
-                if not remaining:
-                    continue
-                original, damages = prefix.record(batch), {}
-                for done, (name, run) in enumerate(remaining.items(), 1):
-                    damages[name] = self._run(prefix, original, index, run)
-                    stage, total = f"damage of {len(remaining)} changes", len(remaining)
-                    self.progress(stage, index * total + done, batches * total)
-                self._keep(index, damages, values, "damage")
-        return {name: self._samples(values[name]) for name in runs}
+        tasks = []
+        for index in range(len(self.scorer.judge)):
+            remaining = [name for name in names if index not in values.get(name, {})]
+            tasks += [DamageTask(tuple((name, (name,)) for name in part), index) for part in self._parts(remaining)]
+        self._run(f"damage of {len(names)} changes", tasks, "damage")
+        return self._samples(names, self.cache.damages())
 
-    def refitted(self, combinations: Mapping[str, Combination], refit: CandidateRefit) -> dict[str, Tensor]:
-        """The damage of changes together after a refit, for every sample; left out where a refit does not apply.
+    def refitted(self, combinations: Combinations) -> dict[str, Tensor]:
+        """The damage of changes together after a refit, for every sample; left out where a refit does not apply."""
+        values, total = self.cache.damages("refitted"), len(self.scorer.judge)
+        remaining = [name for name in combinations if len(values.get(name, {})) < total]
+        tasks = [
+            DamageTask(tuple((name, tuple(combinations[name])) for name in part)) for part in self._parts(remaining)
+        ]
+        self._run(f"damage of {len(remaining)} changes after a refit", tasks, "refitted")
+        values = self.cache.damages("refitted")
+        return self._samples([name for name in combinations if len(values.get(name, {})) == total], values)
 
-        Args:
-            combinations: changes that are made together, in order, by name.
-            refit: of this network.
-        """
-        values, prefix = self.cache.damages("refitted"), PrefixCache(self.graph)
-        total, done = len(self.judge), 0
-        remaining = {name: group for name, group in combinations.items() if len(values.get(name, {})) < total}
-        for portion in self._portions(remaining, refit):
-            with evaluating(self.graph.model):
-                for index, batch in enumerate(self.judge):
-                    original = prefix.record(batch)
-                    self._keep(index, self._finite(prefix, original, index, portion), values, "refitted")
-            done += len(portion)
-            self.progress(f"damage of {len(remaining)} changes after a refit", done, len(remaining))
-        complete = [name for name in combinations if len(values.get(name, {})) == total]
-        return {name: self._samples(values[name]) for name in complete}
+    def _run(self, stage: str, tasks: Sequence[DamageTask], kind: DamageKind) -> None:
+        """Have the tasks run, and keep each result as it comes."""
+        if self.results is None:
+            raise RuntimeError("open() before measuring")
+        for done, (_, measured) in enumerate(self.results(map(WorkerTask, tasks)), 1):
+            for index, damages in measured.items():
+                self.cache.add_damages(index, damages, kind)
+            self.progress(stage, done, len(tasks))
 
-    def _keep(self, index: int, damages: dict[str, list[float]], values: _Values, kind: DamageKind) -> None:
-        self.cache.add_damages(index, damages, kind)
-        for name, measured in damages.items():
-            values.setdefault(name, {})[index] = measured
+    def _parts(self, names: Sequence[str]) -> list[Sequence[str]]:
+        """Names for a task each."""
+        count = self.workers.count or 1
+        size = _AT_A_TIME if count == 1 else min(_AT_A_TIME, math.ceil(len(names) / (_PER_WORKER * count)))
+        return [names[start : start + size] for start in range(0, len(names), size)] if names else []
 
-    def _portions(self, remaining: Mapping[str, Combination], refit: CandidateRefit) -> Iterator[dict[str, _Run]]:
-        """What was refitted and is to be measured, as much at a time as memory holds."""
-        portion: dict[str, _Run] = {}
-        held = 0
-        for number, (name, group) in enumerate(remaining.items()):
-            self.progress(f"refitting {len(remaining)} changes", number, len(remaining))
-            try:
-                result = refit.refitted(group)
-            except (DataError, NonFiniteError):
-                continue
-            portion[name] = self._start(group[0]), result.forwards
-            held += result.bytes
-            if held > _HELD:
-                yield portion
-                portion, held = {}, 0
-        if portion:
-            yield portion
-
-    def _finite(
-        self, prefix: PrefixCache, original: object, index: int, portion: Mapping[str, _Run]
-    ) -> dict[str, list[float]]:
-        """The damages on one mini-batch, without those of networks whose answers are not finite after the refit."""
-        damages = {}
-        for name, run in portion.items():
-            try:
-                damages[name] = self._run(prefix, original, index, run)
-            except NonFiniteError:
-                continue
-        return damages
-
-    def _run(self, prefix: PrefixCache, original: object, index: int, run: _Run) -> list[float]:
-        start, forwards = run
-        output = prefix.run_from(prefix.segment_of(start), forwards)
-        damages: list[float] = self.damage(original, output, self.judge[index]).detach().cpu().tolist()
-        return damages
-
-    def _samples(self, by_batch: Mapping[int, list[float]]) -> Tensor:
-        return torch.tensor([value for index in range(len(self.judge)) for value in by_batch[index]])
-
-    def _start(self, change: PlacedChange) -> str:
-        return self.segments.paths[change.start]
+    def _samples(self, names: Sequence[str], values: Mapping[str, Mapping[int, list[float]]]) -> dict[str, Tensor]:
+        batches = range(len(self.scorer.judge))
+        return {name: torch.tensor([value for index in batches for value in values[name][index]]) for name in names}

@@ -130,6 +130,10 @@ class CandidateRefit:
                 self.parts.append(batch.take(remaining))
                 remaining -= self.parts[-1].size
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which runs the original itself."""
+        return {name: value for name, value in vars(self).items() if name != "runs"}
+
     @property
     def applies(self) -> bool:
         """Whether there is anything to refit, and something to refit it on."""

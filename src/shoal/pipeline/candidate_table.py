@@ -19,7 +19,7 @@ from shoal.batches import Batch, like_of
 from shoal.blocks import BlockGraph
 from shoal.errors import UsageError
 from shoal.pipeline.cache import MeasurementCache
-from shoal.pipeline.candidate_damage import ChangeDamage, DamageMeter
+from shoal.pipeline.candidate_damage import ChangeDamage, DamageMeter, DamageScorer
 from shoal.pipeline.candidate_refit import (
     CandidateRefit,
     CandidateRefitConfig,
@@ -57,6 +57,7 @@ from shoal.replace import (
     two_blocks,
 )
 from shoal.scanning import DamageFunction, RemovalDamage, divergence
+from shoal.workers import LocalWorkers, Workers
 
 Progress = Callable[[str, int, int], None]
 
@@ -155,6 +156,7 @@ class CandidateBuilder:
         kinds: which replacements to try, closed forms and students.
         student_budget: for the training of all students together.
         depth_only: whether the goal is about the number of blocks alone, whatever these cost.
+        workers: who measures damages.
         allowed: names of the segments that may be touched; None: all.
         damage: how far outputs are from the original's, for each sample.
         progress: called with (stage, done, total).
@@ -175,6 +177,7 @@ class CandidateBuilder:
     refit: CandidateRefitConfig | None = field(default_factory=CandidateRefitConfig)
     units: Mapping[str, tuple[int, ...]] | None = None
     depth_only: bool = False
+    workers: Workers = field(default_factory=LocalWorkers)
 
     def __post_init__(self) -> None:
         segments = self.costs.segments
@@ -195,15 +198,16 @@ class CandidateBuilder:
         candidates = [candidate for group in groups for candidate in self._pareto_filter(group)]
         changes = self._changes(candidates)
         refit = CandidateRefit(self.graph, segments, self.fit, self.refit) if self.refit is not None else None
-        meter = DamageMeter(self.graph, segments, self.judge, self.cache, self.damage, self.progress)
-        damages = meter.measure(list(changes.values()), refit)
-        edges, fitted_by_edge = self._edges(candidates, damages)
-        units_by_edge = self._add_unit_edges(edges, damages)
-        fixed = sum(self.depth_of(path) for path in self.graph.chain.paths if path not in segments.paths)
-        table = CandidateTable(segments, edges, fitted_by_edge, costs.whole, costs.fixed, [], [], units_by_edge, fixed)
-        if refit is not None:
-            named = {index: changes[name] for index, name in table.change_names.items()}
-            table.pairs = measured_pairs(edges, named, meter, refit)
+        scorer = DamageScorer(self.graph, segments, self.judge, self.damage, changes, refit)
+        with DamageMeter(scorer, self.cache, self.progress, self.workers).open() as meter:
+            damages = meter.measure()
+            edges, fitted_by_edge = self._edges(candidates, damages)
+            units_by_edge = self._add_unit_edges(edges, damages)
+            fixed = sum(self.depth_of(path) for path in self.graph.chain.paths if path not in segments.paths)
+            table = CandidateTable(
+                segments, edges, fitted_by_edge, costs.whole, costs.fixed, [], [], units_by_edge, fixed
+            )
+            table.pairs = measured_pairs(edges, table.change_names, meter)
         table.removal_damages = [
             RemovalDamage(segment.path, alone.raw, alone.interval, self.num_damage_samples)
             for segment in segments.segments

@@ -11,6 +11,7 @@ from shoal.pipeline.candidate_table import DEFAULT_KINDS, LONGEST, STUDENT_BUDGE
 from shoal.recover import read_budget
 from shoal.scanning import DamageFunction
 from shoal.tasks import OutputRequest, Task
+from shoal.workers import Workers, as_workers
 
 # Calibration samples by default: a plan fits replacements on them, a removal only ranks blocks.
 PLAN_IMAGES, REMOVAL_IMAGES = 2048, 512
@@ -119,6 +120,8 @@ class CompressConfig(MeasureConfig):
         task: what the network is for, one of `shoal.tasks.TASKS` or a `Task` of yours: it says how outputs are read,
             and brings the metrics that are reported and that a `MaxDrop` is about. By default it is recognised from the
             network's class and the labels.
+        workers: who measures the candidates of a plan: so many processes here, or `shoal.RayWorkers`; by default this
+            process. The plan is the same. Latencies are timed by this process, while no worker is there.
     """
 
     fold: bool = False
@@ -128,6 +131,7 @@ class CompressConfig(MeasureConfig):
     tables: str | Path | None = None
     run_info: RunInfo = field(default_factory=RunInfo)
     task: Task | str | None = None
+    workers: Workers | int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,6 +146,7 @@ class CompressConfig(MeasureConfig):
         OutputRequest(self.output, self.task)
         path_or_none("latency_from", self.latency_from)
         path_or_none("tables", self.tables)
+        as_workers(self.workers)
         expect_type(self.run_info, RunInfo, "run_info", "Leave it out.")
 
     @property

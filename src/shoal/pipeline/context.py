@@ -1,7 +1,7 @@
 """What a choice is made from: a copy of the network, dissected, the samples, what is asked, and how to measure."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -17,6 +17,7 @@ from shoal.progress import ProgressCallback
 from shoal.scanning import DamageFunction, OutputDamage
 from shoal.tasks import OutputRequest, TaskChoice
 from shoal.tasks.choice import NO_TASK
+from shoal.workers import LocalWorkers, Workers
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class CompressContext:
         damage: what a change does to the output, for each sample, and how outputs are read.
         task: what the network is for, and why that is known.
         progress: called with (stage, done, total).
+        workers: who measures candidates.
     """
 
     graph: BlockGraph
@@ -44,6 +46,7 @@ class CompressContext:
     damage: OutputDamage
     progress: ProgressCallback
     task: TaskChoice = NO_TASK
+    workers: Workers = field(default_factory=LocalWorkers)
 
     def judge(self, data: Sequence[Batch]) -> Judge:
         """Compares changed networks with the original on validation data."""

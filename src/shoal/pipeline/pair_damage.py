@@ -13,7 +13,6 @@ from itertools import pairwise
 
 from shoal.errors import PlanError
 from shoal.pipeline.candidate_damage import DamageMeter
-from shoal.pipeline.candidate_refit import CandidateRefit, PlacedChange
 from shoal.plan import Edge, PairTerm, front
 
 # Changes with at most this many segments between them are close together.
@@ -26,27 +25,25 @@ _FRONTS, _POINTS, _SPREAD = 4, 10, 0.5
 _LONG = 128
 
 
-def measured_pairs(
-    edges: Sequence[Edge], changes: Mapping[int, PlacedChange], meter: DamageMeter, refit: CandidateRefit
-) -> list[PairTerm]:
+def measured_pairs(edges: Sequence[Edge], changes: Mapping[int, str], meter: DamageMeter) -> list[PairTerm]:
     """The corrections for a sample of pairs; none where nothing can be refitted.
 
     Args:
         edges: of the table, with their damages after a refit.
-        changes: by edge.
-        meter: measures both changes of a pair at once, with the refit.
-        refit: the same as that of single changes.
+        changes: their names, by edge.
+        meter: measures both changes of a pair at once, with the refit of single changes.
     """
-    if not refit.applies:
+    refit = meter.scorer.refit
+    if refit is None or not refit.applies:
         return []
     count = min(_MOST, math.ceil(_SHARE * len(changes)))
     pairs = {
-        f"{changes[first].name} + {changes[second].name}": (first, second)
+        f"{changes[first]} + {changes[second]}": (first, second)
         for first, second in likely_pairs(edges, len(refit.segments.segments), count)
     }
     combinations = {name: [changes[first], changes[second]] for name, (first, second) in pairs.items()}
     terms = []
-    for name, samples in meter.refitted(combinations, refit).items():
+    for name, samples in meter.refitted(combinations).items():
         first, second = pairs[name]
         alone = edges[first].damage, edges[second].damage
         # Two changes are taken to be no better than the worse of both.

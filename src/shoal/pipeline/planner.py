@@ -82,6 +82,7 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
         damage=context.damage,
         progress=context.progress,
         student_budget=read_budget(settings.student_budget) or TrainingBudget(steps=1),
+        workers=context.workers,
     )
     builder = PlanBuilder(graph, candidates.build(), splits.fit, judge, context.damage, context.progress)
     return PlanSearch(builder, backend)

@@ -1,19 +1,19 @@
 """scan(): ablate every block, branch and kernel of a network, one at a time. The network is left as it was."""
 
+import math
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from shoal.arguments import flag, names_of, real_number, whole_number
 from shoal.batches import Batch, Repeatable, batches, check_one_purpose, device_of
 from shoal.blocks import BlockGraph, analyze
-from shoal.blocks.prefix_cache import restart_notes
+from shoal.blocks.prefix_cache import PrefixCache, restart_notes
 from shoal.deprecated import Keywords, former_keywords
 from shoal.errors import (
     DataError,
@@ -24,22 +24,29 @@ from shoal.errors import (
     naming_memory_shortage,
 )
 from shoal.files.reading import refusing
-from shoal.measure import Accumulator, BatchPredictions, Reading, machine, read_predictions, wilson
+from shoal.measure import Accumulator, Reading, machine, wilson
 from shoal.measure.classes import no_better_than_chance
-from shoal.measure.output_reading import check_pairing
+from shoal.preserve import evaluating
 from shoal.progress import Callbacks, Journal, ProgressCallback, as_callbacks, former_callbacks
 from shoal.record import Ablation, Baseline, ScannedBlock, ScannedLayer, ScanRecord, ScoreQuality, SecondData
 from shoal.scanning.candidates import Candidate, KernelLayer, block_candidates, kernel_layers, layer_candidates
 from shoal.scanning.means import branch_means
+from shoal.scanning.scorer import AblationScorer, Portion, PortionSums, split_by_cost
 from shoal.scanning.scores import SCORES
 from shoal.scanning.scores.collect import block_scores
 from shoal.scanning.scores.correlation import rank_correlation
-from shoal.scanning.sweep import SweepObserver, sweep
 from shoal.scanning.verdicts import ablation_of, channel_change_hypothesis, verdict_of
 from shoal.tasks import OutputRequest, Task, dense_copy
+from shoal.workers import Workers, WorkerTask, as_workers, working
 
 # An early verdict needs this many samples, and holds at 95 % for all candidates and all interim analyses together.
 _MIN_SAMPLES = 64
+# The key of the unchanged network among those of candidates.
+_UNCHANGED = ""
+# Candidates in a task of this process: so many are lost where it is killed.
+_AT_A_TIME = 32
+# Tasks for each of several workers: with more of them, the last to finish keeps the others waiting less.
+_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class ScanConfig:
         output: names of the outputs that count (`logits`, `[1]`, `aux`); all tensors by default.
         run_info: where model and data came from, for the record.
         task: what the network is for, see `shoal.tasks`; by default it is recognised.
+        workers: who runs the ablations: so many processes here, or `shoal.RayWorkers`; by default this process. The
+            record is the same.
     """
 
     tolerance: float | None = None
@@ -78,6 +87,7 @@ class ScanConfig:
     output: str | Sequence[str] | None = None
     run_info: ScanRunInfo = field(default_factory=ScanRunInfo)
     task: Task | str | None = None
+    workers: Workers | int | None = None
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and not 0 < real_number("the tolerance", self.tolerance, "Try 1.0.") <= 100:
@@ -88,6 +98,7 @@ class ScanConfig:
         if self.output is not None:
             names_of("output", self.output)
         OutputRequest(self.output, self.task)
+        as_workers(self.workers)
 
 
 FORMER_KEYWORDS = ("settings", "origin", "also_name", "journal", "progress")
@@ -158,7 +169,7 @@ def scan(
     task = request.choose(model, example)
     reading = request.read(task, model, loader)
     reading.check_labels(batches(loader))
-    scanner = _Scanner(graph, config, reading, callbacks)
+    scanner = _Scanner(graph, config, reading, callbacks, as_workers(config.workers))
     first = scanner.run(loader, "first")
     second = scanner.second_data(first, also, info.also) if also is not None else None
     callbacks.progress("scores", 0, 1)
@@ -207,13 +218,23 @@ class _Scanner:
         config: ScanConfig,
         reading: Reading,
         callbacks: Callbacks,
+        workers: Workers,
     ) -> None:
         self.graph, self.config, self.reading, self.callbacks = graph, config, reading, callbacks
+        self.workers, self.finished = workers, 0
         self.kernel_layers: list[KernelLayer] = kernel_layers(graph) if config.layers else []
         self.candidates: list[Candidate] = []
 
     def run(self, loader: Iterable[Any], name: str) -> "ScanAccumulator":
-        """Every ablation on every mini-batch of `loader`."""
+        """Every ablation on every mini-batch of `loader`.
+
+        Raises:
+            DataError: there is none.
+        """
+        first = next(batches(loader, device_of(self.graph.model)), None)
+        if first is None:
+            raise DataError("there is no data to measure on", "Give a loader with at least one mini-batch.")
+        self.finished = 0
         self.callbacks.progress("mean of every branch", 0, 1)
         means = branch_means(self.graph, loader)
         self.candidates = [
@@ -223,18 +244,48 @@ class _Scanner:
         if not self.candidates:
             raise DataError("the network has nothing to ablate: no residual block, no convolution or linear layer", "")
         sums = ScanAccumulator(name, self.config, self.reading, len(self.candidates), self.callbacks.journal)
-        skip = sums.resume()
-        total = _length(loader) * len(self.candidates)
-        finished = skip * len(self.candidates)
-
-        def on_progress(done: int, of: int) -> None:
-            nonlocal finished
-            finished += 1
-            self.callbacks.progress(f"{len(self.candidates)} ablations", finished, max(total, finished))
-
-        stack = self.config.stack
-        sweep(self.graph, loader, self.candidates, sums, skip=skip, stack=stack, on_progress=on_progress)
+        sums.resume()
+        with evaluating(self.graph.model):  # here, so that workers need not, and the record can tell
+            PrefixCache(self.graph).find_restarts(first)
+        scorer = AblationScorer(self.graph, self.reading, self.candidates, self.config.stack)
+        with working(self.workers, scorer) as results:
+            for part in self._parts(loader):
+                for portion, scored in results(self._tasks(sums, part, _length(loader))):
+                    sums.add(portion, scored)
+                    self._report(sums, portion, _length(loader))
         return sums
+
+    def _parts(self, loader: Iterable[Any]) -> Iterator[Iterable[tuple[int, Batch]]]:
+        """Mini-batches whose tasks may run at the same time: all, or with `fast`, which decides after each, one."""
+        numbered = enumerate(batches(loader))
+        if not self.config.fast:
+            yield numbered
+            return
+        for item in numbered:
+            yield [item]
+
+    def _tasks(self, sums: "ScanAccumulator", part: Iterable[tuple[int, Batch]], length: int) -> Iterator[WorkerTask]:
+        """Portions of the candidates on every mini-batch, as far as they are not in the journal."""
+        together = 1 if self.config.fast else max(1, length)
+        for index, batch in part:
+            if index < sums.batches_done:
+                continue
+            missing = sums.missing(index, self.candidates)
+            if missing is None:
+                continue
+            if self.workers.count == 1:
+                parts = math.ceil(len(missing) / max(_AT_A_TIME, self.config.stack))
+            else:
+                parts = math.ceil(_PER_WORKER * self.workers.count / together)
+            portions = split_by_cost(self.graph, missing, max(1, parts)) or [[]]
+            for portion in portions:
+                yield WorkerTask(Portion(index, tuple(candidate.key for candidate in portion)), batch)
+
+    def _report(self, sums: "ScanAccumulator", portion: Portion, length: int) -> None:
+        count = len(self.candidates)
+        self.finished += len(portion.keys)
+        done = max(self.finished, sums.batches_done * count)
+        self.callbacks.progress(f"{count} ablations", done, max(length * count, done))
 
     def second_data(self, first: "ScanAccumulator", loader: Iterable[Any], name: str) -> SecondData:
         """The same ablations on a second data set."""
@@ -294,8 +345,11 @@ class _Scanner:
 
 
 @dataclass
-class ScanAccumulator(SweepObserver):
-    """Paired sums of every candidate on one data set, written to the journal after every mini-batch."""
+class ScanAccumulator:
+    """Paired sums of every candidate on one data set: journalled as they come, merged in the order of the mini-batches.
+
+    So the figures are the same to the bit, whatever the order in which workers hand in what they did.
+    """
 
     name: str
     config: ScanConfig
@@ -305,10 +359,10 @@ class ScanAccumulator(SweepObserver):
     by_candidate: dict[str, Accumulator] = field(default_factory=dict)
     unchanged: Accumulator = field(default_factory=Accumulator)
     stopped: set[str] = field(default_factory=set)
-    answers: BatchPredictions | None = None
-    original: dict[str, torch.Tensor] = field(default_factory=dict)
     classes: int | None = None
     batches_done: int = 0
+    _scored: dict[int, dict[str, Accumulator]] = field(default_factory=dict)
+    _expected: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def metric(self) -> Literal["top1", "loss", "kl", "mse", "damage"]:
@@ -327,59 +381,61 @@ class ScanAccumulator(SweepObserver):
         return 0.01
 
     def resume(self) -> int:
-        """Restore the state in the journal; returns the number of finished mini-batches."""
-        events = self.journal.measured()
+        """Restore what the journal holds; returns the number of mini-batches that are merged already."""
         with refusing(FolderError, "the journal of the scan is damaged", "Choose a new --out."):
-            last = next(
-                (event for event in reversed(events) if event.get("kind") == "scan" and event["name"] == self.name),
-                None,
-            )
-            if last is None:
-                return 0
-            self.by_candidate = {key: Accumulator.from_dict(plain) for key, plain in last["tallies"].items()}
-            self.unchanged = Accumulator.from_dict(last["own"])
-            self.stopped, self.batches_done = set(last["stopped"]), last["batches"]
-            return int(last["batches"])
+            for event in self.journal.measured():
+                if event.get("name") == self.name and event.get("kind") == "scan":
+                    self._restore_merged(event)
+                elif event.get("name") == self.name and event.get("kind") == "scored":
+                    sums = {key: Accumulator.from_dict(plain) for key, plain in event["sums"].items()}
+                    self._scored.setdefault(int(event["batch"]), {}).update(sums)
+                    self.classes = event["classes"]
+        return self.batches_done
 
-    def is_active(self, candidate: Candidate) -> bool:
-        """Whether its verdict is still open."""
-        return candidate.key not in self.stopped
+    def _restore_merged(self, event: dict[str, Any]) -> None:
+        """A line of version 0.1.0, which holds all sums so far."""
+        self.by_candidate = {key: Accumulator.from_dict(plain) for key, plain in event["tallies"].items()}
+        self.unchanged = Accumulator.from_dict(event["own"])
+        self.stopped, self.batches_done = set(event["stopped"]), int(event["batches"])
 
-    def on_baseline(self, index: int, batch: Batch, output: Any) -> None:
-        """Add the outputs of the unchanged network."""
-        self.original = self.reading.tensors(output, batch)
-        classes = self.reading.classes
-        if classes is not None:
-            self.answers = read_predictions(self.original[classes.name], batch.target, batch, classes.axis)
-            self.classes = int(self.answers.log_probs.shape[-1])
-        self._add(self.unchanged, self.original, batch)
+    def missing(self, index: int, candidates: Sequence[Candidate]) -> list[Candidate] | None:
+        """What is still to be run on a mini-batch, of the candidates whose verdict is open; None: nothing at all."""
+        active = [candidate for candidate in candidates if candidate.key not in self.stopped]
+        self._expected[index] = (_UNCHANGED, *(candidate.key for candidate in active))
+        scored = self._scored.get(index, {})
+        if all(key in scored for key in self._expected[index]):
+            self._merge_complete()
+            return None
+        return [candidate for candidate in active if candidate.key not in scored]
 
-    def on_candidate(self, candidate: Candidate, batch: Batch, output: Any) -> None:
-        """Add the outputs under a candidate."""
-        sums = self.by_candidate.setdefault(candidate.key, Accumulator())
-        self._add(sums, self.reading.tensors(output, batch), batch)
+    def add(self, portion: Portion, scored: PortionSums) -> None:
+        """Keep what a portion gave."""
+        sums = {_UNCHANGED: scored.unchanged, **scored.by_candidate}
+        plain = {key: value.to_dict() for key, value in sums.items()}
+        event = {"kind": "scored", "name": self.name, "batch": portion.index, "classes": scored.classes}
+        self.journal.append({**event, "sums": plain})
+        self.classes = scored.classes
+        self._scored.setdefault(portion.index, {}).update(sums)
+        self._merge_complete()
 
-    def _add(self, sums: Accumulator, tensors: dict[str, torch.Tensor], batch: Batch) -> None:
-        classes = self.reading.classes
-        if classes is None or self.answers is None:
-            sums.add_damage(self.reading.damage_between(self.original, tensors, batch))
-        else:
-            check_pairing(classes, self.original[classes.name], tensors[classes.name])
-            sums.add(self.answers, tensors[classes.name], batch.target, batch, classes.axis)
+    def _merge_complete(self) -> None:
+        """Merge every mini-batch that is complete, and all those before it; then stop clear candidates."""
+        while (keys := self._expected.get(self.batches_done)) is not None:
+            scored = self._scored.get(self.batches_done, {})
+            if not all(key in scored for key in keys):
+                return
+            self.unchanged.merge(scored[_UNCHANGED])
+            for key in keys[1:]:
+                self.by_candidate.setdefault(key, Accumulator()).merge(scored[key])
+            del self._scored[self.batches_done], self._expected[self.batches_done]
+            self.batches_done += 1
+            if self.config.fast:
+                self._stop_clear()
 
     def warnings(self) -> list[str]:
         """Reasons to doubt the figures."""
         sums = self.unchanged
         return no_better_than_chance(sums.right, sums.n, self.classes) if sums.top1 is not None else []
-
-    def on_batch_end(self, index: int) -> None:
-        """Stop clear candidates, and write the sums to the journal."""
-        self.batches_done = index + 1
-        if self.config.fast:
-            self._stop_clear()
-        sums = {key: sums.to_dict() for key, sums in self.by_candidate.items()}
-        event = {"kind": "scan", "name": self.name, "batches": self.batches_done, "stopped": sorted(self.stopped)}
-        self.journal.append({**event, "own": self.unchanged.to_dict(), "tallies": sums})
 
     def _stop_clear(self) -> None:
         # Bonferroni over candidates, and over interim analyses by 1/(k(k+1)), which sums to 1 however many there are.

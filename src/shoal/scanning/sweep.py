@@ -145,7 +145,7 @@ def sweep(
             if stack > 1 and index == skip:
                 paths = [candidate.path for candidate in active if candidate.ablation == "block"]
                 stack = stack if stacking_agrees(graph, recordings.base, batch, paths, stack) else 1
-            for done, (candidate, output) in enumerate(_outputs(graph, prefix, active, stack), 1):
+            for done, (candidate, output) in enumerate(outputs_of(graph, prefix, active, stack), 1):
                 observer.on_candidate(candidate, batch, output)
                 if on_progress is not None:
                     on_progress(done, len(active))
@@ -154,9 +154,10 @@ def sweep(
         raise DataError("there is no data to measure on", "Give a loader with at least one mini-batch.")
 
 
-def _outputs(
-    graph: BlockGraph, prefix: PrefixCache, candidates: Sequence[Candidate], stack: int
-) -> Iterable[tuple[Candidate, Any]]:
+def outputs_of(
+    graph: BlockGraph, prefix: PrefixCache, candidates: Sequence[Candidate], stack: int = 1
+) -> Iterator[tuple[Candidate, Any]]:
+    """The network's output under each candidate, on the mini-batch that `prefix` recorded; up to `stack` share one."""
     remaining = list(candidates)
     if stack > 1:
         blocks = {candidate.path: candidate for candidate in candidates if candidate.ablation == "block"}

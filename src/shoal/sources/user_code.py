@@ -18,6 +18,8 @@ from shoal.files.reading import is_file, read_text, refusing
 
 _SPEC = re.compile(r"^(?P<file>.+\.py)(?::(?P<function>[^:/\\]*))?$")
 
+_PREFIX = "shoal_user_"
+
 
 def is_file_spec(spec: str) -> bool:
     """Whether a specification names a Python file."""
@@ -72,7 +74,7 @@ def parts_of(spec: str) -> tuple[Path, str]:
 def _import(path: Path) -> ModuleType:
     # The path's digest keeps two files of the same name apart; the module stays registered, since classes
     # defined in it look themselves up there (dataclasses, copy, torch.export).
-    name = f"shoal_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    name = f"{_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
         raise SpecError(f"'{path.name}' cannot be imported as a Python module")
@@ -103,6 +105,12 @@ def _defined_in(path: Path) -> str:
         return ""
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     return f"'{path.name}' defines: {', '.join(names)}." if names else ""
+
+
+def user_modules() -> list[ModuleType]:
+    """The modules of the files that were run so far, and those that they imported from their own folders."""
+    loaded = [(name, module) for name, module in sys.modules.items() if isinstance(module, ModuleType)]
+    return [module for name, module in loaded if name.startswith(_PREFIX) or name.partition(".")[0] in _siblings]
 
 
 _siblings: dict[str, Path] = {}  # top-level modules that earlier user files imported, and the folder they came from

@@ -1,0 +1,299 @@
+"""Workers that Ray runs: on this machine, or on a cluster that runs already.
+
+Each is an actor that unpickles the function once. Ray starts a lost actor anew, which unpickles it again, and runs its
+tasks again; a task whose worker is lost every time ends the run.
+"""
+
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+
+from shoal.arguments import whole_number
+from shoal.errors import ShoalError, UsageError, WorkersError, naming_memory_shortage
+from shoal.workers.protocol import TaskFunction, WorkerTask
+
+# How long an address may take to answer, in seconds.
+_PATIENCE = 10.0
+# A task is tried so many times more where its worker is lost: the fault may be its own.
+_RETRIES = 10
+# Tasks that wait at a worker beside the one it runs, so that it is not idle while the journal is written.
+_AHEAD = 1
+
+
+@dataclass
+class RayWorkers:
+    """Processes that Ray runs.
+
+    Args:
+        count: how many at a time.
+        address: of a running cluster (`10.0.0.1:6379`, `auto`); None starts one on this machine, for as long as it is
+            needed.
+        gpu: whether each has a GPU to itself.
+        modules: Python modules that the workers may lack; their code is sent along.
+    """
+
+    count: int
+    address: str | None = None
+    gpu: bool = False
+    modules: Sequence[ModuleType] = ()
+    _actors: list[Any] = field(default_factory=list, repr=False)
+    _joined: bool = field(default=False, repr=False)
+    _sent: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        whole_number("workers", self.count, 1, "1 runs everything in this process.")
+        self._ray = _import_ray()
+        if self.address is not None:
+            _check_answers(self.address)
+
+    def start(self, function: TaskFunction) -> None:
+        """Join or start a cluster, and make the actors.
+
+        Raises:
+            UsageError: the address does not answer, too few CPUs or GPUs, or a function that cannot be sent.
+            WorkersError: another version on a node, or code that it lacks.
+        """
+        ray = self._ray
+        packed = self._packed(function)
+        if not ray.is_initialized():
+            self._join()
+            self._joined = True
+        try:
+            self._check_count()
+            self._sent = ray.put(packed)  # held until the end: a lost worker reads it again
+            options = {"max_restarts": -1, "max_task_retries": _RETRIES, "num_cpus": 1, "num_gpus": int(self.gpu)}
+            actor = ray.remote(**options)(_Actor)
+            self._actors = [actor.remote(self._sent, _Setup.here(self.count, self.address)) for _ in range(self.count)]
+            for made in ray.get([each.problem.remote() for each in self._actors]):
+                if made is not None:
+                    raise made
+        except BaseException:
+            self.stop()
+            raise
+
+    def results(self, tasks: Iterable[WorkerTask]) -> Iterator[tuple[Any, Any]]:
+        """`WorkerTask.own` and its result, in the order they come.
+
+        Raises:
+            ShoalError: what the function raised.
+            WorkersError: something else was raised, or a task loses its worker every time.
+        """
+        pool = import_module("ray.util").ActorPool(self._actors * (1 + _AHEAD))
+        put = _PutOnce(self._ray.put)
+        waiting: dict[int, Any] = {}
+        for number, task in enumerate(tasks):
+            if not pool.has_free():
+                yield self._next(pool, waiting)
+            waiting[number] = task.own
+            pool.submit(lambda actor, call: actor.run.remote(*call), (number, task.own, put(task.shared)))
+        while pool.has_next():
+            yield self._next(pool, waiting)
+
+    def stop(self) -> None:
+        """End the actors, and the cluster where it was started here."""
+        for actor in self._actors:
+            with suppress(Exception):
+                self._ray.kill(actor)
+        self._actors, self._sent = [], None
+        if self._joined:
+            self._ray.shutdown()
+            self._joined = False
+
+    def _next(self, pool: Any, waiting: dict[int, Any]) -> tuple[Any, Any]:
+        exceptions = self._ray.exceptions
+        try:
+            number, result = pool.get_next_unordered()
+        except exceptions.RayTaskError as error:
+            raise WorkersError(f"a worker raised {type(error.cause).__name__}: {error.cause}") from error
+        except exceptions.RayError as error:
+            raise WorkersError(
+                f"a worker was lost {_RETRIES + 1} times with the same task, or its node is: {_first_line(error)}",
+                "Where memory is short, take fewer workers; the same command goes on from what was measured.",
+            ) from error
+        if isinstance(result, ShoalError):
+            raise result
+        return waiting.pop(number), result
+
+    def _packed(self, function: TaskFunction) -> bytes:
+        """The function as bytes, with the code of `modules`.
+
+        Raises:
+            UsageError: something in it cannot be pickled.
+        """
+        pickle = self._ray.cloudpickle
+        for module in self.modules:
+            pickle.register_pickle_by_value(module)
+        try:
+            packed: bytes = pickle.dumps(function)
+        except Exception as error:
+            raise UsageError(
+                f"the network cannot be sent to workers: {type(error).__name__}: {error}",
+                "Leave out --workers and --ray (workers=).",
+            ) from error
+        finally:
+            for module in self.modules:
+                pickle.unregister_pickle_by_value(module)
+        return packed
+
+    def _join(self) -> None:
+        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        if self.address is None:
+            whole = {"num_cpus": self.count, "include_dashboard": False}
+            self._begin(f"Ray does not start {self.count} workers here", **{**quiet, **whole}, address="local")
+            return
+        self._begin(f"the Ray cluster at '{self.address}' cannot be joined", **quiet, address=self.address)
+
+    def _begin(self, trouble: str, **options: Any) -> None:
+        try:
+            self._ray.init(**options)
+        except Exception as error:
+            raise UsageError(
+                f"{trouble}: {_first_line(error)}",
+                "`ray status` on a node says what Ray thinks; versions have to agree.",
+            ) from error
+
+    def _check_count(self) -> None:
+        what = "GPU" if self.gpu else "CPU"
+        there = int(self._ray.cluster_resources().get(what, 0))
+        if there < self.count:
+            raise UsageError(
+                f"{self.count} workers need a {what} each, and Ray has {there}",
+                f"Ask for fewer workers{', or --device cpu' if self.gpu else ''}.",
+            )
+
+
+class _PutOnce:
+    """Puts an object into Ray's store, unless it is the one before."""
+
+    def __init__(self, put: Callable[[Any], Any]) -> None:
+        self.put, self._last, self._reference = put, object(), None
+
+    def __call__(self, value: Any) -> Any:
+        if value is None:
+            return None
+        if value is not self._last:
+            self._last, self._reference = value, self.put(value)
+        return self._reference
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What a worker takes over from the process that asks, and what both have to have in common."""
+
+    threads: int
+    import_path: tuple[str, ...]
+    versions: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def here(cls, count: int, address: str | None) -> "_Setup":
+        """Of this process: its threads are divided where its cores are; elsewhere a worker has one core."""
+        local = address is None
+        threads = max(1, torch.get_num_threads() // count) if local else 1
+        return cls(threads, tuple(sys.path) if local else (), _versions())
+
+
+def _versions() -> tuple[tuple[str, str], ...]:
+    return ("Python", platform.python_version()), ("shoal", version("shoal")), ("torch", str(torch.__version__))
+
+
+class _Actor:
+    """Runs in a worker. It raises no error of Shoal's but returns it, since Ray would make another class of it."""
+
+    def __init__(self, packed: bytes, setup: _Setup) -> None:
+        self.function: Any = None
+        self.trouble: ShoalError | None = _difference(setup)
+        if self.trouble is not None:
+            return
+        sys.path.extend(path for path in setup.import_path if path not in sys.path)
+        torch.set_num_threads(setup.threads)
+        try:
+            with naming_memory_shortage():
+                self.function = import_module("ray").cloudpickle.loads(packed)
+        except ShoalError as error:
+            self.trouble = error
+        except Exception as error:  # noqa: BLE001 - unpickling runs the user's code
+            self.trouble = WorkersError(
+                f"the node '{socket.gethostname()}' cannot open the network: {type(error).__name__}: {error}",
+                "What it imports has to be installed on every node, and its device to be there.",
+            )
+
+    def problem(self) -> ShoalError | None:
+        """Why it cannot work; None where it can."""
+        return self.trouble
+
+    def run(self, number: int, own: Any, shared: Any) -> tuple[int, Any]:
+        """The number of the task with its result, or with the error."""
+        try:
+            with naming_memory_shortage():
+                return number, self.function(own, shared)
+        except ShoalError as error:
+            return number, error
+
+
+def _difference(setup: _Setup) -> ShoalError | None:
+    """What keeps this process from giving the same results."""
+    for (name, there), (_, here) in zip(setup.versions, _versions(), strict=True):
+        if there != here:
+            return WorkersError(
+                f"the node '{socket.gethostname()}' has {name} {here}, this one {there}",
+                "Figures would not be comparable: install the same version on all nodes.",
+            )
+    return None
+
+
+def _import_ray() -> Any:
+    """Ray, which says nothing of its use to anybody unless the user wants it to.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails comes out as an exception
+    os.environ.setdefault("RAY_worker_niceness", "0")  # workers do what this process would do itself
+    try:
+        return import_module("ray")
+    except ImportError as error:
+        raise UsageError("several workers need Ray, which is not installed", "pip install 'shoal[ray]'") from error
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address at which nothing listens: Ray itself would wait for a minute, and then end the process.
+
+    Raises:
+        UsageError: nothing answers.
+    """
+    if address in ("auto", "local"):
+        return
+    parts = urlsplit(address if "//" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+        if not host or not port:
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"'{address}' is no address of a Ray cluster", "Like 10.0.0.1:6379, or auto.") from None
+    began = time.monotonic()
+    try:
+        socket.create_connection((host, port), timeout=_PATIENCE).close()
+    except OSError as error:
+        waited = time.monotonic() - began
+        raise UsageError(
+            f"nothing answers at '{address}' ({error.strerror or error}, after {waited:.0f} s)",
+            "Start Ray there: ray start --head --port=6379.",
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,199 @@
+"""Workers in processes of their own: the same figures as here, whatever happens to them. Ray takes seconds to start."""
+
+import os
+import signal
+import socket
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+import shoal
+import tiny
+from shoal.errors import UsageError, WorkersError
+from shoal.workers import RayWorkers, WorkerTask, on_ray, working
+
+pytest.importorskip("ray")
+
+
+def test_ray_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"shoal\[ray\]"):
+        RayWorkers(2)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:port", ":6379", "ray://", "10.0.0.1:999999"])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(UsageError, match="is no address of a Ray cluster"):
+        RayWorkers(2, address)
+
+
+def test_an_address_at_which_nobody_listens_is_refused_at_once():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(UsageError, match=f"nothing answers at '{address}'.*refused"):
+            RayWorkers(2, address)
+
+
+def test_an_address_that_stays_silent_is_given_up(monkeypatch):
+    monkeypatch.setattr(on_ray, "_PATIENCE", 0.2)
+
+    def silent(address, timeout):
+        assert timeout == 0.2
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(on_ray.socket, "create_connection", silent)
+    with pytest.raises(UsageError, match="timed out"):
+        RayWorkers(2, "192.0.2.1:6379")
+
+
+def test_what_cannot_be_pickled_is_refused_before_anything_starts():
+    lock = __import__("threading").Lock()
+    with pytest.raises(UsageError, match="cannot be sent to workers"):
+        RayWorkers(2).start(lambda own, shared: lock)
+
+
+def test_another_version_on_a_node_is_named():
+    setup = on_ray._Setup(1, (), (("Python", "3.1"), *on_ray._versions()[1:]))
+    assert "has Python" in str(on_ray._Actor(b"", setup).problem())
+
+
+def test_code_that_a_node_lacks_is_named():
+    import ray
+
+    code = "def f(own, shared):\n    return 1\n"
+    module = type(sys)("only_here")
+    sys.modules["only_here"] = module
+    exec(code, vars(module))
+    packed = ray.cloudpickle.dumps(module.f)
+    del sys.modules["only_here"]
+    actor = on_ray._Actor(packed, on_ray._Setup(1, (), on_ray._versions()))
+    assert "No module named 'only_here'" in str(actor.problem())
+    assert isinstance(actor.problem(), WorkersError)
+
+
+def double(own, shared):
+    return own * shared
+
+
+def killing(flag):
+    """Kills its process once for each of the first tasks."""
+
+    def run(own, shared):
+        marker = Path(f"{flag}-{own}")
+        if own % 3 == 0 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return own
+
+    return run
+
+
+@pytest.mark.slow
+def test_results_come_from_other_processes():
+    def whereabouts(own, shared):
+        return os.getpid(), shared.sum().item(), torch.get_num_threads()
+
+    batch = torch.ones(3)
+    with working(RayWorkers(2), whereabouts) as results:
+        found = dict(results(WorkerTask(number, batch) for number in range(12)))
+    assert sorted(found) == list(range(12))
+    processes = {process for process, _, _ in found.values()}
+    assert os.getpid() not in processes
+    assert len(processes) == 2
+    assert {total for _, total, _ in found.values()} == {3}
+
+
+@pytest.mark.slow
+def test_errors_of_shoal_come_back_as_they_are_and_others_are_named():
+    def fails(own, shared):
+        raise UsageError("no", "do this") if own == 0 else RuntimeError("odd")
+
+    with working(RayWorkers(2), fails) as results:
+        with pytest.raises(UsageError, match="no") as caught:
+            list(results([WorkerTask(0)]))
+        assert caught.value.hint == "do this"
+        with pytest.raises(WorkersError, match="RuntimeError: odd"):
+            list(results([WorkerTask(1)]))
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_are_started_again_and_no_task_is_lost(tmp_path):
+    with working(RayWorkers(2), killing(str(tmp_path / "killed"))) as results:
+        assert sorted(results(map(WorkerTask, range(10)))) == [(number, number) for number in range(10)]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_every_worker_ends_the_run(monkeypatch):
+    monkeypatch.setattr(on_ray, "_RETRIES", 1)
+    with (
+        working(RayWorkers(1), lambda own, shared: os.kill(os.getpid(), signal.SIGKILL)) as results,
+        pytest.raises(WorkersError, match="lost 2 times with the same task"),
+    ):
+        list(results([WorkerTask(0)]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_scan_by_workers_that_are_killed_has_the_very_same_record(count, tmp_path):
+    data = [
+        (torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(n)), torch.arange(20) % 3) for n in (0, 1)
+    ]
+    here = shoal.scan(tiny.network(), data)
+    network = tiny.network()
+    network.head.register_forward_pre_hook(Fatal(str(tmp_path / "killed"), os.getpid()))
+    there = shoal.scan(network, data, config=shoal.ScanConfig(workers=count))
+    volatile = {"seconds", "created"}
+    assert there.model_dump(exclude=volatile) == here.model_dump(exclude=volatile)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_a_plan_by_workers_is_the_very_same_and_nothing_is_timed_while_they_are_there(monkeypatch):
+    import ray
+
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(32, 1, 8, 8, generator=generator) for _ in range(4)]
+    timings = []
+    timing = import_module("shoal.measure.latency")
+    real = timing._take_turns
+    monkeypatch.setattr(timing, "_take_turns", lambda *args: timings.append(ray.is_initialized()) or real(*args))
+    results = [
+        shoal.compress(
+            tiny.network(),
+            data,
+            shoal.Budget(params=0.7),
+            validation=data[:2],
+            config=shoal.CompressConfig(workers=workers, stand_ins=("identity", "conv3"), latency_seconds=0.02),
+        )
+        for workers in (1, 2)
+    ]
+    assert results[0].plan == results[1].plan
+    assert results[0].record.front == results[1].record.front
+    assert [state.tolist() for state in results[0].model.state_dict().values()] == [
+        state.tolist() for state in results[1].model.state_dict().values()
+    ]
+    assert timings
+    assert not any(timings)
+
+
+class Fatal:
+    """A hook that kills its process, three times in all, but never the process that made it."""
+
+    def __init__(self, flag, keep):
+        self.flag, self.keep, self.calls = flag, keep, 0
+
+    def __call__(self, module, args):
+        self.calls += 1
+        if os.getpid() == self.keep or self.calls < 20:
+            return
+        for number in range(3):
+            try:
+                Path(f"{self.flag}-{number}").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            os.kill(os.getpid(), signal.SIGKILL)
