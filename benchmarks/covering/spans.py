@@ -30,7 +30,9 @@ def why_none(anatomy: BlockGraph, inside: str) -> str:
 
 def _obstacle(anatomy: BlockGraph, path: str) -> str:
     call, block = anatomy.calls[path], anatomy.chain[path]
-    if not call.args or not isinstance(call.args[0], TensorRef):
+    if not call.args:
+        return "a block gets the stream by keyword"
+    if not isinstance(call.args[0], TensorRef):
         return "the first argument of a block is no tensor"
     if path not in build_segments(anatomy).paths:
         return f"the stream is not the first argument, or comes back in a {type(call.output).__name__} with more"
