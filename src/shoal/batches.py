@@ -5,7 +5,7 @@ Any loader that yields `(inputs, target)`, `inputs`, or a dict of tensors works.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -95,6 +95,11 @@ class Batch:
     def rest(self, count: int) -> "Batch":
         """All but the first `count` samples."""
         return self._part(slice(count, None))
+
+    def divided(self, parts: int) -> list["Batch"]:
+        """Its samples in so many parts of nearly equal size, in order; the last ones are empty where there are few."""
+        bounds = [number * self.size // parts for number in range(parts + 1)]
+        return [self._part(slice(start, stop)) for start, stop in pairwise(bounds)]
 
     def resized(self, count: int) -> "Batch":
         """So many samples: the first, or all of them over and over."""

@@ -548,6 +548,7 @@ class Recovery(FrozenModel):
     features_weight: float | None = None
     rewritten: int = 0
     resumed: bool = False
+    processes: int = 1
     settings: dict[str, Any] = Field(default_factory=dict)
     curve: list[RecoveryEvaluation] = Field(default_factory=list)
 

@@ -61,12 +61,21 @@ def test_the_first_process_speaks(monkeypatch, capsys):
         ["apply", "digits-resnet", "plan.json"],
         ["export", "out"],
         ["latency", "digits-resnet", "--out", "table.json"],
-        ["distill", "digits-resnet", "digits", "--teacher", "digits-resnet"],
     ],
 )
 def test_where_each_process_would_write_the_same_several_are_refused(run, monkeypatch, tmp_path, variable, words):
     monkeypatch.setenv(variable, "2")
     monkeypatch.setenv("RANK", "1")
+    code, _, err = run(*words)
+    assert code == 2
+    assert f"`shoal {words[0]}` runs in one process, a launcher started 2" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize("words", [["train"], ["distill", "digits-resnet", "digits", "--teacher", "digits-resnet"]])
+def test_processes_that_torch_does_not_know_of_do_not_train(run, monkeypatch, tmp_path, variable, words):
+    monkeypatch.setenv(variable, "2")
     code, _, err = run(*words)
     assert code == 2
     assert f"`shoal {words[0]}` runs in one process, a launcher started 2" in err

@@ -1,6 +1,9 @@
 """`shoal distill` and `compress --recover`: documents, exit codes, resuming, what is refused."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -162,3 +165,24 @@ def test_the_metrics_of_the_task_stand_in_the_record(run, tmp_path):
     code, _, err = run("distill", *words, "--task", "nothing", "--out", "p")
     assert code == 2
     assert "there is no task 'nothing'" in err
+
+
+@pytest.mark.slow
+def test_two_processes_learn_together_and_the_first_one_speaks_and_saves(run, tmp_path):
+    run("compress", NETWORK, DATA, "--remove", 6, "--out", "cut", "--batch-size", 16)
+    words = ["distill", "cut", DATA, "--trust-code", "--teacher", NETWORK, "--budget", "30", "--batch-size", "16"]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "shoal"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *words, "--device", "cpu", "--out", "o", "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["recovery"]["processes"] == 2
+    assert document["recovery"]["divergence_after"] < document["recovery"]["divergence_before"]
+    assert json.loads((tmp_path / "o" / "record.json").read_text())["recovery"]["processes"] == 2

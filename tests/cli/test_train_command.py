@@ -144,7 +144,7 @@ def test_two_processes_train_together_and_the_first_one_speaks_and_saves(tmp_pat
 
 
 def test_a_process_that_is_not_the_first_says_and_writes_nothing(run, monkeypatch, tmp_path):
-    import shoal.cli.train as command
+    import shoal.cli.loading as loading
     from shoal.training.engine import Engine
 
     class Second(Engine):
@@ -157,7 +157,7 @@ def test_a_process_that_is_not_the_first_says_and_writes_nothing(run, monkeypatc
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("shoal.epsilon.trainer.Engine", Second)
-    monkeypatch.setattr(command, "broadcast_from_main", lambda value, device: tmp_path / "of-the-first")
+    monkeypatch.setattr(loading, "broadcast_from_main", lambda value, device: tmp_path / "of-the-first")
     code, out, err = run("train", NETWORK, "digits", "--epsilon", 1000, *QUICK, "--out", "o", "--json")
     assert (code, out) == (0, "")
     assert "blocks alive" not in err

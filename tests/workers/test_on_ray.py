@@ -173,7 +173,7 @@ def test_a_plan_by_workers_is_the_very_same_and_nothing_is_timed_while_they_are_
         for workers in (1, 2)
     ]
     assert results[0].plan == results[1].plan
-    assert results[0].record.front == results[1].record.front
+    assert results[0].record.blocks == results[1].record.blocks
     assert [state.tolist() for state in results[0].model.state_dict().values()] == [
         state.tolist() for state in results[1].model.state_dict().values()
     ]

@@ -58,8 +58,17 @@ class Session:
         if processes() > 1:
             raise UsageError(
                 f"`shoal {command}` runs in one process, a launcher started {processes()}",
-                "Start it without `accelerate launch`, torchrun or mpirun.",
+                "Start it without a launcher. `shoal train` and `shoal distill` run in several, by torchrun or accelerate.",
             )
+
+    def check_launcher(self, command: str) -> None:
+        """Refuse several processes of a launcher that does not tell torch about them: each would work by itself.
+
+        Raises:
+            UsageError: mpirun and the like.
+        """
+        if _number("WORLD_SIZE", 1) != processes():
+            self.check_alone(command)
 
     def print_json(self, document: Any) -> None:
         """The one JSON document of this command."""
@@ -98,9 +107,9 @@ class Session:
                 yield
             except ShoalError as error:
                 self.fail(error)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as interrupt:
                 self.errors.print(f"interrupted. {self.resume_hint}".strip(), markup=False, soft_wrap=True)
-                raise SystemExit(INTERRUPTED) from None
+                raise SystemExit(getattr(interrupt, "exit_code", INTERRUPTED)) from None
             except ClosedPipe:
                 raise
             except (Exception, SystemExit) as error:  # noqa: BLE001 - Python's own exit code would be 1: goal not reached

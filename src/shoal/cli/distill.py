@@ -1,6 +1,7 @@
 """`shoal distill`: from the words of the command line to a student that answers as its teacher does."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from shoal.batches import batches
 from shoal.blocks import Chain, analyze
 from shoal.cli.compress import epochs_of, task_of
 from shoal.cli.console import Session
-from shoal.cli.loading import check_input, open_data, open_network, output_folder, pick_device
+from shoal.cli.loading import check_input, claim_folder, open_data, open_network, pick_device
 from shoal.cli.options import DistillRequest
 from shoal.errors import TraceError, UsageError
 from shoal.files.writing import write_text
@@ -22,7 +23,7 @@ from shoal.record import DistillRecord, MetricComparison
 from shoal.recover import DistillConfig, DistillData, DistillResult, TrainingBudget, distill, read_budget
 from shoal.report import metrics
 from shoal.sources import Data
-from shoal.store import OpenedFolder, RunFolder, read_folder_plan, save
+from shoal.store import OpenedFolder, read_folder_plan, save
 from shoal.store.folder import RECORD
 from shoal.surgery import input_specs, model_digest, signature_of
 from shoal.tasks import OutputRequest, TaskChoice, compare_metrics, dense_copy, restore_usual, usual_outputs
@@ -40,6 +41,7 @@ def _config(request: DistillRequest) -> DistillConfig:
         precision="bf16" if request.bf16 else "fp32",
         channels_last=request.channels_last or None,
         lora=request.lora,
+        accumulate=request.accumulate,
     )
     return config if request.features is None else replace(config, features=request.features)
 
@@ -61,24 +63,22 @@ class _Inputs:
 
 def run_distill(session: Session, request: DistillRequest) -> int:
     """Carry it out; returns the exit code."""
-    session.check_alone("distill")
+    session.check_launcher("distill")
     inputs = _opened(session, request)
     if request.dry_run:
         return _show_plan(session, request, inputs)
-    path = output_folder(request.out, "distill")
-    session.resume_hint = f"The same command with --out {path} resumes from the last checkpoint."
-    with RunFolder(path, "distill", _arguments(request, inputs)) as folder:
-        if folder.resumed:
-            session.say(f"resuming the run in {path}")
-        with session.progress() as progress:
-            plan, warnings = _plan(inputs)
-            result = _distilled(inputs, plan, path, progress)
-            progress("measuring on test", 0, 1)
-            networks = [inputs.teacher.model, inputs.student.model, result.model]
-            answers = paired_predictions(networks, inputs.data.test(), inputs.device, reading=inputs.reading)
-            record = _record(request, inputs, result, answers, [*warnings, *result.warnings], folder.seconds)
-            save(path, restore_usual(result.model), plan)
-            write_text(path / RECORD, record.model_dump_json(indent=2) + "\n")
+    path, folder = claim_folder(session, request.out, "distill", _arguments(request, inputs), inputs.device)
+    with folder or nullcontext(), session.progress() as progress:
+        plan, warnings = _plan(inputs)
+        result = _distilled(inputs, plan, path, progress)
+        if folder is None:  # one process of several measures and writes
+            return 0
+        progress("measuring on test", 0, 1)
+        networks = [inputs.teacher.model, inputs.student.model, result.model]
+        answers = paired_predictions(networks, inputs.data.test(), inputs.device, reading=inputs.reading)
+        record = _record(request, inputs, result, answers, [*warnings, *result.warnings], folder.seconds)
+        save(path, restore_usual(result.model), plan)
+        write_text(path / RECORD, record.model_dump_json(indent=2) + "\n")
     if session.as_json:
         session.print_json({**record.model_dump(mode="json"), "out": str(path)})
     else:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,8 +18,9 @@ from shoal.preserve import evaluating
 from shoal.sources import AudioFormat, Data, TextFormat, infer_audio_format, infer_text_format, load_data
 from shoal.sources.data import AUDIO, TEXT_SOURCES
 from shoal.sources.user_code import user_modules
-from shoal.store import OpenedFolder, open_model, read_folder_plan
+from shoal.store import OpenedFolder, RunFolder, open_model, read_folder_plan
 from shoal.surgery import example_of
+from shoal.training.engine import broadcast_from_main
 from shoal.workers import LocalWorkers, RayWorkers, Workers
 
 # Shapes tried, in this order, where nobody says what a network takes.
@@ -203,6 +205,19 @@ def output_folder(out: Path | None, command: str) -> Path:
     while path.exists():
         path, number = base.with_name(f"{base.name}-{number}"), number + 1
     return path
+
+
+def claim_folder(
+    session: Session, out: Path | None, command: str, arguments: dict[str, Any], device: str
+) -> tuple[Path, RunFolder | None]:
+    """The output folder of a training; of several processes the main one alone claims it, and tells where it is."""
+    path = output_folder(out, command)
+    folder = RunFolder(path, command, arguments) if session.rank == 0 else None
+    path = broadcast_from_main(path, device)
+    session.resume_hint = f"The same command with --out {path} resumes from the last checkpoint."
+    if folder is not None and folder.resumed:
+        session.say(f"resuming the run in {path}")
+    return path, folder
 
 
 def check_pair(model: str | None, data: str | None, command: str = "compress") -> tuple[str, str]:

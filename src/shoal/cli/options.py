@@ -351,6 +351,9 @@ class DistillRequest:
     labels: float = option("--labels", "Weight of the labels; 0 needs none.", 0.0, min=0)
     output: list[str] | None = _OUTPUT()
     task: str | None = _TASK()
+    accumulate: int = option(
+        "--accumulate", "Take a mini-batch in so many parts: less memory, the same steps.", 1, min=1, metavar="N"
+    )
     bf16: bool = _BF16()
     weights: Path | None = _WEIGHTS()
     teacher_weights: Path | None = option("--teacher-weights", "A state dict for the teacher.", None, metavar="FILE")

@@ -11,10 +11,10 @@ from torch import nn
 from shoal.cli.console import Session, rank
 from shoal.cli.loading import (
     check_input,
+    claim_folder,
     numbers,
     open_data,
     open_network,
-    output_folder,
     pick_device,
 )
 from shoal.cli.options import TrainRequest
@@ -29,14 +29,13 @@ from shoal.record import network_summary
 from shoal.report import show_training
 from shoal.sources import Data
 from shoal.sources.builtin_networks import digits_resnet
-from shoal.store import RunFolder
 from shoal.surgery import model_digest
-from shoal.training.engine import broadcast_from_main
 from shoal.training_record import BaselineRun, TrainRecord
 
 
 def run_train(session: Session, request: TrainRequest) -> int:
     """Carry it out; returns the exit code."""
+    session.check_launcher("train")
     request, settings = resolve_request(request)
     plans = beside_plans(settings, numbers(request.also_epsilon, "--also-epsilon") or [], plain=request.compare)
     device = pick_device(request.device)
@@ -46,7 +45,8 @@ def run_train(session: Session, request: TrainRequest) -> int:
     check_input(model, data)
     if request.dry_run:
         return _show_plan(session, spec, settings, data)
-    path, folder = _claimed(session, request, _arguments(spec, request, settings, model, device), device)
+    arguments = _arguments(spec, request, settings, model, device)
+    path, folder = claim_folder(session, request.out, "train", arguments, device)
     origin = TrainRunInfo(spec, data.spec, request.command)
     with folder or nullcontext(), session.progress() as progress:
         trained = _trained(model, data, settings, origin, path, device, progress)
@@ -62,19 +62,6 @@ def run_train(session: Session, request: TrainRequest) -> int:
         record = trained.compare_with(baselines).save(path, data.example(2))
     _say(session, record, str(path))
     return 0 if not settings.gated or len(record.lost) >= (record.target or 1) else 1
-
-
-def _claimed(
-    session: Session, request: TrainRequest, arguments: dict[str, Any], device: str
-) -> tuple[Path, RunFolder | None]:
-    """The output folder; of several processes the main one alone claims it, and tells the others where it is."""
-    path = output_folder(request.out, "train")
-    folder = RunFolder(path, "train", arguments) if session.rank == 0 else None
-    path = broadcast_from_main(path, device)
-    session.resume_hint = f"The same command with --out {path} resumes from the last checkpoint."
-    if folder is not None and folder.resumed:
-        session.say(f"resuming the run in {path}")
-    return path, folder
 
 
 def resolve_request(request: TrainRequest) -> tuple[TrainRequest, EpsilonConfig]:

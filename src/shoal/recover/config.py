@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from shoal.arguments import whole_number
 from shoal.errors import UsageError
 
 # What served best of those tried with each optimizer: docs/figures.md.
@@ -41,6 +42,8 @@ class DistillConfig:
             networks with dense convolutions on a CPU. What comes out has the layout it had.
         lora: the rank of low-rank adapters, by which alone a network of transformers learns (stand-ins learn whole);
             they are merged at the end. 0: all weights learn.
+        accumulate: gradients of so many parts of a mini-batch are added up before a step: less memory, the same step
+            but for batch norms, which see the parts.
         device: where it runs; by default where the student is. No checkpoint or record depends on it.
     """
 
@@ -63,6 +66,7 @@ class DistillConfig:
     precision: str = "fp32"
     channels_last: bool | None = None
     lora: int = 0
+    accumulate: int = 1
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +78,7 @@ class DistillConfig:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UsageError(f"{name} is {value}, expected a number from {low:g} to {high:g}", "Leave it out.")
+        whole_number("accumulate", self.accumulate, 1, "1 takes a mini-batch at once.")
         if type(self.lora) is not int:
             raise UsageError(f"lora is {self.lora!r}, expected a whole number", "It is a rank, like 16; 0 for none.")
         if self.rate is not None and not 0 < self.rate < float("inf"):
@@ -89,8 +94,9 @@ class DistillConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON gives it back."""
-        # Version 0.1.0 knew neither adapters nor masks.
-        omitted = {"device", *(() if self.lora else ("lora",)), *(() if self.sigmas is not None else ("sigmas",))}
+        # Version 0.1.0 knew neither adapters nor masks nor parts of mini-batches.
+        added = {"lora": bool(self.lora), "sigmas": self.sigmas is not None, "accumulate": self.accumulate > 1}
+        omitted = {"device", *(name for name, is_set in added.items() if not is_set)}
         return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in omitted}))
 
 

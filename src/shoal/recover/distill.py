@@ -47,7 +47,7 @@ from shoal.replace import recalibrate_
 from shoal.store.checkpoint import check_same_network, load_checkpoint, resuming, save_checkpoint
 from shoal.surgery.signature import state_of
 from shoal.training.budget import TrainingBudget, read_budget
-from shoal.training.engine import Engine, favours_channels_last, take_layout_
+from shoal.training.engine import Engine, favours_channels_last, leads, take_layout_
 from shoal.training.loaders import LoaderFactory, MixedLoader, ResumableLoader, loader_factory
 from shoal.training.loop import BudgetLoop, LoopState
 from shoal.training.metrics import MetricsLog
@@ -181,7 +181,7 @@ def distill(
     check_lora(student, config.lora)
     path = ensure_dir(folder) if folder is not None else None
     where = config.device or str(next(student.parameters()).device)
-    with learning(path, where, config.seed):
+    with learning(path if leads(where) else None, where, config.seed):
         inputs = DistillInputs.of(student, teacher, data, validation)
         return Distillation(inputs, read, config, where, path, as_callbacks(callbacks).progress).distill()
 
@@ -259,6 +259,14 @@ class DistillState(LoopState):
         return cls(**{names.get(key, key): value for key, value in values.items()})
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """What several processes agreed on after a step."""
+
+    elapsed: float = 0.0
+    asked: bool = False
+
+
 _STATE_KEYS = {
     "lr": "rate",
     "lr_tried": "tried",
@@ -291,14 +299,15 @@ class Distillation(BudgetLoop):
         on_progress: ProgressCallback,
     ) -> None:
         super().__init__(budget, settings.looks, DistillState(), on_progress)
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.inputs_folder = settings, folder, folder
         channels_last = settings.channels_last
         if channels_last is None:
             channels_last = favours_channels_last(inputs.student, device)
         self.engine = Engine(device, settings.precision, channels_last=channels_last)
         self.inputs = inputs
-        if self.engine.processes > 1:
-            raise UsageError("distillation runs in one process", "Start it without `accelerate launch` or torchrun.")
+        if not self.engine.is_main:
+            self.folder = None
+        self._shared = _Shared()
         self.record_every = 1 if self.engine.device.type == "cpu" else _RECORD_EVERY
         self.teacher = self.engine.placed(inputs.teacher).eval().requires_grad_(requires_grad=False)
         self.prepare_student(inputs)
@@ -350,14 +359,15 @@ class Distillation(BudgetLoop):
 
     def distill(self) -> DistillResult:
         """From the checks to the student that comes out."""
-        self.setup()
-        try:
-            if not self.resumed:
-                self.start()
-            self.run()
-            return self.result()
-        finally:
-            self.metrics.close()
+        with self.engine.naming_lost_processes():
+            self.setup()
+            try:
+                if not self.resumed:
+                    self.start()
+                self.run()
+                return self.result()
+            finally:
+                self.metrics.close()
 
     def setup(self) -> None:
         """Check that networks and data fit together, prepare the training, resume a checkpoint."""
@@ -377,7 +387,7 @@ class Distillation(BudgetLoop):
         self.optimizer = self.new_optimizer(self.student)
         self.best_weights = copied_state(self.student, self.frozen)
         self.metrics = MetricsLog(RecoveryEvaluation, "step", self.metrics_file())
-        self.resume()
+        self.resume(self.inputs_folder)
         self.metrics.resume(self.state.step if self.resumed else -1)
 
     def metrics_file(self) -> JsonlFile | None:
@@ -413,18 +423,21 @@ class Distillation(BudgetLoop):
         state = self.state
         started = time.perf_counter()
         # The teacher's outputs are cached from here on.
-        state.divergence_before = self.teacher_kl.evaluate(self.student if self.original is None else self.original)
-        evaluation_seconds = time.perf_counter() - started
+        state.divergence_before = self.divergence_of(self.student if self.original is None else self.original)
+        evaluation_seconds = self.engine.on_main(lambda: time.perf_counter() - started)
         state.best_divergence = state.divergence_before
         if self.original is not None:
-            state.best_divergence = self.teacher_kl.evaluate(self.student)
+            state.best_divergence = self.divergence_of(self.student)
+        self.share_state()
         if state.divergence_before <= _ROUNDING:
             state.stop_reason = "nothing"
             return
         step_seconds = self.try_steps()
+        self.share_state()
         state.num_evaluations = self.num_evaluations = self.affordable_evaluations(evaluation_seconds)
         search = self.find_lr(step_seconds)
         state.lr, state.lr_tried = search.lr, search.losses
+        self.share_state()
         state.start_share = self.budget.spent(0, self.elapsed)
         state.evaluations = int(state.start_share * state.num_evaluations)
         self.metrics.append(
@@ -435,7 +448,8 @@ class Distillation(BudgetLoop):
         """What a step takes, in seconds, by two steps of a copy; refuses a budget too short for one."""
         trial = copied(self.student)
         tries = [try_step(trial, self.distill_step, self.first_batch, self.new_optimizer(trial)) for _ in range(2)]
-        seconds, self.state.first_loss = min(seconds for seconds, _ in tries), tries[0][1]
+        seconds = self.engine.on_main(lambda: min(seconds for seconds, _ in tries))
+        self.state.first_loss = tries[0][1]
         if self.budget.seconds is not None and seconds > self.budget.seconds - self.elapsed:
             raise UsageError(
                 f"a budget of {self.budget} is too short for one step: a step takes {seconds:.2g} seconds here, "
@@ -489,8 +503,35 @@ class Distillation(BudgetLoop):
         start = min(self.state.start_share, 0.99)
         return (self.budget.spent(self.state.step, self.elapsed) - start) / (1 - start)
 
+    # Several processes decide by what the first one sees
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds so far; of several processes by the clock of the first one, as it was shared last."""
+        return super().elapsed if self.engine.processes == 1 else self._shared.elapsed
+
+    def share_state(self) -> None:
+        """Take over the clock of the first process, and whether any was asked to end."""
+        if self.engine.processes > 1:
+            mine = [super().elapsed if self.engine.is_main else 0.0, float(self.termination.asked)]
+            elapsed, asked = self.engine.summed(torch.tensor(mine, dtype=torch.float64)).tolist()
+            self._shared = _Shared(elapsed, asked > 0)
+
+    def is_terminated(self) -> bool:
+        """Whether the system asked this process to end, or another of those that learn together."""
+        return super().is_terminated() if self.engine.processes == 1 else self._shared.asked
+
+    def before_leaving(self) -> None:
+        """Save a checkpoint."""
+        self.save()
+
+    def divergence_of(self, network: nn.Module) -> float:
+        """How far a network is from the teacher on validation; measured by the first process."""
+        return self.engine.on_main(lambda: self.teacher_kl.evaluate(network))
+
     def after_step(self) -> None:
         """Read the loss, now and then: on an accelerator that waits for the step to end."""
+        self.share_state()
         super().after_step()
         state = self.state
         if state.step % self.record_every == 0 or (self.is_evaluation_due() and not state.num_losses):
@@ -540,7 +581,7 @@ class Distillation(BudgetLoop):
     def evaluate_weights(self, network: nn.Module, name: str) -> float:
         """The divergence of a network, which is kept as the best so far if it is."""
         state = self.state
-        divergence = self.teacher_kl.evaluate(network)
+        divergence = self.divergence_of(network)
         if not math.isfinite(divergence):
             state.stop_reason = "diverged"
         if divergence < state.best_divergence:
@@ -583,6 +624,7 @@ class Distillation(BudgetLoop):
             features_weight=self.features_weight,
             rewritten=len(self.format.rewritten),
             resumed=self.resumed,
+            processes=self.engine.processes,
             settings=self.settings.to_dict(),
             curve=self.metrics.rows,
         )
@@ -595,7 +637,7 @@ class Distillation(BudgetLoop):
             return model
         divergence = math.nan
         if state.best_step:
-            divergence = self.teacher_kl.evaluate(from_trainable_(model, self.format))
+            divergence = self.divergence_of(from_trainable_(model, self.format))
         if divergence < state.divergence_before:
             state.best_divergence = divergence
             return model
@@ -611,7 +653,7 @@ class Distillation(BudgetLoop):
     def recalibrated_if_better(self, model: nn.Module) -> nn.Module:
         """With batch-norm statistics of samples that were not mixed and these very weights, where that is nearer."""
         recalibrated = self.recalibrated(model)
-        divergence = self.teacher_kl.evaluate(recalibrated) if recalibrated is not None else math.nan
+        divergence = self.divergence_of(recalibrated) if recalibrated is not None else math.nan
         if recalibrated is None or not divergence < self.state.best_divergence:
             return model
         self.state.best_divergence, self.state.kept = divergence, f"{self.state.kept}{_RECALIBRATED}"
@@ -651,6 +693,7 @@ class Distillation(BudgetLoop):
             "network": self.signature,
             "asked": {**self.identity(), "given": {name: digests[0] for name, digests in self.fingerprint.items()}},
             "places": self.loader.position(),
+            "processes": self.engine.processes,
             "state": {**self.state.to_dict(), "seconds": self.elapsed},
         }
         save_checkpoint(self.folder / CHECKPOINT, tensors, header)
@@ -662,11 +705,11 @@ class Distillation(BudgetLoop):
         settings = self.settings.to_dict() | {"channels_last": bool(self.settings.channels_last)}
         return {"settings": settings, "budget": str(self.budget), "extra": extra}
 
-    def resume(self) -> None:
-        """Continue from the checkpoint in the folder, if there is one."""
-        if self.folder is None or not (self.folder / CHECKPOINT).exists():
+    def resume(self, folder: Path | None) -> None:
+        """Continue from the checkpoint in the folder, if there is one; each of several processes reads it."""
+        if folder is None or not self.engine.on_main((folder / CHECKPOINT).exists):
             return
-        path = self.folder / CHECKPOINT
+        path = folder / CHECKPOINT
         tensors, header = load_checkpoint(path)
         with resuming(path):
             check_same_network(path, header, self.signature)
@@ -679,6 +722,14 @@ class Distillation(BudgetLoop):
             self.state = DistillState.from_dict(header["state"])
             self.num_evaluations = self.state.num_evaluations
             self.loader.seek(header["places"])
+            before = int(header.get("processes", 1))
+        self._shared = _Shared(self.state.seconds)
+        if before != self.engine.processes:
+            self.warnings = [
+                *self.warnings,
+                f"the run was begun by {before} and continued by {self.engine.processes} processes: each mini-batch is"
+                " the same, divided otherwise",
+            ]
         self.resumed = True
 
 

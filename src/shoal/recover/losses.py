@@ -116,13 +116,14 @@ def _counted(features: Tensor, batch: Batch | None) -> Tensor | None:
     return counted if counted.any() and not counted.all() else None
 
 
-def label_loss(student: Tensor, batch: Batch, mixture: Mixup | None) -> Tensor:
+def label_loss(student: Tensor, batch: Batch, mixture: Mixup | None, partners: Tensor | None = None) -> Tensor:
     """Cross-entropy with the labels; of mixed samples with both labels, by their weights.
 
     Args:
         student: logits.
         batch: with a target: class indices of the answers' shape, on any device; -100 is skipped.
         mixture: of the samples, or None.
+        partners: the labels of the samples that these were mixed with, where they are not among these.
 
     Raises:
         DataError: there are no labels, not one for each answer, or of classes that the network does not have.
@@ -138,7 +139,11 @@ def label_loss(student: Tensor, batch: Batch, mixture: Mixup | None) -> Tensor:
     if mixture is None:
         return loss.mean()
     weight = mixture.weight.to(loss)
-    return (weight * loss + (1 - weight) * _cross_entropy(log_probs, target[mixture.partner])).mean()
+    if partners is not None:
+        others = _class_indices(partners, log_probs).to(log_probs.device)
+    else:
+        others = target[mixture.partner]
+    return (weight * loss + (1 - weight) * _cross_entropy(log_probs, others)).mean()
 
 
 def _class_indices(target: Tensor, log_probs: Tensor) -> Tensor:

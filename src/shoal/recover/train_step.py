@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -66,20 +67,51 @@ class DistillStep:
         generator = torch.Generator().manual_seed(settings.seed + _PRIME * (index + 1))
         torch.manual_seed(settings.seed + _PRIME * (index + 1))  # for what the network itself draws
         mixed, mixture = mixup(self.engine.moved(batch), settings.blends, generator)
+        set_train_mode_(student, mixed.size // self.engine.processes, settings.norm_batch)
+        total = torch.zeros((), device=self.engine.device)
+        parts = self._parts(batch, mixed, mixture)
+        for number, part in enumerate(parts, 1):
+            # Whoever calls may have switched gradients off.
+            with torch.enable_grad(), self.engine.holding_gradients(last=number == len(parts)):
+                loss = part.share * self._loss(student, part)
+                # Over processes gradients are averaged, and the shares sum up to 1 over all of them.
+                self.engine.backward(loss * self.engine.processes)
+            total += loss.detach()
+        self.engine.average_statistics_(student)
+        return self.engine.summed(total)
+
+    def _parts(self, batch: Batch, mixed: Batch, mixture: Mixup | None) -> list["_Part"]:
+        """What this process learns from in turn."""
+        if self.engine.processes == self.settings.accumulate == 1:
+            return [_Part(mixed, batch, mixture, None, 1.0)]
+
+        def shares(whole: Batch) -> list[tuple[Batch, float]]:
+            return self.engine.shares(whole, self.settings.accumulate)
+
+        inputs, labels = shares(mixed), shares(batch)
+        if mixture is None:
+            mixtures: list[Mixup | None] = [None] * len(inputs)
+        else:
+            pairs = shares(Batch((mixture.weight, mixture.partner)))
+            mixtures = [Mixup(*pair.args) for pair, _ in pairs]
+        return [
+            _Part(part, labelled, among, batch.target, share)
+            for (part, share), (labelled, _), among in zip(inputs, labels, mixtures, strict=True)
+        ]
+
+    def _loss(self, student: nn.Module, part: "_Part") -> Tensor:
+        """How far the student is from the teacher on a part of a mini-batch."""
+        settings, mixed = self.settings, part.mixed
         with torch.no_grad(), capture_outputs(self.teacher, self.paths) as expected, self.engine.autocast():
             teacher_outputs = read_outputs(forward_in_format(self.teacher, mixed)).tensors
-        set_train_mode_(student, mixed.size, settings.norm_batch)
-        with torch.enable_grad():  # whoever calls may have switched gradients off
-            with capture_outputs(student, self.paths) as features, self.engine.autocast():
-                outputs = read_outputs(forward_in_format(student, mixed)).tensors
-            loss = output_loss(self.reading, teacher_outputs, outputs, mixed, settings.temperature)
-            if features:
-                loss = loss + self.features * feature_loss(expected, features, mixed, self.sigmas)
-            if settings.labels and (batch.target is not None or not self.unlabelled):
-                # Labels as they came: on the CPU they are checked without waiting for the device.
-                loss = loss + settings.labels * self._label_loss(outputs, batch, mixture)
-            self.engine.backward(loss)
-        return loss.detach()
+        with capture_outputs(student, self.paths) as features, self.engine.autocast():
+            outputs = read_outputs(forward_in_format(self.engine.learner(student), mixed)).tensors
+        loss = output_loss(self.reading, teacher_outputs, outputs, mixed, settings.temperature)
+        if features:
+            loss = loss + self.features * feature_loss(expected, features, mixed, self.sigmas)
+        if settings.labels and (part.batch.target is not None or not self.unlabelled):
+            loss = loss + settings.labels * self._label_loss(outputs, part)
+        return loss
 
     def step(self, student: nn.Module, optimizer: ClippedOptimizer, batch: Batch, index: int, lr: float) -> Tensor:
         """One whole step; returns the loss before it."""
@@ -87,14 +119,37 @@ class DistillStep:
         optimizer.step(lr)
         return loss
 
-    def _label_loss(self, outputs: Mapping[str, Tensor], batch: Batch, mixture: Mixup | None) -> Tensor:
+    def _label_loss(self, outputs: Mapping[str, Tensor], part: "_Part") -> Tensor:
         scores = [output.name for output in self.reading.outputs if output.task == "classes"]
         if not scores:
             raise DataError(
                 "the outputs are no scores of classes, and the loss was asked to use labels",
                 "Set `labels` to 0: distillation needs none.",
             )
-        return torch.stack([label_loss(outputs[name], batch, mixture) for name in scores]).mean()
+        losses = [label_loss(outputs[name], part.batch, part.mixture, part.partner_labels) for name in scores]
+        return torch.stack(losses).mean()
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A part of a mini-batch, and its share of all samples.
+
+    `batch` is the part before it was mixed, with its labels as they came: on the CPU they are checked without waiting
+    for the device. `labels` are those of the whole mini-batch, among which the partners of `mixture` are.
+    """
+
+    mixed: Batch
+    batch: Batch
+    mixture: Mixup | None
+    labels: Tensor | None
+    share: float
+
+    @property
+    def partner_labels(self) -> Tensor | None:
+        """Of the samples that these were mixed with; None where these are the whole mini-batch."""
+        if self.mixture is None or self.labels is None:
+            return None
+        return self.labels[self.mixture.partner.to(self.labels.device)]
 
 
 def has_batch_norms(model: nn.Module) -> bool:

@@ -5,18 +5,21 @@ launcher or the caller has begun; the state of a caller's own `Accelerator` is n
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
-from shoal.errors import UsageError
+from shoal.errors import ShoalError, UsageError, WorkersError
 from shoal.preserve import copied
 
 Value = TypeVar("Value")
+# How long processes may take to report after another was lost.
+_REPORT_SECONDS = 10.0
 
 
 def favours_channels_last(model: nn.Module, device: str) -> bool:
@@ -57,6 +60,15 @@ def broadcast_from_main(value: Value, device: str) -> Value:
     return values[0]
 
 
+def leads(device: str) -> bool:
+    """Whether this process is the only one, or of several the one that writes and speaks."""
+    if not _are_several():
+        return True
+    from accelerate import PartialState
+
+    return bool(PartialState(cpu=torch.device(device).type == "cpu").is_main_process)
+
+
 def _are_several() -> bool:
     """Whether a launcher started several processes, or the caller has joined some already."""
     joined = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -81,6 +93,7 @@ class Engine:
         self.mixed = torch.bfloat16 if precision == "bf16" else None
         self.compile, self.format = compile_, torch.channels_last if channels_last else None
         self._runner: nn.Module | None = None
+        self._learner: nn.parallel.DistributedDataParallel | None = None
         self._random: dict[str, Tensor] = {}
 
     def _join(self) -> None:
@@ -120,6 +133,75 @@ class Engine:
     def changed(self) -> None:
         """The network has lost a block: compile and wrap it anew."""
         self._runner = None
+
+    def learner(self, model: nn.Module) -> nn.Module:
+        """What to call instead of `model` in a step, so that gradients are summed over processes."""
+        if self.processes == 1:
+            return model
+        if self._learner is None or self._learner.module is not model:
+            device_ids = [self.device.index or 0] if self.device.type == "cuda" else None
+            self._learner = nn.parallel.DistributedDataParallel(
+                model, device_ids=device_ids, broadcast_buffers=False, find_unused_parameters=True
+            )
+        return self._learner
+
+    def shares(self, batch: Batch, accumulate: int = 1) -> list[tuple[Batch, float]]:
+        """The parts of a mini-batch that this process learns from, in turn, each with its share of all samples.
+
+        Every sample is in one part of one process, however many there are; a process without any learns from the first
+        one with a share of zero, since all of them take every step together.
+        """
+        mine = batch.divided(self.processes)[self.rank]
+        parts = [part for part in mine.divided(accumulate) if part.size]
+        if not parts:
+            return [(batch.take(1), 0.0)]
+        return [(part, part.size / batch.size) for part in parts]
+
+    def holding_gradients(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Around a backward pass: gradients are summed over processes with the last part of a mini-batch alone."""
+        return nullcontext() if last or self._learner is None else self._learner.no_sync()
+
+    def average_statistics_(self, model: nn.Module) -> None:
+        """Batch norms have the statistics of all processes' samples afterwards; in place."""
+        if self.processes == 1:
+            return
+        norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
+        if statistics:
+            averaged = self.averaged(torch.cat([value.flatten() for value in statistics]))
+            for value, part in zip(statistics, averaged.split([value.numel() for value in statistics]), strict=True):
+                value.copy_(part.view_as(value))
+
+    def on_main(self, function: Callable[[], Value]) -> Value:
+        """What the main process computes, in every process."""
+        return broadcast_from_main(function() if self.is_main else None, str(self.device))  # type: ignore[return-value]
+
+    @contextmanager
+    def naming_lost_processes(self) -> Iterator[None]:
+        """What torch raises where another process is gone comes out with the number of that process."""
+        try:
+            yield
+        except RuntimeError as error:
+            lost = self._lost() if self.processes > 1 and not isinstance(error, ShoalError) else []
+            if not lost:
+                raise
+            raise WorkersError(
+                f"process {', '.join(map(str, lost))} of {self.processes} ended, and the others cannot go on alone",
+                "Its own output says why. The same command goes on from the last checkpoint.",
+            ) from error
+
+    def _lost(self) -> list[int]:
+        """The processes that do not report within a few seconds; where their store is gone, the one that holds it."""
+        keys = {rank: f"shoal/alive/{rank}" for rank in range(self.processes)}
+        try:
+            store = torch.distributed.distributed_c10d._get_default_store()
+            store.set(keys[self.rank], "1")
+            until = time.monotonic() + _REPORT_SECONDS
+            while time.monotonic() < until and not store.check(list(keys.values())):
+                time.sleep(0.2)
+            return [rank for rank, key in keys.items() if not store.check([key])]
+        except (RuntimeError, ValueError):
+            return [0]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of forward passes."""

@@ -4,9 +4,12 @@ Steps follow each other; now and then an evaluation decides what to keep and whe
 What is learned in a step and how it is evaluated is up to the subclass.
 """
 
+import signal
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from shoal.progress import ProgressCallback, no_progress
 from shoal.training.budget import TrainingBudget
@@ -31,6 +34,32 @@ class LoopState:
     stop_reason: str = ""
 
 
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end, and the run was saved."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+class Termination:
+    """Within its block SIGTERM does not end the process; it is remembered, for the loop to save and leave."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        with suppress(ValueError):  # only the main thread may listen
+            self._before = signal.signal(signal.SIGTERM, self._remember)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
+
+    def _remember(self, number: int, frame: object) -> None:
+        self.asked = True
+
+
 class TrainingLoop(ABC):
     """Train step by step until `is_finished`, and evaluate whenever `is_evaluation_due`.
 
@@ -42,6 +71,7 @@ class TrainingLoop(ABC):
     def __init__(self, state: LoopState, on_progress: ProgressCallback = no_progress) -> None:
         self.state, self.on_progress = state, on_progress
         self.started = time.perf_counter()
+        self.termination = Termination()
 
     @property
     def elapsed(self) -> float:
@@ -50,18 +80,29 @@ class TrainingLoop(ABC):
 
     def run(self) -> None:
         """Train to the end."""
-        while not self.is_finished():
-            samples = self.train_step()
-            self.state.step += 1
-            self.state.samples += samples
-            self.after_step()
-            if self.is_evaluation_due():
-                self.evaluate()
-            self.report_progress()
+        with self.termination:
+            while not self.is_finished():
+                samples = self.train_step()
+                self.state.step += 1
+                self.state.samples += samples
+                self.after_step()
+                if self.is_evaluation_due():
+                    self.evaluate()
+                self.report_progress()
+                if self.is_terminated():
+                    self.before_leaving()
+                    raise Terminated
 
     @abstractmethod
     def train_step(self) -> int:
         """Learn from the next mini-batch; returns how many samples it had."""
+
+    def is_terminated(self) -> bool:
+        """Whether the system asked this process to end."""
+        return self.termination.asked
+
+    def before_leaving(self) -> None:  # noqa: B027
+        """Save what a later call resumes from; nothing unless overridden."""
 
     def after_step(self) -> None:  # noqa: B027
         """Called after each step, once it is counted; does nothing unless overridden."""
