@@ -80,10 +80,10 @@ class DistillStep:
         self.engine.average_statistics_(student)
         return self.engine.summed(total)
 
-    def _parts(self, batch: Batch, mixed: Batch, mixture: Mixup | None) -> list["_Part"]:
+    def _parts(self, batch: Batch, mixed: Batch, mixture: Mixup | None) -> list["_StepPart"]:
         """What this process learns from in turn."""
         if self.engine.processes == self.settings.accumulate == 1:
-            return [_Part(mixed, batch, mixture, None, 1.0)]
+            return [_StepPart(mixed, batch, mixture, None, 1.0)]
 
         def shares(whole: Batch) -> list[tuple[Batch, float]]:
             return self.engine.shares(whole, self.settings.accumulate)
@@ -95,11 +95,11 @@ class DistillStep:
             pairs = shares(Batch((mixture.weight, mixture.partner)))
             mixtures = [Mixup(*pair.args) for pair, _ in pairs]
         return [
-            _Part(part, labelled, among, batch.target, share)
+            _StepPart(part, labelled, among, batch.target, share)
             for (part, share), (labelled, _), among in zip(inputs, labels, mixtures, strict=True)
         ]
 
-    def _loss(self, student: nn.Module, part: "_Part") -> Tensor:
+    def _loss(self, student: nn.Module, part: "_StepPart") -> Tensor:
         """How far the student is from the teacher on a part of a mini-batch."""
         settings, mixed = self.settings, part.mixed
         with torch.no_grad(), capture_outputs(self.teacher, self.paths) as expected, self.engine.autocast():
@@ -119,7 +119,7 @@ class DistillStep:
         optimizer.step(lr)
         return loss
 
-    def _label_loss(self, outputs: Mapping[str, Tensor], part: "_Part") -> Tensor:
+    def _label_loss(self, outputs: Mapping[str, Tensor], part: "_StepPart") -> Tensor:
         scores = [output.name for output in self.reading.outputs if output.task == "classes"]
         if not scores:
             raise DataError(
@@ -131,7 +131,7 @@ class DistillStep:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _StepPart:
     """A part of a mini-batch, and its share of all samples.
 
     `batch` is the part before it was mixed, with its labels as they came: on the CPU they are checked without waiting
