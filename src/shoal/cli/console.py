@@ -58,7 +58,7 @@ class Session:
         if processes() > 1:
             raise UsageError(
                 f"`shoal {command}` runs in one process, a launcher started {processes()}",
-                "Start it without a launcher; torchrun and accelerate run `shoal train` and `shoal distill` in several.",
+                "Start it without a launcher; torchrun and accelerate may start `shoal train` and `shoal distill`.",
             )
 
     def check_launcher(self, command: str) -> None:
