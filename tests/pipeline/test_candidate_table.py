@@ -6,11 +6,13 @@ from torch import nn
 
 import networks
 import stopwatch
+from elsewhere import Elsewhere
 from shoal.errors import NonFiniteError
 from shoal.measure import kl_per_sample, log_probabilities
 from shoal.pipeline.candidate_table import enumerate_candidates, timed_modules
 from shoal.replace import REPLACEMENTS, build_replacement, build_segments, find_spans
 from shoal.surgery import remove_blocks
+from shoal.workers import LocalWorkers
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +213,14 @@ def test_everything_that_a_plan_could_need_the_time_of_is_named():
     assert "conv3 layer1.0..layer1.1" in named
     assert "linear layer1.0..layer2.0" not in {name for name in named if name.count("layer") > 2}
     assert named["layer2.0"].shape == (4, 8, 8)
+
+
+def test_the_tables_are_the_very_same_whoever_works_in_whatever_order():
+    options = {"kinds": ("conv3",), "longest": 1}
+    here, there = (maker(workers=workers, **options).build() for workers in (LocalWorkers(), Elsewhere()))
+    assert there.edges == here.edges
+    assert there.pairs == here.pairs
+    assert there.pairs
+    for index, fitted in here.fitted_by_edge.items():
+        for name, value in fitted.module.state_dict().items():
+            assert torch.equal(there.fitted_by_edge[index].module.state_dict()[name], value)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import DataError, NonFiniteError
-from shoal.regress import Moments, moments
+from shoal.regress import Moments, fits, moments
 
 
 def rows(seed, n, width, offset=0.0):
@@ -139,3 +139,19 @@ def test_about_zero_they_are_raw_sums_of_products(joint):
     assert torch.equal(whole.xx, before)
     weight, none = rows(2, 2, 3), torch.zeros(2)
     torch.testing.assert_close(found.error(weight, none), (y - x @ weight.T).square().sum(dim=0))
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_parts_that_are_merged_in_order_give_the_same_counts_and_fit(parts, mean):
+    x, y = rows(0, 60, 5, mean), rows(1, 60, 3, mean)
+    held = moments_of(rows(2, 20, 5, mean), rows(3, 20, 3, mean))
+    whole, merged = moments_of(x, y), None
+    for part_x, part_y in zip(x.chunk(parts), y.chunk(parts), strict=True):
+        part = moments_of(part_x, part_y)
+        merged = part if merged is None else merged.merged(part)
+    assert merged.n == whole.n
+    expected, fit = (fits(moments, held, [slice(0, 3)])[0] for moments in (whole, merged))
+    assert fit.ridge == expected.ridge
+    torch.testing.assert_close(fit.weight, expected.weight, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fit.bias, expected.bias, rtol=1e-9, atol=1e-9 * max(1.0, mean))

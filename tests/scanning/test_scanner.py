@@ -3,10 +3,10 @@ import dataclasses
 
 import pytest
 import torch
-from ray import cloudpickle
 
 import language
 import tiny
+from elsewhere import Elsewhere
 from networks import PlainNet
 from shoal.errors import DataError, FolderError, UsageError
 from shoal.measure.output_reading import OutputReading, Reading
@@ -103,21 +103,6 @@ def test_an_interrupted_scan_goes_on_to_the_same_figures():
     assert figures(resumed) == figures(whole)
     assert resumed.baseline == whole.baseline
     assert len(broken.lines) == 3
-
-
-class Elsewhere:
-    """Workers of another process, as far as a test can tell: what they hold was pickled, results come last first."""
-
-    count = 3
-
-    def start(self, function):
-        self.function = cloudpickle.loads(cloudpickle.dumps(function))
-
-    def results(self, tasks):
-        yield from [(task.own, self.function(task.own, task.shared)) for task in list(tasks)][::-1]
-
-    def stop(self):
-        self.function = None
 
 
 @pytest.mark.parametrize("fast", [False, True])

@@ -40,6 +40,7 @@ from shoal.replace import (
     MAX_UNKNOWNS,
     REPLACEMENTS,
     STUDENTS,
+    FitScorer,
     FittedReplacement,
     FoldedSpec,
     ReplacementSpec,
@@ -51,13 +52,14 @@ from shoal.replace import (
     fit_all,
     fit_folded,
     folded_specs,
+    split_by_key,
     split_by_memory,
     students_of,
     train_students,
     two_blocks,
 )
 from shoal.scanning import DamageFunction, RemovalDamage, divergence
-from shoal.workers import LocalWorkers, Workers
+from shoal.workers import LocalWorkers, Workers, WorkerTask, working
 
 Progress = Callable[[str, int, int], None]
 
@@ -74,6 +76,8 @@ _MAX_UNKNOWNS_WITH_FEW_ROWS = 1024
 _LONG_FOLDS = 2
 # A fold that predicts less than this share of what the removed blocks add is no better than their removal.
 _MIN_FOLD_R2 = 0.02
+# Tasks of fits for each of several workers: a task takes a pass over the data.
+_FITS_PER_WORKER = 2
 # Held-out R2 this far below the fit's: too little data.
 _MAX_R2_GAP = 0.1
 
@@ -156,7 +160,7 @@ class CandidateBuilder:
         kinds: which replacements to try, closed forms and students.
         student_budget: for the training of all students together.
         depth_only: whether the goal is about the number of blocks alone, whatever these cost.
-        workers: who measures damages.
+        workers: who fits closed forms and measures damages.
         allowed: names of the segments that may be touched; None: all.
         damage: how far outputs are from the original's, for each sample.
         progress: called with (stage, done, total).
@@ -310,19 +314,37 @@ class CandidateBuilder:
 
     def _fit(self, specs: Sequence[ReplacementSpec], like: torch.Tensor) -> list[FittedReplacement]:
         by_name = {_name(fitted): fitted for fitted in self.cache.fitted(specs, like)}
-        portions = split_by_memory([spec for spec in specs if spec.name not in by_name])
+        missing = [spec for spec in specs if spec.name not in by_name]
+
+        def keep(fitted: list[FittedReplacement]) -> None:
+            names = [_name(replacement) for replacement in fitted]
+            self.cache.add_fitted(fitted, names)
+            by_name.update(zip(names, fitted, strict=True))
+
+        if self.workers.count > 1:
+            self._fit_by_workers(missing, keep)
+        else:
+            self._fit_here(missing, keep)
+        return [by_name[spec.name] for spec in specs]
+
+    def _fit_here(self, specs: Sequence[ReplacementSpec], keep: Callable[[list[FittedReplacement]], None]) -> None:
+        portions = split_by_memory(specs)
         for index, portion in enumerate(portions):
 
             def on_progress(done: int, of: int, index: int = index) -> None:
                 self.progress(f"fitting {len(specs)} stand-ins", index * of + done, len(portions) * of)
 
-            def keep(fitted: list[FittedReplacement]) -> None:
-                names = [_name(replacement) for replacement in fitted]
-                self.cache.add_fitted(fitted, names)
-                by_name.update(zip(names, fitted, strict=True))
-
             fit_all(self.graph, self.fit, portion, on_progress=on_progress, on_fitted=keep)
-        return [by_name[spec.name] for spec in specs]
+
+    def _fit_by_workers(
+        self, specs: Sequence[ReplacementSpec], keep: Callable[[list[FittedReplacement]], None]
+    ) -> None:
+        portions = split_by_key(specs, _FITS_PER_WORKER * self.workers.count)
+        tasks = [WorkerTask(tuple(spec.name for spec in portion)) for portion in portions]
+        with working(self.workers, FitScorer(self.graph, self.fit, {spec.name: spec for spec in specs})) as results:
+            for done, (_, fitted) in enumerate(results(tasks), 1):
+                keep(fitted)
+                self.progress(f"fitting {len(specs)} stand-ins", done, len(tasks))
 
     def _fit_folds(self, like: torch.Tensor) -> list[FittedReplacement]:
         """Spans of which the first block takes over what the others do, by its weights alone."""

@@ -3,7 +3,15 @@
 from shoal.deprecated import former_names
 from shoal.replace.blockwise import TrainedStudents, train_students
 from shoal.replace.calibrate import recalibrate_
-from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, ReplacementSpec, fit_all, split_by_memory
+from shoal.replace.fitting import (
+    MAX_UNKNOWNS,
+    FitScorer,
+    FittedReplacement,
+    ReplacementSpec,
+    fit_all,
+    split_by_key,
+    split_by_memory,
+)
 from shoal.replace.folded import FOLDED, FoldedSpec, fit_folded, folded_specs
 from shoal.replace.kinds import REPLACEMENTS
 from shoal.replace.modules import PassThrough, build_replacement, with_shortcut
@@ -20,6 +28,7 @@ __all__ = [
     "PLAIN",
     "REPLACEMENTS",
     "STUDENTS",
+    "FitScorer",
     "FittedReplacement",
     "FoldedSpec",
     "OutputFormat",
@@ -42,6 +51,7 @@ __all__ = [
     "recalibrate_",
     "recording",
     "refit_",
+    "split_by_key",
     "split_by_memory",
     "stream_layout",
     "students_of",

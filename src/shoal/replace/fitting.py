@@ -7,8 +7,9 @@ Source: normal equations as in ReplaceMe (arXiv:2505.02819), here with neighbour
 on held-out samples, shrinking towards the shortcut where shapes match.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +149,34 @@ def split_by_memory(specs: Sequence[ReplacementSpec], max_bytes: float = 1e9) ->
         portions[-1] += members
         remaining -= size
     return portions
+
+
+def split_by_key(specs: Sequence[ReplacementSpec], parts: int) -> list[list[ReplacementSpec]]:
+    """Up to so many portions of `specs`, in order; those that share moments stay together."""
+    groups = list(_groups(specs).values())
+    bounds = [number * len(groups) // parts for number in range(parts + 1)]
+    portions = [[spec for group in groups[start:stop] for spec in group] for start, stop in pairwise(bounds)]
+    return [portion for portion in portions if portion]
+
+
+@dataclass(eq=False)
+class FitScorer:
+    """Fits portions of replacements, wherever it is run; what comes out depends on no other portion.
+
+    Args:
+        graph: the original network; it is left as it was.
+        batches: calibration mini-batches.
+        specs: all there are, by name.
+    """
+
+    graph: BlockGraph
+    batches: Sequence[Batch]
+    specs: Mapping[str, ReplacementSpec]
+
+    def __call__(self, names: tuple[str, ...], _: None = None) -> list[FittedReplacement]:
+        """The replacements with these names, in passes that memory suffices for."""
+        portions = split_by_memory([self.specs[name] for name in names])
+        return [fitted for portion in portions for fitted in fit_all(self.graph, self.batches, portion)]
 
 
 @dataclass(frozen=True)
