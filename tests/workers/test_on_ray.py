@@ -58,21 +58,19 @@ def test_what_cannot_be_pickled_is_refused_before_anything_starts():
 
 def test_another_version_on_a_node_is_named():
     setup = on_ray._Setup(1, (), (("Python", "3.1"), *on_ray._versions()[1:]))
-    assert "has Python" in str(on_ray._Actor(b"", setup).problem())
+    assert "has Python" in str(on_ray._Actor().open(on_ray._Kit(None, setup)))
 
 
-def test_code_that_a_node_lacks_is_named():
-    import ray
+def test_code_that_a_node_lacks_is_named(monkeypatch):
+    def missing(kit):
+        raise ModuleNotFoundError("No module named 'only_here'")
 
-    code = "def f(own, shared):\n    return 1\n"
-    module = type(sys)("only_here")
-    sys.modules["only_here"] = module
-    exec(code, vars(module))
-    packed = ray.cloudpickle.dumps(module.f)
-    del sys.modules["only_here"]
-    actor = on_ray._Actor(packed, on_ray._Setup(1, (), on_ray._versions()))
-    assert "No module named 'only_here'" in str(actor.problem())
-    assert isinstance(actor.problem(), WorkersError)
+    monkeypatch.setattr(on_ray._Kit, "function", missing)
+    kit = on_ray._Kit(None, on_ray._Setup(1, (), on_ray._versions()))
+    problem = on_ray._Actor().open(kit)
+    assert "No module named 'only_here'" in str(problem)
+    assert isinstance(problem, WorkersError)
+    assert on_ray._Actor().run(kit, 7, None, None)[0] == 7
 
 
 def double(own, shared):

@@ -50,7 +50,7 @@ class RayWorkers:
     modules: Sequence[ModuleType] = ()
     _actors: list[Any] = field(default_factory=list, repr=False)
     _joined: bool = field(default=False, repr=False)
-    _sent: Any = field(default=None, repr=False)
+    _kit: "_Kit | None" = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         whole_number("workers", self.count, 1, "1 runs everything in this process.")
@@ -72,13 +72,14 @@ class RayWorkers:
             self._joined = True
         try:
             self._check_count()
-            self._sent = ray.put(packed)  # held until the end: a lost worker reads it again
+            # Held until the end: a worker that was lost and started anew reads it again.
+            self._kit = _Kit(ray.put(packed), _Setup.here(self.count, self.address))
             options = {"max_restarts": -1, "max_task_retries": _RETRIES, "num_cpus": 1, "num_gpus": int(self.gpu)}
             actor = ray.remote(**options)(_Actor)
-            self._actors = [actor.remote(self._sent, _Setup.here(self.count, self.address)) for _ in range(self.count)]
-            for made in ray.get([each.problem.remote() for each in self._actors]):
-                if made is not None:
-                    raise made
+            self._actors = [actor.remote() for _ in range(self.count)]
+            for problem in ray.get([each.open.remote(self._kit) for each in self._actors]):
+                if problem is not None:
+                    raise problem
         except BaseException:
             self.stop()
             raise
@@ -97,7 +98,7 @@ class RayWorkers:
             if not pool.has_free():
                 yield self._next(pool, waiting)
             waiting[number] = task.own
-            pool.submit(lambda actor, call: actor.run.remote(*call), (number, task.own, put(task.shared)))
+            pool.submit(lambda actor, call: actor.run.remote(self._kit, *call), (number, task.own, put(task.shared)))
         while pool.has_next():
             yield self._next(pool, waiting)
 
@@ -106,7 +107,7 @@ class RayWorkers:
         for actor in self._actors:
             with suppress(Exception):
                 self._ray.kill(actor)
-        self._actors, self._sent = [], None
+        self._actors, self._kit = [], None
         if self._joined:
             self._ray.shutdown()
             self._joined = False
@@ -208,33 +209,52 @@ def _versions() -> tuple[tuple[str, str], ...]:
     return ("Python", platform.python_version()), ("shoal", version("shoal")), ("torch", str(torch.__version__))
 
 
+@dataclass(frozen=True)
+class _Kit:
+    """What a worker needs before its first task; the function lies in Ray's store until it is read."""
+
+    reference: Any
+    setup: _Setup
+
+    def function(self) -> TaskFunction:
+        """Unpickled in this process."""
+        ray = import_module("ray")
+        function: TaskFunction = ray.cloudpickle.loads(ray.get(self.reference))
+        return function
+
+
 class _Actor:
     """Runs in a worker. It raises no error of Shoal's but returns it, since Ray would make another class of it."""
 
-    def __init__(self, packed: bytes, setup: _Setup) -> None:
-        self.function: Any = None
-        self.trouble: ShoalError | None = _difference(setup)
-        if self.trouble is not None:
-            return
-        sys.path.extend(path for path in setup.import_path if path not in sys.path)
-        torch.set_num_threads(setup.threads)
+    def __init__(self) -> None:
+        self.function: TaskFunction | None = None
+
+    def open(self, kit: _Kit) -> ShoalError | None:
+        """Get ready, where it is not; returns why it cannot work, None where it can."""
+        if self.function is not None:
+            return None
+        problem = _difference(kit.setup)
+        if problem is not None:
+            return problem
+        sys.path.extend(path for path in kit.setup.import_path if path not in sys.path)
+        torch.set_num_threads(kit.setup.threads)
         try:
             with naming_memory_shortage():
-                self.function = import_module("ray").cloudpickle.loads(packed)
+                self.function = kit.function()
         except ShoalError as error:
-            self.trouble = error
+            return error
         except Exception as error:  # noqa: BLE001 - unpickling runs the user's code
-            self.trouble = WorkersError(
+            return WorkersError(
                 f"the node '{socket.gethostname()}' cannot open the network: {type(error).__name__}: {error}",
                 "What it imports has to be installed on every node, and its device to be there.",
             )
+        return None
 
-    def problem(self) -> ShoalError | None:
-        """Why it cannot work; None where it can."""
-        return self.trouble
-
-    def run(self, number: int, own: Any, shared: Any) -> tuple[int, Any]:
+    def run(self, kit: _Kit, number: int, own: Any, shared: Any) -> tuple[int, Any]:
         """The number of the task with its result, or with the error."""
+        problem = self.open(kit)  # again where Ray has started it anew
+        if problem is not None or self.function is None:
+            return number, problem
         try:
             with naming_memory_shortage():
                 return number, self.function(own, shared)
@@ -260,7 +280,6 @@ def _import_ray() -> Any:
         UsageError: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails comes out as an exception
     os.environ.setdefault("RAY_worker_niceness", "0")  # workers do what this process would do itself
     try:
         return import_module("ray")
