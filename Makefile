@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test check lint types layers tests test-slow test-browser faults format clean
+.PHONY: demo test check lint types layers tests test-slow test-browser test-axe test-lowest faults fuzz format clean
+.PHONY: dist startup verify-types
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal compress
@@ -35,6 +36,32 @@ test-slow: $(VENV)/.developing
 test-browser: $(VENV)/.developing
 	$(BIN)/pytest -m browser
 
+# axe-core, from npm, looks for what keeps people from using the reports.
+test-axe: $(VENV)/.developing
+	npm install --silent --no-save --prefix build/axe axe-core
+	AXE=build/axe/node_modules/axe-core/axe.min.js $(BIN)/pytest -m browser tests/report/test_axe.py
+
+# The tests of daily work with the lowest version of every dependency, in an environment of its own.
+test-lowest: $(VENV)/.developing
+	$(PYTHON) -m venv .venv-lowest
+	$(BIN)/python scripts/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -n $(WORKERS) --dist worksteal -m 'not heavy and not slow and not browser'
+
+# The wheel and the source distribution, each installed into a fresh environment and tried there.
+dist: $(VENV)/.developing
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python scripts/dist.py
+
+# How long `import shoal` and `--help` take.
+startup: $(VENV)/.developing
+	$(BIN)/python scripts/startup.py
+
+# Whether everything public has types, for those who use Shoal from typed code.
+verify-types: $(VENV)/.developing
+	$(BIN)/python -m pip install --quiet basedpyright
+	$(BIN)/basedpyright --ignoreexternal --verifytypes shoal
+
 # Kills, full disks, two owners: docs/reliability.md from what was measured. Takes about a quarter of an hour.
 faults: $(VENV)/.developing
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/faults --mount --page docs/reliability.md
@@ -48,7 +75,7 @@ format: $(VENV)/.developing
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest build dist .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

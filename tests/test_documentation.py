@@ -14,7 +14,7 @@ import tiny
 from shoal.cli.app import app
 from shoal.recover.distill import DistillResult
 from shoal.sources.data import _BUILTIN as DATA
-from shoal.sources.data import TEXT_SOURCES
+from shoal.sources.data import AUDIO, TEXT_SOURCES
 from shoal.sources.models import _BUILTIN as MODELS
 from shoal.sources.models import LoadedModel
 
@@ -140,6 +140,6 @@ def test_the_page_of_commands_names_every_command_and_source():
     text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     for name in get_command(app).commands:
         assert f"shoal {name}" in text, name
-    for table in (DATA, TEXT_SOURCES, MODELS):
+    for table in (DATA, TEXT_SOURCES, [AUDIO], MODELS):
         for name in table:
             assert re.search(rf"`{name}(:|`)", text), name

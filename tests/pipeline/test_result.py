@@ -12,7 +12,7 @@ from shoal.record import Record
 from shoal.store import RunFolder, load
 
 QUICK = CompressConfig(images=16, validation_images=16, latency_seconds=0.001)
-FILES = {"model.safetensors", "extras.safetensors", "plan.json", "record.json", "report.html", "model.pt2"}
+FILES = {"model.safetensors", "extras.safetensors", "plan.json", "record.json", "report.html", "model.pt2", "README.md"}
 
 
 def images(n=8, seed=0):

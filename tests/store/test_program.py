@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import language
 import networks
 from shoal.batches import Batch
 from shoal.errors import ExportError, FolderError
@@ -204,6 +205,7 @@ def test_a_run_whose_network_cannot_be_exported_keeps_the_rest(tmp_path):
     assert len(said) == 1
     assert record.warnings[: len(result.record.warnings)] == result.record.warnings
     assert {one.name for one in (tmp_path / "out").iterdir()} == {
+        "README.md",
         "extras.safetensors",
         "model.safetensors",
         "plan.json",
@@ -309,3 +311,26 @@ def test_a_full_disk_is_an_error_not_the_end_of_the_process(tmp_path):
     command = [sys.executable, "-c", FULL, str(tmp_path), "" if missing else "onnx"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+def test_a_decoder_is_exported_without_its_cache(tmp_path):
+    pytest.importorskip("transformers")
+    model = language.llama(layers=2)
+    assert model.config.use_cache
+    made = export_program(model, Batch(kwargs={"input_ids": language.tokens()}), tmp_path / "model.pt2")
+    assert made.max_abs_diff < 1e-4
+    assert model.config.use_cache
+    ids = language.tokens(count=3 if made.dynamic_batch else 2, seed=5)
+    answer = torch.export.load(tmp_path / "model.pt2").module()(input_ids=ids)
+    with torch.no_grad():
+        torch.testing.assert_close(answer.logits, model(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+
+
+@needs_onnx
+def test_the_version_of_the_operators_and_a_fixed_batch(tmp_path, network):
+    import onnx
+
+    export_onnx(network, Batch((images(),)), tmp_path / "a.onnx", opset=20, dynamic=False)
+    document = onnx.load(tmp_path / "a.onnx")
+    assert [entry.version for entry in document.opset_import if entry.domain == ""] == [20]
+    assert document.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4

@@ -141,7 +141,7 @@ def test_save_writes_weights_and_plan(tmp_path):
         inputs=[InputSpec(shape=[2], dtype="float32")], network=NetworkSignature(state={}, chain=[]), actions=[]
     )
     save(tmp_path, nn.Linear(2, 2), plan)
-    assert {one.name for one in tmp_path.iterdir()} == {WEIGHTS, EXTRAS, PLAN}
+    assert {one.name for one in tmp_path.iterdir()} == {WEIGHTS, EXTRAS, PLAN, "README.md"}
     assert read_plan(tmp_path / PLAN) == plan
     assert json.loads((tmp_path / PLAN).read_text())["schema_version"] == 2
     assert not (tmp_path / RECORD).exists()

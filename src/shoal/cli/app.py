@@ -16,7 +16,6 @@ app = typer.Typer(
     name="shoal",
     help="Make deep residual networks shallow: find the blocks that do nothing, remove them, prove it, measure it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -88,8 +87,10 @@ def compress(session: Session, request: options.CompressOptions) -> int:
     Without MODEL and DATA it works on the embedded default. Exit code 1: the goal was not reached.
     """
     from shoal.cli.compress import compress_request, run_compress
+    from shoal.cli.loading import tracked
 
-    return run_compress(session, compress_request(session, request))
+    with tracked(request.track):
+        return run_compress(session, compress_request(session, request))
 
 
 @command(app)
@@ -164,8 +165,42 @@ def distill(session: Session, request: options.DistillRequest) -> int:
     record. The same command on an unfinished folder resumes it. Exit code 1: nothing was gained.
     """
     from shoal.cli.distill import run_distill
+    from shoal.cli.loading import tracked
 
-    return run_distill(session, request)
+    with tracked(request.track):
+        return run_distill(session, request)
+
+
+@command(app)
+def report(session: Session, request: options.ReportRequest) -> int:
+    """Compare several runs of `shoal compress` on one page: one front, one table."""
+    from shoal.cli.tools import run_report
+
+    return run_report(session, request)
+
+
+@command(app)
+def push(session: Session, request: options.PushRequest) -> int:
+    """Put an output folder on the hub of Hugging Face: network, model card, recipe, figures, report."""
+    from shoal.cli.tools import run_push
+
+    return run_push(session, request)
+
+
+@command(app)
+def doctor(session: Session, request: options.DoctorRequest) -> int:
+    """Show versions and devices, and what is missing for what. Exit code 2: Shoal itself lacks something."""
+    from shoal.cli.doctor import run_doctor
+
+    return run_doctor(session, request)
+
+
+@command(app)
+def list(session: Session, request: options.ListRequest) -> int:
+    """List what there is by name: models, data, replacements, metrics, scores; plugins too."""
+    from shoal.cli.doctor import run_list
+
+    return run_list(session, request)
 
 
 @command(app)
@@ -175,6 +210,8 @@ def train(session: Session, request: options.TrainRequest) -> int:
     Without MODEL and DATA it trains an over-deep network on the embedded digits. MODEL gives the structure; weights are
     random from --seed, or those of --weights. Exit code 1: no block was removed.
     """
+    from shoal.cli.loading import tracked
     from shoal.cli.train import run_train
 
-    return run_train(session, request)
+    with tracked(request.track):
+        return run_train(session, request)

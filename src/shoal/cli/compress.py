@@ -168,7 +168,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     data = open_data(session, request.data, request.data_options, opened)
     check_input(opened.model, data)
     if request.latency_from is not None:
-        session.consent.check(request.latency_from, "a folder")
+        session.check_consent(request.latency_from)
     budget, extra = _recovery(session, request, opened)
     request.config()  # refuses what cannot be, before anything is read
     if request.dry_run and request.tables is not None:
@@ -183,7 +183,9 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     validation = None if proof else data.validation(augment=True)
     path = output_folder(request.out, "compress")
     session.resume_hint = f"The same command with --out {path} resumes this run."
-    with RunFolder(path, "compress", _arguments(request, opened.model, device), legacy=_LEGACY) as folder:
+    with RunFolder(
+        path, "compress", _arguments(request, opened.model, device), configuration=session.configuration, legacy=_LEGACY
+    ) as folder:
         if folder.resumed:
             session.say(f"resuming the run in {path}")
         with session.progress() as progress:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from rich.console import Console
@@ -33,10 +34,14 @@ class Session:
     others say nothing but their errors, which nobody else might have seen.
     """
 
-    def __init__(self, *, as_json: bool = False, debug: bool = False, trust_code: bool = False) -> None:
+    def __init__(
+        self, *, as_json: bool = False, debug: bool = False, trust_code: bool = False, config: Path | None = None
+    ) -> None:
         self.as_json, self.debug, self.resume_hint = as_json, debug, ""
         self.trust_code = trust_code
-        self.explicit: frozenset[str] = frozenset()  # the options that are on the command line
+        self.config = config
+        self.configuration = ""  # what a run writes as its own, see `configuration_text`
+        self.explicit: frozenset[str] = frozenset()  # the options that are on the command line, or in `config`
         self.rank = rank()
         self.console = Console(stderr=as_json, highlight=False, quiet=self.rank > 0)
         self.errors = Console(stderr=True, highlight=False)
@@ -48,6 +53,14 @@ class Session:
         from shoal.sources.user_code import Consent  # with torch behind it, which takes a while
 
         return Consent.of_specs(sys.argv[1:], trust_code=self.trust_code)
+
+    def check_consent(self, spec: str) -> None:
+        """Refuse to run a file that was not typed.
+
+        Raises:
+            ConsentError: a folder or the configuration names it.
+        """
+        self.consent.check(spec, f"'{self.config}'" if self.config is not None else "a folder")
 
     def check_alone(self, command: str) -> None:
         """Refuse several processes where each would do, and write, the same.

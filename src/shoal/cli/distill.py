@@ -23,7 +23,7 @@ from shoal.record import DistillRecord, MetricComparison
 from shoal.recover import DistillConfig, DistillData, DistillResult, TrainingBudget, distill, read_budget
 from shoal.report import metrics
 from shoal.sources import Data
-from shoal.store import OpenedFolder, read_folder_plan, save
+from shoal.store import CardFigures, OpenedFolder, read_folder_plan, save
 from shoal.store.folder import RECORD
 from shoal.surgery import input_specs, model_digest, signature_of
 from shoal.tasks import OutputRequest, TaskChoice, compare_metrics, dense_copy, restore_usual, usual_outputs
@@ -77,7 +77,8 @@ def run_distill(session: Session, request: DistillRequest) -> int:
         networks = [inputs.teacher.model, inputs.student.model, result.model]
         answers = paired_predictions(networks, inputs.data.test(), inputs.device, reading=inputs.reading)
         record = _record(request, inputs, result, answers, [*warnings, *result.warnings], folder.seconds)
-        save(path, restore_usual(result.model), plan)
+        measured = CardFigures(record.data, record.seed, record.teacher_quality, record.quality_after, record.after)
+        save(path, restore_usual(result.model), plan, measured=measured)
         write_text(path / RECORD, record.model_dump_json(indent=2) + "\n")
     if session.as_json:
         session.print_json({**record.model_dump(mode="json"), "out": str(path)})

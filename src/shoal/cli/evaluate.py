@@ -18,7 +18,7 @@ from shoal.record import Record, TaskEvaluation
 from shoal.report import render, show_tasks
 from shoal.store import open_finished, original_of
 from shoal.store.folder import RECORD, REPORT
-from shoal.store.hugging_face import source_folder
+from shoal.store.origin import source_folder
 from shoal.surgery import is_hugging_face
 
 

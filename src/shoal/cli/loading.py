@@ -1,5 +1,6 @@
 """From the words of a command line to things: device, numbers, data, model, example input, output folder."""
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from shoal.sources.user_code import user_modules
 from shoal.store import OpenedFolder, RunFolder, open_model, read_folder_plan
 from shoal.surgery import example_of
 from shoal.training.engine import broadcast_from_main
+from shoal.training.tracking import tracking
 from shoal.workers import LocalWorkers, RayWorkers, Workers
 
 # Shapes tried, in this order, where nobody says what a network takes.
@@ -29,7 +31,7 @@ _USUAL_SHAPES = ((3, 224, 224), (3, 32, 32), (1, 28, 28), (1, 8, 8))
 
 def open_data(session: Session, spec: str, options: DataOptions, network: OpenedFolder | None = None) -> Data:
     """The data; says so where a user's file is run for it. Text is read as the network reads it."""
-    session.consent.check(spec, "a folder")
+    session.check_consent(spec)
     _check_fetched(session, spec)
     if ".py:" in spec:
         session.errors.print(f"running {spec} for the data", markup=False, soft_wrap=True)
@@ -79,7 +81,7 @@ def _reading(
 
 def open_network(session: Session, spec: str, weights: Path | None, device: str = "cpu") -> OpenedFolder:
     """The network on its device, in eval mode; says so where a user's file is run for it."""
-    session.consent.check(spec, "a folder")
+    session.check_consent(spec)
     _check_fetched(session, spec)
     if ".py:" in spec:
         session.errors.print(f"running {spec} for the network", markup=False, soft_wrap=True)
@@ -143,6 +145,15 @@ def numbers(text: str | None, option: str) -> list[float] | None:
         raise UsageError(
             f"{option} is '{text}', expected numbers like 0.49,0.48,0.45", "Separate by commas."
         ) from error
+
+
+def tracked(option: str | None) -> AbstractContextManager[None]:
+    """The context in which training reports to the trackers of `--track a,b`.
+
+    Raises:
+        UsageError: there is no such tracker, or it is not installed.
+    """
+    return tracking(names(option))
 
 
 def names(text: str | None) -> list[str]:
@@ -212,7 +223,7 @@ def claim_folder(
 ) -> tuple[Path, RunFolder | None]:
     """The output folder of a training; of several processes the main one alone claims it, and tells where it is."""
     path = output_folder(out, command)
-    folder = RunFolder(path, command, arguments) if session.rank == 0 else None
+    folder = RunFolder(path, command, arguments, configuration=session.configuration) if session.rank == 0 else None
     path = broadcast_from_main(path, device)
     session.resume_hint = f"The same command with --out {path} resumes from the last checkpoint."
     if folder is not None and folder.resumed:

@@ -49,6 +49,13 @@ _TASK = partial(
     " denoising; recognised by default.",
     None,
 )
+_TRACK = partial(
+    option,
+    "--track",
+    "Also send the metrics of training to tensorboard, wandb, mlflow or trackio.",
+    None,
+    metavar="NAMES",
+)
 _FOLDER = partial(argument, "OUT", "An output folder of Shoal.")
 
 
@@ -184,6 +191,7 @@ class CompressOptions:
         "128",
         metavar="N[,N]",
     )
+    track: str | None = _TRACK()
     images: int | None = option(
         "--images", "Calibration samples that blocks are chosen on; 512, or 2048 with a budget.", None, min=1
     )
@@ -286,6 +294,8 @@ class ExportRequest:
 
     folder: Path = _FOLDER()
     onnx: bool = option("--onnx", "Write model.onnx, checked with onnxruntime.", False)
+    opset: int | None = option("--opset", "For ONNX: version of the operators; torch's choice by default.", None, min=7)
+    dynamic: bool = option("--dynamic/--static", "For ONNX: leave the batch size free.", True)
     torch_export: bool = option("--torch-export", "Write model.pt2, which torch loads without Shoal.", False)
     hf: bool = option("--hf", "Write hf/, which plain transformers loads.", False)
     nemotron_nas: bool = option(
@@ -354,6 +364,7 @@ class DistillRequest:
     accumulate: int = option(
         "--accumulate", "Take a mini-batch in so many parts: less memory, the same steps.", 1, min=1, metavar="N"
     )
+    track: str | None = _TRACK()
     bf16: bool = _BF16()
     weights: Path | None = _WEIGHTS()
     teacher_weights: Path | None = option("--teacher-weights", "A state dict for the teacher.", None, metavar="FILE")
@@ -393,6 +404,7 @@ class TrainRequest:
     )
     hold: int = option("--hold", "Epochs with open gates first.", 0, min=0)
     rise: int = option("--rise", "Epochs in which epsilon then rises.", 0, min=0)
+    track: str | None = _TRACK()
     bf16: bool = _BF16()
     channels_last: bool = _TRAIN_CHANNELS_LAST()
     compile: bool = option("--compile", "Use torch.compile.", False)
@@ -410,3 +422,42 @@ class TrainRequest:
     batch_size: int | None = option("--batch-size", "Instead of the recipe's.", None, min=2)
     dry_run: bool = _DRY_RUN()
     command: str = command_line()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRequest:
+    """What `shoal report` takes."""
+
+    folders: list[Path] = argument("OUT...", "Output folders of `shoal compress`.")
+    out: Path = option("--out", "The page to write.", Path("runs.html"), metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushRequest:
+    """What `shoal push` takes."""
+
+    folder: Path = _FOLDER()
+    repo: str = argument("REPO", "OWNER/NAME on the hub; made if there is none.")
+    form: str | None = option(
+        "--form",
+        "hf: for from_pretrained; nemotron-nas; shoal: for shoal.load. hf where the folder has it.",
+        None,
+        metavar="hf|nemotron-nas|shoal",
+    )
+    private: bool = option("--private/--public", "A new repository is private unless you say otherwise.", True)
+    dry_run: bool = _DRY_RUN()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorRequest:
+    """What `shoal doctor` takes: nothing of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListRequest:
+    """What `shoal list` takes."""
+
+    what: str = argument("WHAT", "models, data, replacements, metrics or scores.")
+    pattern: str | None = argument(
+        "PATTERN", "Only what matches: resnet, 'vit_*'. With models also the names of torchvision and timm.", None
+    )

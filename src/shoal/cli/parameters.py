@@ -9,10 +9,12 @@ import inspect
 import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from shoal.cli.configuration import configuration_text, equivalent_command, explicit_options, load_configuration
 from shoal.cli.console import Session
 
 _REQUIRED = dataclasses.MISSING
@@ -42,6 +44,14 @@ def command_line() -> Any:
 class SessionOptions:
     """What every command takes."""
 
+    config: Path | None = option(
+        "--config",
+        "Options from a YAML file, as the config.yaml of an output folder; what is typed takes precedence.",
+        None,
+        metavar="FILE",
+        is_eager=True,
+        callback=load_configuration,
+    )
     trust_code: bool = option(
         "--trust-code",
         "Also run files and fetch networks that a folder or plan names, not only those that are typed.",
@@ -59,9 +69,13 @@ def command(app: typer.Typer) -> Callable[[Callable[[Session, Any], int]], Calla
 
         def run(context: typer.Context, **values: Any) -> int:
             session = Session(**_build(SessionOptions, values).__dict__)
-            session.explicit = _explicit(context)
+            session.explicit = explicit_options(context)
+            session.configuration = configuration_text(context)
+            request = _build(request_type, values)
+            if session.config is not None and hasattr(request, "command"):
+                request = dataclasses.replace(request, command=equivalent_command(context))
             with session.guarded():
-                return function(session, _build(request_type, values))
+                return function(session, request)
 
         parameters = [*_parameters(request_type), *_parameters(SessionOptions)]
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
@@ -96,10 +110,3 @@ def _build(request_type: type, values: Mapping[str, Any], omit: Collection[str] 
         elif "typer" in field.metadata and field.name not in omit:
             typed[field.name] = values[field.name]
     return request_type(**typed)
-
-
-def _explicit(context: typer.Context) -> frozenset[str]:
-    """The options that are on the command line, by the names of their fields."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    names = (name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
-    return frozenset(name.rstrip("_") for name in names)

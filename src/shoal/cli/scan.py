@@ -49,7 +49,9 @@ def run_scan(session: Session, request: ScanRequest) -> int:
     workers = open_workers(session, request.worker_options, device)
     path = output_folder(request.out, "scan")
     session.resume_hint = f"The same command with --out {path} resumes this run."
-    with RunFolder(path, "scan", _arguments(request, model_digest(opened.model), device)) as folder:
+    with RunFolder(
+        path, "scan", _arguments(request, model_digest(opened.model), device), configuration=session.configuration
+    ) as folder:
         if folder.resumed:
             session.say(f"resuming the scan in {path}")
         info = ScanRunInfo(

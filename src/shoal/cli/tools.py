@@ -1,19 +1,31 @@
 """The commands that change no network of their own: trace, certify, apply, export, bench."""
 
 import json
+import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import get_args
 
 from shoal.blocks import analyze
 from shoal.cli.console import Session
 from shoal.cli.loading import example_for, open_data, open_network, output_folder, pick_device
-from shoal.cli.options import ApplyRequest, BenchRequest, CertifyRequest, DataOptions, ExportRequest, TraceRequest
+from shoal.cli.options import (
+    ApplyRequest,
+    BenchRequest,
+    CertifyRequest,
+    DataOptions,
+    ExportRequest,
+    PushRequest,
+    ReportRequest,
+    TraceRequest,
+)
 from shoal.errors import ExportError, UsageError
+from shoal.files.writing import write_text
 from shoal.measure import latency_beside, machine, within_noise
 from shoal.pipeline import block_records
 from shoal.plan import read_plan
 from shoal.record import Latency
-from shoal.report import show_certificate, show_chain
+from shoal.report import NamedRun, render_runs, show_certificate, show_chain
 from shoal.store import (
     ExportConfig,
     RunFolder,
@@ -22,11 +34,13 @@ from shoal.store import (
     load_folder,
     open_finished,
     original_of,
+    push,
     read_folder_plan,
+    read_record,
     save,
 )
 from shoal.store.export import Format
-from shoal.store.folder import PROGRAM
+from shoal.store.folder import PROGRAM, REPORT
 from shoal.store.serving.gguf_file import read_number_type
 from shoal.surgery import apply, certify, example_of
 from shoal.surgery.signature import random_like
@@ -70,7 +84,12 @@ def run_apply(session: Session, request: ApplyRequest) -> int:
     cut = apply(opened.model, plan).eval()
     path = output_folder(request.out, "apply")
     warning = None
-    with RunFolder(path, "apply", {"model": request.model, "plan": json.loads(plan.model_dump_json())}):
+    with RunFolder(
+        path,
+        "apply",
+        {"model": request.model, "plan": json.loads(plan.model_dump_json())},
+        configuration=session.configuration,
+    ):
         try:
             export_program(cut, random_like(example_of(plan.inputs)), path / PROGRAM)
         except ExportError as error:
@@ -93,7 +112,15 @@ def run_export(session: Session, request: ExportRequest) -> int:
     if request.no_tokenizer and request.tokenizer is not None:
         raise UsageError("--tokenizer and --no-tokenizer exclude each other", "Give one of them.")
     formats: list[Format] = [to for to in get_args(Format) if getattr(request, to)] or ["torch_export"]
-    config = ExportConfig(read_number_type(request.gguf_type), request.tokenizer, not request.no_tokenizer)
+    if not request.onnx and (request.opset is not None or not request.dynamic):
+        raise UsageError("--opset and --static are for ONNX", "Add --onnx.")
+    config = ExportConfig(
+        read_number_type(request.gguf_type),
+        request.tokenizer,
+        not request.no_tokenizer,
+        opset=request.opset,
+        dynamic=request.dynamic,
+    )
     finished = open_finished(request.folder, session.consent)
     made = {to: export_finished(finished, to, config) for to in formats}
     if session.as_json:
@@ -105,6 +132,37 @@ def run_export(session: Session, request: ExportRequest) -> int:
             f"{exported.path}: loaded again; largest deviation {exported.max_abs_diff:.3g}, top-1 agreement "
             f"{100 * exported.top1_agreement:.1f} % on {exported.n} random {exported.unit}; {batch}"
         )
+    return 0
+
+
+def run_report(session: Session, request: ReportRequest) -> int:
+    """Write the page of several runs."""
+    session.check_alone("report")
+    folders = list(dict.fromkeys(folder.resolve() for folder in request.folders))
+    above = Path(os.path.commonpath([folder.parent for folder in folders]))
+    place = request.out.resolve().parent
+    runs = [
+        NamedRun(str(folder.relative_to(above)), read_record(folder), os.path.relpath(folder / REPORT, place))
+        for folder in folders
+    ]
+    write_text(request.out, render_runs(runs))
+    if session.as_json:
+        session.print_json({"out": str(request.out), "runs": [run.name for run in runs]})
+    else:
+        session.say(f"{len(runs)} runs: {request.out}")
+    return 0
+
+
+def run_push(session: Session, request: PushRequest) -> int:
+    """Send a folder to the hub, or say what would be sent."""
+    session.check_alone("push")
+    pushed = push(request.folder, request.repo, form=request.form, private=request.private, send=not request.dry_run)
+    if session.as_json:
+        session.print_json({**asdict(pushed), "dry_run": request.dry_run})
+        return 0
+    session.say(f"{'Would send' if request.dry_run else 'Sent'} to {request.repo}: {', '.join(pushed.files)}")
+    if pushed.url:
+        session.say(pushed.url)
     return 0
 
 

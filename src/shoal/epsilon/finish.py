@@ -23,7 +23,7 @@ from shoal.plan import NetworkSignature, Plan, Remove
 from shoal.preserve import evaluating
 from shoal.record import BlockRecord, Latency, Network
 from shoal.report import render_training
-from shoal.store import export_program, save
+from shoal.store import CardFigures, export_program, save
 from shoal.store.folder import PROGRAM, RECORD, REPORT
 from shoal.surgery import certify, input_specs
 from shoal.training_record import BaselineRun, EpochRow, FinalNetworks, LiveGates, PrunedBlock, TrainRecord
@@ -79,7 +79,11 @@ class TrainResult:
             export_program(self.model, signature_batch, folder / PROGRAM)
         except ExportError as error:
             record = record.model_copy(update={"warnings": [*record.warnings, f"no model.pt2: {error.message}"]})
-        save(folder, self.model, self.plan)
+        settled = record.settled
+        measured = CardFigures(
+            record.data, record.seed, settled.whole.quality, settled.plain.quality, settled.comparison
+        )
+        save(folder, self.model, self.plan, measured=measured)
         write_text(folder / REPORT, render_training(record))
         write_text(folder / RECORD, record.model_dump_json(indent=1) + "\n")
         return record

@@ -14,9 +14,9 @@ from shoal.files.writing import write_text
 from shoal.pipeline.greedy import RemovalChoice
 from shoal.plan import Fold, Plan, Remove, Replace
 from shoal.record import Record, Recovery
-from shoal.report import render
+from shoal.report import front_csv, render
 from shoal.store import check_reload, check_savable, export_program, save
-from shoal.store.folder import PROGRAM, REPORT
+from shoal.store.folder import FRONT, PROGRAM, REPORT
 from shoal.surgery import FoldResult
 
 
@@ -84,6 +84,8 @@ class CompressResult:
             raise FolderError(f"the folder '{path}' is not empty", "Choose a new folder.")
         record = self._with_program(path)
         write_text(path / REPORT, render(record))
+        if record.planning is not None:
+            write_text(path / FRONT, front_csv(record))
         known = factory is not None or self.plan.model is not None
         check = partial(check_reload, factory=factory) if known else None
         save(path, self.model, self.plan, record, example=self.example, check=check)

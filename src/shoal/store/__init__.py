@@ -3,6 +3,7 @@
 from shoal.deprecated import former_names
 from shoal.store.export import ExportConfig, export, export_finished, open_finished
 from shoal.store.folder import RunFolder
+from shoal.store.hub import Pushed, push
 from shoal.store.load import (
     OpenedFolder,
     check_reload,
@@ -13,13 +14,16 @@ from shoal.store.load import (
     read_folder_plan,
     read_record,
 )
+from shoal.store.model_card import CardFigures
 from shoal.store.program import Exported, export_onnx, export_program
 from shoal.store.save import check_savable, restore_weights, save, save_weights
 
 __all__ = [
+    "CardFigures",
     "ExportConfig",
     "Exported",
     "OpenedFolder",
+    "Pushed",
     "RunFolder",
     "check_reload",
     "check_savable",
@@ -32,6 +36,7 @@ __all__ = [
     "open_finished",
     "open_model",
     "original_of",
+    "push",
     "read_folder_plan",
     "read_record",
     "restore_weights",

@@ -17,8 +17,9 @@ from shoal.plan import Plan
 from shoal.record import Record
 from shoal.sources import Consent
 from shoal.store.folder import ONNX, PROGRAM
-from shoal.store.hugging_face import HF, carry_files, put_in_place, quiet, source_folder, write_hugging_face
+from shoal.store.hugging_face import HF, carry_files, put_in_place, quiet, write_hugging_face
 from shoal.store.load import load_folder, read_folder_plan, read_record
+from shoal.store.origin import source_folder
 from shoal.store.program import Exported, export_onnx, export_program
 from shoal.store.serving.decoder import Agreement, Decoder
 from shoal.store.serving.gguf_file import (
@@ -53,11 +54,15 @@ class ExportConfig:
         dtype: of the matrices in a GGUF file: `f32`, `f16`, `bf16`; `auto` keeps the network's.
         tokenizer: the folder of the tokenizer for a GGUF file; by default where the network came from.
         with_tokenizer: False leaves it out.
+        opset: version of the operators of an ONNX file; by default the one that torch prefers.
+        dynamic: leave the batch size of an ONNX file free, where the network allows it.
     """
 
     dtype: NumberType = "auto"
     tokenizer: Path | None = None
     with_tokenizer: bool = True
+    opset: int | None = None
+    dynamic: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,9 @@ def _torch_export(finished: FinishedFolder, config: ExportConfig) -> Exported:
 
 
 def _onnx(finished: FinishedFolder, config: ExportConfig) -> Exported:
-    return export_onnx(finished.model, _example(finished), finished.path / ONNX)
+    return export_onnx(
+        finished.model, _example(finished), finished.path / ONNX, opset=config.opset, dynamic=config.dynamic
+    )
 
 
 def _example(finished: FinishedFolder) -> Batch:

@@ -19,8 +19,9 @@ from shoal.files.writing import is_partial, remove_partial, write_text
 from shoal.fingerprint import as_json, check_fingerprint
 
 RUN, PROGRESS, RECORD, PLAN = "run.json", "progress.jsonl", "record.json", "plan.json"
+CONFIG = "config.yaml"
 WEIGHTS, EXTRAS = "model.safetensors", "extras.safetensors"
-REPORT, PROGRAM, ONNX = "report.html", "model.pt2", "model.onnx"
+REPORT, PROGRAM, ONNX, FRONT = "report.html", "model.pt2", "model.onnx", "front.csv"
 
 
 class RunFolder:
@@ -32,6 +33,7 @@ class RunFolder:
         path: created if missing.
         command: the name of the command.
         arguments: everything that decides the result; the same arguments on an unfinished folder resume it.
+        configuration: what `config.yaml` will hold: the options that repeat the run.
         legacy: values of `arguments` as version 0.1.0 wrote them, which are accepted too.
 
     Raises:
@@ -39,9 +41,15 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, command: str, arguments: dict[str, Any], *, legacy: dict[str, Any] | None = None
+        self,
+        path: Path,
+        command: str,
+        arguments: dict[str, Any],
+        *,
+        configuration: str = "",
+        legacy: dict[str, Any] | None = None,
     ) -> None:
-        self.path, self.legacy = path, legacy
+        self.path, self.configuration, self.legacy = path, configuration, legacy
         self.claim = {"command": command, "arguments": arguments, "shoal": version("shoal")}
         self.lines = JsonlFile(path / PROGRESS)
         self._seconds_before, self._began = 0.0, time.time()
@@ -88,6 +96,8 @@ class RunFolder:
         remove_partial(self.path)
         clock = {"seconds": self._seconds_before, "began": self._began}
         write_text(self.path / RUN, json.dumps({**self.claim, **clock}, indent=2) + "\n")
+        if self.configuration:
+            write_text(self.path / CONFIG, self.configuration)
         return bool(names)
 
     @property
@@ -139,8 +149,8 @@ class RunFolder:
     def abandon(self) -> None:
         """Leave no empty shell behind: if nothing was measured yet, the claim and the folder go."""
         with suppress(OSError):  # a failure here must not hide why the run ended
-            if self._names() <= {RUN}:
-                for name in (RUN, OWNER, LOCK):
+            if self._names() <= {RUN, CONFIG}:
+                for name in (RUN, CONFIG, OWNER, LOCK):
                     (self.path / name).unlink(missing_ok=True)
                 self.path.rmdir()
 

@@ -5,7 +5,6 @@ for other changes a note says why transformers has no class for them.
 """
 
 import logging
-import math
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -26,7 +25,9 @@ from shoal.files.writing import PARTIAL, write_text
 from shoal.outputs import Outputs, distance, mismatch, read_outputs, shown
 from shoal.plan import InputSpec, Plan
 from shoal.preserve import copied, evaluating
-from shoal.record import Quality, Record
+from shoal.record import Record
+from shoal.store.model_card import CARD, CardFigures, figures
+from shoal.store.origin import is_own, source_folder
 from shoal.store.serving.decoder import read_decoder
 from shoal.store.serving.plain_llama import as_plain_llama
 from shoal.surgery import example_of
@@ -41,7 +42,6 @@ _CARRIED = (
     "video_preprocessor_config.json", "generation_config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
     "COPYING*",
 )  # fmt: skip
-_CARD = "README.md"
 _LOADED = "Shoal loads the output folder itself: shoal.load(folder)."
 _SERVED = f"`shoal export OUT --nemotron-nas` or `--gguf` may hold it. {_LOADED}"
 _SAME = "Loaded again with plain transformers: the same outputs as Shoal's, to the bit, on random input."
@@ -117,8 +117,8 @@ def carry_files(model: nn.Module, place: Path, plan: Plan, record: Record | None
     """
     source = source_folder(model)
     left_out = _carry(source, place) if source is not None else []
-    write_text(place / _CARD, _card(source, plan, record, left_out, checked))
-    mode = (place / _CARD).stat().st_mode & 0o777
+    write_text(place / CARD, _card(source, plan, record, left_out, checked))
+    mode = (place / CARD).stat().st_mode & 0o777
     for file in place.iterdir():
         if file.is_file():
             file.chmod(mode)  # as the umask gives it, which not every library that writes here asks
@@ -151,19 +151,6 @@ def _packed(model: nn.Module, plan: Plan) -> nn.Module:
         ) from error
 
 
-def source_folder(model: Any) -> Path | None:
-    """The folder the network was loaded from, or that of its files from the hub on this machine."""
-    name = str(getattr(model, "name_or_path", "") or "")
-    if not name or Path(name).is_dir():
-        return Path(name) if name else None
-    from transformers.utils import cached_file
-
-    with suppress(OSError, ValueError):
-        path = cached_file(name, "config.json", local_files_only=True)
-        return Path(path).parent if path else None
-    return None
-
-
 def _carry(source: Path, place: Path) -> list[str]:
     """Copy what a user of the original would miss; returns what stayed behind, since it lies elsewhere."""
     left_out = []
@@ -171,25 +158,11 @@ def _carry(source: Path, place: Path) -> list[str]:
         for file in sorted({file for pattern in _CARRIED for file in source.glob(pattern)}):
             if not file.is_file() or (place / file.name).exists():
                 continue
-            if _is_own(file, source):
+            if is_own(file, source):
                 (place / file.name).write_bytes(read_bytes(file))
             else:
                 left_out.append(file.name)
     return left_out
-
-
-def _is_own(file: Path, source: Path) -> bool:
-    """Whether a file lies in its folder, or as a link in the hub's cache where the folder does: nothing else is copied.
-
-    A stranger's folder could hold a link to a private file.
-    """
-    home = source.resolve()
-    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        if Path(HF_HUB_CACHE).resolve() == home.parent.parent.parent:
-            home = home.parent.parent
-    return file.resolve().is_relative_to(home)
 
 
 def put_in_place(place: Path, target: Path) -> None:
@@ -337,9 +310,9 @@ def _note(error: ShoalError) -> str:
 def _card(source: Path | None, plan: Plan, record: Record | None, left_out: list[str], checked: str) -> str:
     """The card of the original, where there was one, and behind it what was done."""
     original = ""
-    if source is not None and _is_own(source / _CARD, source):
+    if source is not None and is_own(source / CARD, source):
         with suppress(OSError, ValueError):
-            original = read_text(source / _CARD).rstrip() + "\n\n"
+            original = read_text(source / CARD).rstrip() + "\n\n"
     bare = {removal.path for removal in plan.removals if removal.norms == "drop"}
     removed = [*plan.removed, *plan.folded_away]
     with_norms = {path: " and the norms behind its additions" if path in bare else "" for path in removed}
@@ -351,7 +324,7 @@ def _card(source: Path | None, plan: Plan, record: Record | None, left_out: list
         f"Shoal {version('shoal')} took residual blocks{_units_too(plan)} out of this network. "
         f"{_changed_weights(hosts)}Numbers of layers and indices are those of the shorter network.",
         f"Removed ({len(with_norms)}, by their names in the original):\n\n{layers}",
-        *(_measured(record) if record is not None else []),
+        *(figures(CardFigures.of_record(record)) if record is not None else []),
         *([f"Links to other folders, not carried over: {', '.join(left_out)}."] if left_out else []),
         checked,
     ]
@@ -368,46 +341,6 @@ def _changed_weights(hosts: list[str]) -> str:
     return (
         f"The last linear layer of {', '.join(f'`{path}`' for path in hosts)} was fitted to take over what they did. "
     )
-
-
-def _measured(record: Record) -> list[str]:
-    name = Path(record.data.partition(":")[2]).name
-    data = f"{record.data.partition(':')[0]}:{name}" if name else record.data
-    before, after = record.original.quality, record.compressed.quality
-    lines = [f"Chosen and measured on `{data}` (seed {record.seed}), {after.split} part, n = {after.n}."]
-    if before.top1 is not None and after.top1 is not None:
-        lines.append(f"Top-1 accuracy: {_share(before)} before, {_share(after)} after.")
-    if before.loss is not None and after.loss is not None:
-        lines.append(f"Loss, cross-entropy in nats: {before.loss:.4g} before, {after.loss:.4g} after.")
-    if before.perplexity is not None and after.perplexity is not None:
-        lines.append(
-            f"Perplexity over {after.tokens} tokens, intervals by sequence: {_perplexity(before)} before, "
-            f"{_perplexity(after)} after."
-        )
-    seen = record.comparison
-    if seen.differing is not None:
-        lines.append(f"Elements of integer outputs that differ from the original's: {seen.differing:.4g}.")
-    if seen.agreement is None and seen.mse is None:
-        return ["\n".join(f"- {line}" for line in lines)]
-    if seen.agreement is None:
-        lines.append(f"Mean squared error relative to the variance of the original's output: {seen.mse:.4g}.")
-        return ["\n".join(f"- {line}" for line in lines)]
-    low, high = seen.kl_interval
-    lines.append(f"KL(original || this): {seen.kl:.4g} nats, 95 % interval {low:.4g} to {high:.4g}.")
-    return ["\n".join(f"- {line}" for line in lines)]
-
-
-def _perplexity(quality: Quality) -> str:
-    low, high = quality.perplexity_interval or (0.0, math.inf)
-    return f"{quality.perplexity:.4g} ({low:.4g} to {high:.4g})"
-
-
-def _share(quality: Quality) -> str:
-    value = f"{100 * (quality.top1 or 0):.2f} %"
-    if quality.top1_interval is None:
-        return value
-    low, high = quality.top1_interval
-    return f"{value} ({100 * low:.2f} to {100 * high:.2f})"
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from shoal.errors import ExportError, ShoalError
 from shoal.files.writing import write_atomically
 from shoal.outputs import distance, read_outputs, shown
 from shoal.preserve import evaluating
+from shoal.replace.kv_cache import without_kv_cache
 from shoal.store.save import independent_copy
 
 _WHOLE = "The other files of the folder are whole."
@@ -61,8 +62,17 @@ def export_program(model: nn.Module, batch: Batch, path: Path) -> Exported:
     return _write_checked(path, "torch.export", lambda temporary: _save_program(program, temporary), check)
 
 
-def export_onnx(model: nn.Module, batch: Batch, path: Path) -> Exported:
+def export_onnx(
+    model: nn.Module, batch: Batch, path: Path, *, opset: int | None = None, dynamic: bool = True
+) -> Exported:
     """An ONNX file, checked with onnxruntime.
+
+    Args:
+        model: stays as it is.
+        batch: what it is exported and checked with.
+        path: of the file.
+        opset: version of the operators; by default the one that torch prefers.
+        dynamic: leave the batch size free, where the network allows it.
 
     Raises:
         ExportError: onnx is not installed, the network cannot be exported, or the file computes something else.
@@ -74,11 +84,11 @@ def export_onnx(model: nn.Module, batch: Batch, path: Path) -> Exported:
     except ImportError as error:
         raise ExportError(f"ONNX needs {error.name}", "pip install 'shoal[onnx]'") from error
     plain, inputs = independent_copy(model), batch.to("cpu")
-    program, dynamic = _program(plain, inputs)
+    program, dynamic = _program(plain, inputs, dynamic=dynamic)
 
     def write(temporary: Path) -> None:
         with _quiet():
-            made = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
+            made = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False, opset_version=opset)
             if made is None:
                 raise ExportError("torch.onnx made nothing of this network", "Use the .pt2.")
             made.save(str(temporary))
@@ -114,14 +124,17 @@ def _write_checked(path: Path, form: str, write: Callable[[Path], None], check: 
     return checked[0]
 
 
-def _program(model: nn.Module, batch: Batch) -> tuple[torch.export.ExportedProgram, bool]:
-    """The exported program, with a free batch size if the network allows one, and whether it does."""
+def _program(model: nn.Module, batch: Batch, *, dynamic: bool = True) -> tuple[torch.export.ExportedProgram, bool]:
+    """The exported program, with a free batch size if the network allows one, and whether it does.
+
+    A decoder is exported without the cache that it would return for the next call: torch knows no such type.
+    """
     failure: Exception | None = None
-    for dynamic in (True, False) if batch.size > 1 else (False,):
-        shapes = _free_batch(model, batch) if dynamic else None
+    for free in (True, False) if dynamic and batch.size > 1 else (False,):
+        shapes = _free_batch(model, batch) if free else None
         try:
-            with evaluating(model), _quiet():
-                return torch.export.export(model, batch.args, batch.kwargs, dynamic_shapes=shapes), dynamic
+            with evaluating(model), without_kv_cache(model), _quiet():
+                return torch.export.export(model, batch.args, batch.kwargs, dynamic_shapes=shapes), free
         except Exception as error:  # noqa: BLE001 - torch.export raises many types, each with its own text
             failure = failure or error
     raise ExportError(f"torch.export cannot export this network: {_first_line(failure)}", _WHOLE) from failure

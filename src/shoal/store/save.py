@@ -22,6 +22,7 @@ from shoal.store.entries import encode, is_plain_tensor, special_entries
 from shoal.store.extras import save_extras
 from shoal.store.folder import EXTRAS, PLAN, RECORD, WEIGHTS
 from shoal.store.hugging_face import write_hugging_face
+from shoal.store.model_card import CARD, CardFigures, model_card
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -128,16 +129,18 @@ def save(
     plan: Plan,
     record: Record | None = None,
     *,
+    measured: CardFigures | None = None,
     example: Batch | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write weights, plan, `hf/` where transformers has a class for it, and (last) record into an existing folder.
+    """Write weights, plan, card, `hf/` where transformers has a class for it, and last the record; the folder exists.
 
     Args:
         folder: exists.
         model: the network that came out.
         plan: rebuilds it.
         record: of the run, where there is one.
+        measured: for the model card; by default that of the record.
         example: a mini-batch, for how large integer inputs are.
         check: called before the record is written; raises where the folder cannot be loaded again.
 
@@ -149,6 +152,9 @@ def save(
     save_weights(model, folder / WEIGHTS)
     save_extras(model, plan.inputs, folder / EXTRAS, example)
     write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
+    if measured is None and record is not None:
+        measured = CardFigures.of_record(record)
+    write_text(folder / CARD, model_card(model, plan, measured))
     write_hugging_face(folder, model, plan, record)
     write_diffusers(folder, model, plan)
     if check is not None:

@@ -1,4 +1,4 @@
-"""The metrics of a run: a row for each evaluation, as a line of JSON, and for TensorBoard where it is installed."""
+"""The metrics of a run: a row for each evaluation, as a line of JSON, and for trackers: see `training.tracking`."""
 
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from shoal.errors import FolderError
 from shoal.files.jsonl import JsonlFile
 from shoal.files.reading import refusing
+from shoal.training.tracking import Trackers
 
 Row = TypeVar("Row", bound=BaseModel)
 
@@ -24,7 +25,10 @@ class MetricsLog(Generic[Row]):
     def __init__(self, row_type: type[Row], index: str, file: JsonlFile | None) -> None:
         self.row_type, self.index, self.file = row_type, index, file
         self.rows: list[Row] = []
-        self.writer: Any = _tensorboard_writer(file.path.parent) if file is not None else None
+        self.trackers = Trackers(file.path.parent if file is not None else Path("shoal-runs"))
+        # Without being asked TensorBoard gets them, where it is installed.
+        unasked = file is not None and not self.trackers
+        self.writer: Any = _tensorboard_writer(file.path.parent) if file is not None and unasked else None
 
     def resume(self, last: int, count: int = 0) -> None:
         """Keep the rows up to the index `last`, those that the checkpoint includes; drop later ones.
@@ -57,9 +61,10 @@ class MetricsLog(Generic[Row]):
             FolderError: the disk is full, or the folder is missing.
         """
         self.rows.append(row)
+        line = {**row.model_dump(mode="json"), **extra}
+        self.trackers.log({name: value for name, value in line.items() if name != self.index}, line[self.index])
         if self.file is None:
             return
-        line = {**row.model_dump(mode="json"), **extra}
         self.file.append(line)
         if self.writer is not None:
             for name, value in line.items():
@@ -69,6 +74,7 @@ class MetricsLog(Generic[Row]):
 
     def close(self) -> None:
         """Nothing more will be written."""
+        self.trackers.close()
         if self.writer is not None:
             self.writer.close()
             self.writer = None

@@ -80,6 +80,42 @@
   window.addEventListener("hashchange", markOpen);
   markOpen();
 
+  // What the page shows as files: the record as JSON, each table as CSV.
+  function download(name, type, text) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+
+  function asCsv(table) {
+    const quote = (text) => '"' + text.trim().replace(/\s+/g, " ").replace(/"/g, '""') + '"';
+    const rows = Array.from(table.rows).filter((row) => !row.hidden);
+    return rows.map((row) => Array.from(row.cells, (cell) => quote(cell.textContent)).join(",")).join("\r\n") + "\r\n";
+  }
+
+  function addDownload(place, label, act) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "download";
+    button.textContent = label;
+    button.addEventListener("click", act);
+    place.append(" ", button);
+  }
+
+  for (const table of document.querySelectorAll("table")) {
+    if (!table.caption) continue;
+    const name = table.caption.textContent.trim();
+    const file = name.toLowerCase().replace(/[^a-z0-9]+/g, "-") + ".csv";
+    addDownload(table.caption, "CSV", () => download(file, "text/csv", asCsv(table)));
+    table.caption.lastChild.setAttribute("aria-label", name + " as CSV");
+  }
+  for (const place of document.querySelectorAll(".downloads")) {
+    const record = document.getElementById("record").textContent;
+    addDownload(place, "Download it as JSON", () => download("record.json", "application/json", record));
+  }
+
   // Print what is folded, too.
   window.addEventListener("beforeprint", () => {
     for (const details of document.querySelectorAll("details")) details.open = true;

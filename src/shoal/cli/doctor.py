@@ -1,0 +1,241 @@
+"""`shoal doctor`: versions, devices, and what is missing for what. `shoal list`: what there is by name."""
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatch
+from importlib import metadata
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from shoal.cli.console import Session
+from shoal.cli.options import DoctorRequest, ListRequest
+from shoal.errors import UsageError, did_you_mean
+
+# What each extra of the distribution is for.
+PURPOSES = {
+    "vision": "MODEL torchvision:NAME and timm:NAME; DATA cifar10, cifar100, svhn, imagefolder",
+    "text": "MODEL hf:PATH_OR_ID; DATA text:FILE",
+    "diffusion": "MODEL hf-diffusers:PATH_OR_ID; DATA diffusion:PIPELINE",
+    "audio": "DATA audio:ROOT",
+    "tasks": "metrics of segmentation, detection, restoration and speech",
+    "onnx": "shoal export --onnx",
+    "gguf": "shoal export --gguf",
+    "hub": "DATA hf-data:NAME; shoal push",
+    "lora": "compress --recover ... --lora",
+    "eval": "shoal eval",
+    "ray": "scan and compress --ray ADDRESS, on several machines",
+    "all": "everything of these but hub, eval and ray",
+    "dev": "developing Shoal: make test",
+}
+
+Row = dict[str, Any]
+
+
+def run_doctor(session: Session, request: DoctorRequest) -> int:
+    """Report; 2 where something that Shoal cannot do without is missing or too old."""
+    extras = _requirements()
+    required = [_installed(requirement) for requirement in extras.pop("")]
+    report = {
+        "shoal": metadata.version("shoal"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "devices": _devices(),
+        "required": required,
+        "extras": [_extra(name, extras[name]) for name in sorted(extras, key=lambda name: name in ("all", "dev"))],
+    }
+    if session.as_json:
+        session.print_json(report)
+    else:
+        _show_report(session, report)
+    return 0 if all(row["ok"] for row in required) else 2
+
+
+def run_list(session: Session, request: ListRequest) -> int:
+    """Print one table, or a part of it."""
+    if request.what not in LISTS:
+        hint = did_you_mean(request.what, list(LISTS))
+        raise UsageError(f"there is no list of '{request.what}'", f"{hint} There are {', '.join(LISTS)}.")
+    pattern = request.pattern.lower() if request.pattern else ""
+    rows = [row for row in LISTS[request.what](bool(pattern)) if _matches(row, pattern)]
+    if session.as_json:
+        session.print_json({request.what: rows})
+    else:
+        _show_rows(session, rows)
+    return 0
+
+
+def _requirements() -> dict[str, list[Requirement]]:
+    """What the distribution needs, by extra; '' for what it cannot do without."""
+    lines = [Requirement(line) for line in metadata.requires("shoal") or []]
+    required = [line for line in lines if _applies(line, "")]
+    by_extra = {name: [line for line in lines if _applies(line, name) and line not in required] for name in PURPOSES}
+    return {"": required} | {name: [*_resolved(own, by_extra)] for name, own in by_extra.items()}
+
+
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _resolved(requirements: list[Requirement], by_extra: dict[str, list[Requirement]]) -> Iterator[Requirement]:
+    """With other extras of Shoal replaced by what they need."""
+    for requirement in requirements:
+        if requirement.name != "shoal":
+            yield requirement
+        for extra in requirement.extras if requirement.name == "shoal" else ():
+            yield from _resolved(by_extra[extra], by_extra)
+
+
+def _installed(requirement: Requirement) -> Row:
+    try:
+        present = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return {"name": requirement.name, "version": None, "needs": str(requirement.specifier), "ok": False}
+    fits = requirement.specifier.contains(present, prereleases=True)
+    return {"name": requirement.name, "version": present, "needs": str(requirement.specifier), "ok": fits}
+
+
+def _extra(name: str, requirements: list[Requirement]) -> Row:
+    packages = [_installed(requirement) for requirement in requirements]
+    missing = [f"{row['name']}{row['needs']}" for row in packages if not row["ok"]]
+    return {"name": name, "for": PURPOSES[name], "ok": not missing, "missing": missing, "packages": packages}
+
+
+def _devices() -> list[Row]:
+    """Every device of torch, and whether it multiplies two matrices."""
+    import torch
+
+    names = [("cpu", f"{platform.machine()}, {torch.get_num_threads()} threads")]
+    if torch.cuda.is_available():
+        names += [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append(("mps", "Apple GPU"))
+    return [{"name": name, "what": what, **_works(torch, name)} for name, what in names]
+
+
+def _works(torch: Any, device: str) -> Row:
+    try:
+        ones = torch.ones(4, 4, device=device)
+        works = float((ones @ ones)[0, 0]) == 4
+    except RuntimeError as error:  # a driver that does not go with this torch
+        return {"ok": False, "problem": str(error).splitlines()[0]}
+    return {"ok": works, "problem": "" if works else "it multiplies wrongly"}
+
+
+def _models(with_libraries: bool) -> Iterator[Row]:
+    from shoal.sources.models import MODEL_SOURCES
+    from shoal.sources.registry import ModelSource
+
+    yield from (_form(name, source, MODEL_SOURCES) for name, source in _of_type(MODEL_SOURCES, ModelSource))
+    yield {"name": "FILE.py:FUNCTION", "from": "your own file, which is run"}
+    if with_libraries:
+        yield from ({"name": f"{library}:{name}", "from": library} for library, name in _library_models())
+
+
+def _library_models() -> Iterator[tuple[str, str]]:
+    try:
+        import timm
+        import torchvision
+    except ImportError:
+        return
+    yield from (("torchvision", name) for name in torchvision.models.list_models())
+    yield from (("timm", name) for name in timm.list_models())
+
+
+def _data(_: bool) -> Iterator[Row]:
+    from shoal.sources.data import AUDIO, DATA_SOURCES, TEXT_SOURCES
+    from shoal.sources.registry import DataSource
+
+    yield from (_form(name, source, DATA_SOURCES) for name, source in _of_type(DATA_SOURCES, DataSource))
+    yield from ({"name": form, "from": "Shoal"} for form in (*TEXT_SOURCES.values(), f"{AUDIO}:ROOT"))
+    yield {"name": "FILE.py:FUNCTION", "from": "your own file, which is run"}
+
+
+def _replacements(_: bool) -> Iterator[Row]:
+    from shoal.replace.kinds import REPLACEMENTS
+    from shoal.replace.students.specs import STUDENTS
+
+    for name, kind in REPLACEMENTS.items():
+        yield {"name": name, "replaces": kind.requirement, "MACs a position": kind.macs_note, "source": kind.source}
+    for name in ("folded", *STUDENTS):
+        yield {"name": name, "replaces": _TRAINED[name], "MACs a position": "of what is kept", "source": "docs/plan.md"}
+
+
+_TRAINED = {
+    "folded": "blocks on tokens, by other weights in the layer in front of them",
+    "block": "blocks, by a block of their own kind that is trained",
+    "narrow": "blocks, by all of them with half the inner features, trained",
+    "narrow1/4": "the same with a quarter of the inner features",
+}
+
+
+def _metrics(_: bool) -> Iterator[Row]:
+    from shoal.scanning.damage import METRICS
+    from shoal.tasks.choice import TASKS
+
+    for name in METRICS:
+        yield {"name": name, "of": "damage: how far outputs are from the original's", "unit": ""}
+    for task in TASKS.values():
+        for metric in task.metrics:
+            yield {"name": metric.name, "of": f"task {task.name}: {metric.label}", "unit": metric.unit}
+
+
+def _scores(_: bool) -> Iterator[Row]:
+    from shoal.scanning.scores.block_scores import SCORES
+
+    for name, score in SCORES.items():
+        yield {"name": name, "a high value means": score.high_means, "source": score.source}
+
+
+# What can be listed; the argument says whether somebody searches, for what is too long to be listed in full.
+LISTS: dict[str, Callable[[bool], Iterator[Row]]] = {
+    "models": _models,
+    "data": _data,
+    "replacements": _replacements,
+    "metrics": _metrics,
+    "scores": _scores,
+}
+
+
+def _of_type(table: Mapping[str, Any], kind: type) -> Iterator[tuple[str, Any]]:
+    return ((name, source) for name, source in table.items() if isinstance(source, kind))
+
+
+def _form(name: str, source: Any, table: Any) -> Row:
+    return {"name": source.form, "from": "Shoal" if name in table.builtin else f"the plugin '{name}'"}
+
+
+def _matches(row: Row, pattern: str) -> bool:
+    name = str(row["name"]).lower()
+    return pattern in name or fnmatch(name, pattern) or fnmatch(name.partition(":")[2], pattern)
+
+
+def _show_rows(session: Session, rows: list[Row]) -> None:
+    if not rows:
+        session.say("nothing of that name")
+        return
+    lines = [[*rows[0]], *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
+    for line in lines:
+        session.say("  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line[-1]]))
+
+
+def _show_report(session: Session, report: Row) -> None:
+    session.say(f"shoal {report['shoal']}, Python {report['python']}, {report['system']}")
+    devices = [(row, row["what"] if row["ok"] else row["problem"]) for row in report["devices"]]
+    required = [(row, _version_of(row)) for row in report["required"]]
+    extras = [(row, row["for"] if row["ok"] else _way_out(row)) for row in report["extras"]]
+    for title, rows in (("devices", devices), ("required", required), ("optional", extras)):
+        session.say(f"\n{title}")
+        for row, text in rows:
+            session.say(f"  {'ok' if row['ok'] else '--'}  {row['name']:<16}{text}")
+
+
+def _version_of(row: Row) -> str:
+    if row["version"] is None:
+        return f"missing; {row['needs']} is needed"
+    return str(row["version"]) if row["ok"] else f"{row['version']}; {row['needs']} is needed"
+
+
+def _way_out(row: Row) -> str:
+    return f"{row['for']}. Missing: {', '.join(row['missing'])}; pip install 'shoal[{row['name']}]'"

@@ -1,0 +1,91 @@
+"""Put an output folder on the hub of Hugging Face: the network, its card, recipe, figures and report; no journals."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import ExportError, FolderError, UsageError
+from shoal.store.export import GGUF, NAS
+from shoal.store.folder import CONFIG, EXTRAS, FRONT, ONNX, PLAN, PROGRAM, RECORD, REPORT, WEIGHTS
+from shoal.store.hugging_face import HF
+from shoal.store.model_card import CARD
+
+# What tells of the run; the weights come in one of the forms.
+_ACCOUNT = (PLAN, RECORD, REPORT, FRONT, CONFIG)
+_FORMS = ("shoal", HF, NAS)
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What was put where.
+
+    Args:
+        repo: on the hub.
+        url: of the commit; empty where nothing was sent.
+        files: their paths in the repository.
+    """
+
+    repo: str
+    url: str
+    files: list[str]
+
+
+def push(
+    folder: str | Path, repo: str, *, form: str | None = None, private: bool = True, send: bool = True, api: Any = None
+) -> Pushed:
+    """Send an output folder to the hub, in one commit; the repository is made if there is none.
+
+    Args:
+        folder: of a finished run.
+        repo: `OWNER/NAME`.
+        form: `hf` (the files of `hf/` at the root, which `from_pretrained(REPO)` loads), `nemotron-nas`, or `shoal`
+            (the folder as it is, for `shoal.load`); by default hf where the folder has it.
+        private: make a new repository private.
+        send: False only says what would be sent.
+        api: an `HfApi`; by default one with the login of this machine.
+
+    Raises:
+        UsageError: the name is none, or the folder lacks this form.
+        FolderError: no finished run.
+        ExportError: huggingface_hub is missing, or the hub refused.
+    """
+    path = Path(folder)
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise UsageError(f"'{repo}' is no name of a repository", "Write OWNER/NAME.")
+    if not (path / RECORD).is_file():
+        raise FolderError(f"'{path}' holds no finished run", "Give the output folder of one.")
+    form = form or (HF if (path / HF).is_dir() else "shoal")
+    if form not in _FORMS or (form != "shoal" and not (path / form).is_dir()):
+        raise UsageError(
+            f"'{path}' has no form '{form}'", f"There are {', '.join(_present(path))}; `shoal export` adds."
+        )
+    files = dict(_files(path, form))
+    if not send:
+        return Pushed(repo, "", sorted(files))
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ExportError("pushing needs huggingface_hub", "pip install 'shoal[hub]'") from error
+    operations = [huggingface_hub.CommitOperationAdd(name, str(file)) for name, file in sorted(files.items())]
+    try:
+        api = api or huggingface_hub.HfApi()
+        api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.create_commit(repo, operations, commit_message="Made shallower with Shoal")
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(f"the hub did not take '{repo}': {reason}", "Check the name, and `hf auth login`.") from error
+    return Pushed(repo, str(getattr(commit, "commit_url", commit)), sorted(files))
+
+
+def _present(path: Path) -> list[str]:
+    return [form for form in _FORMS if form == "shoal" or (path / form).is_dir()]
+
+
+def _files(path: Path, form: str) -> Iterator[tuple[str, Path]]:
+    """The files to send by their paths in the repository; links are left out, as they may lead anywhere."""
+    names = [*_ACCOUNT, *((CARD, WEIGHTS, EXTRAS, PROGRAM, ONNX, GGUF) if form == "shoal" else ())]
+    candidates = [(name, path / name) for name in names]
+    if form != "shoal":
+        candidates += [(str(file.relative_to(path / form)), file) for file in sorted((path / form).rglob("*"))]
+    yield from ((name, file) for name, file in candidates if file.is_file() and not file.is_symlink())

@@ -1,0 +1,119 @@
+"""A folder goes to the hub in one commit: what a user of the network needs, and nothing else."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from shoal.errors import ExportError, FolderError, UsageError
+from shoal.store.hub import push
+
+pytest.importorskip("huggingface_hub")
+KEPT = {
+    "README.md",
+    "model.safetensors",
+    "extras.safetensors",
+    "plan.json",
+    "record.json",
+    "report.html",
+    "config.yaml",
+}
+
+
+class FakeHub:
+    """Remembers what it is sent."""
+
+    def __init__(self, refuse=None):
+        self.refuse, self.repos, self.commits = refuse, [], []
+
+    def create_repo(self, repo, *, private, exist_ok):
+        if self.refuse:
+            raise RuntimeError(self.refuse)
+        self.repos.append((repo, private, exist_ok))
+
+    def create_commit(self, repo, operations, commit_message):
+        self.commits.append((repo, {one.path_in_repo: one.path_or_fileobj for one in operations}, commit_message))
+        return SimpleNamespace(commit_url=f"hub/{repo}/1")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in [*KEPT, "run.json", "progress.jsonl", ".shoal.lock", "notes.txt"]:
+        (tmp_path / name).write_text(name)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "tables.jsonl").write_text("{}")
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "model.pt2").symlink_to(tmp_path / "secret")
+    return tmp_path
+
+
+def with_hf(folder):
+    (folder / "hf").mkdir()
+    for name in ("config.json", "model.safetensors", "README.md"):
+        (folder / "hf" / name).write_text(f"hf {name}")
+    return folder
+
+
+def test_a_folder_is_sent_as_it_is_without_journals_and_links(folder):
+    hub = FakeHub()
+    pushed = push(folder, "me/net", api=hub)
+    [(repo, files, message)] = hub.commits
+    assert (repo, pushed.url) == ("me/net", "hub/me/net/1")
+    assert set(files) == set(pushed.files) == KEPT
+    assert files["model.safetensors"] == str(folder / "model.safetensors")
+    assert hub.repos == [("me/net", True, True)]
+    assert "Shoal" in message
+
+
+def test_a_network_of_transformers_lies_at_the_root(folder):
+    hub = FakeHub()
+    push(with_hf(folder), "me/net", private=False, api=hub)
+    [(_, files, _)] = hub.commits
+    assert files["config.json"] == str(folder / "hf" / "config.json")
+    assert files["README.md"] == str(folder / "hf" / "README.md")
+    assert files["record.json"] == str(folder / "record.json")
+    assert hub.repos == [("me/net", False, True)]
+    push(folder, "me/net", form="shoal", api=hub)
+    assert "config.json" not in hub.commits[1][1]
+
+
+def test_without_sending_the_files_are_named(folder):
+    pushed = push(folder, "me/net", send=False)
+    assert (set(pushed.files), pushed.url) == (KEPT, "")
+
+
+@pytest.mark.parametrize("repo", ["net", "me/", "/net", "a/b/c", ""])
+def test_a_name_that_is_none_is_refused(repo, folder):
+    hub = FakeHub()
+    with pytest.raises(UsageError, match="no name of a repository"):
+        push(folder, repo, api=hub)
+    assert hub.repos == []
+
+
+@pytest.mark.parametrize("form", ["hf", "nemotron-nas", "gguf"])
+def test_a_form_that_is_not_there_is_refused(form, folder):
+    with pytest.raises(UsageError, match=f"has no form '{form}'"):
+        push(folder, "me/net", form=form, api=FakeHub())
+
+
+def test_an_unfinished_run_is_not_sent(folder):
+    (folder / "record.json").unlink()
+    with pytest.raises(FolderError, match="no finished run"):
+        push(folder, "me/net", api=FakeHub())
+
+
+def test_what_the_hub_says_is_told(folder):
+    with pytest.raises(ExportError, match="401 Unauthorized") as caught:
+        push(folder, "me/net", api=FakeHub("401 Unauthorized\nmore"))
+    assert "hf auth login" in caught.value.hint
+
+
+def test_the_command_names_the_files(folder, monkeypatch, capsys):
+    import sys
+
+    from shoal.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["shoal", "push", str(folder), "me/net", "--dry-run"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 0
+    assert "Would send to me/net: README.md, " in capsys.readouterr().out
