@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 
@@ -50,8 +51,35 @@ def test_an_address_that_stays_silent_is_given_up(monkeypatch):
         RayWorkers(2, "192.0.2.1:6379")
 
 
+@pytest.mark.parametrize(
+    ("spoken", "message"),
+    [(None, r"nothing answers at .*timed out"), (b"HTTP/1.1 400 Bad Request\r\n", "is not Ray"), (b"", "is not Ray")],
+)
+def test_what_listens_but_is_not_ray_is_refused(monkeypatch, spoken, message):
+    monkeypatch.setattr(on_ray, "_PATIENCE", 0.3)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def answer():
+            connection, _ = server.accept()
+            if spoken is None:
+                done.wait(5)
+            else:
+                connection.recv(100)
+                connection.sendall(spoken)
+            connection.close()
+
+        done, thread = threading.Event(), threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(UsageError, match=message):
+            RayWorkers(2, f"127.0.0.1:{server.getsockname()[1]}")
+        done.set()
+        thread.join()
+
+
 def test_what_cannot_be_pickled_is_refused_before_anything_starts():
-    lock = __import__("threading").Lock()
+    lock = threading.Lock()
     with pytest.raises(UsageError, match="cannot be sent to workers"):
         RayWorkers(2).start(lambda own, shared: lock)
 
@@ -195,3 +223,20 @@ class Fatal:
             except FileExistsError:
                 continue
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_runs_already_is_joined_and_left_running():
+    import ray
+
+    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    address = context.address_info["gcs_address"]
+    try:
+        assert on_ray._check_answers(address) is None
+        with working(RayWorkers(2, address), lambda own, shared: own + 1) as results:
+            assert sorted(results(map(WorkerTask, range(4)))) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+        assert ray.is_initialized()
+        with pytest.raises(UsageError, match="3 workers need a CPU each, and Ray has 2"):
+            RayWorkers(3, address).start(lambda own, shared: own)
+    finally:
+        ray.shutdown()

@@ -26,6 +26,8 @@ from shoal.workers.protocol import TaskFunction, WorkerTask
 
 # How long an address may take to answer, in seconds.
 _PATIENCE = 10.0
+# What either side of a connection of HTTP/2 says first, here without content: a frame of type 4.
+_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 # A task is tried so many times more where its worker is lost: the fault may be its own.
 _RETRIES = 10
 # Tasks that wait at a worker beside the one it runs, so that it is not idle while the journal is written.
@@ -288,7 +290,7 @@ def _import_ray() -> Any:
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address at which nothing listens: Ray itself would wait for a minute, and then end the process.
+    """Refuse an address at which no Ray answers: Ray itself would go on trying for minutes.
 
     Raises:
         UsageError: nothing answers.
@@ -303,14 +305,24 @@ def _check_answers(address: str) -> None:
     except ValueError:
         raise UsageError(f"'{address}' is no address of a Ray cluster", "Like 10.0.0.1:6379, or auto.") from None
     began = time.monotonic()
+    hint = "Start Ray there: ray start --head --port=6379."
     try:
-        socket.create_connection((host, port), timeout=_PATIENCE).close()
+        with socket.create_connection((host, port), timeout=_PATIENCE) as connection:
+            encrypted = os.environ.get("RAY_USE_TLS", "0") not in ("", "0")
+            answer = _SETTINGS if encrypted else _greeted(connection)
     except OSError as error:
         waited = time.monotonic() - began
         raise UsageError(
-            f"nothing answers at '{address}' ({error.strerror or error}, after {waited:.0f} s)",
-            "Start Ray there: ray start --head --port=6379.",
+            f"nothing answers at '{address}' ({error.strerror or error}, after {waited:.0f} s)", hint
         ) from error
+    if answer[3:4] != _SETTINGS[3:4]:
+        raise UsageError(f"what answers at '{address}' is not Ray", hint)
+
+
+def _greeted(connection: socket.socket) -> bytes:
+    """The first bytes of an answer to a client of gRPC, which Ray is spoken to by."""
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
+    return connection.recv(len(_SETTINGS))
 
 
 def _first_line(error: BaseException) -> str:
