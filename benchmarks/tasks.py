@@ -11,6 +11,7 @@ that computes a figure of the task once more, `check(original, cut, test mini-ba
 import argparse
 import json
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,11 @@ from shoal.sources import Data, load_data, load_function, load_model
 from shoal.surgery import remove_blocks
 from shoal.tasks import OutputRequest, task_named
 
-BY = "what Shoal's points are: shares of the latency or of the MACs, or how many attentions and MLPs are removed"
+_SECONDS = 8.0  # that a network is timed for, at most
+BY = (
+    "what Shoal's points are: shares of the latency or of the MACs; how many attentions and MLPs are removed, one by "
+    "one; or how many blocks, those of the least damage in a scan"
+)
 
 
 def main() -> None:
@@ -65,7 +70,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data")
     parser.add_argument("--task", required=True)
     parser.add_argument("--points", type=shares, default=shares("0.9,0.8,0.7,0.6,0.5"), help="shares of the latency")
-    parser.add_argument("--by", choices=["latency", "macs", "units"], default="latency", help=BY)
+    parser.add_argument("--by", choices=["latency", "macs", "units", "scan"], default="latency", help=BY)
+    parser.add_argument("--removals", action="store_true", help="plan removals alone, no replacements")
     parser.add_argument("--unrecovered", default="", help="a method that is not recovered")
     parser.add_argument("--recovered", type=shares, default=[], help="points that are recovered as well")
     parser.add_argument("--recovery", type=lambda text: int(text) if text.isdigit() else text, default=200)
@@ -113,6 +119,7 @@ def compressed(run: Run, goal: Any) -> shoal.CompressResult:
             images=args.images,
             judge_images=args.judged,
             tables=args.work / "tables" if goal.by_plan else None,
+            **({"stand_ins": (), "table_refit": False} if args.removals and goal.by_plan else {}),
             latency_batch_sizes=(args.latency_batch,),
         ),
     )
@@ -120,6 +127,10 @@ def compressed(run: Run, goal: Any) -> shoal.CompressResult:
 
 def plan(run: Run) -> shoal.CompressResult:
     """Shoal's own plan at a point; without latencies where the machine is shared, since it plans by what it times."""
+    if run.args.by == "scan":
+        damages = traced(run.args, run.model, run.data)["scan"]
+        least = sorted(damages, key=damages.__getitem__)[: int(run.point)]
+        return compressed(run, shoal.Blocks(tuple(least)))
     if run.args.by == "units":
         return compressed(run, shoal.RemoveBlocks(int(run.point), grain="unit"))
     return compressed(run, shoal.Budget(**{run.args.by: run.point}))
@@ -132,20 +143,18 @@ def influence(run: Run) -> shoal.CompressResult | None:
     scores = block_scores(graph, run.data.calibration(augment=False, limit=run.args.images))
     removable = [block.path for block in graph.chain.removable if "block_influence" in scores.get(block.path, {})]
     order = sorted(removable, key=lambda path: scores[path]["block_influence"])
-    for count in range(1, len(order) + 1):
-        paths = tuple(order[:count])
-        try:
-            cut = remove_blocks(run.model, batch.take(2), list(paths))
-        except shoal.ShoalError:
-            continue
-        if share(run.model, cut, batch).ratio <= 1.02 * run.latency:
-            return compressed(run, shoal.Blocks(paths))
-    return None
+
+    def is_fast(count: int) -> bool:
+        cut = remove_blocks(run.model, batch.take(2), order[:count])
+        return share(run.model, cut, batch).ratio <= 1.02 * run.latency
+
+    count = 1 + bisect_left(range(1, len(order) + 1), True, key=is_fast)
+    return compressed(run, shoal.Blocks(tuple(order[:count]))) if count <= len(order) else None
 
 
 def share(original: nn.Module, cut: nn.Module, batch: Batch) -> LatencyRatio:
     """The latency of a network as a share of the original's."""
-    return latency_ratios({"original": original, "cut": cut}, batch, reference="original")["cut"]
+    return latency_ratios({"original": original, "cut": cut}, batch, reference="original", max_seconds=_SECONDS)["cut"]
 
 
 def cells_of(run: Run, method: Callable[[Run], shoal.CompressResult | None]) -> list[dict[str, Any]]:
@@ -231,7 +240,7 @@ def command(args: argparse.Namespace) -> str:
     return (
         f"benchmarks/tasks.py {' '.join(specs)} --task {args.task} --by {args.by} --recovered {recovered} "
         f"--recovery {args.recovery} --batch-size {args.batch_size} --latency-batch {args.latency_batch} "
-        f"--images {args.images} --judged {args.judged}"
+        f"--images {args.images} --judged {args.judged}{' --removals' if args.removals else ''}"
     )
 
 

@@ -79,8 +79,8 @@ def drawings() -> nn.Module:
 
 def data() -> tuple[Rows, Rows]:
     """(train, test): small images without targets; small images with the large ones they were made of."""
-    train = [tensor_of(image) for image in squares("train", 160, _SIDE, 3, least=0.05)]
-    return Rows(train), Rows(pairs(32, 4))
+    train = [tensor_of(image) for image in squares("train", 120, _SIDE, 3, least=0.05)]
+    return Rows(train), Rows(pairs(24, 4))
 
 
 def pairs(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
