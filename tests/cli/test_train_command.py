@@ -102,6 +102,15 @@ def test_a_dry_run_writes_nothing(run, tmp_path):
     assert "60 epochs with epsilon 2.2" in out
 
 
+def test_with_a_teacher_a_trained_network_is_fine_tuned(run):
+    code, out, _ = run(
+        "train", "digits-resnet", "digits", "--teacher", "digits-resnet", "--epochs", 4, "--dry-run", "--json"
+    )
+    settings = json.loads(out)["settings"]
+    assert (code, settings["epsilon"], settings["side"]) == (0, "auto", False)
+    assert (settings["recipe"]["epochs"], settings["recipe"]["rate"]["settle"]) == (4, 2)
+
+
 def test_a_share_of_blocks_goes_instead_of_epsilon(run):
     for words in (("--lose", 0.4), ("--epsilon", "auto", "--lose", 0.4)):
         assert "held so that 40 % of the blocks are lost" in run("train", "--dry-run", *words)[1]
@@ -110,6 +119,7 @@ def test_a_share_of_blocks_goes_instead_of_epsilon(run):
         (("--epsilon", 2, "--lose", 0.4), "one decides the other"),
         (("--lose", 30), "above 0 and below 1"),
         (("--epsilon", "car"), "a number or 'auto'"),
+        (("--teacher-weights", "w.pt"), "without --teacher"),
     ):
         code, _, err = run("train", "--dry-run", *words)
         assert (code, message in err) == (2, True)

@@ -48,6 +48,15 @@ def test_the_number_of_closed_blocks_rises_to_the_target_and_stays():
     assert [ShareController(4, hold=0, rise=0).num_closed(epoch) for epoch in range(3)] == [0, 4, 4]
 
 
+@pytest.mark.parametrize(("epochs", "shape"), [(40, (10, 19)), (8, (2, 3)), (5, (1, 2)), (2, (1, 0)), (1, (1, 0))])
+def test_by_default_it_leaves_a_quarter_of_the_epochs_before_and_after(epochs, shape):
+    controller = ShareController.within(epochs, 4)
+    assert (controller.hold, controller.rise) == shape
+    reached = next(epoch for epoch in range(99) if controller.num_closed(epoch) == 4)
+    assert epochs < 4 or epochs - reached >= epochs // 4 + 1
+    assert ShareController.within(40, 4, hold=3, rise=5) == ShareController(4, 3, 5)
+
+
 def test_lost_blocks_count_and_once_all_are_lost_the_gates_are_open():
     controller = ShareController(2, hold=1, rise=0)
     assert controller.epsilon(5, {"a": 4.0, "b": 1.0, "c": 16.0}, 1) == pytest.approx(math.sqrt(1.0 * 4.0))
@@ -56,7 +65,7 @@ def test_lost_blocks_count_and_once_all_are_lost_the_gates_are_open():
     assert (controller.num_allowed(1), controller.num_allowed(3)) == (1, 0)
 
 
-@pytest.mark.parametrize(("lose", "lost"), [(0.34, 3), (0.6, 5), (0.99, 9)])
+@pytest.mark.parametrize(("lose", "lost"), [(0.34, 3), (0.6, 5)])
 def test_a_run_lands_on_the_share_and_says_so_epoch_by_epoch(data, lose, lost):
     run = controlled(data, lose=lose)
     assert len(run.prunable.removed) == lost
@@ -74,6 +83,17 @@ def test_where_more_were_closed_than_are_asked_for_the_smallest_go(data):
     run.monitor.streaks.update(dict.fromkeys(paths, 5))
     largest = {path: float(9 - number) for number, path in enumerate(paths)}
     assert run._ready_to_prune(largest, last=True) == paths[-2:]
+
+
+def test_what_is_missing_when_the_gates_end_goes_only_where_epochs_with_open_gates_follow(data):
+    for settle, expected in ((1, [0, 4]), (0, [4])):
+        plan = replace(AUTO_PLAN, rate=RatePlan(0.1, settle=settle))
+        run = EpsilonTrainer(network(), data, settings(epsilon="auto", lose=0.23, plan=plan))
+        paths = run.prunable.alive
+        run.monitor.streaks[paths[4]] = 1
+        largest = {path: float(number) for number, path in enumerate(paths)}
+        assert run._ready_to_prune(largest, last=True) == [paths[number] for number in expected]
+        assert run._ready_to_prune(largest, last=False) == [paths[4]]
 
 
 def test_resumed_it_is_bitwise_as_without_interruption(data, tmp_path):

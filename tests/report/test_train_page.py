@@ -14,7 +14,7 @@ def test_the_page_needs_nothing_from_outside():
 
 def test_the_page_holds_the_figures_the_table_and_the_proof():
     page = render_training(make_training())
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 4
     for said in ("2 of 6 blocks pruned in training", "Identical by construction", "stages.1.2", "33.3\u00a0% less"):
         assert said in page.replace("33.3 % less", "33.3\u00a0% less"), said
     ids = re.findall(r'\bid="([^"]+)"', page)

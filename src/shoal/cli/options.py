@@ -391,6 +391,13 @@ class TrainRequest:
     lose: float | None = option(
         "--lose", "The share of blocks to lose, instead of --epsilon; auto has 0.3.", None, metavar="SHARE"
     )
+    teacher: str | None = option(
+        "--teacher",
+        "MODEL is trained already: it learns from this network while it loses blocks.",
+        None,
+        metavar="MODEL",
+    )
+    teacher_weights: Path | None = option("--teacher-weights", "A state dict for the teacher.", None, metavar="FILE")
     recipe: str | None = option("--recipe", "digits, cifar10, cifar100, svhn, imagenet; that of DATA by default.", None)
     epochs: int | None = option("--epochs", "Instead of the recipe's.", None, min=1)
     rate: float | None = option("--lr", "The first learning rate.", None)

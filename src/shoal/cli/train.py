@@ -1,7 +1,7 @@
 """`shoal train`: from the words of the command line to a trained network in an output folder."""
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from shoal.cli.options import TrainRequest
 from shoal.epsilon.controller import AUTO, DEFAULT_SHARE, read_epsilon
 from shoal.epsilon.finish import TrainResult, TrainRunInfo, finish
 from shoal.epsilon.gate import checked_epsilon
-from shoal.epsilon.recipes import recipe, recipe_for
+from shoal.epsilon.recipes import fine_tuning, recipe, recipe_for
 from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer, with_overrides
 from shoal.errors import UsageError
 from shoal.measure import compare
@@ -33,6 +33,17 @@ from shoal.surgery import model_digest
 from shoal.training_record import BaselineRun, TrainRecord
 
 
+@dataclass(frozen=True)
+class _TrainInputs:
+    """What was opened, and where it runs."""
+
+    model: nn.Module
+    teacher: nn.Module | None
+    data: Data
+    origin: TrainRunInfo
+    device: str
+
+
 def run_train(session: Session, request: TrainRequest) -> int:
     """Carry it out; returns the exit code."""
     session.check_launcher("train")
@@ -41,19 +52,18 @@ def run_train(session: Session, request: TrainRequest) -> int:
     device = pick_device(request.device)
     data = open_data(session, str(request.data), request.data_options)
     spec = with_classes(str(request.model), data)
-    model = fresh_network(session, spec, request.weights, request.data_options.seed)
+    model, teacher = _networks(session, spec, request)
     check_input(model, data)
     if request.dry_run:
         return _show_plan(session, spec, settings, data)
-    arguments = _arguments(spec, request, settings, model, device)
-    path, folder = claim_folder(session, request.out, "train", arguments, device)
-    origin = TrainRunInfo(spec, data.spec, request.command)
+    inputs = _TrainInputs(model, teacher, data, TrainRunInfo(spec, data.spec, request.command), device)
+    path, folder = claim_folder(session, request.out, "train", _arguments(inputs, request, settings), device)
     with folder or nullcontext(), session.progress() as progress:
-        trained = _trained(model, data, settings, origin, path, device, progress)
+        trained = _trained(inputs, settings, path, progress)
         baselines = []
         for name, plan in plans.items():
             on_progress = _named(progress, name)
-            other = _trained(model, data, plan, origin, path / name, device, on_progress, seconds=0.1)
+            other = _trained(inputs, plan, path / name, on_progress, seconds=0.1)
             if trained is not None and other is not None:
                 baselines.append(against(trained, other, name, plan))
         if trained is None:
@@ -74,9 +84,11 @@ def resolve_request(request: TrainRequest) -> tuple[TrainRequest, EpsilonConfig]
         raise UsageError(f"DATA is missing: '{request.model}' can only be trained on data", "shoal train MODEL DATA")
     data = request.data or "digits"
     plan = recipe(request.recipe) if request.recipe else recipe_for(data)
-    epsilon = read_epsilon(request.epsilon if request.epsilon is not None else plan.epsilon)
-    if request.lose is not None and request.epsilon is None:
-        epsilon = AUTO
+    model = request.model or plan.model
+    if request.teacher is not None:
+        plan = fine_tuning(plan, request.epochs)
+    is_held = request.lose is not None or request.teacher is not None
+    epsilon = read_epsilon(request.epsilon if request.epsilon is not None else AUTO if is_held else plan.epsilon)
     rate = None if request.rate is None else replace(plan.rate, start=request.rate)
     decay = None if request.decay is None else replace(plan.decay, start=request.decay)
     plan = with_overrides(plan, epochs=request.epochs, batch_size=request.batch_size, rate=rate, decay=decay)
@@ -85,7 +97,7 @@ def resolve_request(request: TrainRequest) -> tuple[TrainRequest, EpsilonConfig]
         epsilon,
         hold=request.hold,
         rise=request.rise,
-        side=request.side,
+        side=request.side and request.teacher is None,
         freeze_after=None if request.faithful else request.freeze_after or plan.freeze_after,
         seed=request.data_options.seed,
         precision="bf16" if request.bf16 else "fp32",
@@ -94,7 +106,7 @@ def resolve_request(request: TrainRequest) -> tuple[TrainRequest, EpsilonConfig]
         checkpoint_every=request.checkpoint_every,
         lose=request.lose,
     )
-    return replace(request, model=request.model or plan.model, data=data), settings
+    return replace(request, model=model, data=data), settings
 
 
 def with_classes(spec: str, data: Data) -> str:
@@ -103,6 +115,19 @@ def with_classes(spec: str, data: Data) -> str:
     if words[0] == "cifar-preact-resnet" and len(words) == 2 and data.num_classes not in (None, 10):
         return f"{spec}:{data.num_classes}"
     return spec
+
+
+def _networks(session: Session, spec: str, request: TrainRequest) -> tuple[nn.Module, nn.Module | None]:
+    """The network to train, and its teacher: with one, both have their trained weights."""
+    if request.teacher is None:
+        if request.teacher_weights is not None:
+            raise UsageError("--teacher-weights without --teacher", "Name the teacher: --teacher MODEL.")
+        return fresh_network(session, spec, request.weights, request.data_options.seed), None
+    weights = request.teacher_weights
+    if weights is None and request.teacher == request.model:
+        weights = request.weights
+    teacher = open_network(session, request.teacher, weights).model
+    return open_network(session, spec, request.weights).model, teacher
 
 
 def fresh_network(session: Session, spec: str, weights: Path | None, seed: int) -> nn.Module:
@@ -115,24 +140,18 @@ def fresh_network(session: Session, spec: str, weights: Path | None, seed: int) 
 
 
 def _trained(
-    model: nn.Module,
-    data: Data,
-    settings: EpsilonConfig,
-    origin: TrainRunInfo,
-    path: Path,
-    device: str,
-    progress: Any,
-    seconds: float = 1.0,
+    inputs: _TrainInputs, settings: EpsilonConfig, path: Path, progress: Any, seconds: float = 1.0
 ) -> TrainResult | None:
     """A finished run; None in all processes but the main one, which alone measures and saves."""
     if rank() == 0:
         path.mkdir(exist_ok=True)
-    run = EpsilonTrainer(model, data, settings, folder=path, device=device, progress=progress)
+    model, data, device, teacher = inputs.model, inputs.data, inputs.device, inputs.teacher
+    run = EpsilonTrainer(model, data, settings, folder=path, device=device, progress=progress, teacher=teacher)
     run.train()
     if not run.engine.is_main:
         return None
     progress("measuring on test", 0, 1)
-    return finish(run, origin, seconds=seconds)
+    return finish(run, inputs.origin, seconds=seconds)
 
 
 def beside_plans(settings: EpsilonConfig, epsilons: list[float], *, plain: bool) -> dict[str, EpsilonConfig]:
@@ -205,13 +224,12 @@ def training_summary(record: TrainRecord, out: str) -> dict[str, Any]:
     }
 
 
-def _arguments(
-    spec: str, request: TrainRequest, settings: EpsilonConfig, model: nn.Module, device: str
-) -> dict[str, Any]:
+def _arguments(inputs: _TrainInputs, request: TrainRequest, settings: EpsilonConfig) -> dict[str, Any]:
     options = request.data_options
     return {
-        "model": spec,
-        "weights": model_digest(model)[:16],
+        "model": inputs.origin.model,
+        "weights": model_digest(inputs.model)[:16],
+        "teacher": model_digest(inputs.teacher)[:16] if inputs.teacher is not None else None,
         "data": request.data,
         "settings": settings.to_dict(),
         "compare": request.compare,
@@ -220,7 +238,7 @@ def _arguments(
         "std": options.std,
         "size": options.size,
         "limit": options.limit,
-        "device": device,
+        "device": inputs.device,
     }
 
 

@@ -24,6 +24,7 @@ def train(
     data: Data | str,
     *,
     lose: float | None = None,
+    teacher: nn.Module | None = None,
     config: EpsilonConfig | None = None,
     callbacks: Callbacks | ProgressCallback | None = None,
     folder: str | Path | None = None,
@@ -35,7 +36,9 @@ def train(
         model: any network with residual blocks, from its random weights or trained already; it is left as it was.
         data: what `shoal.load_data` returns, or its specification (`digits`, `npz:FILE`); labels are needed.
         lose: the share of blocks to lose; epsilon is then held by the run itself, whatever the configuration has.
-        config: how; by default the recipe for the data, see `EpsilonConfig.by_recipe`.
+        teacher: a trained network that `model`, trained too, learns from while it loses blocks; usually the same one.
+        config: how; by default the recipe for the data, see `EpsilonConfig.by_recipe`, and with a teacher
+            `EpsilonConfig.fine_tuning`.
         callbacks: progress; a function is called with (stage, done, total).
         folder: for checkpoint and metrics, created if it is missing; an unfinished run there is resumed. None: neither
             is kept.
@@ -55,15 +58,16 @@ def train(
     data = load_data(data) if isinstance(data, str) else data
     data = expect_type(data, Data, "data", "Pass what shoal.load_data returns, or a specification like 'npz:FILE'.")
     if config is None:
-        config = EpsilonConfig.by_recipe(data.spec)
+        config = EpsilonConfig.by_recipe(data.spec) if teacher is None else EpsilonConfig.fine_tuning(data.spec)
     config = expect_type(config, EpsilonConfig, "config", "Like shoal.EpsilonConfig.by_recipe('cifar10', epochs=200).")
     if lose is not None:
         config = replace(config, epsilon=AUTO, lose=lose)
     progress, model = as_callbacks(callbacks).progress, plain(model)
+    teacher = plain(teacher) if teacher is not None else None
     path = ensure_dir(folder) if folder is not None else None
     where = device or str(device_of(model))
     with holding(path), torch.inference_mode(mode=False), torch.enable_grad():
-        run = EpsilonTrainer(model, data, config, folder=path, device=where, progress=progress)
+        run = EpsilonTrainer(model, data, config, folder=path, device=where, progress=progress, teacher=teacher)
         if run.engine.processes > 1:
             raise UsageError("shoal.train runs in one process", "Start the command `shoal train` with torchrun.")
         run.train()

@@ -73,6 +73,19 @@ class ShareController:
     hold: int
     rise: int
 
+    @classmethod
+    def within(cls, epochs: int, target: int, hold: int = 0, rise: int = 0) -> "ShareController":
+        """A controller for a run.
+
+        Args:
+            epochs: that have gates.
+            target: blocks to be lost.
+            hold: epochs with open gates first; 0: a quarter, so that the network has learnt what it needs.
+            rise: epochs until the target is reached; 0: half, so that a quarter is left to become used to it.
+        """
+        hold = hold or max(1, epochs // 4)
+        return cls(target, hold, rise or max(0, epochs - hold - max(1, epochs // 4) - 1))
+
     def num_closed(self, epoch: int) -> int:
         """How many blocks are to be closed or lost in `epoch`, from 0."""
         since = epoch - max(1, self.hold)

@@ -116,7 +116,7 @@ def finish(run: EpsilonTrainer, origin: TrainRunInfo, *, seconds: float = 1.0) -
         data=origin.data,
         seed=run.settings.seed,
         recipe=run.recipe.name,
-        settings=run.settings.to_dict(),
+        settings=run.fingerprint,
         samples=run.samples_seen,
         steps=run.state.step,
         blocks=_chain_records(chain, set(run.prunable.removed)),
@@ -234,6 +234,12 @@ def _remarks(run: EpsilonTrainer, lost: list[PrunedBlock], settled: FinalNetwork
         remarks.append(
             f"{len(alive)} of {len(lost)} lost blocks were frozen before their last weights had died (largest left: "
             f"{max(block.weight_left for block in alive):.2g}): without their frozen gates they would act again"
+        )
+    open_still = [path for row in run.rows for path in row.taken_out if path not in row.closed]
+    if open_still:
+        remarks.append(
+            f"{len(open_still)} of {len(lost)} lost blocks were taken out when the gates ended, though their gates still "
+            f"opened on some steps: {', '.join(open_still[:5])}"
         )
     last = run.rows[-1] if run.rows else None
     unsure = _undecided(last) if last is not None and last.epsilon > 0 else {}

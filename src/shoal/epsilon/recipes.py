@@ -6,7 +6,7 @@ and taken out (`freeze_after`), which `faithful` turns off.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal.epsilon.samples import Augmentation
 from shoal.errors import UsageError, did_you_mean
@@ -163,7 +163,29 @@ RECIPES = {
         ),
     )
 }
+_FINE_TUNING_EPOCHS, _FINE_TUNING_RATE, _FINE_TUNING_DECAY = 10, 0.02, 5e-3
 _BY_DATA = {"digits": "digits", "cifar10": "cifar10", "cifar100": "cifar100", "svhn": "svhn", "imagefolder": "imagenet"}
+
+
+def fine_tuning(base: Recipe, epochs: int | None = None) -> Recipe:
+    """The recipe for a network that is trained already and learns from a teacher while it loses blocks.
+
+    A low rate and few epochs; in the second half all gates are open and the rate falls to zero. The decay takes a tenth
+    of an idle branch in a hundred steps.
+
+    Args:
+            base: whose augmentation, momentum and mini-batches it has.
+            epochs: of the run.
+    """
+    epochs = epochs or _FINE_TUNING_EPOCHS
+    return replace(
+        base,
+        name=f"{base.name}, fine-tuning",
+        epochs=epochs,
+        rate=RatePlan(_FINE_TUNING_RATE, settle=epochs // 2),
+        decay=DecayPlan(_FINE_TUNING_DECAY),
+        freeze_after=1,
+    )
 
 
 def recipe(name: str) -> Recipe:

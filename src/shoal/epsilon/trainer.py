@@ -26,7 +26,7 @@ from shoal.epsilon.controller import (
 )
 from shoal.epsilon.monitor import GateMonitor
 from shoal.epsilon.prunable import PrunableNetwork, PrunableSGD, decayed_parameters, largest_ending_weight
-from shoal.epsilon.recipes import RECIPES, Recipe, recipe_for
+from shoal.epsilon.recipes import RECIPES, Recipe, fine_tuning, recipe_for
 from shoal.epsilon.samples import training_samples
 from shoal.epsilon.side import supervised
 from shoal.errors import DataError, NonFiniteError, UsageError, naming_memory_shortage
@@ -35,9 +35,10 @@ from shoal.files.locking import lock_folder
 from shoal.fingerprint import check_fingerprint
 from shoal.preserve import evaluating
 from shoal.progress import ProgressCallback, no_progress
+from shoal.recover.losses import divergence_loss
 from shoal.sources import Data
 from shoal.store.checkpoint import CHECKPOINT, check_same_network, load_checkpoint, resuming, save_checkpoint
-from shoal.surgery import signature_of
+from shoal.surgery import model_digest, signature_of
 from shoal.training.engine import Engine
 from shoal.training.loop import LoopState, TrainingLoop
 from shoal.training.metrics import MetricsLog
@@ -55,9 +56,9 @@ class EpsilonConfig:
         epsilon: of the gates; 0 trains the plain network, without any gate; 'auto': held so that the share `lose` of
             the blocks is lost.
         lose: that share, of all residual blocks; only with epsilon 'auto', where it is 0.3 by default.
-        hold: epochs with epsilon 0 before the gates begin to work.
-        rise: epochs in which epsilon then rises; with 'auto' the number of closed blocks, by default in half the epochs
-            that have gates.
+        hold: epochs with epsilon 0 before the gates begin to work; with 'auto' by default a quarter of those with
+            gates.
+        rise: epochs in which epsilon then rises; with 'auto' the number of closed blocks, by default in half of them.
         side: side supervision in the middle.
         freeze_after: a block closed on every step of so many epochs in a row is taken out; None: the faithful mode,
             which waits until its last weights have died.
@@ -117,6 +118,18 @@ class EpsilonConfig:
         values = {"epsilon": epsilon, "freeze_after": recipe.freeze_after}
         return cls(recipe, **{**values, **{key: value for key, value in changes.items() if key in settings}})
 
+    @classmethod
+    def fine_tuning(cls, name: str, epochs: int | None = None, **changes: Any) -> "EpsilonConfig":
+        """The configuration for a trained network that loses blocks while it learns from a teacher.
+
+        Args:
+            name: of a recipe, or the specification of data: augmentation and mini-batches are those of its recipe.
+            epochs: of the run; 10 by default.
+            changes: fields of the configuration with other values.
+        """
+        plan = fine_tuning(RECIPES.get(name) or recipe_for(name), epochs)
+        return cls(plan, **{"epsilon": AUTO, "side": False, "freeze_after": plan.freeze_after, **changes})
+
     @property
     def gated(self) -> bool:
         """Whether the network has gates."""
@@ -159,9 +172,10 @@ class EpsilonTrainer(TrainingLoop):
         folder: for checkpoint and metrics, or None to keep neither.
         device: where it runs.
         progress: called with (stage, done, total).
+        teacher: the network learns from its answers and not from the labels; None: from the labels.
 
     Raises:
-        UsageError: epsilon is negative or NaN.
+        UsageError: epsilon is negative or NaN; a teacher of other classes.
         SurgeryError: no block can be gated.
         WeightsError: the folder holds a checkpoint of another network or of other settings.
     """
@@ -177,6 +191,7 @@ class EpsilonTrainer(TrainingLoop):
         folder: Path | None = None,
         device: str = "cpu",
         progress: ProgressCallback = no_progress,
+        teacher: nn.Module | None = None,
     ) -> None:
         super().__init__(EpsilonState(), progress)
         self.data, self.settings, self.recipe = data, settings, settings.recipe
@@ -185,6 +200,7 @@ class EpsilonTrainer(TrainingLoop):
         )
         self.gating_epochs = self.recipe.rate.gating_epochs(self.recipe.epochs)
         self._setup_network(model)
+        self._setup_teacher(teacher)
         self.schedule = self._schedule()
         self.samples = training_samples(
             data,
@@ -229,14 +245,27 @@ class EpsilonTrainer(TrainingLoop):
         self.optimizer = PrunableSGD(self.supervised, decayed, recipe.momentum, nesterov=recipe.nesterov)
         self.monitor = GateMonitor(self.gates, self.engine)
 
+    def _setup_teacher(self, teacher: nn.Module | None) -> None:
+        """A frozen copy of the teacher, and the settings by which a checkpoint knows this run."""
+        self.teacher, self.fingerprint = None, {**self.settings.to_dict(), "teacher": None}
+        if teacher is None:
+            return
+        self.teacher = self.engine.placed(teacher).eval().requires_grad_(False)
+        self.fingerprint["teacher"] = model_digest(teacher)[:16]
+        taught, own = (logits_of(self._eval_output(model)).shape for model in (self.teacher, self.prunable.model))
+        if taught != own:
+            raise UsageError(
+                f"the teacher answers two samples with shape {tuple(taught)}, the network with {tuple(own)}",
+                "Give a teacher of the same classes, like the trained network itself.",
+            )
+
     def _schedule(self) -> EpsilonSchedule:
         settings = self.settings
         if settings.epsilon != AUTO:
             return EpsilonPlan(settings.epsilon, settings.hold, settings.rise)
         chain, share = self.prunable.graph.chain, settings.lose or DEFAULT_SHARE
         target = min(max(1, round(share * len(chain))), len(chain.removable))
-        hold = max(1, settings.hold)
-        return ShareController(target, hold, settings.rise or max(0, (self.gating_epochs - hold) // 2 - 1))
+        return ShareController.within(self.gating_epochs, target, settings.hold, settings.rise)
 
     def _check_compile(self, network: nn.Module) -> None:
         if self.settings.compile and watches_additions(network):
@@ -317,7 +346,7 @@ class EpsilonTrainer(TrainingLoop):
         with self.engine.autocast():
             output, side_logits = call(runner, batch)
         logits, target = logits_of(output).float(), _labels(batch)
-        loss = F.cross_entropy(logits, target)
+        loss = F.cross_entropy(logits, target) if self.teacher is None else self._divergence(logits, batch)
         total = loss
         if side_logits is not None:
             total = loss + self.recipe.side_weight * F.cross_entropy(side_logits.float(), target)
@@ -327,6 +356,11 @@ class EpsilonTrainer(TrainingLoop):
             correct = (logits.argmax(dim=1) == target).sum()
             size = torch.tensor(batch.size).to(loss)
             return torch.stack([loss.double() * batch.size, correct.double(), size.double()])
+
+    def _divergence(self, logits: Tensor, batch: Batch) -> Tensor:
+        with torch.no_grad(), self.engine.autocast():
+            taught = logits_of(call(self.teacher, batch))
+        return divergence_loss(taught, logits, batch)
 
     def after_step(self) -> None:
         """Check the loss, now and then."""
@@ -393,14 +427,21 @@ class EpsilonTrainer(TrainingLoop):
     def _ready_to_prune(self, largest: Mapping[str, float], *, last: bool) -> list[str]:
         """The blocks to prune now, in order; when the gates end, all that were closed on every step of the epoch.
 
+        Where a number of blocks is to be lost, no more go than that, those with the smallest responses first. When the
+        gates end and epochs with open gates follow, the rest of that number goes too, even if a gate opened at times.
+
         Args:
-            largest: responses of this epoch; where only so many blocks may still be lost, the smallest go.
+            largest: responses of this epoch.
             last: whether the gates end with this epoch.
         """
         ready = self._closed_for_good(last=last)
         allowed = self.schedule.num_allowed(len(self.prunable.removed))
-        chosen = sorted(ready, key=lambda path: largest[path])[:allowed]
-        return [path for path in ready if path in chosen]
+        if allowed is None:
+            return ready
+        settles = last and self.gating_epochs < self.recipe.epochs
+        candidates = self.prunable.alive if settles else ready
+        chosen = sorted(candidates, key=lambda path: (path not in ready, largest[path]))[:allowed]
+        return [path for path in candidates if path in chosen]
 
     def _closed_for_good(self, *, last: bool) -> list[str]:
         if last:
@@ -462,7 +503,7 @@ class EpsilonTrainer(TrainingLoop):
         tensors = {**self.prunable.tensors(), **self.optimizer.tensors(), **self._side(), **self.engine.random_state()}
         state = {
             "network": self.network_state,
-            "settings": self.settings.to_dict(),
+            "settings": self.fingerprint,
             "gone": list(self.prunable.removed),
             "streaks": self.monitor.streaks,
             "state": {**asdict(self.state), "seconds": self.elapsed},
@@ -499,7 +540,7 @@ class EpsilonTrainer(TrainingLoop):
     def _check_settings(self, theirs: dict[str, Any]) -> None:
         check_fingerprint(
             theirs,
-            self.settings.to_dict(),
+            self.fingerprint,
             message=f"'{self.checkpoint}' belongs to a run with other settings",
             hint="Repeat the command that began it, or choose a new --out.",
             error=UsageError,

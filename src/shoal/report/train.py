@@ -8,7 +8,7 @@ from shoal.record import Quality
 from shoal.report import chain, numbers, text
 from shoal.report.comparison import Cell, ComparisonRow, LatencyPair, amount_row, speed_change, top1
 from shoal.report.html import Column, KeyFigure, Page, Section, Table, TableCell, TableRow, write_page
-from shoal.report.plots import curves
+from shoal.report.plots import curves, paper
 from shoal.training_record import BaselineRun, EpochRow, PrunedBlock, TrainRecord
 
 _STATISTICS = (
@@ -67,6 +67,7 @@ def render_training(record: TrainRecord) -> str:
         evidence=text.evidence(certificate),
         curves={size: curves.training_plot(record.rows, size) for size in curves.SIZES},
         gates=gate_map(record),
+        paper={size: paper.paper_plot(record, size) for size in curves.SIZES},
         chain=chain.action_chain(record.blocks, "chain-picture"),
         pruned_table=pruned_table(record),
         baseline_table=baseline_table(record),
@@ -79,6 +80,7 @@ def _sections(record: TrainRecord) -> list[Section]:
         (True, Section("figures")),
         (True, Section("curves", "Epoch by epoch")),
         (any(row.largest for row in record.rows), Section("gates", "Responses against epsilon")),
+        (record.gated and record.rows, Section("paper", "As published, and here")),
         (True, Section("result", "Before and after")),
         (record.beside, Section("baselines", "Compared with other runs")),
         (True, Section("load", "How to load it")),
@@ -96,6 +98,7 @@ def _facts(record: TrainRecord) -> list[tuple[str, str]]:
         ("Epsilon", _epsilon_fact(record)),
         ("Frozen after", f"{freeze} closed epochs" if freeze else "its weights had died (as published)"),
         ("Side supervision", "yes" if settings.get("side") else "no"),
+        ("Learnt from", "a teacher's answers" if settings.get("teacher") else "the labels"),
         ("Duration", numbers.duration(record.seconds)),
     ]
 
