@@ -238,8 +238,8 @@ def _remarks(run: EpsilonTrainer, lost: list[PrunedBlock], settled: FinalNetwork
     open_still = [path for row in run.rows for path in row.taken_out if path not in row.closed]
     if open_still:
         remarks.append(
-            f"{len(open_still)} of {len(lost)} lost blocks were taken out when the gates ended, though their gates still "
-            f"opened on some steps: {', '.join(open_still[:5])}"
+            f"{len(open_still)} of {len(lost)} lost blocks were taken out when the gates ended, though their gates "
+            f"still opened on some steps: {', '.join(open_still[:5])}"
         )
     last = run.rows[-1] if run.rows else None
     unsure = _undecided(last) if last is not None and last.epsilon > 0 else {}
