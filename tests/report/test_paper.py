@@ -46,7 +46,7 @@ def test_both_sides_are_drawn_on_one_scale_inside_the_picture(size):
 
 
 def test_without_a_plain_run_it_says_how_to_get_one_and_without_gates_there_is_nothing():
-    assert "not compared: --compare" in Drawing(paper.paper_plot(make_training(), "wide")).texts()
+    assert "not compared" in Drawing(paper.paper_plot(make_training(), "wide")).texts()
     assert paper.paper_plot(make_training(gated=0), "wide") == ""
     assert 'id="paper"' in render_training(make_training())
     assert 'id="paper"' not in render_training(make_training(gated=0))

@@ -177,7 +177,7 @@ def fine_tuning(base: Recipe, epochs: int | None = None) -> Recipe:
             base: whose augmentation, momentum and mini-batches it has.
             epochs: of the run.
     """
-    epochs = epochs or _FINE_TUNING_EPOCHS
+    epochs = _FINE_TUNING_EPOCHS if epochs is None else epochs
     return replace(
         base,
         name=f"{base.name}, fine-tuning",

@@ -247,12 +247,13 @@ class EpsilonTrainer(TrainingLoop):
 
     def _setup_teacher(self, teacher: nn.Module | None) -> None:
         """A frozen copy of the teacher, and the settings by which a checkpoint knows this run."""
-        self.teacher, self.fingerprint = None, {**self.settings.to_dict(), "teacher": None}
+        self.teacher: nn.Module | None = None
+        self.fingerprint: dict[str, Any] = {**self.settings.to_dict(), "teacher": None}
         if teacher is None:
             return
-        self.teacher = self.engine.placed(teacher).eval().requires_grad_(False)
+        self.teacher = frozen = self.engine.placed(teacher).eval().requires_grad_(False)
         self.fingerprint["teacher"] = model_digest(teacher)[:16]
-        taught, own = (logits_of(self._eval_output(model)).shape for model in (self.teacher, self.prunable.model))
+        taught, own = (logits_of(self._eval_output(model)).shape for model in (frozen, self.prunable.model))
         if taught != own:
             raise UsageError(
                 f"the teacher answers two samples with shape {tuple(taught)}, the network with {tuple(own)}",
@@ -346,7 +347,9 @@ class EpsilonTrainer(TrainingLoop):
         with self.engine.autocast():
             output, side_logits = call(runner, batch)
         logits, target = logits_of(output).float(), _labels(batch)
-        loss = F.cross_entropy(logits, target) if self.teacher is None else self._divergence(logits, batch)
+        loss = F.cross_entropy(logits, target)
+        if self.teacher is not None:
+            loss = self._divergence(self.teacher, logits, batch)
         total = loss
         if side_logits is not None:
             total = loss + self.recipe.side_weight * F.cross_entropy(side_logits.float(), target)
@@ -357,9 +360,9 @@ class EpsilonTrainer(TrainingLoop):
             size = torch.tensor(batch.size).to(loss)
             return torch.stack([loss.double() * batch.size, correct.double(), size.double()])
 
-    def _divergence(self, logits: Tensor, batch: Batch) -> Tensor:
+    def _divergence(self, teacher: nn.Module, logits: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad(), self.engine.autocast():
-            taught = logits_of(call(self.teacher, batch))
+            taught = logits_of(call(teacher, batch))
         return divergence_loss(taught, logits, batch)
 
     def after_step(self) -> None:

@@ -70,13 +70,13 @@ def pictures(record: TrainRecord) -> list[Picture]:
     return [
         Picture("Blocks lost, %", "% of the epochs", [[(x / 10, y) for x, y in PUBLISHED_TIMING]], timing(record)),
         Picture(
-            "Blocks kept, % of each stage",
+            "Blocks kept, %",
             "stage",
             [[(i, 100 * kept / run.group) for i, kept in enumerate(run.kept, 1)] for run in PUBLISHED],
             kept_by_stage(record),
         ),
         Picture(
-            "Error against plain + side, points",
+            "Error, points",
             "% of blocks lost",
             [[(run.lost, run.error - run.error_side) for run in PUBLISHED]],
             [(100 * record.share_lost, 100 * drop)] if drop is not None else [],
@@ -154,7 +154,7 @@ def _panel(
         if mine and picture.interval is not None and line:
             drawing.add(drawing.line(axes, [(line[0][0], end) for end in picture.interval], "whisker"))
     if mine and not picture.measured:
-        drawing.text((left + right) / 2, top + _PANEL / 2, "not compared: --compare", "soft", "center")
+        drawing.text((left + right) / 2, top + _PANEL / 2, "not compared", "soft", "center")
 
 
 def describe(record: TrainRecord) -> str:
