@@ -215,10 +215,12 @@ class DamageMeter:
         """Have the tasks run, and keep each result as it comes."""
         if self.results is None:
             raise RuntimeError("open() before measuring")
-        for done, (_, measured) in enumerate(self.results(map(WorkerTask, tasks)), 1):
+        done, total = 0, sum(len(task.combinations) for task in tasks)
+        for task, measured in self.results(map(WorkerTask, tasks)):
             for index, damages in measured.items():
                 self.cache.add_damages(index, damages, kind)
-            self.progress(stage, done, len(tasks))
+            done += len(task.combinations)
+            self.progress(stage, done, total)
 
     def _parts(self, names: Sequence[str]) -> list[Sequence[str]]:
         """Names for a task each."""
