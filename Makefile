@@ -6,7 +6,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test check lint types layers tests test-slow test-browser test-axe test-lowest faults fuzz format clean
-.PHONY: dist startup verify-types
+.PHONY: docs dist startup verify-types
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal compress
@@ -35,6 +35,11 @@ test-slow: $(VENV)/.developing
 
 test-browser: $(VENV)/.developing
 	$(BIN)/pytest -m browser
+
+# The site: every warning is an error, and so is a public name that no page documents.
+docs: $(VENV)/.developing
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
 
 # axe-core, from npm, looks for what keeps people from using the reports.
 test-axe: $(VENV)/.developing

@@ -143,3 +143,29 @@ def test_the_page_of_commands_names_every_command_and_source():
     for table in (DATA, TEXT_SOURCES, [AUDIO], MODELS):
         for name in table:
             assert re.search(rf"`{name}(:|`)", text), name
+
+
+def test_every_page_is_in_the_contents_of_the_site():
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    trees = re.findall(r"```\{toctree\}\n(.*?)```", text, re.DOTALL)
+    listed = {line for tree in trees for line in tree.splitlines() if line and not line.startswith(":")}
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.ipynb")]
+    assert listed == {str(page.relative_to(ROOT / "docs").with_suffix("")) for page in pages} - {"index"}
+
+
+def test_every_public_name_has_an_entry():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^\.\. auto\w+:: shoal\.(\w+)$", text, re.MULTILINE)
+    assert sorted(entries) == sorted(shoal.__all__)
+
+
+def test_every_question_of_the_figures_names_its_command():
+    text = (ROOT / "docs" / "figures.md").read_text(encoding="utf-8")
+    questions = re.findall(r"^##+ (.*\?)$", text, re.MULTILINE)
+    rows = [line for line in text.splitlines() if line.startswith("| [")]
+    assert len(questions) >= 9
+    for question in questions:
+        [row] = [line for line in rows if line.startswith(f"| [{question}](")]
+        assert re.search(r"`(benchmarks/\w+\.py|shoal \w+)", row), row
+    for name in re.findall(r"`([\w.*-]+\.json)`", "\n".join(rows)):
+        assert list((ROOT / "benchmarks" / "results").glob(name)), name

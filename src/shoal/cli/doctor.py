@@ -26,6 +26,7 @@ PURPOSES = {
     "eval": "shoal eval",
     "ray": "scan and compress --ray ADDRESS, on several machines",
     "all": "everything of these but hub, eval and ray",
+    "docs": "building the site: make docs",
     "dev": "developing Shoal: make test",
 }
 
@@ -42,7 +43,9 @@ def run_doctor(session: Session, request: DoctorRequest) -> int:
         "system": platform.platform(),
         "devices": _devices(),
         "required": required,
-        "extras": [_extra(name, extras[name]) for name in sorted(extras, key=lambda name: name in ("all", "dev"))],
+        "extras": [
+            _extra(name, extras[name]) for name in sorted(extras, key=lambda name: name in ("all", "docs", "dev"))
+        ],
     }
     if session.as_json:
         session.print_json(report)
