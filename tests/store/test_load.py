@@ -117,7 +117,8 @@ def test_the_shallow_network_comes_back_not_the_original(cifar):
 @pytest.mark.parametrize("which", ["digits", "cifar", "nameless"])
 def test_no_pickle_in_the_folder(which, request):
     _, folder = request.getfixturevalue(which)
-    assert {one.name for one in folder.iterdir()} == {WEIGHTS, EXTRAS, PLAN, RECORD, PROGRAM, "report.html"}
+    expected = {WEIGHTS, EXTRAS, PLAN, RECORD, PROGRAM, "report.html", "README.md"}
+    assert {path.name for path in folder.iterdir()} == expected
     for path in folder.iterdir():
         assert zipfile.is_zipfile(path) == (path.name == PROGRAM)
         assert not path.read_bytes().startswith(b"\x80"), f"{path.name} starts like a pickle"
