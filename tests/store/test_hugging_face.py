@@ -268,7 +268,8 @@ def test_it_is_written_with_the_other_files_and_again(tmp_path):
     (tmp_path / "hf" / "left").write_text("over")
     (tmp_path / "hf-not-written.md").write_text("old")
     save(tmp_path, cut, plan)
-    assert {one.name for one in tmp_path.iterdir()} == {"extras.safetensors", "model.safetensors", "plan.json", "hf"}
+    written = {"extras.safetensors", "model.safetensors", "plan.json", "README.md", "hf"}
+    assert {path.name for path in tmp_path.iterdir()} == written
     assert not (tmp_path / "hf" / "left").exists()
 
 
