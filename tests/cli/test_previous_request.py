@@ -120,14 +120,14 @@ def test_a_dry_run_solves_by_the_tables_and_builds_nothing(run, tmp_path, counte
     assert [one.name for one in tmp_path.iterdir()] == ["first"]
 
 
-@pytest.mark.parametrize("words", [("--seed", 5), ("--batch-size", 8), ("--images", 20), ("--channels-last",)])
-def test_what_needs_other_tables_is_refused(run, words):
+def test_what_needs_other_tables_is_refused(run):
     run("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "o")
-    code, _, err = run("compress", "--trust-code", "--from", "o", "--macs", "0.7", *words, "--out", "p")
-    assert code == 2
-    assert f"{words[0]} is" in err
-    assert "the tables were made with" in err
-    assert "leave out --from" in err
+    for words in (("--seed", 5), ("--batch-size", 8), ("--images", 20), ("--channels-last",)):
+        code, _, err = run("compress", "--trust-code", "--from", "o", "--macs", "0.7", *words, "--out", "p")
+        assert code == 2, words
+        assert f"{words[0]} is" in err
+        assert "the tables were made with" in err
+        assert "leave out --from" in err
 
 
 def test_weights_that_have_moved_are_given_again(run, tmp_path):

@@ -1,5 +1,7 @@
 """Tables on disk: an interrupted run goes on from them, another goal starts from them, others are refused."""
 
+import shutil
+
 import footing
 import pytest
 import torch
@@ -33,6 +35,20 @@ def planned(tables=None, model=None, **more):
         model if model is not None else network(), more.pop("calibration", data()),
         **typed(tables=tables, settings=settings, **goal, **more),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Tables of a finished run, made once; a goal without a latency times nothing."""
+    folder = tmp_path_factory.mktemp("finished") / "t"
+    planned(folder)
+    return folder
+
+
+@pytest.fixture
+def tables(finished, tmp_path):
+    """A copy of them."""
+    return shutil.copytree(finished, tmp_path / "t")
 
 
 class Watch:
@@ -98,7 +114,16 @@ def killing(stage, at):
     return progress
 
 
-@pytest.mark.parametrize(("stage", "at"), [("timing", 0), ("fitting", 2), ("damage", 3), ("damage", 40), ("plan", 0)])
+@pytest.mark.parametrize(
+    ("stage", "at"),
+    [
+        ("timing", 0),
+        ("damage", 3),
+        ("plan", 0),
+        pytest.param("fitting", 2, marks=pytest.mark.slow),
+        pytest.param("damage", 40, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_killed_half_way_goes_on_and_ends_in_the_same_tables_and_network(tmp_path, watch, stage, at):
     goal = {"latency": 0.6} if stage == "timing" else {"macs": 0.6}  # others time nothing
     whole = planned(tmp_path / "whole", goal=goal)
@@ -120,7 +145,7 @@ def test_a_run_killed_half_way_goes_on_and_ends_in_the_same_tables_and_network(t
     assert (fits, forwards, timed) > (0, 0, 0)
 
 
-@pytest.mark.parametrize("cut", [5, 400, 3000])
+@pytest.mark.parametrize("cut", [5, pytest.param(400, marks=pytest.mark.slow), 3000])
 def test_a_file_that_a_crash_cut_short_gives_the_same_tables(tmp_path, watch, cut):
     planned(tmp_path / "t")
     expected = watch.tables
@@ -135,7 +160,13 @@ def test_a_file_that_a_crash_cut_short_gives_the_same_tables(tmp_path, watch, cu
 
 @pytest.mark.parametrize(
     "goal",
-    [{"macs": 0.6}, {"latency": 0.5}, {"params": 0.5, "depth": 4}, {"pick": 2}, {"max_drop": 60.0, "replace": True}],
+    [
+        {"macs": 0.6},
+        {"latency": 0.5},
+        pytest.param({"params": 0.5, "depth": 4}, marks=pytest.mark.slow),
+        {"pick": 2},
+        pytest.param({"max_drop": 60.0, "replace": True}, marks=pytest.mark.slow),
+    ],
 )
 def test_another_goal_by_the_same_tables_measures_and_fits_nothing_again(tmp_path, watch, goal):
     planned(tmp_path / "t", goal={"latency": 0.9})  # a goal without a latency would leave the timing to the next
@@ -180,22 +211,20 @@ def own_damage(original, output, batch):
         ({"damage": own_damage}, "damage was '.*values.*', now '.*own_damage'"),
     ],
 )
-def test_tables_of_something_else_are_refused_with_words(tmp_path, changes, words):
-    planned(tmp_path / "t")
+def test_tables_of_something_else_are_refused_with_words(tables, changes, words):
     with pytest.raises(FolderError, match=rf"the tables in '.*' were made for something else: .*{words}"):
-        planned(tmp_path / "t", **changes)
+        planned(tables, **changes)
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
-def test_weights_that_are_missing_or_damaged_are_refused(tmp_path, harm):
-    planned(tmp_path / "t")
-    file = tmp_path / "t" / "stand-ins-0.safetensors"
+def test_weights_that_are_missing_or_damaged_are_refused(tables, harm):
+    file = tables / "stand-ins-0.safetensors"
     if harm == "missing":
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(FolderError, match=r"cannot read '.*stand-ins-0.safetensors'[\s\S]*made again"):
-        planned(tmp_path / "t")
+        planned(tables)
 
 
 def test_two_lambdas_are_two_damages():
