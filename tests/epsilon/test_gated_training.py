@@ -135,7 +135,8 @@ def test_the_trainer_of_transformers(accumulation, tmp_path):
     callback, pruned = scope["callback"], scope["network"]
     assert len(callback.training.shut) == 3
     assert callback.training.monitor.steps == 0
-    assert not any(name.startswith("bert.encoder.layer.0.attention") for name in pruned.state_dict())
+    left = [name for name in pruned.state_dict() if name.startswith("bert.encoder.layer.0.attention")]
+    assert all("LayerNorm" in name for name in left), left  # a norm behind an addition stays
     with torch.no_grad():
         model.eval()
         torch.testing.assert_close(pruned(input_ids=ids).logits, model(input_ids=ids).logits)
