@@ -130,6 +130,7 @@ def test_what_needs_other_tables_is_refused(run):
         assert "leave out --from" in err
 
 
+@pytest.mark.slow
 def test_weights_that_have_moved_are_given_again(run, tmp_path):
     sys.path.insert(0, str(HERE))
     import tiny

@@ -28,6 +28,7 @@ def test_a_plus_adds_to_the_usual_ones():
     assert _kinds("+block,narrow") == (*DEFAULT_KINDS, "block", "narrow")
 
 
+@pytest.mark.slow
 def test_students_are_trained_and_another_goal_needs_no_training(run, tmp_path, monkeypatch):
     words = ("--stand-ins", "block,narrow", "--student-budget", 4, "--batch-size", 16, "--recover", "none", "--json")
     code, out, err = run("compress", NETWORK, DATA, "--macs", 0.6, *words, "--out", "o")

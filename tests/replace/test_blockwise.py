@@ -209,6 +209,7 @@ def in_portions(anatomy, monkeypatch, asked, **budget):
     return train_students(anatomy, images(), asked, memory=1, **budget), max(most)
 
 
+@pytest.mark.slow
 def test_students_that_do_not_fit_into_memory_learn_in_portions_of_the_budget(anatomy, monkeypatch):
     asked = wanted(anatomy, "block", "narrow")
     trained, most = in_portions(anatomy, monkeypatch, asked, budget=TrainingBudget(steps=4 * len(asked)))
