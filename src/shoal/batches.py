@@ -3,6 +3,7 @@
 Any loader that yields `(inputs, target)`, `inputs`, or a dict of tensors works.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
@@ -235,6 +236,16 @@ def batches(loader: Iterable[Any], device: torch.device | str | None = None) -> 
         if not batch.tensors or batch.size == 0:
             raise DataError("a loader yielded a mini-batch without samples", "Check the data set and its filter.")
         yield batch.to(device) if device is not None else batch
+
+
+def first_samples(source: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
+    """The mini-batches with the first `limit` samples, the last one cut to fit; all of them for None."""
+    remaining = math.inf if limit is None else limit
+    for batch in source:
+        yield batch if batch.size <= remaining else batch.take(int(remaining))
+        remaining -= batch.size
+        if remaining <= 0:
+            return
 
 
 def items_of(loader: Iterable[Any]) -> Iterator[Any]:

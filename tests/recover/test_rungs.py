@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from shoal.batches import Batch
 from shoal.preserve import copied
-from shoal.recover import DistillConfig, DistillData
+from shoal.recover import DistillConfig, DistillData, trainable
 from shoal.recover.lr_search import SAFE_LR
 from shoal.recover.rungs import PausedStudent, RungDistillation
 
@@ -81,6 +82,27 @@ def test_a_student_that_pauses_goes_on_as_if_it_had_not(tmp_path):
     assert whole.divergence != whole.divergence_before
     assert {part.divergence_before for part in parts} == {whole.divergence_before}
     assert halting.climb(8).divergence == whole.divergence  # a rung that was finished is not learned again
+
+
+def test_norms_are_set_once_from_no_more_samples_than_they_need_and_go_on_the_same(tmp_path, monkeypatch):
+    measured = []
+    original = trainable.set_statistics_
+
+    def counted(model, batches):
+        measured.append(sum(batch.size for batch in batches))
+        return original(model, batches)
+
+    monkeypatch.setattr(trainable, "set_statistics_", counted)
+    batch = Batch((torch.randn(700, 1, 4, 4, generator=torch.Generator().manual_seed(3)),))
+    data = DistillData(shuffled, norm_batches=[batch] * 3)
+    straight, halting = (replace(paused(tmp_path / name), data=data) for name in "ab")
+    whole = straight.climb(6)
+    assert measured == [1024]
+    parts = [halting.climb(step) for step in (2, 6)]
+    assert measured == [1024, 1024, 0]
+    assert parts[-1].divergence == whole.divergence
+    one, other = straight.result(6).model.state_dict(), halting.result(6).model.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_all_students_see_the_same_mini_batches(tmp_path, seen):

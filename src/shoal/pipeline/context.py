@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from shoal.batches import Batch, batches
+from shoal.batches import Batch, batches, first_samples
 from shoal.blocks import BlockGraph, analyze
 from shoal.errors import DataError
 from shoal.pipeline.config import MeasureConfig
@@ -108,12 +108,7 @@ def build_context(
 
 
 def _gathered(loader: Iterable[Any], limit: int, device: Any, name: str) -> list[Batch]:
-    found, count = [], 0
-    for batch in batches(loader, device):
-        found.append(batch.take(limit - count) if count + batch.size > limit else batch)
-        count += found[-1].size
-        if count >= limit:
-            break
-    if not found:
+    gathered = list(first_samples(batches(loader, device), limit))
+    if not gathered:
         raise DataError(f"the {name} data is empty", "Give at least one mini-batch.")
-    return found
+    return gathered

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch
+from shoal.batches import Batch, first_samples
 from shoal.deprecated import Keywords, former_keywords
 from shoal.errors import UsageError, check_no_overlap, expect_type, naming_memory_shortage
 from shoal.files.jsonl import JsonlFile
@@ -61,7 +61,7 @@ _DIVERGED_FACTOR, _DIVERGED_OFFSET = 4.0, 2.0
 # Nats: a divergence that rounding alone makes.
 _ROUNDING = 1e-6
 _EVALUATION_SHARE = 0.2  # of a budget of time may go into evaluations
-_CALIBRATION_SAMPLES = 1024  # that batch norms are estimated on at the end
+_CALIBRATION_SAMPLES = 1024  # that batch norms are set from, before the first step and at the end
 _CALIBRATION_BATCHES = 48  # read for that, at most
 _RECALIBRATED = ", batch norms recalibrated"
 _RECORD_EVERY = 10  # steps between two readings of the loss where that makes the device wait
@@ -86,7 +86,7 @@ class DistillData:
         unlabelled: extra mini-batches of the same form, in the way of `training`.
         replaced: of the student's plan: its replacements learn as shortcut plus residual with a batch norm, see
             `make_trainable_`, and come out as the plan says.
-        norm_batches: mini-batches that these batch norms are set from.
+        norm_batches: mini-batches that these batch norms are set from: the first 1,024 samples.
         reading: how outputs are read, and which count; by default all, as the labels or the teacher's class tell.
     """
 
@@ -345,8 +345,13 @@ class Distillation(BudgetLoop):
         self.student = copied(original)
         self.replaced = inputs.replaced
         replacements = {action.paths[0]: action.stand_in for action in inputs.replaced}
+        batches = first_samples(inputs.norm_batches, _CALIBRATION_SAMPLES)
         self.format = to_trainable_(
-            self.student, replacements, [self.engine.moved(batch) for batch in inputs.norm_batches], self.settings.lora
+            self.student,
+            replacements,
+            [self.engine.moved(batch) for batch in batches],
+            self.settings.lora,
+            measured=not self.has_checkpoint(),  # a checkpoint holds the statistics
         )
         self.frozen: frozenset[str] = frozenset()  # what no step changes: one copy of it serves everybody
         if self.format.adapters is not None:
@@ -705,9 +710,14 @@ class Distillation(BudgetLoop):
         settings = self.settings.to_dict() | {"channels_last": bool(self.settings.channels_last)}
         return {"settings": settings, "budget": str(self.budget), "extra": extra}
 
+    def has_checkpoint(self) -> bool:
+        """Whether the folder holds one to continue from."""
+        folder = self.inputs_folder
+        return folder is not None and self.engine.on_main((folder / CHECKPOINT).exists)
+
     def resume(self, folder: Path | None) -> None:
         """Continue from the checkpoint in the folder, if there is one; each of several processes reads it."""
-        if folder is None or not self.engine.on_main((folder / CHECKPOINT).exists):
+        if folder is None or not self.has_checkpoint():
             return
         path = folder / CHECKPOINT
         tensors, header = load_checkpoint(path)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch, batches
+from shoal.batches import Batch, batches, first_samples
 from shoal.errors import DataError
 from shoal.measure import Reading, reading_of
 from shoal.outputs import read_outputs
@@ -25,13 +25,7 @@ def validation_samples(loader: Iterable[Any], limit: int) -> list[Batch]:
     Raises:
         DataError: it is empty.
     """
-    samples: list[Batch] = []
-    remaining = limit
-    for batch in batches(loader):
-        samples.append(batch.take(remaining))
-        remaining -= samples[-1].size
-        if remaining <= 0:
-            break
+    samples = list(first_samples(batches(loader), limit))
     if not samples:
         raise DataError("the validation data is empty", "Recovery is stopped by it: give at least one mini-batch.")
     return samples

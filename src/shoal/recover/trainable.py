@@ -267,7 +267,12 @@ class TrainableFormat:
 
 
 def to_trainable_(
-    model: nn.Module, stand_ins: Mapping[str, Replacement], batches: Sequence[Batch], lora: int = 0
+    model: nn.Module,
+    stand_ins: Mapping[str, Replacement],
+    batches: Sequence[Batch],
+    lora: int = 0,
+    *,
+    measured: bool = True,
 ) -> TrainableFormat:
     """Bring a student into the format in which it learns, in place; in eval mode the same function, up to rounding.
 
@@ -276,12 +281,14 @@ def to_trainable_(
         stand_ins: the replacement at each path; see `make_trainable_`.
         batches: mini-batches on the model's device that batch norms are set from.
         lora: the rank of adapters; 0 for none.
+        measured: whether the statistics are measured now; False where those of a checkpoint follow.
     """
     # What is frozen may stay in half precision, in which the teacher has it; adapters are float32.
     dtypes = {} if lora and not stand_ins else upcast_(model)
-    rewritten = make_trainable_(model, stand_ins, [match_dtype(model, batch) for batch in batches])
+    rewritten = make_trainable_(model, stand_ins, [match_dtype(model, batch) for batch in batches] if measured else [])
+    normed = bool(batches and _own_norms(model))
     adapters = add_adapters_(model, lora, stand_ins) if lora else None
-    return TrainableFormat(dtypes, stand_ins, rewritten, adapters, bool(batches and _own_norms(model)))
+    return TrainableFormat(dtypes, stand_ins, rewritten, adapters, normed)
 
 
 def from_trainable_(model: nn.Module, format: TrainableFormat) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch, batches, call, device_of
+from shoal.batches import Batch, batches, call, device_of, first_samples
 from shoal.blocks import Block, BlockGraph
 from shoal.blocks.hooks import has_forward_hooks
 from shoal.blocks.interception import intercept_additions
@@ -67,25 +67,13 @@ def block_scores(
         intercept_additions(graph.model, blocks, collector.tap),
         _watching(graph.model, collector),
     ):
-        for batch in _first(batches(loader, collector.device), limit):
+        for batch in first_samples(batches(loader, collector.device), limit):
             if collector.samples == 0:
                 collector.try_backward(graph.model, batch.take(1))
             collector.run(graph.model, batch)
     if collector.samples == 0:
         raise DataError("there is no data to score on", "Give a loader with at least one mini-batch.")
     return {path: all_scores(watched.seen) for path, watched in collector.watched.items()}
-
-
-def _first(source: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
-    remaining = limit
-    for batch in source:
-        if remaining is None:
-            yield batch
-            continue
-        yield batch.take(remaining)
-        remaining -= batch.size
-        if remaining <= 0:
-            return
 
 
 @dataclass
