@@ -6,7 +6,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test check lint types layers tests test-slow test-browser test-axe test-lowest faults fuzz format clean
-.PHONY: docs dist startup verify-types
+.PHONY: docs dist startup verify-types test-integrations test-pythons
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal compress
@@ -32,6 +32,21 @@ tests: $(VENV)/.developing
 
 test-slow: $(VENV)/.developing
 	$(BIN)/pytest -m slow
+
+# Lightning and the experiment trackers as they are, in an environment of their own.
+test-integrations:
+	$(PYTHON) -m venv .venv-integrations
+	.venv-integrations/bin/python -m pip install --quiet --editable '.[dev]' lightning tensorboard mlflow wandb trackio
+	.venv-integrations/bin/pytest -m slow tests/epsilon/test_gated_training.py tests/training/test_tracking.py
+
+# The daily tests under other Pythons that are installed: make test-pythons PYTHONS="python3.12 python3.13"
+PYTHONS ?= python3.12 python3.13
+test-pythons:
+	for python in $(PYTHONS); do \
+	  $$python -m venv .venv-$$python && \
+	  .venv-$$python/bin/python -m pip install --quiet --editable '.[dev]' && \
+	  OMP_NUM_THREADS=1 .venv-$$python/bin/pytest -n $(WORKERS) --dist worksteal -m 'not heavy and not slow and not browser' || exit 1; \
+	done
 
 test-browser: $(VENV)/.developing
 	$(BIN)/pytest -m browser
@@ -80,7 +95,7 @@ format: $(VENV)/.developing
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-lowest build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest .venv-integrations .venv-python* build dist .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,12 +1,14 @@
 """What the pages say holds: their code runs, their commands exist, the README is short and names every source."""
 
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.main import get_command
+from typer.testing import CliRunner
 
 import shoal
 import stopwatch
@@ -16,7 +18,7 @@ from shoal.recover.distill import DistillResult
 from shoal.sources.data import _BUILTIN as DATA
 from shoal.sources.data import AUDIO, TEXT_SOURCES
 from shoal.sources.models import _BUILTIN as MODELS
-from shoal.sources.models import LoadedModel
+from shoal.sources.models import LoadedModel, load_model
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -105,6 +107,44 @@ def test_the_code_of_tasks(in_a_folder):
     scope = {"model": model, "calibration": [batch], "test": [batch]}
     exec(python_of(ROOT / "docs" / "tasks.md"), scope)
     assert len(scope["result"].record.removed) == 2
+
+
+def first_steps(folder, **changes):
+    """Do what `first-steps.md` says in `folder`: save its first file, run its second, with some words changed."""
+    module, program, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "first-steps.md").read_text(), re.DOTALL)
+    (folder / "my_model.py").write_text(module, encoding="utf-8")
+    for before, after in changes.items():
+        assert before in program
+        program = program.replace(before, after)
+    exec(program, {})
+
+
+@pytest.fixture
+def newcomer(in_a_folder, tmp_path):
+    """An empty folder whose files can be imported, for once."""
+    in_a_folder.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_model", None)
+
+
+def test_the_code_of_first_steps(newcomer):
+    first_steps(newcomer, **{"range(8)": "range(1)", "split(64)": "split(400)"})
+    assert sorted(path.name for path in newcomer.glob("*.*")) == ["data.npz", "my_model.py", "weights.pt"]
+    model = load_model("my_model.py:build", weights=Path("weights.pt")).model
+    chain = shoal.trace(model, shoal.load_data("npz:data.npz").example())
+    assert [block.path for block in chain.blocks if block.removable] == [str(i) for i in range(2, 10)]
+
+
+@pytest.mark.slow
+def test_first_steps_as_they_stand(newcomer):
+    first_steps(newcomer)
+    for line in commands_of(ROOT / "docs" / "first-steps.md")[:2]:
+        done = CliRunner().invoke(app, line.split()[1:])
+        assert done.exit_code == 0, done.output
+    _, _, program = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "first-steps.md").read_text(), re.DOTALL)
+    scope = {}
+    exec(program, scope)
+    assert len(shoal.trace(scope["shorter"], shoal.load_data("npz:data.npz").example()).blocks) < 8
 
 
 def commands_of(page):

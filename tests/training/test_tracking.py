@@ -78,3 +78,22 @@ def test_a_tracker_that_is_not_there_is_refused(name, words, monkeypatch):
     with pytest.raises(UsageError, match=words) as caught, tracking([name]):
         pass
     assert "wandb" in caught.value.hint or caught.value.hint == "pip install swanlab"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb", "trackio"])
+def test_trackers_that_are_installed(name, tmp_path, monkeypatch):
+    """`make test-integrations` installs them; none of them reaches for the network here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip(name)
+    with tracking([name]):
+        for run in ("first", "second"):
+            (tmp_path / run).mkdir()
+            log = MetricsLog(Row, "step", JsonlFile(tmp_path / run / "m.jsonl"))
+            for step in range(3):
+                log.append(Row(step=step, loss=0.5), share_left=0.25)
+            log.close()
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".jsonl"]
+    assert any(b"share_left" in path.read_bytes() for path in files), files
