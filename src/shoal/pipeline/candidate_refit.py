@@ -27,7 +27,17 @@ from shoal.offloaded import is_offloaded
 from shoal.pipeline.profiling import PlacedModule
 from shoal.preserve import evaluating
 from shoal.regress import fits
-from shoal.replace import REPLACEMENTS, FittedReplacement, ReplacementSpec, Segment, SegmentChain, Span, recording
+from shoal.replace import (
+    PLAIN,
+    REPLACEMENTS,
+    FittedReplacement,
+    OutputFormat,
+    ReplacementSpec,
+    Segment,
+    SegmentChain,
+    Span,
+    recording,
+)
 from shoal.replace.fitting import SpanMoments
 from shoal.replace.folded import is_better
 from shoal.replace.kv_cache import without_kv_cache
@@ -252,7 +262,7 @@ class CandidateRefit:
         spec = ReplacementSpec(fitted.span, fitted.kind, fitted.stand_in.shortcut)
         moments = SpanMoments(spec.key, [spec], self._samples, self.config.seed, self.config.rows_per_unknown)
         for run in self.runs:
-            with _listening(model, fitted.span.paths[0], inputs=True) as entering:
+            with _listening(model, fitted.span.paths[0], inputs=True, form=fitted.span.output_formats[0]) as entering:
                 self._run(run, start, forwards)
             moments.add(entering[0], [run.record.target(fitted.span.end)])
         [refitted] = moments.solve_all(like_of(model))
@@ -308,13 +318,21 @@ class _EnoughSeen(Exception):  # noqa: N818 - no error: the rest of the forward 
 
 @contextmanager
 def _listening(
-    model: nn.Module, at: LastLinear | str | None, *, inputs: bool = False, stop: bool = True
+    model: nn.Module,
+    at: LastLinear | str | None,
+    *,
+    inputs: bool = False,
+    stop: bool = True,
+    form: OutputFormat = PLAIN,
 ) -> Iterator[list[Tensor]]:
-    """What a module returns each time it runs; or its `inputs`, copied, and then the network is stopped there."""
+    """What a module returns each time it runs; or its `inputs`, copied, and then the network is stopped there.
+
+    `form` is how it is called.
+    """
     heard: list[Tensor] = []
 
-    def on_enter(module: nn.Module, args: Any) -> None:
-        heard.append(args[0].clone())
+    def on_enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        heard.append(form.entering(args, kwargs).clone())
         if stop:
             raise _EnoughSeen
 
@@ -325,7 +343,10 @@ def _listening(
         yield heard
         return
     module = model.get_submodule(at if isinstance(at, str) else at.layer)
-    handle = module.register_forward_pre_hook(on_enter) if inputs else module.register_forward_hook(on_leave)
+    if inputs:
+        handle = module.register_forward_pre_hook(on_enter, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(on_leave)
     try:
         yield heard
     finally:

@@ -148,14 +148,14 @@ class _Streams:
             for number, segment in enumerate(segments.segments):
                 entering, leaving = streams._hooks(number, segment, _channel_axis(model, segment))
                 first, last = (model.get_submodule(path) for path in (segment.paths[0], segment.paths[-1]))
-                stack.callback(first.register_forward_pre_hook(entering).remove)
+                stack.callback(first.register_forward_pre_hook(entering, with_kwargs=True).remove)
                 stack.callback(last.register_forward_hook(leaving).remove)
             call(model, batch)
         return streams
 
     def _hooks(self, number: int, segment: Segment, axis: int) -> tuple[Any, Any]:
-        def entering(module: nn.Module, args: Any) -> None:
-            self.before[number] = _rows(args[0], axis)
+        def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.before[number] = _rows(segment.output_format.entering(args, kwargs), axis)
 
         def leaving(module: nn.Module, args: Any, output: Any) -> None:
             self.behind[number] = _rows(segment.output_format.stream(output), axis)

@@ -24,6 +24,7 @@ from shoal.preserve import copied, evaluating
 from shoal.regress import Moments, fits, r2
 from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, fit_heldout_slices
 from shoal.replace.last_linear import LastLinear, last_linear
+from shoal.replace.output_format import PLAIN
 from shoal.replace.recording import recording
 from shoal.replace.row_sampler import RowSampler
 from shoal.replace.segments import SegmentChain
@@ -72,7 +73,7 @@ class FoldedSpec:
 def folded_specs(graph: BlockGraph, chain: SegmentChain, spans: Sequence[Span]) -> list[FoldedSpec]:
     """A fold for each span of at least two blocks on tokens or features that allows one.
 
-    All blocks keep the shape of the stream, the first returns it as a plain tensor, and nothing follows their sums.
+    All blocks keep the shape of the stream, the first takes and returns it as a plain tensor, and nothing follows their sums.
     Offloaded weights are loaded for each call: there is nothing to fold into.
     """
     if is_offloaded(graph.model):
@@ -83,7 +84,7 @@ def folded_specs(graph: BlockGraph, chain: SegmentChain, spans: Sequence[Span]) 
         segments = chain.segments[span.start : span.stop]
         plain = all(step.residual and step.tail == "identity" and not step.replaces_output for step in segments)
         same = span.layout == "channels_last" and span.keeps_shape and segments[0].out_shape == span.out_shape
-        if len(segments) < 2 or not plain or not same or segments[0].output_format.index_path:
+        if len(segments) < 2 or not plain or not same or segments[0].output_format != PLAIN:
             continue
         host = segments[0]
         if host.path not in linears:

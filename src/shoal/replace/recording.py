@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from shoal.blocks import BlockGraph
 from shoal.blocks.interception import intercept_additions
+from shoal.replace.output_format import PLAIN, OutputFormat
 from shoal.replace.segments import Segment, build_segments, last_active_call, segment_calls
 
 
@@ -44,8 +45,9 @@ def recording(graph: BlockGraph, paths: Sequence[str]) -> Iterator[Recording]:
         for path in paths:
             copied = path not in graph.calls or _overwritten(graph, path)
             module = graph.model.get_submodule(path)
-            handle = module.register_forward_pre_hook(_record_input(record.inputs, path, copied=copied))
-            stack.callback(handle.remove)
+            form = segments[path].output_format if path in segments else PLAIN
+            hook = _record_input(record.inputs, path, form, copied=copied)
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         for path in layers:
             stack.callback(_record_layer(graph, segments[path], record.sums))
         for block in blocks:
@@ -56,9 +58,10 @@ def recording(graph: BlockGraph, paths: Sequence[str]) -> Iterator[Recording]:
         yield record
 
 
-def _record_input(inputs: dict[str, Tensor], path: str, *, copied: bool) -> Any:
-    def hook(module: nn.Module, args: Any) -> None:
-        inputs[path] = args[0].clone() if copied else args[0]
+def _record_input(inputs: dict[str, Tensor], path: str, form: OutputFormat = PLAIN, *, copied: bool) -> Any:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        stream = form.entering(args, kwargs)
+        inputs[path] = stream.clone() if copied else stream
 
     return hook
 
@@ -68,7 +71,8 @@ def _record_layer(graph: BlockGraph, segment: Segment, sums: dict[str, Tensor]) 
     last = last_active_call(segment_calls(graph, segment))
     module = graph.model.get_submodule(last.path)
     if segment.tail != "identity":
-        return module.register_forward_pre_hook(_record_input(sums, segment.path, copied=True)).remove
+        hook_before = _record_input(sums, segment.path, copied=True)
+        return module.register_forward_pre_hook(hook_before, with_kwargs=True).remove
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> None:
         sums[segment.path] = output.clone()  # the next operation may work in place

@@ -8,7 +8,7 @@ segments compensate for what a replacement before them could not do. Closed form
 Source: sequential layer-wise reconstruction; for channel pruning He et al. 2017, arXiv:1707.06168, Sec. 3.1.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +36,7 @@ from shoal.replace.fitting import (
 from shoal.replace.folded import is_better, solve_update
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.replace.last_linear import LastLinear, last_linear, network_head
+from shoal.replace.output_format import PLAIN, OutputFormat
 from shoal.replace.recording import recording
 from shoal.replace.row_sampler import ROWS_PER_UNKNOWN, RowSampler, Window
 from shoal.replace.segments import Segment, SegmentChain, build_segments
@@ -147,9 +148,11 @@ class SequentialRefit:
         path, calls = self.chain.paths[start], self.teacher.calls
         blocks = [segment.path for segment in self.chain.segments[start:stop] if segment.residual]
         with_side_inputs = [block for block in blocks if len(calls[block].args) > 1 or calls[block].kwargs]
-        self.side_inputs = [_side_inputs(self.teacher.model, with_side_inputs, batch) for batch in batches]
-        self.teacher_x = [_input_of(self.teacher.model, path, batch) for batch in batches]
-        self.student_x = [_input_of(self.student, path, batch) for batch in batches]
+        formats = {segment.path: segment.output_format for segment in self.chain.segments[start:stop]}
+        with_formats = {block: formats[block] for block in with_side_inputs}
+        self.side_inputs = [_side_inputs(self.teacher.model, with_formats, batch) for batch in batches]
+        self.teacher_x = [_input_of(self.teacher.model, path, batch, formats[path]) for batch in batches]
+        self.student_x = [_input_of(self.student, path, batch, formats[path]) for batch in batches]
         index = start
         while index < stop:
             index = self._advance(index)
@@ -287,7 +290,7 @@ class SequentialRefit:
             # A copy of all: what a block writes into must not change what the next fit reads.
             args, kwargs = copied_arguments(self.side_inputs[batch].get(segment.path, ((), {})))
             for path in segment.paths:
-                x = segment.output_format.stream(model.get_submodule(path)(x.clone(), *args, **kwargs))
+                x = segment.output_format.run(model.get_submodule(path), x.clone(), args, kwargs)
         return x
 
 
@@ -430,32 +433,37 @@ class _StopForward(Exception):  # noqa: N818 - no error: the rest of the forward
     """Carries nothing."""
 
 
-def _side_inputs(model: nn.Module, paths: Sequence[str], batch: Batch) -> SideInputs:
+def _side_inputs(model: nn.Module, formats: Mapping[str, OutputFormat], batch: Batch) -> SideInputs:
     """What blocks of the original take besides the stream (masks, position embeddings), as copies."""
     inputs: SideInputs = {}
-    if not paths:
+    if not formats:
         return inputs
 
     def hook(path: str) -> Any:
-        return lambda _, args, kwargs: inputs.__setitem__(path, copied_arguments((args[1:], kwargs)))
+        def record(_: nn.Module, args: Any, kwargs: Any) -> None:
+            args, kwargs = formats[path].stream_first(args, kwargs)
+            inputs[path] = copied_arguments((args[1:], kwargs))
+
+        return record
 
     with ExitStack() as stack:
-        for path in paths:
+        for path in formats:
             handle = model.get_submodule(path).register_forward_pre_hook(hook(path), with_kwargs=True)
             stack.callback(handle.remove)
         call(model, batch)
     return inputs
 
 
-def _input_of(model: nn.Module, path: str, batch: Batch) -> Tensor:
+def _input_of(model: nn.Module, path: str, batch: Batch, form: OutputFormat = PLAIN) -> Tensor:
     """The input of the module at `path` when the network runs."""
     captured: list[Tensor] = []
 
-    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        captured.append(args[0].clone())
+    def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+        captured.append(form.stream_first(args, kwargs)[0][0].clone())
         raise _StopForward
 
-    handle = model.get_submodule(path).register_forward_pre_hook(hook)
+    # In front of the module's own hooks: a replacement may have one that moves the stream.
+    handle = model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
     try:
         call(model, batch)
     except ModelRaisedError:

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from shoal.blocks import BlockGraph
+from shoal.blocks.additions import entering_values
 from shoal.blocks.hooks import has_forward_hooks, hook_reason
 from shoal.blocks.shortcut_modules import main_output
 from shoal.blocks.template import TensorRef, tensor_refs
@@ -42,7 +43,7 @@ class Segment:
         can_bound_span: whether a span may begin and end here.
         replaces_output: the sum is followed by something other than an activation (a norm), so that a replacement
             computes the output of the segment, not the sum.
-        output_format: how the block returns the stream.
+        output_format: how the block takes and returns the stream.
     """
 
     path: str
@@ -90,7 +91,7 @@ _CHAINS: WeakKeyDictionary[BlockGraph, SegmentChain] = WeakKeyDictionary()
 
 
 def build_segments(graph: BlockGraph) -> SegmentChain:
-    """Every removable block with the stream as its first argument and only result; of a plain network, its layers.
+    """Every removable block that takes the stream first or by keyword and returns it; of a plain network, its layers.
 
     They are computed once for each graph.
     """
@@ -109,12 +110,16 @@ def _build_chain(graph: BlockGraph) -> SegmentChain:
         segments = [_block_segment(graph, path, output_format) for path, output_format in formats.items()]
         groups = [[graph.calls[path]] for path in formats]
         outputs = [output_value(graph, path) for path in formats]
+        inputs = [form.entering(graph.calls[path].args, graph.calls[path].kwargs) for path, form in formats.items()]
     else:
         groups = _layers(graph.trace)
         segments = [_layer_segment(graph.trace, group) for group in groups]
         outputs = [group[-1].output.value for group in groups]
-    pairs = zip(outputs[:-1], (group[0] for group in groups[1:]), strict=True)
-    is_contiguous = [False] + [_feeds(graph.trace, value, reader) for value, reader in pairs]
+        inputs = [group[0].args[0] for group in groups]
+    pairs = zip(outputs[:-1], (group[0] for group in groups[1:]), inputs[1:], strict=True)
+    is_contiguous = [False] + [
+        read.value == value and _reads_alone(graph.trace, value, reader) for value, reader, read in pairs
+    ]
     return SegmentChain(tuple(segments), tuple(is_contiguous[: len(segments)]))
 
 
@@ -124,16 +129,23 @@ def output_value(graph: BlockGraph, path: str) -> int:
 
 
 def _format_of(graph: BlockGraph, path: str) -> OutputFormat | None:
-    """How a block returns the stream; None where it cannot be in a span."""
+    """How a block takes and returns the stream; None where it cannot be in a span."""
     call = graph.calls.get(path)
-    if call is None or path not in graph.shortcut_modules or not call.args or not isinstance(call.args[0], TensorRef):
+    # A declared block has no additions. The shortcut of one with hooks would carry them, a replacement does not.
+    if (
+        call is None
+        or path not in graph.shortcut_modules
+        or not graph.additions[path]
+        or has_forward_hooks(call.module)
+    ):
         return None
-    if has_forward_hooks(call.module):  # its shortcut would carry them, a replacement does not
+    # Masks, position embeddings and caches may follow; the stream comes first, or by a keyword.
+    first = {None: call.args[0]} if call.args else call.kwargs
+    names = {item.value: name for name, item in first.items() if isinstance(item, TensorRef)}
+    streams = entering_values(graph.trace, graph.additions[path][0].origin, list(names))
+    if len(streams) != 1:
         return None
-    # Masks, position embeddings and caches may follow; the stream comes first. A declared block has no additions.
-    if not graph.additions[path] or not graph.trace.depends(graph.additions[path][0].origin, call.args[0].value):
-        return None
-    return infer_format(call.output, output_value(graph, path), call.inputs)
+    return infer_format(call.output, output_value(graph, path), call.inputs, names[streams[0]])
 
 
 def _is_plain(call: ModuleCall) -> bool:
@@ -163,8 +175,8 @@ def _layers(trace: Trace) -> list[list[ModuleCall]]:
         innermost = call.index not in trace.parents and len(trace.calls_of(call.module)) == 1 and call.path
         if not innermost or not _is_plain(call) or hook_reason(call.module, call.path) is not None:
             continue
-        joins = groups and isinstance(call.module, _FOLLOWERS) and _feeds(trace, groups[-1][-1].output.value, call)
-        if joins:
+        value = groups[-1][-1].output.value if groups and isinstance(call.module, _FOLLOWERS) else None
+        if value is not None and call.args[0].value == value and _reads_alone(trace, value, call):
             groups[-1].append(call)
         else:
             groups.append([call])
@@ -205,9 +217,9 @@ def last_active_call(group: Sequence[ModuleCall]) -> ModuleCall:
     return next((call for call in reversed(group) if not isinstance(call.module, _IDLE)), group[0])
 
 
-def _feeds(trace: Trace, value: int, reader: ModuleCall) -> bool:
-    """Whether `reader` takes `value` as its input and is its only reader."""
-    if reader.args[0].value != value or value in tensor_refs(trace.output):
+def _reads_alone(trace: Trace, value: int, reader: ModuleCall) -> bool:
+    """Whether `reader` is the only reader of `value`."""
+    if value in tensor_refs(trace.output):
         return False
     # A no-op returns the very tensor it was given: a later reader of that tensor reads the output of the no-op.
     passed_through = value in reader.outputs

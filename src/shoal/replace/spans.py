@@ -42,7 +42,7 @@ class Span:
         end: the name of the last segment.
         dilation: the largest of the k x k convolutions in the span.
         residual: whether it is made of residual blocks.
-        output_formats: how each of `paths` returns the stream.
+        output_formats: how each of `paths` takes and returns the stream.
     """
 
     start: int
@@ -151,8 +151,10 @@ def _segment_shapes(model: nn.Module, chain: SegmentChain, batch: Batch) -> dict
     in_shapes: dict[str, _Shape] = {}
     out_shapes: dict[str, _Shape] = {}
 
-    def record_input(path: str) -> Callable[..., None]:
-        return lambda module, args: in_shapes.__setitem__(path, tuple(args[0].shape[1:]))
+    def record_input(segment: Segment) -> Callable[..., None]:
+        return lambda module, args, kwargs: in_shapes.__setitem__(
+            segment.path, tuple(segment.output_format.entering(args, kwargs).shape[1:])
+        )
 
     def record_output(segment: Segment) -> Callable[..., None]:
         return lambda module, args, output: out_shapes.__setitem__(
@@ -162,7 +164,7 @@ def _segment_shapes(model: nn.Module, chain: SegmentChain, batch: Batch) -> dict
     with ExitStack() as stack, evaluating(model):
         for segment in chain.segments:
             first, last = (model.get_submodule(path) for path in (segment.paths[0], segment.paths[-1]))
-            stack.callback(first.register_forward_pre_hook(record_input(segment.path)).remove)
+            stack.callback(first.register_forward_pre_hook(record_input(segment), with_kwargs=True).remove)
             stack.callback(last.register_forward_hook(record_output(segment)).remove)
         try:
             call(model, batch)

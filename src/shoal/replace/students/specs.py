@@ -8,6 +8,7 @@ from torch import nn
 
 from shoal.blocks import BlockGraph
 from shoal.plan import Inner, Replacement
+from shoal.replace.output_format import PLAIN
 from shoal.replace.segments import Segment, SegmentChain
 from shoal.replace.spans import Span
 from shoal.replace.students.channel_groups import ChannelGroup, groups_of
@@ -44,14 +45,15 @@ def students_of(
     Args:
         graph: of the original.
         line: its steps.
-        spans: those of plain layers, and of blocks that return more than the stream, get none.
+        spans: those of plain layers, and of blocks that return more than the stream or are given it by keyword, get
+            none.
         kinds: names of STUDENTS.
     """
     specs: list[StudentSpec] = []
     known: dict[str, list[ChannelGroup]] = {}
     for span in spans:
         steps = line.segments[span.start : span.stop]
-        alone = span.residual and not any(step.output_format.index_path for step in steps)
+        alone = span.residual and all(step.output_format == PLAIN for step in steps)
         if not alone or not _same_side_inputs(graph, steps):
             continue
         for kind in kinds:
