@@ -274,9 +274,9 @@ def transcripts(whisper: Any, features: list[Tensor], longest: int = 60) -> list
 
 
 def word_errors(expected: list[str], answered: list[str]) -> np.ndarray:
-    """Edits of words, and words expected, of each text, by the usual table of distances; spelled as Whisper's normalizer.
+    """Edits of words, and words expected, of each text, by the usual table of distances.
 
-    British endings count as American ones, which is how Whisper spells.
+    Spelled as Whisper's normalizer does; British endings count as American ones, which is how Whisper spells.
     """
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,29 @@ from shoal.errors import DataError, ModelRaisedError, NonFiniteError, OutOfMemor
 from shoal.offloaded import where_it_runs
 from shoal.outputs import check_numbers, read_outputs
 
+T = TypeVar("T")
+
 _TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 IGNORED = -100  # the label that torch's cross-entropy skips
+
+
+@dataclass(frozen=True)
+class TilePlace:
+    """Where a sample was cut out of a larger image, in pixels of the image.
+
+    Args:
+        image: a number that the tiles of one image share.
+        top: of the tile.
+        left: of the tile.
+        height: of the image.
+        width: of the image.
+    """
+
+    image: int
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -32,12 +53,14 @@ class Batch:
         target: class indices, shape (samples,) or (samples, ...), or None. Of a language model they stand at the
             position that answers them: the labels of a dict that are its `input_ids` are moved there by `as_batch`.
         annotations: labels that make no tensor, one for each sample: the boxes of a detector, say; None for none.
+        places: where each sample was cut out, of tiles; None of whole samples.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     target: Tensor | None = None
     annotations: tuple[Any, ...] | None = None
+    places: tuple[TilePlace, ...] | None = None
 
     @property
     def labels(self) -> Any:
@@ -78,7 +101,7 @@ class Batch:
 
         target = self.target.to(device) if self.target is not None else None
         kwargs = {key: move(value) for key, value in self.kwargs.items()}
-        return Batch(tuple(move(value) for value in self.args), kwargs, target, self.annotations)
+        return replace(self, args=tuple(move(value) for value in self.args), kwargs=kwargs, target=target)
 
     def cloned(self) -> "Batch":
         """A batch of copies of the input tensors."""
@@ -87,7 +110,7 @@ class Batch:
             return value.clone() if isinstance(value, Tensor) else value
 
         kwargs = {key: copied(value) for key, value in self.kwargs.items()}
-        return Batch(tuple(copied(value) for value in self.args), kwargs, self.target, self.annotations)
+        return replace(self, args=tuple(copied(value) for value in self.args), kwargs=kwargs)
 
     def take(self, count: int) -> "Batch":
         """The first `count` samples."""
@@ -114,13 +137,14 @@ class Batch:
 
         kwargs = {key: cut(value) for key, value in self.kwargs.items()}
         target = cut(self.target) if self.target is not None else None
-        return Batch(tuple(cut(value) for value in self.args), kwargs, target, _rows_of(self.annotations, part))
+        args = tuple(cut(value) for value in self.args)
+        return Batch(args, kwargs, target, _rows_of(self.annotations, part), _rows_of(self.places, part))
 
 
-def _rows_of(annotations: tuple[Any, ...] | None, part: slice | Tensor) -> tuple[Any, ...] | None:
-    if annotations is None or isinstance(part, slice):
-        return annotations[part] if annotations is not None else None
-    return tuple(annotations[row] for row in part.tolist())
+def _rows_of(values: tuple[T, ...] | None, part: slice | Tensor) -> tuple[T, ...] | None:
+    if values is None or isinstance(part, slice):
+        return values[part] if values is not None else None
+    return tuple(values[row] for row in part.tolist())
 
 
 def as_batch(item: Any) -> Batch:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch
 from shoal import load
+from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.blocks.template import Opaque, TensorRef
 from shoal.pipeline import Budget, CompressConfig, compress

@@ -115,14 +115,15 @@ def test_tiles_cover_every_pixel_with_its_target(tmp_path):
             write(tmp_path / part / "targets" / f"{index}.png", large)
             write(tmp_path / part / "inputs" / f"{index}.png", large[::2, ::2])
     data = load_data(f"tiles:4:pairs:{tmp_path}", batch_size=50)
-    [(x, y)] = list(data.test())
+    [batch] = list(data.test())
+    x, y = batch.args[0], batch.target
     assert (x.shape, y.shape) == ((12, 3, 4, 4), (12, 3, 8, 8))  # rows at 0, 4, 6; columns at 0, 4, 8, 10
     assert torch.allclose(x, y[..., ::2, ::2])
     whole = torch.from_numpy(np.array(Image.open(tmp_path / "test" / "inputs" / "0.png"))).permute(2, 0, 1) / 255
     assert torch.allclose(x[3], whole[:, :4, 10:])
     assert torch.allclose(x[11], whole[:, 6:, 10:])
     kept, held = (
-        {tuple(tile[:, 0, 0].tolist()) for x, _ in part for tile in x}
+        {tuple(tile[:, 0, 0].tolist()) for batch in part for tile in batch.args[0]}
         for part in (data.calibration(), data.validation())
     )
     assert data.describe()["validation"] == 12  # one image of five
@@ -130,9 +131,42 @@ def test_tiles_cover_every_pixel_with_its_target(tmp_path):
 
 
 def test_tiles_of_masks(masks):
-    [(x, y)] = list(load_data(f"tiles:8:segmentation:{masks}", batch_size=9, mean=[0.0], std=[1.0]).test())
+    [batch] = list(load_data(f"tiles:8:segmentation:{masks}", batch_size=9, mean=[0.0], std=[1.0]).test())
+    x, y = batch.args[0], batch.target
     assert (x.shape, y.shape) == ((4, 3, 8, 8), (4, 8, 8))
     assert y[:, 1, 0].tolist() == [0, 2, 0, 2]
+
+
+def test_tiles_overlap_as_asked_and_say_where_they_were_cut_out(masks):
+    [batch] = list(load_data(f"tiles:6:2:segmentation:{masks}", batch_size=99).test())
+    places = [(place.image, place.top, place.left) for place in batch.places]
+    assert places == [(image, top, left) for image in (0, 1) for top in (0, 2) for left in (0, 4, 8, 10)]
+    assert {(place.height, place.width) for place in batch.places} == {(8, 16)}
+    assert batch.take(3).places == batch.places[:3]
+    assert batch.to("cpu").cloned().places == batch.places
+
+
+def test_validation_holds_whole_images_also_where_it_is_cut_short(tmp_path):
+    for part, count in (("train", 10), ("test", 1)):
+        for index in range(count):
+            for kind in ("inputs", "targets"):
+                write(tmp_path / part / kind / f"{index}.png", np.full((8, 8, 3), index))
+    batches = list(load_data(f"tiles:4:pairs:{tmp_path}", batch_size=3).validation(limit=5))
+    images = [place.image for batch in batches for place in batch.places]
+    assert images == [images[0]] * 4 + [images[4]]
+    assert images[0] != images[4]
+
+
+def test_boxes_that_are_none_are_refused_with_their_image(coco):
+    listing = coco / "annotations" / "instances_train2017.json"
+    for box in ([0, 0, -3, 4], [0, 0, 3], [0, 0, 1e999, 1]):
+        document = json.loads(listing.read_text())
+        document["annotations"][0]["bbox"] = box
+        listing.write_text(json.dumps(document))
+        with pytest.raises(
+            DataError, match=r"the box \[.*\] of image \d+ is no \(x, y, width, height\)|a number is inf"
+        ):
+            load_data(f"coco:{coco}")
 
 
 def test_tiles_that_cannot_be_cut_are_refused(masks):
@@ -140,6 +174,8 @@ def test_tiles_that_cannot_be_cut_are_refused(masks):
         load_data(f"tiles:9:segmentation:{masks}")
     with pytest.raises(DataError, match="--size does not apply to tiles"):
         load_data(f"tiles:8:segmentation:{masks}", size=8)
+    with pytest.raises(SpecError, match="tiles of 8 pixels cannot overlap by 8"):
+        load_data(f"tiles:8:8:segmentation:{masks}")
     for rest in (f"8:coco:{masks}", f"x:pairs:{masks}", "8:pairs", f"0:pairs:{masks}"):
         with pytest.raises(SpecError, match=r"is not of the form tiles:SIDE:pairs:ROOT\n.*pairs, segmentation"):
             load_data(f"tiles:{rest}")

@@ -15,7 +15,7 @@ from shoal.pipeline.judging import Judge
 from shoal.preserve import copied
 from shoal.progress import ProgressCallback
 from shoal.scanning import DamageFunction, OutputDamage
-from shoal.tasks import OutputRequest, TaskChoice
+from shoal.tasks import OutputRequest, TaskChoice, check_annotations, check_metrics, usual_outputs
 from shoal.tasks.choice import NO_TASK
 from shoal.workers import LocalWorkers, Workers
 
@@ -102,6 +102,10 @@ def build_context(
     task = output.choose(graph.model, next((batch for batch in samples if batch.target is not None), chosen_on[0]))
     reading = output.read(task, graph.model, chosen_on, judged_on or [])
     reading.check_labels([*chosen_on, *(judged_on or [])])
+    if task.task is not None:  # a metric that raises would do so when all is done
+        check_annotations(task.task, [*chosen_on, *(judged_on or [])])
+        with usual_outputs(graph.model):
+            check_metrics(task.task, graph.model, samples[-1])
     return CompressContext(
         graph, model, goal, chosen_on, judged_on, settings, OutputDamage.of(reading, damage), progress, task
     )

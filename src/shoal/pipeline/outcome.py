@@ -86,6 +86,7 @@ def measure_outcome(context: CompressContext, compressed: CompressedModel, test:
             *reading.warnings(),
             *_read_anew(reading, before),
             *_remarks(choice, measured.times, comparison),
+            *measured.notes,
         ],
         seconds=0.0,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -97,6 +98,7 @@ class _Measured:
     """What is measured of both networks as their users call them."""
 
     metrics: list[MetricComparison]
+    notes: list[str]
     times: dict[str, list[Latency]]
     costs: dict[str, NetworkCost]
 
@@ -104,9 +106,10 @@ class _Measured:
 def _measure_usual(context: CompressContext, cut: nn.Module, test: "FirstBatchLoader") -> _Measured:
     """The task's metrics, latency and cost, of networks with their usual outputs."""
     original, task = context.graph.model, context.task.task
-    batch = test.batch().to(device_of(original))
+    batch, notes = test.batch().to(device_of(original)), list[str]()
     return _Measured(
-        compare_metrics(task, original, cut, test) if task is not None else [],
+        compare_metrics(task, original, cut, test, notes=notes) if task is not None else [],
+        notes,
         _latencies(original, cut, batch, context.settings),
         {name: cost(network, batch.take(1)) for name, network in (("original", original), ("compressed", cut))},
     )

@@ -73,8 +73,8 @@ class FoldedSpec:
 def folded_specs(graph: BlockGraph, chain: SegmentChain, spans: Sequence[Span]) -> list[FoldedSpec]:
     """A fold for each span of at least two blocks on tokens or features that allows one.
 
-    All blocks keep the shape of the stream, the first takes and returns it as a plain tensor, and nothing follows their sums.
-    Offloaded weights are loaded for each call: there is nothing to fold into.
+    All blocks keep the shape of the stream, the first takes and returns it as a plain tensor, and nothing follows their
+    sums. Offloaded weights are loaded for each call: there is nothing to fold into.
     """
     if is_offloaded(graph.model):
         return []

@@ -81,6 +81,7 @@ class StreamFirst:
     output_format: OutputFormat
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments that the replacement is called with."""
         return self.output_format.stream_first(args, kwargs)
 
 

@@ -4,6 +4,7 @@ Every source holds ROOT/train and ROOT/test (or ROOT/val). Images are decoded wh
 square size, with their targets.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,7 +68,7 @@ class Targeted(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +78,12 @@ class TargetSource:
     Args:
         train: of calibration and validation.
         test: of the record.
-        boxes: whether targets are annotations, one dict for each image.
+        collate: makes a mini-batch of samples, where torch's own way does not.
     """
 
     train: "Targeted"
     test: "Targeted"
-    boxes: bool = False
+    collate: Callable[[list[Any]], Any] | None = None
 
     def loaders(
         self, batch_size: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
@@ -95,8 +96,7 @@ class TargetSource:
                 mean=part.transform.mean if mean is None else tuple(mean),
                 std=part.transform.std if std is None else tuple(std),
             )
-            collate = _collate_boxes if self.boxes else None
-            parts.append(DataLoader(part.with_transform(transform), batch_size, collate_fn=collate))  # type: ignore[arg-type]
+            parts.append(DataLoader(part.with_transform(transform), batch_size, collate_fn=self.collate))  # type: ignore[arg-type]
         return parts[0], parts[1]
 
 
@@ -169,7 +169,7 @@ def coco_folder(root: Path, size: int | None = None) -> TargetSource:
             )
         folder = root / listing[0].stem.removeprefix("instances_")
         parts.append(_coco_part(listing[0], folder, size or 512))
-    return TargetSource(parts[0], parts[1], boxes=True)
+    return TargetSource(parts[0], parts[1], _collate_boxes)
 
 
 def _coco_part(listing: Path, folder: Path, size: int) -> TargetImages:
@@ -180,6 +180,8 @@ def _coco_part(listing: Path, folder: Path, size: int) -> TargetImages:
         for entry in document["annotations"]:
             if not entry.get("iscrowd"):
                 box = [float(value) for value in entry["bbox"]]
+                if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+                    raise ValueError(f"the box {box} of image {entry['image_id']} is no (x, y, width, height)")
                 boxes[int(entry["image_id"])].append((box, int(entry["category_id"])))
     outside = next((name for name in images.values() if Path(name).is_absolute() or ".." in Path(name).parts), None)
     if outside is not None:

@@ -61,10 +61,10 @@ def _split(dataset: Any, seed: int, labels: Tensor | None) -> tuple[Tensor, Tens
     if not isinstance(groups, Tensor):
         return hold_out(len(dataset), 0.2, seed, labels)
     members = groups.unique()
-    held = hold_out(len(members), 0.2, seed)[1]
+    held = members[hold_out(len(members), 0.2, seed)[1]]
     rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    is_held = torch.isin(groups[rows], members[held])
-    return rows[~is_held], rows[is_held]
+    # Whole groups one after the other: figures are of whole images, also where only the first samples are looked at.
+    return rows[~torch.isin(groups[rows], held)], torch.cat([(groups == group).nonzero()[:, 0] for group in held])
 
 
 @dataclass(frozen=True, eq=False)

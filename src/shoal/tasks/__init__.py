@@ -6,7 +6,7 @@ in the group `shoal.tasks` that refers to a `Task`.
 
 from shoal.tasks.choice import TASKS, OutputRequest, TaskChoice, choose_task, task_named
 from shoal.tasks.dense import dense_copy, restore_usual, usual_outputs
-from shoal.tasks.evaluation import compare_metrics
+from shoal.tasks.evaluation import check_annotations, check_metrics, compare_metrics
 from shoal.tasks.seq2seq import seq2seq
 from shoal.tasks.task import Metric, Reference, Task
 
@@ -17,6 +17,8 @@ __all__ = [
     "Reference",
     "Task",
     "TaskChoice",
+    "check_annotations",
+    "check_metrics",
     "choose_task",
     "compare_metrics",
     "dense_copy",

@@ -1,16 +1,16 @@
 """The tasks by name, and which one a network does."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shoal.batches import Batch, batches, call, device_of
 from shoal.errors import DataError, UsageError, did_you_mean
 from shoal.measure import Reading, reading_of
-from shoal.outputs import Outputs, as_names, read_outputs
+from shoal.outputs import Outputs, as_names, chosen_outputs, read_outputs
 from shoal.plugins import Plugin, PluginTable
 from shoal.preserve import evaluating
 from shoal.tasks.classification import CLASSIFICATION
@@ -136,15 +136,35 @@ class OutputRequest:
         """
         names, task = as_names(self.names), choice.task
         expected = task.expectation if task is not None and (choice.asked or task.decides) else None
-        if choice.asked and task is not None and expected is not None:
-            expected = replace(expected, names=None)
-            if not names and task.outputs:
-                first = next(batches(data, device_of(model)), None)
-                if first is None:
-                    raise DataError("there is no data to measure on", "Give a loader with at least one mini-batch.")
-                with evaluating(model), torch.no_grad():
-                    names = task.names(read_outputs(call(model, first)))
+        if choice.asked and task is not None:
+            expected = replace(expected, names=None) if expected is not None else None
+            outputs = _first_outputs(model, data)
+            names = names or task.names(outputs)
+            _check_fit(task, model, chosen_outputs(outputs, names))
         return reading_of(model, data, names, labelled, expected)
+
+
+def _first_outputs(model: nn.Module, data: Iterable[Any]) -> Outputs:
+    """What the network returns for the first mini-batch."""
+    first = next(batches(data, device_of(model)), None)
+    if first is None:
+        raise DataError("there is no data to measure on", "Give a loader with at least one mini-batch.")
+    with evaluating(model), torch.no_grad():
+        return read_outputs(call(model, first))
+
+
+def _check_fit(task: Task, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a task that the outputs that count cannot be of.
+
+    Raises:
+        UsageError: with the reason.
+    """
+    reason = task.obstacle(model, {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()})
+    if reason is not None:
+        raise UsageError(
+            f"the task {task.name} does not fit {type(model).__name__}: {reason}",
+            f"Leave task= (--task) out to have it recognised, or name another: {_listed()}.",
+        )
 
 
 def _listed() -> str:

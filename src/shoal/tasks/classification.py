@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from shoal.measure.output_reading import Expectation
 from shoal.outputs import Outputs
-from shoal.tasks.task import Task, module_names
+from shoal.tasks.task import Task, module_names, wrong_shape
 
 
 def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str | None:
@@ -23,4 +23,5 @@ CLASSIFICATION = Task(
     expectation=Expectation("classification", "classes"),
     outputs=("logits",),
     recognize=_recognize,
+    obstacle=lambda model, tensors: wrong_shape(tensors, 2, 3, "scores of classes (samples, classes)"),
 )

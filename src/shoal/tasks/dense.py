@@ -13,7 +13,7 @@ from torch import nn
 from shoal.preserve import copied
 from shoal.tasks.task import Task
 
-_USUAL = "_shoal_usual_class"
+USUAL = "_shoal_usual_class"
 
 
 _derived: dict[tuple[type[nn.Module], Callable[..., Any]], type[nn.Module]] = {}
@@ -22,7 +22,7 @@ _derived: dict[tuple[type[nn.Module], Callable[..., Any]], type[nn.Module]] = {}
 def with_forward(kind: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
     """A class like `kind`, of the same name, with this forward; the same one each time."""
     if (kind, forward) not in _derived:
-        members = {"forward": forward, "__module__": kind.__module__, _USUAL: kind}
+        members = {"forward": forward, "__module__": kind.__module__, USUAL: kind}
         _derived[kind, forward] = type(kind.__name__, (kind,), members)
     return _derived[kind, forward]
 
@@ -43,7 +43,7 @@ def dense_copy(task: Task | None, model: nn.Module) -> nn.Module:
 
 def restore_usual(model: nn.Module) -> nn.Module:
     """The network, which returns its usual output from now on."""
-    model.__class__ = getattr(type(model), _USUAL, type(model))
+    model.__class__ = getattr(type(model), USUAL, type(model))
     return model
 
 

@@ -3,24 +3,25 @@
 What a detector returns cannot be paired: a changed network finds other boxes. So while networks are compared, a
 detector of torchvision returns what its boxes are selected from: the maps of its head for every anchor, and, of a
 detector in two stages, the answers of its second stage about a fixed grid of regions. Its metric is that of its real
-output.
+output. Detectors of transformers return a fixed number of boxes, which can be paired as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch
+from shoal.batches import Batch, call
 from shoal.measure.output_reading import Expectation
-from shoal.outputs import Outputs
-from shoal.tasks.dense import with_forward
+from shoal.outputs import Outputs, read_outputs
+from shoal.tasks.dense import USUAL, with_forward
 from shoal.tasks.libraries import torchmetrics_class
 from shoal.tasks.task import Metric, Reference, Row, Task, module_names
 
 _TORCHVISION = "torchvision.models.detection."
 _LEAST_SCORE = 0.5  # of the original's boxes, where they take the place of labels
+_QUERIES = frozenset(["logits", "pred_boxes"])  # what detectors of transformers return of each query
 _GRIDS = (1, 2, 4)  # regions a side: the whole image, its quarters, its sixteenths
 
 
@@ -84,6 +85,60 @@ def _grid(size: tuple[int, int], like: Tensor) -> Tensor:
     return torch.tensor(boxes, dtype=like.dtype, device=like.device)
 
 
+def _detect(model: nn.Module, batch: Batch) -> Any:
+    """The boxes that a network finds, as torchvision has them; those of transformers in shares of the image."""
+    output = call(model, batch)
+    tensors = read_outputs(output).tensors
+    if not tensors.keys() >= _QUERIES:
+        return output
+    logits = tensors["logits"]
+    # Where there is one class more than the network knows, it stands for no object.
+    has_none = logits.shape[-1] > int(getattr(getattr(model, "config", None), "num_labels", logits.shape[-1]))
+    scores, labels = (logits.softmax(-1)[..., :-1] if has_none else logits.sigmoid()).max(-1)
+    boxes = _corners(tensors["pred_boxes"])
+    return [
+        {"boxes": found, "scores": score, "labels": label}
+        for found, score, label in zip(boxes, scores, labels, strict=True)
+    ]
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    """(x1, y1, x2, y2) of boxes given by their middle and size."""
+    middle, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([middle - size / 2, middle + size / 2], dim=-1)
+
+
+def _truth(image: Any) -> dict[str, Tensor]:
+    """The boxes of an annotation and their labels; those of transformers have other names, and middle and size."""
+    boxes = image["boxes"].detach().cpu().float().reshape(-1, 4)  # no boxes at all are often a tensor of one axis
+    if "class_labels" in image:
+        return {"boxes": _corners(boxes), "labels": image["class_labels"].detach().cpu().long()}
+    return {"boxes": boxes, "labels": image["labels"].detach().cpu().long()}
+
+
+def _annotation_fault(annotations: Sequence[Any]) -> str | None:
+    """Why annotations cannot be used, as torchvision or transformers has them."""
+    for image in annotations:
+        labels = image.get("class_labels", image.get("labels"))
+        boxes = image.get("boxes")
+        if not isinstance(boxes, Tensor) or not isinstance(labels, Tensor):
+            return f"an annotation has {', '.join(map(str, image)) or 'nothing'}, expected the tensors boxes and labels"
+        if boxes.numel() != 4 * len(labels) or labels.dim() != 1 or (boxes.numel() and boxes.shape[-1] != 4):
+            return f"an annotation has boxes of shape {tuple(boxes.shape)} and labels of shape {tuple(labels.shape)}"
+        if labels.is_floating_point() or not bool(torch.isfinite(boxes).all()):
+            return "an annotation has " + ("NaN or Inf in a box" if not labels.is_floating_point() else "float labels")
+        corners = _truth(image)["boxes"]
+        if bool((corners[:, 2:] < corners[:, :2]).any()):
+            return "an annotation has a box that ends before it begins; boxes are (x1, y1, x2, y2)"
+    return None
+
+
+def _obstacle(model: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
+    if getattr(type(model), USUAL, None) is not None or any(name.endswith("boxes") for name in tensors):
+        return None
+    return f"it needs a network that returns boxes, and {type(model).__name__} returns none"
+
+
 def _found(output: Any) -> list[dict[str, Tensor]]:
     keys = ("boxes", "scores", "labels")
     return [{key: image[key].detach().cpu() for key in keys} for image in output]
@@ -92,7 +147,7 @@ def _found(output: Any) -> list[dict[str, Tensor]]:
 def _rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
     """For each image the boxes found, and the true ones, or those that the original is sure of."""
     if reference.against == "labels":
-        truth = [{key: image[key].detach().cpu() for key in ("boxes", "labels")} for image in reference.value]
+        truth = [_truth(image) for image in reference.value]
     else:
         truth = [
             {key: image[key][image["scores"] >= _LEAST_SCORE] for key in ("boxes", "labels")}
@@ -102,7 +157,9 @@ def _rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
 
 
 def _map(rows: Sequence[Row]) -> float:
-    """COCO's mean average precision, IoU 0.50 to 0.95, by torchmetrics; 0 where there is nothing to find."""
+    """COCO's mean average precision, IoU 0.50 to 0.95, by torchmetrics; NaN where there is nothing to find."""
+    if not any(len(truth["labels"]) for _, truth in rows):
+        return float("nan")
     metric = torchmetrics_class("detection.mean_ap", "MeanAveragePrecision")()
     metric.update([found for found, _ in rows], [truth for _, truth in rows])
     return max(0.0, float(metric.compute()["map"]))
@@ -112,7 +169,7 @@ def _is_detection(output: Any, labels: Any) -> bool:
     return (
         isinstance(labels, Sequence)
         and not isinstance(labels, str)
-        and all(isinstance(image, dict) and {"boxes", "labels"} <= image.keys() for image in labels)
+        and all(isinstance(image, Mapping) and "boxes" in image for image in labels)
     )
 
 
@@ -127,10 +184,12 @@ def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str
 
 DETECTION = Task(
     "detection",
-    (Metric("map", "mAP", _rows, _map, "%", fits=_is_detection, perfect=1.0, bounded=True),),
+    (Metric("map", "mAP", _rows, _map, "%", fits=_is_detection, perfect=1.0, respond=_detect, bounded=True),),
     Expectation("detection", "values"),
     decides=True,
     outputs=("logits", "pred_boxes"),
     recognize=_recognize,
     dense=_dense_class,
+    obstacle=_obstacle,
+    annotation_fault=_annotation_fault,
 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch
 from shoal.measure.output_reading import Expectation
 from shoal.outputs import Outputs
-from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names
+from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names, wrong_shape
 
 _NAMES = ("sentence_embedding", "embeds", "image_embeds", "text_embeds", "pooler_output")
 _NEIGHBOURS = 10
@@ -105,4 +105,5 @@ EMBEDDING = Task(
     decides=True,
     outputs=_NAMES,
     recognize=_recognize,
+    obstacle=lambda model, tensors: wrong_shape(tensors, 2, 5, "vectors (samples, values)", width=2),
 )

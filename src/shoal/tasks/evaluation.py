@@ -11,13 +11,48 @@ from torch import nn
 
 from shoal import record
 from shoal.batches import Batch, batches, call, device_of
-from shoal.errors import DataError, UsageError, check_memory
+from shoal.errors import DataError, NonFiniteError, ShoalError, UsageError, check_memory, count_of
 from shoal.preserve import evaluating
+from shoal.tasks.mosaic import Mosaics
 from shoal.tasks.task import Metric, Reference, Row, Task
 
 _RESAMPLES, _SEED = 1000, 0
 # For metrics of rows that are no numbers, such as boxes: each resample is a whole evaluation.
 _FEWER = 100
+
+
+def check_metrics(task: Task, model: nn.Module, batch: Batch) -> None:
+    """Ask for every metric of a task once, of a few samples, before anything is measured that would then be lost.
+
+    Args:
+        task: with its metrics; those of a user may raise.
+        model: the original; left as it was.
+        batch: a mini-batch, of which two samples are taken.
+
+    Raises:
+        UsageError: a metric raised, or gave something else than a row for each sample and a number for them.
+        DataError: annotations that cannot be used.
+    """
+    check_annotations(task, [batch])
+    for metric in task.metrics:
+        with torch.no_grad(), evaluating(model):
+            few, rows = batch.take(2).to(device_of(model)), _MetricRows(metric)
+            output = _answer(metric, model, few)
+            rows.add(output, output, few)
+        if rows.original:
+            _figure(metric, _prepared(metric, rows.original))
+
+
+def check_annotations(task: Task, data: Iterable[Batch]) -> None:
+    """Refuse labels that make no tensor and that the task cannot use.
+
+    Raises:
+        DataError: with the reason.
+    """
+    for batch in data:
+        reason = task.annotation_fault(batch.annotations) if batch.annotations is not None else None
+        if reason is not None:
+            raise DataError(reason, "Mend the annotations, or yield the images alone: labels are not needed.")
 
 
 def compare_metrics(
@@ -26,8 +61,11 @@ def compare_metrics(
     changed: nn.Module,
     loader: Iterable[Any],
     change: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    notes: list[str] | None = None,
 ) -> list[record.MetricComparison]:
     """Every metric of the task that applies to the data, of both networks, in one pass over the loader.
+
+    Metrics of images are about the whole images that tiles were cut out of.
 
     Args:
         task: with its metrics; without any the result is empty.
@@ -35,30 +73,45 @@ def compare_metrics(
         changed: likewise.
         loader: mini-batches; those of a metric's labels must fit in all of them or in none.
         change: entered while `changed` answers; where both are the same network, this makes the difference.
+        notes: takes what to know about the figures: labels that do not fit; metrics without a figure on these samples,
+            which are then left out. By default the latter is refused.
 
     Raises:
-        UsageError: a metric raised, or gave something else than a row for each sample.
-        DataError: no samples; labels that fit in some mini-batches only.
+        UsageError: a metric raised, or gave something else than a row for each sample and a number for them.
+        DataError: no samples; labels that fit in some mini-batches only; annotations that cannot be used.
+        NonFiniteError: a figure is NaN.
     """
     gathered = [_MetricRows(metric) for metric in task.metrics]
     if not gathered:
         return []
+    mosaics = Mosaics()
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         for model in (original, changed):
             stack.enter_context(evaluating(model))
         for batch in batches(loader):
+            check_annotations(task, [batch])
             here = batch.to(device_of(original))
-            answers: dict[Any, tuple[Any, Any]] = {}
+            answers: dict[Any, list[tuple[Any, Any, Batch]]] = {}
             for rows in gathered:
                 respond = rows.metric.respond
                 if respond not in answers:
-                    ask = respond or call
-                    whole = ask(original, here)
+                    before = _answer(rows.metric, original, here)
                     with change():
-                        answers[respond] = whole, ask(changed, here.to(device_of(changed)))
-                rows.add(*answers[respond], here)
-    return [rows.compare() for rows in gathered if rows.original or rows.changed]
+                        after = _answer(rows.metric, changed, here.to(device_of(changed)))
+                    answers[respond] = (
+                        list(mosaics.add(before, after, here)) if respond is None else [(before, after, here)]
+                    )
+                for answer in answers[respond]:
+                    rows.add(*answer)
+        for answer in mosaics.rest():
+            for rows in gathered:
+                if rows.metric.respond is None:
+                    rows.add(*answer)
+    measured = [rows for rows in gathered if rows.original]
+    if notes is None:
+        return [rows.compare() for rows in measured]
+    return [comparison for rows in measured if (comparison := rows.compare_or_note(notes)) is not None]
 
 
 class _MetricRows:
@@ -70,6 +123,7 @@ class _MetricRows:
         self.changed: list[Row] = []
         self.groups: list[str] = []
         self.against: str | None = None
+        self.ignores_labels = False
 
     def add(self, original: Any, changed: Any, batch: Batch) -> None:
         reference = self._reference(original, batch)
@@ -84,26 +138,21 @@ class _MetricRows:
             return
         self.original += self._rows(original, reference, batch)
         self.changed += self._rows(changed, reference, batch)
-        self.groups += self.metric.groups(batch) if self.metric.groups is not None else []
+        if self.metric.groups is not None:
+            self.groups += _guarded(self.metric, "groups", self.metric.groups, batch)
 
     def _reference(self, original: Any, batch: Batch) -> Reference | None:
         metric = self.metric
-        labelled = batch.labels is not None and metric.fits(original, batch.labels)
+        if not _guarded(metric, "applies", metric.applies, original):
+            return None
+        labelled = batch.labels is not None and bool(_guarded(metric, "fits", metric.fits, original, batch.labels))
+        self.ignores_labels |= batch.labels is not None and not labelled and metric.against == "either"
         if metric.against != "original" and labelled:
             return Reference("labels", batch.labels)
         return Reference("original", original) if metric.against != "labels" else None
 
     def _rows(self, output: Any, reference: Reference, batch: Batch) -> Sequence[Row]:
-        try:
-            rows = list(self.metric.rows(output, reference, batch))
-        except UsageError:
-            raise
-        except Exception as error:
-            check_memory(error, f"in the metric {self.metric.label}")
-            raise UsageError(
-                f"the metric {self.metric.label} raised {type(error).__name__}: {error}",
-                "Does the task fit the network? Name another one with task= (--task).",
-            ) from error
+        rows = _guarded(self.metric, "rows", lambda: list(self.metric.rows(output, reference, batch)))
         if len(rows) != batch.size:
             raise UsageError(
                 f"the metric {self.metric.label} returned {len(rows)} rows for {batch.size} samples",
@@ -111,14 +160,31 @@ class _MetricRows:
             )
         return rows
 
+    def compare_or_note(self, notes: list[str]) -> record.MetricComparison | None:
+        """The comparison, and what to know about it; None where there is no figure."""
+        try:
+            comparison = self.compare()
+        except NonFiniteError as error:
+            notes.append(f"{error.message}; it is left out")
+            return None
+        if self.ignores_labels:
+            notes.append(
+                f"the labels do not fit the metric {self.metric.label}: it compares with the original's output"
+            )
+        return comparison
+
     def compare(self) -> record.MetricComparison:
         metric = self.metric
-        original, changed = self.original, self.changed
-        if metric.prepare is not None:
-            original, changed = list(metric.prepare(original)), list(metric.prepare(changed))
+        original, changed = _prepared(metric, self.original), _prepared(metric, self.changed)
         labelled = self.against == "labels"
-        before = metric.value(original) if labelled or metric.perfect is None else metric.perfect
-        after = metric.value(changed)
+        before = _figure(metric, original) if labelled or metric.perfect is None else metric.perfect
+        after = _figure(metric, changed)
+        for name, figure in (("the original", before), ("the changed network", after)):
+            if not math.isfinite(figure):
+                raise NonFiniteError(
+                    f"the metric {metric.label} of {name} is {figure} on {count_of(len(changed), 'sample')}",
+                    "Is it defined for these labels (all alike, or none that counts)? Give others, or another task.",
+                )
         known = labelled or metric.perfect is not None
         figures = _Bootstrap(metric, original if labelled else None, changed)
         return record.MetricComparison(
@@ -143,9 +209,63 @@ class _MetricRows:
             return {}
         names = sorted(set(self.groups), key=lambda name: (_number(name), name))
         return {
-            name: self.metric.value([row for row, group in zip(rows, self.groups, strict=True) if group == name])
+            name: _figure(self.metric, [row for row, group in zip(rows, self.groups, strict=True) if group == name])
             for name in names
         }
+
+
+def _guarded(metric: Metric, part: str, function: Callable[..., Any], *args: Any) -> Any:
+    """What a part of a metric returns; what it raises names it.
+
+    Raises:
+        UsageError: it raised. Shoal's own errors pass.
+    """
+    try:
+        return function(*args)
+    except ShoalError:
+        raise
+    except Exception as error:
+        check_memory(error, f"in the metric {metric.label}")
+        raise UsageError(
+            f"the metric {metric.label} raised {type(error).__name__} in `{part}`: {error}",
+            "Does the task fit the network and its labels? Name another one with task= (--task).",
+        ) from error
+
+
+def _answer(metric: Metric, model: nn.Module, batch: Batch) -> Any:
+    """What the metric asks of a network: its forward, or what `respond` makes of it."""
+    if metric.respond is None:
+        return call(model, batch)
+    return _guarded(metric, "respond", metric.respond, model, batch)
+
+
+def _prepared(metric: Metric, rows: Sequence[Row]) -> list[Row]:
+    """The rows of a network, changed all at once where the metric does that."""
+    if metric.prepare is None:
+        return list(rows)
+    prepared = list(_guarded(metric, "prepare", metric.prepare, rows))
+    if len(prepared) != len(rows):
+        raise UsageError(
+            f"the metric {metric.label} made {len(prepared)} rows of {len(rows)} in `prepare`",
+            "It returns one row for each sample.",
+        )
+    return prepared
+
+
+def _figure(metric: Metric, rows: Sequence[Row]) -> float:
+    """The figure of rows.
+
+    Raises:
+        UsageError: it is no number.
+    """
+    value = _guarded(metric, "value", metric.value, rows)
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"the metric {metric.label} returned {value!r} in `value`, expected a number",
+            "It makes one number of the rows of all samples.",
+        ) from error
 
 
 class _Bootstrap:
@@ -163,8 +283,8 @@ class _Bootstrap:
         generator = np.random.default_rng(_SEED)
         for _ in range(_resamples(metric, changed)):
             chosen = generator.integers(0, n, n)
-            value = metric.value([changed[index] for index in chosen])
-            base = metric.perfect if original is None else metric.value([original[index] for index in chosen])
+            value = _figure(metric, [changed[index] for index in chosen])
+            base = metric.perfect if original is None else _figure(metric, [original[index] for index in chosen])
             after.append(value)
             if base is not None:
                 before.append(base)

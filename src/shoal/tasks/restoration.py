@@ -11,7 +11,7 @@ from shoal.batches import Batch
 from shoal.measure.output_reading import Expectation, squared_error
 from shoal.outputs import Outputs
 from shoal.tasks.libraries import torchmetrics_functional
-from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names
+from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names, wrong_shape
 
 _NAMES = ("reconstruction",)
 # Two images that are equal to the bit differ by less than what 8 bits can tell; their ratio is cut there.
@@ -49,9 +49,10 @@ def _fits(output: Any, labels: Any) -> bool:
     return isinstance(labels, Tensor) and labels.is_floating_point() and labels.shape == _image(output).shape
 
 
-def _is_image(output: Any, labels: Any) -> bool:
+def _has_windows(output: Any) -> bool:
+    """Whether SSIM, which looks through windows of 11 x 11 pixels, can be computed."""
     image = _image(output)
-    return _fits(output, labels) and image.dim() == 4 and min(image.shape[-2:]) >= 11  # SSIM looks through 11 x 11
+    return image.dim() == 4 and min(image.shape[-2:]) >= 11
 
 
 def _mean(rows: Sequence[Row]) -> float:
@@ -72,9 +73,10 @@ RESTORATION = Task(
     "restoration",
     (
         Metric("psnr", "PSNR", _psnr_rows, _mean, "dB", fits=_fits),
-        Metric("ssim", "SSIM", _ssim_rows, _mean, "%", fits=_is_image, perfect=1.0),
+        Metric("ssim", "SSIM", _ssim_rows, _mean, "%", fits=_fits, applies=_has_windows, perfect=1.0),
     ),
     Expectation("restoration", "values"),
     outputs=_NAMES,
     recognize=_recognize,
+    obstacle=lambda model, tensors: wrong_shape(tensors, 3, 5, "images (samples, channels, height, width)"),
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch
 from shoal.measure.output_reading import Expectation
 from shoal.outputs import Outputs
-from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names
+from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names, wrong_shape
 
 _NAMES = ("out", "logits")
 _VOID = (-100, 255)  # labels that say nothing: torch's, and that of the VOC and ADE20K data sets
@@ -85,4 +85,7 @@ SEGMENTATION = Task(
     decides=True,
     outputs=_NAMES,
     recognize=_recognize,
+    obstacle=lambda model, tensors: wrong_shape(
+        tensors, 3, 5, "scores of classes for each pixel (samples, classes, height, width)", width=2
+    ),
 )

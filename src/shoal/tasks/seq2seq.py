@@ -1,6 +1,6 @@
 """Sequence to sequence: text or tokens for text, speech or images; judged by what the network generates."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,6 +138,12 @@ def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str
     return next((f"{name} has an encoder and a decoder" for name in names if "For" in name or "LMHead" in name), None)
 
 
+def _obstacle(model: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
+    if _is_ctc(model) or callable(getattr(model, "generate", None)):
+        return None
+    return "it needs a network that writes sequences, with generate() or for CTC"
+
+
 def seq2seq(decode: Decode | None = None) -> Task:
     """The task of networks that generate sequences.
 
@@ -165,5 +171,6 @@ _SEQ2SEQ = Task(
     expectation=Expectation("seq2seq", "classes", axis=-1),
     outputs=("logits",),
     recognize=_recognize,
+    obstacle=_obstacle,
 )
 SEQ2SEQ = seq2seq()

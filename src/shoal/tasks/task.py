@@ -1,14 +1,15 @@
 """What a task is: how outputs are read, which metrics tell how good a network is, and how it is recognised."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from shoal.batches import Batch
+from shoal.errors import UsageError
 from shoal.measure.output_reading import Expectation
-from shoal.outputs import Outputs, read_outputs
+from shoal.outputs import Outputs, read_outputs, shown
 
 # What one sample adds to a metric: numbers, or whatever `Metric.value` makes a figure of.
 Row = Any
@@ -41,6 +42,7 @@ class Metric:
         against: `labels` for a metric that needs labels, `original` for one that compares with the original's output,
             `either` for one that takes labels where they fit.
         fits: whether labels are such that the metric can use them, `fits(output, labels)`.
+        applies: whether outputs are such that the metric can look at them, `applies(output)`; else it is left out.
         perfect: the figure of a network that answers exactly as the reference says; None where there is none.
         respond: what to ask the network, `respond(model, batch)`; by default its forward. Generation is another.
         prepare: changes all rows of a network at once before they are resampled, where one sample's row depends on
@@ -59,6 +61,7 @@ class Metric:
     better: Literal["higher", "lower"] = "higher"
     against: Literal["labels", "original", "either"] = "either"
     fits: Callable[[Any, Any], bool] = lambda output, labels: True
+    applies: Callable[[Any], bool] = lambda output: True
     perfect: float | None = None
     respond: Callable[[nn.Module, Batch], Any] | None = None
     prepare: Callable[[Sequence[Row]], Sequence[Row]] | None = None
@@ -80,6 +83,10 @@ class Task:
         recognize: the reason why a network does this task, from the network, its output and the labels; else None.
         dense: a class for the network to be of while it is looked at, whose forward returns what its usual output is
             selected from; None where the usual output is looked at.
+        obstacle: why a network cannot do this task, `obstacle(model, tensors)` of the outputs of real numbers that
+            count, by name; None where it can. Asked where the user names the task.
+        annotation_fault: why labels that make no tensor cannot be used, `annotation_fault(annotations)`; None where
+            they can.
     """
 
     name: str
@@ -89,6 +96,8 @@ class Task:
     outputs: tuple[str, ...] = ()
     recognize: Callable[[nn.Module, Outputs, Tensor | None], str | None] = lambda model, outputs, labels: None
     dense: Callable[[nn.Module], type[nn.Module] | None] = lambda model: None
+    obstacle: Callable[[nn.Module, Mapping[str, Tensor]], str | None] = lambda model, tensors: None
+    annotation_fault: Callable[[Sequence[Any]], str | None] = lambda annotations: None
 
     def names(self, outputs: Outputs) -> tuple[str, ...]:
         """The outputs that count of those that a network returns; all of them where none is named here."""
@@ -103,6 +112,31 @@ def module_names(model: nn.Module) -> list[str]:
 
 
 def main_tensor(output: Any, *names: str) -> Tensor:
-    """The tensor of an output that a metric looks at: itself, that of the first of these names, or the first one."""
+    """The tensor of an output that a metric looks at: itself, that of the first of these names, or the first one.
+
+    Raises:
+        UsageError: there is no tensor of real numbers.
+    """
     tensors = read_outputs(output).floating
+    if not tensors:
+        raise UsageError(
+            f"the network returns a {type(output).__name__} without a tensor of real numbers, which this task needs",
+            "Name another task with task= (--task).",
+        )
     return next((tensors[name] for name in names if name in tensors), next(iter(tensors.values())))
+
+
+def wrong_shape(tensors: Mapping[str, Tensor], least: int, most: int, form: str, width: int = 1) -> str | None:
+    """Why outputs do not have the form that a task needs: all that count have too few or too many axes.
+
+    Args:
+        tensors: by name.
+        least: axes at least.
+        most: axes at most.
+        form: of an output, for people.
+        width: of the second axis, at least.
+    """
+    if any(least <= tensor.dim() <= most and tensor.shape[1] >= width for tensor in tensors.values()):
+        return None
+    listed = ", ".join(f"{shown(name)} is of shape {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    return f"it needs {form}, and {listed or 'there is no output of real numbers'}"
