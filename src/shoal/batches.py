@@ -142,8 +142,10 @@ class Batch:
 
 
 def _rows_of(values: tuple[T, ...] | None, part: slice | Tensor) -> tuple[T, ...] | None:
-    if values is None or isinstance(part, slice):
-        return values[part] if values is not None else None
+    if values is None:
+        return None
+    if isinstance(part, slice):
+        return values[part]
     return tuple(values[row] for row in part.tolist())
 
 

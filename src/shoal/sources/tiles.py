@@ -55,8 +55,8 @@ def tiled_folder(place: Path, size: int | None = None) -> TargetSource:
     if size is not None:
         raise DataError("--size does not apply to tiles: images are cut, not resized", "Leave it out.")
     source = _FOLDERS[name](Path(root).expanduser(), whole=True)
-    parts = [Tiles(images, int(side), int(overlap)) for images in (source.train, source.test)]
-    return TargetSource(*parts, collate=collate_tiles)
+    train, test = (Tiles(images, int(side), int(overlap)) for images in (source.train, source.test))
+    return TargetSource(train, test, collate_tiles)
 
 
 def collate_tiles(samples: Sequence[Any]) -> Batch:
