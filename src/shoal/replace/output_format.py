@@ -106,7 +106,7 @@ def install_(model: nn.Module, path: str, module: nn.Module, output_format: Outp
     Plain attributes of the block are copied to it: the network's code may read them.
     """
     copy_plain_attrs_(module, model.get_submodule(path))
-    _take_format_(module, output_format)
+    _adopt_format_(module, output_format)
     model.set_submodule(path, module, strict=True)
 
 
@@ -114,12 +114,12 @@ def copy_format_(old: nn.Module, new: nn.Module) -> nn.Module:
     """`new`, made to return the format of `old` and to have its plain attributes, before it takes its place."""
     for hook in old._forward_hooks.values():
         if isinstance(hook, OutputFormat):
-            _take_format_(new, hook)
+            _adopt_format_(new, hook)
     copy_plain_attrs_(new, old)
     return new
 
 
-def _take_format_(module: nn.Module, output_format: OutputFormat) -> None:
+def _adopt_format_(module: nn.Module, output_format: OutputFormat) -> None:
     if output_format.stream_name is not None:
         module.register_forward_pre_hook(StreamFirst(output_format), with_kwargs=True)
     if output_format != PLAIN:
