@@ -112,7 +112,7 @@ def test_images_are_read_by_where_their_channels_are(channels_first):
     assert torch.equal(before, (x.movedim(1, -1) if channels_first else x).reshape(-1, 5))
 
 
-def damage_forwards(depth, monkeypatch):
+def damage_forwards(depth, monkeypatch, **more):
     """How many changes are measured, each a run of a part of the network."""
     measured = []
     before = DamageMeter.alone
@@ -122,7 +122,7 @@ def damage_forwards(depth, monkeypatch):
         return before(self, names)
 
     monkeypatch.setattr(DamageMeter, "alone", counted)
-    config = CompressConfig(stand_ins=("linear", "identity"), longest=3, fold=False)
+    config = CompressConfig(stand_ins=("linear", "identity"), longest=3, fold=False, **more)
     result = compress(deep(depth), data(4), Budget(params=0.6), validation=data(1), config=config)
     return max(measured), result
 
@@ -170,3 +170,10 @@ def test_of_each_length_the_spans_that_turn_the_stream_least_are_kept():
     assert {span.paths for span in still if len(span.paths) == 7} == {tuple(map(str, range(4, 11)))}
     assert sum(len(span.paths) == 6 for span in still) == 2
     assert least_influence(graph, segments, [], batch, 2) == []
+
+
+@pytest.mark.heavy
+def test_a_long_chain_is_measured_whole_where_that_is_asked_for(small, monkeypatch):
+    _, result = damage_forwards(12, monkeypatch, screening=False)
+    assert not any("is screened" in note for note in result.record.notes)
+    assert all(block.removal_kl is not None for block in result.record.blocks)

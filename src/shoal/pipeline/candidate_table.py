@@ -30,7 +30,7 @@ from shoal.pipeline.candidate_refit import (
 from shoal.pipeline.costs import CostModel
 from shoal.pipeline.pair_damage import measured_pairs
 from shoal.pipeline.profiling import PlacedModule
-from shoal.pipeline.screening import is_screened, least_influence, screen
+from shoal.pipeline.screening import is_screened, least_influence, screen, unscreened
 from shoal.pipeline.unit_removals import unit_removals
 from shoal.plan import Edge, PairTerm, Path, Remove, Replacement
 from shoal.quantities import QUANTITIES, Cost
@@ -161,6 +161,7 @@ class CandidateBuilder:
         student_budget: for the training of all students together.
         depth_only: whether the goal is about the number of blocks alone, whatever these cost.
         workers: who fits closed forms and measures damages.
+        screening: whether a very long chain is screened, or measured whole like others.
         allowed: names of the segments that may be touched; None: all.
         damage: how far outputs are from the original's, for each sample.
         progress: called with (stage, done, total).
@@ -182,12 +183,17 @@ class CandidateBuilder:
     units: Mapping[str, tuple[int, ...]] | None = None
     depth_only: bool = False
     workers: Workers = field(default_factory=LocalWorkers)
+    screening: bool = True
 
     def __post_init__(self) -> None:
         segments = self.costs.segments
-        self.screening = screen(self.graph, segments, self._spans(self.longest), self.fit[0])
+        spans = self._spans(self.longest)
+        self.is_screened = self.screening and is_screened(segments)
+        self.kept = (
+            screen(self.graph, segments, spans, self.fit[0]) if self.is_screened else unscreened(segments, spans)
+        )
         units = unit_removals(self.graph, segments, self.units or {})
-        self.unit_removals = [removal for removal in units if removal.segment.path in self.screening.removals]
+        self.unit_removals = [removal for removal in units if removal.segment.path in self.kept.removals]
 
     def build(self) -> CandidateTable:
         """Time, fit and try everything; what costs no less than what it replaces is dropped before it is fitted."""
@@ -215,9 +221,9 @@ class CandidateBuilder:
         table.removal_damages = [
             RemovalDamage(segment.path, alone.raw, alone.interval, self.num_damage_samples)
             for segment in segments.segments
-            if segment.path in self.screening.removals and (alone := damages[f"remove {segment.path}"])
+            if segment.path in self.kept.removals and (alone := damages[f"remove {segment.path}"])
         ]
-        screened = [self.screening.note] if self.screening.note else []
+        screened = [self.kept.note] if self.kept.note else []
         table.notes = [*screened, *_overfit_notes(candidates), *notes, *_refit_notes(refit, damages, table.pairs)]
         return table
 
@@ -237,7 +243,7 @@ class CandidateBuilder:
     def _cheaper_candidates(self, like: torch.Tensor) -> tuple[list[ReplacementSpec], list[StudentSpec]]:
         """The closed forms and the students that cost less than what they replace, once everything is timed."""
         segments, costs = self.costs.segments, self.costs
-        spans = self.screening.spans
+        spans = self.kept.spans
         samples = sum(batch.size for batch in self.fit)
         specs = [
             spec
@@ -362,8 +368,8 @@ class CandidateBuilder:
     def _fold_specs(self) -> list[FoldedSpec]:
         """The folds of all spans, and a few of longer ones: a fold costs its first block, however much it removes."""
         segments = self.costs.segments
-        specs = folded_specs(self.graph, segments, self.screening.spans)
-        if not specs or is_screened(segments) or self.longest < LONGEST:
+        specs = folded_specs(self.graph, segments, self.kept.spans)
+        if not specs or self.is_screened or self.longest < LONGEST:
             return specs
         spans = self._spans(len(segments.segments) // 2 + 1)
         longer = folded_specs(self.graph, segments, [span for span in spans if span.stop - span.start > self.longest])
@@ -406,7 +412,7 @@ class CandidateBuilder:
             depth = self.depth_of(segment.path) if segment.residual else int(segment.can_bound_span)
             step = _Step(index, index + 1, "keep", depth=depth)
             edges.append(_edge(step, None, costs.steps[segment.path]))
-            if segment.path in self.screening.removals and self.is_allowed(segment.path):
+            if segment.path in self.kept.removals and self.is_allowed(segment.path):
                 shortcut = costs.lookup(self.graph.shortcut_modules[segment.path], segment.in_shape)
                 step = _Step(index, index + 1, "remove", depth=0)
                 edges.append(_edge(step, damages[f"remove {segment.path}"], shortcut))
@@ -437,7 +443,7 @@ class CandidateBuilder:
         removals = [
             removal_change(self.graph, segments, index)
             for index, segment in enumerate(segments.segments)
-            if segment.path in self.screening.removals
+            if segment.path in self.kept.removals
         ]
         for removal in self.unit_removals:
             index = segments.paths.index(removal.segment.path)

@@ -33,6 +33,8 @@ class MeasureConfig:
             as well, unless this is set below the default.
         table_refit: measure the damage of a change after a refit of the next maps behind it, and that of some pairs;
             without, tables take less than half the time and their sums are a worse guide.
+        screening: fit and measure a part of the spans of a chain of more than 128 blocks, chosen by one recorded
+            forward; without, all of them, which takes time that grows with the square of the depth.
         student_budget: how long all students together are trained: a time, or a number of mini-batches.
         channels_last: time images with the channels last in memory.
         latency_seconds: how long each network is timed for the record.
@@ -47,6 +49,7 @@ class MeasureConfig:
     stand_ins: tuple[str, ...] = DEFAULT_KINDS
     longest: int = LONGEST
     table_refit: bool = True
+    screening: bool = True
     student_budget: str | int = STUDENT_BUDGET
     channels_last: bool = False
     latency_seconds: float = 1.0
@@ -63,6 +66,7 @@ class MeasureConfig:
         flag("channels_last", self.channels_last)
         object.__setattr__(self, "latency_batch_sizes", batch_sizes(self.latency_batch_sizes))
         flag("table_refit", self.table_refit)
+        flag("screening", self.screening)
         object.__setattr__(self, "stand_ins", names_of("stand_ins", self.stand_ins))
         check_kinds(self.stand_ins)
         if read_budget(self.student_budget) is None:

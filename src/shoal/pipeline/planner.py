@@ -69,7 +69,7 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
     candidates = CandidateBuilder(
         graph,
         splits.fit,
-        judging(segments, judge),
+        judging(segments, judge) if settings.screening else judge,
         CostModel(graph, segments, timed[0], backend, cache),
         cache,
         kinds=settings.stand_ins,
@@ -83,6 +83,7 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
         progress=context.progress,
         student_budget=read_budget(settings.student_budget) or TrainingBudget(steps=1),
         workers=context.workers,
+        screening=settings.screening,
     )
     builder = PlanBuilder(graph, candidates.build(), splits.fit, judge, context.damage, context.progress)
     return PlanSearch(builder, backend)
@@ -206,6 +207,7 @@ def _cache_fingerprint(context: CompressContext, fit: Sequence[Batch], judge: Se
         "include": list(context.goal.include),
         "exclude": list(context.goal.exclude),
         **({"grain": "unit"} if by_units(context.goal) else {}),
+        **({} if settings.screening else {"screening": False}),
     }
 
 

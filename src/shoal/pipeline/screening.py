@@ -41,8 +41,13 @@ class Screening:
 
 
 def is_screened(segments: SegmentChain) -> bool:
-    """Whether a chain is too long to measure all of it."""
+    """Whether a chain is too long to measure all of it, unless that is asked for (`MeasureConfig.screening`)."""
     return len(segments.segments) > UNSCREENED
+
+
+def unscreened(segments: SegmentChain, spans: Sequence[Span]) -> Screening:
+    """All spans, and all removals."""
+    return Screening(list(spans), frozenset(segment.path for segment in segments.segments if segment.residual))
 
 
 def screen(graph: BlockGraph, segments: SegmentChain, spans: Sequence[Span], batch: Batch) -> Screening:
@@ -54,9 +59,9 @@ def screen(graph: BlockGraph, segments: SegmentChain, spans: Sequence[Span], bat
         spans: those that could be replaced.
         batch: what the network is run on.
     """
-    removals = [segment for segment in segments.segments if segment.residual]
     if not is_screened(segments):
-        return Screening(list(spans), frozenset(segment.path for segment in removals))
+        return unscreened(segments, spans)
+    removals = [segment for segment in segments.segments if segment.residual]
     streams = _Streams.record(graph.model, segments, batch)
     scores = {span: streams.score(span.start, span.stop) / (span.stop - span.start) for span in spans}
     covering = _covering(spans, scores)
