@@ -1,6 +1,11 @@
 """How time grows with the number of blocks: trace, named removals, scan and plan of synthetic networks.
 
     python benchmarks/scaling.py --stages trace,blocks --depths 125,250,500,1000 --out benchmarks/results/scaling.json
+    python benchmarks/scaling.py --network resnet --depths 27 --stages spans,tables,goal --out NAME.json
+
+`spans` fits and measures all spans, as for a budget of MACs, from 1,000 samples, each damage as it is; `tables` does so
+with the refit, the pairs and the latencies that a budget of latency needs; `goal` is another budget by the tables that
+are there: solving, building, refitting, and the timing that confirms it.
 
 Each stage runs once at each depth; wall and process CPU seconds are kept, since other processes slow down the wall
 clock. The exponent is the slope of log CPU seconds over log depth, with its 95 % interval by the t distribution.
@@ -8,8 +13,10 @@ clock. The exponent is the slope of log CPU seconds over log depth, with its 95 
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +26,8 @@ from torch import nn
 
 import shoal
 from shoal.measure import machine
+from shoal.pipeline import predict_plan
+from shoal.sources import load_model
 
 WIDTH = 16
 
@@ -69,11 +78,38 @@ def conv(depth: int) -> tuple[nn.Module, Callable[[int], torch.Tensor]]:
     return model.eval(), lambda count: torch.randn(count, 3, 8, 8)
 
 
-NETWORKS = {"mlp": mlp, "conv": conv}
+def resnet(depth: int) -> tuple[nn.Module, Callable[[int], torch.Tensor]]:
+    """A ResNet for CIFAR with so many blocks in three stages (27: depth 56), of random weights, and its images."""
+    torch.manual_seed(0)
+    model = load_model(f"cifar-preact-resnet:{2 * max(3, depth // 3 * 3) + 2}").model
+    return model.eval(), lambda count: torch.randn(count, 3, 32, 32)
 
 
-def run(stage: str, model: nn.Module, make: Callable[[int], torch.Tensor]) -> None:
-    """One stage on one network."""
+NETWORKS = {"mlp": mlp, "conv": conv, "resnet": resnet}
+_ALL_SAMPLES = 1000  # of `spans`, `tables` and `goal`, in mini-batches of 125
+
+
+def run(stage: str, model: nn.Module, make: Callable[[int], torch.Tensor], tables: Path) -> None:
+    """One stage on one network.
+
+    Args:
+        stage: one of those above.
+        model: of this depth.
+        make: makes so many inputs.
+        tables: a folder of this network; `goal` finds in it what `tables` left.
+    """
+    if stage in ("spans", "tables", "goal"):
+        torch.manual_seed(1)
+        data, validation = [make(125) for _ in range(_ALL_SAMPLES // 125)], [make(125)]
+        config = shoal.CompressConfig(images=_ALL_SAMPLES, table_refit=stage != "spans", tables=tables / "latency")
+        if stage == "goal":
+            shoal.compress(model, data, shoal.Budget(latency=0.6), validation=validation, config=config)
+            return
+        if stage == "spans":
+            config = replace(config, tables=tables / "macs")
+        goal = shoal.Budget(macs=0.5) if stage == "spans" else shoal.Budget(latency=0.5)
+        predict_plan(model, data, goal, validation=validation, config=config)
+        return
     if stage == "trace":
         shoal.trace(model, make(4))
         return
@@ -103,15 +139,21 @@ def main() -> None:
     parser.add_argument("--depths", default="125,250,500,1000")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(options, Path(folder))
+
+
+def measure(options: argparse.Namespace, folder: Path) -> None:
+    """All stages at all depths; tables are kept in the folder meanwhile."""
     depths = [int(depth) for depth in options.depths.split(",")]
     results = []
     for stage in options.stages.split(","):
-        run(stage, *NETWORKS[options.network](8))  # what is imported and looked up once
+        run(stage, *NETWORKS[options.network](8), folder / "8")  # what is imported and looked up once
         rows = []
         for depth in depths:
             network = NETWORKS[options.network](depth)
             wall, cpu = time.perf_counter(), time.process_time()
-            run(stage, *network)
+            run(stage, *network, folder / str(depth))
             rows.append({"depth": depth, "wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu})
             print(f"{stage:8} {depth:6} blocks {rows[-1]['wall']:8.1f} s wall {rows[-1]['cpu']:8.1f} s CPU", flush=True)
         fit = exponent(depths, [row["cpu"] for row in rows])

@@ -21,7 +21,14 @@ from shoal.recover.distill import Distillation
 
 pytestmark = pytest.mark.heavy
 
-QUICK = CompressConfig(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("linear", "conv3"), longest=2)
+QUICK = CompressConfig(
+    images=36,
+    validation_images=36,
+    latency_seconds=0.001,
+    stand_ins=("linear", "conv3"),
+    longest=2,
+    table_refit=False,  # nothing here is about the refit of neighbours
+)
 LEARN = DistillConfig(rate=0.1, looks=3)
 
 

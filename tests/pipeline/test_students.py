@@ -27,7 +27,13 @@ from shoal.surgery.replace import replace_spans_
 pytestmark = pytest.mark.heavy
 
 QUICK = CompressConfig(
-    images=36, validation_images=60, latency_seconds=0.001, stand_ins=("block", "narrow"), longest=3, student_budget=8
+    images=36,
+    validation_images=60,
+    latency_seconds=0.001,
+    stand_ins=("block", "narrow"),
+    longest=3,
+    student_budget=8,
+    table_refit=False,  # nothing here is about the refit of neighbours
 )
 
 
@@ -41,7 +47,12 @@ def data(first=0, count=3, size=12):
 
 
 def taught(shelf=None, **more):
-    more = {"kinds": ("block", "narrow", "conv3"), "student_budget": TrainingBudget(steps=6), "longest": 3} | more
+    more = {
+        "kinds": ("block", "narrow", "conv3"),
+        "student_budget": TrainingBudget(steps=6),
+        "longest": 3,
+        "refit": None,
+    } | more
     return maker(shelf=shelf, **more)
 
 
@@ -122,12 +133,25 @@ def planned(**more):
     return compress(network(), data(), **typed(**{"settings": QUICK, **more}))
 
 
+@pytest.fixture(scope="module")
+def tables_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("students") / "t"
+
+
+@pytest.fixture(scope="module")
+def plan(tables_folder):
+    """What comes of a plan with students, made once; its tables are in the folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        stopwatch.install(patch)
+        return planned(macs=0.6, tables=tables_folder)
+
+
 def replaced(result):
     return [one for one in result.plan.actions if isinstance(one, Replace)]
 
 
-def test_the_plan_rebuilds_them_and_what_was_saved_loads_bitwise(tmp_path):
-    result = planned(macs=0.6)
+def test_the_plan_rebuilds_them_and_what_was_saved_loads_bitwise(tmp_path, plan):
+    result = plan
     assert {one.stand_in.kind for one in replaced(result)} <= {"block", "narrow"}
     assert replaced(result)
     assert Plan.model_validate_json(result.plan.model_dump_json()) == result.plan
@@ -148,8 +172,8 @@ def test_the_plan_rebuilds_them_and_what_was_saved_loads_bitwise(tmp_path):
         assert torch.equal(again(x), expected)
 
 
-def test_so_many_steps_give_the_same_plan():
-    one, other = planned(macs=0.6), planned(macs=0.6)
+def test_so_many_steps_give_the_same_plan(plan):
+    one, other = plan, planned(macs=0.6)
     assert one.plan == other.plan
     torch.testing.assert_close(one.model.state_dict(), other.model.state_dict(), rtol=0, atol=0)
 
@@ -162,8 +186,8 @@ def test_they_recover_and_an_interrupted_recovery_finds_its_cut(tmp_path):
     again.load_state_dict(result.model.state_dict())
 
 
-def test_a_kept_cut_comes_back_with_its_students(tmp_path):
-    result = planned(macs=0.6)
+def test_a_kept_cut_comes_back_with_its_students(tmp_path, plan):
+    result = plan
     example = Batch((data()[0][:2],))
     save_plan(
         tmp_path, CompressedModel(result.model, RemovalChoice([], {}, {}, True, "done"), replaced(result)), {"a": 1}
@@ -179,11 +203,10 @@ def test_a_depth_counts_their_blocks():
     assert result.record.compressed.blocks <= 3
 
 
-def test_tables_of_another_budget_are_refused(tmp_path):
-    planned(macs=0.6, tables=tmp_path / "t")
+def test_tables_of_another_budget_are_refused(plan, tables_folder):
     other = CompressConfig(**{**vars(QUICK), "student_budget": "90s"})
     with pytest.raises(Exception, match="student_budget was '8 steps', now '90 seconds'"):
-        planned(macs=0.6, tables=tmp_path / "t", settings=other)
+        planned(macs=0.6, tables=tables_folder, settings=other)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def plan_for(goal, folder=None, model=None, threads=None, monkeypatch=None):
     samples = [Batch((torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(seed)),)) for seed in range(2)]
     if threads is not None:
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    config = CompressConfig(tables=folder, latency_seconds=0.01)
+    config = CompressConfig(tables=folder, latency_seconds=0.01, table_refit=False)
     return predict_plan(model or network(), samples, goal, config=config)
 
 
