@@ -116,7 +116,7 @@ def run_recovered(ground: Ground, sets: Sets, place: Place, setup: RecoverySetup
         "recovery": recovery,
         "network": model_digest(network),
         "held_back_kl": ground.damage(network),
-        "before": cut["quality"] if not (way.fresh or race_of_cell(cut)) else None,
+        "before": cut["quality"] if not (way.fresh or has_learned(cut)) else None,
         "quality": judged(network, sets, own_place),
         "seconds": time.perf_counter() - started,
     }
@@ -134,10 +134,15 @@ def _twin(place: Place, network: str) -> Place | None:
 
 
 def race_of_cell(cut: dict[str, Any]) -> PlanRace | None:
-    """The race that a cut network comes from with what it learned there, if any."""
+    """The race that a cut network was chosen by, if any; its steps are spent, whether the network learned in them."""
     race = (cut.get("done") or {}).get("race")
-    found = PlanRace.model_validate(race) if race else None
-    return found if found is not None and found.continued else None
+    return PlanRace.model_validate(race) if race else None
+
+
+def has_learned(cut: dict[str, Any]) -> bool:
+    """Whether a cut network comes with what it learned in its race."""
+    race = race_of_cell(cut)
+    return race is not None and race.continued
 
 
 def _plan_of(place: Place) -> Plan | None:
@@ -181,7 +186,7 @@ class _Recovery:
 
     @property
     def _left_of_budget(self) -> TrainingBudget:
-        """The budget less the steps of the race that Shoal's plan comes from: its network has learned in them."""
+        """The budget less the steps of the race that Shoal's plan was chosen by."""
         race = race_of_cell(self._cut.finished() or {})
         return remaining(self.setup.budget, race) if not WAYS[self.place.method].fresh else self.setup.budget
 

@@ -11,8 +11,7 @@ from torch import nn
 from shoal.batches import Batch
 from shoal.preserve import copied
 from shoal.recover import DistillConfig, DistillData, trainable
-from shoal.recover.lr_search import SAFE_LR
-from shoal.recover.rungs import PausedStudent, RungDistillation
+from shoal.recover.rungs import RUNG_LR, PausedStudent, RungDistillation
 
 
 def network(seed=0, width=6):
@@ -137,8 +136,8 @@ def test_what_is_judged_is_what_was_learned_not_what_it_began_with(tmp_path):
     assert student.result(2).recovery.kept_step == 0  # but they are what comes out
 
 
-def test_the_rate_is_a_safe_one_where_none_is_given(tmp_path):
-    assert paused(tmp_path / "a", rate=None).climb(1).rate == SAFE_LR["sgd"]
+def test_the_rate_is_the_same_for_all_where_none_is_given(tmp_path):
+    assert paused(tmp_path / "a", rate=None).climb(1).rate == RUNG_LR["sgd"]
     assert paused(tmp_path / "b", rate=0.3).climb(1).rate == 0.3
 
 
