@@ -226,3 +226,79 @@ def test_half_stays_half(dtype):
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert one.fused_weight(model).dtype == torch.float64
     torch.testing.assert_close(one.fused_weight(model), weight, rtol=0.01, atol=0.01)
+
+
+class Scaled(nn.Module):
+    """x + what a layer's output becomes by some factors."""
+
+    def __init__(self, layer, scale, norm=None):
+        super().__init__()
+        self.layer, self.scale, self.norm = layer, scale, norm or nn.Identity()
+        self.gamma = nn.Parameter(torch.tensor([0.5, -2.0, 0.25, 1.5]))
+        self.alpha = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x):
+        return x + self.scale(self, self.norm(self.layer(F.relu(x))))
+
+
+SCALES = {
+    "a number": (lambda block, out: 0.2 * out, 0.2),
+    "a number behind": (lambda block, out: out * 0.2, 0.2),
+    "in place": (lambda block, out: out.mul_(0.2), 0.2),
+    "a quotient": (lambda block, out: out / 4, 0.25),
+    "two factors": (lambda block, out: 0.5 * (block.alpha * out), 0.15),
+    "one parameter": (lambda block, out: block.alpha * out, 0.3),
+    "each channel": (lambda block, out: torch.mul(out, block.gamma.view(1, -1, 1, 1)), "gamma"),
+    "each channel, three axes": (lambda block, out: block.gamma[:, None, None].reshape(4, 1, 1) * out, None),
+}
+
+
+@pytest.mark.parametrize("spelling", SCALES)
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_factor_behind_the_layer_is_a_part_of_the_map(spelling, norm):
+    scale, factor = SCALES[spelling]
+    torch.manual_seed(0)
+    block = Scaled(nn.Conv2d(4, 4, 3, padding=1), scale, networks.randomised(nn.BatchNorm2d(4)) if norm else None)
+    model = nn.Sequential(block, Scaled(nn.Conv2d(4, 4, 1), lambda block, out: out)).double().eval()
+    linear = found(analyze(model, Batch((randn(2, 4, 5, 5),))), "0")
+    if factor is None:  # indexing with None is no reshape that is followed
+        assert linear is None
+        return
+    assert linear == LastLinear("0.layer", "0.norm" if norm else None)
+    assert torch.allclose(linear.factor, block.gamma.double() if factor == "gamma" else torch.tensor(factor, dtype=torch.float64))
+    weight, bias = linear.fused_weight(model), linear.fused_bias(model)
+    x = randn(2, 4, 5, 5)
+    with torch.no_grad():
+        branch = block(x) - x
+        expected = F.conv2d(F.relu(x).double(), weight.reshape(4, 4, 3, 3), bias, padding=1)
+        assert torch.allclose(branch.double(), expected, atol=1e-5)
+        linear.set_fused_(model, 2 * weight, bias + 1)
+        assert torch.allclose((block(x) - x).double(), 2 * expected - bias[:, None, None] + 1, atol=1e-5)
+
+
+def test_a_factor_for_each_feature_of_tokens_and_one_that_is_switched_off():
+    torch.manual_seed(0)
+    block = Scaled(nn.Linear(4, 4), lambda block, out: out * block.gamma)
+    with torch.no_grad():
+        block.gamma[1] = 0
+    model = nn.Sequential(block, Scaled(nn.Linear(4, 4), lambda block, out: out)).double().eval()
+    linear = found(analyze(model, Batch((randn(2, 5, 4),))), "0")
+    kept = block.layer.weight[1].clone()
+    linear.set_fused_(model, torch.ones(4, 4).double(), torch.ones(4).double())
+    assert torch.equal(block.layer.weight[1], kept)
+    assert torch.allclose(linear.fused_weight(model)[[0, 2, 3]], torch.ones(3, 4).double())
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        lambda block, out: out * out.mean(),
+        lambda block, out: out * torch.sigmoid(block.alpha),
+        lambda block, out: out * torch.linspace(0, 1, 5),
+        lambda block, out: out / 2 + 0 * out,
+    ],
+)
+def test_what_is_no_fixed_factor_of_a_channel_ends_the_map(scale):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Scaled(nn.Conv2d(4, 4, 3, padding=1), scale) for _ in range(2))).double().eval()
+    assert found(analyze(model, Batch((randn(2, 4, 5, 5),))), "0") is None

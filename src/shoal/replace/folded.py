@@ -93,6 +93,7 @@ def folded_specs(graph: BlockGraph, chain: SegmentChain, spans: Sequence[Span]) 
         if (
             linear is not None
             and linear.norm is None
+            and linear.factor is None
             and isinstance(graph.model.get_submodule(linear.layer), nn.Linear)
         ):
             specs.append(FoldedSpec(span, linear, graph.model))

@@ -1,10 +1,11 @@
 """The last linear map of a segment: the layer whose weights can be refitted in closed form.
 
 In a residual branch it is the convolution or linear layer whose output is added to the stream, in a plain layer the
-layer itself; a batch norm in eval mode after it is fused into the map, and carries its bias.
+layer itself; a batch norm in eval mode after it is fused into the map, and carries its bias. So is a factor: a number
+(residual scaling), or a parameter for each channel (LayerScale) or for all (ReZero).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from shoal.blocks import BlockGraph
 from shoal.blocks.additions import add_operands
-from shoal.blocks.template import tensor_refs
-from shoal.blocks.trace import ModuleCall, Trace
+from shoal.blocks.template import TensorRef, tensor_refs
+from shoal.blocks.trace import ModuleCall, OpRecord, Trace
 from shoal.preserve import copied
 from shoal.replace.segments import Segment, SegmentChain, last_active_call, segment_calls
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+# How a parameter is brought to the shape of what it multiplies.
+_RESHAPES = frozenset("view reshape unsqueeze view_as reshape_as flatten".split())
 # A head of more weights than these (the vocabulary of a language model) is not worth its solution.
 _MAX_HEAD = 2**21
 # A channel that its batch norm scales by less than this share of the median is considered switched off.
@@ -41,11 +44,19 @@ class LayerCopies(dict[str, nn.Module]):
 
 @dataclass(frozen=True)
 class LastLinear:
-    """The layer at `layer` and the batch norm at `norm` after it, if any; `biased`: one of them can carry a bias."""
+    """The layer whose output is added to the stream, and what it goes through on the way.
+
+    Args:
+        layer: its path.
+        norm: of the batch norm after it, if any.
+        biased: whether one of them can carry a bias.
+        factor: what their output is multiplied by, float64, (outputs,) or a single number; None for nothing.
+    """
 
     layer: str
     norm: str | None
     biased: bool = True
+    factor: Tensor | None = field(default=None, compare=False)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -57,22 +68,23 @@ class LastLinear:
         return LayerCopies({path: copied(model.get_submodule(path)) for path in self.paths})
 
     def fused_weight(self, model: HasSubmodules) -> Tensor:
-        """The map of layer and norm as one matrix, (outputs, inputs x k x k), float64."""
+        """The map of layer, norm and factor as one matrix, (outputs, inputs x k x k), float64."""
         weight = model.get_submodule(self.layer).weight.detach().double()  # type: ignore[operator]
         return (weight * self._scale(model).reshape(-1, *[1] * (weight.dim() - 1))).flatten(1)
 
     def fused_bias(self, model: HasSubmodules) -> Tensor:
-        """The bias of layer and norm as one map, float64."""
+        """The bias of layer, norm and factor as one map, float64."""
         layer: Any = model.get_submodule(self.layer)
-        bias = layer.bias.detach().double() if layer.bias is not None else torch.zeros(len(layer.weight)).double()
-        bias = bias.to(layer.weight.device)
+        scale = self._scale(model)
+        bias = layer.bias.detach().double() if layer.bias is not None else torch.zeros_like(scale)
         if self.norm is None:
-            return bias
+            return scale * bias
         norm: Any = model.get_submodule(self.norm)
-        return (norm.bias.double() + self._scale(model) * (bias - norm.running_mean.double())).detach()
+        shift = norm.bias.double() * self._factor(scale)
+        return (shift + scale * (bias - norm.running_mean.double())).detach()
 
     def set_fused_(self, model: HasSubmodules, weight: Tensor, bias: Tensor) -> None:
-        """Set layer and norm so that together they compute weight, bias; switched-off channels are left alone."""
+        """Set layer and norm so that, times the factor, they compute weight, bias; switched-off channels stay."""
         layer: Any = model.get_submodule(self.layer)
         scale = self._scale(model)
         on = scale.abs() > _OFF * scale.abs().median()
@@ -84,20 +96,26 @@ class LastLinear:
             if not self.biased:
                 return
             if self.norm is None:
-                layer.bias[on] = bias[on].to(layer.bias)
+                layer.bias[on] = (bias / divisor[:, 0])[on].to(layer.bias)
                 return
             norm: Any = model.get_submodule(self.norm)
             mean = norm.running_mean.double()
             if layer.bias is not None:
                 mean = mean - layer.bias.double()
-            norm.bias[on] = (bias + scale * mean)[on].to(norm.bias)
+            factor = torch.where(on, self._factor(scale), 1)
+            norm.bias[on] = ((bias + scale * mean) / factor)[on].to(norm.bias)
 
     def _scale(self, model: HasSubmodules) -> Tensor:
-        if self.norm is None:
-            layer: Any = model.get_submodule(self.layer)
-            return torch.ones(len(layer.weight), dtype=torch.float64, device=layer.weight.device)
-        norm: Any = model.get_submodule(self.norm)
-        return (norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)).detach()
+        """What the layer's outputs are multiplied by: by the norm, and by the factor."""
+        layer: Any = model.get_submodule(self.layer)
+        scale = torch.ones(len(layer.weight), dtype=torch.float64, device=layer.weight.device)
+        if self.norm is not None:
+            norm: Any = model.get_submodule(self.norm)
+            scale = (norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)).detach()
+        return scale * self._factor(scale)
+
+    def _factor(self, like: Tensor) -> Tensor:
+        return torch.ones_like(like) if self.factor is None else self.factor.to(like).expand_as(like)
 
 
 def last_linear(graph: BlockGraph, segment: Segment, max_unknowns: int, unit: int | None = None) -> LastLinear | None:
@@ -121,17 +139,82 @@ def last_linear(graph: BlockGraph, segment: Segment, max_unknowns: int, unit: in
         branch = (last_call.outputs if segment.tail == "identity" else last_call.inputs)[0]
     if branch is None:
         return None
+    whole, branch, factors = branch, *_unscaled(graph, branch)
     norm = _returning(graph.trace, calls, branch, _NORMS)
     layer = _returning(graph.trace, calls, norm.inputs[0] if norm else branch, (nn.Conv2d, nn.Linear))
     if layer is None or not _can_be_set(layer, norm, max_unknowns):
         return None
-    if segment.residual and not _read_once(graph.trace, branch):
+    if segment.residual and not _read_once(graph.trace, whole):
+        return None
+    factor = _by_output(factors, graph.trace.values[branch].shape, layer.module)
+    if factors and factor is None:
         return None
     shape = graph.trace.values[branch].shape
     if norm is not None and not (_is_norm_of(layer, norm, shape) and _read_once(graph.trace, norm.inputs[0])):
         return None
     biased = norm is not None or layer.module.bias is not None
-    return LastLinear(layer.path, norm.path if norm else None, biased)
+    return LastLinear(layer.path, norm.path if norm else None, biased, factor)
+
+
+def _unscaled(graph: BlockGraph, value: int) -> tuple[int, list[Tensor]]:
+    """What a value is before it is multiplied by numbers and parameters, and these factors."""
+    trace, factors = graph.trace, list[Tensor]()
+    while (producer := trace.values[value].producer) >= 0:
+        product = _product(graph, trace.ops[producer])
+        if product is None or trace.ops[producer].value != value or not _read_once(trace, product[0]):
+            break
+        value = product[0]
+        factors.append(product[1])
+    return value, factors
+
+
+def _product(graph: BlockGraph, op: OpRecord) -> tuple[int, Tensor] | None:
+    """The tensor that an operation multiplies by something that never changes, and this; None where it does not."""
+    signature = op.signature
+    if signature is None or signature.name not in ("mul", "div") or signature.get("rounding_mode") is not None:
+        return None
+    pairs = [("input", "other")] if signature.name == "div" else [("input", "other"), ("other", "input")]
+    for multiplied, by in pairs:
+        value, factor = signature.tensor(multiplied), _constant(graph, signature.get(by))
+        if value is not None and factor is not None and _constant(graph, signature.get(multiplied)) is None:
+            return value, factor.reciprocal() if signature.name == "div" else factor
+    return None
+
+
+def _constant(graph: BlockGraph, item: object) -> Tensor | None:
+    """A number, or a parameter or buffer as it is or reshaped, in float64; None for what is computed or changes."""
+    if isinstance(item, (int, float)):
+        return torch.tensor(float(item), dtype=torch.float64)
+    if not isinstance(item, TensorRef):
+        return None
+    trace, shape = graph.trace, graph.trace.values[item.value].shape
+    value = trace.values[item.value]
+    while value.producer >= 0:
+        signature = trace.ops[value.producer].signature
+        source = signature.tensor("input") if signature is not None and signature.name in _RESHAPES else None
+        if source is None:
+            return None
+        value = trace.values[source]
+    if value.origin not in ("parameter", "buffer") or value.name in trace.written:
+        return None
+    path, _, name = value.name.rpartition(".")
+    tensor = getattr(graph.model.get_submodule(path), name, None)
+    if not isinstance(tensor, Tensor) or tensor.is_meta or not tensor.is_floating_point():
+        return None
+    return tensor.detach().double().reshape(shape)
+
+
+def _by_output(factors: list[Tensor], shape: tuple[int, ...], layer: Any) -> Tensor | None:
+    """Factors as one for each output of a layer; None where there are none, or they differ within a channel."""
+    axis = len(shape) - 1 if isinstance(layer, nn.Linear) else 1
+    total: Tensor | None = None
+    for factor in factors:
+        whole = (1,) * (len(shape) - factor.dim()) + tuple(factor.shape)
+        if len(whole) != len(shape) or any(size != 1 for place, size in enumerate(whole) if place != axis):
+            return None
+        part = factor.reshape(-1) if factor.numel() > 1 else factor.reshape(())
+        total = part if total is None else total * part
+    return total
 
 
 def network_head(graph: BlockGraph, chain: SegmentChain, max_unknowns: int) -> LastLinear | None:

@@ -242,7 +242,7 @@ class SequentialRefit:
         left = [unit for unit, is_lost in enumerate(lost) if not is_lost]
         unit = left[-1] if any(lost) else None
         linear = last_linear(self.teacher, segment, MAX_UNKNOWNS, unit)
-        if linear is None or linear.norm is not None:
+        if linear is None or linear.norm is not None or linear.factor is not None:
             return None
         return linear if isinstance(self.student.get_submodule(linear.layer), nn.Linear) else None
 
