@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,9 @@ from torch.nn.utils import parametrizations
 import networks
 from shoal.batches import Batch
 from shoal.blocks import analyze
-from shoal.replace import build_segments
+from shoal.replace import build_segments, refit_
 from shoal.replace.last_linear import LastLinear, last_linear
+from shoal.surgery import remove_blocks
 
 
 def found(anatomy, path, most=9999):
@@ -265,7 +268,9 @@ def test_a_factor_behind_the_layer_is_a_part_of_the_map(spelling, norm):
         assert linear is None
         return
     assert linear == LastLinear("0.layer", "0.norm" if norm else None)
-    assert torch.allclose(linear.factor, block.gamma.double() if factor == "gamma" else torch.tensor(factor, dtype=torch.float64))
+    assert torch.allclose(
+        linear.factor, block.gamma.double() if factor == "gamma" else torch.tensor(factor, dtype=torch.float64)
+    )
     weight, bias = linear.fused_weight(model), linear.fused_bias(model)
     x = randn(2, 4, 5, 5)
     with torch.no_grad():
@@ -287,6 +292,71 @@ def test_a_factor_for_each_feature_of_tokens_and_one_that_is_switched_off():
     linear.set_fused_(model, torch.ones(4, 4).double(), torch.ones(4).double())
     assert torch.equal(block.layer.weight[1], kept)
     assert torch.allclose(linear.fused_weight(model)[[0, 2, 3]], torch.ones(3, 4).double())
+
+
+class Next(nn.Module):
+    """As in ConvNeXt: channels last inside, LayerScale before the channels move or behind."""
+
+    def __init__(self, width, scale, move):
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.gamma = nn.Parameter(torch.linspace(0.2, 1.0, width))
+        self.scale, self.move = scale, move
+
+    def forward(self, x):
+        out = self.down(F.gelu(self.up(self.depthwise(x).permute(0, 2, 3, 1))))
+        if self.scale == "last":
+            return x + self.move(self.gamma * out)
+        return x + self.move(out).mul(self.gamma.reshape(1, -1, 1, 1))
+
+
+MOVES = {
+    "permute": lambda out: out.permute(0, 3, 1, 2),
+    "permute, a tuple": lambda out: torch.permute(out, (0, -1, 1, 2)),
+    "movedim": lambda out: out.movedim(-1, 1),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("scale", ["first", "last"])
+def test_channels_that_move_behind_the_layer(move, scale):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Next(4, scale, MOVES[move]) for _ in range(2))).double().eval()
+    linear = found(analyze(model, Batch((randn(2, 4, 5, 5),))), "1")
+    assert linear == LastLinear("1.down", None, moved=True)
+    assert torch.allclose(linear.factor, model[1].gamma.double())
+
+
+@pytest.mark.parametrize("move", [lambda out: out.permute(0, 3, 2, 1), lambda out: out.transpose(1, 3)])
+def test_axes_that_are_exchanged_otherwise_end_the_map(move):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Next(4, "last", move) for _ in range(2))).double().eval()
+    assert found(analyze(model, Batch((randn(2, 4, 5, 5),))), "1") is None
+
+
+SCALED_NETWORKS = {
+    "residual scaling": lambda: Scaled(nn.Conv2d(4, 4, 3, padding=1), SCALES["a number"][0]),
+    "LayerScale": lambda: Scaled(nn.Conv2d(4, 4, 3, padding=1), SCALES["each channel"][0]),
+    "ConvNeXt": lambda: Next(4, "first", MOVES["permute"]),
+}
+
+
+@pytest.mark.parametrize("name", SCALED_NETWORKS)
+def test_what_a_removed_block_added_is_made_up_for_through_a_factor(name):
+    """Batch norms that would take in a lost mean there are none: the maps behind have to."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(SCALED_NETWORKS[name]() for _ in range(4))).double().eval()
+    with torch.no_grad():
+        getattr(model[1], "layer", getattr(model[1], "down", None)).bias.add_(2.0)
+    data = [Batch((randn(8, 4, 6, 6, seed=seed),)) for seed in range(3)]
+    graph = analyze(copy.deepcopy(model), data[0].take(2))
+    cut = remove_blocks(model, data[0].take(2), ["1"]).eval()
+    x = randn(16, 4, 6, 6, seed=9)
+    with torch.no_grad():
+        before = (cut(x) - model(x)).square().mean()
+        refit_(graph, cut, [], data, removed=["1"])
+        assert (cut(x) - model(x)).square().mean() < 0.1 * before
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ class CandidateRefit:
         for run in self.runs:
             features, stream = self._map_inputs(segment, linear, partial(self._run, run, start, forwards))
             target = run.record.sums[segment.path]
-            moments.add(features, target if stream is None else target - stream)
+            moments.add(features, linear.as_output(target if stream is None else target - stream))
         return self._solved(linear, moments)
 
     def _map_inputs(self, segment: Segment, linear: LastLinear, run: Callable[[], Any]) -> tuple[Tensor, Tensor | None]:

@@ -94,6 +94,7 @@ def folded_specs(graph: BlockGraph, chain: SegmentChain, spans: Sequence[Span]) 
             linear is not None
             and linear.norm is None
             and linear.factor is None
+            and not linear.moved
             and isinstance(graph.model.get_submodule(linear.layer), nn.Linear)
         ):
             specs.append(FoldedSpec(span, linear, graph.model))

@@ -2,7 +2,8 @@
 
 In a residual branch it is the convolution or linear layer whose output is added to the stream, in a plain layer the
 layer itself; a batch norm in eval mode after it is fused into the map, and carries its bias. So is a factor: a number
-(residual scaling), or a parameter for each channel (LayerScale) or for all (ReZero).
+(residual scaling), or a parameter for each channel (LayerScale) or for all (ReZero). A linear layer may work on images
+with the channels last, and their maps come back channels first (ConvNeXt).
 """
 
 from dataclasses import dataclass, field
@@ -51,12 +52,18 @@ class LastLinear:
         norm: of the batch norm after it, if any.
         biased: whether one of them can carry a bias.
         factor: what their output is multiplied by, float64, (outputs,) or a single number; None for nothing.
+        moved: whether the channels, the last axis of the layer's output, are the second of what is added.
     """
 
     layer: str
     norm: str | None
     biased: bool = True
     factor: Tensor | None = field(default=None, compare=False)
+    moved: bool = False
+
+    def as_output(self, added: Tensor) -> Tensor:
+        """What is added to the stream, laid out as the layer's output is."""
+        return added.movedim(1, -1) if self.moved else added
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -139,7 +146,7 @@ def last_linear(graph: BlockGraph, segment: Segment, max_unknowns: int, unit: in
         branch = (last_call.outputs if segment.tail == "identity" else last_call.inputs)[0]
     if branch is None:
         return None
-    whole, branch, factors = branch, *_unscaled(graph, branch)
+    whole, branch, factors, moved = branch, *_before_factors(graph, branch)
     norm = _returning(graph.trace, calls, branch, _NORMS)
     layer = _returning(graph.trace, calls, norm.inputs[0] if norm else branch, (nn.Conv2d, nn.Linear))
     if layer is None or not _can_be_set(layer, norm, max_unknowns):
@@ -147,25 +154,49 @@ def last_linear(graph: BlockGraph, segment: Segment, max_unknowns: int, unit: in
     if segment.residual and not _read_once(graph.trace, whole):
         return None
     factor = _by_output(factors, graph.trace.values[branch].shape, layer.module)
-    if factors and factor is None:
+    if (factors and factor is None) or (moved and not isinstance(layer.module, nn.Linear)):
         return None
     shape = graph.trace.values[branch].shape
     if norm is not None and not (_is_norm_of(layer, norm, shape) and _read_once(graph.trace, norm.inputs[0])):
         return None
     biased = norm is not None or layer.module.bias is not None
-    return LastLinear(layer.path, norm.path if norm else None, biased, factor)
+    return LastLinear(layer.path, norm.path if norm else None, biased, factor, moved)
 
 
-def _unscaled(graph: BlockGraph, value: int) -> tuple[int, list[Tensor]]:
-    """What a value is before it is multiplied by numbers and parameters, and these factors."""
-    trace, factors = graph.trace, list[Tensor]()
+def _before_factors(graph: BlockGraph, value: int) -> tuple[int, list[Tensor], bool]:
+    """What a value is before factors that never change, these, and whether its channels moved since."""
+    trace, factors, moved = graph.trace, list[Tensor](), False
     while (producer := trace.values[value].producer) >= 0:
-        product = _product(graph, trace.ops[producer])
-        if product is None or trace.ops[producer].value != value or not _read_once(trace, product[0]):
+        op, rank = trace.ops[producer], len(trace.values[value].shape)
+        product = _product(graph, op)
+        source = product[0] if product is not None else _channels_last(op, rank)
+        if source is None or op.value != value or not _read_once(trace, source) or (moved and product is None):
             break
-        value = product[0]
-        factors.append(product[1])
-    return value, factors
+        value = source
+        if product is not None:
+            factors.append(product[1])
+        else:
+            moved = True
+            factors = [_padded(factor, rank).movedim(1, -1) for factor in factors]
+    return value, factors, moved
+
+
+def _channels_last(op: OpRecord, rank: int) -> int | None:
+    """The tensor whose last axis an operation makes the second; None where it does anything else."""
+    signature = op.signature
+    if signature is None or rank < 3:
+        return None
+    if signature.name == "permute":
+        dims = signature.get("dims")
+        moves = isinstance(dims, (tuple, list)) and all(isinstance(dim, int) for dim in dims)
+        order = [dim % rank for dim in dims] if moves and dims is not None else []
+        return signature.tensor("input") if order == [0, rank - 1, *range(1, rank - 1)] else None
+    places = signature.get("source"), signature.get("destination")
+    return signature.tensor("input") if signature.name == "movedim" and places in ((-1, 1), (rank - 1, 1)) else None
+
+
+def _padded(factor: Tensor, rank: int) -> Tensor:
+    return factor.reshape((1,) * (rank - factor.dim()) + tuple(factor.shape))
 
 
 def _product(graph: BlockGraph, op: OpRecord) -> tuple[int, Tensor] | None:
@@ -209,8 +240,10 @@ def _by_output(factors: list[Tensor], shape: tuple[int, ...], layer: Any) -> Ten
     axis = len(shape) - 1 if isinstance(layer, nn.Linear) else 1
     total: Tensor | None = None
     for factor in factors:
-        whole = (1,) * (len(shape) - factor.dim()) + tuple(factor.shape)
-        if len(whole) != len(shape) or any(size != 1 for place, size in enumerate(whole) if place != axis):
+        if factor.dim() > len(shape):
+            return None
+        whole = _padded(factor, len(shape)).shape
+        if any(size != 1 for place, size in enumerate(whole) if place != axis):
             return None
         part = factor.reshape(-1) if factor.numel() > 1 else factor.reshape(())
         total = part if total is None else total * part

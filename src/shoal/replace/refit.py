@@ -242,7 +242,7 @@ class SequentialRefit:
         left = [unit for unit, is_lost in enumerate(lost) if not is_lost]
         unit = left[-1] if any(lost) else None
         linear = last_linear(self.teacher, segment, MAX_UNKNOWNS, unit)
-        if linear is None or linear.norm is not None or linear.factor is not None:
+        if linear is None or linear.norm is not None or linear.factor is not None or linear.moved:
             return None
         return linear if isinstance(self.student.get_submodule(linear.layer), nn.Linear) else None
 
@@ -281,7 +281,7 @@ class SequentialRefit:
             self.teacher_x[batch], target = probe.teacher_sum(self.teacher_x[batch], forward)
             features, stream = probe.student_parts(x.clone(), forward)
             if len(x) > 1:
-                moments.add(features, target if stream is None else target - stream)
+                moments.add(features, linear.as_output(target if stream is None else target - stream))
         linear_fit_(self.student, linear, moments)
 
     def forward_segments(self, model: nn.Module, segments: Sequence[Segment], x: Tensor, batch: int) -> Tensor:
