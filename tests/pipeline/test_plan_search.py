@@ -13,6 +13,8 @@ from shoal.measure import cost
 from shoal.pipeline.goals import Budget
 from shoal.pipeline.judging import Judge
 from shoal.pipeline.plan_builder import RefinedPlan
+from shoal.pipeline.plan_measure import PlanMeter
+from shoal.pipeline.plan_pool import PlanPool
 from shoal.pipeline.plan_race import RaceOutcome
 from shoal.pipeline.plan_shortlist import confirmed_winner
 from shoal.plan import Remove, Replace
@@ -447,6 +449,27 @@ def test_an_interval_that_reaches_beyond_the_budget_does_not_meet_it(tables):
     assert hopeless.planning.budget_check.attempts <= 4
     assert " to " in hopeless.message.split(" % (")[1].split(")")[0]
     assert hopeless.message.endswith("asked for 60.0 %")
+
+
+def test_while_a_budget_is_confirmed_only_those_are_refitted_that_may_be_chosen(tables, monkeypatch):
+    """A refit takes far longer than a timing."""
+    refitted, sought = [], []
+    refit, tighten = PlanMeter.refitted, PlanPool.tighten
+
+    def watched(meter, plans, *keep):
+        if sought:
+            refitted.append([plan.latency_ratio for plan in plans])
+        return refit(meter, plans, *keep)
+
+    def counted(pool, slow):
+        sought.append(tighten(pool, slow))
+        return sought[-1]
+
+    monkeypatch.setattr(PlanMeter, "refitted", watched)
+    monkeypatch.setattr(PlanPool, "tighten", counted)
+    planner(tables, clock=Doubtful(sure=0.0, width=0.6)).solve_budget(Budget(latency=0.6))
+    assert sum(map(len, sought)) > 0
+    assert all(len(ratios) <= 4 and max(ratios, default=0.0) <= 0.6 * 1.01 for ratios in refitted)
 
 
 def test_the_next_best_of_a_race_is_taken_where_its_winner_proves_too_slow(tables):

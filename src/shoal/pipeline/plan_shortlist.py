@@ -94,10 +94,14 @@ class ShortlistMaker:
             lowest = plan.latency_ratio if checked.met else 0.0
             fitting = _between(known, tried, MIN_USED * budget.latency_ratio, budget.latency_ratio / excess)
             if not fitting:
-                fresh = self.meter.retimed(self.meter.refitted(pool.tighten(measured)))
+                fresh = self.meter.retimed(pool.tighten(measured))
+                near = _between(fresh, tried, lowest, SLACK * budget.latency_ratio)
+                # A refit takes far longer than a timing: only those are refitted that it may come down to.
+                fitting = self.meter.refitted(sorted(near, key=lambda candidate: candidate.rank)[:_MAX_RETIMED])
+                refitted = {candidate.path.edges: candidate for candidate in fitting}
+                fresh = [refitted.get(candidate.path.edges, candidate) for candidate in fresh]
                 pool.update(fresh)
                 known.extend(fresh)
-                fitting = _between(fresh, tried, lowest, SLACK * budget.latency_ratio)
             if not fitting and not checked.met:  # what comes nearest, if nothing meets it
                 fitting = [_fastest(known)] if _fastest(known).path.edges not in tried else []
             return min(fitting, key=lambda candidate: candidate.rank, default=None)
