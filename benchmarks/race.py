@@ -34,7 +34,7 @@ from shoal.pipeline.plan_race import Race
 from shoal.pipeline.plan_shortlist import ShortlistMaker
 from shoal.pipeline.planner import build_planner
 from shoal.pipeline.recovery import RecoveryTask
-from shoal.plan import Remove
+from shoal.plan import Fold, Remove, Replace
 from shoal.recover import DistillConfig, TrainingBudget
 from shoal.sources import Data, load_model
 
@@ -93,7 +93,7 @@ def row(
 ) -> dict[str, Any]:
     """What one contender comes to; from its file where it is there."""
     actions, network = builder.actions(plan.path), builder.build(plan.path)
-    changes = [("remove " if isinstance(action, Remove) else "replace ") + "+".join(action.paths) for action in actions]
+    changes = [named(action) for action in actions]
     path = args.work / f"contender-{crc32(' '.join(changes).encode()):08x}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -116,6 +116,12 @@ def row(
     write_text(path, json.dumps(found))
     print(json.dumps(found), flush=True)
     return found
+
+
+def named(action: Remove | Replace | Fold) -> str:
+    """What an action does, and to which blocks."""
+    paths = action.paths if isinstance(action, Replace) else [action.path]
+    return f"{type(action).__name__.lower()} {'+'.join(paths)}"
 
 
 def taus(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
