@@ -1,8 +1,10 @@
 """The front of a network before and after recovery as one picture, from the results of recovery.py.
 
-    python benchmarks/front_picture.py results/recovery-resnet56-*.json --data also --out docs/front-resnet56.svg
+    python benchmarks/front_picture.py results/recovery-resnet56-0.?-race.json --before results/frontier-resnet56.json
+        --data also --out docs/front-resnet56.svg
 
-Left the cuts, right the same cuts recovered: top-1 against the measured speed-up. The bars are 95 % intervals of the
+Left the cuts (of `frontier.py` where its results are given: a plan that was raced has learned already), right cuts that
+were recovered: top-1 against the measured speed-up. The bars are 95 % intervals of the
 paired difference from the original, whose accuracy is the dashed line. Each method is a line; where files differ in the
 budget of recovery, it has one for each, and those of other budgets than the first file's are hollow and say theirs.
 """
@@ -89,18 +91,22 @@ def main() -> None:
     """Read the results, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--before", type=Path, nargs="*", help="results of frontier.py, for the cuts on the left")
     parser.add_argument("--data", default="also", help="the test part: data or also")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    documents = [json.loads(path.read_text(encoding="utf-8")) for path in args.results]
-    write_text(args.out, drawn(lines(documents, args.data, "before"), lines(documents, args.data, "quality")))
+    documents, cuts = (
+        [json.loads(path.read_text(encoding="utf-8")) for path in paths] for paths in (args.results, args.before or [])
+    )
+    before = lines(cuts, args.data, "quality") if cuts else lines(documents, args.data, "before")
+    write_text(args.out, drawn(before, lines(documents, args.data, "quality")))
 
 
 def lines(documents: Sequence[dict[str, Any]], data: str, state: str) -> Lines:
     """The points of each method, fastest first; `state`: before (the cut) or quality (recovered)."""
     points: Lines = {}
     for document in documents:
-        budget = "" if document["budget"] == documents[0]["budget"] else document["budget"]
+        budget = "" if document.get("budget") == documents[0].get("budget") else document["budget"]
         for row in document["points"]:
             for method, cell in row["cells"].items():
                 quality = (cell.get(state) or {}).get(data)

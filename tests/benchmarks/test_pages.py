@@ -53,6 +53,14 @@ def test_a_line_of_the_picture_holds_the_points_of_a_method_with_their_intervals
     assert all(point.low <= point.drop <= point.high for points in after.values() for point in points)
 
 
+def test_cuts_of_another_benchmark_have_lines_too(script):
+    document = json.loads((ROOT / "benchmarks" / "results" / "frontier-resnet56.json").read_text(encoding="utf-8"))
+    before = script("front_picture").lines([document], "also", "quality")
+    assert {method for method, _ in before} == {"shoal", "greedy", "influence", "width"}
+    cell = document["points"][0]["cells"]["greedy"]["quality"]["also"]
+    assert 100 * cell["top1"] in [point.top1 for point in before["greedy", ""]]
+
+
 def test_the_picture_is_svg_with_its_text_as_text_and_no_background(script):
     picture = script("front_picture")
     points = [picture.Point(0.4, 90.0, 1.0, 0.5, 1.5), picture.Point(0.5, 91.0, 0.0, -0.5, 0.5)]
