@@ -20,27 +20,14 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, batches, logits_of
 from shoal.blocks import BlockGraph, analyze
+from shoal.blocks.prefix_cache import PrefixCache
 from shoal.files.writing import write_text
 from shoal.measure import machine, read_predictions
 from shoal.preserve import evaluating, swapped
-from shoal.scanning.candidates import Candidate, block_candidates
-from shoal.scanning.sweep import SweepObserver, sweep
+from shoal.scanning.batched_candidates import stacking_agrees
+from shoal.scanning.candidates import block_candidates
+from shoal.scanning.sweep import outputs_of
 from shoal.sources import load_model
-
-
-class Losses(SweepObserver):
-    """The loss of every sample under every candidate."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, list[Tensor]] = {}
-
-    def on_candidate(self, candidate: Candidate, batch: Batch, output: Tensor) -> None:
-        """Keep the losses."""
-        self.found.setdefault(candidate.path, []).append(loss_of(output, batch))
-
-    def joined(self) -> dict[str, Tensor]:
-        """One tensor a block."""
-        return {path: torch.cat(parts) for path, parts in self.found.items()}
 
 
 def loss_of(output: Tensor, batch: Batch) -> Tensor:
@@ -60,10 +47,17 @@ def plain(anatomy: BlockGraph, data: list[Batch]) -> dict[str, Tensor]:
 
 def cached(anatomy: BlockGraph, data: list[Batch], stack: int) -> dict[str, Tensor]:
     """The sweep."""
-    losses = Losses()
+    prefix = PrefixCache(anatomy)
     candidates = [one for one in block_candidates(anatomy, {}) if one.ablation == "block"]
-    sweep(anatomy, data, candidates, losses, stack=stack)
-    return losses.joined()
+    losses: dict[str, list[Tensor]] = {candidate.path: [] for candidate in candidates}
+    with evaluating(anatomy.model):
+        for batch in data:
+            prefix.record(batch)
+            if stack > 1 and not stacking_agrees(anatomy, {}, batch, list(losses), stack):
+                stack = 1
+            for candidate, output in outputs_of(anatomy, prefix, candidates, stack):
+                losses[candidate.path].append(loss_of(output, batch))
+    return {path: torch.cat(parts) for path, parts in losses.items()}
 
 
 def compare(model: nn.Module, data: list[Batch], rounds: int, stack: int) -> dict[str, object]:

@@ -13,21 +13,11 @@ from shoal.batches import Batch, as_batch, call
 from shoal.blocks import analyze, prefix_cache
 from shoal.blocks.prefix_cache import PrefixCache, has_no_hidden_reads, restart_notes, same_tensors
 from shoal.preserve import evaluating, patched
+from shoal.scanning.batched_candidates import stacking_agrees
 from shoal.scanning.candidates import block_candidates, kernel_layers, layer_candidates
-from shoal.scanning.sweep import SweepObserver, sweep
+from shoal.scanning.sweep import outputs_of
 
 MINI_BATCHES = 2
-
-
-class Outputs(SweepObserver):
-    def __init__(self):
-        self.seen, self.number = {}, 0
-
-    def on_baseline(self, index, batch, output):
-        self.number = index
-
-    def on_candidate(self, candidate, batch, output):
-        self.seen[candidate.key, self.number] = output.clone()
 
 
 class Whole(PrefixCache):
@@ -44,14 +34,18 @@ class Whole(PrefixCache):
 def compared(net, data, stack=1):
     graph = analyze(net, as_batch(data[0][:2]))
     tried = [*block_candidates(graph, {}), *layer_candidates(graph, kernel_layers(graph))]
-    outputs = Outputs()
-    sweep(graph, data, tried, outputs, stack=stack)
-    brute = Whole(graph)
+    prefix, brute = PrefixCache(graph), Whole(graph)
     with evaluating(net):
-        for number, x in enumerate(data):
+        prefix.record(Batch((data[0],)))
+        paths = [candidate.path for candidate in tried if candidate.ablation == "block"]
+        if stack > 1 and not stacking_agrees(graph, {}, Batch((data[0],)), paths, stack):
+            stack = 1
+        for x in data:
+            prefix.record(Batch((x,)))
+            outputs = {candidate.key: output.clone() for candidate, output in outputs_of(graph, prefix, tried, stack)}
             brute.record(Batch((x,)))
             for candidate in tried:
-                yield candidate.key, outputs.seen[candidate.key, number], candidate.run(brute)
+                yield candidate.key, outputs[candidate.key], candidate.run(brute)
 
 
 def routes_of(count, channels=side_channels.CHANNELS):

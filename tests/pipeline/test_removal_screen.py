@@ -12,7 +12,7 @@ from shoal.pipeline import removal_screen
 from shoal.pipeline.goals import RemoveBlocks
 from shoal.pipeline.greedy import GreedyRemoval
 from shoal.pipeline.removal_screen import RemovalScreen
-from shoal.scanning import Recordings, RemovalDamage, divergence, removal_sweep
+from shoal.scanning import RemovalDamage, RemovalSweeps, divergence, removal_sweep
 
 
 def damage(name, value):
@@ -154,14 +154,14 @@ def test_sweeps_that_keep_their_recordings_give_the_same_bits(memory):
     data = [Batch((images(seed),)) for seed in range(3)]
     graph = analyze(model, data[0])
     paths = [block.path for block in graph.chain.removable]
-    recordings = Recordings(graph, memory)
     runs = []
     model.register_forward_hook(lambda *_: runs.append(1))
-    for removed in ([], ["blocks.1"], ["blocks.1"], ["blocks.1", "blocks.3"]):
-        remaining = [path for path in paths if path not in removed]
-        runs.clear()
-        kept = removal_sweep(graph, data, remaining, removed=removed, damage=divergence, recordings=recordings)
-        count = len(runs)
-        assert kept == removal_sweep(graph, data, remaining, removed=removed, damage=divergence)
+    with RemovalSweeps(graph, divergence, memory).open() as sweeps:
+        for removed in ([], ["blocks.1"], ["blocks.1"], ["blocks.1", "blocks.3"]):
+            remaining = [path for path in paths if path not in removed]
+            runs.clear()
+            kept = sweeps.measure(data, remaining, removed)
+            count = len(runs)
+            assert kept == removal_sweep(graph, data, remaining, removed=removed, damage=divergence)
     kept_runs = {0: 6, 20_000: None, 2**30: 3}[memory]  # of three mini-batches: the original's, and the prefixes
     assert kept_runs is None or count == kept_runs + 3 * len(remaining)

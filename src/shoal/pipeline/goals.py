@@ -8,7 +8,6 @@ from shoal.arguments import flag, names_of, real_number, whole_number
 from shoal.errors import UsageError
 from shoal.quantities import QUANTITIES, Cost
 from shoal.replace import STUDENTS
-from shoal.workers import LocalWorkers, Workers
 
 Grain = Literal["block", "unit"]
 GoalName = Literal["remove", "max_drop", "blocks", "exact", "budget", "replace", "pick"]
@@ -268,19 +267,6 @@ def check_batch_sizes(goal: Goal, sizes: Sequence[int]) -> None:
         raise UsageError(
             f"latency is '{goal.latency}', at the batch sizes {', '.join(map(str, sizes))}",
             "An amount holds at one batch size: give a fraction of the original's latency, like 0.5.",
-        )
-
-
-def check_workers(goal: Goal, workers: Workers) -> None:
-    """Refuse workers for a goal whose candidates follow from each other.
-
-    Raises:
-        UsageError: no plan is made.
-    """
-    if not goal.by_plan and not isinstance(workers, LocalWorkers):
-        raise UsageError(
-            f"workers measure the candidates of a plan, and {goal.to_dict()} removes blocks step by step",
-            "Leave out --workers and --ray (workers=), or give a budget: --latency 0.5, or --max-drop with --replace.",
         )
 
 

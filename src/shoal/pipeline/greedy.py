@@ -14,7 +14,7 @@ from shoal.blocks import Block, BlockGraph
 from shoal.blocks.module_replacements import module_replacements, normalize_removals, removable_units
 from shoal.errors import FolderError, NotReachedError, SurgeryError
 from shoal.files.reading import refusing
-from shoal.measure import Reading
+from shoal.measure import Reading, reading_of
 from shoal.offloaded import is_offloaded
 from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks, by_units
 from shoal.pipeline.judging import Judge
@@ -23,9 +23,10 @@ from shoal.plan import Remove
 from shoal.preserve import patched
 from shoal.progress import Journal, NullJournal, ProgressCallback, no_progress
 from shoal.record import BlockAction, Comparison, Planning, RemovalStep, metric_drop
-from shoal.scanning import DamageFunction, OutputDamage, Recordings, RemovalDamage, removal_sweep, responses
+from shoal.scanning import DamageFunction, OutputDamage, RemovalDamage, RemovalSweeps, responses
 from shoal.surgery import check_removable, strict_identities
 from shoal.tasks import Task
+from shoal.workers import LocalWorkers, Workers
 
 # Two steps beyond the limit in a row end the search: the drop is not monotone in the number of blocks.
 _PATIENCE = 2
@@ -71,7 +72,7 @@ class RemovalChoice:
 
 @dataclass
 class GreedyRemoval:
-    """Everything the choice needs: the analysed original, calibration and validation mini-batches, task and journal."""
+    """Everything the choice needs: the analysed original, mini-batches, task and journal, and who runs the removals."""
 
     graph: BlockGraph
     goal: Goal
@@ -81,9 +82,12 @@ class GreedyRemoval:
     task: Task | None = None
     journal: Journal = field(default_factory=NullJournal)
     progress: ProgressCallback = no_progress
+    workers: Workers = field(default_factory=LocalWorkers)
 
     def __post_init__(self) -> None:
-        self.recordings = Recordings(self.graph, 0 if is_offloaded(self.graph.model) else _KEPT_BYTES)
+        damage = self.damage or OutputDamage(reading_of(self.graph.model, self.calibration))
+        memory = 0 if is_offloaded(self.graph.model) else _KEPT_BYTES
+        self.sweeps = RemovalSweeps(self.graph, damage, memory, self.workers)
         self.screen = RemovalScreen()
 
     @property
@@ -103,6 +107,10 @@ class GreedyRemoval:
             NotReachedError: there is nothing to remove at all; what was nearest stands in the message.
             UnknownBlockError, SurgeryError: a named block or pattern does not fit.
         """
+        with self.sweeps.open():
+            return self._choice()
+
+    def _choice(self) -> RemovalChoice:
         if isinstance(self.goal, Blocks):
             check_removable(self.graph.chain, self.goal.paths)
             named = normalize_removals(self.graph, [Remove.named(name) for name in self.goal.paths])
@@ -206,22 +214,11 @@ class GreedyRemoval:
 
     def _sweep(self, candidates: Sequence[str], removed: Sequence[str], stage: str) -> list[RemovalDamage]:
         total = len(candidates) * len(self.calibration)
-        count = 0
 
-        def tick(done: int, of: int) -> None:
-            nonlocal count
-            count += 1
-            self.progress(stage, count, total)
+        def on_progress(done: int, known: int) -> None:
+            self.progress(stage, done, total)
 
-        return removal_sweep(
-            self.graph,
-            self.calibration,
-            candidates,
-            removed=removed,
-            damage=self.damage,
-            recordings=self.recordings,
-            on_progress=tick,
-        )
+        return self.sweeps.measure(self.calibration, candidates, removed, on_progress)
 
     def _greedy(self, candidates: list[str]) -> RemovalChoice:
         every = dict.fromkeys([*(block.path for block in self.graph.chain.removable), *candidates])

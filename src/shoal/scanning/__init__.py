@@ -5,14 +5,14 @@ from shoal.scanning.damage import DamageFunction, OutputDamage, divergence
 from shoal.scanning.responses import Response, responses
 from shoal.scanning.scanner import ScanConfig, ScanRunInfo, scan
 from shoal.scanning.scores import BlockStatistics, Score
-from shoal.scanning.sweep import Recordings, RemovalDamage, removal_sweep
+from shoal.scanning.sweep import RemovalDamage, RemovalSweeps, removal_sweep
 
 __all__ = [
     "BlockStatistics",
     "DamageFunction",
     "OutputDamage",
-    "Recordings",
     "RemovalDamage",
+    "RemovalSweeps",
     "Response",
     "ScanConfig",
     "ScanRunInfo",

@@ -1,17 +1,21 @@
-"""Run every candidate ablation on every mini-batch: exact, at about half the cost of whole forwards.
+"""Run every removal on every mini-batch: exact, at about half the cost of whole forwards.
 
 Each mini-batch runs through the unchanged network once, and then for every candidate from that candidate on (see
 `blocks.prefix_cache`). Candidates may also share a forward on the batch axis (see `batched_candidates`).
 """
 
+import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shoal.batches import Batch, batches, call, device_of
 from shoal.blocks import BlockGraph
@@ -22,26 +26,17 @@ from shoal.measure import mean_interval, reading_of
 from shoal.plan import Remove
 from shoal.preserve import evaluating
 from shoal.record import Interval
-from shoal.scanning.batched_candidates import run_batched, stacking_agrees
+from shoal.scanning.batched_candidates import run_batched
 from shoal.scanning.candidates import Candidate, removal_candidates
 from shoal.scanning.damage import DamageFunction, OutputDamage
+from shoal.workers import LocalWorkers, Results, Workers, WorkerTask, working
 
+# Removals in a task at most: progress moves with each task.
+_AT_A_TIME = 4
+# Tasks of a mini-batch for each of several workers: few, since each worker records the mini-batch for itself.
+_PER_WORKER = 1
 
-class SweepObserver:
-    """What a sweep calls as outputs come in; the methods do nothing unless overridden."""
-
-    def is_active(self, candidate: Candidate) -> bool:
-        """Whether to run the candidate on the next mini-batch."""
-        return True
-
-    def on_baseline(self, index: int, batch: Batch, output: Any) -> None:
-        """The output of the unchanged network on mini-batch number `index`."""
-
-    def on_candidate(self, candidate: Candidate, batch: Batch, output: Any) -> None:
-        """The output under a candidate, on the mini-batch of the last `on_baseline`."""
-
-    def on_batch_end(self, index: int) -> None:
-        """Every active candidate was run on mini-batch number `index`."""
+Progress = Callable[[int, int], None]
 
 
 class Recordings:
@@ -59,6 +54,11 @@ class Recordings:
         self._plain = self._prefix = PrefixCache(graph)
         self._originals: dict[int, Any] = {}
         self._prefixes: dict[int, PrefixCache] = {}
+        self._latest: tuple[int, Any, PrefixCache] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it is as it was at first."""
+        return Recordings, (self.graph, self.memory)
 
     def remove(self, removed: Sequence[str]) -> None:
         """From now on these are removed in every run but the original's; prefixes without others are dropped."""
@@ -68,9 +68,16 @@ class Recordings:
         self.base = {path: module.forward for path, module in modules.items()}
         self._removed, self._prefix = tuple(removed), PrefixCache(self.graph, self.base)
         self._prefixes.clear()
+        self._latest = None
 
     def of(self, index: int, batch: Batch) -> tuple[Any, PrefixCache]:
         """The original's output on mini-batch number `index`, and the prefix of the network without what is removed."""
+        if self._latest is None or self._latest[0] != index:
+            self._latest = None  # before the next is made: both might not fit
+            self._latest = index, *self._recorded(index, batch)
+        return self._latest[1:]
+
+    def _recorded(self, index: int, batch: Batch) -> tuple[Any, PrefixCache]:
         prefix, output = self._prefixes.get(index), self._originals.get(index)
         if output is None and not self._removed:
             prefix = copy(self._prefix)
@@ -101,57 +108,6 @@ def _size(item: Any) -> int:
     if isinstance(item, tuple | list):
         return sum(map(_size, item))
     return 0 if item is None or isinstance(item, bool | int | float | str) else sys.maxsize
-
-
-def sweep(
-    graph: BlockGraph,
-    loader: Iterable[Any],
-    candidates: Sequence[Candidate],
-    observer: SweepObserver,
-    *,
-    skip: int = 0,
-    stack: int = 1,
-    recordings: Recordings | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Run every candidate on every mini-batch and report the outputs to `observer`; the network is left as it was.
-
-    Args:
-        graph: the analysed original network.
-        loader: mini-batches, read once.
-        candidates: the ablations.
-        observer: receives the outputs.
-        skip: mini-batches at the beginning that are read but not run (a resumed scan).
-        stack: how many removed-block candidates share a forward on the batch axis, where the network supports it; 1
-            runs each alone, which is bitwise what a whole forward gives.
-        recordings: of earlier sweeps over the same mini-batches, in the same order; they say what is removed in every
-            run except the baseline, by default nothing.
-        on_progress: called with (candidates done, candidates) in each mini-batch.
-
-    Raises:
-        DataError: the loader is empty.
-        NonFiniteError, ModelRaisedError: as the network behaves.
-    """
-    recordings = recordings or Recordings(graph)
-    count = 0
-    with evaluating(graph.model):
-        for index, batch in enumerate(batches(loader, device_of(graph.model))):
-            count += 1
-            if index < skip:
-                continue
-            output, prefix = recordings.of(index, batch)
-            observer.on_baseline(index, batch, output)
-            active = [candidate for candidate in candidates if observer.is_active(candidate)]
-            if stack > 1 and index == skip:
-                paths = [candidate.path for candidate in active if candidate.ablation == "block"]
-                stack = stack if stacking_agrees(graph, recordings.base, batch, paths, stack) else 1
-            for done, (candidate, output) in enumerate(outputs_of(graph, prefix, active, stack), 1):
-                observer.on_candidate(candidate, batch, output)
-                if on_progress is not None:
-                    on_progress(done, len(active))
-            observer.on_batch_end(index)
-    if not count:
-        raise DataError("there is no data to measure on", "Give a loader with at least one mini-batch.")
 
 
 def outputs_of(
@@ -185,8 +141,7 @@ def removal_sweep(
     *,
     removed: Sequence[str] = (),
     damage: DamageFunction | None = None,
-    recordings: Recordings | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> list[RemovalDamage]:
     """The damage of removing each candidate, in addition to what is in `removed`.
 
@@ -199,8 +154,7 @@ def removal_sweep(
         removed: what is removed in every run, likewise.
         damage: what to measure; by default the divergence of the outputs, read as the first mini-batch and its labels
             suggest. `loader` is then read more than once.
-        recordings: of earlier sweeps over the same mini-batches, in the same order.
-        on_progress: called with (runs done, runs in this mini-batch).
+        on_progress: called with (runs done, runs so far known).
 
     Returns:
         One for each candidate, in order.
@@ -212,25 +166,117 @@ def removal_sweep(
     if damage is None:
         loader = list(loader) if isinstance(loader, Iterator) else loader
         damage = OutputDamage(reading_of(graph.model, loader))
-    collector = _DamageCollector(damage)
-    ablations = removal_candidates(graph, candidates, removed)
-    recordings = recordings or Recordings(graph)
-    recordings.remove(removed)
-    sweep(graph, loader, ablations, collector, recordings=recordings, on_progress=on_progress)
-    return [_mean_damage(path, collector.by_path[path]) for path in candidates]
+    with RemovalSweeps(graph, damage).open() as sweeps:
+        return sweeps.measure(loader, candidates, removed, on_progress)
 
 
-class _DamageCollector(SweepObserver):
-    def __init__(self, damage: DamageFunction) -> None:
-        self.damage = damage
-        self.by_path: dict[str, list[torch.Tensor]] = {}
-        self.original: Any = None
+@dataclass(frozen=True)
+class RemovalTask:
+    """Removals of these names, each with those that are `removed` already, on mini-batch number `index`."""
 
-    def on_baseline(self, index: int, batch: Batch, output: Any) -> None:
-        self.original = output
+    index: int
+    names: tuple[str, ...]
+    removed: tuple[str, ...] = ()
 
-    def on_candidate(self, candidate: Candidate, batch: Batch, output: Any) -> None:
-        self.by_path.setdefault(candidate.path, []).append(self.damage(self.original, output, batch).cpu())
+
+@dataclass(eq=False)
+class RemovalScorer:
+    """Runs tasks. It is what workers hold: pickled, it brings the network and its analysis along.
+
+    Args:
+        recordings: of the mini-batches that it meets.
+        damage: how far outputs are from the original's, for each sample.
+    """
+
+    recordings: Recordings
+    damage: DamageFunction
+
+    def __call__(self, task: RemovalTask, batch: Batch) -> dict[str, Tensor]:
+        """The damages of the samples of a mini-batch, by the name of the removal."""
+        graph, recordings = self.recordings.graph, self.recordings
+        with evaluating(graph.model):
+            recordings.remove(task.removed)
+            batch = batch.to(device_of(graph.model))
+            original, prefix = recordings.of(task.index, batch)
+            tried = outputs_of(graph, prefix, removal_candidates(graph, task.names, task.removed))
+            return {candidate.path: self.damage(original, output, batch).detach().cpu() for candidate, output in tried}
+
+
+class RemovalSweeps:
+    """Sweeps over the same mini-batches, one after the other, within the block of `open`.
+
+    Args:
+        graph: the analysed original network; it is left as it was.
+        damage: what to measure.
+        memory: bytes of recordings that are kept from one sweep to the next.
+        workers: who runs them; by default this process.
+    """
+
+    def __init__(
+        self, graph: BlockGraph, damage: DamageFunction, memory: float = 0, workers: Workers | None = None
+    ) -> None:
+        self.graph, self.workers = graph, workers or LocalWorkers()
+        self.scorer = RemovalScorer(Recordings(graph, memory), damage)
+        self._results: Results | None = None
+
+    @contextmanager
+    def open(self) -> Iterator["RemovalSweeps"]:
+        """Have workers at hand; they are gone when the block ends."""
+        with working(self.workers, self.scorer) as self._results:
+            yield self
+        self._results = None
+
+    def measure(
+        self,
+        loader: Iterable[Any],
+        candidates: Sequence[str],
+        removed: Sequence[str] = (),
+        on_progress: Progress | None = None,
+    ) -> list[RemovalDamage]:
+        """See `removal_sweep`; the same mini-batches, in the same order, each time."""
+        if self._results is None:
+            raise RuntimeError("open() before measuring")
+        samples: dict[str, dict[int, Tensor]] = defaultdict(dict)
+        tasks = _RemovalTasks(self, loader, candidates, tuple(removed))
+        done = 0
+        for task, damages in self._results(tasks):
+            for name, values in damages.items():
+                samples[name][task.index] = values
+            done += len(damages)
+            if on_progress is not None:
+                on_progress(done, max(done, tasks.runs))
+        if not tasks.batches:
+            raise DataError("there is no data to measure on", "Give a loader with at least one mini-batch.")
+        # In the order of the mini-batches, whoever was faster: sums of floats depend on it.
+        return [_mean_damage(name, [samples[name][index] for index in range(tasks.batches)]) for name in candidates]
+
+
+class _RemovalTasks:
+    """The tasks of a sweep, as they are drawn; counts mini-batches and runs."""
+
+    def __init__(
+        self, sweeps: RemovalSweeps, loader: Iterable[Any], candidates: Sequence[str], removed: tuple[str, ...]
+    ) -> None:
+        self.graph, self.count, self.loader = sweeps.graph, sweeps.workers.count, loader
+        self.candidates, self.removed = candidates, removed
+        self.batches = self.runs = 0
+
+    def __iter__(self) -> Iterator[WorkerTask]:
+        for index, batch in enumerate(batches(self.loader, device_of(self.graph.model))):
+            if not index and not self.graph.restarts:  # here, so that all workers run the network from the same places
+                with evaluating(self.graph.model):
+                    PrefixCache(self.graph).find_restarts(batch)
+            self.batches += 1
+            self.runs += len(self.candidates)
+            for names in self._parts():
+                yield WorkerTask(RemovalTask(index, tuple(names), self.removed), batch)
+
+    def _parts(self) -> list[Sequence[str]]:
+        """Candidates for a task each: neighbours, which start at neighbouring blocks."""
+        size = _AT_A_TIME
+        if self.count > 1:
+            size = min(size, max(1, math.ceil(len(self.candidates) / (_PER_WORKER * self.count))))
+        return [self.candidates[start : start + size] for start in range(0, len(self.candidates), size)]
 
 
 def _mean_damage(path: str, parts: list[torch.Tensor]) -> RemovalDamage:
