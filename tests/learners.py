@@ -19,6 +19,21 @@ class Learner(nn.Module):
         return self.head(torch.tanh(self.inner(x)))
 
 
+class Deep(Learner):
+    """With layers in a list, which are divided one by one, and a buffer."""
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x):
+        x = torch.tanh(self.inner(x))
+        for layer in self.layers:
+            x = x + self.scale * torch.tanh(layer(x))
+        return self.head(x)
+
+
 # Mini-batches of 12 and a last one of 5: two processes get 2 and 3 of its samples, four get 1, 1, 1 and 2.
 _generator = torch.Generator().manual_seed(1)
 _images, _labels = torch.randn(41, 6, generator=_generator), torch.arange(41) % 3

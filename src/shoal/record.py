@@ -518,6 +518,20 @@ class RecoveryEvaluation(FrozenModel):
     divergence: float | None = None
 
 
+class TeacherCacheRecord(FrozenModel):
+    """The teacher's outputs on disk: the `top_k` largest of each of `n` samples or positions, the others spread evenly.
+
+    `error` is what that leaves out, the mean KL(teacher || what is kept) in nats. `missed` mini-batches were not there
+    when they were needed, since the data came otherwise than before, and the teacher was asked again.
+    """
+
+    top_k: int
+    error: float
+    n: int
+    bytes: int
+    missed: int = 0
+
+
 class Recovery(FrozenModel):
     """What distillation recovered.
 
@@ -549,6 +563,7 @@ class Recovery(FrozenModel):
     rewritten: int = 0
     resumed: bool = False
     processes: int = 1
+    teacher_cache: TeacherCacheRecord | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     curve: list[RecoveryEvaluation] = Field(default_factory=list)
 

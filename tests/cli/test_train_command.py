@@ -167,7 +167,7 @@ def test_a_process_that_is_not_the_first_says_and_writes_nothing(run, monkeypatc
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("shoal.epsilon.trainer.Engine", Second)
-    monkeypatch.setattr(loading, "broadcast_from_main", lambda value, device: tmp_path / "of-the-first")
+    monkeypatch.setattr(loading, "from_main", lambda function, device: tmp_path / "of-the-first")
     code, out, err = run("train", NETWORK, "digits", "--epsilon", 1000, *QUICK, "--out", "o", "--json")
     assert (code, out) == (0, "")
     assert "blocks alive" not in err

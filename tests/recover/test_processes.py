@@ -2,18 +2,15 @@
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import textwrap
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import learners
+import launching
+from launching import outputs
 from learners import Learner, config, data, validation
 from shoal.files.tensors import read_tensors
 from shoal.recover import DistillConfig, DistillData
@@ -36,25 +33,8 @@ if os.environ.get("RANK", "0") == "0":
 
 
 def start(code, count, *arguments):
-    """The same code in so many processes that find each other."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-c", COMMON + textwrap.dedent(code), *map(str, arguments)]
-    processes = []
-    for rank in range(count):
-        own = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        paths = os.pathsep.join([str(Path(learners.__file__).parent), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **own}
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
-    return processes
-
-
-def outputs(processes):
-    return [process.communicate(timeout=200) for process in processes]
+    """The code, with what it needs, in so many processes."""
+    return launching.start(COMMON + textwrap.dedent(code), count, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from torch import nn
 
 from shoal.batches import Batch
 from shoal.errors import SurgeryError
-from shoal.training.engine import Engine, broadcast_from_main, favours_channels_last
+from shoal.training.engine import Engine, favours_channels_last
 
 
 def test_it_works_on_a_copy_in_the_layout_asked_for():
@@ -30,24 +30,6 @@ def test_one_process_has_nothing_to_add_up():
     for together in (engine.summed, engine.averaged, engine.highest):
         assert torch.equal(together(values), values)
     assert (engine.processes, engine.rank, engine.is_main) == (1, 0, True)
-
-
-def test_one_process_tells_itself(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert broadcast_from_main({"a": 1}, "cpu") == {"a": 1}
-
-
-def test_of_several_processes_the_main_one_is_asked(monkeypatch):
-    import accelerate
-    import accelerate.utils
-
-    asked = []
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(accelerate, "PartialState", lambda *, cpu: asked.append(cpu))
-    monkeypatch.setattr(accelerate.utils, "broadcast_object_list", lambda told: told.__setitem__(0, "of the first"))
-    assert broadcast_from_main("mine", "cpu") == "of the first"
-    assert broadcast_from_main("mine", "cuda") == "of the first"
-    assert asked == [True, False]
 
 
 def test_random_numbers_go_on_where_they_stopped():

@@ -1,6 +1,7 @@
 """`shoal compress` and `shoal apply`: what they do between the words of the command line and the pipeline."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from shoal.cli.console import Session
 from shoal.cli.loading import (
     check_input,
     check_pair,
+    claim_folder,
     names,
     open_data,
     open_network,
     open_workers,
-    output_folder,
     pick_device,
 )
 from shoal.cli.options import RACE_PLANS, CompressOptions, DataOptions, WorkerOptions
@@ -37,13 +38,14 @@ from shoal.pipeline import (
 )
 from shoal.pipeline.candidate_table import DEFAULT_KINDS, STUDENT_BUDGET
 from shoal.pipeline.config import batch_sizes
-from shoal.pipeline.goals import by_units, check_batch_sizes, check_options, check_workers, parse_goal
+from shoal.pipeline.goals import by_units, check_batch_sizes, check_options, parse_goal
 from shoal.preserve import evaluating
+from shoal.progress import as_callbacks
 from shoal.record import summary_of
 from shoal.recover import DistillConfig, TrainingBudget, read_budget
 from shoal.report import show
 from shoal.sources import Data
-from shoal.store import OpenedFolder, RunFolder
+from shoal.store import OpenedFolder
 from shoal.surgery import model_digest
 from shoal.tasks import Task, seq2seq
 from shoal.training.loaders import LoaderFactory
@@ -162,7 +164,9 @@ def _flag(option: str) -> str:
 
 def run_compress(session: Session, request: CompressRequest) -> int:
     """Carry it out; returns the exit code."""
-    session.check_alone("compress")
+    session.check_launcher("compress")
+    if read_budget(request.recover) is None:
+        session.check_alone("compress")
     device = pick_device(request.device)
     opened = open_network(session, request.model, request.weights, device)
     data = open_data(session, request.data, request.data_options, opened)
@@ -178,35 +182,32 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     if request.dry_run:
         return _show_plan(session, request, opened.model, data)
     workers = open_workers(session, request.worker_options, device)
-    check_workers(request.goal, workers)
     proof = isinstance(request.goal, ExactOnly)  # which no sample is needed for
     validation = None if proof else data.validation(augment=True)
-    path = output_folder(request.out, "compress")
+    arguments = _arguments(request, opened.model, device)
+    path, folder = claim_folder(session, request.out, "compress", arguments, device, _LEGACY)
     session.resume_hint = f"The same command with --out {path} resumes this run."
-    with RunFolder(
-        path, "compress", _arguments(request, opened.model, device), configuration=session.configuration, legacy=_LEGACY
-    ) as folder:
-        if folder.resumed:
-            session.say(f"resuming the run in {path}")
-        with session.progress() as progress:
-            result = compress(
-                opened.model,
-                data.calibration(augment=True),
-                request.goal,
-                validation=validation,
-                test=data.test(),
-                recovery=_recover(budget, request, data, extra, path) if budget else None,
-                config=request.config(
-                    tables=(request.tables or path / TABLES) if request.goal.by_plan else None,
-                    run_info=_provenance(request, opened.spec, data),
-                    task=task_of(request.task, data),
-                    workers=workers,
-                ),
-                callbacks=Callbacks(progress, folder),
-            )
-            progress("writing model, report and record", 0, 1)
-            result = replace(result, record=result.record.model_copy(update={"seconds": folder.seconds}))
-            record = result.save(path, claimed=True)
+    with folder or nullcontext(), session.progress() as progress:
+        result = compress(
+            opened.model,
+            data.calibration(augment=True),
+            request.goal,
+            validation=validation,
+            test=data.test(),
+            recovery=_recover(budget, request, data, extra, path) if budget else None,
+            config=request.config(
+                tables=(request.tables or path / TABLES) if request.goal.by_plan else None,
+                run_info=_provenance(request, opened.spec, data),
+                task=task_of(request.task, data),
+                workers=workers,
+            ),
+            callbacks=Callbacks(progress, folder) if folder is not None else as_callbacks(progress),
+        )
+        if folder is None:  # one process of several writes
+            return 0
+        progress("writing model, report and record", 0, 1)
+        result = replace(result, record=result.record.model_copy(update={"seconds": folder.seconds}))
+        record = result.save(path, claimed=True)
     if session.as_json:
         session.print_json(summary_of(record, str(path)))
     else:

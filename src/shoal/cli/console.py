@@ -71,7 +71,8 @@ class Session:
         if processes() > 1:
             raise UsageError(
                 f"`shoal {command}` runs in one process, a launcher started {processes()}",
-                "Start it without a launcher; torchrun and accelerate may start `shoal train` and `shoal distill`.",
+                "Start it without a launcher; torchrun and accelerate may start what learns: `shoal train`, `shoal "
+                "distill`, and `shoal compress` with --recover.",
             )
 
     def check_launcher(self, command: str) -> None:

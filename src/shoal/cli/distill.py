@@ -42,6 +42,8 @@ def _config(request: DistillRequest) -> DistillConfig:
         channels_last=request.channels_last or None,
         lora=request.lora,
         accumulate=request.accumulate,
+        shard=request.shard,
+        cache_teacher=request.cache_teacher,
     )
     return config if request.features is None else replace(config, features=request.features)
 

@@ -21,7 +21,7 @@ from shoal.sources.data import AUDIO, TEXT_SOURCES
 from shoal.sources.user_code import user_modules
 from shoal.store import OpenedFolder, RunFolder, open_model, read_folder_plan
 from shoal.surgery import example_of
-from shoal.training.engine import broadcast_from_main
+from shoal.training.processes import are_several, from_main, joined
 from shoal.training.tracking import tracking
 from shoal.workers import LocalWorkers, RayWorkers, Workers
 
@@ -116,18 +116,20 @@ def open_workers(session: Session, options: WorkerOptions, device: str) -> Worke
 
 
 def pick_device(name: str) -> str:
-    """A device torch can use now.
+    """A device torch can use now; of several processes 'cuda' is to each a card of its own.
 
     Raises:
         UsageError: no such device here.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
         raise UsageError(f"the device '{name}' cannot be used: {first}", "Try --device cpu.") from error
+    if torch.device(name).type == "cuda" and are_several():
+        joined(name)
     return name
 
 
@@ -219,13 +221,33 @@ def output_folder(out: Path | None, command: str) -> Path:
 
 
 def claim_folder(
-    session: Session, out: Path | None, command: str, arguments: dict[str, Any], device: str
+    session: Session,
+    out: Path | None,
+    command: str,
+    arguments: dict[str, Any],
+    device: str,
+    legacy: dict[str, Any] | None = None,
 ) -> tuple[Path, RunFolder | None]:
-    """The output folder of a training; of several processes the main one alone claims it, and tells where it is."""
-    path = output_folder(out, command)
-    folder = RunFolder(path, command, arguments, configuration=session.configuration) if session.rank == 0 else None
-    path = broadcast_from_main(path, device)
+    """The output folder of a run; of several processes the main one alone claims it, and tells where it is.
+
+    Args:
+        session: of the command.
+        out: the folder asked for, if one was.
+        command: by name.
+        arguments: all that decides the result.
+        device: where it runs.
+        legacy: what folders of earlier versions say of an argument that is called otherwise now.
+    """
+    claimed: list[RunFolder] = []
+
+    def claim() -> Path:
+        path = output_folder(out, command)
+        claimed.append(RunFolder(path, command, arguments, configuration=session.configuration, legacy=legacy))
+        return path
+
+    path = from_main(claim, device)
     session.resume_hint = f"The same command with --out {path} resumes from the last checkpoint."
+    folder = claimed[0] if claimed else None
     if folder is not None and folder.resumed:
         session.say(f"resuming the run in {path}")
     return path, folder

@@ -364,6 +364,16 @@ class DistillRequest:
     accumulate: int = option(
         "--accumulate", "Take a mini-batch in so many parts: less memory, the same steps.", 1, min=1, metavar="N"
     )
+    shard: bool = option(
+        "--shard", "With torchrun: divide the weights of student and teacher over the processes (FSDP2).", False
+    )
+    cache_teacher: int = option(
+        "--cache-teacher",
+        "Keep the K largest scores of the teacher on disk first; then it need not fit beside the student.",
+        0,
+        min=0,
+        metavar="K",
+    )
     track: str | None = _TRACK()
     bf16: bool = _BF16()
     weights: Path | None = _WEIGHTS()

@@ -1,10 +1,10 @@
 """compress(): measure what each block is worth, choose, remove or replace, recover, prove, measure what came out."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -25,13 +25,12 @@ from shoal.pipeline.goals import (
     MaxDrop,
     ParetoPoint,
     check_options,
-    check_workers,
     parse_goal,
 )
 from shoal.pipeline.greedy import GreedyRemoval, RemovalChoice
 from shoal.pipeline.naming import removal_notes
 from shoal.pipeline.outcome import FirstBatchLoader, measure_outcome
-from shoal.pipeline.plan_checkpoint import load_plan, plan_fingerprint, save_plan
+from shoal.pipeline.plan_checkpoint import load_plan, plan_fingerprint, plan_state, rebuild, save_plan
 from shoal.pipeline.plan_race import Race, remaining, since_race
 from shoal.pipeline.planner import build_planner, split_data
 from shoal.pipeline.race_store import RaceStore
@@ -52,8 +51,10 @@ from shoal.record import Certificate, metric_drop
 from shoal.recover import TrainingBudget, read_budget
 from shoal.surgery import certify, fold, input_specs, remove_blocks, signature_of
 from shoal.tasks import dense_copy, restore_usual
+from shoal.training.processes import are_several, from_main, leads, share_tensors_
 from shoal.workers import as_workers
 
+Value = TypeVar("Value")
 _CONFIGURED = ("damage", "output", "latency_from", "tables", "fold")
 FORMER_KEYWORDS = (
     *(*GOAL_KEYS, *GOAL_OPTIONS, *_CONFIGURED),
@@ -129,7 +130,7 @@ def compress(
     """
     started = time.perf_counter()
     goal, config, callbacks = _as_goal(goal), _as_config(config), as_callbacks(callbacks)
-    check_workers(goal, workers := as_workers(config.workers))
+    workers = as_workers(config.workers)
     check_options(goal, _options_set(config, recovery))
     warnings = [*config.run_info.warnings, *_missing(test, validation, goal), *_uncompiled(model)]
     usual = plain(model)
@@ -144,13 +145,15 @@ def compress(
     context = replace(context, workers=workers)
     usable, left_out = _differentiable(usable, context)
     messages += left_out
+    if usable is not None and are_several():  # what one of several processes left out, the others would wait for
+        usable = replace(usable, required=True)
     run = _Run(context, config, calibration if not is_read_once(calibration) else samples, usable)
-    compressed = run.recovered(run.resumed() or run.changed(callbacks))
+    compressed = run.recovered(run.begun(callbacks))
     warnings += [*messages, *run.messages]
     if config.fold:
         compressed = run.folded(compressed)
     callbacks.progress("measuring on test", 0, 1)
-    record = measure_outcome(context, compressed, loader or FirstBatchLoader(samples))
+    record = run.once(lambda: measure_outcome(context, compressed, loader or FirstBatchLoader(samples)))
     if isinstance(goal, ExactOnly) and not config.fold:
         _check_proved(record.certificate)
     info = config.run_info
@@ -205,6 +208,30 @@ class _Run:
             context.damage.reading,
         )
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes recover together; what needs no gradient is then done by the first one alone."""
+        return self.recovery is not None and are_several()
+
+    def once(self, function: Callable[[], Value]) -> Value:
+        """What one process computes, for all of them; timings, too, are undisturbed then."""
+        return from_main(function, str(device_of(self.context.model))) if self.is_shared else function()
+
+    def begun(self, callbacks: Callbacks) -> CompressedModel:
+        """The network that recovery begins with: of several processes one makes it, and the others rebuild it."""
+        if not self.is_shared:
+            return self.resumed() or self.changed(callbacks)
+        made: list[CompressedModel] = []
+
+        def plan() -> dict[str, Any]:
+            made.append(self.resumed() or self.changed(callbacks))
+            return plan_state(made[0])
+
+        state = self.once(plan)
+        compressed = made[0] if made else rebuild(self.context.model, self.example, state)
+        share_tensors_(compressed.model)
+        return compressed
+
     def resumed(self) -> CompressedModel | None:
         """The changed network of an interrupted recovery."""
         if self.recovery is None or self.recovery.path is None:
@@ -230,6 +257,7 @@ class _Run:
             context.task.task,
             callbacks.journal,
             callbacks.progress,
+            context.workers,
         )
         choice = removal.choose()
         cut = remove_blocks(context.model, self.example, choice.removals).eval()
@@ -263,12 +291,12 @@ class _Run:
         if recovery is None or task is None or not compressed.actions:
             return compressed
         try:
-            if recovery.path is not None:
+            if recovery.path is not None and leads(str(device_of(self.context.model))):
                 save_plan(recovery.path, compressed, self._fingerprint(recovery))
                 RaceStore.remove(recovery.path)  # its winner is kept now
             race = compressed.choice.planning.race if compressed.choice.planning is not None else None
             result = task.run(compressed.model, compressed.actions, remaining(recovery.total, race))
-            choice = self._judged_again(compressed.choice, result.model)
+            choice = self.once(lambda: self._judged_again(compressed.choice, result.model))
         except REASONS_TO_SKIP as error:
             return replace(compressed, notes=[*compressed.notes, skip_or_raise(recovery, error)])
         self.messages += result.warnings

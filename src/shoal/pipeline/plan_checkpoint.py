@@ -65,13 +65,16 @@ def save_plan(folder: Path, checkpoint: CompressedModel, fingerprint: dict[str, 
         FolderError: the disk is full, or the folder is not writable.
     """
     tensors = {name: value for name, value in checkpoint.model.state_dict().items() if isinstance(value, Tensor)}
-    state = {
-        "claim": fingerprint,
+    save_checkpoint(folder / FILENAME, tensors, {"claim": fingerprint, **plan_state(checkpoint)})
+
+
+def plan_state(checkpoint: CompressedModel) -> dict[str, Any]:
+    """All of a changed network but its tensors, as JSON can hold it."""
+    return {
         "choice": _CHOICE.dump_python(checkpoint.choice, mode="json"),
         "actions": [action.model_dump(mode="json") for action in checkpoint.actions],
         "notes": checkpoint.notes,
     }
-    save_checkpoint(folder / FILENAME, tensors, state)
 
 
 def load_plan(folder: Path, model: nn.Module, example: Batch, fingerprint: dict[str, Any]) -> CompressedModel | None:
@@ -93,16 +96,27 @@ def load_plan(folder: Path, model: nn.Module, example: Batch, fingerprint: dict[
         error=UsageError,
     )
     with refusing(FolderError, f"'{folder / FILENAME}' is damaged", "Choose a new folder."):
-        return _rebuild(model, example, tensors, state)
+        return rebuild(model, example, state, tensors)
 
 
-def _rebuild(model: nn.Module, example: Batch, tensors: dict[str, Tensor], state: dict[str, Any]) -> CompressedModel:
+def rebuild(
+    model: nn.Module, example: Batch, state: dict[str, Any], tensors: dict[str, Tensor] | None = None
+) -> CompressedModel:
+    """The changed network of which `plan_state` is the state.
+
+    Args:
+        model: the original; it is left as it was.
+        example: an input of it.
+        state: what `plan_state` returned.
+        tensors: of the changed network, all of them; None: replacements have fresh weights.
+    """
     choice = _CHOICE.validate_python(state["choice"])
     actions = _ACTIONS.validate_python(state["actions"])
     graph = analyze(copied(model).eval(), example)
     replace_spans_(graph, [action for action in actions if isinstance(action, Replace)])
     compressed = remove_blocks_(graph, [action for action in actions if isinstance(action, Remove)])
-    extra_state = {name: value for name, value in compressed.state_dict().items() if not isinstance(value, Tensor)}
-    with torch.no_grad():
-        compressed.load_state_dict({**extra_state, **tensors})  # what a module keeps besides tensors is not on the disk
+    if tensors is not None:
+        extra_state = {name: value for name, value in compressed.state_dict().items() if not isinstance(value, Tensor)}
+        with torch.no_grad():
+            compressed.load_state_dict({**extra_state, **tensors})  # what a module keeps besides tensors is not there
     return CompressedModel(compressed.eval(), choice, list(actions), list(state.get("notes", [])))

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from shoal.arguments import whole_number
+from shoal.arguments import flag, whole_number
 from shoal.errors import UsageError
 
 # What served best of those tried with each optimizer: docs/figures.md.
@@ -44,6 +44,13 @@ class DistillConfig:
             they are merged at the end. 0: all weights learn.
         accumulate: gradients of so many parts of a mini-batch are added up before a step: less memory, the same step
             but for batch norms, which see the parts.
+        shard: divide the weights of student, teacher and average over the processes (FSDP2), for networks of which one
+            device does not hold them all; needs several processes. The rate is then not searched for, and batch norms
+            are not recalibrated.
+        cache_teacher: keep so many of the teacher's largest scores of each sample or position on disk, for all steps of
+            the budget, before the first one; then the teacher leaves the device. For networks that do not fit beside
+            each other. Its features are not compared then, and the record says what the other scores would have
+            told. 0: the teacher runs in each step.
         device: where it runs; by default where the student is. No checkpoint or record depends on it.
     """
 
@@ -67,6 +74,8 @@ class DistillConfig:
     channels_last: bool | None = None
     lora: int = 0
     accumulate: int = 1
+    shard: bool = False
+    cache_teacher: int = 0
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +87,19 @@ class DistillConfig:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UsageError(f"{name} is {value}, expected a number from {low:g} to {high:g}", "Leave it out.")
+        flag("shard", self.shard)
+        if self.shard and self.lora:
+            raise UsageError(
+                "adapters (lora) are few weights, and shard divides all of them over processes",
+                "Leave out one of the two.",
+            )
+        whole_number("cache_teacher", self.cache_teacher, 0, "It is a number of scores, like 64; 0 keeps none.")
+        if self.cache_teacher and (self.features or self.shard or self.lora):
+            other = "features compare" if self.features else "shard divides" if self.shard else "lora shares"
+            raise UsageError(
+                f"cache_teacher keeps a teacher's outputs in its place, and {other} the teacher itself",
+                "Leave out one of the two.",
+            )
         whole_number("accumulate", self.accumulate, 1, "1 takes a mini-batch at once.")
         if type(self.lora) is not int:
             raise UsageError(f"lora is {self.lora!r}, expected a whole number", "It is a rank, like 16; 0 for none.")
@@ -86,7 +108,9 @@ class DistillConfig:
 
     def weight_of_features(self, optimizer: str) -> float:
         """What was asked for, or what serves networks that learn with this optimizer."""
-        return _FEATURES[optimizer] if self.features is None else self.features
+        if self.features is not None:
+            return self.features
+        return 0.0 if self.cache_teacher else _FEATURES[optimizer]
 
     def mask_of_features(self, task: str | None) -> float:
         """What was asked for, or what serves networks of this task."""
@@ -95,7 +119,13 @@ class DistillConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON gives it back."""
         # Version 0.1.0 knew neither adapters nor masks nor parts of mini-batches.
-        added = {"lora": bool(self.lora), "sigmas": self.sigmas is not None, "accumulate": self.accumulate > 1}
+        added = {
+            "lora": bool(self.lora),
+            "sigmas": self.sigmas is not None,
+            "accumulate": self.accumulate > 1,
+            "shard": self.shard,
+            "cache_teacher": self.cache_teacher > 0,
+        }
         omitted = {"device", *(name for name, is_set in added.items() if not is_set)}
         return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in omitted}))
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch, first_samples
+from shoal.batches import Batch, device_of, first_samples
 from shoal.deprecated import Keywords, former_keywords
 from shoal.errors import UsageError, check_no_overlap, expect_type, naming_memory_shortage
 from shoal.files.jsonl import JsonlFile
@@ -40,18 +40,22 @@ from shoal.recover.preflight import (
     check_trainable,
     check_unlabelled,
 )
+from shoal.recover.teacher_cache import TeacherCache
 from shoal.recover.train_step import DistillStep, has_batch_norms, matching_blocks
 from shoal.recover.trainable import from_trainable_, match_dtype, to_trainable_
 from shoal.recover.weight_averaging import WeightAverage
 from shoal.replace import recalibrate_
 from shoal.store.checkpoint import check_same_network, load_checkpoint, resuming, save_checkpoint
+from shoal.surgery import model_digest
 from shoal.surgery.signature import state_of
 from shoal.training.budget import TrainingBudget, read_budget
-from shoal.training.engine import Engine, favours_channels_last, leads, take_layout_
+from shoal.training.engine import Engine, favours_channels_last, take_layout_
 from shoal.training.loaders import LoaderFactory, MixedLoader, ResumableLoader, loader_factory
 from shoal.training.loop import BudgetLoop, LoopState
 from shoal.training.metrics import MetricsLog
 from shoal.training.optim import ClippedOptimizer, cosine_lr, optimizer_for
+from shoal.training.processes import leads
+from shoal.training.sharding import load_shards, remove_shards, save_shards, whole_state
 
 CHECKPOINT = "recovery.safetensors"
 METRICS = "recovery.jsonl"
@@ -64,6 +68,7 @@ _EVALUATION_SHARE = 0.2  # of a budget of time may go into evaluations
 _CALIBRATION_SAMPLES = 1024  # that batch norms are set from, before the first step and at the end
 _CALIBRATION_BATCHES = 48  # read for that, at most
 _RECALIBRATED = ", batch norms recalibrated"
+_CACHE = "Give a folder (--out), or leave out cache_teacher."
 _RECORD_EVERY = 10  # steps between two readings of the loss where that makes the device wait
 
 
@@ -303,27 +308,52 @@ class Distillation(BudgetLoop):
         channels_last = settings.channels_last
         if channels_last is None:
             channels_last = favours_channels_last(inputs.student, device)
-        self.engine = Engine(device, settings.precision, channels_last=channels_last)
+        self.engine = Engine(device, settings.precision, channels_last=channels_last, shard=settings.shard)
         self.inputs = inputs
         if not self.engine.is_main:
             self.folder = None
         self._shared = _Shared()
         self.record_every = 1 if self.engine.device.type == "cpu" else _RECORD_EVERY
-        self.teacher = self.engine.placed(inputs.teacher).eval().requires_grad_(requires_grad=False)
+        teacher = self.engine.placed(inputs.teacher).eval().requires_grad_(requires_grad=False)
+        self.teacher = self.engine.sharded(teacher)
         self.prepare_student(inputs)
         self.optimizer_name = optimizer_for(self.student) if settings.optimizer == "auto" else settings.optimizer
         self.features_weight = settings.weight_of_features(self.optimizer_name)
         self.loader_factory = inputs.training
-        self.unlabelled: ResumableLoader | None = None
-        if inputs.unlabelled is not None:
-            self.unlabelled = ResumableLoader(inputs.unlabelled, settings.seed + 1, "unlabelled")
-        self.loader = MixedLoader(self.new_loader(), self.unlabelled, settings.unlabelled_share)
+        self.loader = self.new_mixed_loader()
         samples = validation_samples(inputs.validation, settings.validation_images)
         reading = self.read_outputs_as(inputs.reading, samples)
         self.warnings = reading.learning_warnings
-        self.teacher_kl = TeacherKL(self.teacher, samples, self.engine, reading.differentiable())
+        self.cache = self.open_cache(reading.differentiable())
+        self.teacher_kl = TeacherKL(self.teacher, samples, self.engine, reading.differentiable(), self.cache)
         self.fingerprint = fingerprint(inputs.student, inputs.teacher, samples) if folder is not None else {}
         self.resumed = False
+
+    def open_cache(self, reading: Reading) -> TeacherCache | None:
+        """What the teacher says, on disk, where that was asked for.
+
+        Raises:
+            UsageError: no folder, or a budget of time, of which nobody knows the number of steps.
+        """
+        top_k = self.settings.cache_teacher
+        if not top_k:
+            return None
+        if self.inputs_folder is None:
+            raise UsageError("the teacher's outputs are kept on disk (cache_teacher), and there is no folder", _CACHE)
+        if self.budget.steps is None:
+            raise UsageError(
+                f"the teacher's outputs are kept for each step (cache_teacher), and a budget of {self.budget} does not"
+                " say how many there are",
+                "Give a number of steps, like 2000.",
+            )
+        digest = model_digest(self.inputs.teacher)[:16]
+        return TeacherCache(self.inputs_folder, self.teacher, digest, self.engine, reading, top_k)
+
+    def new_mixed_loader(self) -> MixedLoader:
+        """The training data from its start, with the unlabelled data, if there is any."""
+        extra = self.inputs.unlabelled
+        unlabelled = ResumableLoader(extra, self.settings.seed + 1, "unlabelled") if extra is not None else None
+        return MixedLoader(self.new_loader(), unlabelled, self.settings.unlabelled_share)
 
     def new_loader(self) -> ResumableLoader:
         """The training data from its start."""
@@ -349,7 +379,7 @@ class Distillation(BudgetLoop):
         self.format = to_trainable_(
             self.student,
             replacements,
-            [self.engine.moved(batch) for batch in batches],
+            [self.engine.moved(batch).to(device_of(self.student)) for batch in batches],
             self.settings.lora,
             measured=not self.has_checkpoint(),  # a checkpoint holds the statistics
         )
@@ -367,6 +397,7 @@ class Distillation(BudgetLoop):
         with self.engine.naming_lost_processes():
             self.setup()
             try:
+                self.fill_cache()
                 if not self.resumed:
                     self.start()
                 self.run()
@@ -376,24 +407,36 @@ class Distillation(BudgetLoop):
 
     def setup(self) -> None:
         """Check that networks and data fit together, prepare the training, resume a checkpoint."""
-        first = self.first_batch = self.checked_batch()
+        compared = self.compared_blocks(self.new_loader().next_batch().take(2))
+        self.signature = state_of(self.student)
+        self.average = WeightAverage(self.student)
+        share_frozen_(self.average.network, self.student)
+        self.divide_networks()
+        self.first_batch = self.checked_batch()
         self.distill_step = DistillStep(
             self.teacher,
-            self.compared_blocks(first.take(2)),
+            compared,
             self.settings,
             self.engine,
             features=self.features_weight,
             reading=self.teacher_kl.reading,
-            unlabelled=self.unlabelled is not None,
+            unlabelled=self.inputs.unlabelled is not None,
+            cache=self.cache,
         )
-        self.signature = state_of(self.student)
-        self.average = WeightAverage(self.student)
-        share_frozen_(self.average.network, self.student)
         self.optimizer = self.new_optimizer(self.student)
         self.best_weights = copied_state(self.student, self.frozen)
         self.metrics = MetricsLog(RecoveryEvaluation, "step", self.metrics_file())
         self.resume(self.inputs_folder)
         self.metrics.resume(self.state.step if self.resumed else -1)
+
+    def divide_networks(self) -> None:
+        """Divide all that learns over the processes, where that was asked for; a whole student is kept to return."""
+        if not self.engine.shard:
+            return
+        self.whole = copied(self.student)
+        for network in (self.student, self.average.network, self.original):
+            if network is not None:
+                self.engine.sharded(network)
 
     def metrics_file(self) -> JsonlFile | None:
         """Where evaluations are logged, if anywhere."""
@@ -406,16 +449,35 @@ class Distillation(BudgetLoop):
         for network in (self.original, self.student):
             if network is not None:
                 check_same_outputs(self.teacher, network, first.take(2))
-        if self.unlabelled is not None:
-            extra = ResumableLoader(self.unlabelled.epochs, self.settings.seed, "unlabelled").next_batch()
+        if self.inputs.unlabelled is not None:
+            extra = ResumableLoader(self.inputs.unlabelled, self.settings.seed, "unlabelled").next_batch()
             check_unlabelled(self.engine.moved(extra), first)
         return first
+
+    def fill_cache(self) -> None:
+        """Have the teacher's outputs for all steps on disk; meanwhile the student is not on the device."""
+        if self.cache is None or self.budget.steps is None:
+            return
+        learning = [network for network in (self.student, self.average.network, self.original) if network is not None]
+        for network in learning:
+            network.to("cpu")
+        if self.engine.is_main:
+            self.teacher_kl.keep_outputs()
+        loader = self.new_mixed_loader()
+        loader.seek(self.loader.position())
+        for step in range(self.state.step, self.budget.steps):
+            self.on_progress("keeping what the teacher says", step, self.budget.steps)
+            self.distill_step.keep_outputs(loader.next_batch(step), step)
+        self.cache.release()
+        for network in learning:
+            network.to(self.engine.device)
 
     def compared_blocks(self, example: Batch) -> list[str]:
         """The blocks whose features are compared."""
         if not self.features_weight:
             return []
-        return matching_blocks(self.teacher, self.student, example, self.replaced)
+        teacher = self.inputs.teacher if self.engine.shard else self.teacher
+        return matching_blocks(teacher, self.student, example.to(device_of(self.student)), self.replaced)
 
     def new_optimizer(self, model: nn.Module) -> ClippedOptimizer:
         """For the student, or a copy of it."""
@@ -451,8 +513,10 @@ class Distillation(BudgetLoop):
 
     def try_steps(self) -> float:
         """What a step takes, in seconds, by two steps of a copy; refuses a budget too short for one."""
-        trial = copied(self.student)
+        trial = self.student if self.engine.shard else copied(self.student)
         tries = [try_step(trial, self.distill_step, self.first_batch, self.new_optimizer(trial)) for _ in range(2)]
+        if self.engine.shard:  # what is divided cannot be copied; the rate was zero, and statistics are put back
+            trial.load_state_dict(self.best_weights, strict=False)
         seconds = self.engine.on_main(lambda: min(seconds for seconds, _ in tries))
         self.state.first_loss = tries[0][1]
         if self.budget.seconds is not None and seconds > self.budget.seconds - self.elapsed:
@@ -475,7 +539,7 @@ class Distillation(BudgetLoop):
         if self.settings.rate is not None:
             return LrSearchResult(self.settings.rate, {})
         num_steps = steps_for(self.budget, step_seconds, len(CANDIDATE_LRS[self.optimizer_name]))
-        if not num_steps:
+        if not num_steps or self.engine.shard:
             return LrSearchResult(SAFE_LR[self.optimizer_name], {})
         loader = self.new_loader()
 
@@ -531,8 +595,11 @@ class Distillation(BudgetLoop):
         self.save()
 
     def divergence_of(self, network: nn.Module) -> float:
-        """How far a network is from the teacher on validation; measured by the first process."""
-        return self.engine.on_main(lambda: self.teacher_kl.evaluate(network))
+        """How far a network is from the teacher on validation; measured by the first process, or by all together."""
+        if not self.engine.shard:
+            return self.engine.on_main(lambda: self.teacher_kl.evaluate(network))
+        divergence = self.teacher_kl.evaluate(self.engine.sharded(network))
+        return self.engine.on_main(lambda: divergence)
 
     def after_step(self) -> None:
         """Read the loss, now and then: on an accelerator that waits for the step to end."""
@@ -610,6 +677,9 @@ class Distillation(BudgetLoop):
         model.eval()
         if has_batch_norms(model) and state.best_step and _RECALIBRATED not in state.kept:
             model = self.recalibrated_if_better(model)
+        if self.engine.shard:
+            self.whole.load_state_dict(whole_state(model), strict=False)
+            model = self.whole.eval()
         model = take_layout_(self.restore_format(model), self.inputs.student)
         recovery = Recovery(
             budget=str(self.budget),
@@ -630,6 +700,7 @@ class Distillation(BudgetLoop):
             rewritten=len(self.format.rewritten),
             resumed=self.resumed,
             processes=self.engine.processes,
+            teacher_cache=self.cache.record() if self.cache is not None else None,
             settings=self.settings.to_dict(),
             curve=self.metrics.rows,
         )
@@ -642,12 +713,13 @@ class Distillation(BudgetLoop):
             return model
         divergence = math.nan
         if state.best_step:
-            divergence = self.divergence_of(from_trainable_(model, self.format))
+            model = from_trainable_(model, self.format)
+            divergence = self.divergence_of(copied(model) if self.engine.shard else model)
         if divergence < state.divergence_before:
             state.best_divergence = divergence
             return model
         state.best_divergence, state.best_step, state.kept = state.divergence_before, 0, DistillState.kept
-        return self.original
+        return self.engine.placed(self.inputs.student).eval() if self.engine.shard else self.original
 
     def evaluate_recalibrated(self) -> None:
         """In a short run statistics lag behind the weights: good weights may look bad until theirs are estimated."""
@@ -665,7 +737,9 @@ class Distillation(BudgetLoop):
         return recalibrated
 
     def recalibrated(self, model: nn.Module) -> nn.Module | None:
-        """A copy whose batch norms have the statistics of its own weights; None where there are no mini-batches."""
+        """A copy whose batch norms have the statistics of its own weights; None where none can be made."""
+        if self.engine.shard:
+            return None
         calibration = [match_dtype(model, batch) for batch in self.calibration]
         return recalibrate_(copied(model), calibration) if calibration else None
 
@@ -685,8 +759,9 @@ class Distillation(BudgetLoop):
     # Checkpoints
 
     def save(self) -> None:
-        """Write a checkpoint, if the run has a folder."""
-        if self.folder is None:
+        """Write a checkpoint, if the run has a folder; of what is divided each process writes its part."""
+        folder = self.inputs_folder if self.engine.shard else self.folder
+        if folder is None:
             return
         tensors = {
             **{f"student.{name}": tensor for name, tensor in copied_state(self.student, self.frozen).items()},
@@ -694,18 +769,24 @@ class Distillation(BudgetLoop):
             **self.average.tensors(),
             **self.optimizer.tensors(),
         }
-        header = {
+        header: dict[str, Any] = {
             "network": self.signature,
             "asked": {**self.identity(), "given": {name: digests[0] for name, digests in self.fingerprint.items()}},
             "places": self.loader.position(),
             "processes": self.engine.processes,
             "state": {**self.state.to_dict(), "seconds": self.elapsed},
         }
-        save_checkpoint(self.folder / CHECKPOINT, tensors, header)
+        if self.engine.shard:
+            header["shards"] = save_shards(folder, f"step-{self.state.step}", tensors)
+            tensors = {}
+        if self.folder is not None:
+            save_checkpoint(self.folder / CHECKPOINT, tensors, header)
+            if self.engine.shard:
+                remove_shards(self.folder, keep=header["shards"])
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""
-        extra = self.unlabelled is not None
+        extra = self.inputs.unlabelled is not None
         # Where the layout is not chosen, version 0.1.0 wrote False.
         settings = self.settings.to_dict() | {"channels_last": bool(self.settings.channels_last)}
         return {"settings": settings, "budget": str(self.budget), "extra": extra}
@@ -724,6 +805,8 @@ class Distillation(BudgetLoop):
         with resuming(path):
             check_same_network(path, header, self.signature)
             check_fingerprint(path, header.get("asked", {}), self.identity(), self.fingerprint)
+            if "shards" in header:
+                tensors = load_shards(folder / header["shards"], self.student.state_dict())
             device = self.engine.device
             self.student.load_state_dict(_with_prefix(tensors, "student.", device), strict=False)
             self.best_weights = _with_prefix(tensors, "best.", device)

@@ -1,7 +1,7 @@
 """How far a student is from its teacher on samples that neither training nor test sees."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from shoal.measure import Reading, reading_of
 from shoal.outputs import read_outputs
 from shoal.preserve import evaluating
 from shoal.recover.mixup import pairwise_mixup
+from shoal.recover.teacher_cache import TeacherCache
 from shoal.recover.trainable import forward_in_format, match_dtype
 from shoal.training.engine import Engine
 
@@ -44,12 +45,18 @@ class TeacherKL:
         samples: mini-batches, at least one.
         engine: moves them.
         reading: how outputs are read, with their scales, no integers among them; by default as the samples tell.
+        cache: of the teacher's outputs on disk; None: it runs.
     """
 
     def __init__(
-        self, teacher: nn.Module, samples: Sequence[Batch], engine: Engine, reading: Reading | None = None
+        self,
+        teacher: nn.Module,
+        samples: Sequence[Batch],
+        engine: Engine,
+        reading: Reading | None = None,
+        cache: TeacherCache | None = None,
     ) -> None:
-        self.teacher, self.engine = teacher, engine
+        self.teacher, self.engine, self.disk = teacher, engine, cache
         if reading is None:
             moved = [match_dtype(teacher, engine.moved(batch)) for batch in samples]
             reading = reading_of(teacher, moved).differentiable()
@@ -75,12 +82,21 @@ class TeacherKL:
                 count += moved.size
         return total / count
 
+    def keep_outputs(self) -> None:
+        """Have the teacher's outputs for all samples in the cache on disk."""
+        for batch in self.batches:
+            if self.disk is not None:
+                self.disk.keep(self.engine.moved(batch))
+
     def _teacher_outputs(self, index: int, batch: Batch) -> dict[str, Tensor]:
         cached = self._cache[index]
         if cached is not None:
             return cached
-        with self.engine.autocast():
-            tensors = read_outputs(forward_in_format(self.teacher, batch)).tensors
+        if self.disk is not None:
+            tensors: Mapping[str, Tensor] = self.disk.outputs(batch)
+        else:
+            with self.engine.autocast():
+                tensors = read_outputs(forward_in_format(self.teacher, batch)).tensors
         outputs = {output.name: tensors[output.name].float() for output in self.reading.outputs}
         size = sum(tensor.numel() for tensor in outputs.values())
         if size <= self._remaining:

@@ -119,7 +119,8 @@ class PausedStudent:
 
     def _run(self, until: int, *, keeps: bool = True) -> "RungDistillation":
         inputs = DistillInputs.of(self.student, self.teacher, self.data, self.validation)
-        settings = replace(self.config, device=None)
+        # One process runs a race, and a rung is too short to keep what the teacher says.
+        settings = replace(self.config, device=None, shard=False, cache_teacher=0)
         budget = TrainingBudget(steps=self.total)
         where, folder = self.config.device or str(device_of(self.student)), self.folder if keeps else None
         return RungDistillation(inputs, budget, settings, where, folder, self.progress).up_to(until)

@@ -17,6 +17,7 @@ from shoal.preserve import copied, evaluating
 from shoal.recover.config import DistillConfig
 from shoal.recover.losses import feature_loss, label_loss, output_loss
 from shoal.recover.mixup import Mixup, mixup
+from shoal.recover.teacher_cache import TeacherCache
 from shoal.recover.trainable import forward_in_format, match_dtype
 from shoal.replace import build_segments
 from shoal.training.engine import Engine
@@ -37,6 +38,7 @@ class DistillStep:
         features: weight of the features' error; 0 for outputs alone.
         reading: how outputs are read.
         unlabelled: some mini-batches are expected to have no labels: those of extra data.
+        cache: of the teacher's outputs; None: the teacher runs each time.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class DistillStep:
         features: float,
         reading: Reading,
         unlabelled: bool = False,
+        cache: TeacherCache | None = None,
     ) -> None:
+        self.cache = cache
         self.teacher, self.settings, self.engine = teacher, settings, engine
         self.features, self.reading, self.unlabelled = features, reading, unlabelled
         self.paths = list(paths) if features else []
@@ -63,13 +67,10 @@ class DistillStep:
             batch: anywhere.
             index: of the step, from 0.
         """
-        settings = self.settings
-        generator = torch.Generator().manual_seed(settings.seed + _PRIME * (index + 1))
-        torch.manual_seed(settings.seed + _PRIME * (index + 1))  # for what the network itself draws
-        mixed, mixture = mixup(self.engine.moved(batch), settings.blends, generator)
-        set_train_mode_(student, mixed.size // self.engine.processes, settings.norm_batch)
+        torch.manual_seed(self.settings.seed + _PRIME * (index + 1))  # for what the network itself draws
+        parts = self.parts(batch, index)
+        set_train_mode_(student, batch.size // self.engine.processes, self.settings.norm_batch)
         total = torch.zeros((), device=self.engine.device)
-        parts = self._parts(batch, mixed, mixture)
         for number, part in enumerate(parts, 1):
             # Whoever calls may have switched gradients off.
             with torch.enable_grad(), self.engine.holding_gradients(last=number == len(parts)):
@@ -80,8 +81,16 @@ class DistillStep:
         self.engine.average_statistics_(student)
         return self.engine.summed(total)
 
-    def _parts(self, batch: Batch, mixed: Batch, mixture: Mixup | None) -> list["_StepPart"]:
-        """What this process learns from in turn."""
+    def keep_outputs(self, batch: Batch, index: int) -> None:
+        """Have the teacher's outputs for what this process will learn from in step `index` in the cache."""
+        for part in self.parts(batch, index):
+            if self.cache is not None:
+                self.cache.keep(part.mixed)
+
+    def parts(self, batch: Batch, index: int) -> list["_StepPart"]:
+        """What this process learns from in turn, in step `index`."""
+        generator = torch.Generator().manual_seed(self.settings.seed + _PRIME * (index + 1))
+        mixed, mixture = mixup(self.engine.moved(batch), self.settings.blends, generator)
         if self.engine.processes == self.settings.accumulate == 1:
             return [_StepPart(mixed, batch, mixture, None, 1.0)]
 
@@ -102,8 +111,7 @@ class DistillStep:
     def _loss(self, student: nn.Module, part: "_StepPart") -> Tensor:
         """How far the student is from the teacher on a part of a mini-batch."""
         settings, mixed = self.settings, part.mixed
-        with torch.no_grad(), capture_outputs(self.teacher, self.paths) as expected, self.engine.autocast():
-            teacher_outputs = read_outputs(forward_in_format(self.teacher, mixed)).tensors
+        expected, teacher_outputs = self._expected(mixed)
         with capture_outputs(student, self.paths) as features, self.engine.autocast():
             outputs = read_outputs(forward_in_format(self.engine.learner(student), mixed)).tensors
         loss = output_loss(self.reading, teacher_outputs, outputs, mixed, settings.temperature)
@@ -112,6 +120,14 @@ class DistillStep:
         if settings.labels and (part.batch.target is not None or not self.unlabelled):
             loss = loss + settings.labels * self._label_loss(outputs, part)
         return loss
+
+    def _expected(self, mixed: Batch) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """The teacher's features and outputs; of a cache the outputs alone."""
+        if self.cache is not None:
+            return {}, self.cache.outputs(mixed)
+        with torch.no_grad(), capture_outputs(self.teacher, self.paths) as features, self.engine.autocast():
+            outputs = read_outputs(forward_in_format(self.teacher, mixed)).tensors
+        return features, outputs
 
     def step(self, student: nn.Module, optimizer: ClippedOptimizer, batch: Batch, index: int, lr: float) -> Tensor:
         """One whole step; returns the loss before it."""

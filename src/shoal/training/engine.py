@@ -1,10 +1,5 @@
-"""Where and how a step runs: device, processes, precision, memory layout, compiler.
+"""Where and how a step runs: device, processes, precision, memory layout, compiler."""
 
-One process needs nothing but torch. Several are brought together by accelerate's `PartialState`, which joins what a
-launcher or the caller has begun; the state of a caller's own `Accelerator` is neither read nor changed.
-"""
-
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +11,8 @@ from torch import Tensor, nn
 from shoal.batches import Batch
 from shoal.errors import ShoalError, UsageError, WorkersError
 from shoal.preserve import copied
+from shoal.training.processes import are_several, broadcast_from_main, joined
+from shoal.training.sharding import is_sharded, shard_
 
 Value = TypeVar("Value")
 # How long processes may take to report after another was lost.
@@ -42,39 +39,6 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def broadcast_from_main(value: Value, device: str) -> Value:
-    """The value that the main process has, in every process that trains together; with one process it is `value`.
-
-    Args:
-        value: plain data; what the other processes give is ignored.
-        device: where they train.
-    """
-    if not _are_several():
-        return value
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    PartialState(cpu=torch.device(device).type == "cpu")
-    values = [value]
-    broadcast_object_list(values)
-    return values[0]
-
-
-def leads(device: str) -> bool:
-    """Whether this process is the only one, or of several the one that writes and speaks."""
-    if not _are_several():
-        return True
-    from accelerate import PartialState
-
-    return bool(PartialState(cpu=torch.device(device).type == "cpu").is_main_process)
-
-
-def _are_several() -> bool:
-    """Whether a launcher started several processes, or the caller has joined some already."""
-    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return os.environ.get("WORLD_SIZE", "1") not in ("", "1") or (joined and torch.distributed.get_world_size() > 1)
-
-
 class Engine:
     """The machinery of one run.
 
@@ -83,36 +47,42 @@ class Engine:
         precision: 'fp32' or 'bf16'.
         compile_: run the network through torch.compile.
         channels_last: keep images with the channels last in memory.
+        shard: divide the weights of networks over the processes.
     """
 
-    def __init__(self, device: str, precision: str, *, compile_: bool = False, channels_last: bool = False) -> None:
+    def __init__(
+        self,
+        device: str,
+        precision: str,
+        *,
+        compile_: bool = False,
+        channels_last: bool = False,
+        shard: bool = False,
+    ) -> None:
         self.device, self.processes, self.rank = torch.device(device), 1, 0
-        if _are_several():
-            self._join()
-        self.is_main = self.rank == 0
+        if are_several():
+            state = joined(device)
+            self.processes, self.rank = state.num_processes, state.process_index
+            self.device = state.device if self.processes > 1 else self.device
+        self.is_main, self.shard = self.rank == 0, shard
+        if shard and self.processes == 1:
+            raise UsageError(
+                "weights are divided over several processes (shard), and there is one",
+                "Start several, like torchrun --nproc-per-node 4 -m shoal distill ..., or leave out --shard.",
+            )
         self.mixed = torch.bfloat16 if precision == "bf16" else None
         self.compile, self.format = compile_, torch.channels_last if channels_last else None
         self._runner: nn.Module | None = None
         self._learner: nn.parallel.DistributedDataParallel | None = None
         self._random: dict[str, Tensor] = {}
 
-    def _join(self) -> None:
-        try:
-            from accelerate import PartialState
-        except ImportError as error:
-            raise UsageError("several processes need accelerate, which is missing", "pip install accelerate") from error
-        state = PartialState(cpu=self.device.type == "cpu")
-        self.processes, self.rank = state.num_processes, state.process_index
-        if self.processes > 1:
-            self.device = state.device
-
     def placed(self, model: nn.Module) -> nn.Module:
-        """A copy of the model on the device, in the memory layout asked for.
+        """A copy of the model on the device, in the memory layout asked for; what will be divided stays where it is.
 
         Raises:
             SurgeryError: it cannot be copied.
         """
-        placed = copied(model).to(self.device)
+        placed = copied(model) if self.shard else copied(model).to(self.device)
         return placed.to(memory_format=self.format) if self.format else placed
 
     def moved(self, batch: Batch) -> Batch:
@@ -136,7 +106,7 @@ class Engine:
 
     def learner(self, model: nn.Module) -> nn.Module:
         """What to call instead of `model` in a step, so that gradients are summed over processes."""
-        if self.processes == 1:
+        if self.processes == 1 or self.shard:
             return model
         if self._learner is None or self._learner.module is not model:
             device_ids = [self.device.index or 0] if self.device.type == "cuda" else None
@@ -144,6 +114,10 @@ class Engine:
                 model, device_ids=device_ids, broadcast_buffers=False, find_unused_parameters=True
             )
         return self._learner
+
+    def sharded(self, model: nn.Module) -> nn.Module:
+        """The model with its weights divided over the processes, where that was asked for; in place."""
+        return shard_(model, self.device, self.processes) if self.shard and not is_sharded(model) else model
 
     def shares(self, batch: Batch, accumulate: int = 1) -> list[tuple[Batch, float]]:
         """The parts of a mini-batch that this process learns from, in turn, each with its share of all samples.
