@@ -1,9 +1,13 @@
+from types import ModuleType
+
 import pytest
 
 import language
+from shoal.cli import loading
 from shoal.cli.console import Session
-from shoal.cli.loading import DataOptions, open_data, open_network
+from shoal.cli.loading import DataOptions, WorkerOptions, open_data, open_network, open_workers
 from shoal.errors import ConsentError, DataError, UsageError
+from shoal.workers import LocalWorkers
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +43,30 @@ def test_a_data_set_of_the_hub_is_fetched_only_where_it_was_named(monkeypatch):
     monkeypatch.setattr("sys.argv", ["shoal", "compress", "hf-data:somebody/fish"])
     with pytest.raises(DataError, match="text can only be read for a network"):
         open_data(Session(), "hf-data:somebody/fish", DataOptions())
+
+
+def test_code_of_the_users_goes_to_other_machines_with_consent_alone(monkeypatch):
+    pytest.importorskip("ray")
+    module = ModuleType("factory")
+    module.__file__ = "/home/somebody/factory.py"
+    monkeypatch.setattr(loading, "user_modules", lambda: [module])
+    monkeypatch.setattr("shoal.workers.on_ray._check_answers", lambda address: None)
+    session, address = Session(), "10.0.0.1:6379"
+    with pytest.raises(ConsentError, match=r"the nodes of '10.0.0.1:6379' lack the code of 'factory.py'"):
+        open_workers(session, WorkerOptions(2, address), "cpu")
+    assert open_workers(session, WorkerOptions(2, address, send_code=True), "cpu").modules == [module]
+    assert open_workers(session, WorkerOptions(2), "cpu").modules == [module], "processes of this machine"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(WorkerOptions(2, send_code=True), "there are none"), (WorkerOptions(ray="10.0.0.1:6379"), "not by how many")],
+)
+def test_options_of_workers_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        open_workers(Session(), options, "cpu")
+
+
+@pytest.mark.parametrize("count", [None, 1])
+def test_without_several_workers_this_process_measures(count):
+    assert isinstance(open_workers(Session(), WorkerOptions(count), "cpu"), LocalWorkers)

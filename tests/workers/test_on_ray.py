@@ -7,6 +7,7 @@ import sys
 import threading
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,25 +85,50 @@ def test_what_cannot_be_pickled_is_refused_before_anything_starts():
         RayWorkers(2).start(lambda own, shared: lock)
 
 
-def test_another_version_on_a_node_is_named():
-    setup = on_ray._Setup(1, (), (("Python", "3.1"), *on_ray._versions()[1:]))
-    assert "has Python" in str(on_ray._Actor().open(on_ray._Kit(None, setup)))
+@pytest.mark.parametrize("place", range(3))
+def test_another_version_on_a_node_is_named(place):
+    versions = list(on_ray._versions())
+    name, here = versions[place]
+    versions[place] = name, "0.0.1"
+    problem = str(on_ray._Actor().open(on_ray._Kit(None, on_ray._Setup(1, (), tuple(versions)))))
+    assert f"the node '{socket.gethostname()}' has {name} {here}, this one 0.0.1" in problem
 
 
-def test_code_that_a_node_lacks_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    ("gpu", "resources", "message"),
+    [
+        (True, {"CPU": 8.0}, "2 workers need a GPU each, and Ray has 0"),
+        (True, {"CPU": 8.0, "GPU": 1.0}, "2 workers need a GPU each, and Ray has 1"),
+        (False, {"CPU": 1.0, "GPU": 8.0}, "2 workers need a CPU each, and Ray has 1"),
+    ],
+)
+def test_a_cluster_with_too_few_devices_is_refused(gpu, resources, message):
+    workers = RayWorkers(2, gpu=gpu)
+    workers._ray = SimpleNamespace(cluster_resources=lambda: resources)
+    with pytest.raises(UsageError, match=message) as caught:
+        workers._check_count()
+    assert ("--device cpu" in caught.value.hint) is gpu
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModuleNotFoundError("No module named 'only_here'"),
+        RuntimeError("Attempting to deserialize object on a CUDA device but torch.cuda.is_available() is False."),
+        FileNotFoundError(2, "No such file or directory", "weights.safetensors"),
+    ],
+)
+def test_code_or_a_device_that_a_node_lacks_is_named(monkeypatch, error):
     def missing(kit):
-        raise ModuleNotFoundError("No module named 'only_here'")
+        raise error
 
     monkeypatch.setattr(on_ray._Kit, "function", missing)
     kit = on_ray._Kit(None, on_ray._Setup(1, (), on_ray._versions()))
     problem = on_ray._Actor().open(kit)
-    assert "No module named 'only_here'" in str(problem)
+    assert f"the node '{socket.gethostname()}' cannot open the network" in str(problem)
+    assert str(error) in str(problem)
     assert isinstance(problem, WorkersError)
     assert on_ray._Actor().run(kit, 7, None, None)[0] == 7
-
-
-def double(own, shared):
-    return own * shared
 
 
 def killing(flag):

@@ -43,6 +43,7 @@ from shoal.preserve import evaluating
 from shoal.progress import as_callbacks
 from shoal.record import summary_of
 from shoal.recover import DistillConfig, TrainingBudget, read_budget
+from shoal.recover.preflight import check_cacheable
 from shoal.report import show
 from shoal.sources import Data
 from shoal.store import OpenedFolder
@@ -80,6 +81,8 @@ class CompressRequest:
     recover: str | None = None
     recovery_asked: bool = True
     lora: int = 0
+    accumulate: int = 1
+    cache_teacher: int = 0
     unlabelled: str | None = None
     self_data: int = 0
     race: int = RACE_PLANS
@@ -242,10 +245,11 @@ def _recovery(
             "--race is for plans that are recovered, and there are none",
             "Leave it out, or ask for a budget (--latency 0.6) and --recover 10m.",
         )
-    if request.lora and budget is None:
-        raise UsageError("--lora is for recovery, and there is none", "Add --recover 10m.")
-    if request.self_data and budget is None:
-        raise UsageError("--self-data is for recovery, and there is none", "Add --recover 10m.")
+    for option, value in (*_learning(request).items(), ("self_data", request.self_data)):
+        if value and budget is None:
+            raise UsageError(f"{_flag(option)} is for recovery, and there is none", "Add --recover 10m.")
+    if budget is not None:
+        check_cacheable(_settings(request).cache_teacher, budget, request.out or "a new folder")
     if request.self_data and request.unlabelled is not None:
         raise UsageError("--self-data and --unlabelled both say what the extra data is", "Leave out one of the two.")
     if request.unlabelled is None:
@@ -260,7 +264,7 @@ def _recover(
 ) -> RecoveryConfig:
     return RecoveryConfig(
         budget,
-        DistillConfig(seed=request.data_options.seed, channels_last=request.channels_last or None, lora=request.lora),
+        _settings(request),
         training=epochs_of(data),
         unlabelled=epochs_of(extra) if extra is not None else None,
         folder=path,
@@ -268,6 +272,17 @@ def _recover(
         self_data=request.self_data,
         required=request.recovery_asked,
     )
+
+
+def _settings(request: CompressRequest) -> DistillConfig:
+    seed, channels_last = request.data_options.seed, request.channels_last or None
+    return DistillConfig(seed=seed, channels_last=channels_last, **_learning(request))
+
+
+def _learning(request: CompressRequest) -> dict[str, Any]:
+    """How recovery learns, as far as that is not the default."""
+    options = {"lora": request.lora, "accumulate": request.accumulate, "cache_teacher": request.cache_teacher}
+    return {name: value for name, value in options.items() if value != getattr(DistillConfig, name)}
 
 
 def epochs_of(data: Data) -> LoaderFactory:
@@ -305,7 +320,7 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         "tables": str(request.tables) if request.tables else None,
         "recover": request.recover,
         "recovery_asked": request.recovery_asked,
-        **({"lora": request.lora} if request.lora else {}),
+        **_learning(request),
         **({"race": request.race} if request.race != RACE_PLANS else {}),
         "stand_ins": request.stand_ins,
         "student_budget": request.student_budget,

@@ -35,6 +35,17 @@ _OUT = partial(
 _LORA = partial(
     option, "--lora", "Recover by LoRA of this rank (peft), merged at the end; 0: all weights learn.", 0, min=0
 )
+_ACCUMULATE = partial(
+    option, "--accumulate", "Take a mini-batch in so many parts: less memory, the same steps.", 1, min=1, metavar="N"
+)
+_CACHE_TEACHER = partial(
+    option,
+    "--cache-teacher",
+    "Keep the K largest scores of the teacher on disk first; then it need not fit beside the student.",
+    0,
+    min=0,
+    metavar="K",
+)
 _DRY_RUN = partial(option, "--dry-run", "Say what would be done and about how long it would take.", False)
 _OUTPUT = partial(
     option, "--output", "An output that counts: logits, '[1]', aux. Repeat it for several.", None, metavar="NAME"
@@ -153,6 +164,8 @@ class CompressOptions:
         metavar="10m|2000|none",
     )
     lora: int = _LORA()
+    accumulate: int = _ACCUMULATE()
+    cache_teacher: int = _CACHE_TEACHER()
     unlabelled: str | None = _UNLABELLED()
     self_data: int = option(
         "--self-data",
@@ -361,19 +374,11 @@ class DistillRequest:
     labels: float = option("--labels", "Weight of the labels; 0 needs none.", 0.0, min=0)
     output: list[str] | None = _OUTPUT()
     task: str | None = _TASK()
-    accumulate: int = option(
-        "--accumulate", "Take a mini-batch in so many parts: less memory, the same steps.", 1, min=1, metavar="N"
-    )
+    accumulate: int = _ACCUMULATE()
     shard: bool = option(
         "--shard", "With torchrun: divide the weights of student and teacher over the processes (FSDP2).", False
     )
-    cache_teacher: int = option(
-        "--cache-teacher",
-        "Keep the K largest scores of the teacher on disk first; then it need not fit beside the student.",
-        0,
-        min=0,
-        metavar="K",
-    )
+    cache_teacher: int = _CACHE_TEACHER()
     track: str | None = _TRACK()
     bf16: bool = _BF16()
     weights: Path | None = _WEIGHTS()

@@ -27,7 +27,13 @@ from shoal.progress import ProgressCallback
 from shoal.recover import DistillConfig, DistillData, DistillResult, TrainingBudget, distill, read_budget
 from shoal.recover.checkpoint import ensure_dir
 from shoal.recover.lora import check_lora
-from shoal.recover.preflight import check_disjoint, check_in_memory, check_trainable, check_unlabelled
+from shoal.recover.preflight import (
+    check_cacheable,
+    check_disjoint,
+    check_in_memory,
+    check_trainable,
+    check_unlabelled,
+)
 from shoal.recover.rungs import PausedStudent
 from shoal.training.loaders import LoaderFactory, loader_factory
 
@@ -161,7 +167,9 @@ def check_recovery(
     check_disjoint(validation, calibration=calibration)
     check_in_memory(model)
     check_trainable(model)
-    check_lora(model, recovery.settings.lora if recovery.settings is not None else 0)
+    settings = recovery.settings or DistillConfig()
+    check_lora(model, settings.lora)
+    check_cacheable(settings.cache_teacher, recovery.total, recovery.folder)
     if recovery.self_data:
         check_self_data(model, example)
     if recovery.unlabelled is not None:

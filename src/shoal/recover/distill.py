@@ -33,6 +33,7 @@ from shoal.recover.evaluation import TeacherKL, validation_samples
 from shoal.recover.lora import check_lora, share_frozen_
 from shoal.recover.lr_search import CANDIDATE_LRS, SAFE_LR, LrSearchResult, find_lr, steps_for, try_step
 from shoal.recover.preflight import (
+    check_cacheable,
     check_disjoint,
     check_in_memory,
     check_labelled,
@@ -68,7 +69,6 @@ _EVALUATION_SHARE = 0.2  # of a budget of time may go into evaluations
 _CALIBRATION_SAMPLES = 1024  # that batch norms are set from, before the first step and at the end
 _CALIBRATION_BATCHES = 48  # read for that, at most
 _RECALIBRATED = ", batch norms recalibrated"
-_CACHE = "Give a folder (--out), or leave out cache_teacher."
 _RECORD_EVERY = 10  # steps between two readings of the loss where that makes the device wait
 
 
@@ -333,21 +333,14 @@ class Distillation(BudgetLoop):
         """What the teacher says, on disk, where that was asked for.
 
         Raises:
-            UsageError: no folder, or a budget of time, of which nobody knows the number of steps.
+            UsageError: no folder, or a budget of time.
         """
-        top_k = self.settings.cache_teacher
-        if not top_k:
+        top_k, folder = self.settings.cache_teacher, self.inputs_folder
+        check_cacheable(top_k, self.budget, folder)
+        if not top_k or folder is None:
             return None
-        if self.inputs_folder is None:
-            raise UsageError("the teacher's outputs are kept on disk (cache_teacher), and there is no folder", _CACHE)
-        if self.budget.steps is None:
-            raise UsageError(
-                f"the teacher's outputs are kept for each step (cache_teacher), and a budget of {self.budget} does not"
-                " say how many there are",
-                "Give a number of steps, like 2000.",
-            )
         digest = model_digest(self.inputs.teacher)[:16]
-        return TeacherCache(self.inputs_folder, self.teacher, digest, self.engine, reading, top_k)
+        return TeacherCache(folder, self.teacher, digest, self.engine, reading, top_k)
 
     def new_mixed_loader(self) -> MixedLoader:
         """The training data from its start, with the unlabelled data, if there is any."""

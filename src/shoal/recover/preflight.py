@@ -9,6 +9,7 @@ from shoal.offloaded import is_offloaded
 from shoal.outputs import check_numbers, read_outputs, shown
 from shoal.preserve import evaluating
 from shoal.recover.trainable import forward_in_format
+from shoal.training.budget import TrainingBudget
 
 _SAME_TASK = "Give a teacher of the same task."
 
@@ -23,6 +24,30 @@ def check_in_memory(model: nn.Module) -> None:
         raise UsageError(
             "recovery needs the weights in memory, and some of them are on a disk",
             "Leave out recovery (recover=None, --recover none), or load the network whole.",
+        )
+
+
+def check_cacheable(top_k: int, budget: TrainingBudget, folder: object) -> None:
+    """Refuse to keep a teacher's outputs where there is no place for them, or nobody knows how many there will be.
+
+    Args:
+        top_k: how many scores are to be kept; 0 for none.
+        budget: of the run.
+        folder: of the run; None for none.
+
+    Raises:
+        UsageError: no folder, or a budget of time.
+    """
+    if top_k and folder is None:
+        raise UsageError(
+            "the teacher's outputs are kept on disk (cache_teacher), and there is no folder",
+            "Give a folder, or leave out cache_teacher.",
+        )
+    if top_k and budget.steps is None:
+        raise UsageError(
+            f"the teacher's outputs are kept for each step (cache_teacher), and a budget of {budget} does not say how "
+            "many there are",
+            "Give a number of steps, like 2000.",
         )
 
 
