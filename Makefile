@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test check lint types layers tests test-slow test-browser test-axe test-lowest faults fuzz format clean
+.PHONY: demo test check lint types layers tests test-slow test-browser test-axe test-lowest faults faults-workers fuzz format clean
 .PHONY: docs dist startup verify-types test-integrations test-pythons
 
 demo: $(VENV)/.installed
@@ -85,6 +85,10 @@ verify-types: $(VENV)/.developing
 # Kills, full disks, two owners: docs/reliability.md from what was measured. Takes about a quarter of an hour.
 faults: $(VENV)/.developing
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/faults --mount --page docs/reliability.md
+
+# Workers of Ray that are killed, starved, stopped, and left without their head. Takes about three minutes on idle cores.
+faults-workers: $(VENV)/.developing
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/faults/workers.py
 
 # FUZZ_SECONDS=600 for ten minutes; `pip install atheris` for a mutator that follows coverage.
 fuzz: $(VENV)/.developing

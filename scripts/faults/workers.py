@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from compare import differences, journal, repeated
+from hosts import Hosts, available, end_node, inside, start_node, two_hosts
 from small import network
 
 import shoal
@@ -190,12 +191,12 @@ def headless(options: argparse.Namespace) -> dict[str, Any]:
         command = _command(home / "run", there)
         while command.poll() is None and len(journal(lines.parent, lines.name)) < 20:
             time.sleep(0.02)
-        _end(head)
+        end_node(head)
         code = command.wait()
         before = journal(lines.parent, lines.name)
         head = _head(address)
         again = _command(home / "run", there).wait()
-        _end(head)
+        end_node(head)
         lost = [*differences(home / "expected", home / "run"), *repeated(before, journal(lines.parent, lines.name))]
     return {
         "what": "a head that dies and is started again, with the command",
@@ -214,11 +215,7 @@ def _command(out: Path, words: Sequence[str]) -> subprocess.Popen[bytes]:
 def _head(address: str) -> subprocess.Popen[bytes]:
     """A head of its own, once it answers."""
     host, _, port = address.partition(":")
-    ray = str(Path(sys.executable).with_name("ray"))
-    options = [f"--node-ip-address={host}", f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block"]
-    head = subprocess.Popen(
-        [ray, "start", "--head", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    head = start_node("", "--head", f"--node-ip-address={host}", f"--port={port}", "--num-cpus=2")
     while head.poll() is None:
         try:
             RayWorkers(2, address)
@@ -228,10 +225,49 @@ def _head(address: str) -> subprocess.Popen[bytes]:
     raise SystemExit("the head of the cluster does not start")
 
 
-def _end(head: subprocess.Popen[bytes]) -> None:
-    """Kill the head and all that it started."""
-    os.killpg(head.pid, signal.SIGKILL)
-    head.wait()
+def partitioned(options: argparse.Namespace) -> dict[str, Any]:
+    """Two hosts with a worker each, in network namespaces, between which the line is cut for a while."""
+    if not available():
+        return {"what": "a partition of two hosts: not allowed here", "same": True}
+    with two_hosts() as hosts, tempfile.TemporaryDirectory() as name:
+        (here, there), port = hosts.addresses, 6399
+        nodes = [start_node(hosts.first, "--head", f"--node-ip-address={here}", f"--port={port}", "--num-cpus=1")]
+        try:
+            time.sleep(options.patience)
+            join = f"--address={here}:{port}"
+            nodes.append(start_node(hosts.second, join, f"--node-ip-address={there}", "--num-cpus=1"))
+            time.sleep(options.patience)
+            out = Path(name) / "result.json"
+            words = ["--inside", f"{here}:{port}", "--other", hosts.second, "--out", str(out)]
+            words += ["--partition", str(options.partition), "--batches", str(options.batches)]
+            command = [sys.executable, __file__, *words, "--pause", str(options.pause)]
+            subprocess.run(inside(hosts.first, command), check=False, timeout=1200)
+            result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"same": False}
+        finally:
+            for node in nodes:
+                end_node(node)
+    return {"what": f"a partition of {options.partition:g} s between two hosts (network namespaces)", **result}
+
+
+def _run_inside(options: argparse.Namespace) -> None:
+    """On the first of two hosts: a scan by both, whose line is cut once the other one works."""
+    hosts, cuts = Hosts("", options.other, ("", "")), 0
+
+    def cut(over: threading.Event) -> None:
+        nonlocal cuts
+        while not over.wait(0.1):
+            if len(processes(folder)) > 1:
+                hosts.cut()
+                cuts += 1
+                time.sleep(options.partition)
+                hosts.mend()
+                return
+
+    with tempfile.TemporaryDirectory() as name, disturbing(cut):
+        folder = Path(name)
+        workers = WatchedWorkers(2, options.inside, folder=folder, pause=options.pause)
+        result = _compared(options, workers, folder)
+    options.out.write_text(json.dumps({"cuts": cuts, **result}))
 
 
 def main() -> None:
@@ -242,12 +278,18 @@ def main() -> None:
     parser.add_argument("--partition", type=float, default=20.0, help="seconds")
     parser.add_argument("--batches", type=int, default=120, help="mini-batches, a task each")
     parser.add_argument("--pause", type=float, default=0.3, help="seconds that a task takes at least")
-    parser.add_argument("--only", default="killed,starved,stopped,headless")
+    parser.add_argument("--only", default="killed,starved,stopped,partitioned,headless")
+    parser.add_argument("--patience", type=float, default=15.0, help="seconds that a node may take to start")
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    parser.add_argument("--other", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/worker-faults.json"))
     options = parser.parse_args()
     counts = [int(count) for count in options.workers.split(",")]
     options.expected = scanned(options.batches)
+    if options.inside:
+        _run_inside(options)
+        return
     campaign: dict[str, list[Callable[[], dict[str, Any]]]] = {
         "killed": [
             lambda count=count: killed(count, options.kills // len(counts), options)  # type: ignore[misc]
@@ -255,6 +297,7 @@ def main() -> None:
         ],
         "starved": [lambda: starved(counts[0], options)],
         "stopped": [lambda: stopped(counts[0], options)],
+        "partitioned": [lambda: partitioned(options)],
         "headless": [lambda: headless(options)],
     }
     results = []

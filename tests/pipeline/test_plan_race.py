@@ -1,6 +1,7 @@
 """The race of plans: who goes on, who is out, what is kept, what it costs, and that what recovers best is chosen."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,12 @@ from torch import nn
 
 import shoal
 import stopwatch
+from elsewhere import Elsewhere
 from shoal.errors import DataError, NonFiniteError, OutOfMemoryError, UsageError
 from shoal.pipeline import CompressConfig, RecoveryConfig, plan_race
 from shoal.pipeline.plan_measure import MeasuredPlan
-from shoal.pipeline.plan_race import SHARE, Ladder, Race, remaining, since_race
+from shoal.pipeline.plan_race import SHARE, Climber, Contender, Ladder, Race, remaining, since_race
+from shoal.pipeline.race_record import Track
 from shoal.pipeline.race_store import FOLDER, RaceStore, Shortlist, key_of
 from shoal.plan import Edge, Path, Remove
 from shoal.record import PlanRace
@@ -317,14 +320,19 @@ def _small():
 SETTINGS = CompressConfig(images=36, validation_images=36, latency_seconds=0.001, stand_ins=("conv3",), longest=2)
 
 
-def compressed(budget=60, **more):
+def compressed(budget=60, workers=None, **more):
     from test_recovery import confident, data
 
     recovery = RecoveryConfig(budget, DistillConfig(rate=0.02, looks=2), **more)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_race, "FIRST_RUNG", 3)
         return shoal.compress(
-            confident(), data(), shoal.Budget(macs=0.4), validation=data(50), recovery=recovery, config=SETTINGS
+            confident(),
+            data(),
+            shoal.Budget(macs=0.4),
+            validation=data(50),
+            recovery=recovery,
+            config=replace(SETTINGS, workers=workers),
         )
 
 
@@ -348,6 +356,33 @@ def test_a_race_is_the_default_wherever_a_budget_is_recovered(whole):
     assert recovery.divergence_before == pytest.approx(race.winner.divergence_before) or not race.continued
     assert recovery.divergence_after <= recovery.divergence_before
     assert not (folder / FOLDER).exists()
+
+
+def test_workers_race_to_the_very_same_student(whole):
+    expected, found = whole[0], compressed(workers=Elsewhere())
+    races = [result.record.planning.race for result in (expected, found)]
+    assert [contender.divergences for contender in races[0].contenders] == [
+        contender.divergences for contender in races[1].contenders
+    ]
+    assert found.plan == expected.plan
+    states = expected.model.state_dict(), found.model.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("error", [NonFiniteError("not finite", ""), OutOfMemoryError("too big")])
+def test_what_fails_at_a_worker_is_out_but_named(error):
+    def climb(until):
+        raise error
+
+    task = SimpleNamespace(paused=lambda *args: SimpleNamespace(climb=climb))
+    contender = Contender(nn.Linear(1, 1), [], None)
+    assert Climber(task, 25)((0, 25), contender) == (error, b"")
+    race, shortlist, builder, _ = race_of(flat(2, 1), [0.1, 0.2], required=False)
+    tracks = [Track(plan) for plan in shortlist.contenders]
+    race._climb_elsewhere("race", tracks, 25, builder, lambda tasks: [((1, 25), (error, b""))])
+    assert not tracks[0].is_out
+    assert tracks[1].is_out
+    assert error.message in tracks[1].failure
 
 
 def test_no_race_where_it_is_switched_off():

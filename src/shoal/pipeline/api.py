@@ -283,7 +283,7 @@ class _Run:
         task, recovery = self.task, self.recovery
         if task is None or recovery is None or recovery.race < 2:
             return None
-        return Race(task, {**self._fingerprint(recovery), "budget": str(recovery.total)})
+        return Race(task, {**self._fingerprint(recovery), "budget": str(recovery.total)}, self.context.workers)
 
     def recovered(self, compressed: CompressedModel) -> CompressedModel:
         """The network after it learned from the original; it is kept before, so that a resumed run starts from it."""

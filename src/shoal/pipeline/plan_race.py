@@ -9,21 +9,29 @@ from where they paused.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path as FilePath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
 
-from shoal.errors import NonFiniteError
+from shoal.errors import NonFiniteError, ShoalError
+from shoal.files.writing import write_atomically
 from shoal.pipeline.plan_builder import PlanBuilder
 from shoal.pipeline.plan_measure import MeasuredPlan
 from shoal.pipeline.race_record import Track, contender_of, race_of, seconds_of
 from shoal.pipeline.race_store import RaceStore, Shortlist
 from shoal.pipeline.recovery import REASONS_TO_SKIP, RecoveryTask, skip_or_raise
+from shoal.plan import Fold, Remove, Replace
+from shoal.progress import no_progress
 from shoal.record import PlanRace, Recovery
 from shoal.recover import TrainingBudget
-from shoal.recover.rungs import PausedStudent, RungTiming
+from shoal.recover.distill import CHECKPOINT
+from shoal.recover.rungs import PausedStudent, RungResult, RungTiming
+from shoal.workers import LocalWorkers, Results, Workers, WorkerTask, working
 
 SHARE = 1 / 3
 """Of the budget of recovery, at most, for the race."""
@@ -90,16 +98,55 @@ class RaceOutcome:
     ranking: list[MeasuredPlan]
 
 
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """What a worker needs of a contender: its network as it begins, its plan, and what it has learned so far."""
+
+    network: nn.Module
+    actions: Sequence[Remove | Replace | Fold]
+    pause: bytes | None
+
+
+@dataclass(frozen=True, eq=False)
+class Climber:
+    """Climbs in another process, where the folder of the race need not be; what was learned comes back as bytes.
+
+    Args:
+        task: the recovery.
+        total: steps up to the last rung.
+    """
+
+    task: RecoveryTask
+    total: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the progress bar, which is here."""
+        return {"task": replace(self.task, progress=no_progress), "total": self.total}
+
+    def __call__(self, climb: tuple[int, int], contender: Contender) -> tuple[RungResult | ShoalError, bytes]:
+        """What a contender comes to at a rung, or why it does not get there; `climb` holds its number, and the rung."""
+        with TemporaryDirectory(prefix="shoal-race-") as folder:
+            pause = FilePath(folder) / CHECKPOINT
+            if contender.pause is not None:
+                pause.write_bytes(contender.pause)
+            student = self.task.paused(contender.network, contender.actions, pause.parent, self.total)
+            try:
+                return student.climb(climb[1]), pause.read_bytes()
+            except (NonFiniteError, *REASONS_TO_SKIP) as error:
+                return error, b""
+
+
 class Race:
     """The race of plans that a recovery begins with.
 
     Args:
         task: the recovery.
         fingerprint: all that the race depends on but the tables.
+        workers: who climbs; by default this process.
     """
 
-    def __init__(self, task: RecoveryTask, fingerprint: Mapping[str, Any]) -> None:
-        self.task, self.budget = task, task.config.total
+    def __init__(self, task: RecoveryTask, fingerprint: Mapping[str, Any], workers: Workers | None = None) -> None:
+        self.task, self.budget, self.workers = task, task.config.total, workers or LocalWorkers()
         self.store = RaceStore(task.config.path, fingerprint)
         self.notes: list[str] = []
 
@@ -135,16 +182,19 @@ class Race:
         ladder = Ladder(len(shortlist.contenders))
         tracks = [Track(plan) for plan in shortlist.contenders]
         running, rungs = tracks, []
-        for rung, size in zip(ladder.rungs, [*ladder.sizes[1:], 1], strict=True):
-            for index, track in enumerate(running):
+        with working(self.workers, Climber(self.task, ladder.rungs[-1])) as results:
+            for rung, size in zip(ladder.rungs, [*ladder.sizes[1:], 1], strict=True):
                 stage = f"race of {len(tracks)} plans, step {rung}"
-                self.task.progress(stage, index, len(running))
-                self._climb(track, rung, ladder, builder)
-                self._drop(running, size)
-            rungs.append(rung)
-            running = sorted((track for track in running if not track.is_out), key=lambda track: track.order)[:size]
-            if len(running) < 2 or self._is_late(tracks):
-                break
+                if self.workers.count > 1:
+                    self._climb_elsewhere(stage, running, rung, builder, results)
+                for index, track in enumerate(running):
+                    self.task.progress(stage, index, len(running))
+                    self._climb(track, rung, ladder, builder)
+                    self._drop(running, size)
+                rungs.append(rung)
+                running = sorted((track for track in running if not track.is_out), key=lambda track: track.order)[:size]
+                if len(running) < 2 or self._is_late(tracks):
+                    break
         winner = min(tracks, key=lambda track: track.order)
         network = None if winner.is_out else self._learned(winner, ladder, builder)
         contenders = [
@@ -167,8 +217,35 @@ class Race:
         network = self.store.load_start_(path, builder.build(path))
         return self.task.paused(network, builder.actions(path), self.store.folder(path), ladder.rungs[-1])
 
+    def _climb_elsewhere(
+        self, stage: str, running: Sequence[Track], rung: int, builder: PlanBuilder, results: Results
+    ) -> None:
+        """All contenders up to a rung, by workers; what they learned is in the folder afterwards, as if it was here."""
+
+        def tasks() -> Iterator[WorkerTask]:
+            for index, track in enumerate(running):
+                path = track.plan.path
+                if self.store.finished(path, rung) is None:
+                    network = self.store.load_start_(path, builder.build(path))
+                    pause = self.store.folder(path) / CHECKPOINT
+                    before = pause.read_bytes() if pause.exists() else None
+                    yield WorkerTask((index, rung), Contender(network, builder.actions(path), before))
+
+        for done, ((index, _), (result, pause)) in enumerate(results(tasks()), 1):
+            track = running[index]
+            if isinstance(result, NonFiniteError):
+                track.failure = result.message
+            elif isinstance(result, ShoalError):
+                track.failure = skip_or_raise(self.task.config, result)
+            else:
+                write_atomically(self.store.folder(track.plan.path) / CHECKPOINT, partial(_write, pause))
+                self.store.add(track.plan.path, rung, result)
+            self.task.progress(stage, done, len(running))
+
     def _climb(self, track: Track, rung: int, ladder: Ladder, builder: PlanBuilder) -> None:
-        """One contender up to a rung, unless it was there before an interruption."""
+        """One contender up to a rung, unless it was there before an interruption, or a worker took it there."""
+        if track.is_out:
+            return
         path = track.plan.path
         result = self.store.finished(path, rung)
         if result is None:
@@ -204,6 +281,10 @@ class Race:
         """The winner's network with what it has learned; None where its initial weights are nearer to the original."""
         result = self._student(track, ladder, builder).result(track.results[-1].steps)
         return result.model if result.recovery.kept_step else None
+
+
+def _write(content: bytes, path: FilePath) -> None:
+    path.write_bytes(content)
 
 
 def remaining(budget: TrainingBudget, race: PlanRace | None) -> TrainingBudget:
