@@ -139,6 +139,18 @@ def test_what_cannot_be_recovered_is_refused_before_the_choice(monkeypatch):
         cut(recover=RecoveryConfig(3, unlabelled=[]))
     with pytest.raises(UsageError, match="expected steps or a time"):
         cut(recover="soon")
+    kept = DistillConfig(cache_teacher=4)
+    with pytest.raises(UsageError, match="a budget of 60 seconds does not say how many"):
+        cut(recover=RecoveryConfig("1m", kept, folder="anywhere"))
+    with pytest.raises(UsageError, match=r"kept on disk .cache_teacher., and there is no folder"):
+        cut(recover=RecoveryConfig(3, kept))
+
+
+def test_recovery_learns_from_what_the_teacher_said_before(tmp_path):
+    kept = DistillConfig(rate=0.1, looks=3, cache_teacher=4)
+    recovery = cut({"remove": 2}, recover=RecoveryConfig(6, kept, folder=tmp_path)).record.recovery
+    assert (recovery.teacher_cache.top_k, recovery.teacher_cache.missed, recovery.features_weight) == (4, 0, 0)
+    assert recovery.steps == 6
 
 
 def test_a_plain_network_recovers():
