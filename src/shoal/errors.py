@@ -34,7 +34,8 @@ class ShoalError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, hint: str = "") -> None:
-        self.message, self.hint = _legible(message), _legible(hint)
+        self.message: str = _legible(message)
+        self.hint: str = _legible(hint)
         super().__init__(self.message)
 
     def __str__(self) -> str:

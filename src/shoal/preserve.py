@@ -119,15 +119,26 @@ def cuda_devices(model: nn.Module) -> list[int]:
     return sorted({parameter.device.index or 0 for parameter in model.parameters() if parameter.device.type == "cuda"})
 
 
+def no_hook(module: nn.Module, args: Any, output: Any) -> None:
+    """A forward hook without effect: a module that carries one is called.
+
+    torch's TransformerEncoderLayer hands the weights of its modules to one fused function, and calls the modules
+    themselves only where one of them carries a hook.
+    """
+
+
 @contextmanager
 def patched(replacements: dict[nn.Module, Any]) -> Iterator[None]:
     """Each module's `forward` replaced by a callable for the time being, also where something raises."""
     before = [(module, module.__dict__.get("forward")) for module in replacements]
+    handles = [module.register_forward_hook(no_hook) for module in replacements]
     try:
         for module, forward in replacements.items():
             module.__dict__["forward"] = forward
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for module, forward in before:
             _restore_forward(module, forward)
 

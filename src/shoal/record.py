@@ -5,7 +5,7 @@ by other names; they are read under both.
 """
 
 import warnings
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -15,7 +15,7 @@ Interval = tuple[float, float]
 class FrozenModel(BaseModel):
     """A frozen, serialisable value that refuses unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 def _former_name(field: str, old: str) -> Any:
@@ -312,9 +312,9 @@ class BlockRecord(FrozenModel):
     action: BlockAction = Field(default="kept", validation_alias=AliasChoices("action", "fate"))
     without: list[int] = []
 
-    worth_kl = _former_name("removal_kl", "worth_kl")
-    worth_kl_interval = _former_name("removal_kl_interval", "worth_kl_interval")
-    fate = _former_name("action", "fate")
+    worth_kl: ClassVar[Any] = _former_name("removal_kl", "worth_kl")
+    worth_kl_interval: ClassVar[Any] = _former_name("removal_kl_interval", "worth_kl_interval")
+    fate: ClassVar[Any] = _former_name("action", "fate")
 
 
 class RemovalStep(FrozenModel):
@@ -806,7 +806,7 @@ class ScanRecord(FrozenModel):
     seconds: float
     created: str
 
-    partly_measured = _former_name("early_stopped", "partly_measured")
+    partly_measured: ClassVar[Any] = _former_name("early_stopped", "partly_measured")
 
 
 def summary_of(record: Record, out: str) -> dict[str, Any]:

@@ -1,6 +1,8 @@
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import language
 from shoal.cli import loading
@@ -70,3 +72,14 @@ def test_options_of_workers_that_do_not_go_together_are_refused(options, message
 @pytest.mark.parametrize("count", [None, 1])
 def test_without_several_workers_this_process_measures(count):
     assert isinstance(open_workers(Session(), WorkerOptions(count), "cpu"), LocalWorkers)
+
+
+def test_it_is_said_which_weights_a_network_of_a_file_has(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text("from torch import nn\n\ndef build():\n    return nn.Linear(2, 2)\n")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "w.pt")
+    monkeypatch.setattr("sys.argv", ["shoal", "trace", "net.py:build"])
+    open_network(Session(), "net.py:build", None)
+    assert "net.py:build for the network; no --weights, so it keeps those that the code" in capsys.readouterr().err
+    open_network(Session(), "net.py:build", Path("w.pt"))
+    assert "net.py:build for the network; weights from 'w.pt'" in capsys.readouterr().err

@@ -194,3 +194,37 @@ def test_units_and_blocks_with_their_norms_are_worth_what_their_removal_does():
         expected = damage_by_hand(net, loader, [one.path]).mean()
         assert one.damage == pytest.approx(float(expected), abs=1e-9)
     assert damages[0].damage != damages[1].damage
+
+
+class Encoder(nn.Module):
+    """torch's own layers, which hand their weights to one fused function where nothing needs a gradient."""
+
+    def __init__(self, norm_first):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(self.layer(norm_first) for _ in range(3))
+        self.head = nn.Linear(8, 4)
+
+    @staticmethod
+    def layer(norm_first):
+        return nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=norm_first)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean(dim=1))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_unit_of_a_fused_layer_is_worth_what_its_removal_does(norm_first):
+    net = Encoder(norm_first).eval()
+    loader = [(torch.randn(5, 6, 8), torch.zeros(5, dtype=torch.long)) for _ in range(2)]
+    graph = analyze(net, Batch((loader[0][0],)))
+    names = [f"layers.{block}{unit}" for block in range(3) for unit in ("", "#0", "#1")]
+    for removed in ([], ["layers.0", "layers.1#0"]):
+        tried = [name for name in names if not any(name.startswith(other[:8]) for other in removed)]
+        for worth in removal_sweep(graph, loader, tried, removed=removed):
+            expected = float(damage_by_hand(net, loader, [*removed, worth.path]).mean())
+            assert worth.damage == pytest.approx(expected, rel=1e-4), worth.path
+            assert worth.damage > 1e-6
+    assert not any(module._forward_hooks for module in net.modules())

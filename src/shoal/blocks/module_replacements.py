@@ -23,7 +23,7 @@ from shoal.blocks.template import Opaque, TensorRef, substitute, tensor_refs
 from shoal.blocks.trace import ModuleCall, Trace
 from shoal.errors import ModelRaisedError, SurgeryError, UnknownBlockError
 from shoal.plan import Remove
-from shoal.preserve import evaluating, swapped
+from shoal.preserve import evaluating, no_hook, swapped
 
 
 def module_replacements(graph: BlockGraph, removals: Sequence[Remove]) -> dict[str, nn.Module]:
@@ -312,9 +312,7 @@ class ZeroStub(nn.Module):
                 self.__dict__[name] = value
         for name, _ in call.module.named_parameters(recurse=False):
             self.register_parameter(name, None)
-        # torch's TransformerEncoderLayer hands the weights of its modules to one fused function, and calls the modules
-        # themselves only where one of them carries a hook.
-        self.register_forward_hook(_no_hook)
+        self.register_forward_hook(no_hook)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return zeros, in the containers that the module returned."""
@@ -331,10 +329,6 @@ class ZeroStub(nn.Module):
         if self._writable:
             return torch.zeros(shape, dtype=dtype, device=like.device)
         return torch.zeros((), dtype=dtype, device=like.device).expand(shape)
-
-
-def _no_hook(module: nn.Module, args: Any, output: Any) -> None:
-    """A forward hook without effect."""
 
 
 def _keep_only(item: Any, values: set[int]) -> Any:

@@ -84,7 +84,10 @@ def open_network(session: Session, spec: str, weights: Path | None, device: str 
     session.check_consent(spec)
     _check_fetched(session, spec)
     if ".py:" in spec:
-        session.errors.print(f"running {spec} for the network", markup=False, soft_wrap=True)
+        source = (
+            f"weights from '{weights.name}'" if weights else "no --weights, so it keeps those that the code gives it"
+        )
+        session.errors.print(f"running {spec} for the network; {source}", markup=False, soft_wrap=True)
     opened = open_model(spec, weights, session.consent)
     opened.model.to(device).eval()
     return opened
