@@ -36,8 +36,8 @@ from shoal.workers import LocalWorkers, Results, Workers, WorkerTask, working
 SHARE = 0.1
 """Of the budget of recovery, at most, for the race: what it costs is sure, and a few steps tell little of many.
 
-With a third of 500 steps for it ResNet-56 at 0.3 of the latency ended behind a removal by block influence, which the race
-had dropped, and which learned for all 500 (docs/figures.md).
+With a third of 500 steps for it ResNet-56 at 0.3 of the latency ended behind a removal by block influence, which the
+race had dropped, and which learned for all 500 (docs/figures.md).
 """
 FIRST_RUNG = 25
 """Steps of the first rung; each further one is twice as far."""
