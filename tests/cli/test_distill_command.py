@@ -186,3 +186,58 @@ def test_two_processes_learn_together_and_the_first_one_speaks_and_saves(run, tm
     assert document["recovery"]["processes"] == 2
     assert document["recovery"]["divergence_after"] < document["recovery"]["divergence_before"]
     assert json.loads((tmp_path / "o" / "record.json").read_text())["recovery"]["processes"] == 2
+
+
+DETECTORS = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from tasks.test_detection import detector
+
+def teacher():
+    return detector("one stage")
+
+def student():
+    network = detector("one stage")
+    torch.nn.init.normal_(network.backbone.blocks[1].conv2.weight, generator=torch.Generator().manual_seed(1))
+    return network
+
+def batch(seed, boxes):
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    truth = {{"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": torch.ones(len(boxes), dtype=torch.int64)}}
+    return [*images], [truth, truth]
+
+def data():
+    return [batch(seed, [[4.0, 4.0, 40.0, 40.0]]) for seed in range(6)], [batch(9, [[4.0, 4.0, 40.0, 40.0]])]
+
+def nothing():
+    return [batch(seed, []) for seed in range(6)], [batch(9, [])]
+
+def backwards():
+    return [batch(seed, [[40.0, 4.0, 4.0, 40.0]]) for seed in range(6)], [batch(9, [[4.0, 4.0, 40.0, 40.0]])]
+"""
+
+
+def test_a_detector_has_its_precision_before_and_after(run, tmp_path):
+    pytest.importorskip("pycocotools", reason="pip install 'shoal[tasks]'")
+    (tmp_path / "detectors.py").write_text(DETECTORS.format(tests=str(HERE)))
+    words = ("distill", "detectors.py:student", "detectors.py:{}", "--teacher", "detectors.py:teacher", "--budget", 3)
+
+    def distil(data):
+        place = [word.format(data) if isinstance(word, str) else word for word in words]
+        return run(*place, "--lr", 0.001, "--out", data, "--json")
+
+    code, out, _ = distil("data")
+    assert code in (0, 1)
+    document = json.loads(out)
+    for side in ("before", "after"):
+        [precision] = document[side]["metrics"]
+        assert (precision["name"], precision["against"], precision["n"]) == ("map", "labels", 2)
+    _, out, _ = distil("nothing")
+    document = json.loads(out)
+    assert document["before"]["metrics"] == document["after"]["metrics"] == []
+    assert any("mAP of the original is nan on 2 samples" in warning for warning in document["warnings"])
+    code, out, _ = distil("backwards")
+    assert code == 2
+    assert "a box that ends before it begins" in json.loads(out)["error"]["message"]
+    assert not (tmp_path / "backwards" / "recovery.jsonl").exists()

@@ -26,7 +26,15 @@ from shoal.sources import Data
 from shoal.store import CardFigures, OpenedFolder, read_folder_plan, save
 from shoal.store.folder import RECORD
 from shoal.surgery import input_specs, model_digest, signature_of
-from shoal.tasks import OutputRequest, TaskChoice, compare_metrics, dense_copy, restore_usual, usual_outputs
+from shoal.tasks import (
+    OutputRequest,
+    TaskChoice,
+    check_metrics,
+    compare_metrics,
+    dense_copy,
+    restore_usual,
+    usual_outputs,
+)
 
 _READ = 8  # mini-batches that tell how outputs are read, and how far they vary
 _SET_ON = 4  # mini-batches that the batch norms of stand-ins are set from
@@ -106,6 +114,9 @@ def _opened(session: Session, request: DistillRequest) -> _Inputs:
     samples = [batch for _, batch in zip(range(_READ), batches(data.calibration(augment=False), device), strict=False)]
     task = outputs.choose(teacher.model, samples[0])
     reading = outputs.read(task, teacher.model, samples)
+    if task.task is not None:  # a metric that raises would do so when all is learned
+        with usual_outputs(teacher.model):
+            check_metrics(task.task, teacher.model, samples[0])
     return _Inputs(student, teacher, data, extra, settings, budget, device, task, reading)
 
 
@@ -166,7 +177,8 @@ def _record(
     seconds: float,
 ) -> DistillRecord:
     teacher, before, after = answers
-    of_before, of_after = _metrics(inputs, result.model)
+    notes: list[str] = []
+    of_before, of_after = _metrics(inputs, result.model, notes)
     return DistillRecord(
         command=request.command,
         student=inputs.student.spec,
@@ -181,19 +193,21 @@ def _record(
         before=compare(teacher, before, "test").model_copy(update={"metrics": of_before}),
         after=compare(teacher, after, "test").model_copy(update={"metrics": of_after}),
         machine=machine(inputs.device),
-        warnings=warnings,
+        warnings=[*warnings, *dict.fromkeys(notes)],
         seconds=seconds,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def _metrics(inputs: _Inputs, learned: nn.Module) -> list[list[MetricComparison]]:
-    """The task's metrics of the student, before and after, beside the teacher's."""
+def _metrics(inputs: _Inputs, learned: nn.Module, notes: list[str]) -> list[list[MetricComparison]]:
+    """The task's metrics of the student, before and after, beside the teacher's; `notes` takes what to know of them."""
     task, teacher, student = inputs.task.task, inputs.teacher.model, inputs.student.model
     if task is None:
         return [[], []]
     with usual_outputs(teacher, student, learned):
-        return [compare_metrics(task, teacher, network, inputs.data.test()) for network in (student, learned)]
+        return [
+            compare_metrics(task, teacher, network, inputs.data.test(), notes=notes) for network in (student, learned)
+        ]
 
 
 def _arguments(request: DistillRequest, inputs: _Inputs) -> dict[str, Any]:
