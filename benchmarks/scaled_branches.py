@@ -1,6 +1,6 @@
 """A network whose branches are scaled before they are added (RRDB): blocks removed, scaled stand-ins, both refitted.
 
-    python benchmarks/scaled_branches.py benchmarks/real/upscaling.py:drawings benchmarks/real/upscaling.py:data --count 8
+    python benchmarks/scaled_branches.py FILE.py:network FILE.py:data --count 8 --out FILE.json
 
 The blocks are those of the least damage in a scan, and for the rival those of the least block influence. Each way is
 timed beside the original. PSNR is the mean over test images, by a few lines that share nothing with Shoal's; intervals
@@ -110,12 +110,12 @@ def scaled(graph: BlockGraph, fit: list[Batch], count: int, *, refit: bool = Fal
 
 
 WAYS: dict[str, Callable[[BlockGraph, list[Batch], int], nn.Module]] = {
-    "scaled, refitted": lambda graph, fit, count: scaled(graph, fit, count, refit=True),
+    "scaled + refitted": lambda graph, fit, count: scaled(graph, fit, count, refit=True),
     "removed by influence": lambda graph, fit, count: removed(graph, fit, count, of_influence),
     "removed": removed,
-    "removed, refitted": lambda graph, fit, count: removed(graph, fit, count, refit=True),
+    "removed + refitted": lambda graph, fit, count: removed(graph, fit, count, refit=True),
     "scaled": scaled,
-    "removed by influence, refitted": lambda graph, fit, count: removed(graph, fit, count, of_influence, refit=True),
+    "removed by influence + refitted": lambda graph, fit, count: removed(graph, fit, count, of_influence, refit=True),
 }
 
 
