@@ -295,7 +295,8 @@ def word_errors(expected: list[str], answered: list[str]) -> np.ndarray:
 
 
 def _american(text: str) -> list[str]:
-    return re.sub(r"is(e|ed|es|ing|ation|ations)\b", r"iz\1", text).replace("our", "or").split()
+    text = re.sub(r"is(e|ed|es|ing|ation|ations)\b", r"iz\1", text)
+    return re.sub(r"(\w\w)our(s|ed|ing|al|able|)\b", r"\1or\2", text).split()
 
 
 @cache

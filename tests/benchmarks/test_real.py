@@ -41,10 +41,13 @@ def test_networks_have_a_chain(loader):
 
 
 def test_errors_of_words(loader):
-    errors = loader("speech").word_errors
-    assert errors(["four queen of clubs"], ["4 queen of clothes"]) == (1, 4)
-    assert errors(["a b c d", "he sat"], ["x a b d", "he sat down"]) == (3, 6)
-    assert errors(["a b"], [""]) == (2, 2)
+    rows = loader("speech").word_errors
+    assert rows(["four queen of clubs"], ["4 queen of clothes"]).sum(0).tolist() == [1, 4]
+    assert rows(["a b c d", "he sat"], ["x a b d", "he sat down"]).sum(0).tolist() == [3, 6]
+    assert rows(["a b"], [""]).sum(0).tolist() == [2, 2]
+    assert rows(["the organisation favoured four for labour"], ["the organization favored 4 for labor"]).tolist() == [
+        [1, 6]
+    ]
 
 
 def test_arrays_of_a_stored_network(loader):
