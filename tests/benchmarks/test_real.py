@@ -45,9 +45,8 @@ def test_errors_of_words(loader):
     assert rows(["four queen of clubs"], ["4 queen of clothes"]).sum(0).tolist() == [1, 4]
     assert rows(["a b c d", "he sat"], ["x a b d", "he sat down"]).sum(0).tolist() == [3, 6]
     assert rows(["a b"], [""]).sum(0).tolist() == [2, 2]
-    assert rows(["the organisation favoured four for labour"], ["the organization favored 4 for labor"]).tolist() == [
-        [1, 6]
-    ]
+    british, american = "the organisation favoured four for labour", "the organization favored 4 for labor"
+    assert rows([british], [american]).tolist() == [[0, 6]]
 
 
 def test_arrays_of_a_stored_network(loader):
