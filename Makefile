@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+GALLERY := build/site/gallery
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test check lint types layers tests test-slow test-browser test-axe test-lowest faults faults-workers fuzz format clean
-.PHONY: docs dist startup verify-types test-integrations test-pythons
+.PHONY: docs gallery tutorials dist startup verify-types test-integrations test-pythons
 
 demo: $(VENV)/.installed
 	$(BIN)/shoal compress
@@ -52,9 +53,27 @@ test-browser: $(VENV)/.developing
 	$(BIN)/pytest -m browser
 
 # The site: every warning is an error, and so is a public name that no page documents.
-docs: $(VENV)/.developing
+docs: $(VENV)/.developing $(GALLERY)/runs.html
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
+
+# The reports that the site shows, made anew: two to five minutes.
+gallery:
+	rm -rf $(GALLERY)
+	$(MAKE) $(GALLERY)/runs.html
+
+$(GALLERY)/runs.html: | $(VENV)/.developing
+	rm -rf $(GALLERY)
+	$(BIN)/shoal compress --out $(GALLERY)/one-point
+	$(BIN)/shoal compress digits-resnet digits --remove 20 --recover 100 --out $(GALLERY)/twenty
+	$(BIN)/shoal scan digits-resnet digits --fast --out $(GALLERY)/scan
+	$(BIN)/shoal train --out $(GALLERY)/train
+	find $(GALLERY) -type f ! -name report.html ! -name record.json -delete
+	$(BIN)/shoal report $(GALLERY)/one-point $(GALLERY)/twenty --out $@
+
+# The notebooks, run again; their outputs are kept in them.
+tutorials: $(VENV)/.developing
+	$(BIN)/python scripts/tutorials.py
 
 # axe-core, from npm, looks for what keeps people from using the reports.
 test-axe: $(VENV)/.developing
@@ -80,7 +99,7 @@ startup: $(VENV)/.developing
 # Whether everything public has types, for those who use Shoal from typed code.
 verify-types: $(VENV)/.developing
 	$(BIN)/python -m pip install --quiet basedpyright
-	$(BIN)/basedpyright --ignoreexternal --verifytypes shoal
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/typed.py
 
 # Kills, full disks, two owners: docs/reliability.md from what was measured. Takes about a quarter of an hour.
 faults: $(VENV)/.developing

@@ -6,8 +6,10 @@ import shoal
 
 project, author, copyright = "Shoal", "the Shoal authors", "the Shoal authors, Apache-2.0"
 release = metadata.version("shoal")
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme, html_title = "furo", f"Shoal {release}"
+html_extra_path = ["../build/site"]  # the reports that `make gallery` makes
+html_static_path, html_css_files = ["static"], ["gallery.css"]
 
 default_role = "code"  # a name between single backticks in a docstring
 autodoc_typehints = "signature"
@@ -18,6 +20,7 @@ maximum_signature_line_length = 88
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # `make tutorials` runs them and keeps their outputs; a test says when these are stale
 
 
 def check_public_names(app, env):

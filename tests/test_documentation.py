@@ -147,6 +147,14 @@ def test_first_steps_as_they_stand(newcomer):
     assert len(shoal.trace(scope["shorter"], shoal.load_data("npz:data.npz").example()).blocks) < 8
 
 
+def test_the_gallery_shows_what_is_made_for_it():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    made = {*re.findall(r"--out \$\(GALLERY\)/(\S+)", makefile), "runs.html"}
+    text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    shown = {name.removesuffix("/report.html") for name in re.findall(r"gallery/([\w/.-]+\.html)", text)}
+    assert shown == made
+
+
 def commands_of(page):
     """Every command line of Shoal in a page: in blocks of code and in line."""
     text = page.read_text(encoding="utf-8")
