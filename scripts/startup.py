@@ -2,7 +2,7 @@
 
     python scripts/startup.py
 
-A start is judged by its processor time: on a quiet machine it is that of the clock, and other programs do not add to it.
+A start is judged by its processor time: on a quiet machine it is that of the clock, and other programs add nothing.
 """
 
 import os

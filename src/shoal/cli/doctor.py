@@ -26,6 +26,7 @@ PURPOSES = {
     "eval": "shoal eval",
     "ray": "scan and compress --ray ADDRESS, on several machines",
     "all": "everything of these but hub, eval and ray",
+    "tutorials": "running the notebooks of docs/tutorials",
     "docs": "building the site: make docs",
     "dev": "developing Shoal: make test",
 }
