@@ -67,6 +67,7 @@ def test_a_divided_student_learns_what_a_whole_one_does(tmp_path, dtype):
 def test_another_number_of_processes_takes_its_own_parts_and_one_is_refused_in_words(tmp_path):
     printed = outputs(start(CODE, 2, tmp_path / "run", tmp_path / "weights", 6, "float32"))
     assert all("Terminated" in error for _, error in printed), printed
+    assert not any("overwriting" in error for _, error in printed), "the checkpoint before is whole until the next is"
     assert (tmp_path / "run" / CHECKPOINT).exists()
     with pytest.raises(UsageError, match="shard"):
         distill(Deep(0), Deep(1), data, validation=validation, budget=8, config=config, folder=tmp_path / "run")

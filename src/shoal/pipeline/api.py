@@ -130,7 +130,6 @@ def compress(
     """
     started = time.perf_counter()
     goal, config, callbacks = _as_goal(goal), _as_config(config), as_callbacks(callbacks)
-    workers = as_workers(config.workers)
     check_options(goal, _options_set(config, recovery))
     warnings = [*config.run_info.warnings, *_missing(test, validation, goal), *_uncompiled(model)]
     usual = plain(model)
@@ -142,11 +141,9 @@ def compress(
     context = build_context(
         model, samples, judged, goal, config.measure, config.damage, callbacks.progress, config.outputs
     )
-    context = replace(context, workers=workers)
+    context = replace(context, workers=as_workers(config.workers))
     usable, left_out = _differentiable(usable, context)
     messages += left_out
-    if usable is not None and are_several():  # what one of several processes left out, the others would wait for
-        usable = replace(usable, required=True)
     run = _Run(context, config, calibration if not is_read_once(calibration) else samples, usable)
     compressed = run.recovered(run.begun(callbacks))
     warnings += [*messages, *run.messages]
@@ -401,6 +398,8 @@ def _usable_recovery(
     """The recovery that can be done, and why not, where it was a mere default."""
     if recovery is None:
         return None, []
+    if are_several():  # they are there to learn, and what one of them left out the others would wait for
+        recovery = replace(recovery, required=True)
     try:
         check_recovery(recovery, model, calibration, validation, samples[0], exact=isinstance(goal, ExactOnly))
         return with_self_data(recovery, model, samples), []

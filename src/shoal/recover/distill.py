@@ -6,6 +6,7 @@ samples: weights averaged over the latest steps, rarely those of a single step, 
 """
 
 import math
+import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -770,7 +771,9 @@ class Distillation(BudgetLoop):
             "state": {**self.state.to_dict(), "seconds": self.elapsed},
         }
         if self.engine.shard:
-            header["shards"] = save_shards(folder, f"step-{self.state.step}", tensors)
+            # A name of its own: the checkpoint before stays whole until this one is.
+            token = self.engine.on_main(lambda: secrets.token_hex(4))
+            header["shards"] = save_shards(folder, f"step-{self.state.step}-{token}", tensors)
             tensors = {}
         if self.folder is not None:
             save_checkpoint(self.folder / CHECKPOINT, tensors, header)

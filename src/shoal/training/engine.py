@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,12 @@ from shoal.training.processes import are_several, broadcast_from_main, joined
 from shoal.training.sharding import is_sharded, shard_
 
 Value = TypeVar("Value")
+# Whether buffers are those of the first process in each forward, as the version of torch calls it.
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in signature(nn.parallel.DistributedDataParallel).parameters
+)
 # How long processes may take to report after another was lost.
 _REPORT_SECONDS = 10.0
 
@@ -111,7 +118,7 @@ class Engine:
         if self._learner is None or self._learner.module is not model:
             device_ids = [self.device.index or 0] if self.device.type == "cuda" else None
             self._learner = nn.parallel.DistributedDataParallel(
-                model, device_ids=device_ids, broadcast_buffers=False, find_unused_parameters=True
+                model, device_ids=device_ids, find_unused_parameters=True, **{_SYNC_BUFFERS: False}
             )
         return self._learner
 
