@@ -33,6 +33,16 @@ def test_nothing_is_lost(results, kind):
 
 
 @pytest.mark.slow
+def test_workers_that_are_killed_come_to_the_same_record(tmp_path):
+    pytest.importorskip("ray")
+    few = "--only killed --workers 2 --kills 2 --batches 16 --pause 0.5 --out".split()
+    subprocess.run([sys.executable, str(SCRIPTS / "workers.py"), *few, str(tmp_path / "results.json")], check=True)
+    [result] = json.loads((tmp_path / "results.json").read_text())
+    assert (result["same"], result["finished"], result["finished_again"]) == (True, 16, 0)
+    assert result["kills"] >= 1
+
+
+@pytest.mark.slow
 def test_every_kill_was_one(results):
     counts = {kind: sum(item["kills"] for item in results[kind]) for kind in ("random", "writes", "inside")}
     assert counts == {"random": 1, "writes": 3, "inside": 1}
