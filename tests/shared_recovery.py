@@ -4,7 +4,10 @@ import torch
 
 import shoal
 import tiny
+from shoal.pipeline import plan_race
 from shoal.recover import DistillConfig
+
+plan_race.FIRST_RUNG = 3  # a race that this budget has room for
 
 _generator = torch.Generator().manual_seed(0)
 _images = torch.randn(41, 1, 8, 8, generator=_generator)
@@ -15,7 +18,7 @@ validation = [torch.randn(24, 1, 8, 8, generator=_generator)]
 learning = DistillConfig(rate=0.02, features=0.0, looks=2, norm_batch=1000)
 
 
-def compressed(folder, budget=12, race=2, training=None):
+def compressed(folder, budget=60, race=2, training=None):
     """A network of a plan that recovers, begun by a race of plans."""
     recovery = shoal.RecoveryConfig(budget, learning, training=training, folder=folder, race=race)
     config = shoal.CompressConfig(stand_ins=("identity", "conv3"), latency_seconds=0.02)

@@ -16,12 +16,11 @@ from shoal.training.processes import are_several, broadcast_from_main, joined
 from shoal.training.sharding import is_sharded, shard_
 
 Value = TypeVar("Value")
-# Whether buffers are those of the first process in each forward, as the version of torch calls it.
-_SYNC_BUFFERS = next(
-    name
-    for name in ("forward_sync_buffers", "broadcast_buffers")
-    if name in signature(nn.parallel.DistributedDataParallel).parameters
-)
+# Buffers are not those of the first process in each forward; versions of torch call that by two names.
+_NAMES = signature(nn.parallel.DistributedDataParallel).parameters
+_OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers": False
+}
 # How long processes may take to report after another was lost.
 _REPORT_SECONDS = 10.0
 
@@ -118,7 +117,7 @@ class Engine:
         if self._learner is None or self._learner.module is not model:
             device_ids = [self.device.index or 0] if self.device.type == "cuda" else None
             self._learner = nn.parallel.DistributedDataParallel(
-                model, device_ids=device_ids, find_unused_parameters=True, **{_SYNC_BUFFERS: False}
+                model, device_ids=device_ids, find_unused_parameters=True, **_OWN_BUFFERS
             )
         return self._learner
 
