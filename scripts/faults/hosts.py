@@ -47,16 +47,16 @@ def two_hosts() -> Iterator[Hosts]:
             _ip("netns", "add", name)
         _ip("link", "add", "line", "netns", names[0], "type", "veth", "peer", "name", "line", "netns", names[1])
         for name, address in zip(names, addresses, strict=True):
-            for words in (("addr", "add", f"{address}/24", "dev", "line"), *(("link", "set", x, "up") for x in _UP)):
-                _ip("netns", "exec", name, "ip", *words)
+            _ip("netns", "exec", name, "ip", "addr", "add", f"{address}/24", "dev", "line")
+            for device in ("lo", "line"):
+                _ip("netns", "exec", name, "ip", "link", "set", device, "up")
+            # By its way to the world outside a process finds out which address it has.
+            _ip("netns", "exec", name, "ip", "route", "add", "default", "dev", "line")
         yield Hosts(names[0], names[1], (addresses[0], addresses[1]))
     finally:
         for name in names:
             with suppress(subprocess.CalledProcessError):
                 _ip("netns", "delete", name)
-
-
-_UP = ("lo", "line")
 
 
 def start_node(host: str, *options: str) -> subprocess.Popen[bytes]:
