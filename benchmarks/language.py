@@ -4,7 +4,8 @@
         [--out benchmarks/results/language-smollm2.json] [--docs docs/figures.md]
 
 MODEL is a folder that transformers loads; TEXTS holds `calib.jsonl` and, held out, `heldout_prose.jsonl` and
-`heldout_handbook.jsonl`, one document a line. A cell is finished when its file stands in WORK; the same command goes on
+`heldout_handbook.jsonl`, one document a line. `--calibration mixed` mixes other kinds of text into `calib.jsonl`, none
+of them the held-out ones. A cell is finished when its file stands in WORK; the same command goes on
 from there. Layers are chosen on the first `--choice` rows of 64 tokens of the calibration text, maps are fitted and
 networks recovered on `--fit` rows of 128 tokens of it, whatever the method.
 """
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from decoders import judge, methods, ours
 from decoders.ground import Ground, rows_of
 from decoders.recovering import recover_
+from decoders.texts import calibration_file
 
 METHODS = {
     "shoal-removal": ours.removal,
@@ -99,6 +101,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
     parser.add_argument("--fit", type=int, default=32)
     parser.add_argument("--choice", type=int, default=4)
+    parser.add_argument("--calibration", choices=("prose", "mixed"), default="prose", help="kinds of text, for all")
+    parser.add_argument("--latency", action="store_true", help="time prefill and decoding of each network too")
     parser.add_argument("--documents", type=int, default=12, help="held-out documents of each text")
     parser.add_argument("--items", type=int, default=16, help="items of each task")
     parser.add_argument("--recover", type=int, default=0, help="tokens to recover on")
@@ -113,6 +117,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "fit_rows_of_128_tokens": args.fit,
         "choice_rows_of_64_tokens": args.choice,
+        "calibration": args.calibration,
         "held_out_documents_of_128_tokens": dict.fromkeys(SETS, args.documents),
         "items_of_each_task": args.items,
         "threads": torch.get_num_threads(),
@@ -129,7 +134,7 @@ class Bench:
         self.args, texts = args, args.texts
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval().requires_grad_(False)
-        calibration = texts / "calib.jsonl"
+        calibration = calibration_file(texts, args.work, args.calibration)
         choice, fit = (rows_of(tokenizer, calibration, *shape) for shape in ((args.choice, 64), (args.fit, 128)))
         self.ground = Ground(model, tokenizer, fit, choice)
         self.held_out = {
@@ -159,6 +164,9 @@ class Bench:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "losses": losses,
             "perplexity": {part: judge.perplexity(values) for part, values in losses.items()},
+            "latency": judge.latency_shares(model, self.ground.model, self.held_out["prose"])
+            if self.args.latency and count
+            else {},
             "exact": {task: judge.exact(model, items) for task, items in self.tasks.items()},
             "cpu_seconds_to_make": round(made, 1),
             "seconds": round(time.perf_counter() - start, 1),
@@ -185,8 +193,8 @@ def table(document: dict[str, Any]) -> list[str]:
             f"**{count} layers out, {what}**",
             "",
             "| method | perplexity, prose | handbook | of the original's | nats above Shoal's best (95 %) "
-            "| copying, counting, cloze |",
-            "|---|---|---|---|---|---|",
+            "| copying, counting, cloze | latency, prefill and a token |",
+            "|---|---|---|---|---|---|---|",
         ]
         lines += [_row(cell, original, best) for cell in [original, *rows]]
     return lines
@@ -201,7 +209,8 @@ def _row(cell: dict[str, Any], original: dict[str, Any], best: dict[str, Any] | 
     right = ", ".join(f"{sum(values)}/{len(values)}" for values in cell["exact"].values())
     prose, handbook = (cell["perplexity"][name] for name in SETS)
     figures = " | ".join([_shown(prose), _shown(handbook), _shown(ratio, 2)])
-    return f"| {TITLES[cell['method']]} | {figures} | {gap} | {right} |"
+    times = ", ".join(f"{share:.2f}" for share in cell.get("latency", {}).values())
+    return f"| {TITLES[cell['method']]} | {figures} | {gap} | {right} | {times} |"
 
 
 def _shown(value: float, digits: int = 1) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import DataError, NonFiniteError, UsageError
-from shoal.outputs import check_numbers, chosen_outputs, distance, mismatch, read_outputs, rebuilt
+from shoal.outputs import Distance, check_numbers, chosen_outputs, distance, mismatch, read_outputs, rebuilt
 
 A, B = torch.ones(2, 3), torch.arange(4.0).reshape(2, 2)
 Pair = namedtuple("Pair", "first second")
@@ -132,6 +132,29 @@ def test_masked_scores_are_equal_to_themselves_and_to_nothing_else():
     assert distance(masked, masked.clone()).largest == 0
     assert distance(masked, A).largest == torch.inf
     assert distance(masked, A).place == (0, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("special", [None, -torch.inf, torch.nan])
+def test_a_distance_in_pieces_is_that_of_the_whole(monkeypatch, dtype, special):
+    left = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for seed, scale in enumerate((0.0, 1e-3, 1.0)):
+        right = left + scale * torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
+        if special is not None:
+            left[1, 2, 3] = special
+        off = (left.double() - right.double()).abs().nan_to_num(torch.inf, torch.inf).masked_fill(left == right, 0)
+        whole = distance(left, right)
+        for piece in (1, 4, 1000):
+            monkeypatch.setattr("shoal.outputs._PIECE", piece)
+            assert distance(left, right) == whole
+        assert whole.largest == float(off.max())
+        assert off[whole.place] == off.max()
+        assert whole.bitwise == bool((left == right).all())
+
+
+def test_of_a_scalar_and_of_nothing():
+    assert distance(torch.tensor(1.5), torch.tensor(1.0)) == Distance(0.5, (), bitwise=False)
+    assert distance(torch.ones(0, 3), torch.ones(0, 3)) == Distance(0.0, (), bitwise=True)
 
 
 @given(st.integers(0, 5), st.sampled_from([torch.int64, torch.bool, torch.uint8]))

@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -74,6 +75,33 @@ def exact(model: Any, items: Sequence[Item]) -> list[int]:
         said = logits[len(prompt) - 1 : -1].argmax(-1).tolist()
         right.append(int(said == answer))
     return right
+
+
+@torch.no_grad()
+def latency_shares(model: Any, original: Any, rows: Tensor, pairs: int = 5, tokens: int = 8) -> dict[str, float]:
+    """Time as a share of the original's: for a whole prompt at once, and for each token after it, from the cache.
+
+    In pairs, one network right after the other, so that what else a machine does strikes both; the middle ratio counts.
+    """
+    ratios: dict[str, list[float]] = {"prefill": [], "token": []}
+    for index in range(pairs + 1):
+        (prefill, token), (prefill_before, token_before) = (
+            _seconds(each, rows[index % len(rows)][None], tokens) for each in (model, original)
+        )
+        if index:  # the first pair warms up
+            ratios["prefill"].append(prefill / prefill_before)
+            ratios["token"].append(token / token_before)
+    return {name: float(np.median(values)) for name, values in ratios.items()}
+
+
+def _seconds(model: Any, ids: Tensor, tokens: int) -> tuple[float, float]:
+    start = time.perf_counter()
+    output = model(input_ids=ids, use_cache=True)
+    prefilled = time.perf_counter()
+    for _ in range(tokens):
+        following = output.logits[:, -1:].argmax(-1)
+        output = model(input_ids=following, past_key_values=output.past_key_values, use_cache=True)
+    return prefilled - start, (time.perf_counter() - prefilled) / tokens
 
 
 def paired_interval(first: Sequence[float], second: Sequence[float], seed: int = 0) -> tuple[float, float, float]:

@@ -73,13 +73,12 @@ def refitted(ground: Ground, count: int, work: Path) -> Made:
 def plan(ground: Ground, count: int, work: Path) -> Made:
     """`--depth N` with the kind `folded`: the maps before removed spans take over, and what is kept is refitted.
 
-    All plain transformers: the network that comes out is a Llama with fewer layers.
+    All plain transformers: the network that comes out is a Llama with fewer layers. A share of the fitting rows is held
+    back to choose on.
     """
     config = CompressConfig(stand_ins=("folded",), tables=work / "tables")
-    result = compress(
-        ground.model, batches(ground.fit, 8), Budget(depth=ground.count - count),
-        validation=batches(ground.choice, len(ground.choice)), config=config, callbacks=_print,
-    )  # fmt: skip
+    budget = Budget(depth=ground.count - count)
+    result = compress(ground.model, batches(ground.fit, 8), budget, config=config, callbacks=_print)
     (work / f"plan-{count}.json").write_text(result.record.model_dump_json(indent=1))
     return result.model, {"removed": result.record.removed, "replaced": result.record.replaced}
 

@@ -21,6 +21,8 @@ from shoal.errors import DataError, NonFiniteError, UsageError
 _STATE = frozenset({"past_key_values", "past_key_value", "cache_params", "past_buckets_states", "mems"})
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _DEEPEST = 32
+# Values that are compared at a time.
+_PIECE = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,18 +244,37 @@ class Distance:
 
 
 def distance(left: Tensor, right: Tensor) -> Distance:
-    """Of two tensors of the same shape and dtype; -Inf is equal to itself, and what is not floating is equal or not."""
-    right = right.to(left.device)
-    if not left.numel():
-        return Distance(0.0, (), True)
-    if left.is_floating_point():
-        wide = torch.float32 if left.device.type == "mps" else torch.float64
-        # Equal infinities first: their difference is no number.
-        off = torch.where(left == right, 0.0, (left.to(wide) - right.to(wide)).abs()).nan_to_num(
-            nan=torch.inf, posinf=torch.inf
-        )
-    else:
-        off = torch.zeros(left.shape, device=left.device).masked_fill(left != right, torch.inf)
-    largest = float(off.max())
-    place = tuple(int(axis) for axis in torch.unravel_index(off.argmax(), off.shape)) if off.dim() else ()
-    return Distance(largest, place, bool((left == right).all()))
+    """Of two tensors of the same shape and dtype; -Inf is equal to itself, and what is not floating is equal or not.
+
+    In pieces: float64 copies of the logits of a large vocabulary take longer than the networks do. A piece is computed
+    in float64 only where the largest difference may lie in it.
+    """
+    largest, at, bitwise = 0.0, 0, True
+    pieces = zip(left.flatten().split(_PIECE), right.to(left.device).flatten().split(_PIECE), strict=True)
+    for number, (expected, actual) in enumerate(pieces):
+        if torch.equal(expected, actual):
+            continue
+        bitwise = False
+        if largest < math.inf and _may_exceed(expected, actual, largest):
+            off = _differences(expected, actual)
+            if float(off.max()) > largest:
+                largest, at = float(off.max()), number * _PIECE + int(off.argmax())
+    place = torch.unravel_index(torch.tensor(at), left.shape) if left.dim() and left.numel() else ()
+    return Distance(largest, tuple(map(int, place)), bitwise)
+
+
+def _may_exceed(expected: Tensor, actual: Tensor, largest: float) -> bool:
+    """Whether a difference may be above `largest`, by float32, whose rounding is far below the margin."""
+    if expected.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return True
+    top = float((expected.float() - actual.float()).abs().max())
+    return not top < (1 - 1e-5) * largest  # NaN too
+
+
+def _differences(expected: Tensor, actual: Tensor) -> Tensor:
+    if not expected.is_floating_point():
+        return torch.zeros(expected.shape, device=expected.device).masked_fill(expected != actual, torch.inf)
+    wide = torch.float32 if expected.device.type == "mps" else torch.float64
+    # Equal infinities first: their difference is no number.
+    off = torch.where(expected == actual, 0.0, (expected.to(wide) - actual.to(wide)).abs())
+    return off.nan_to_num(nan=torch.inf, posinf=torch.inf)

@@ -10,8 +10,9 @@ from shoal.pipeline import screening
 from shoal.pipeline.api import compress
 from shoal.pipeline.candidate_damage import DamageMeter
 from shoal.pipeline.config import CompressConfig
+from shoal.pipeline.effort import Effort, first_samples
 from shoal.pipeline.goals import Blocks, Budget
-from shoal.pipeline.screening import judging, least_influence, screen
+from shoal.pipeline.screening import least_influence, screen
 from shoal.replace import build_segments, find_spans
 
 
@@ -63,8 +64,10 @@ def test_a_short_chain_is_not_screened(small):
     assert result.spans == spans
     assert result.removals == frozenset(segments.paths)
     assert result.note is None
+    graph = analyze(deep(10), Batch((data()[0][:2],)))
+    assert Effort.for_network(graph, segments, None) == Effort()
     batches = [Batch((x,)) for x in data()]
-    assert judging(segments, batches) is batches
+    assert first_samples(batches, None) is batches
 
 
 def test_of_a_long_chain_the_least_changes_are_kept_and_spans_that_cover_it(small):
@@ -78,7 +81,11 @@ def test_of_a_long_chain_the_least_changes_are_kept_and_spans_that_cover_it(smal
     assert covered == set(range(24))
     assert result.note is not None
     assert f"of {len(spans)} spans 12 were fitted and measured, of 24 removals 5" in result.note
-    assert sum(batch.size for batch in judging(segments, [Batch((x,)) for x in data()])) == 8
+    graph = analyze(deep(24), Batch((data()[0][:2],)))
+    effort = Effort.for_network(graph, segments, None)
+    assert effort == Effort(table_samples=8)
+    chosen = first_samples([Batch((x,)) for x in data()], effort.table_samples)
+    assert sum(batch.size for batch in chosen) == 8
 
 
 def test_what_no_map_of_single_channels_explains_counts():

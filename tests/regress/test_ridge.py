@@ -197,3 +197,22 @@ def test_no_rows_nan_and_bad_options_are_refused():
     huge = moments_of(1e200 * rows(0, 9, 3), rows(1, 9, 2))
     with pytest.raises(NonFiniteError, match="too large to be squared"):
         fit(huge, huge)
+
+
+def test_of_many_outputs_the_ridge_is_the_best_of_all_by_a_few_sums_of_them(monkeypatch):
+    """Two groups of outputs, one that a map explains and one of noise: each has the ridge of a full search."""
+    x = rows(0, 60, 20)
+    clean, noise = x @ rows(1, 20, 140) + 0.3 * rows(2, 60, 140), rows(3, 60, 140)
+    y, ends = torch.cat([clean, noise], 1), [slice(0, 140), slice(140, 280)]
+    train, held_out = moments_of(x[:30], y[:30]), moments_of(x[30:], y[30:])
+    for goal in (None, rows(4, 280, 20)):
+        sketched = fits(train, held_out, ends, target=goal)
+        with monkeypatch.context() as patch:
+            patch.setattr("shoal.regress.ridge._SKETCHED", 1000)
+            exact = fits(train, held_out, ends, target=goal)
+        assert [each.ridge for each in sketched] == [each.ridge for each in exact]
+        assert len({each.ridge for each in exact}) == 2
+        for each, other in zip(sketched, exact, strict=True):
+            torch.testing.assert_close(each.weight, other.weight)
+            torch.testing.assert_close(each.bias, other.bias)
+            assert each.r2_held_out == pytest.approx(other.r2_held_out)

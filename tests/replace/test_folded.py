@@ -101,6 +101,21 @@ def test_folds_are_fitted_for_every_span_and_help():
     assert fold.module.down.bias is None
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_of_its_block_a_fold_has_one_layer_of_its_own(bias):
+    """Hundreds of folds would else hold the network many times over."""
+    model = Net(bias=bias).eval()
+    before = copy.deepcopy(model.state_dict())
+    _graph, _batches, folds = fitted(model)
+    original = dict(model.blocks[1].named_parameters())
+    for name in ("blocks.1..blocks.2", "blocks.1..blocks.3"):
+        shared = {
+            key for key, value in folds[name].module.named_parameters() if value.data_ptr() == original[key].data_ptr()
+        }
+        assert set(original) - shared == {"down.weight", *(["down.bias"] if bias else [])}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_a_bias_that_is_missing_is_not_made_up():
     _, _, folds = fitted(Net(bias=False))
     assert all(fold.module.down.bias is None for fold in folds.values())

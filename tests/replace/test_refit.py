@@ -21,7 +21,8 @@ from shoal.replace import (
     students_of,
     train_students,
 )
-from shoal.replace.last_linear import network_head
+from shoal.replace.last_linear import LastLinear, network_head
+from shoal.replace.refit import improves
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
 from shoal.training import TrainingBudget
@@ -225,6 +226,93 @@ def test_kept_blocks_make_good_what_was_removed(gap, bias):
     assert all(torch.equal(value, untouched[name]) for name, value in model.blocks[0].state_dict().items()) == gap
     fresh = doubles(30)[::-1]
     assert distance(anatomy, model, rest[-1], fresh) < 1e-9
+
+
+def test_only_blocks_within_reach_of_a_change_are_refitted():
+    batches = data(16, 3, 8, 8)
+    anatomy = teacher(batches)
+    cut_model = cut(anatomy, batches, "layer1.1")
+    before = cut_model.state_dict()
+
+    def refitted(reach):
+        """The layers that a refit changes."""
+        model = copy.deepcopy(cut_model)
+        refit_(anatomy, model, [], batches, removed=["layer1.1"], config=RefitConfig(reach=reach))
+        changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+        return {name[: len("layer1.0")] for name in changed}
+
+    behind = ["layer2.0", "layer2.1"]
+    everywhere = refitted(None)
+    assert {*behind, "linear.w"} <= everywhere
+    assert [refitted(reach) for reach in range(3)] == [set(behind[:reach]) for reach in range(3)]
+
+
+class Scaled(nn.Module):
+    """Blocks x + factor * down(relu(up(norm(x)))) on tokens."""
+
+    class Block(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+            self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 9), nn.Linear(9, 4)
+
+        def forward(self, x):
+            branch = self.down(self.up(self.norm(x)).relu())
+            return x + (branch if self.factor == 1 else self.factor * branch)
+
+    def __init__(self, factor):
+        super().__init__()
+        self.embed = nn.Linear(4, 4)
+        self.blocks = nn.Sequential(*(self.Block(factor) for _ in range(4)))
+
+    def forward(self, x):
+        return self.blocks(self.embed(x))
+
+
+@pytest.mark.parametrize("factor", [1, 0.5])
+def test_what_leaves_a_refitted_block_is_what_the_block_computes(factor, monkeypatch):
+    """Where the layer's output is added as it is, the block does not run again; the next blocks see the same."""
+    batches = doubles(20, 5, 4)
+    anatomy = analyze(made(lambda: Scaled(factor)), batches[0].take(2))
+    one = fitted(anatomy, batches, 0, 1, "linear")
+    monkeypatch.setattr("shoal.replace.refit._MIN_SAMPLES", 10**9)  # every refit stands
+    results = []
+    for run_again in (False, True):
+        if run_again:
+            monkeypatch.setattr(LastLinear, "is_added_as_it_is", property(lambda _: False))
+        results.append(refit_(anatomy, student(anatomy, batches, one), [one], batches).state_dict())
+    for name in ("blocks.2.down.weight", "blocks.3.down.weight"):
+        assert not torch.equal(results[0][name], anatomy.model.state_dict()[name])
+    torch.testing.assert_close(results[0], results[1])
+
+
+def streams(seed, samples=20, scale=1.0):
+    return scale * torch.randn(samples, 6, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_refit_stands_only_where_it_helps_the_samples_held_out_beyond_chance():
+    target = streams(0, 40)
+    worse, better = target + streams(1, 40, 0.5), target + streams(2, 40, 0.1)
+    assert improves([target], [worse], [better])
+    assert not improves([target], [better], [worse])
+    assert not improves([target], [worse], [worse])
+    # Of 8 samples held out one gains much, and the others lose.
+    uneven = worse.clone()
+    uneven[:8] = target[:8] + 1.3 * streams(1, 40, 0.5)[:8]
+    uneven[0] = target[0]
+    assert not improves([target], [worse], [uneven])
+    # Only those held out count: a fifth of each mini-batch, the first ones.
+    elsewhere = better.clone()
+    elsewhere[8:] = 1e3
+    assert improves([target], [worse], [elsewhere])
+
+
+def test_a_token_of_large_size_does_not_decide_whether_a_refit_stands():
+    target = streams(0, 40)
+    target[:, 0] *= 1000
+    worse, other = target + streams(1, 40, 0.5), target + streams(2, 40, 0.6)
+    other[:, 0], worse[:, 0] = target[:, 0], target[:, 0] + 10
+    assert not improves([target], [worse], [other])
 
 
 def test_blocks_behind_a_gap_are_refitted_from_what_enters_them():

@@ -83,6 +83,7 @@ class CompressRequest:
     lora: int = 0
     accumulate: int = 1
     cache_teacher: int = 0
+    checkpointing: bool = False
     unlabelled: str | None = None
     self_data: int = 0
     race: int = RACE_PLANS
@@ -281,7 +282,12 @@ def _settings(request: CompressRequest) -> DistillConfig:
 
 def _learning(request: CompressRequest) -> dict[str, Any]:
     """How recovery learns, as far as that is not the default."""
-    options = {"lora": request.lora, "accumulate": request.accumulate, "cache_teacher": request.cache_teacher}
+    options = {
+        "lora": request.lora,
+        "accumulate": request.accumulate,
+        "cache_teacher": request.cache_teacher,
+        "checkpointing": request.checkpointing,
+    }
     return {name: value for name, value in options.items() if value != getattr(DistillConfig, name)}
 
 

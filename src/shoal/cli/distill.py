@@ -52,6 +52,7 @@ def _config(request: DistillRequest) -> DistillConfig:
         accumulate=request.accumulate,
         shard=request.shard,
         cache_teacher=request.cache_teacher,
+        checkpointing=request.checkpointing,
     )
     return config if request.features is None else replace(config, features=request.features)
 

@@ -46,6 +46,9 @@ _CACHE_TEACHER = partial(
     min=0,
     metavar="K",
 )
+_CHECKPOINTING = partial(
+    option, "--checkpointing", "Compute blocks once more in the backward pass: less memory, longer steps.", False
+)
 _DRY_RUN = partial(option, "--dry-run", "Say what would be done and about how long it would take.", False)
 _OUTPUT = partial(
     option, "--output", "An output that counts: logits, '[1]', aux. Repeat it for several.", None, metavar="NAME"
@@ -166,6 +169,7 @@ class CompressOptions:
     lora: int = _LORA()
     accumulate: int = _ACCUMULATE()
     cache_teacher: int = _CACHE_TEACHER()
+    checkpointing: bool = _CHECKPOINTING()
     unlabelled: str | None = _UNLABELLED()
     self_data: int = option(
         "--self-data",
@@ -297,6 +301,11 @@ class ApplyRequest:
 
     model: str = argument("MODEL", _MODEL_HELP)
     plan: Path = argument("PLAN", "A plan.json.")
+    any_weights: bool = option(
+        "--any-weights",
+        "The plan may come from MODEL with its weights in another form, such as a quantised one.",
+        False,
+    )
     weights: Path | None = _WEIGHTS()
     out: Path | None = _OUT()
 
@@ -363,6 +372,7 @@ class DistillRequest:
     teacher: str = option("--teacher", "The network it learns from.", metavar="MODEL")
     budget: str = option("--budget", "How long: a time, or a number of steps.", "5m", metavar="10m|2000")
     lora: int = _LORA()
+    checkpointing: bool = _CHECKPOINTING()
     unlabelled: str | None = _UNLABELLED()
     rate: float | None = option("--lr", "The highest learning rate; found by a short test by default.", None)
     features: float | None = option(

@@ -52,6 +52,7 @@ class _Before(BaseModel):
     recovery_asked: bool = True
     race: int | None = Field(default=None, ge=0)
     lora: int = Field(default=0, ge=0)
+    checkpointing: bool = False
     try_plans: int = Field(default=0, ge=0)
     stand_ins: str | None = None
     student_budget: str = STUDENT_BUDGET
@@ -149,6 +150,7 @@ def _recovery(asked: CompressRequest, before: dict[str, Any], typed: Collection[
         "recovery_asked": asked_for,
         "race": race,
         "lora": lora,
+        "checkpointing": asked.checkpointing or before.get("checkpointing", False),
     }
 
 

@@ -42,7 +42,7 @@ from shoal.store import (
 from shoal.store.export import Format
 from shoal.store.folder import PROGRAM, REPORT
 from shoal.store.serving.gguf_file import read_number_type
-from shoal.surgery import apply, certify, example_of
+from shoal.surgery import apply, certify, example_of, retargeted
 from shoal.surgery.signature import random_like
 
 
@@ -81,6 +81,8 @@ def run_apply(session: Session, request: ApplyRequest) -> int:
     session.check_alone("apply")
     plan = read_plan(request.plan)
     opened = open_network(session, request.model, request.weights)
+    if request.any_weights:
+        plan = retargeted(plan, opened.model)
     cut = apply(opened.model, plan).eval()
     path = output_folder(request.out, "apply")
     warning = None

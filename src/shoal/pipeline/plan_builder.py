@@ -5,6 +5,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import cast
 
 from torch import nn
@@ -14,6 +15,7 @@ from shoal.blocks import BlockGraph
 from shoal.measure import Reading
 from shoal.pipeline.candidate_table import CandidateTable
 from shoal.pipeline.data_splits import split_samples
+from shoal.pipeline.effort import Effort
 from shoal.plan import Path, Remove, Replace
 from shoal.preserve import copied, evaluating
 from shoal.replace import FittedReplacement, RefitConfig, recalibrate_, refit_
@@ -23,8 +25,6 @@ from shoal.surgery.replace import replace_spans_
 
 Progress = Callable[[str, int, int], None]
 
-QUICK_REFIT_SAMPLES = 1024
-"""Samples of a refit that only tells plans apart."""
 MAX_NETWORKS = 4
 """How many networks are kept in memory for plans that are asked for again."""
 
@@ -57,6 +57,7 @@ class PlanBuilder:
         judge: other mini-batches, to measure damage on.
         damage: how far outputs are from the original's, for each sample.
         progress: called with (stage, done, total).
+        effort: how much is spent on telling plans apart.
     """
 
     graph: BlockGraph
@@ -65,6 +66,7 @@ class PlanBuilder:
     judge: Sequence[Batch]
     damage: DamageFunction = divergence
     progress: Progress = lambda stage, done, total: None
+    effort: Effort = field(default_factory=Effort)
     _networks: OrderedDict[tuple[str, tuple[int, ...]], nn.Module] = field(default_factory=OrderedDict, init=False)
 
     @property
@@ -118,40 +120,58 @@ class PlanBuilder:
         return total / count
 
     def refine(self, path: Path) -> RefinedPlan:
-        """The network as it was built, refitted, with norms recalibrated: whichever does least damage."""
-        variants = {"built": self.build(path)}
-        self._networks.clear()  # the variants take their place in memory
+        """The network as it was built, refitted, with norms recalibrated: whichever does least damage.
+
+        Two of them at most lie in memory, the best one and the next.
+        """
+        best = self.build(path)
+        self._networks.clear()
+        damages = {"built": self.damage_of(best)}
+        kept = "built"
         replacements, removed = self.replacements(path), self._removed(path)
-        if replacements or removed:
-            for name, kept in (("stand-ins refitted", False), ("kept blocks refitted too", True)):
-                variants[name] = refit_(
-                    self.graph,
-                    copied(variants["built"]),
-                    replacements,
-                    self.fit,
-                    removed=removed,
-                    config=RefitConfig(kept_segments=kept),
-                    on_progress=lambda done, of, name=name: self.progress(name, done, of),  # type: ignore[misc]
-                )
-        damages = {name: self.damage_of(network) for name, network in variants.items()}
-        best = min(damages, key=damages.__getitem__)
-        if best != "kept blocks refitted too":  # these have norms that belong to weights set anew
+        for name, config in self._refits() if replacements or removed else []:
+            network = refit_(
+                self.graph,
+                self.build(path),
+                replacements,
+                self.fit,
+                removed=removed,
+                config=config,
+                on_progress=partial(self.progress, name),
+            )
+            damages[name] = self.damage_of(network)
+            if damages[name] < damages[kept]:
+                best, kept = network, name
+        if kept != "kept blocks refitted too":  # these have norms that belong to weights set anew
             self.progress("recalibrating batch norms", 0, 1)
-            variants["norms recalibrated"] = recalibrate_(copied(variants[best]), self.fit)
-            damages["norms recalibrated"] = self.damage_of(variants["norms recalibrated"])
-        best = min(damages, key=damages.__getitem__)
+            network = recalibrate_(copied(best), self.fit)
+            damages["norms recalibrated"] = self.damage_of(network)
+            if damages["norms recalibrated"] < damages[kept]:
+                best, kept = network, "norms recalibrated"
         refit_damage = min((damage for name, damage in damages.items() if name != "built"), default=math.inf)
         listed = ", ".join(f"{damage:.4f} {name}" for name, damage in damages.items())
-        note = f"damage on held-back samples: {path.damage:.4f} by the table, {listed}; kept: {best}"
-        return RefinedPlan(variants[best], refit_damage, damages[best], note)
+        note = f"damage on held-back samples: {path.damage:.4f} by the table, {listed}; kept: {kept}"
+        return RefinedPlan(best, refit_damage, damages[kept], note)
+
+    def _refits(self) -> list[tuple[str, RefitConfig]]:
+        """The refits that are compared in the end, each by its name."""
+        refits = [
+            ("stand-ins refitted", RefitConfig(kept_segments=False)),
+            ("kept blocks refitted too", RefitConfig()),
+        ]
+        if self.effort.reach is not None:
+            refits.append(("kept blocks behind a change refitted", RefitConfig(reach=self.effort.reach)))
+        return refits
 
     def _removed(self, path: Path) -> list[str]:
         return [action.name for action in self.actions(path) if isinstance(action, Remove)]
 
     def _quick_refit(self, path: Path) -> nn.Module:
-        samples, _ = split_samples(self.fit, QUICK_REFIT_SAMPLES)
-        removed = self._removed(path)
-        return refit_(self.graph, self.build(path), self.replacements(path), samples, removed=removed)
+        samples, _ = split_samples(self.fit, self.effort.refit_samples)
+        config = RefitConfig(reach=self.effort.reach)
+        return refit_(
+            self.graph, self.build(path), self.replacements(path), samples, removed=self._removed(path), config=config
+        )
 
     def _memoized(self, stage: str, path: Path, make: Callable[[Path], nn.Module]) -> nn.Module:
         key = stage, path.edges

@@ -138,6 +138,8 @@ class ShortlistMaker:
             if race is not None:
                 race.store.keep_start(plan.path, network)
 
+        if race is None:  # of those that are compared by their damage alone, the ones that had least as they were built
+            plans = sorted(plans, key=lambda plan: plan.damage)[: self.meter.builder.effort.quick_refits]
         if len(plans) > 1:
             pool.update(self.meter.refitted([plan for plan in plans if math.isinf(plan.refit_damage)], keep))
 

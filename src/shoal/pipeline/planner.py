@@ -20,6 +20,7 @@ from shoal.pipeline.config import CompressConfig
 from shoal.pipeline.context import CompressContext, build_context, materialize
 from shoal.pipeline.costs import CostModel
 from shoal.pipeline.data_splits import DataSplits, split_samples_for_plan, with_mixup
+from shoal.pipeline.effort import Effort, first_samples
 from shoal.pipeline.goals import Budget, Goal, ParetoPoint, by_units, check_batch_sizes
 from shoal.pipeline.greedy import nothing_removable
 from shoal.pipeline.latency_backends import (
@@ -32,7 +33,6 @@ from shoal.pipeline.latency_backends import (
 )
 from shoal.pipeline.plan_builder import PlanBuilder
 from shoal.pipeline.plan_search import PlanSearch
-from shoal.pipeline.screening import judging
 from shoal.progress import Callbacks, ProgressCallback, as_callbacks
 from shoal.record import FrontPoint
 from shoal.recover import TrainingBudget, read_budget
@@ -64,12 +64,13 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
     segments = build_segments(graph)
     if not segments.segments:  # before a folder is made for its tables
         raise NotReachedError(nothing_removable(graph), "`shoal trace` gives the reason for each block.")
+    effort = Effort.for_network(graph, segments, context.damage.reading)
     legacy = _legacy_fingerprint(context, splits.fit, judge)
     cache = MeasurementCache(tables, _cache_fingerprint(context, splits.fit, judge), legacy)
     candidates = CandidateBuilder(
         graph,
         splits.fit,
-        judging(segments, judge) if settings.screening else judge,
+        first_samples(judge, effort.table_samples if settings.screening else None),
         CostModel(graph, segments, timed[0], backend, cache),
         cache,
         kinds=settings.stand_ins,
@@ -85,7 +86,8 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
         workers=context.workers,
         screening=settings.screening,
     )
-    builder = PlanBuilder(graph, candidates.build(), splits.fit, judge, context.damage, context.progress)
+    judged = first_samples(judge, effort.plan_samples)
+    builder = PlanBuilder(graph, candidates.build(), splits.fit, judged, context.damage, context.progress, effort)
     return PlanSearch(builder, backend)
 
 

@@ -103,18 +103,6 @@ def least_influence(
     return [span for span in spans if span in kept]
 
 
-def judging(segments: SegmentChain, batches: Sequence[Batch]) -> Sequence[Batch]:
-    """The mini-batches that damages in the tables are measured on: all, or of a screened network the first few."""
-    if not is_screened(segments):
-        return batches
-    chosen: list[Batch] = []
-    for batch in batches:
-        remaining = JUDGE_SAMPLES - sum(part.size for part in chosen)
-        if remaining > 0:
-            chosen.append(batch.take(min(remaining, batch.size)))
-    return chosen
-
-
 def _covering(spans: Sequence[Span], scores: dict[Span, float]) -> list[Span]:
     """Long spans that follow each other, of the offset for which their scores add up to least."""
     by_start: dict[int, list[Span]] = {}

@@ -355,5 +355,6 @@ def check_signature(plan: Plan, found: NetworkSignature) -> None:
     if messages:
         raise PlanError(
             "the plan was made for another network: " + "; ".join(messages),
-            "Give the original network the plan was made from (same factory, same arguments).",
+            "Give the original network the plan was made from (same factory, same arguments). Where that was this one "
+            "with weights in another form (quantised, say), apply it with any_weights=True (--any-weights).",
         )

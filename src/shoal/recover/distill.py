@@ -42,6 +42,7 @@ from shoal.recover.preflight import (
     check_trainable,
     check_unlabelled,
 )
+from shoal.recover.recompute import recomputable_blocks
 from shoal.recover.teacher_cache import TeacherCache
 from shoal.recover.train_step import DistillStep, has_batch_norms, matching_blocks
 from shoal.recover.trainable import from_trainable_, match_dtype, to_trainable_
@@ -401,7 +402,11 @@ class Distillation(BudgetLoop):
 
     def setup(self) -> None:
         """Check that networks and data fit together, prepare the training, resume a checkpoint."""
-        compared = self.compared_blocks(self.new_loader().next_batch().take(2))
+        example = self.new_loader().next_batch().take(2)
+        compared = self.compared_blocks(example)
+        recomputed: Sequence[str] = ()
+        if self.settings.checkpointing:
+            recomputed = recomputable_blocks(self.student, example.to(device_of(self.student)))
         self.signature = state_of(self.student)
         self.average = WeightAverage(self.student)
         share_frozen_(self.average.network, self.student)
@@ -417,6 +422,7 @@ class Distillation(BudgetLoop):
             unlabelled=self.inputs.unlabelled is not None,
             cache=self.cache,
         )
+        self.distill_step.recomputed = recomputed
         self.optimizer = self.new_optimizer(self.student)
         self.best_weights = copied_state(self.student, self.frozen)
         self.metrics = MetricsLog(RecoveryEvaluation, "step", self.metrics_file())

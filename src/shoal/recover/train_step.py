@@ -17,6 +17,7 @@ from shoal.preserve import copied, evaluating
 from shoal.recover.config import DistillConfig
 from shoal.recover.losses import feature_loss, label_loss, output_loss
 from shoal.recover.mixup import Mixup, mixup
+from shoal.recover.recompute import recomputing
 from shoal.recover.teacher_cache import TeacherCache
 from shoal.recover.trainable import forward_in_format, match_dtype
 from shoal.replace import build_segments
@@ -40,6 +41,9 @@ class DistillStep:
         unlabelled: some mini-batches are expected to have no labels: those of extra data.
         cache: of the teacher's outputs; None: the teacher runs each time.
     """
+
+    recomputed: Sequence[str] = ()
+    """Paths of the student's blocks that are computed once more in the backward pass."""
 
     def __init__(
         self,
@@ -112,7 +116,8 @@ class DistillStep:
         """How far the student is from the teacher on a part of a mini-batch."""
         settings, mixed = self.settings, part.mixed
         expected, teacher_outputs = self._expected(mixed)
-        with capture_outputs(student, self.paths) as features, self.engine.autocast():
+        recompute = recomputing(student, self.recomputed)
+        with recompute, capture_outputs(student, self.paths) as features, self.engine.autocast():
             outputs = read_outputs(forward_in_format(self.engine.learner(student), mixed)).tensors
         loss = output_loss(self.reading, teacher_outputs, outputs, mixed, settings.temperature)
         if features:

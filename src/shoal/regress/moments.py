@@ -99,6 +99,14 @@ class Moments:
         mapped.xx, mapped.xy, mapped.yy = weight @ self.xx @ weight.T, weight @ self.xy, self.yy
         return mapped
 
+    def summed(self, weights: Tensor) -> "Moments":
+        """The moments of y weights in the place of y, (outputs, width), without its products: see `gain`."""
+        summed = Moments(self.inputs, weights.shape[1], joint=False, device=self.xx.device)
+        weights = weights.to(self.xx)
+        summed.n, summed.mean_x, summed.mean_y = self.n, self.mean_x, self.mean_y @ weights
+        summed.xx, summed.xy = self.xx, self.xy @ weights
+        return summed
+
     def about_zero(self) -> "Moments":
         """The moments about zero instead of the means: a map fitted on them has no bias."""
         found = self._empty()
@@ -113,9 +121,13 @@ class Moments:
         """Sum over all rows of (y - weight x - bias)^2 for each output, (outputs,)."""
         weight, bias = weight.to(self.xx), bias.to(self.xx)
         offset = self.mean_y - weight @ self.mean_x - bias
-        squares = self.spread - 2 * (weight * self.xy.T).sum(dim=1) + (weight * (weight @ self.xx)).sum(dim=1)
         # A perfect fit leaves the rounding of a difference, which may be negative.
-        return squares.clamp(min=0) + self.n * offset.square()
+        return (self.spread - self.gain(weight)).clamp(min=0) + self.n * offset.square()
+
+    def gain(self, weight: Tensor) -> Tensor:
+        """By how much a map with this weight and the bias of the means has less error than none, (outputs,)."""
+        weight = weight.to(self.xx)
+        return 2 * (weight * self.xy.T).sum(dim=1) - (weight * (weight @ self.xx)).sum(dim=1)
 
     def _empty(self) -> "Moments":
         return Moments(self.inputs, self.outputs, joint=self.joint, device=self.xx.device)

@@ -15,6 +15,8 @@ def recalibrate_(model: nn.Module, batches: Sequence[Batch]) -> nn.Module:
     """
     batch_norm = nn.modules.batchnorm._BatchNorm
     norms = [norm for norm in model.modules() if isinstance(norm, batch_norm) and norm.track_running_stats]
+    if not norms:
+        return model
     momenta = [norm.momentum for norm in norms]
     try:
         with evaluating(model):

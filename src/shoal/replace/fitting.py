@@ -263,6 +263,11 @@ class SpanMoments:
         return FittedReplacement(spec.span, spec.kind, replacement, module, solution.ridge, *scores)
 
 
+def held_out_of(samples: int) -> int:
+    """How many samples of a mini-batch, the first ones, are held out."""
+    return max(1, round(_HELD_OUT * samples))
+
+
 def fit_heldout_slices(train: Moments, held_out: Moments, samples: int) -> list[tuple[Moments, slice]]:
     """Which samples of a mini-batch are held out, and which are fitted.
 
@@ -271,5 +276,5 @@ def fit_heldout_slices(train: Moments, held_out: Moments, samples: int) -> list[
     """
     if samples < 2:
         raise DataError("a mini-batch of one sample cannot be split", "Give at least 2 samples.")
-    held = max(1, round(_HELD_OUT * samples))
+    held = held_out_of(samples)
     return [(held_out, slice(0, held)), (train, slice(held, None))]

@@ -212,12 +212,15 @@ class HostMoments:
         return [self._fitted(spec, update) for spec, update in zip(self.members, solutions, strict=True)]
 
     def _fitted(self, spec: FoldedSpec, update: "WeightUpdate") -> FittedReplacement:
-        block = copied(self.graph.model.get_submodule(self.path))
+        original = self.graph.model.get_submodule(self.path)
+        block = copied(original)
+        # Of many folds each has weights of its own in one layer only: the others lie where those of the original do.
+        for parameter, shared in zip(block.parameters(), original.parameters(), strict=True):
+            parameter.data = shared.data
         layer: Any = block.get_submodule(self.linear.layer.removeprefix(f"{self.path}."))
-        with torch.no_grad():
-            layer.weight += update.weight.to(layer.weight)
-            if self.linear.biased:
-                layer.bias += update.bias.to(layer.bias)
+        layer.weight.data = layer.weight.data + update.weight.to(layer.weight)
+        if self.linear.biased:
+            layer.bias.data = layer.bias.data + update.bias.to(layer.bias)
         return FittedReplacement(
             spec.span, spec.kind, spec.stand_in, block.eval(), update.ridge, update.r2_fit, update.r2_held_out
         )

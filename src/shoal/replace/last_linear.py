@@ -61,6 +61,11 @@ class LastLinear:
     factor: Tensor | None = field(default=None, compare=False)
     moved: bool = False
 
+    @property
+    def is_added_as_it_is(self) -> bool:
+        """Whether nothing is done to what the layer returns before it is added."""
+        return self.norm is None and self.factor is None and not self.moved
+
     def as_output(self, added: Tensor) -> Tensor:
         """What is added to the stream, laid out as the layer's output is."""
         return added.movedim(1, -1) if self.moved else added

@@ -8,6 +8,7 @@ segments compensate for what a replacement before them could not do. Closed form
 Source: sequential layer-wise reconstruction; for channel pruning He et al. 2017, arXiv:1707.06168, Sec. 3.1.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from shoal.blocks.interception import intercept_additions
 from shoal.errors import ModelRaisedError, NonFiniteError
 from shoal.offloaded import is_offloaded
 from shoal.plan import Remove
-from shoal.preserve import copied_arguments, evaluating
+from shoal.preserve import copied, copied_arguments, evaluating
 from shoal.regress import Moments, fits
 from shoal.replace.fitting import (
     MAX_UNKNOWNS,
@@ -32,6 +33,7 @@ from shoal.replace.fitting import (
     ReplacementSpec,
     SpanMoments,
     fit_heldout_slices,
+    held_out_of,
 )
 from shoal.replace.folded import is_better, solve_update
 from shoal.replace.kv_cache import without_kv_cache
@@ -40,6 +42,10 @@ from shoal.replace.output_format import PLAIN, OutputFormat
 from shoal.replace.recording import recording
 from shoal.replace.row_sampler import ROWS_PER_UNKNOWN, RowSampler, Window
 from shoal.replace.segments import Segment, SegmentChain, build_segments
+
+# A refit of a kept layer stands if what it gains on samples held out is this many of its standard errors.
+_STANDARD_ERRORS = 2.0
+_MIN_SAMPLES = 5
 
 Forward = Callable[[nn.Module, Sequence[Segment], Tensor], Tensor]
 SideInputs = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
@@ -52,11 +58,13 @@ class RefitConfig:
     Args:
         kept_segments: whether to refit the kept segments after the first change too, and the linear layer that gives
             the network's answers; never with offloaded weights.
+        reach: how many kept segments behind each change are refitted; None: all, and the layer of the answers.
         memory: bytes for the activations of both networks; samples that do not fit are not used.
         seed: of the positions drawn.
     """
 
     kept_segments: bool = True
+    reach: int | None = None
     memory: float = 1e9
     seed: int = 1
 
@@ -90,7 +98,8 @@ def refit_(
     refit_kept = config.kept_segments and not is_offloaded(student)
     chain = build_segments(teacher)
     by_start = {fitted.span.start: fitted for fitted in replacements}
-    walk = SequentialRefit(teacher, student, chain, by_start, frozenset(removed), refit_kept, config.seed)
+    reach = config.reach if refit_kept else 0
+    walk = SequentialRefit(teacher, student, chain, by_start, frozenset(removed), refit_kept, config.seed, reach)
     changes = [*by_start, *(index for index, path in enumerate(chain.paths) if path in walk.changed)]
     if not changes:
         return student
@@ -103,11 +112,11 @@ def refit_(
         evaluating(student),
         torch.no_grad(),
     ):
-        first = walk.first_refitted(min(changes))
+        first, end = walk.first_refitted(min(changes)), walk.end(max(changes))
         for start, stop in pairwise(bounds):
-            if first < stop and (refit_kept or any(start <= index < stop for index in changes)):
-                walk.run(max(start, first), stop, batches, on_progress)
-        head = network_head(teacher, chain, MAX_UNKNOWNS) if refit_kept else None
+            if start < end and first < stop and (refit_kept or any(start <= index < stop for index in changes)):
+                walk.run(max(start, first), min(stop, end), batches, on_progress)
+        head = network_head(teacher, chain, MAX_UNKNOWNS) if reach is None else None
         if head is not None:
             _refit_head(teacher.model, student, head, batches, config.seed)
     return student
@@ -127,6 +136,7 @@ class SequentialRefit:
     removed: frozenset[str]  # of blocks and of single units
     refit_kept: bool
     seed: int
+    reach: int | None = None
     teacher_x: list[Tensor] = field(default_factory=list)
     student_x: list[Tensor] = field(default_factory=list)
     side_inputs: list[SideInputs] = field(default_factory=list)
@@ -176,14 +186,14 @@ class SequentialRefit:
         if stop > index + 1 or (self.refit_kept and segment.path in self.partly_removed):
             self._refit_ahead(index, stop)
             return stop
-        refittable = self.refit_kept and segment.path not in self.changed
+        refittable = self.refit_kept and segment.path not in self.changed and self._is_near(index)
         linear = last_linear(self.teacher, segment, MAX_UNKNOWNS) if refittable else None
         if linear is not None:
             self._refit_last_linear(segment, linear)
-        else:
-            self.teacher_x = [
-                self.forward_segments(self.teacher.model, [segment], x, batch) for batch, x in enumerate(self.teacher_x)
-            ]
+            return index + 1
+        self.teacher_x = [
+            self.forward_segments(self.teacher.model, [segment], x, batch) for batch, x in enumerate(self.teacher_x)
+        ]
         self.student_x = [
             self.forward_segments(self.student, [segment], x, batch) for batch, x in enumerate(self.student_x)
         ]
@@ -193,6 +203,19 @@ class SequentialRefit:
         """Where to begin, for the first change at this index: in front of removed segments with the one before them."""
         makes_up = self.refit_kept and change > 0 and self._gap_end(change - 1) > change
         return change - 1 if makes_up and change - 1 not in self._covered else change
+
+    def end(self, change: int) -> int:
+        """The index after the last segment that may be refitted, the last change being at this index."""
+        count, fitted = len(self.chain.segments), self.replacements.get(change)
+        stop = fitted.span.stop if fitted is not None else change + 1
+        return count if self.reach is None else min(count, stop + self.reach)
+
+    def _is_near(self, index: int) -> bool:
+        """Whether a kept segment follows a change closely enough to be refitted."""
+        if self.reach is None:
+            return True
+        before = range(max(0, index - self.reach), index)
+        return any(each in self._covered or self.chain.paths[each] in self.changed for each in before)
 
     @property
     def _covered(self) -> set[int]:
@@ -242,7 +265,7 @@ class SequentialRefit:
         left = [unit for unit, is_lost in enumerate(lost) if not is_lost]
         unit = left[-1] if any(lost) else None
         linear = last_linear(self.teacher, segment, MAX_UNKNOWNS, unit)
-        if linear is None or linear.norm is not None or linear.factor is not None or linear.moved:
+        if linear is None or not linear.is_added_as_it_is:
             return None
         return linear if isinstance(self.student.get_submodule(linear.layer), nn.Linear) else None
 
@@ -273,7 +296,12 @@ class SequentialRefit:
             self.student_x[batch] = module(x.clone(), *args, **kwargs)
 
     def _refit_last_linear(self, segment: Segment, linear: LastLinear) -> None:
-        """Refit the last linear map of a kept segment to what is missing at its sum."""
+        """Refit the last linear map of a kept segment to what is missing at its sum, and pass the segment.
+
+        Where the sum is what leaves the segment, it is made of what was captured: the rest need not run again.
+        """
+        adds_up = linear.is_added_as_it_is and _adds_alike(segment, segment)
+        parts: list[tuple[Tensor, Tensor]] = []
         moments = LayerMoments(self.student.get_submodule(linear.layer), sum(map(len, self.teacher_x)), self.seed)
         probe = SegmentProbe(self.teacher, self.student, segment, linear)
         for batch, x in enumerate(self.student_x):
@@ -282,7 +310,22 @@ class SequentialRefit:
             features, stream = probe.student_parts(x.clone(), forward)
             if len(x) > 1:
                 moments.add(features, linear.as_output(target if stream is None else target - stream))
+            if adds_up and stream is not None:
+                parts.append((features, stream))
+        if not parts:
+            linear_fit_(self.student, linear, moments)
+            self.student_x = [
+                self.forward_segments(self.student, [segment], x, batch) for batch, x in enumerate(self.student_x)
+            ]
+            return
+        layer = self.student.get_submodule(linear.layer)
+        before = [stream + layer(features) for features, stream in parts]
+        weights = copied(layer).state_dict()
         linear_fit_(self.student, linear, moments)
+        self.student_x = [stream + layer(features) for features, stream in parts]
+        if not improves(self.teacher_x, before, self.student_x):
+            layer.load_state_dict(weights)
+            self.student_x = before
 
     def forward_segments(self, model: nn.Module, segments: Sequence[Segment], x: Tensor, batch: int) -> Tensor:
         """The stream after these segments, for the mini-batch of this index."""
@@ -382,6 +425,30 @@ class LayerUpdate:
             layer.weight += update.weight.to(layer.weight)
             if self.linear.biased:
                 layer.bias += update.bias.to(layer.bias)
+
+
+def improves(target: Sequence[Tensor], before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    """Whether the streams of the samples held out come nearer to those they should be, beyond chance.
+
+    Tokens of one text are alike: what they gain together is one observation, so the mean gain of a sample is compared
+    with its standard error over the samples. Errors are shares of what the streams are, as what reads these divides by
+    it: the first token of a text, often a hundred times the size of the others, counts like them.
+
+    Args:
+        target: by mini-batch, (samples, tokens, ..., channels).
+        before: without a refit.
+        after: with it.
+    """
+    gains = []
+    for stream, first, second in zip(target, before, after, strict=True):
+        held = slice(0, held_out_of(len(stream))) if len(stream) > 1 else slice(0, 0)
+        size = stream[held].double().square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny)
+        errors = [(part[held].double() - stream[held]).square().mean(-1) / size for part in (first, second)]
+        gains.append((errors[0] - errors[1]).reshape(len(errors[0]), -1).mean(1))
+    gain = torch.cat(gains)
+    if len(gain) < _MIN_SAMPLES:  # too few to tell: the sum of squares has decided
+        return True
+    return float(gain.mean()) > _STANDARD_ERRORS * float(gain.std()) / math.sqrt(len(gain))
 
 
 def _adds_alike(segment: Segment, other: Segment) -> bool:

@@ -5,7 +5,7 @@ from shoal.surgery.canonical_form import model_digest
 from shoal.surgery.certify import certify, strict_identities
 from shoal.surgery.fold import FoldResult, fold, fold_
 from shoal.surgery.hugging_face import compact_hf_model, is_hugging_face
-from shoal.surgery.remove import apply, check_removable, remove_blocks, remove_blocks_
+from shoal.surgery.remove import apply, check_removable, remove_blocks, remove_blocks_, retargeted
 from shoal.surgery.signature import example_of, input_specs, signature_of
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "model_digest",
     "remove_blocks",
     "remove_blocks_",
+    "retargeted",
     "signature_of",
     "strict_identities",
 ]

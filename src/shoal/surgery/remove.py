@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from shoal.batches import Batch, as_batch, call, device_of
+from shoal.batches import Batch, as_batch, call, device_of, like_of
 from shoal.blocks import BlockGraph, Chain, analyze
 from shoal.blocks.module_replacements import module_replacements
 from shoal.blocks.shortcut_modules import match_mode_
@@ -90,7 +90,14 @@ def remove_blocks(model: nn.Module, example: Batch, removals: Sequence[Removal])
 
 
 @naming_memory_shortage()
-def apply(model: nn.Module, plan: Plan, example: object = None, *, weights_follow: bool = False) -> nn.Module:
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    example: object = None,
+    *,
+    weights_follow: bool = False,
+    any_weights: bool = False,
+) -> nn.Module:
     """A copy of `model` with the plan carried out.
 
     Args:
@@ -99,12 +106,16 @@ def apply(model: nn.Module, plan: Plan, example: object = None, *, weights_follo
         example: a mini-batch to trace with; by default one of zeros of the shape the plan remembers.
         weights_follow: the caller is about to load the weights of the result, so folds that hold only for certain
             weights (constants) are carried out in structure alone.
+        any_weights: the plan may come from a network of the same blocks that keeps its weights in another form, such as
+            a quantised one; see `retargeted`.
 
     Raises:
         PlanError: the plan was made for another network, or folds what cannot be folded in it; says what differs.
     """
     check_usable(model)
     model = plain(model)
+    if any_weights:
+        plan = retargeted(plan, model, example)
     check_state(plan, state_of(model))
     batch = as_batch(example) if example is not None else example_of(plan.inputs).to(device_of(model))
     graph = analyze(copied(model), batch)
@@ -120,6 +131,35 @@ def apply(model: nn.Module, plan: Plan, example: object = None, *, weights_follo
         cut = fold_as_planned_(analyze(cut, batch), plan.folds, weights_follow=weights_follow)
     _check_runs(model, cut, batch)
     return cut
+
+
+def retargeted(plan: Plan, model: nn.Module, example: object = None) -> Plan:
+    """A plan of removals for a network of the same blocks whose weights are of another form, dtype or name.
+
+    A quantised network is scored where the original has no room, and what was found is done to the original.
+
+    Args:
+        plan: made with the other network.
+        model: the network it is for; it is left as it was.
+        example: a mini-batch to trace with; by default one of zeros, in the dtype of the network.
+
+    Raises:
+        PlanError: the plan does more than remove, or the blocks are others; says which.
+    """
+    check_usable(model)
+    model = plain(model)
+    if plan.replaced or plan.folds:
+        raise PlanError(
+            "the plan holds weights that were fitted or folded, and they belong to the network it was made with",
+            "Make a plan of removals alone (--remove 4) with the other network, or compress this one.",
+        )
+    dtype = str(like_of(model).dtype).removeprefix("torch.")
+    inputs = [spec.model_copy(update={"dtype": dtype}) if "float" in spec.dtype else spec for spec in plan.inputs]
+    plan = plan.model_copy(update={"inputs": inputs})
+    batch = as_batch(example) if example is not None else example_of(plan.inputs).to(device_of(model))
+    signature = signature_of(model, analyze(copied(model), batch).chain)
+    check_signature(plan, signature.model_copy(update={"state": plan.network.state}))
+    return plan.model_copy(update={"network": signature})
 
 
 def _check_runs(model: nn.Module, cut: nn.Module, example: Batch) -> None:

@@ -1,0 +1,49 @@
+"""What the benchmark of language models shares between its methods."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import language
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from decoders import judge, texts
+from decoders.ground import without_layers
+
+
+def test_a_mixture_holds_every_kind_by_turns_and_is_made_once(tmp_path):
+    prose = [f"prose {index} " * 200 for index in range(40)]
+    (tmp_path / "calib.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ["short", *prose]))
+    file = texts.calibration_file(tmp_path, tmp_path, "mixed")
+    documents = [json.loads(line)["text"] for line in file.read_text().splitlines()]
+    assert documents[0::4] == prose[0::2][: len(documents) // 4]
+    assert documents[2::4] == prose[1::2][: len(documents) // 4]
+    assert not any(text.startswith("prose") for text in documents[1::2])
+    assert min(map(len, documents)) >= 1000
+    file.write_text("as it was")
+    assert texts.calibration_file(tmp_path, tmp_path, "mixed").read_text() == "as it was"
+    assert texts.calibration_file(tmp_path, tmp_path, "prose") == tmp_path / "calib.jsonl"
+
+
+def test_shares_of_latency_are_of_prefill_and_of_a_token(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(judge.time, "perf_counter", lambda: next(clock))
+    model = language.llama(4)
+    shares = judge.latency_shares(without_layers(model, [1, 2]), model, language.tokens(3), pairs=2, tokens=2)
+    assert shares == pytest.approx({"prefill": 1.0, "token": 1.0})
+
+
+def test_decoding_from_the_cache_says_what_a_whole_forward_says():
+    """Otherwise the time of a token would be that of something else."""
+    model = without_layers(language.llama(4), [1])
+    ids = language.tokens(1)
+    with torch.no_grad():
+        output = model(input_ids=ids, use_cache=True)
+        following = output.logits[:, -1:].argmax(-1)
+        step = model(input_ids=following, past_key_values=output.past_key_values, use_cache=True).logits
+        whole = model(input_ids=torch.cat([ids, following], 1), use_cache=False).logits[:, -1:]
+    torch.testing.assert_close(step, whole, rtol=1e-4, atol=1e-5)
