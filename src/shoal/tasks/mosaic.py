@@ -33,7 +33,7 @@ class Mosaics:
             changed: what the changed network returned.
             batch: what both were called with.
         """
-        outputs = [_maps(output, batch) for output in (original, changed)]
+        outputs = [_maps(output, batch) for output in (original, changed)] if batch.places is not None else []
         if batch.places is None or not all(outputs):
             yield original, changed, batch
             return
