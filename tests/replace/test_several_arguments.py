@@ -133,7 +133,8 @@ def test_what_blocks_write_into_is_a_copy_for_each_run(way: str) -> None:
     assert len(line.paths) == 4
     walk = SequentialRefit(graph, copy.deepcopy(network), line, {}, frozenset(), False, 0)
     with torch.no_grad():
-        walk.side_inputs = [_side_inputs(network, line.paths, batch) for batch in calibration]
+        formats = {segment.path: segment.output_format for segment in line.segments}
+        walk.side_inputs = [_side_inputs(network, formats, batch) for batch in calibration]
         x = calibration[0].args[0]
         first = walk.forward_segments(network, line.segments, x, 0)
         again = walk.forward_segments(network, line.segments, x, 0)
