@@ -1,13 +1,13 @@
 """A compression with recovery that is small, and the same in every process that imports it."""
 
+from unittest.mock import patch
+
 import torch
 
 import shoal
 import tiny
 from shoal.pipeline import plan_race
 from shoal.recover import DistillConfig
-
-plan_race.FIRST_RUNG = 3  # a race that this budget has room for
 
 _generator = torch.Generator().manual_seed(0)
 _images = torch.randn(41, 1, 8, 8, generator=_generator)
@@ -22,7 +22,8 @@ def compressed(folder, budget=60, race=2, training=None):
     """A network of a plan that recovers, begun by a race of plans."""
     recovery = shoal.RecoveryConfig(budget, learning, training=training, folder=folder, race=race)
     config = shoal.CompressConfig(stand_ins=("identity", "conv3"), latency_seconds=0.02)
-    return shoal.compress(
-        tiny.noisy(), data, shoal.Budget(params=0.7), validation=validation, test=validation, recovery=recovery,
-        config=config,
-    )  # fmt: skip
+    with patch.object(plan_race, "FIRST_RUNG", 3):  # a race that this budget has room for
+        return shoal.compress(
+            tiny.noisy(), data, shoal.Budget(params=0.7), validation=validation, test=validation, recovery=recovery,
+            config=config,
+        )  # fmt: skip

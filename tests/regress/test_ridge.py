@@ -63,7 +63,7 @@ def test_without_a_ridge_it_is_least_squares_nearest_to_the_target(seed, n, dx, 
     centred_x, centred_y = x - x.mean(0), y - y.mean(0)
     wanted = centred_y - centred_x @ target.T
     spectrum = torch.linalg.svdvals(centred_x)
-    if spectrum[min(n - 1, dx) - 1] < 1e-3 * spectrum[0]:
+    if spectrum[min(n - 1, dx) - 1] < 1e-2 * spectrum[0]:
         return  # ill-conditioned by chance: the normal equations have only half the digits
     change = torch.linalg.lstsq(centred_x, wanted, rcond=1e-6, driver="gelsd").solution.T
     torch.testing.assert_close(weight, target + change, rtol=1e-5, atol=1e-6)

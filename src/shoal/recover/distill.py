@@ -402,6 +402,8 @@ class Distillation(BudgetLoop):
 
     def setup(self) -> None:
         """Check that networks and data fit together, prepare the training, resume a checkpoint."""
+        if not self.engine.shard:  # else they run once they are divided
+            self.first_batch = self.checked_batch()
         example = self.new_loader().next_batch().take(2)
         compared = self.compared_blocks(example)
         recomputed: Sequence[str] = ()
@@ -410,8 +412,9 @@ class Distillation(BudgetLoop):
         self.signature = state_of(self.student)
         self.average = WeightAverage(self.student)
         share_frozen_(self.average.network, self.student)
-        self.divide_networks()
-        self.first_batch = self.checked_batch()
+        if self.engine.shard:
+            self.divide_networks()
+            self.first_batch = self.checked_batch()
         self.distill_step = DistillStep(
             self.teacher,
             compared,
@@ -430,9 +433,7 @@ class Distillation(BudgetLoop):
         self.metrics.resume(self.state.step if self.resumed else -1)
 
     def divide_networks(self) -> None:
-        """Divide all that learns over the processes, where that was asked for; a whole student is kept to return."""
-        if not self.engine.shard:
-            return
+        """Divide all that learns over the processes; a whole student is kept to return."""
         self.whole = copied(self.student)
         for network in (self.student, self.average.network, self.original):
             if network is not None:
