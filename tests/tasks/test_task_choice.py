@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import shoal
+from networks_by_task import Encoder, Restorer, Segmenter, Trunk, classifier, images, made, seeded
 from shoal.batches import as_batch
 from shoal.errors import DataError, PluginError, UsageError
 from shoal.tasks import TASKS, OutputRequest, Task
 from shoal.tasks.choice import TASKS as TABLE
-from tasks.networks_by_task import Encoder, Restorer, Segmenter, Trunk, classifier, images, made, seeded
 
 
 def chosen(model, item):

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import shoal
+from networks_by_task import Denoiser, Encoder, Restorer, Segmenter, classifier, images, made, seeded
 from shoal.batches import Batch, TilePlace
 from shoal.errors import DataError, NonFiniteError, ShoalError, UsageError
 from shoal.tasks import TASKS, Metric, Task, check_annotations, check_metrics, compare_metrics
-from tasks.networks_by_task import Denoiser, Encoder, Restorer, Segmenter, classifier, images, made, seeded
 
 QUICK = {"latency_seconds": 0.01}
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from networks_by_task import Denoiser, Encoder, Restorer, Segmenter, images, made, seeded
 from shoal.batches import Batch
 from shoal.tasks import TASKS, Reference, compare_metrics, seq2seq
 from shoal.tasks.seq2seq import Generated
-from tasks.networks_by_task import Denoiser, Encoder, Restorer, Segmenter, images, made, seeded
 
 
 def changed(model):

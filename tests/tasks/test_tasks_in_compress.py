@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import shoal
+from networks_by_task import Encoder, Restorer, Segmenter, images, made, seeded
 from shoal.errors import UsageError
 from shoal.report.comparison import before_after
 from shoal.report.text import headline
 from shoal.tasks import Metric, Task
-from tasks.networks_by_task import Encoder, Restorer, Segmenter, images, made, seeded
 
 QUICK = {"latency_seconds": 0.01}
 
