@@ -52,8 +52,11 @@ _COLOURS = (
     "#7d8597",
     "#d1495b",
     "#3d7ea6",
+    "#5c4742",
+    "#b56576",
+    "#355070",
 )
-_MARKERS = "oDs^vP*Xd<"
+_MARKERS = "oDs^vP*Xd<>ph"
 _INK = "#7a7a7a"
 _SIZE = (10.0, 4.4)
 # Networks this far below the original are cut off: they are no use to anybody.
