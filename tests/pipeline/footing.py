@@ -75,6 +75,7 @@ def planner(tables=None, model=None, shape=(12, 3, 8, 8), clock=None, data=None,
     model = model if model is not None else network()
     data = data or batches(*shape)
     anatomy = analyze(copy.deepcopy(model), data[0].take(2))
-    tables = tables or maker(model, shape, **more).build()
+    # Nothing about plans depends on the refit of neighbours: tables without it take half the time.
+    tables = tables or maker(model, shape, **{"refit": None, **more}).build()
     builder = PlanBuilder(anatomy, tables, data, batches(*shape, first=9), CLASSES)
     return PlanSearch(builder, clock or stopwatch.FakeClock(data[0]))
