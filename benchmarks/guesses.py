@@ -26,7 +26,7 @@ from rivals.command_line import data_of, network_parser, public_spec, versions
 from scipy.stats import spearmanr
 from torch import nn
 
-from shoal.batches import Batch, batches
+from shoal.batches import Batch, batches, first_samples
 from shoal.blocks import analyze
 from shoal.files.writing import write_text
 from shoal.measure import cost, machine
@@ -206,13 +206,7 @@ def _rank(plans: Sequence[dict[str, Any]], first: str, second: str) -> float:
 
 def _first(samples: Any, count: int) -> list[Batch]:
     """The first `count` samples, without their labels."""
-    chosen: list[Batch] = []
-    for batch in samples:
-        size = sum(part.size for part in chosen)
-        if size >= count:
-            break
-        chosen.append(Batch(batch.args, batch.kwargs).take(count - size))
-    return chosen
+    return [Batch(batch.args, batch.kwargs) for batch in first_samples(samples, count)]
 
 
 def _arguments() -> argparse.Namespace:

@@ -5,10 +5,10 @@ import torch
 
 import language
 import networks
-from shoal.batches import Batch
+from shoal.batches import Batch, first_samples
 from shoal.blocks import analyze
 from shoal.measure import reading_of
-from shoal.pipeline.effort import Effort, first_samples, outputs_per_sample
+from shoal.pipeline.effort import Effort, outputs_per_sample
 from shoal.replace import build_segments
 
 
@@ -40,5 +40,5 @@ def test_images_are_counted_one_by_one():
 
 def test_the_first_samples_of_mini_batches():
     batches = [Batch((torch.arange(start, start + 3.0)[:, None],)) for start in (0, 3, 6)]
-    chosen = first_samples(batches, 4)
+    chosen = list(first_samples(batches, 4))
     assert [batch.args[0].flatten().tolist() for batch in chosen] == [[0, 1, 2], [3]]

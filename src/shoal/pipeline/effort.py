@@ -4,10 +4,8 @@ A sample of a language model is a row of tokens, with an output at each of them,
 few rows tell as much as hundreds of images, and cost as much.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shoal.batches import Batch
 from shoal.blocks import BlockGraph
 from shoal.blocks.template import tensor_refs
 from shoal.measure import Reading
@@ -57,15 +55,3 @@ def outputs_per_sample(graph: BlockGraph, reading: Reading | None) -> int:
         return 1
     shapes = [graph.trace.values[value].shape for value in tensor_refs(graph.trace.output)]
     return max((shape[1] for shape in shapes if len(shape) == 3 and shape[-1] == head.classes), default=1)
-
-
-def first_samples(batches: Sequence[Batch], count: int | None) -> Sequence[Batch]:
-    """The mini-batches of the first so many samples; None: all."""
-    if count is None:
-        return batches
-    chosen: list[Batch] = []
-    for batch in batches:
-        remaining = count - sum(part.size for part in chosen)
-        if remaining > 0:
-            chosen.append(batch.take(min(remaining, batch.size)))
-    return chosen

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.batches import Batch, device_of, like_of
+from shoal.batches import Batch, device_of, first_samples, like_of
 from shoal.blocks import BlockGraph
 from shoal.errors import NotReachedError, UsageError, naming_memory_shortage
 from shoal.fingerprint import digest_of, legacy_digest_of
@@ -20,7 +20,7 @@ from shoal.pipeline.config import CompressConfig
 from shoal.pipeline.context import CompressContext, build_context, materialize
 from shoal.pipeline.costs import CostModel
 from shoal.pipeline.data_splits import DataSplits, split_samples_for_plan, with_mixup
-from shoal.pipeline.effort import Effort, first_samples
+from shoal.pipeline.effort import Effort
 from shoal.pipeline.goals import Budget, Goal, ParetoPoint, by_units, check_batch_sizes
 from shoal.pipeline.greedy import nothing_removable
 from shoal.pipeline.latency_backends import (
@@ -70,7 +70,7 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
     candidates = CandidateBuilder(
         graph,
         splits.fit,
-        first_samples(judge, effort.table_samples if settings.screening else None),
+        list(first_samples(judge, effort.table_samples if settings.screening else None)),
         CostModel(graph, segments, timed[0], backend, cache),
         cache,
         kinds=settings.stand_ins,
@@ -86,7 +86,7 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
         workers=context.workers,
         screening=settings.screening,
     )
-    judged = first_samples(judge, effort.plan_samples)
+    judged = list(first_samples(judge, effort.plan_samples))
     builder = PlanBuilder(graph, candidates.build(), splits.fit, judged, context.damage, context.progress, effort)
     return PlanSearch(builder, backend)
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch, call
+from shoal.batches import Batch, call, first_samples
 from shoal.blocks import BlockGraph
 from shoal.blocks.interception import intercept_additions
 from shoal.errors import ModelRaisedError, NonFiniteError
@@ -557,10 +557,5 @@ def _fit_to_memory(batches: Sequence[Batch], chain: SegmentChain, memory: float)
     shapes = (shape for segment in chain.segments for shape in (segment.in_shape, segment.out_shape))
     largest = max((torch.Size(shape).numel() for shape in shapes), default=1)
     max_samples = max(2, int(memory / (2 * 4 * largest)))
-    chosen, count = [], 0
-    for batch in batches:
-        if count >= max_samples:
-            break
-        chosen.append(batch.take(max_samples - count) if count + batch.size > max_samples else batch)
-        count += batch.size
+    chosen = list(first_samples(batches, max_samples))
     return [batch for batch in chosen if batch.size > 1] or chosen[:1]
