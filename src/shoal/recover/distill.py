@@ -402,9 +402,11 @@ class Distillation(BudgetLoop):
 
     def setup(self) -> None:
         """Check that networks and data fit together, prepare the training, resume a checkpoint."""
-        if not self.engine.shard:  # else they run once they are divided
+        if self.engine.shard:  # the networks run on the device once they are divided
+            example = self.new_loader().next_batch().take(2)
+        else:
             self.first_batch = self.checked_batch()
-        example = self.new_loader().next_batch().take(2)
+            example = self.first_batch.take(2)
         compared = self.compared_blocks(example)
         recomputed: Sequence[str] = ()
         if self.settings.checkpointing:
