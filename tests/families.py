@@ -98,7 +98,13 @@ def family(name):
                 parameter.add_(0.1 * torch.randn_like(parameter))
             else:
                 parameter.mul_(5)
-    return model, _inputs(inputs), removed.split()
+    return model, _inputs(inputs), [_present(model, path) for path in removed.split()]
+
+
+def _present(model, path):
+    """The path of a layer under the name that this version of transformers has for its list."""
+    former = path.replace("vit.layers.", "vit.encoder.layer.")
+    return former if former in dict(model.named_modules()) else path
 
 
 def _inputs(kind):

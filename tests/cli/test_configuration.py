@@ -134,6 +134,8 @@ def test_what_is_typed_takes_precedence(tmp_path):
         ("output: a\n", {"names": ["a"]}),
         ("remove: null\nmodel:\n", {"remove": None, "model": None}),
         ("command: go\n", {}),
+        ("command:\n", {}),
+        ("\ufeffremove: 1\r\n", {"remove": 1}),
         ("", {}),
         ("mean: 12:30\nmodel: 010\n", {"mean": "12:30", "model": "010"}),
         ('{"remove": 4, "from": "x"}', {"remove": 4, "from_": Path("x")}),
@@ -162,6 +164,11 @@ def test_values_are_read_as_they_would_be_typed(text, expected, tmp_path):
         ("remove: 1\nremove: 2\n", ["'remove' twice"]),
         ("side: true\nno-side: true\n", ["'no-side'", "does not take"]),
         ("command: scan\n", ["is for `shoal scan`"]),
+        ("command: [go]\n", ["names several commands"]),
+        ("model: [a, b]\n", ["model", "['a', 'b'], expected one value"]),
+        ("remove: [1]\n", ["remove", "['1'], expected one value"]),
+        ("from: [a]\n", ["from", "['a'], expected one value"]),
+        ("side: [true]\n", ["side", "['true'], expected one value"]),
         ("trust-code: true\n", ["'trust-code', which no file may"]),
         ("ray: elsewhere:6379\n", ["'ray', which no file may"]),
         ("send_code: true\n", ["'send-code', which no file may"]),
@@ -174,14 +181,14 @@ def test_values_are_read_as_they_would_be_typed(text, expected, tmp_path):
         ("a: 1\n---\nb: 2\n", ["cannot be read as a configuration"]),
         ("[" * 1000, ["cannot be read as a configuration"]),
         ("\0", ["cannot be read as a configuration"]),
-        ("model: !!python/object/apply:os.system [exit]\n", None),
+        ("output: !!python/object/apply:os.system [exit]\n", None),
     ],
 )
 def test_what_a_file_says_wrongly_is_refused(text, words, tmp_path):
     (tmp_path / "run.yaml").write_text(text)
     result, _, request = run("--config", tmp_path / "run.yaml")
     if words is None:  # nothing is made of a tag: it is text like any other
-        assert request.model == "exit"
+        assert request.names == ["exit"]
         return
     assert request is None
     assert isinstance(result.exception, typer.BadParameter)

@@ -1,6 +1,7 @@
 """`shoal doctor` and `shoal list` say what there is, and what is missing for what."""
 
 import json
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,14 @@ def test_doctor_reports_versions_devices_and_extras(run):
     code, out, _ = run("doctor")
     assert code == 0
     assert all(word in out for word in ("devices", "required", "optional", "torch", "shoal export --onnx"))
+
+
+def test_a_torch_that_does_not_load_is_a_line_of_the_report(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, err = run("doctor")
+    assert (code, err) == (2, "")
+    assert "--  cpu             torch cannot be imported: " in out
+    assert "shoal export --onnx" in out
 
 
 def fake(monkeypatch, versions, requires):

@@ -70,6 +70,16 @@ def test_every_error_has_its_exit_code(work, code, kind, as_json, debug, capsys)
         assert said.out == ""
 
 
+@pytest.mark.parametrize("seed", [10**30, -(10**30), 2**64, "one"])
+def test_a_seed_that_torch_does_not_take_is_wrong_use(seed, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["shoal", "compress", "--json", "--seed", str(seed)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (left.value.code, error["kind"]) == (2, "usage")
+    assert "--seed" in error["message"]
+
+
 def test_memory_that_is_short_for_the_error_message_too(monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["shoal", "trace", "nosuch"])
     monkeypatch.setattr(Session, "fail", lambda self, error: raising(MemoryError())())

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,8 +66,19 @@ def test_a_new_file_takes_the_place_of_the_old_one(tmp_path):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(FolderError, match="cannot write"):
+    with pytest.raises(FolderError, match=r"cannot write '.*plan.json': there is no folder '.*missing'"):
         write_text(tmp_path / "missing" / "plan.json", "text")
+
+
+@pytest.mark.parametrize("name", ["folder", "pipe", "link to a pipe", ""])
+def test_what_is_no_file_is_not_replaced(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")  # as a device: other programs use it
+    (tmp_path / "link to a pipe").symlink_to(tmp_path / "pipe")
+    before = {path: path.lstat().st_mode for path in tmp_path.iterdir()}
+    with pytest.raises(FolderError, match=r"it is (a folder|no regular file)"):
+        write_text(tmp_path / name if name else Path(), "text")
+    assert {path: path.lstat().st_mode for path in tmp_path.iterdir()} == before
 
 
 def test_the_partial_file_is_hidden_in_a_folder_beside_its_place(tmp_path):

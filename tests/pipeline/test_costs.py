@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from footing import batches, network, plain
@@ -114,6 +116,24 @@ def test_likeness_tells_settings_parameters_and_shapes_apart():
         shape_key(nn.Sequential(conv(), nn.ReLU()), (4, 8, 8)),
     ]
     assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        *(nn.BatchNorm2d(4), nn.BatchNorm1d(4, affine=False), nn.InstanceNorm2d(4), nn.GroupNorm(2, 4)),
+        *(nn.LayerNorm((4, 2)), nn.LayerNorm(4, elementwise_affine=False), nn.RMSNorm(4)),
+        nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
+    ],
+)
+def test_tables_are_found_under_every_version_of_torch(norm, monkeypatch):
+    """Newer ones write `bias=` into the description of a norm, older ones do not."""
+    key = shape_key(norm, (4, 8, 8))
+    for kind in {type(module) for module in norm.modules() if "Norm" in type(module).__name__}:
+        now = kind.extra_repr
+        monkeypatch.setattr(kind, "extra_repr", lambda self, now=now: re.sub(", bias=(True|False)", "", now(self)))
+    assert "bias=True" not in repr(norm)
+    assert shape_key(norm, (4, 8, 8)) == key
 
 
 def test_what_the_shelf_holds_is_not_asked_for_again(tmp_path):

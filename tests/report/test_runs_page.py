@@ -31,12 +31,45 @@ def test_every_run_has_a_row_and_a_link():
     assert runs[0]["blocks"] == record.compressed.blocks
     assert runs[0]["macs_share"] == pytest.approx(record.compressed.cost.macs / record.original.cost.macs)
     assert runs[0]["speedup"] > 1
-    assert "do not compare" not in page
+    assert "no front" not in page
 
 
-def test_runs_of_several_networks_are_said_not_to_compare():
-    page = render_runs([named("a"), named("b", model="another")])
-    assert "The runs are of several networks: their figures do not compare." in page
+def compared(record, **changes):
+    return record.model_copy(update={"comparison": record.comparison.model_copy(update=changes)})
+
+
+def on_another_machine(record):
+    return record.model_copy(update={"machine": record.machine.model_copy(update={"device": "another"})})
+
+
+def at_another_batch(record):
+    one, other = record.original, record.compressed
+    latencies = [[time.model_copy(update={"batch": 3}) for time in of.latency] for of in (one, other)]
+    before, after = (
+        of.model_copy(update={"latency": times}) for of, times in zip((one, other), latencies, strict=True)
+    )
+    return record.model_copy(update={"original": before, "compressed": after})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda record: record.model_copy(update={"model": "another"}), "The runs are of several networks"),
+        (lambda record: record.model_copy(update={"data": "another"}), "The runs are on several data sets"),
+        (on_another_machine, "The runs were timed on several devices"),
+        (at_another_batch, "The runs were timed at several batch sizes"),
+        (lambda record: compared(record, top1_drop=None, top1_drop_interval=None), "The losses are in several units"),
+    ],
+)
+def test_what_does_not_compare_has_no_front(change, problem):
+    other = NamedRun("b", change(make_record()), "b/report.html")
+    page = render_runs([named("a"), other])
+    assert f"{problem}: there is no front of all of them." in page
+    assert "on the front" not in page
+    assert "Loss against speed" not in page
+    assert 'href="b/report.html"' in page
+    assert 'href="b/report.html"' in render_runs([other])
+    assert "there is no front" not in render_runs([other])
 
 
 def test_a_run_without_a_latency_is_in_the_table_alone(bare):
@@ -86,3 +119,74 @@ def test_the_command_writes_the_page(tmp_path, monkeypatch, capsys):
         "a/report.html",
         "b/report.html",
     ]
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch, capsys):
+    """`shoal report` beside the finished runs `a` and `b`: (exit code, stdout, stderr)."""
+    import sys
+
+    from shoal.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "javascript:alert(1)", "50% #1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.json").write_text(make_record().model_dump_json())
+        (tmp_path / name / "report.html").write_text("the page of a run")
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["shoal", "report", *words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capsys.readouterr()
+        return left.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_a_folder_of_any_name_is_linked_as_a_file(report, tmp_path):
+    assert report("javascript:alert(1)", "50% #1", "--out", "page.html")[0] == 0
+    pages = [run["page"] for run in embedded((tmp_path / "page.html").read_text())["runs"]]
+    assert pages == ["javascript%3Aalert%281%29/report.html", "50%25%20%231/report.html"]
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("a/record.json", "belongs to the run in 'a'"),
+        ("a/report.html", "belongs to the run in 'a'"),
+        ("b/../a/plan.json", "belongs to the run in 'b/../a'"),
+        ("a", "it is a folder"),
+        ("", "it is a folder"),
+        ("no/such/page.html", "there is no folder 'no/such'"),
+    ],
+)
+def test_a_page_takes_the_place_of_nothing_else(out, reason, report, tmp_path):
+    before = {path: path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()}
+    code, said, problem = report("a", "b", "--out", out)
+    assert (code, said) == (2, "")
+    assert reason in problem
+    assert {path: path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+
+
+def test_a_page_may_lie_in_a_folder_and_be_written_again(report):
+    assert report("a", "--out", "a/runs.html")[:2] == (0, "1 run: a/runs.html\n")
+    assert report("a", "b", "--out", "a/runs.html")[:2] == (0, "2 runs: a/runs.html\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("record.json", "{", "record.json' is damaged"),
+        ("record.json", "[]", "record.json' is damaged"),
+        ("record.json", "{}", "Field required"),
+        ("run.json", '{"command": "train"}', "is of `shoal train`"),
+    ],
+)
+def test_no_page_is_written_where_one_folder_cannot_be_read(name, text, reason, report, tmp_path):
+    (tmp_path / "b" / name).write_text(text)
+    code, _, problem = report("a", "b", "--out", "page.html")
+    assert code == 2
+    assert reason in problem
+    assert "/b" in problem
+    assert not (tmp_path / "page.html").exists()

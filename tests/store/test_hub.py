@@ -38,7 +38,7 @@ class FakeHub:
 @pytest.fixture
 def folder(tmp_path):
     for name in [*KEPT, "run.json", "progress.jsonl", ".shoal.lock", "notes.txt"]:
-        (tmp_path / name).write_text(name)
+        (tmp_path / name).write_text("{}" if name.endswith(".json") else name)
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "tables.jsonl").write_text("{}")
     (tmp_path / "secret").write_text("secret")
@@ -81,11 +81,15 @@ def test_without_sending_the_files_are_named(folder):
     assert (set(pushed.files), pushed.url) == (KEPT, "")
 
 
-@pytest.mark.parametrize("repo", ["net", "me/", "/net", "a/b/c", ""])
-def test_a_name_that_is_none_is_refused(repo, folder):
+@pytest.mark.parametrize(
+    "repo",
+    ["net", "me/", "/net", "a/b/c", "", "me/a b", "../net", "me/-net", "me/a..b", "me/a--b", "me/net.git", "me/n\n"],
+)
+@pytest.mark.parametrize("send", [True, False])
+def test_a_name_that_is_none_is_refused(repo, send, folder):
     hub = FakeHub()
     with pytest.raises(UsageError, match="no name of a repository"):
-        push(folder, repo, api=hub)
+        push(folder, repo, send=send, api=hub)
     assert hub.repos == []
 
 
@@ -95,10 +99,31 @@ def test_a_form_that_is_not_there_is_refused(form, folder):
         push(folder, "me/net", form=form, api=FakeHub())
 
 
-def test_an_unfinished_run_is_not_sent(folder):
-    (folder / "record.json").unlink()
-    with pytest.raises(FolderError, match="no finished run"):
-        push(folder, "me/net", api=FakeHub())
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"record.json": None}, "is unfinished"),
+        ({"record.json": None, "run.json": None}, "is no output folder of Shoal: it holds no record.json"),
+        ({"run.json": '{"command": "scan"}', "plan.json": None}, "is of `shoal scan`: it holds no plan.json"),
+        ({"record.json": None, "run.json": '{"command": "apply"}'}, "is of `shoal apply`: it holds no record.json"),
+        ({"model.safetensors": None, "run.json": None}, "it holds no model.safetensors"),
+        ({"record.json": '{"cut'}, "record.json' is damaged"),
+    ],
+)
+def test_what_holds_no_finished_network_is_not_sent(changes, message, folder):
+    for name, text in changes.items():
+        (folder / name).unlink() if text is None else (folder / name).write_text(text)
+    hub = FakeHub()
+    with pytest.raises(FolderError, match=message):
+        push(folder, "me/net", api=hub)
+    assert hub.repos == []
+
+
+def test_what_is_no_folder_is_not_sent(folder):
+    with pytest.raises(FolderError, match="is a file, not an output folder"):
+        push(folder / "record.json", "me/net", api=FakeHub())
+    with pytest.raises(FolderError, match="there is no folder"):
+        push(folder / "missing", "me/net", api=FakeHub())
 
 
 def test_what_the_hub_says_is_told(folder):

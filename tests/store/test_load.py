@@ -289,10 +289,15 @@ def test_the_record_reads_back(digits, tmp_path):
     result, folder = digits
     assert read_record(folder) == result.record
     assert read_folder_plan(folder) == result.plan
-    with pytest.raises(FolderError, match=r"holds no record.json: the run is unfinished"):
+    with pytest.raises(FolderError, match=r"is no output folder of Shoal: it holds no record.json"):
         read_record(tmp_path)
     (tmp_path / RECORD).write_text(json.dumps({"schema_version": 1}))
-    with pytest.raises(FolderError, match=r"record.json' is damaged: Field required"):
+    with pytest.raises(
+        FolderError, match=r"record.json' is damaged, or of another version of Shoal: \w+: Field required"
+    ):
+        read_record(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"command": "scan"}))
+    with pytest.raises(FolderError, match="is of `shoal scan`"):
         read_record(tmp_path)
 
 

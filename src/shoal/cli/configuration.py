@@ -106,7 +106,9 @@ def _checked(
     context: typer.Context, path: Path, values: dict[str, str | list[str] | None]
 ) -> Iterator[tuple[str, Any]]:
     """The values by the names of their parameters, each as its option takes it."""
-    command = values.pop("command", context.info_name)
+    command = values.pop("command", None) or context.info_name
+    if not isinstance(command, str):
+        raise UsageError(f"'{path}' names several commands", "One file is for one command.")
     if command != context.info_name:
         raise UsageError(f"'{path}' is for `shoal {command}`", f"shoal {command} --config {path}")
     parameters = {key: value for key, value in _parameters(context).items() if key not in _NEVER_READ}
@@ -124,14 +126,17 @@ def _checked(
 
 
 def _converted(context: typer.Context, path: Path, parameter: Any, value: str | list[str]) -> Any:
-    if parameter.multiple or parameter.nargs == -1:
-        plain: Any = _listed(value)
-    else:
-        plain = value if isinstance(value, str) else ",".join(value)
+    takes_several = parameter.multiple or parameter.nargs == -1
+    plain = _listed(value) if takes_several else value if isinstance(value, str) else ",".join(value)
+    message = f"'{path}' sets {parameter.opts[0].lstrip('-')} to {value!r}"
     try:
-        parameter.process_value(context, plain)
+        typed = parameter.process_value(context, plain)
     except typer.BadParameter as error:
-        raise UsageError(f"'{path}' sets {parameter.opts[0].lstrip('-')} to {value!r}: {error.message}") from error
+        raise UsageError(f"{message}: {error.message}") from error
+    # Options whose text names several, as --mean and --blocks, take a list; a number, a path or MODEL does not.
+    is_text_option = isinstance(typed, str) and parameter.param_type_name == "option"
+    if isinstance(value, list) and not takes_several and not is_text_option:
+        raise UsageError(f"{message}, expected one value", "Leave one of them.")
     return plain
 
 

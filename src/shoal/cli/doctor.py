@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from shoal.cli.console import Session
 from shoal.cli.options import DoctorRequest, ListRequest
 from shoal.errors import UsageError, did_you_mean
+from shoal.files.reading import reason_of
 
 # What each extra of the distribution is for.
 PURPOSES = {
@@ -52,7 +53,7 @@ def run_doctor(session: Session, request: DoctorRequest) -> int:
         session.print_json(report)
     else:
         _show_report(session, report)
-    return 0 if all(row["ok"] for row in required) else 2
+    return 0 if all(row["ok"] for row in (*required, report["devices"][0])) else 2
 
 
 def run_list(session: Session, request: ListRequest) -> int:
@@ -107,8 +108,10 @@ def _extra(name: str, requirements: list[Requirement]) -> Row:
 
 def _devices() -> list[Row]:
     """Every device of torch, and whether it multiplies two matrices."""
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError, RuntimeError) as error:  # it is missing, or its libraries do not load
+        return [{"name": "cpu", "what": "", "ok": False, "problem": f"torch cannot be imported: {reason_of(error)}"}]
     names = [("cpu", f"{platform.machine()}, {torch.get_num_threads()} threads")]
     if torch.cuda.is_available():
         names += [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]

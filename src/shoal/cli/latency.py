@@ -6,11 +6,13 @@ from shoal.cli.loading import example_for, open_data, open_network, pick_device
 from shoal.cli.options import LatencyRequest
 from shoal.files.writing import write_text
 from shoal.pipeline.latency_table import latency_table
+from shoal.store import check_output_file
 
 
 def run_latency(session: Session, request: LatencyRequest) -> int:
     """Carry it out; returns the exit code."""
     session.check_alone("latency")
+    check_output_file(request.out)
     device = pick_device(request.device)
     opened = open_network(session, request.model, request.weights, device)
     data = open_data(session, request.data, request.data_options, opened) if request.data else None

@@ -81,7 +81,7 @@ class DataOptions:
     std: str | None = option("--std", "Their standard deviation, likewise.", None, metavar="R,G,B")
     size: int | None = _SIZE()
     limit: int | None = option("--limit", "Read at most this many samples of each part of the data.", None)
-    seed: int = option("--seed", "Decides splits and augmentation.", 0)
+    seed: int = option("--seed", "Decides splits and augmentation.", 0, min=-(2**62), max=2**62)
     batch_size: int = _BATCH_SIZE()
     tokenizer: Path | None = option(
         "--tokenizer",
@@ -358,7 +358,7 @@ class EvalRequest:
         "--tokenizer", "The tokenizer, where it is not in the network's folder.", None, metavar="PATH"
     )
     batch_size: int = option("--batch-size", "Samples at once.", 8, min=1)
-    seed: int = option("--seed", "Decides the examples in front of a sample.", 0)
+    seed: int = option("--seed", "Decides the examples in front of a sample.", 0, min=0, max=2**32 - 1)
     device: str = _DEVICE()
     command: str = command_line()
 

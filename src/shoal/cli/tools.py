@@ -5,6 +5,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
+from urllib.parse import quote
 
 from shoal.blocks import analyze
 from shoal.cli.console import Session
@@ -19,7 +20,7 @@ from shoal.cli.options import (
     ReportRequest,
     TraceRequest,
 )
-from shoal.errors import ExportError, UsageError
+from shoal.errors import ExportError, UsageError, count_of
 from shoal.files.writing import write_text
 from shoal.measure import latency_beside, machine, within_noise
 from shoal.pipeline import block_records
@@ -29,6 +30,7 @@ from shoal.report import NamedRun, render_runs, show_certificate, show_chain
 from shoal.store import (
     ExportConfig,
     RunFolder,
+    check_output_file,
     export_finished,
     export_program,
     load_folder,
@@ -140,18 +142,22 @@ def run_export(session: Session, request: ExportRequest) -> int:
 def run_report(session: Session, request: ReportRequest) -> int:
     """Write the page of several runs."""
     session.check_alone("report")
+    check_output_file(request.out)
     folders = list(dict.fromkeys(folder.resolve() for folder in request.folders))
-    above = Path(os.path.commonpath([folder.parent for folder in folders]))
     place = request.out.resolve().parent
+    records = [read_record(folder) for folder in folders]
+    above = Path(os.path.commonpath([folder.parent for folder in folders]))
     runs = [
-        NamedRun(str(folder.relative_to(above)), read_record(folder), os.path.relpath(folder / REPORT, place))
-        for folder in folders
+        NamedRun(
+            str(folder.relative_to(above)), record, quote(Path(os.path.relpath(folder / REPORT, place)).as_posix())
+        )
+        for folder, record in zip(folders, records, strict=True)
     ]
     write_text(request.out, render_runs(runs))
     if session.as_json:
         session.print_json({"out": str(request.out), "runs": [run.name for run in runs]})
     else:
-        session.say(f"{len(runs)} runs: {request.out}")
+        session.say(f"{count_of(len(runs), 'run')}: {request.out}")
     return 0
 
 

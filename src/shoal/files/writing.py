@@ -19,8 +19,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     which `remove_partial` removes.
 
     Raises:
-        FolderError: the disk is full or the folder is not writable; what stood at `path` is still there.
+        FolderError: the disk is full, the folder is not writable, or something else than a file stands at `path`; it is
+            still there.
     """
+    check_replaceable(path)
     place = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL}")
     temporary = place / path.name
     try:
@@ -40,6 +42,24 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         ) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)  # it may have been removed with all else: that must not hide why
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to write where a file cannot be put, before the work whose result it is to hold.
+
+    A device or a pipe is no file: to put one in its place would take it away from every other program.
+
+    Raises:
+        FolderError: something else than a file stands there, or there is no such folder.
+    """
+    reason = ""
+    with suppress(OSError, ValueError):
+        if path.exists() and not path.is_file():
+            reason = "it is a folder" if path.is_dir() else "it is no regular file"
+        elif not path.parent.is_dir():
+            reason = f"there is no folder '{path.parent}'"
+    if reason:
+        raise FolderError(f"cannot write '{path}': {reason}", "Choose another --out.")
 
 
 def is_partial(path: Path) -> bool:

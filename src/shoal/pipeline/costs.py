@@ -251,11 +251,15 @@ _FORMER_NAMES = {
     "ZeroStub": "Vacant",
 }
 _RENAMED = re.compile(rf"\b({'|'.join(_FORMER_NAMES)})(?=\()")
+# Newer versions of torch also say whether a norm has a bias; tables are read under every version.
+_WITHOUT_BIAS = re.compile(
+    r"((?:Batch|Instance|Group|Layer)Norm\w*\((?:\([^()]*\)|[^()])*?affine=(True|False))(?!, bias=)"
+)
 
 
 def shape_key(module: nn.Module, shape: Shape) -> str:
     """The same for modules that take the same time: classes, settings, parameters and input shape."""
     parameters = ",".join(str(tuple(parameter.shape)) for parameter in module.parameters())
     # The repr tells strides, activations and the steps of a shortcut apart.
-    text = _RENAMED.sub(lambda match: _FORMER_NAMES[match[0]], repr(module))
+    text = _WITHOUT_BIAS.sub(r"\1, bias=\2", _RENAMED.sub(lambda match: _FORMER_NAMES[match[0]], repr(module)))
     return hashlib.sha256(f"{text} {tuple(shape)} {parameters}".encode()).hexdigest()[:16]

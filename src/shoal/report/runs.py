@@ -75,7 +75,9 @@ def render_runs(runs: Sequence[NamedRun]) -> str:
     if not runs:
         raise UsageError("there is no run to report on", "Give one output folder or more.")
     compared = _compared(runs)
-    plots = _plots(compared.runs)
+    comparable = not compared.warnings  # else a line through the points would compare what does not
+    best = _undominated(compared.runs) if comparable else []
+    plots = _plots(compared.runs, best) if comparable else {}
     return write_page(
         compared,
         Page(
@@ -85,15 +87,15 @@ def render_runs(runs: Sequence[NamedRun]) -> str:
             lead=[],
             sections=[
                 Section("notices"),
-                *([Section("front", "The front")] if plots else []),
+                Section("front", "The front" if plots else "Their pages"),
                 Section("table", "The runs"),
             ],
             splits=[],
             statistics=_STATISTICS,
         ),
         plots=plots,
-        runs_table=_table(compared.runs),
-        best=_undominated(compared.runs),
+        runs_table=_table(compared.runs, best),
+        best=best,
     )
 
 
@@ -102,16 +104,16 @@ def _compared(runs: Sequence[NamedRun]) -> ComparedRuns:
     summaries = [_summary(run) for run in runs]
     models, data = ({getattr(record, name): None for record in records} for name in ("model", "data"))
     warnings = [
-        f"The runs are of several {what}: their figures do not compare."
-        for what, values in (
-            ("networks", models),
-            ("data sets", data),
-            ("devices", {run.device: None for run in summaries}),
+        f"{problem}: there is no front of all of them."
+        for problem, values in (
+            ("The runs are of several networks", models),
+            ("The runs are on several data sets", data),
+            ("The runs were timed on several devices", {run.device for run in summaries}),
+            ("The runs were timed at several batch sizes", {run.batch for run in summaries} - {None}),
+            ("The losses are in several units", {run.unit for run in summaries}),
         )
         if len(values) > 1
     ]
-    if len({run.unit for run in summaries}) > 1:
-        warnings.append("Losses are in different units: see the table.")
     return ComparedRuns(
         model=", ".join(models),
         data=", ".join(data),
@@ -169,16 +171,14 @@ def _undominated(runs: Sequence[RunSummary]) -> list[str]:
     ]
 
 
-def _plots(runs: Sequence[RunSummary]) -> dict[str, str]:
+def _plots(runs: Sequence[RunSummary], best: Sequence[str]) -> dict[str, str]:
     from shoal.report.plots import runs as picture
 
-    best = _undominated(runs)
     plots = {size: picture.plot(runs, best, size) for size in picture.SIZES}
     return plots if all(plots.values()) else {}
 
 
-def _table(runs: Sequence[RunSummary]) -> Table:
-    best = set(_undominated(runs))
+def _table(runs: Sequence[RunSummary], best: Sequence[str]) -> Table:
     rows = [TableRow(run.name, _entries(run), "chosen" if run.name in best else "") for run in runs]
     return Table("runs", "Every run with its figures", "Filter runs", "name, model, device …", _COLUMNS, rows)
 

@@ -2,7 +2,7 @@
 
 from shoal.deprecated import former_names
 from shoal.store.export import ExportConfig, export, export_finished, open_finished
-from shoal.store.folder import RunFolder
+from shoal.store.folder import RunFolder, check_output_file
 from shoal.store.hub import Pushed, push
 from shoal.store.load import (
     OpenedFolder,
@@ -25,6 +25,7 @@ __all__ = [
     "OpenedFolder",
     "Pushed",
     "RunFolder",
+    "check_output_file",
     "check_reload",
     "check_savable",
     "export",

@@ -16,7 +16,7 @@ from shoal.files.writing import PARTIAL, write_atomically
 from shoal.plan import Plan
 from shoal.record import Record
 from shoal.sources import Consent
-from shoal.store.folder import ONNX, PROGRAM
+from shoal.store.folder import GGUF, ONNX, PROGRAM
 from shoal.store.hugging_face import HF, carry_files, put_in_place, quiet, write_hugging_face
 from shoal.store.load import load_folder, read_folder_plan, read_record
 from shoal.store.origin import source_folder
@@ -37,7 +37,7 @@ from shoal.surgery import example_of
 from shoal.surgery.signature import random_like
 
 Format = Literal["torch_export", "onnx", "hf", "nemotron_nas", "gguf"]
-NAS, GGUF = "nemotron-nas", "model.gguf"
+NAS = "nemotron-nas"
 _CHECKED_NAS = (
     "In the form of Nemotron-NAS: `block_configs` in config.json says which layers have no attention "
     "(`attention.no_op`) or no MLP (`ffn.no_op`). vLLM reads it with `--trust-remote-code`, transformers with "

@@ -14,14 +14,30 @@ from typing import Any, Self
 from shoal.errors import FolderError
 from shoal.files.jsonl import JsonlFile
 from shoal.files.locking import LOCK, OWNER, lock_folder
-from shoal.files.reading import read_json, refusing
-from shoal.files.writing import is_partial, remove_partial, write_text
+from shoal.files.reading import is_file, read_json, refusing
+from shoal.files.writing import check_replaceable, is_partial, remove_partial, write_text
 from shoal.fingerprint import as_json, check_fingerprint
 
 RUN, PROGRESS, RECORD, PLAN = "run.json", "progress.jsonl", "record.json", "plan.json"
 CONFIG = "config.yaml"
 WEIGHTS, EXTRAS = "model.safetensors", "extras.safetensors"
 REPORT, PROGRAM, ONNX, FRONT = "report.html", "model.pt2", "model.onnx", "front.csv"
+CARD, GGUF = "README.md", "model.gguf"
+
+# What a run writes by fixed names; a page or table that the user names may not take their place.
+_OWN = frozenset({RUN, PROGRESS, RECORD, PLAN, CONFIG, WEIGHTS, EXTRAS, REPORT, PROGRAM, ONNX, FRONT, CARD, GGUF})
+
+
+def check_output_file(path: Path) -> None:
+    """Refuse to write a file that the user names where it cannot stand, or over one of a run.
+
+    Raises:
+        FolderError: says what is there.
+    """
+    check_replaceable(path)
+    place = path.resolve()
+    if place.name in _OWN and any(is_file(place.with_name(name)) for name in (RUN, RECORD)):
+        raise FolderError(f"'{path}' belongs to the run in '{path.parent}'", "Choose another --out.")
 
 
 class RunFolder:

@@ -1,19 +1,22 @@
 """Put an output folder on the hub of Hugging Face: the network, its card, recipe, figures and report; no journals."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shoal.errors import ExportError, FolderError, UsageError
-from shoal.store.export import GGUF, NAS
-from shoal.store.folder import CONFIG, EXTRAS, FRONT, ONNX, PLAN, PROGRAM, RECORD, REPORT, WEIGHTS
+from shoal.files.reading import read_json, refusing
+from shoal.store.export import NAS
+from shoal.store.folder import CARD, CONFIG, EXTRAS, FRONT, GGUF, ONNX, PLAN, PROGRAM, RECORD, REPORT, WEIGHTS
 from shoal.store.hugging_face import HF
-from shoal.store.model_card import CARD
+from shoal.store.load import check_finished
 
 # What tells of the run; the weights come in one of the forms.
 _ACCOUNT = (PLAN, RECORD, REPORT, FRONT, CONFIG)
 _FORMS = ("shoal", HF, NAS)
+_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,21 @@ def push(
 
     Raises:
         UsageError: the name is none, or the folder lacks this form.
-        FolderError: no finished run.
+        FolderError: no finished run, or one that left no network.
         ExportError: huggingface_hub is missing, or the hub refused.
     """
     path = Path(folder)
-    if repo.count("/") != 1 or not all(repo.split("/")):
-        raise UsageError(f"'{repo}' is no name of a repository", "Write OWNER/NAME.")
-    if not (path / RECORD).is_file():
-        raise FolderError(f"'{path}' holds no finished run", "Give the output folder of one.")
+    if not all(map(_is_name, repo.split("/"))) or repo.count("/") != 1:
+        hint = "Write OWNER/NAME, of letters, digits, '-', '_' and '.'."
+        raise UsageError(f"'{repo}' is no name of a repository", hint)
+    check_finished(path, RECORD, PLAN, WEIGHTS)
+    with refusing(FolderError, f"'{path / RECORD}' is damaged", "Run the command again."):
+        read_json(path / RECORD)
     form = form or (HF if (path / HF).is_dir() else "shoal")
     if form not in _FORMS or (form != "shoal" and not (path / form).is_dir()):
         raise UsageError(
-            f"'{path}' has no form '{form}'", f"There are {', '.join(_present(path))}; `shoal export` adds."
+            f"'{path}' has no form '{form}'",
+            f"It has {', '.join(_present(path))}; `shoal export` writes {HF} and {NAS}.",
         )
     files = dict(_files(path, form))
     if not send:
@@ -76,6 +82,11 @@ def push(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(f"the hub did not take '{repo}': {reason}", "Check the name, and `hf auth login`.") from error
     return Pushed(repo, str(getattr(commit, "commit_url", commit)), sorted(files))
+
+
+def _is_name(text: str) -> bool:
+    """Whether the hub takes it as the name of an owner or of a repository."""
+    return _NAME.fullmatch(text) is not None and "--" not in text and ".." not in text and not text.endswith(".git")
 
 
 def _present(path: Path) -> list[str]:

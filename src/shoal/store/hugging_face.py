@@ -26,7 +26,8 @@ from shoal.outputs import Outputs, distance, mismatch, read_outputs, shown
 from shoal.plan import InputSpec, Plan
 from shoal.preserve import copied, evaluating
 from shoal.record import Record
-from shoal.store.model_card import CARD, CardFigures, figures
+from shoal.store.folder import CARD
+from shoal.store.model_card import CardFigures, figures
 from shoal.store.origin import is_own, source_folder
 from shoal.store.serving.decoder import read_decoder
 from shoal.store.serving.plain_llama import as_plain_llama

@@ -9,7 +9,7 @@ from torch import nn
 
 from shoal.alignment import align_
 from shoal.errors import FolderError, ModelRaisedError, SpecError, check_memory, naming_memory_shortage
-from shoal.files.reading import is_folder, parse_json, read_text, refusing
+from shoal.files.reading import is_file, is_folder, parse_json, read_json, read_text, refusing
 from shoal.plan import Plan, read_plan
 from shoal.record import Record
 from shoal.sources import Consent, load_model
@@ -149,30 +149,61 @@ def read_folder_plan(path: Path) -> Plan:
     Raises:
         FolderError: no such folder, no folder of Shoal, or unfinished.
     """
-    if not is_folder(path):
-        raise FolderError(f"there is no folder '{path}'", "Give the folder that `shoal compress` named.")
-    if not (path / PLAN).exists():
-        if (path / RUN).exists():
-            raise FolderError(f"the run in '{path}' is unfinished", "Repeat the same command to resume it.")
-        raise FolderError(f"'{path}' is no output folder of Shoal: it holds no {PLAN}", "Give the folder of a run.")
+    check_finished(path, PLAN)
     return read_plan(path / PLAN)
 
 
-def read_record(path: Path) -> Record:
-    """The record of a finished output folder.
+def check_finished(path: Path, *needed: str) -> None:
+    """Refuse what is no output folder with these files.
 
     Raises:
-        FolderError: missing or damaged.
+        FolderError: no folder, another command's, unfinished, or not one of Shoal's; says which.
     """
-    if not (path / RECORD).exists():
-        raise FolderError(f"'{path}' holds no {RECORD}: the run is unfinished", "Repeat the same command.")
-    with refusing(FolderError, f"'{path / RECORD}' is damaged", "Run it again."):
+    if not is_folder(path):
+        problem = f"'{path}' is a file, not an output folder" if is_file(path) else f"there is no folder '{path}'"
+        raise FolderError(problem, "Give the folder that `shoal compress` named.")
+    missing = [name for name in needed if not (path / name).exists()]
+    if not missing:
+        return
+    command = _command_of(path)
+    if command and ((path / RECORD).exists() or command == "apply"):  # which measures nothing
+        raise FolderError(
+            f"'{path}' is of `shoal {command}`: it holds no {missing[0]}", "Give the folder of `shoal compress`."
+        )
+    if (path / RUN).exists():
+        raise FolderError(f"the run in '{path}' is unfinished", "Repeat the same command to resume it.")
+    raise FolderError(f"'{path}' is no output folder of Shoal: it holds no {missing[0]}", "Give the folder of a run.")
+
+
+def _command_of(path: Path) -> str:
+    """The command that wrote a folder; empty where that cannot be read."""
+    try:
+        claim = read_json(path / RUN)
+    except (OSError, ValueError):
+        return ""
+    return str(claim.get("command", "")) if isinstance(claim, dict) else ""
+
+
+def read_record(path: Path) -> Record:
+    """The record of a finished output folder of `shoal compress`.
+
+    Raises:
+        FolderError: missing, damaged, of another command or of a later version; says which.
+    """
+    check_finished(path, RECORD)
+    command = _command_of(path)
+    if command not in ("", "compress"):
+        raise FolderError(f"'{path}' is of `shoal {command}`", "Give the folder of `shoal compress`.")
+    message = f"'{path / RECORD}' is damaged, or of another version of Shoal"
+    with refusing(FolderError, message, "Leave that folder out, or run its command again."):
         text = read_text(path / RECORD)
         parse_json(text)
         try:
             return Record.model_validate_json(text)
         except ValidationError as error:
-            raise ValueError(str(error.errors()[0]["msg"])) from error
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the document"
+            raise ValueError(f"{where}: {first['msg']}") from error
 
 
 def open_model(spec: str, weights: Path | None = None, consent: Consent | None = None) -> OpenedFolder:

@@ -13,9 +13,9 @@ from torch import nn
 from shoal.files.reading import read_text
 from shoal.plan import Plan
 from shoal.record import Comparison, Quality, Record
+from shoal.store.folder import CARD
 from shoal.store.origin import is_own, source_folder
 
-CARD = "README.md"
 # Networks that come with Shoal.
 _OWN = ("digits-resnet", "cifar-preact-resnet")
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_ -]{0,63}")

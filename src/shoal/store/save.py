@@ -20,9 +20,9 @@ from shoal.sources.weights import kind_of
 from shoal.store.diffusers_folder import write_diffusers
 from shoal.store.entries import encode, is_plain_tensor, special_entries
 from shoal.store.extras import save_extras
-from shoal.store.folder import EXTRAS, PLAN, RECORD, WEIGHTS
+from shoal.store.folder import CARD, EXTRAS, PLAN, RECORD, WEIGHTS
 from shoal.store.hugging_face import write_hugging_face
-from shoal.store.model_card import CARD, CardFigures, model_card
+from shoal.store.model_card import CardFigures, model_card
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

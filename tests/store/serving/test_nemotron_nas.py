@@ -23,7 +23,7 @@ FAMILIES = {
     "biases": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
-    "bf16": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)).to(torch.bfloat16),
+    "bf16": lambda: LlamaForCausalLM._from_config(LlamaConfig(**SIZES), dtype=torch.bfloat16),
     "llama3 positions": lambda: LlamaForCausalLM(
         LlamaConfig(
             **SIZES,
