@@ -39,11 +39,12 @@ def run_doctor(session: Session, request: DoctorRequest) -> int:
     """Report; 2 where something that Shoal cannot do without is missing or too old."""
     extras = _requirements()
     required = [_installed(requirement) for requirement in extras.pop("")]
+    devices = _devices()
     report = {
         "shoal": metadata.version("shoal"),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "devices": _devices(),
+        "devices": devices,
         "required": required,
         "extras": [
             _extra(name, extras[name]) for name in sorted(extras, key=lambda name: name in ("all", "docs", "dev"))
@@ -53,7 +54,7 @@ def run_doctor(session: Session, request: DoctorRequest) -> int:
         session.print_json(report)
     else:
         _show_report(session, report)
-    return 0 if all(row["ok"] for row in (*required, report["devices"][0])) else 2
+    return 0 if all(row["ok"] for row in (*required, devices[0])) else 2
 
 
 def run_list(session: Session, request: ListRequest) -> int:
