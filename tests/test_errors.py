@@ -12,6 +12,9 @@ from shoal.errors import ShoalError, count_of, did_you_mean
 KINDS = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, ShoalError)]
 
 
+_NUMPY = np._core if hasattr(np, "_core") else np.core  # until NumPy 2
+
+
 def test_every_error_can_be_told_from_the_others_by_its_kind():
     kinds = [one.kind for one in KINDS]
     assert len(set(kinds)) == len(kinds) > 10
@@ -87,7 +90,7 @@ def torch_says():
 SHORTAGES = [
     MemoryError(),
     torch_says(),
-    np._core._exceptions._ArrayMemoryError((1 << 50,), np.dtype("float64")),
+    _NUMPY._exceptions._ArrayMemoryError((1 << 50,), np.dtype("float64")),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),

@@ -1,16 +1,21 @@
 """`shoal doctor` and `shoal list` say what there is, and what is missing for what."""
 
 import json
+import re
 import sys
 import tomllib
+from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+from shoal.cli import options
 from shoal.cli.doctor import LISTS, PURPOSES
 from shoal.scanning.scores.block_scores import SCORES
 from shoal.sources.models import MODEL_SOURCES
+from shoal.tasks.choice import TASKS
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -115,6 +120,54 @@ def test_an_unknown_list_is_refused_with_those_there_are(run):
     assert (code, json.loads(out)["error"]["kind"]) == (2, "usage")
     assert "'models'" in json.loads(out)["error"]["hint"]
     assert "replacements" in json.loads(out)["error"]["hint"]
+
+
+COMPLETIONS = {  # as the shell functions of typer ask
+    "bash": lambda line: {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)},
+    "zsh": lambda line: {"_TYPER_COMPLETE_ARGS": line},
+    "fish": lambda line: {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+}
+
+
+@pytest.mark.parametrize("shell", COMPLETIONS)
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("shoal li", ["list"]),
+        ("shoal list m", ["models", "metrics"]),
+        ("shoal compress --ma", ["--max-drop", "--macs"]),
+        ("shoal compress --grain u", ["unit"]),
+        ("shoal compress --track tensorboard,t", ["tensorboard,tensorboard", "tensorboard,trackio"]),
+        ("shoal scan --config missing.yaml --spl", ["--split"]),
+    ],
+)
+def test_every_shell_completes_commands_options_and_values(shell, line, expected, run, monkeypatch):
+    monkeypatch.setenv("_SHOAL_COMPLETE", f"complete_{shell}")
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, value in COMPLETIONS[shell](line).items():
+        monkeypatch.setenv(name, value)
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    if shell == "zsh":
+        found = re.findall(r'^(?:_arguments [^"]*)?"([^"]+)"', out, re.MULTILINE)
+    else:
+        found = [candidate.split("\t")[0] for candidate in out.splitlines()]
+    assert found == expected
+
+
+def test_what_is_completed_is_what_there_is():
+    values = {field.name: field.metadata["typer"].autocompletion("") for field in completed_fields()}
+    assert set(values["what"]) == set(LISTS)
+    assert set(values["task"]) == set(TASKS)
+    assert set(values["track"]) <= set(LOGGER_TYPE_TO_CLASS)
+
+
+def completed_fields():
+    """The fields of all requests that complete to values."""
+    kinds = [kind for kind in vars(options).values() if is_dataclass(kind)]
+    return [
+        field for kind in kinds for field in fields(kind) if getattr(field.metadata.get("typer"), "autocompletion", 0)
+    ]
 
 
 def test_shell_completion_is_offered(run):

@@ -59,6 +59,40 @@ def test_numbers_of_each_row_are_sent(seen, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("method", ["log", "finish"])
+def test_a_tracker_that_fails_later_does_not_end_the_training(method, seen, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("the server is gone\nmore")
+
+    class Other(Fake):
+        name = "other"
+
+    monkeypatch.setitem(accelerate_tracking.LOGGER_TYPE_TO_CLASS, "other", Other)
+    monkeypatch.setattr(Other, method, fail)
+    file = JsonlFile(tmp_path / "m.jsonl")
+    with tracking(["other", "fake"]):
+        log = MetricsLog(Row, "step", file)
+        with pytest.warns(UserWarning, match="'other' gets nothing more: the server is gone$"):
+            log.append(Row(step=1, loss=0.5))
+            log.append(Row(step=2, loss=0.25))
+            log.close()
+    assert [row["step"] for row in file.read()] == [1, 2]
+    assert seen[-2:] == [(2, {"loss": 0.25}), "finished"]
+
+
+def test_a_tracker_that_does_not_start_is_wrong_use(seen, tmp_path, monkeypatch):
+    def fail(self):
+        raise RuntimeError("no key; call login() first")
+
+    class Other(Fake):
+        start = fail
+
+    monkeypatch.setitem(accelerate_tracking.LOGGER_TYPE_TO_CLASS, "other", Other)
+    with tracking(["fake", "other"]), pytest.raises(UsageError, match=r"'other' does not start: no key"):
+        MetricsLog(Row, "step", JsonlFile(tmp_path / "m.jsonl"))
+    assert seen[-1] == "finished"
+
+
 def test_without_a_folder_they_are_sent_too(seen):
     with tracking(["fake"]):
         MetricsLog(Row, "step", None).append(Row(step=1, loss=0.25))

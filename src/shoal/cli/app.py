@@ -26,6 +26,8 @@ def main() -> None:
 
     Exit code 1 says that a goal was not reached and nothing else, though Python's own is 1 for every exception.
     """
+    if "_SHOAL_COMPLETE" in os.environ:
+        os.environ["COLUMNS"] = "10000"  # a description that is wrapped would be read as further candidates
     Console.on_broken_pipe = _leave_closed_pipe  # type: ignore[assignment, method-assign]  # rich leaves with 1
     try:
         code = _run()
@@ -45,7 +47,7 @@ def _leave_closed_pipe(console: Console) -> None:
 
 def _run() -> int:
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="shoal", standalone_mode=False)
     except typer.Abort:
         return INTERRUPTED
     except typer.TyperException as error:

@@ -28,7 +28,13 @@ _BATCH_SIZE = partial(option, "--batch-size", "Samples in a mini-batch; also the
 _CHANNELS_LAST = partial(option, "--channels-last", "Time images with the channels last in memory.", False)
 _TRAIN_CHANNELS_LAST = partial(option, "--channels-last", "Keep images with the channels last in memory.", False)
 _BF16 = partial(option, "--bf16", "Mixed precision.", False)
-_DEVICE = partial(option, "--device", "cpu, cuda, cuda:1, mps; auto takes the first available.", "auto")
+_DEVICE = partial(
+    option,
+    "--device",
+    "cpu, cuda, cuda:1, mps; auto takes the first available.",
+    "auto",
+    values=("auto", "cpu", "cuda", "mps"),
+)
 _OUT = partial(
     option, "--out", "Output folder: new, empty, or that of the same unfinished command.", None, metavar="DIR"
 )
@@ -62,6 +68,10 @@ _TASK = partial(
     "What the network is for: classification, segmentation, detection, restoration, embedding, regression, seq2seq or"
     " denoising; recognised by default.",
     None,
+    values=(
+        *("classification", "denoising", "detection", "embedding", "regression", "restoration", "segmentation"),
+        "seq2seq",
+    ),
 )
 _TRACK = partial(
     option,
@@ -69,6 +79,7 @@ _TRACK = partial(
     "Also send the metrics of training to tensorboard, wandb, mlflow or trackio.",
     None,
     metavar="NAMES",
+    values=("mlflow", "tensorboard", "trackio", "wandb"),
 )
 _FOLDER = partial(argument, "OUT", "An output folder of Shoal.")
 
@@ -136,6 +147,7 @@ class GoalOptions:
         "What is removed at a time: a block, or its attention or MLP alone.",
         "block",
         metavar="block|unit",
+        values=("block", "unit"),
     )
     include: str | None = option(
         "--include", "Only these blocks: layer3.*,...; with --grain unit also *.mlp.", None, metavar="PATTERNS"
@@ -254,7 +266,7 @@ class ScanRequest:
     model: str | None = argument("MODEL", _MODEL_HELP, None)
     data: str | None = argument("DATA", _DATA_HELP, None)
     also: str | None = option("--also", "The same ablations on a second data set.", None, metavar="DATA2")
-    split: str = option("--split", "train, validation or test.", "test")
+    split: str = option("--split", "train, validation or test.", "test", values=("train", "validation", "test"))
     tolerance: float | None = option(
         "--tolerance", "Equivalence margin: points of top-1 (1.0); without labels nats (0.01).", None
     )
@@ -460,7 +472,7 @@ class TrainRequest:
 class ReportRequest:
     """What `shoal report` takes."""
 
-    folders: list[Path] = argument("OUT...", "Output folders of `shoal compress`.")
+    folders: list[Path] = argument("OUT", "Output folders of `shoal compress`.")
     out: Path = option("--out", "The page to write.", Path("runs.html"), metavar="FILE")
 
 
@@ -475,6 +487,7 @@ class PushRequest:
         "hf: for from_pretrained; nemotron-nas; shoal: for shoal.load. hf where the folder has it.",
         None,
         metavar="hf|nemotron-nas|shoal",
+        values=("hf", "nemotron-nas", "shoal"),
     )
     private: bool = option("--private/--public", "A new repository is private unless you say otherwise.", True)
     dry_run: bool = _DRY_RUN()
@@ -489,7 +502,11 @@ class DoctorRequest:
 class ListRequest:
     """What `shoal list` takes."""
 
-    what: str = argument("WHAT", "models, data, replacements, metrics or scores.")
+    what: str = argument(
+        "WHAT",
+        "models, data, replacements, metrics or scores.",
+        values=("models", "data", "replacements", "metrics", "scores"),
+    )
     pattern: str | None = argument(
         "PATTERN", "Only what matches: resnet, 'vit_*'. With models also the names of torchvision and timm.", None
     )

@@ -20,14 +20,28 @@ from shoal.cli.console import Session
 _REQUIRED = dataclasses.MISSING
 
 
-def argument(metavar: str, help: str, default: Any = _REQUIRED) -> Any:
-    """A field that is a positional argument."""
-    return dataclasses.field(default=default, metadata={"typer": typer.Argument(metavar=metavar, help=help)})
+def argument(metavar: str, help: str, default: Any = _REQUIRED, *, values: Collection[str] = ()) -> Any:
+    """A field that is a positional argument; `values` are what a shell completes it to."""
+    typed = typer.Argument(metavar=metavar, help=help, autocompletion=_completing(values))
+    return dataclasses.field(default=default, metadata={"typer": typed})
 
 
-def option(flag: str, help: str, default: Any = _REQUIRED, **more: Any) -> Any:
+def option(flag: str, help: str, default: Any = _REQUIRED, *, values: Collection[str] = (), **more: Any) -> Any:
     """A field that is an option; `more` is for `typer.Option`: metavar, min."""
-    return dataclasses.field(default=default, metadata={"typer": typer.Option(flag, help=help, **more)})
+    typed = typer.Option(flag, help=help, autocompletion=_completing(values), **more)
+    return dataclasses.field(default=default, metadata={"typer": typed})
+
+
+def _completing(values: Collection[str]) -> Callable[[str], list[str]] | None:
+    """What completes the last of several words parted by commas."""
+    if not values:
+        return None
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + value for value in values if value.startswith(last)]
+
+    return complete
 
 
 def nested(group: Callable[..., Any], omit: Collection[str] = ()) -> Any:

@@ -62,10 +62,9 @@ class MetricsLog(Generic[Row]):
         """
         self.rows.append(row)
         line = {**row.model_dump(mode="json"), **extra}
+        if self.file is not None:
+            self.file.append(line)  # first: nobody else keeps it
         self.trackers.log({name: value for name, value in line.items() if name != self.index}, line[self.index])
-        if self.file is None:
-            return
-        self.file.append(line)
         if self.writer is not None:
             for name, value in line.items():
                 if isinstance(value, (int, float)) and not isinstance(value, bool) and name != self.index:

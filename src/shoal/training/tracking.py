@@ -1,5 +1,6 @@
 """Experiment trackers for the metrics of a run: TensorBoard, W&B, MLflow, trackio and others, through accelerate."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import UsageError, did_you_mean
+from shoal.files.reading import reason_of
 
 _PROJECT = "shoal"
 _ACTIVE: ContextVar[tuple[str, ...]] = ContextVar("trackers", default=())
@@ -48,12 +50,25 @@ def check_trackers(names: Sequence[str]) -> None:
 class Trackers:
     """The trackers that are active now, each with a run of its own.
 
+    One that fails later, as when its server is gone, is left out from then on with a warning: hours of training are worth
+    more than it.
+
     Args:
         folder: of the run; its name is that of the run, and trackers that write files write them there.
+
+    Raises:
+        UsageError: a tracker does not start; says why.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._trackers = [_started(name, folder) for name in _ACTIVE.get()]
+        self._trackers: dict[str, Any] = {}
+        for name in _ACTIVE.get():
+            try:
+                self._trackers[name] = _started(name, folder)
+            except Exception as error:
+                self.close()
+                hint = "Log in there or start its server, or leave it out of --track."
+                raise UsageError(f"the tracker '{name}' does not start: {reason_of(error)}", hint) from error
 
     def __bool__(self) -> bool:
         return bool(self._trackers)
@@ -65,14 +80,24 @@ class Trackers:
             for name, value in values.items()
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         }
-        for tracker in self._trackers:
-            tracker.log(numbers, step=step)
+        for name, tracker in tuple(self._trackers.items()):
+            with self._without(name):
+                tracker.log(numbers, step=step)
 
     def close(self) -> None:
         """Nothing more will be sent."""
-        for tracker in self._trackers:
-            tracker.finish()
-        self._trackers = []
+        for name, tracker in tuple(self._trackers.items()):
+            with self._without(name):
+                tracker.finish()
+        self._trackers = {}
+
+    @contextmanager
+    def _without(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever a library of somebody else raises
+            del self._trackers[name]
+            warnings.warn(f"the tracker '{name}' gets nothing more: {reason_of(error)}", stacklevel=3)
 
 
 def _installed() -> set[str]:
