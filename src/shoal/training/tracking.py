@@ -50,8 +50,7 @@ def check_trackers(names: Sequence[str]) -> None:
 class Trackers:
     """The trackers that are active now, each with a run of its own.
 
-    One that fails later, as when its server is gone, is left out from then on with a warning: hours of training are worth
-    more than it.
+    One that fails later, as when its server is gone, is left out from then on, with a warning: the training goes on.
 
     Args:
         folder: of the run; its name is that of the run, and trackers that write files write them there.
