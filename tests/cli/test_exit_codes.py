@@ -12,7 +12,7 @@ import torch
 
 from shoal.cli import main
 from shoal.cli.console import Session
-from shoal.errors import DataError, NotReachedError
+from shoal.errors import DataError, NotReachedError, UsageError
 
 SHOAL = [sys.executable, "-m", "shoal"]
 
@@ -167,6 +167,24 @@ def test_a_stream_that_was_closed_from_the_beginning(name, monkeypatch, capsys):
     with Session(as_json=True).guarded():
         Session(as_json=True).print_json({"a": 1})
     assert ("1" in capsys.readouterr().out) == (name == "stderr")
+
+
+def test_mixed_precision_is_for_recovery_and_recovers_in_it(run, monkeypatch):
+    words = ("digits-resnet", "digits", "--remove", "1", "--bf16", "--limit", "60")
+    code, _, err = run("compress", *words)
+    assert code == 2
+    assert "--bf16 is for recovery, and there is none" in err
+    asked = []
+
+    def compress(*_, recovery, **__):
+        asked.append((recovery.settings.precision, recovery.required))
+        raise UsageError("enough", "That was all.")
+
+    monkeypatch.setattr("shoal.cli.compress.compress", compress)
+    run("compress", *words, "--recover", "2")
+    run("compress", *words[:2], "--macs", "0.8", "--bf16", "--limit", "60")
+    run("compress", *words[:2], "--macs", "0.8", "--limit", "60")
+    assert asked == [("bf16", True), ("bf16", True), ("fp32", False)]
 
 
 def test_lora_without_recovery_and_for_a_network_of_another_kind_is_refused(run):

@@ -7,6 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 import networks
+import shoal
 from flat_options import typed
 from shoal.cli.app import app
 from shoal.errors import DataError, ShoalError, UsageError
@@ -28,6 +29,7 @@ OPTIONS = {
     "latency_from": {"latency_from": "nosuch"},
     "tables": {"tables": "nosuch"},
     "race": {"recover": RecoveryConfig(3, race=2)},
+    "refit": {"config": shoal.CompressConfig(refit=True)},
     "recover": {"recover": 3},
     "unlabelled": {"recover": RecoveryConfig(3, unlabelled=[torch.rand(2, 3, 8, 8)])},
     "self_data": {"recover": RecoveryConfig(3, self_data=4)},
@@ -39,6 +41,7 @@ FLAGS = {
     "stand_ins": ["--stand-ins", "identity"],
     "student_budget": ["--student-budget", "7"],
     "race": ["--race", "2"],
+    "refit": ["--refit"],
     "recover": ["--recover", "3"],
     "unlabelled": ["--unlabelled", "digits"],
     "self_data": ["--self-data", "4"],

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from shoal.batches import Batch
-from shoal.errors import SurgeryError
-from shoal.training.engine import Engine, favours_channels_last
+from shoal.errors import SurgeryError, UsageError
+from shoal.training.engine import Engine, check_precision, favours_channels_last
 
 
 def test_it_works_on_a_copy_in_the_layout_asked_for():
@@ -22,6 +22,23 @@ def test_two_engines_of_different_precision_live_in_one_process():
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
         with Engine("cpu", precision).autocast():
             assert layer(x).dtype == dtype
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_card_that_only_emulates_bfloat16_is_refused_by_its_name(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old Card")
+    with pytest.raises(UsageError, match="the device 'Old Card' does not compute in it") as caught:
+        check_precision("bf16", torch.device(device))
+    assert "--bf16" in caught.value.hint
+    check_precision("fp32", torch.device(device))
+
+
+def test_a_device_without_bfloat16_is_refused():
+    with pytest.raises(UsageError, match="the device 'meta' has none"):
+        check_precision("bf16", torch.device("meta"))
+    check_precision("fp32", torch.device("meta"))
+    check_precision("bf16", torch.device("cpu"))
 
 
 def test_one_process_has_nothing_to_add_up():

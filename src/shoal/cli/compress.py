@@ -75,6 +75,7 @@ class CompressRequest:
     channels_last: bool
     dry_run: bool
     command: str
+    refit: bool = False
     fold: bool = False
     latency_from: str | None = None
     tables: Path | None = None
@@ -84,6 +85,7 @@ class CompressRequest:
     accumulate: int = 1
     cache_teacher: int = 0
     checkpointing: bool = False
+    bf16: bool = False
     unlabelled: str | None = None
     self_data: int = 0
     race: int = RACE_PLANS
@@ -101,6 +103,7 @@ class CompressRequest:
             channels_last=self.channels_last,
             stand_ins=_kinds(self.stand_ins),
             student_budget=self.student_budget,
+            refit=self.refit,
             fold=self.fold,
             latency_from=self.latency_from,
             output=self.output,
@@ -133,7 +136,10 @@ def compress_request(session: Session, options: CompressOptions) -> CompressRequ
             "latency_batch_sizes": sizes if len(sizes) > 1 else (),
             "images": MeasureConfig(images=options.images).num_images(by_plan=goal.by_plan),
             "recover": options.recover if options.recover is not None else RECOVERY if goal.by_plan else None,
-            "recovery_asked": options.recover is not None or options.unlabelled is not None or options.self_data > 0,
+            "recovery_asked": options.recover is not None
+            or options.unlabelled is not None
+            or options.self_data > 0
+            or options.bf16,
         }
     )
     explicit = session.explicit
@@ -246,8 +252,8 @@ def _recovery(
             "--race is for plans that are recovered, and there are none",
             "Leave it out, or ask for a budget (--latency 0.6) and --recover 10m.",
         )
-    for option, value in (*_learning(request).items(), ("self_data", request.self_data)):
-        if value and budget is None:
+    for option in ("lora", "accumulate", "cache_teacher", "checkpointing", "bf16", "self_data"):
+        if getattr(request, option) != getattr(CompressRequest, option) and budget is None:
             raise UsageError(f"{_flag(option)} is for recovery, and there is none", "Add --recover 10m.")
     if budget is not None:
         check_cacheable(_settings(request).cache_teacher, budget, request.out or "a new folder")
@@ -287,6 +293,7 @@ def _learning(request: CompressRequest) -> dict[str, Any]:
         "accumulate": request.accumulate,
         "cache_teacher": request.cache_teacher,
         "checkpointing": request.checkpointing,
+        "precision": "bf16" if request.bf16 else "fp32",
     }
     return {name: value for name, value in options.items() if value != getattr(DistillConfig, name)}
 
@@ -321,6 +328,7 @@ def _arguments(request: CompressRequest, model: nn.Module, device: str) -> dict[
         "sequence_length": request.data_options.sequence_length,
         "images": request.images,
         "channels_last": request.channels_last,
+        **({"refit": True} if request.refit else {}),
         "fold": request.fold,
         "latency_from": request.latency_from,
         "tables": str(request.tables) if request.tables else None,

@@ -171,6 +171,11 @@ class CompressOptions:
         None,
         metavar="FILE",
     )
+    refit: bool = option(
+        "--refit",
+        "After a removal fit what stays, in closed form, where that does less damage; plans always do.",
+        False,
+    )
     fold: bool = option("--fold", "Then fold batch norms, constants, linear chains: exact, for inference.", False)
     recover: str | None = option(
         "--recover",
@@ -182,6 +187,7 @@ class CompressOptions:
     accumulate: int = _ACCUMULATE()
     cache_teacher: int = _CACHE_TEACHER()
     checkpointing: bool = _CHECKPOINTING()
+    bf16: bool = option("--bf16", "Recover in mixed precision.", False)
     unlabelled: str | None = _UNLABELLED()
     self_data: int = option(
         "--self-data",

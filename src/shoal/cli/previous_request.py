@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -53,6 +53,7 @@ class _Before(BaseModel):
     race: int | None = Field(default=None, ge=0)
     lora: int = Field(default=0, ge=0)
     checkpointing: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
     try_plans: int = Field(default=0, ge=0)
     stand_ins: str | None = None
     student_budget: str = STUDENT_BUDGET
@@ -151,6 +152,7 @@ def _recovery(asked: CompressRequest, before: dict[str, Any], typed: Collection[
         "race": race,
         "lora": lora,
         "checkpointing": asked.checkpointing or before.get("checkpointing", False),
+        "bf16": asked.bf16 or before.get("precision") == "bf16",
     }
 
 

@@ -15,6 +15,7 @@ from shoal.errors import NotReachedError, UsageError, check_no_overlap, expect_t
 from shoal.intake import is_compiled, plain
 from shoal.pipeline.config import CompressConfig
 from shoal.pipeline.context import CompressContext, build_context, materialize
+from shoal.pipeline.data_splits import with_mixup
 from shoal.pipeline.goals import (
     DEFAULT_GOAL,
     GOAL_KEYS,
@@ -44,8 +45,10 @@ from shoal.pipeline.recovery import (
     skip_or_raise,
     with_self_data,
 )
+from shoal.pipeline.refinement import Refinement
 from shoal.pipeline.result import CompressedModel, CompressResult
 from shoal.plan import Fold, Plan
+from shoal.preserve import copied
 from shoal.progress import Callbacks, ProgressCallback, as_callbacks, former_callbacks
 from shoal.record import Certificate, metric_drop
 from shoal.recover import TrainingBudget, read_budget
@@ -187,6 +190,8 @@ class _Run:
     def __post_init__(self) -> None:
         self.example = self.context.chosen_on[0].take(2)
         input_specs(self.example)  # what a plan cannot remember is refused before anything is measured
+        if self.config.refit:
+            split_data(self.context)  # and so are too few samples to hold any back
         self.messages: list[str] = []
 
     @property
@@ -258,7 +263,23 @@ class _Run:
         )
         choice = removal.choose()
         cut = remove_blocks(context.model, self.example, choice.removals).eval()
-        return CompressedModel(cut, choice, [*choice.removals], removal_notes(context.graph, choice.removals))
+        compressed = CompressedModel(cut, choice, [*choice.removals], removal_notes(context.graph, choice.removals))
+        return self._refitted(compressed) if self.config.refit and choice.removed else compressed
+
+    def _refitted(self, removed: CompressedModel) -> CompressedModel:
+        """The network with what stays refitted, unless that does more damage, or leaves the drop that is allowed."""
+        context, splits = self.context, split_data(self.context)
+        # A metric of the user's may need the labels, which a mix does not have.
+        judge = with_mixup(splits.damage) if context.damage.function is None else splits.damage
+        refinement = Refinement(context.graph, splits.fit, judge, context.damage, context.progress)
+        refined = refinement.best(lambda: copied(removed.model), [], removed.choice.removed)
+        choice = (
+            self._judged_again(removed.choice, refined.network, "the refit") if refined.is_changed else removed.choice
+        )
+        notes = [*removed.notes, f"damage on held-back samples: {refined}"]
+        if removed.choice.reached and not choice.reached:
+            return replace(removed, notes=[*notes, "not refitted: the drop would be larger than allowed"])
+        return replace(removed, model=refined.network, choice=choice, notes=notes)
 
     def _planned(self) -> CompressedModel:
         context, goal = self.context, self.context.goal
@@ -323,10 +344,10 @@ class _Run:
         )
 
     def _fingerprint(self, recovery: RecoveryConfig) -> dict[str, Any]:
-        return plan_fingerprint(self.context, self.config.latency_from, recovery.race)
+        return plan_fingerprint(self.context, self.config.latency_from, recovery.race, refit=self.config.refit)
 
-    def _judged_again(self, choice: RemovalChoice, model: nn.Module) -> RemovalChoice:
-        """The choice with the figures on validation as they are after recovery, where there are any."""
+    def _judged_again(self, choice: RemovalChoice, model: nn.Module, step: str = "recovery") -> RemovalChoice:
+        """The choice with the figures on validation as they are after a step, where there are any."""
         context, goal = self.context, self.context.goal
         if choice.validation is None:
             return choice
@@ -339,7 +360,7 @@ class _Run:
             choice,
             validation=comparison,
             reached=choice.reached and drop <= goal.points + 1e-9,
-            message=f"{choice.message}; after recovery the drop there is {drop:.2f}",
+            message=f"{choice.message}; after {step} the drop there is {drop:.2f}",
         )
 
 
@@ -380,6 +401,7 @@ def _options_set(config: CompressConfig, recovery: RecoveryConfig | TrainingBudg
     options = {
         "latency_from": config.latency_from is not None,
         "tables": config.tables is not None,
+        "refit": config.refit,
         "recover": budget is not None and read_budget(budget) is not None and (details is None or details.required),
         "race": details is not None and details.race not in (0, RACE_PLANS),
         "self_data": details is not None and details.self_data > 0,

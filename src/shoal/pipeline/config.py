@@ -110,6 +110,8 @@ class CompressConfig(MeasureConfig):
     Args:
         fold: afterwards fold batch norms, constants and chains of linear maps: exact algebra in eval mode, the same
             outputs up to rounding, so the certificate is *equal* at best. Not for a network that is trained further.
+        refit: after a removal, fit the last linear maps of the blocks that stay, in closed form, and norms, where that
+            does less damage to samples held back; a plan is refitted in any case.
         damage: what the choice minimises, `damage(original, candidate, batch)`: both are what the networks returned,
             unchanged (the tensor itself where there is one or `output` names one); it returns one number a sample. By
             default KL(original || candidate) of scores of classes, else the squared error relative to the variance of
@@ -129,6 +131,7 @@ class CompressConfig(MeasureConfig):
     """
 
     fold: bool = False
+    refit: bool = False
     damage: DamageFunction | str | None = None
     output: str | Sequence[str] | None = None
     latency_from: str | Path | None = None
@@ -140,6 +143,7 @@ class CompressConfig(MeasureConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         flag("fold", self.fold)
+        flag("refit", self.refit)
         if self.damage is not None and not isinstance(self.damage, str) and not callable(self.damage):
             raise UsageError(
                 f"damage is {self.damage!r}, expected a function or the name of a metric",

@@ -351,6 +351,10 @@ USED_BY: dict[str, tuple[frozenset[GoalName], str]] = {
     "stand_ins": (PLANNED, _FOR_PLANS),
     "student_budget": (PLANNED, _FOR_PLANS),
     "race": (frozenset({"budget"}), "only for a budget do several plans contend"),
+    "refit": (
+        _GREEDY | {"blocks"},
+        "a plan is refitted anyway, and an exact removal loses nothing that could be won back",
+    ),
     "recover": (_ALL - {"exact"}, _EXACT),
     "unlabelled": (_ALL - {"exact"}, _EXACT),
     "self_data": (_ALL - {"exact"}, _EXACT),

@@ -1,24 +1,23 @@
 """Plans made into networks: built from the analysed graph, refitted, and how far each is from the original."""
 
 import copy
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import cast
 
 from torch import nn
 
-from shoal.batches import Batch, call
+from shoal.batches import Batch
 from shoal.blocks import BlockGraph
 from shoal.measure import Reading
 from shoal.pipeline.candidate_table import CandidateTable
 from shoal.pipeline.data_splits import split_samples
 from shoal.pipeline.effort import Effort
+from shoal.pipeline.refinement import Refinement
 from shoal.plan import Path, Remove, Replace
-from shoal.preserve import copied, evaluating
-from shoal.replace import FittedReplacement, RefitConfig, recalibrate_, refit_
+from shoal.preserve import copied
+from shoal.replace import FittedReplacement, RefitConfig, refit_
 from shoal.scanning import DamageFunction, OutputDamage, divergence
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
@@ -111,57 +110,23 @@ class PlanBuilder:
 
     def damage_of(self, network: nn.Module) -> float:
         """Mean damage on the samples held back for judging."""
-        total, count = 0.0, 0
-        with evaluating(self.graph.model), evaluating(network):
-            for batch in self.judge:
-                original = call(self.graph.model, batch)
-                total += float(self.damage(original, call(network, batch), batch).sum())
-                count += batch.size
-        return total / count
+        return self._refinement.damage_of(network)
 
     def refine(self, path: Path) -> RefinedPlan:
-        """The network as it was built, refitted, with norms recalibrated: whichever does least damage.
+        """The network of least damage: as it was built, refitted, with norms recalibrated; see `Refinement`."""
 
-        Two of them at most lie in memory, the best one and the next.
-        """
-        best = self.build(path)
-        self._networks.clear()
-        damages = {"built": self.damage_of(best)}
-        kept = "built"
-        replacements, removed = self.replacements(path), self._removed(path)
-        for name, config in self._refits() if replacements or removed else []:
-            network = refit_(
-                self.graph,
-                self.build(path),
-                replacements,
-                self.fit,
-                removed=removed,
-                config=config,
-                on_progress=partial(self.progress, name),
-            )
-            damages[name] = self.damage_of(network)
-            if damages[name] < damages[kept]:
-                best, kept = network, name
-        if kept != "kept blocks refitted too":  # these have norms that belong to weights set anew
-            self.progress("recalibrating batch norms", 0, 1)
-            network = recalibrate_(copied(best), self.fit)
-            damages["norms recalibrated"] = self.damage_of(network)
-            if damages["norms recalibrated"] < damages[kept]:
-                best, kept = network, "norms recalibrated"
-        refit_damage = min((damage for name, damage in damages.items() if name != "built"), default=math.inf)
-        listed = ", ".join(f"{damage:.4f} {name}" for name, damage in damages.items())
-        note = f"damage on held-back samples: {path.damage:.4f} by the table, {listed}; kept: {kept}"
-        return RefinedPlan(best, refit_damage, damages[kept], note)
+        def build() -> nn.Module:
+            network = self.build(path)
+            self._networks.clear()  # room for those that are compared
+            return network
 
-    def _refits(self) -> list[tuple[str, RefitConfig]]:
-        """The refits that are compared in the end, each by its name."""
-        refits = [
-            ("stand-ins refitted", RefitConfig(kept_segments=False)),
-            ("kept blocks refitted too", RefitConfig()),
-        ]
-        if self.effort.reach is not None:
-            refits.append(("kept blocks behind a change refitted", RefitConfig(reach=self.effort.reach)))
-        return refits
+        refined = self._refinement.best(build, self.replacements(path), self._removed(path), self.effort.reach)
+        note = f"damage on held-back samples: {path.damage:.4f} by the table, {refined}"
+        return RefinedPlan(refined.network, refined.refit_damage, refined.damages[refined.kept], note)
+
+    @property
+    def _refinement(self) -> Refinement:
+        return Refinement(self.graph, self.fit, self.judge, self.damage, self.progress)
 
     def _removed(self, path: Path) -> list[str]:
         return [action.name for action in self.actions(path) if isinstance(action, Remove)]

@@ -35,13 +35,16 @@ _CHOICE: TypeAdapter[RemovalChoice] = TypeAdapter(RemovalChoice)
 _ACTIONS: TypeAdapter[list[Remove | Replace]] = TypeAdapter(list[Remove | Replace])
 
 
-def plan_fingerprint(context: CompressContext, latency_from: str | Path | None, race: int) -> dict[str, Any]:
+def plan_fingerprint(
+    context: CompressContext, latency_from: str | Path | None, race: int, *, refit: bool = False
+) -> dict[str, Any]:
     """All that the choice depends on, except latencies.
 
     Args:
         context: network, goal, samples, settings and damage.
         latency_from: latencies of another device; None for those measured here.
         race: how many plans contend, at most.
+        refit: whether a removal is refitted.
     """
     inputs = {
         "network": model_digest(context.model)[:16],
@@ -54,6 +57,7 @@ def plan_fingerprint(context: CompressContext, latency_from: str | Path | None, 
         "latency_from": str(latency_from) if latency_from is not None else None,
         "damage": function_id(context.damage),
         "race": race,
+        **({"refit": True} if refit else {}),
     }
     return as_json(inputs)
 

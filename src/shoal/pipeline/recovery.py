@@ -35,6 +35,7 @@ from shoal.recover.preflight import (
     check_unlabelled,
 )
 from shoal.recover.rungs import PausedStudent
+from shoal.training.engine import check_precision
 from shoal.training.loaders import LoaderFactory, loader_factory
 
 RACE_PLANS = 16
@@ -151,7 +152,8 @@ def check_recovery(
         exact: only what is proved to do nothing is removed.
 
     Raises:
-        UsageError: no validation data, or the calibration data again; nothing to win back; a network on a disk.
+        UsageError: no validation data, or the calibration data again; nothing to win back; a network on a disk; a
+            precision that the device does not have.
         DataError: unlabelled data of another form, or none.
     """
     if exact:
@@ -159,6 +161,7 @@ def check_recovery(
             "an exact removal loses nothing that could be won back, and recovery would change the function",
             "Leave out one of the two.",
         )
+    check_precision((recovery.settings or DistillConfig()).precision, device_of(model))
     if validation is None:
         raise UsageError(
             "recovery needs validation data of its own: what comes out of it is chosen on them",

@@ -1,6 +1,7 @@
 """Where and how a step runs: device, processes, precision, memory layout, compiler."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
@@ -40,6 +41,27 @@ def take_layout_(model: nn.Module, like: nn.Module) -> nn.Module:
     return model
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse bfloat16 on a device that cannot compute in it, or merely emulates it.
+
+    Raises:
+        UsageError: names the device.
+    """
+    if precision != "bf16":
+        return
+    hint = "Leave out --bf16 (precision='bf16')."
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise UsageError(f"mixed precision (bf16) is asked for, and the device '{name}' does not compute in it", hint)
+    try:
+        with warnings.catch_warnings(), torch.autocast(device.type, dtype=torch.bfloat16):
+            warnings.simplefilter("error")
+    except (RuntimeError, UserWarning) as error:
+        raise UsageError(
+            f"mixed precision (bf16) is asked for, and the device '{device}' has none: {error}", hint
+        ) from error
+
+
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
@@ -76,6 +98,7 @@ class Engine:
                 "weights are divided over several processes (shard), and there is one",
                 "Start several, like torchrun --nproc-per-node 4 -m shoal distill ..., or leave out --shard.",
             )
+        check_precision(precision, self.device)
         self.mixed = torch.bfloat16 if precision == "bf16" else None
         self.compile, self.format = compile_, torch.channels_last if channels_last else None
         self._runner: nn.Module | None = None

@@ -9,6 +9,7 @@ import platform
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ import torch
 from shoal.arguments import whole_number
 from shoal.errors import ShoalError, UsageError, WorkersError, naming_memory_shortage
 from shoal.workers.protocol import TaskFunction, WorkerTask
+from shoal.workers.ray_pool import ActorTasks
 
 # How long an address may take to answer, in seconds.
 _PATIENCE = 10.0
@@ -93,15 +95,16 @@ class RayWorkers:
             ShoalError: what the function raised.
             WorkersError: something else was raised, or a task loses its worker every time.
         """
-        pool = import_module("ray.util").ActorPool(self._actors * (1 + _AHEAD))
+        pool = ActorTasks(self._ray, self._actors, _AHEAD, self._resource)
         put = _PutOnce(self._ray.put)
         waiting: dict[int, Any] = {}
         for number, task in enumerate(tasks):
-            if not pool.has_free():
+            if not pool.has_free:
                 yield self._next(pool, waiting)
             waiting[number] = task.own
-            pool.submit(lambda actor, call: actor.run.remote(self._kit, *call), (number, task.own, put(task.shared)))
-        while pool.has_next():
+            call = number, task.own, put(task.shared)
+            pool.submit(lambda actor, call=call: actor.run.remote(self._kit, *call))  # type: ignore[misc]
+        while pool.has_next:
             yield self._next(pool, waiting)
 
     def stop(self) -> None:
@@ -114,10 +117,15 @@ class RayWorkers:
             self._ray.shutdown()
             self._joined = False
 
-    def _next(self, pool: Any, waiting: dict[int, Any]) -> tuple[Any, Any]:
+    @property
+    def _resource(self) -> str:
+        """What each worker takes one of."""
+        return "GPU" if self.gpu else "CPU"
+
+    def _next(self, pool: ActorTasks, waiting: dict[int, Any]) -> tuple[Any, Any]:
         exceptions = self._ray.exceptions
         try:
-            number, result = pool.get_next_unordered()
+            number, result = pool.next()
         except exceptions.RayTaskError as error:
             raise WorkersError(f"a worker raised {type(error.cause).__name__}: {error.cause}") from error
         except exceptions.RayError as error:
@@ -162,13 +170,18 @@ class RayWorkers:
         try:
             self._ray.init(**options)
         except Exception as error:
+            if "AuthenticationError" in "".join(traceback.format_exception(error)):
+                raise UsageError(
+                    f"{trouble}: it asks for a token, and this process has sent none, or another one",
+                    "Set RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN.",
+                ) from error
             raise UsageError(
                 f"{trouble}: {_first_line(error)}",
                 "`ray status` on a node says what Ray thinks; versions have to agree.",
             ) from error
 
     def _check_count(self) -> None:
-        what = "GPU" if self.gpu else "CPU"
+        what = self._resource
         there = int(self._ray.cluster_resources().get(what, 0))
         if there < self.count:
             raise UsageError(
@@ -251,6 +264,11 @@ class _Actor:
                 "What it imports has to be installed on every node, and its device to be there.",
             )
         return None
+
+    def whereabouts(self) -> str:
+        """The node of the cluster that this worker is on."""
+        node: str = import_module("ray").get_runtime_context().get_node_id()
+        return node
 
     def run(self, kit: _Kit, number: int, own: Any, shared: Any) -> tuple[int, Any]:
         """The number of the task with its result, or with the error."""

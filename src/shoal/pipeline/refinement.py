@@ -1,0 +1,120 @@
+"""A changed network refitted in several ways: the one that does least damage to samples held back is kept."""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from shoal.batches import Batch, call
+from shoal.blocks import BlockGraph
+from shoal.preserve import copied, evaluating
+from shoal.replace import FittedReplacement, RefitConfig, recalibrate_, refit_
+from shoal.scanning import DamageFunction, divergence
+
+STAND_INS, EVERYTHING, NORMS = "stand-ins refitted", "kept blocks refitted too", "norms recalibrated"
+_BUILT = "built"
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What came of it.
+
+    Args:
+        network: the best, in eval mode.
+        damages: of every network that was tried, by what was done to it.
+        kept: what was done to the best.
+    """
+
+    network: nn.Module
+    damages: dict[str, float]
+    kept: str
+
+    @property
+    def refit_damage(self) -> float:
+        """The damage after the best refit."""
+        return min((damage for name, damage in self.damages.items() if name != _BUILT), default=math.inf)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether anything is better than the network as it was built."""
+        return self.kept != _BUILT
+
+    def __str__(self) -> str:
+        listed = ", ".join(f"{damage:.4f} {name}" for name, damage in self.damages.items())
+        return f"{listed}; kept: {self.kept}"
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How to refit, and how to judge.
+
+    Args:
+        graph: of the original.
+        fit: mini-batches to refit on.
+        judge: other mini-batches, to measure damage on.
+        damage: how far outputs are from the original's, for each sample.
+        progress: called with (stage, done, total).
+    """
+
+    graph: BlockGraph
+    fit: Sequence[Batch]
+    judge: Sequence[Batch]
+    damage: DamageFunction = divergence
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+
+    def damage_of(self, network: nn.Module) -> float:
+        """Mean damage on the samples held back for judging."""
+        total, count = 0.0, 0
+        with evaluating(self.graph.model), evaluating(network):
+            for batch in self.judge:
+                original = call(self.graph.model, batch)
+                total += float(self.damage(original, call(network, batch), batch).sum())
+                count += batch.size
+        return total / count
+
+    def best(
+        self,
+        build: Callable[[], nn.Module],
+        replacements: Sequence[FittedReplacement],
+        removed: Collection[str],
+        reach: int | None = None,
+    ) -> Refined:
+        """The network as it was built, refitted, with norms recalibrated: whichever does least damage.
+
+        Two of them at most lie in memory, the best one and the next.
+
+        Args:
+            build: makes the changed network, each time anew.
+            replacements: those in it.
+            removed: names of the blocks and units that are not in it.
+            reach: of a further refit, of so many kept blocks behind each change; None: of none.
+        """
+        best, kept = build(), _BUILT
+        damages = {_BUILT: self.damage_of(best)}
+
+        def judged(name: str, network: nn.Module) -> None:
+            nonlocal best, kept
+            damages[name] = self.damage_of(network)
+            if damages[name] < damages[kept]:
+                best, kept = network, name
+
+        for name, config in _refits(reach, bool(replacements)) if replacements or removed else []:
+            progress = partial(self.progress, name)
+            network = build()
+            refit_(self.graph, network, replacements, self.fit, removed=removed, config=config, on_progress=progress)
+            judged(name, network)
+        if kept != EVERYTHING:  # these have norms that belong to weights set anew
+            self.progress("recalibrating batch norms", 0, 1)
+            judged(NORMS, recalibrate_(copied(best), self.fit))
+        return Refined(best, damages, kept)
+
+
+def _refits(reach: int | None, stand_ins: bool) -> list[tuple[str, RefitConfig]]:
+    """The refits that are compared, each by its name."""
+    return [
+        *([(STAND_INS, RefitConfig(kept_segments=False))] if stand_ins else []),
+        (EVERYTHING, RefitConfig()),
+        *([("kept blocks behind a change refitted", RefitConfig(reach=reach))] if reach is not None else []),
+    ]
