@@ -266,3 +266,33 @@ def test_a_cluster_that_runs_already_is_joined_and_left_running():
             RayWorkers(3, address).start(lambda own, shared: own)
     finally:
         ray.shutdown()
+
+
+def test_a_worker_that_ray_cannot_start_is_said_to_be_that():
+    class UnavailableError(Exception):
+        pass
+
+    def get(references):
+        raise UnavailableError("The actor is unavailable: Socket closed.\nmore")
+
+    workers = RayWorkers(1)
+    workers._ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayError=UnavailableError))
+    with pytest.raises(WorkersError, match=r"a worker does not start.*: The actor is unavailable: Socket closed"):
+        workers._opened()
+
+
+def test_a_cluster_that_asks_for_a_token_is_named():
+    class AuthenticationError(Exception):
+        pass
+
+    def init(**options):
+        try:
+            raise AuthenticationError("InvalidAuthToken")
+        except AuthenticationError as error:
+            raise ConnectionError("Failed to connect to Ray cluster") from error
+
+    workers = RayWorkers(1)
+    workers._ray = SimpleNamespace(init=init)
+    with pytest.raises(UsageError, match=r"the Ray cluster at 'x' cannot be joined: it asks for a token") as caught:
+        workers._begin("the Ray cluster at 'x' cannot be joined", address="x")
+    assert "RAY_AUTH_MODE=token" in caught.value.hint

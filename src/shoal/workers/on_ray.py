@@ -81,7 +81,7 @@ class RayWorkers:
             options = {"max_restarts": -1, "max_task_retries": _RETRIES, "num_cpus": 1, "num_gpus": int(self.gpu)}
             actor = ray.remote(**options)(_Actor)
             self._actors = [actor.remote() for _ in range(self.count)]
-            for problem in ray.get([each.open.remote(self._kit) for each in self._actors]):
+            for problem in self._opened():
                 if problem is not None:
                     raise problem
         except BaseException:
@@ -136,6 +136,21 @@ class RayWorkers:
         if isinstance(result, ShoalError):
             raise result
         return waiting.pop(number), result
+
+    def _opened(self) -> list[ShoalError | None]:
+        """What each worker says once it is ready.
+
+        Raises:
+            WorkersError: Ray cannot start one.
+        """
+        try:
+            problems: list[ShoalError | None] = self._ray.get([actor.open.remote(self._kit) for actor in self._actors])
+        except self._ray.exceptions.RayError as error:
+            raise WorkersError(
+                f"a worker does not start, or is lost as soon as it does: {_first_line(error)}",
+                "Memory, disk and Ray's logs of the nodes may say why; `ray status` lists the nodes.",
+            ) from error
+        return problems
 
     def _packed(self, function: TaskFunction) -> bytes:
         """The function as bytes, with the code of `modules`.
