@@ -115,6 +115,15 @@ def test_a_search_goes_into_the_libraries(run):
     assert out == "nothing of that name\n"
 
 
+def test_a_library_that_does_not_load_is_said_not_to_be_searched(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    code, out, _ = run("list", "models", "resnet18")
+    assert code == 0
+    assert "torchvision:resnet18" in out
+    assert out.splitlines()[-1] == "not searched: timm; shoal doctor"
+    assert "not searched" not in run("list", "models")[1]
+
+
 def test_an_unknown_list_is_refused_with_those_there_are(run):
     code, out, _ = run("list", "model", "--json")
     assert (code, json.loads(out)["error"]["kind"]) == (2, "usage")

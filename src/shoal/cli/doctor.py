@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -31,6 +31,9 @@ PURPOSES = {
     "docs": "building the site: make docs",
     "dev": "developing Shoal: make test",
 }
+
+# The libraries whose networks are found by name, and where each lists them.
+_LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm"}
 
 Row = dict[str, Any]
 
@@ -68,6 +71,9 @@ def run_list(session: Session, request: ListRequest) -> int:
         session.print_json({request.what: rows})
     else:
         _show_rows(session, rows)
+        missing = [name for name in _LIBRARIES if pattern and request.what == "models" and not _list_models(name)]
+        if missing:
+            session.say(f"not searched: {', '.join(missing)}; shoal doctor")
     return 0
 
 
@@ -141,13 +147,15 @@ def _models(with_libraries: bool) -> Iterator[Row]:
 
 
 def _library_models() -> Iterator[tuple[str, str]]:
+    yield from ((library, name) for library in _LIBRARIES for name in _list_models(library))
+
+
+def _list_models(library: str) -> list[str]:
+    """What a library has; nothing where it cannot be imported, as when it does not go with this torch."""
     try:
-        import timm
-        import torchvision
-    except ImportError:
-        return
-    yield from (("torchvision", name) for name in torchvision.models.list_models())
-    yield from (("timm", name) for name in timm.list_models())
+        return list(import_module(_LIBRARIES[library]).list_models())
+    except (ImportError, OSError, RuntimeError):
+        return []
 
 
 def _data(_: bool) -> Iterator[Row]:
