@@ -95,6 +95,26 @@ def test_a_busy_round_does_not_move_the_median(clock):
     assert steps["blocks.2"] == pytest.approx(0.3)
 
 
+def test_interruptions_in_every_run_leave_the_shares_as_they_are(clock):
+    """As on a busy machine: each run loses the processor once, now in this part, now in that."""
+    model = lasting_network(clock)
+    _, line, data = lined(model)
+    parts, runs = [*(block.bn1 for block in model.blocks), model.head], 0
+
+    def interrupted(module, *_):
+        nonlocal runs
+        runs += module is parts[0]
+        if module is parts[runs // 2 % len(parts)]:  # each round is a run of the network, and one with the other
+            clock.now += 40.0
+
+    for part in parts:
+        part.register_forward_pre_hook(interrupted)
+    others = {"last": PlacedModule(Lasting(clock, 0.5), (4, 8, 8), ("blocks.2",))}
+    steps, found = latency_shares(model, line, others, data)
+    assert steps == pytest.approx({"blocks.0": 0.1, "blocks.1": 0.2, "blocks.2": 0.3})
+    assert found == pytest.approx({"last": 0.05})
+
+
 def test_what_has_the_name_of_a_step_is_not_taken_for_it(clock):
     model = lasting_network(clock)
     _, line, data = lined(model)

@@ -85,6 +85,7 @@ def latency_shares(
                 break
             segment_seconds = _run(model, original, batch)
             whole = segment_seconds.pop(_WHOLE)
+            segment_seconds[_REST] = max(0.0, whole - sum(segment_seconds.values()))
             candidate_seconds: dict[str, float] = {}
             for layout in layouts:
                 candidate_seconds |= _run(model, layout, batch)
@@ -92,10 +93,19 @@ def latency_shares(
             if index:  # the first round warms up
                 _add_shares(segment_shares, segment_seconds, whole)
                 _add_shares(candidate_shares, candidate_seconds, whole)
-    return _medians(segment_shares), _medians(candidate_shares)
+    segment_medians, candidate_medians = _medians(segment_shares), _medians(candidate_shares)
+    # On a busy machine nearly every run is interrupted, each part of it rarely: a part's median then knows of no
+    # interruption, while the run that it is a share of does. All parts together are the whole.
+    total = sum(segment_medians.values())
+    del segment_medians[_REST]
+    return _scaled(segment_medians, 1 / total), _scaled(candidate_medians, 1 / total)
 
 
-_WHOLE = ""
+_WHOLE, _REST = "", "the rest"
+
+
+def _scaled(shares: Mapping[str, float], factor: float) -> dict[str, float]:
+    return {key: share * factor for key, share in shares.items()}
 
 
 def _add_shares(shares: dict[str, list[float]], spent: Mapping[str, float], whole: float) -> None:
