@@ -35,7 +35,7 @@ def plain(model: nn.Module) -> nn.Module:
         model = model.get_submodule(_INSIDE)
     if not any(_is_wrapper(module) for module in model.modules()):
         return model
-    return _copy(model, {id(tensor): tensor for tensor in _held(model)})
+    return on_other_tensors(model, {id(tensor): tensor for tensor in held_tensors(model)})
 
 
 def duplicate(model: nn.Module) -> nn.Module:
@@ -50,7 +50,8 @@ def duplicate(model: nn.Module) -> nn.Module:
     check_usable(model)
     while _is_wrapper(model):
         model = model.get_submodule(_INSIDE)
-    return _copy(model, {id(tensor): tensor.detach().clone() for tensor in _held(model) if not tensor.is_leaf})
+    computed = [tensor for tensor in held_tensors(model) if not tensor.is_leaf]
+    return on_other_tensors(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def check_usable(model: nn.Module) -> None:
@@ -118,7 +119,13 @@ def _is_sharded(module: nn.Module) -> bool:
     return bool(names & {"FullyShardedDataParallel", "FSDPModule"})
 
 
-def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def on_other_tensors(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy without the wrappers of torch.compile, with other tensors; exceptions of copying are not caught.
+
+    Args:
+        model: the network.
+        memo: the tensors in the copy by the identity of those that they stand for; others are copied.
+    """
     # Whatever refers to a wrapper refers to the copy of what it wraps; the innermost ones first.
     for module in reversed(list(model.modules())):
         if _is_wrapper(module):
@@ -126,7 +133,7 @@ def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _held(model: nn.Module) -> Iterator[Tensor]:
+def held_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Every tensor that an attribute of a module holds."""
     for module in model.modules():
         yield from _tensors(vars(module))

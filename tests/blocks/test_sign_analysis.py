@@ -97,6 +97,7 @@ def test_what_is_never_negative_is_proved(function):
         lambda x: F.interpolate(F.relu(x), scale_factor=2, mode="bicubic"),
         lambda x: F.interpolate(F.relu(x), None, 2, "bicubic"),
         lambda x: F.alpha_dropout(F.relu(x), 0.5, training=True),
+        lambda x: F.softplus(x, threshold=-5.0),
         part_ruled,
         part_overwritten,
         part_overwritten_by_view,

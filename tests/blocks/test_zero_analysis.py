@@ -61,6 +61,8 @@ def test_zero_is_carried_forward(function):
         lambda self, x: F.linear(x, self.zero.expand(4, 4), self.one),
         lambda self, x: F.layer_norm(x, (4,), self.zero, self.one),
         lambda self, x: F.layer_norm(x, (4,), self.one, self.zero),
+        lambda self, x: F.layer_norm(x, (4,), self.zero, self.zero, 0.0),
+        lambda self, x: F.rms_norm(x, (4,), self.zero, 0.0),
         lambda self, x: (x * self.zero).exp(),
         lambda self, x: (x * self.zero).sigmoid(),
         lambda self, x: torch.cat([x * self.zero, x]),

@@ -98,8 +98,8 @@ def _view(signature: OpSignature, non_negative: Collection[int]) -> bool:
 
 
 def _softplus(signature: OpSignature, non_negative: Collection[int]) -> bool:
-    beta = signature.get("beta")
-    return isinstance(beta, (int, float)) and beta > 0
+    beta, threshold = signature.get("beta"), signature.get("threshold")
+    return _at_least_0((), threshold) and isinstance(beta, (int, float)) and beta > 0  # above it x itself comes out
 
 
 def _max(signature: OpSignature, non_negative: Collection[int]) -> bool:

@@ -21,6 +21,7 @@ from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from shoal.batches import Batch, call
 from shoal.blocks.hooks import has_forward_hooks
+from shoal.blocks.host_state import HostState
 from shoal.blocks.operations import OpSignature, bind
 from shoal.blocks.template import TensorRef, template, tensor_refs
 from shoal.errors import TraceError
@@ -39,6 +40,8 @@ _ESCAPES = frozenset(
         "__index__",
         "__array__",
         "__complex__",
+        "__contains__",
+        "__reduce_ex__",
         "equal",
         "allclose",
         "is_nonzero",
@@ -147,7 +150,7 @@ class Trace:
         data_escapes: where a number left the graph, so that Python may decide by it.
         constants: tensors that are no parameter, buffer or result.
         untracked: those constants that no attribute of a module holds either.
-        written: parameters, buffers and constants that the forward itself changed.
+        written: parameters, buffers, constants and what modules hold in Python that the forward itself changed.
         drew_random: whether random numbers were drawn.
     """
 
@@ -242,10 +245,11 @@ def trace_run(model: nn.Module, example: Batch) -> Trace:
     with evaluating(model), recorder.hooked(), loading_unwatched(model):
         for tensor in example.tensors:
             recorder.trace.inputs.append(recorder.new_value(tensor, "input").value)
-        before = _random_states(model)
+        before, kept = _random_states(model), HostState(model)
         with recorder:
             output = call(model, example, clone=False)  # the recorder knows tensors by identity
         recorder.trace.drew_random = before != _random_states(model)
+        recorder.trace.written.update(f"'{name}'" for name in kept.changed(HostState(model)))
         recorder.trace.output = recorder.template(output)
     outputs = tensor_refs(recorder.trace.output)
     if not any(recorder.trace.depends(value, source) for value in outputs for source in recorder.trace.inputs):
@@ -324,9 +328,7 @@ class TraceRecorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", type(func).__name__)
-        if name == "__get__":  # an attribute of a tensor (shape, dtype, T, data): only the last two are data flow
-            name = getattr(getattr(func, "__self__", None), "__name__", "__get__")
+        name = attribute_name(func)
         replaced = name in _REPLACES or (name == "__set__" and getattr(func.__self__, "__name__", "") == "data")
         before = self.template((args, kwargs))
         read = list(_tensors((args, kwargs)))
@@ -405,6 +407,12 @@ class TraceRecorder(TorchFunctionMode):
         call = self.trace.calls[self.stack.pop()]
         call.output = self.template(output)
         call.stop = len(self.trace.ops)
+
+
+def attribute_name(func: Any) -> str:
+    """The name of a torch function; of an attribute of a tensor (shape, dtype, T, data) that of the attribute."""
+    name = getattr(func, "__name__", type(func).__name__)
+    return getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name
 
 
 def _version(tensor: Tensor) -> int | None:

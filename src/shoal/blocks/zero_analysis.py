@@ -189,7 +189,9 @@ class ZeroProof:
         return self.product(signature.get("weight"), signature.get("input"))
 
     def of_norm(self, signature: OpSignature, op: OpRecord) -> str | None:
-        """A normalisation: its scale and its shift."""
+        """A normalisation: its scale and its shift. Without eps a constant input makes it 0 / 0."""
+        if signature.get("eps") == 0:
+            return None
         scale, shift = self.zero(signature.get("weight")), signature.get("bias")
         if scale is None or shift is None:
             return scale

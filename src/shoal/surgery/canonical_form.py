@@ -34,6 +34,8 @@ _BY_VALUE = frozenset(
 # The same, where the second argument is a tensor; and functions in Python, which take tensors for sizes.
 _CUT_BY_TENSOR = frozenset(["repeat_interleave", "tensor_split"])
 _UNTYPED_SIZES = frozenset("pad interpolate upsample split".split())
+# They tell -0 from 0, which an addition of zero or a ReLU does not hand on.
+_BY_SIGN_OF_ZERO = frozenset("copysign signbit atan2 arctan2 angle".split())
 
 
 class CanonicalForm:
@@ -68,7 +70,11 @@ class CanonicalForm:
         kind = next((part.kind for part in leaves(trace.output) if isinstance(part, Opaque)), "Cache")
         if not kind.endswith("Cache"):  # what is handed back to the network in its next call is no output
             return f"the network returns a {kind}, which cannot be compared"
-        return next((reason for op in trace.ops if (reason := self._unreadable(op)) is not None), None)
+        reason = next((reason for op in trace.ops if (reason := self._unreadable(op)) is not None), None)
+        by_sign = next((op.name for op in trace.ops if _tells_minus_zero(op)), None)
+        if reason is None and by_sign is not None and self.output and self.assumptions:
+            return f"{by_sign} tells -0 from 0, and what was taken away made 0 of -0"
+        return reason
 
     def _unreadable(self, op: OpRecord) -> str | None:
         """Why two runs of an operation cannot be compared by what it was called with, or None."""
@@ -217,6 +223,11 @@ def _result_position(op: OpRecord, value: int) -> str:
     """Which of the tensors that an operation returned or changed is meant."""
     returned = tensor_refs(op.result)
     return f"result {returned.index(value)}" if value in returned else f"changed {op.outputs.index(value)}"
+
+
+def _tells_minus_zero(op: OpRecord) -> bool:
+    reads_bits = op.name == "view" and op.signature is not None and op.signature.get("dtype") is not None
+    return op.name in _BY_SIGN_OF_ZERO or reads_bits
 
 
 def _is_nonzero(op: OpRecord) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from shoal.alignment import in_aligned_memory
 from shoal.batches import Batch, batches, call, device_of
 from shoal.blocks import BlockGraph, analyze
+from shoal.blocks.sample_counts import ShapeRuns
 from shoal.blocks.trace import trace_run
 from shoal.blocks.zero_analysis import zero_values
 from shoal.errors import DataError, UsageError, naming_memory_shortage
@@ -23,6 +24,8 @@ _STANDING_ASSUMPTIONS = (
     "eval mode, without gradients; dropout and batch-norm statistics stand still",
     "finite weights (checked) and finite activations; -0 counts as +0",
 )
+# Numbers of samples that the proof is tried for, on shapes alone.
+_COUNTS = (3, 33, 1000)
 
 
 @naming_memory_shortage()
@@ -64,9 +67,8 @@ def certify(
     example = first.take(2)
     graphs = analyze(a, example), analyze(b, example)
     proof = _by_construction(*graphs)
-    if proof.same and example.size > 1:  # code may choose by the number of samples
-        alone = _by_construction(*(_with_run(graph, example.take(1)) for graph in graphs))
-        proof = alone._replace(assumptions=proof.assumptions)
+    if proof.same:
+        proof = _with_other_counts(proof, graphs, example)
     deviations, samples = _on_data(a, b, chained([first], stream), as_names(output))
     return _certificate(proof, deviations, samples, tolerance)
 
@@ -157,6 +159,33 @@ class OutputDeviation:
 def _with_run(graph: BlockGraph, example: Batch) -> BlockGraph:
     """The same network, run on another mini-batch."""
     return replace(graph, trace=trace_run(graph.model, example))
+
+
+def _with_other_counts(
+    proof: ConstructionProof, graphs: tuple[BlockGraph, BlockGraph], example: Batch
+) -> ConstructionProof:
+    """The proof for other numbers of samples too, and only if no code decides by them."""
+    counts = [example.size]
+    if example.size > 1:
+        alone = _by_construction(*(_with_run(graph, example.take(1)) for graph in graphs))
+        proof = alone._replace(assumptions=proof.assumptions)
+        counts = [1, example.size]
+    runs = [ShapeRuns(graph.model, example) for graph in graphs]
+    obstacle = next((decision for run in runs if (decision := run.decision()) is not None), None)
+    if obstacle is not None:
+        return proof._replace(same=False, obstacle=obstacle)
+    for count in _COUNTS:
+        if not proof.same:
+            break
+        traces = [trace for run in runs if (trace := run.trace(count)) is not None]
+        if len(traces) == len(graphs):
+            counts.append(count)
+            other = _by_construction(*(replace(graph, trace=run) for graph, run in zip(graphs, traces, strict=True)))
+            if not other.same:
+                reason = other.obstacle or "the computations differ"
+                proof = proof._replace(same=False, obstacle=f"of {count} samples at a time, {reason}")
+    numbers = ", ".join(map(str, counts))
+    return proof._replace(assumptions=[*proof.assumptions, f"mini-batches of so many samples: {numbers}"])
 
 
 def _by_construction(a: BlockGraph, b: BlockGraph) -> ConstructionProof:
