@@ -1,6 +1,7 @@
 """Sounds reach a network as its own processor makes them, with transcripts, with what it hears, or with classes."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from shoal.batches import IGNORED, call
 from shoal.cli.compress import task_of
 from shoal.errors import DataError, SpecError
 from shoal.sources import infer_audio_format, load_data
+from shoal.sources.audio import Processor
 from shoal.tasks import compare_metrics
 
 soundfile = pytest.importorskip("soundfile", reason="pip install 'shoal[audio]'")
@@ -224,3 +226,17 @@ def test_a_recogniser_by_letters(recogniser, tmp_path, monkeypatch):
     [metric] = compare_metrics(task_of(None, data), recogniser, recogniser, data.test())
     assert metric.name == "wer"
     assert metric.original == pytest.approx(2 / 3)  # "a b" for "ab": one wrong word, one too many
+
+
+@pytest.mark.parametrize("rate", [None, 0, -8000, 8000.5, float("nan"), float("inf"), "8000", True])
+def test_a_processor_of_an_unknown_rate_is_refused(rate):
+    extractor = SimpleNamespace(sampling_rate=rate)
+    with pytest.raises(DataError, match=rf"hears {rate} samples in a second") as caught:
+        _ = Processor(extractor, None).rate
+    assert "preprocessor_config.json" in caught.value.hint
+
+
+def test_a_rate_is_a_whole_number_of_any_type():
+    assert Processor(SimpleNamespace(sampling_rate=8000.0), None).rate == 8000
+    with pytest.raises(DataError, match="hears None samples"):
+        _ = Processor(SimpleNamespace(), None).rate

@@ -169,6 +169,31 @@ def test_boxes_that_are_none_are_refused_with_their_image(coco):
             load_data(f"coco:{coco}")
 
 
+def changed(coco, change):
+    listing = coco / "annotations" / "instances_val2017.json"
+    document = json.loads(listing.read_text())
+    change(document)
+    listing.write_text(json.dumps(document))
+    return list(load_data(f"coco:{coco}", size=10, batch_size=3).test())
+
+
+def test_boxes_of_another_image_are_refused(coco):
+    with pytest.raises(DataError, match=r"1.png' is of \(40, 20\) pixels, .* lists it with \(20, 40\)"):
+        changed(coco, lambda document: document["images"][1].update(width=20, height=40))
+    changed(coco, lambda document: document["images"][1].update(width=40, height=20))
+    with pytest.raises(DataError, match=r"the box \[41.0, 2.0, 8.0, 6.0\] lies outside of .*1.png"):
+        changed(coco, lambda document: document["annotations"][0].update(bbox=[41, 2, 8, 6]))
+    with pytest.raises(DataError, match="lies outside of"):
+        changed(coco, lambda document: document["annotations"][0].update(bbox=[2, -7, 8, 6]))
+    changed(coco, lambda document: document["annotations"][0].update(bbox=[38, 2, 8, 6]))  # over the border
+
+
+def test_categories_that_are_not_listed_are_refused(coco):
+    changed(coco, lambda document: document.update(categories=[{"id": 7}]))
+    with pytest.raises(DataError, match="the category 7 of image 9 is not among the categories"):
+        changed(coco, lambda document: document.update(categories=[{"id": 8}]))
+
+
 def test_tiles_that_cannot_be_cut_are_refused(masks):
     with pytest.raises(DataError, match=r"16 x 8 pixels, smaller than a tile of 9\n.*smaller tiles"):
         load_data(f"tiles:9:segmentation:{masks}")

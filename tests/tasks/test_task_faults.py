@@ -126,8 +126,10 @@ def test_a_constant_target_has_no_r2_and_says_so():
     assert any("R² of the original is nan on 4 samples" in warning for warning in record.warnings)
 
 
-def test_labels_that_do_not_fit_are_not_passed_over_in_silence():
-    labels = torch.full((4, 12, 12), 7)  # of three classes
+@pytest.mark.parametrize("label", [7, 3, -1, -2])
+def test_labels_that_do_not_fit_are_not_passed_over_in_silence(label):
+    labels = torch.zeros(4, 12, 12, dtype=torch.int64)
+    labels[0, 0, 0] = label  # of three classes
     model = made(Segmenter)
     notes = []
     [miou, _] = compare_metrics(TASKS["segmentation"], model, model, [(images(4), labels)], notes=notes)

@@ -5,10 +5,10 @@ without transcripts the sub-folders are classes, if there are any. A network tha
 with: without a transcript it is what the network itself hears.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,18 @@ class Processor:
 
     @property
     def rate(self) -> int:
-        """Samples in a second."""
-        return int(self.extractor.sampling_rate)
+        """Samples in a second.
+
+        Raises:
+            DataError: the processor does not say.
+        """
+        rate = getattr(self.extractor, "sampling_rate", None)
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf or rate != int(rate):
+            raise DataError(
+                f"the processor of the network hears {rate} samples in a second, expected a whole number from 1",
+                "`sampling_rate` stands in its preprocessor_config.json.",
+            )
+        return int(rate)
 
     def features(self, sounds: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """What the network's encoder is given.
@@ -183,7 +193,7 @@ def read_sound(path: Path, rate: int) -> np.ndarray:
             values, stored = file.read(dtype="float32", always_2d=True).mean(axis=1), int(file.samplerate)
         if not len(values):
             raise ValueError("it is empty")
-        common = gcd(stored, rate)
+        common = math.gcd(stored, rate)
         return np.asarray(resample_poly(values, rate // common, stored // common), np.float32)
 
 

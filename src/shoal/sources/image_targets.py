@@ -176,12 +176,18 @@ def _coco_part(listing: Path, folder: Path, size: int) -> TargetImages:
     with refusing(DataError, f"'{listing}' is no list of COCO", "It is a JSON object with images and annotations."):
         document = read_json(listing)
         images = {int(image["id"]): str(image["file_name"]) for image in document["images"]}
+        sizes = {int(image["id"]): (image.get("width"), image.get("height")) for image in document["images"]}
+        categories = {int(category["id"]) for category in document.get("categories") or ()}
         boxes: dict[int, list[tuple[list[float], int]]] = {key: [] for key in images}
         for entry in document["annotations"]:
             if not entry.get("iscrowd"):
                 box = [float(value) for value in entry["bbox"]]
                 if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
                     raise ValueError(f"the box {box} of image {entry['image_id']} is no (x, y, width, height)")
+                if categories and int(entry["category_id"]) not in categories:
+                    raise ValueError(
+                        f"the category {entry['category_id']} of image {entry['image_id']} is not among the categories"
+                    )
                 boxes[int(entry["image_id"])].append((box, int(entry["category_id"])))
     outside = next((name for name in images.values() if Path(name).is_absolute() or ".." in Path(name).parts), None)
     if outside is not None:
@@ -192,13 +198,30 @@ def _coco_part(listing: Path, folder: Path, size: int) -> TargetImages:
         raise DataError(f"'{listing}' lists no image", "Give data that is not empty.")
 
     def targets(index: int, usual: tuple[int, int]) -> dict[str, Tensor]:
-        entries = boxes[keys[index]]
+        entries, stated = boxes[keys[index]], sizes[keys[index]]
+        if None not in stated and stated != usual:
+            raise DataError(
+                f"'{files[index]}' is of {usual} pixels, '{listing.name}' lists it with {stated}",
+                "Its boxes are those of another image: repair the list, or give the image as it was.",
+            )
+        outside = next((box for box, _ in entries if not _overlaps(box, usual)), None)
+        if outside is not None:
+            raise DataError(
+                f"the box {outside} lies outside of '{files[index]}', which is of {usual} pixels",
+                "Boxes are (x, y, width, height) in pixels of the image as it is stored.",
+            )
         corners = torch.tensor([box for box, _ in entries], dtype=torch.float32).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         scale = torch.tensor([size / usual[0], size / usual[1]] * 2)
         return {"boxes": corners * scale, "labels": torch.tensor([label for _, label in entries], dtype=torch.int64)}
 
     return TargetImages(files, targets, size, ImageTransform())
+
+
+def _overlaps(box: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether a box (x, y, width, height) has a point in common with an image."""
+    left, top, width, height = box
+    return left <= size[0] and top <= size[1] and left + width >= 0 and top + height >= 0
 
 
 def _source(

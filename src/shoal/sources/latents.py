@@ -37,6 +37,9 @@ def latent_folder(root: Path) -> tuple["Latents", "Latents"]:
         tensors, _ = read_tensors(path, DataError, f"'{path}' holds no latents", _HOW)
         scheduler = load_scheduler(root) if "timestep" not in tensors and is_folder(root / "scheduler") else None
         parts.append(Latents(path, tensors, scheduler, seed))
+    train, test = ({name: tuple(tensor.shape[1:]) for name, tensor in part.tensors.items()} for part in parts)
+    if train != test:
+        raise DataError(f"the tensors of a sample are {train} in train, {test} in test of '{root}'", _HOW)
     return parts[0], parts[1]
 
 
@@ -64,6 +67,22 @@ class Latents:
         if set(rows.values()) != {rows[self.name]} or rows[self.name] in ((), (0,)):
             raise DataError(
                 f"the tensors of '{self.path}' differ in their number of rows: {rows}", "Give one a sample."
+            )
+        latents = self.tensors[self.name]
+        if latents.dim() < 2 or not latents.is_floating_point():
+            raise DataError(
+                f"the latents of '{self.path}' are of shape {tuple(latents.shape)} and of {latents.dtype}",
+                "They are numbers with a fraction, of two axes at least: one row a sample.",
+            )
+        if self.scheduler is not None and latents.dim() != 4:
+            raise DataError(
+                f"the clean latents of '{self.path}' are of shape {tuple(latents.shape)}, and the scheduler noises images",
+                "Expected (samples, channels, height, width), or a timestep for each sample.",
+            )
+        if "timestep" in rows and self.tensors["timestep"].dim() > 1:
+            raise DataError(
+                f"the timesteps of '{self.path}' are of shape {tuple(self.tensors['timestep'].shape)}",
+                "Give one number a sample.",
             )
         if "timestep" not in rows and self.scheduler is None:
             raise DataError(

@@ -59,7 +59,11 @@ def _fits(output: Any, labels: Any) -> bool:
     scores, counted = _scores(output), torch.ones_like(labels, dtype=torch.bool)
     for label in _VOID:
         counted &= labels != label
-    return scores.dim() == 4 and bool(counted.any()) and int(labels[counted].max()) < scores.shape[1]
+    return scores.dim() == 4 and bool(counted.any()) and _are_classes(labels[counted], scores.shape[1])
+
+
+def _are_classes(labels: Tensor, classes: int) -> bool:
+    return 0 <= int(labels.min()) and int(labels.max()) < classes
 
 
 def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str | None:
