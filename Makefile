@@ -106,7 +106,7 @@ verify-types: $(VENV)/.developing
 faults: $(VENV)/.developing
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/faults --mount --page docs/reliability.md
 
-# Workers of Ray that are killed, starved, stopped, and left without their head. Takes about three minutes on idle cores.
+# Workers of Ray that are killed, cut off, and left without disk, host and head (hosts: as root). Minutes on idle cores.
 faults-workers: $(VENV)/.developing
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/faults/workers.py
 

@@ -174,6 +174,7 @@ def cells_of(run: Run, method: Callable[[Run], shoal.CompressResult | None]) -> 
         "machine": record.machine.model_dump(mode="json"),
     }
     entries = [{**entry, "recovery": None, **figures(run, result.model), "seconds": time.perf_counter() - started}]
+    print("\n".join([*table(entries), json.dumps(entries[0].get("checked"))]), flush=True)  # recovery may take hours
     if run.point in run.args.recovered and run.method not in run.args.unrecovered:
         started = time.perf_counter()
         learned = recovered(run, result)

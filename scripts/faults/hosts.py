@@ -33,7 +33,14 @@ class Hosts:
 
     def mend(self) -> None:
         """The line is back."""
-        _ip("netns", "exec", self.second, "ip", "link", "set", "line", "up")
+        _raise_line(self.second)
+
+    def kill_second(self) -> None:
+        """Kill every process on the second host."""
+        listed = subprocess.run(["ip", "netns", "pids", self.second], check=True, capture_output=True, text=True)
+        for number in listed.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(number), signal.SIGKILL)
 
 
 @contextmanager
@@ -48,10 +55,8 @@ def two_hosts() -> Iterator[Hosts]:
         _ip("link", "add", "line", "netns", names[0], "type", "veth", "peer", "name", "line", "netns", names[1])
         for name, address in zip(names, addresses, strict=True):
             _ip("netns", "exec", name, "ip", "addr", "add", f"{address}/24", "dev", "line")
-            for device in ("lo", "line"):
-                _ip("netns", "exec", name, "ip", "link", "set", device, "up")
-            # By its way to the world outside a process finds out which address it has.
-            _ip("netns", "exec", name, "ip", "route", "add", "default", "dev", "line")
+            _ip("netns", "exec", name, "ip", "link", "set", "lo", "up")
+            _raise_line(name)
         yield Hosts(names[0], names[1], (addresses[0], addresses[1]))
     finally:
         for name in names:
@@ -59,12 +64,28 @@ def two_hosts() -> Iterator[Hosts]:
                 _ip("netns", "delete", name)
 
 
-def start_node(host: str, *options: str) -> subprocess.Popen[bytes]:
-    """A node of Ray in a namespace; `host` is empty for none."""
-    inside = ["ip", "netns", "exec", host] if host else []
-    ray = str(Path(sys.executable).with_name("ray"))
+def _raise_line(host: str) -> None:
+    _ip("netns", "exec", host, "ip", "link", "set", "line", "up")
+    # By its way to the world outside a process finds out which address it has.
+    _ip("netns", "exec", host, "ip", "route", "add", "default", "dev", "line")
+
+
+def start_node(host: str, *options: str, room: str = "") -> subprocess.Popen[bytes]:
+    """A node of Ray.
+
+    Args:
+        host: the namespace; empty for none.
+        options: of `ray start`.
+        room: where it joins a head, its files are on a disk of its own of this size, like `64m`.
+    """
+    command = [str(Path(sys.executable).with_name("ray")), "start", *options, "--block"]
+    if room:
+        mount = f"mkdir -p /tmp/ray && mount -t tmpfs -o size={room} tmpfs /tmp/ray"
+        # Ray gives up where the head is not there yet.
+        start = f'{mount} && until "$@"; do sleep 1; done'
+        command = ["unshare", "--mount", "sh", "-c", start, "sh", *command]
     return subprocess.Popen(
-        [*inside, ray, "start", *options, "--include-dashboard=false", "--block"],
+        inside(host, command) if host else command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

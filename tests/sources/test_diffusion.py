@@ -184,7 +184,10 @@ def test_triples_are_taken_as_they_are(latents):
         ({"hidden_states": torch.ones(2, 2, 4, 4, dtype=torch.uint8)}, "and of torch.uint8"),
         ({"hidden_states": torch.zeros(2, 4, 4)}, r"clean latents .* are of shape \(2, 4, 4\)"),
         ({"sample": torch.zeros(2, 3), "timestep": torch.zeros(2, 1)}, r"timesteps .* are of shape \(2, 1\)"),
-        ({"hidden_states": torch.zeros(2, 3, 4, 4), "class_labels": torch.zeros(2)}, r"\(3, 4, 4\).* in train, .*in test"),
+        (
+            {"hidden_states": torch.zeros(2, 3, 4, 4), "class_labels": torch.zeros(2)},
+            r"\(3, 4, 4\).* in train, .*in test",
+        ),
         ({"hidden_states": torch.zeros(2, 2, 4, 4)}, r"in train, .*class_labels.* in test"),
     ],
 )

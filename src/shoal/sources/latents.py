@@ -76,7 +76,7 @@ class Latents:
             )
         if self.scheduler is not None and latents.dim() != 4:
             raise DataError(
-                f"the clean latents of '{self.path}' are of shape {tuple(latents.shape)}, and the scheduler noises images",
+                f"the clean latents of '{self.path}' are of shape {tuple(latents.shape)}, no images to be noised",
                 "Expected (samples, channels, height, width), or a timestep for each sample.",
             )
         if "timestep" in rows and self.tensors["timestep"].dim() > 1:

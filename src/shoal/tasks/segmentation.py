@@ -63,7 +63,7 @@ def _fits(output: Any, labels: Any) -> bool:
 
 
 def _are_classes(labels: Tensor, classes: int) -> bool:
-    return 0 <= int(labels.min()) and int(labels.max()) < classes
+    return int(labels.min()) >= 0 and int(labels.max()) < classes
 
 
 def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str | None:

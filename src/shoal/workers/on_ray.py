@@ -23,6 +23,7 @@ import torch
 
 from shoal.arguments import whole_number
 from shoal.errors import ShoalError, UsageError, WorkersError, naming_memory_shortage
+from shoal.workers.last_words import LastWords
 from shoal.workers.protocol import TaskFunction, WorkerTask
 from shoal.workers.ray_pool import ActorTasks
 
@@ -32,6 +33,10 @@ _PATIENCE = 10.0
 _SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 # A task is tried so many times more where its worker is lost: the fault may be its own.
 _RETRIES = 10
+_LAST_WORDS = (
+    "This process was ended while workers ran. Ray does so, without a word, where the head of the cluster or the raylet"
+    " of this node is gone. Start them again; the same command goes on from what was measured."
+)
 # Tasks that wait at a worker beside the one it runs, so that it is not idle while the journal is written.
 _AHEAD = 1
 
@@ -55,6 +60,7 @@ class RayWorkers:
     _actors: list[Any] = field(default_factory=list, repr=False)
     _joined: bool = field(default=False, repr=False)
     _kit: "_Kit | None" = field(default=None, repr=False)
+    _last_words: LastWords | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         whole_number("workers", self.count, 1, "1 runs everything in this process.")
@@ -74,6 +80,7 @@ class RayWorkers:
         if not ray.is_initialized():
             self._join()
             self._joined = True
+        self._last_words = LastWords(_LAST_WORDS)
         try:
             self._check_count()
             # Held until the end: a worker that was lost and started anew reads it again.
@@ -116,6 +123,9 @@ class RayWorkers:
         if self._joined:
             self._ray.shutdown()
             self._joined = False
+        if self._last_words is not None:
+            self._last_words.withdraw()
+            self._last_words = None
 
     @property
     def _resource(self) -> str:
