@@ -255,7 +255,7 @@ class Fatal:
 def test_a_cluster_that_runs_already_is_joined_and_left_running():
     import ray
 
-    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    context = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     address = context.address_info["gcs_address"]
     try:
         assert on_ray._check_answers(address) is None
