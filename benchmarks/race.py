@@ -1,14 +1,14 @@
-"""Does a short race tell which plan recovers best? The same contenders for a few steps at several rates, and for many.
+"""Does the beginning of a recovery tell which plan recovers best? Contenders learn to the end, looked at on the way.
 
-    python benchmarks/race.py MODEL DATA [--weights F] [--mean ..] [--std ..] [--point 0.6] [--contenders 6]
-        [--rung 50] [--rates 0.02,0.2] [--steps 200] [--images 4660] [--batch-size 128] [--precision fp32]
+    python benchmarks/race.py MODEL DATA [--weights F] [--mean ..] [--std ..] [--point 0.2] [--contenders 6]
+        [--looks 25,50,100,200,500] [--rate 0.3] [--images 4660] [--batch-size 128] [--precision fp32]
         --work WORK --out NAME.json
 
-The contenders are those of `shoal compress --latency POINT` with a race of 16, every so many of them by damage after a
-quick refit. Each learns for RUNG steps at each rate, looked at half-way and at the end, as in the race; then anew for
-STEPS steps, with a rate of its own, as in the recovery that follows. The figures are divergences on validation, in
-nats; Kendall's tau compares the ranks by damage and by each rung with those at the end. Finished contenders are kept in
-WORK.
+The contenders are the first of those that `shoal compress --latency POINT` would have in a race of 16. Each learns as
+in a recovery of as many steps as the last look has, once as it was built and once from a quick refit, and is compared
+with the original on validation at each look, in nats. Kendall's tau compares the order at each look with the order at
+the end: by the divergence itself, and by what it comes to at the end if it goes on falling by the same power of the
+steps as between the last two looks. Finished contenders are kept in WORK.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from shoal.files.writing import write_text
 from shoal.measure import machine
 from shoal.pipeline import Budget, MeasureConfig, RecoveryConfig
 from shoal.pipeline.context import build_context
+from shoal.pipeline.learning_curve import extrapolated
 from shoal.pipeline.plan_builder import PlanBuilder
 from shoal.pipeline.plan_measure import MeasuredPlan
 from shoal.pipeline.plan_race import Race
@@ -48,17 +49,15 @@ def main() -> None:
     data = data_of(args, args.data)
     model = load_model(args.model, args.weights).model.eval().to(memory_format=torch.channels_last)
     ground = Ground(model, unlabelled([data.calibration()], args.images), args.work, True)
-    race = Race(task(ground, data, args, None, _ENOUGH), {})
-    builder, plans = contenders(ground, race, args)
-    rows = [row(plan, builder, ground, data, args) for plan in plans]
+    builder, plans = contenders(ground, Race(task(ground, data, args, _ENOUGH), {}), args)
+    rows = [row(plan, refit, builder, ground, data, args) for plan in plans for refit in (False, True)]
     document = {
-        "command": f"python benchmarks/race.py ... --point {args.point} --rung {args.rung} --steps {args.steps}",
+        "command": f"python benchmarks/race.py ... --point {args.point} --looks {','.join(map(str, args.looks))}",
         "model": Path(args.model).name,
         "point": args.point,
-        "rung": args.rung,
-        "steps": args.steps,
+        "looks": args.looks,
         "rows": rows,
-        "tau": taus(rows),
+        "tau": taus(rows, args.looks),
         "versions": versions(),
         "machine": machine("cpu").model_dump(mode="json"),
     }
@@ -66,52 +65,50 @@ def main() -> None:
     print(json.dumps(document["tau"]))
 
 
-def task(ground: Ground, data: Data, args: argparse.Namespace, rate: float | None, steps: int) -> RecoveryTask:
+def task(ground: Ground, data: Data, args: argparse.Namespace, steps: int) -> RecoveryTask:
     """A recovery of so many steps."""
 
     def training(epoch: int) -> Any:
         return data.calibration(augment=True, epoch=epoch, limit=args.images)
 
-    settings = DistillConfig(channels_last=True, precision=args.precision, rate=rate)
+    settings = DistillConfig(channels_last=True, precision=args.precision, rate=args.rate)
     config = RecoveryConfig(TrainingBudget(steps=steps), settings, training, None, race=16)
     return RecoveryTask(config, ground.model, [], data.validation(), ground.fit_on, Stages())
 
 
 def contenders(ground: Ground, race: Race, args: argparse.Namespace) -> tuple[PlanBuilder, list[MeasuredPlan]]:
-    """Some of those that a race would have, from the least damaged to the most."""
-    settings = MeasureConfig(images=args.images, channels_last=True)
+    """The first of those that a race would have."""
+    settings = MeasureConfig(images=args.images, channels_last=True, longest=args.longest)
     goal = Budget(latency=args.point)
     context = build_context(ground.model, ground.labelled, None, goal, settings, None, Stages())
     planner = build_planner(context, None, args.work / "tables")
     shortlist = ShortlistMaker(planner.meter, planner.meter.plan_budget(goal), race).make()
-    ranked = sorted(shortlist.contenders, key=lambda plan: (plan.refit_damage or plan.damage, plan.damage))
-    return planner.builder, ranked[:: max(1, len(ranked) // args.contenders)][: args.contenders]
+    return planner.builder, shortlist.contenders[: args.contenders]
 
 
 def row(
-    plan: MeasuredPlan, builder: PlanBuilder, ground: Ground, data: Data, args: argparse.Namespace
+    plan: MeasuredPlan, refit: bool, builder: PlanBuilder, ground: Ground, data: Data, args: argparse.Namespace
 ) -> dict[str, Any]:
     """What one contender comes to; from its file where it is there."""
-    actions, network = builder.actions(plan.path), builder.build(plan.path)
+    actions = builder.actions(plan.path)
     changes = [named(action) for action in actions]
-    path = args.work / f"contender-{crc32(' '.join(changes).encode()):08x}.json"
+    code = crc32(f"{' '.join(changes)} {refit} {args.looks} {args.rate}".encode())
+    path = args.work / f"contender-{code:08x}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    climbs = {}
-    for rate in args.rates:
-        with tempfile.TemporaryDirectory() as folder:
-            student = task(ground, data, args, rate, args.rung).paused(network, actions, Path(folder), args.rung)
-            climbs[f"{rate:g}"] = [student.climb(step).divergence for step in (args.rung // 2, args.rung)]
-    recovery = task(ground, data, args, None, args.steps).run(builder.refine(plan.path).network, actions).recovery
+    network = builder.quick_refit(plan.path) if refit else builder.build(plan.path)
+    with tempfile.TemporaryDirectory() as folder:
+        student = task(ground, data, args, args.looks[-1]).paused(network, actions, Path(folder), args.looks[-1])
+        results = [student.climb(look) for look in args.looks]
     found = {
         "changes": changes,
+        "origin": plan.origin,
+        "refit": refit,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "share": plan.latency_ratio,
-        "damage": plan.damage,
-        "refit_damage": plan.refit_damage,
-        "rungs": climbs,
-        "before": recovery.divergence_before,
-        "rate": recovery.rate,
-        "after": recovery.divergence_after,
+        "damage": plan.refit_damage if refit else plan.damage,
+        "before": results[0].divergence_before,
+        "divergences": [result.divergence for result in results],
     }
     write_text(path, json.dumps(found))
     print(json.dumps(found), flush=True)
@@ -124,26 +121,28 @@ def named(action: Remove | Replace | Fold) -> str:
     return f"{type(action).__name__.lower()} {'+'.join(paths)}"
 
 
-def taus(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """How well each order agrees with that after the recovery."""
-    after = [each["after"] for each in rows]
-    orders = {
-        "damage": [each["damage"] for each in rows],
-        "damage after a refit": [each["refit_damage"] for each in rows],
-    }
-    for rate in rows[0]["rungs"]:
-        orders[f"the rung at {rate}"] = [each["rungs"][rate][-1] for each in rows]
+def taus(rows: Sequence[dict[str, Any]], looks: Sequence[int]) -> dict[str, float]:
+    """How well each order agrees with that at the end."""
+    orders = {"damage": [row["damage"] for row in rows]}
+    for index, look in enumerate(looks[:-1]):
+        orders[f"step {look}"] = [row["divergences"][index] for row in rows]
+        if index:
+            curves = [list(zip(looks, row["divergences"], strict=True))[: index + 1] for row in rows]
+            orders[f"step {look}, extrapolated"] = [extrapolated(curve, looks[-1]) for curve in curves]
+    after = [row["divergences"][-1] for row in rows]
     return {name: float(kendalltau(values, after).statistic) for name, values in orders.items()}
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = network_parser(__doc__)
-    parser.add_argument("--point", type=float, default=0.6)
+    parser.add_argument("--point", type=float, default=0.2)
     parser.add_argument("--contenders", type=int, default=6)
-    parser.add_argument("--rung", type=int, default=50)
-    parser.add_argument("--rates", type=lambda text: [float(rate) for rate in text.split(",")], default=[0.02, 0.2])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument(
+        "--looks", type=lambda text: [int(part) for part in text.split(",")], default=[25, 50, 100, 200, 500]
+    )
+    parser.add_argument("--rate", type=float, default=0.3, help="at which all learn")
+    parser.add_argument("--longest", type=int, default=5, help="blocks that one replacement takes the place of")
     parser.add_argument("--images", type=int, default=4660)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--precision", default="fp32")

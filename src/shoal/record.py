@@ -349,7 +349,9 @@ class FrontPoint(FrozenModel):
     depth: int = 0
 
 
-PlanOrigin = Literal["solver", "removals only", "block influence", "last-k", "uniform"]
+PlanOrigin = Literal[
+    "solver", "most parameters", "removals only", "lowest influence", "block influence", "last-k", "uniform"
+]
 
 
 class PlanRound(FrozenModel):

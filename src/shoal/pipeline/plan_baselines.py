@@ -1,13 +1,15 @@
 """Plans that only remove, by rules that look at no damage: what everybody tries first, and any plan has to beat.
 
 Each removes as few blocks as its rule needs to meet the budget: the last k (arXiv:2403.17887 finds deep layers idle),
-k spread evenly, k in a row with the least block influence (arXiv:2403.03853), or those that the solver takes where
-nothing may be replaced. Before recovery they are far behind; after it not always.
+k spread evenly, k with the least block influence, one by one (arXiv:2403.03853) or in a row, or those that the solver
+takes where nothing may be replaced, for the least damage or for the most parameters that remain (blocks that change the
+shape stay, where they can). Before recovery they
+are far behind; after it they often lead, the more so the deeper the cut.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +24,7 @@ from shoal.scanning.scores.collect import block_scores
 
 _MAX_SAMPLES, _BATCH = 64, 16  # that block influence is measured on
 _UNKNOWN_INFLUENCE = 1.0  # of a block that changes the shape of its input: as if it turned the stream by 90 degrees
+_TIE = 1e-4  # what the largest damage counts for, as a share of all parameters
 
 Positions = Sequence[int]
 
@@ -41,6 +44,11 @@ def in_a_row(count: int, influences: Sequence[float]) -> Iterator[Positions]:
     starts = range(len(influences) - count + 1)
     for start in sorted(starts, key=lambda start: (math.fsum(influences[start : start + count]), -start)):
         yield range(start, start + count)
+
+
+def lowest(count: int, influences: Sequence[float]) -> Iterator[Positions]:
+    """`count` with the least influence, wherever they are; of equal ones the later."""
+    yield sorted(range(len(influences)), key=lambda index: (influences[index], -index))[:count]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +85,7 @@ class Baselines:
             "last-k": lambda count: last(count, total),
             "uniform": lambda count: spread(count, total),
             "block influence": lambda count: in_a_row(count, self.influences),
+            "lowest influence": lambda count: lowest(count, self.influences),
         }
 
     @cached_property
@@ -95,7 +104,11 @@ class Baselines:
     def path(self, origin: PlanOrigin, limits: ResourceLimits) -> Path | None:
         """The plan of one rule that removes the fewest blocks within the limits; None where not even all suffice."""
         if origin == "removals only":
-            return self._least_damage(limits)
+            return self._solved([edge.damage for edge in self.edges], limits)
+        if origin == "most parameters":
+            return self._solved(self._lost_parameters, limits, self._shape_changes) or self._solved(
+                self._lost_parameters, limits
+            )
         for count in range(1, len(self.removals) + 1):
             for positions in self.rules[origin](count):
                 path = self._without([self.removals[position] for position in positions])
@@ -113,14 +126,45 @@ class Baselines:
             position = self.edges[edges[-1]].stop
         return build_edge_graph(self.edges, len(self.tables.segments.paths)).path(edges)
 
-    def _least_damage(self, limits: ResourceLimits) -> Path | None:
-        """The solver's plan where nothing may be replaced."""
-        indices = [index for index, edge in enumerate(self.edges) if edge.action != "replace"]
-        path = solve([self.edges[index] for index in indices], len(self.tables.segments.paths), limits)
-        return path and path.model_copy(update={"edges": tuple(indices[index] for index in path.edges)})
+    @cached_property
+    def _lost_parameters(self) -> list[float]:
+        """What each edge loses of the parameters, as a share of all; of equal ones the damage decides."""
+        kept = {edge.start: edge.params for edge in self.edges if edge.action == "keep"}
+        whole = max(1.0, math.fsum(kept.values()))
+        most = max(1e-12, *(edge.damage for edge in self.edges if math.isfinite(edge.damage)))
+        return [
+            max(0.0, math.fsum(kept[at] for at in range(edge.start, edge.stop)) - edge.params) / whole
+            + _TIE * edge.damage / most
+            for edge in self.edges
+        ]
+
+    @cached_property
+    def _shape_changes(self) -> frozenset[int]:
+        """The edges that remove a block which changes the shape of its input."""
+        changing = {at for at, part in enumerate(self.tables.segments.segments) if part.in_shape != part.out_shape}
+        return frozenset(
+            index
+            for index, edge in enumerate(self.edges)
+            if edge.action == "remove" and changing & set(range(edge.start, edge.stop))
+        )
+
+    def _solved(self, damages: Sequence[float], limits: ResourceLimits, without: Collection[int] = ()) -> Path | None:
+        """The solver's plan of the least sum of these, where nothing may be replaced, nor these edges be used."""
+        indices = [index for index, edge in enumerate(self.edges) if edge.action != "replace" and index not in without]
+        edges = [self.edges[index].model_copy(update={"damage": damages[index]}) for index in indices]
+        length = len(self.tables.segments.paths)
+        path = solve(edges, length, limits)
+        return path and build_edge_graph(self.edges, length).path([indices[index] for index in path.edges])
 
 
-BASELINES: tuple[PlanOrigin, ...] = ("removals only", "block influence", "last-k", "uniform")
+BASELINES: tuple[PlanOrigin, ...] = (
+    "most parameters",
+    "removals only",
+    "lowest influence",
+    "block influence",
+    "last-k",
+    "uniform",
+)
 
 
 def _is_within(path: Path, limits: ResourceLimits) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from shoal.pipeline.budget_check import check_budget
+from shoal.pipeline.budget_check import MIN_USED, check_budget
 from shoal.pipeline.goals import Budget
 from shoal.pipeline.latency_backends import WHOLE, LatencyBackend
 from shoal.pipeline.plan_builder import PlanBuilder
@@ -81,6 +81,10 @@ class PlanBudget:
     def is_met(self, plan: MeasuredPlan, slack: float = SLACK) -> bool:
         """Whether the plan is fast enough; the other bounds hold for every path that was solved for."""
         return plan.latency_ratio <= self.latency_ratio * slack
+
+    def is_used(self, plan: MeasuredPlan) -> bool:
+        """Whether the plan leaves little of the latency that is allowed; what leaves more has removed too much."""
+        return math.isinf(self.latency_ratio) or plan.latency_ratio >= self.latency_ratio * MIN_USED
 
 
 def latency_bias(plans: Sequence[MeasuredPlan]) -> float:

@@ -198,24 +198,36 @@ class PlanPool:
         ]
 
     def _add_baselines(self) -> None:
-        """The plans by rules that only remove; one that proves too slow removes more."""
+        """The plans by rules that only remove; one that proves too slow removes more, one that leaves time less."""
         baselines = Baselines(self.meter.graph, self.meter.tables, self.samples)
         if not baselines.removals:
             self.notes.append("no block can be removed: no plan of removals alone is among those that were compared")
             return
         latencies = dict.fromkeys(BASELINES, self.latency_ms)
+        best: dict[PlanOrigin, MeasuredPlan] = {}
+        tried: set[tuple[int, ...]] = set()
         for _ in range(_MAX_TRIES):
             paths: dict[PlanOrigin, Path] = {}
             for origin, latency_ms in latencies.items():
-                path = self._baseline(baselines, origin, latency_ms, paths)
-                paths |= {origin: path} if path is not None else {}
+                others = {plan.origin: plan.path for plan in best.values() if plan.origin != origin} | paths
+                path = self._baseline(baselines, origin, latency_ms, others)
+                paths |= {origin: path} if path is not None and path.edges not in tried else {}
+            tried |= {path.edges for path in paths.values()}
             measured = self.meter.measure(list(paths.values()), [(origin, 0) for origin in paths])
-            slow = [plan for plan in measured if not self.budget.is_met(plan, NEAR)]
-            self.plans += [plan for plan in measured if plan not in slow]
-            latencies = {plan.origin: self.budget.limits.latency_ms / latency_bias([plan]) for plan in slow}
+            for plan in measured:
+                rival = best.get(plan.origin)
+                if self.budget.is_met(plan, NEAR) and (rival is None or rival.latency_ratio < plan.latency_ratio):
+                    best[plan.origin] = plan
+            latencies = {
+                plan.origin: self.budget.limits.latency_ms / latency_bias([plan])
+                for plan in measured
+                if not (self.budget.is_met(plan, NEAR) and self.budget.is_used(plan))
+            }
             if not latencies:
                 break
-        self.notes += [f"the plan '{origin}' was not compared: it proved too slow" for origin in latencies]
+        self.plans += best.values()
+        missing = [origin for origin in latencies if origin not in best]
+        self.notes += [f"the plan '{origin}' was not compared: it proved too slow" for origin in missing]
 
     def _baseline(
         self, baselines: Baselines, origin: PlanOrigin, latency_ms: float, others: Mapping[PlanOrigin, Path]

@@ -8,7 +8,9 @@ from shoal.report.text import plural
 
 _ORIGINS: dict[PlanOrigin, str] = {
     "solver": "the solver",
+    "most parameters": "the solver, removals only, most parameters kept",
     "removals only": "the solver, removals only",
+    "lowest influence": "least block influence",
     "block influence": "in a row, least block influence",
     "last-k": "the last blocks",
     "uniform": "spread evenly",
