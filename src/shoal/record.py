@@ -386,9 +386,10 @@ class RaceContender(FrozenModel):
 
     `plan` is its number among the rounds, from 1; `latency_ratio` and `damage` are those it entered with, the latter on
     the samples that damages are measured on. All other divergences are mean KL(original || network) on the validation
-    samples of recovery: `divergence_before` the first step, and after each rung it ran in (None: not finite). `ranks`
-    are those in these rungs, 1 the best; `final_rank` also orders those that were eliminated, by their last rung.
-    `steps` and `seconds` are its own.
+    samples of recovery: `divergence_before` the first step, and after each rung it ran in (None: not finite);
+    `expected` is what its learning curve comes to at the end of the recovery, after each rung (older records have
+    none). `ranks` are those in these rungs, by what is expected, 1 the best; `final_rank` also orders those that were
+    eliminated, by their last rung. `steps` and `seconds` are its own.
     """
 
     plan: int
@@ -400,6 +401,7 @@ class RaceContender(FrozenModel):
     damage: float
     divergence_before: float | None = None
     divergences: list[float | None] = Field(default_factory=list)
+    expected: list[float | None] = Field(default_factory=list)
     ranks: list[int] = Field(default_factory=list)
     final_rank: int
     steps: int

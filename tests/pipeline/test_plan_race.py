@@ -34,11 +34,13 @@ FREE = RungTiming(0.0, 0.0)
         (5, [25, 50, 100], [5, 3, 2], 300),
         (3, [25, 50], [3, 2], 125),
         (2, [25], [2], 50),
+        (1, [], [], 0),
     ],
 )
 def test_rungs_and_who_climbs_them(plans, rungs, sizes, steps):
     ladder = Ladder(plans)
     assert (ladder.rungs, ladder.sizes, ladder.steps) == (rungs, sizes, steps)
+    assert [ladder.looks(rung) for rung in rungs] == [[12, 25], [50], [100], [200]][: len(rungs)]
 
 
 @pytest.mark.parametrize(("budget", "plans"), [(10000, 16), (9999, 15), (4000, 8), (1300, 3), (500, 2), (499, None)])
@@ -51,7 +53,7 @@ def test_a_race_takes_a_tenth_of_the_steps_at_most(budget, plans):
 def test_a_race_takes_a_tenth_of_the_time_at_most():
     timing = RungTiming(student=2.0, step=0.1)
     ladder = Ladder.largest(16, TrainingBudget(seconds=2000), timing)
-    assert sum(ladder.sizes) * 2.0 + ladder.steps * 0.1 <= 200
+    assert (16 + sum(ladder.sizes)) * 2.0 + ladder.steps * 0.1 <= 200
     assert ladder.plans == 16
     assert Ladder.largest(16, TrainingBudget(seconds=200), timing).plans < 8
     assert Ladder.largest(16, TrainingBudget(seconds=50), timing) is None
@@ -119,7 +121,7 @@ def race_of(table, damages, *, folder=None, race=16, required=True, budget=3000,
     task.config = config
     track, builder = Race(task, {"what": "this"}), Builder()
     plans = [plan(index, damage) for index, damage in enumerate(damages)]
-    shortlist = Shortlist(plans, plans)
+    shortlist = Shortlist(plans, plans, steps=track.steps or 300)
     for entrant in plans:
         track.store.keep_start(entrant.path, builder.build(entrant.path))
     track.store.begin(shortlist, EDGES)
@@ -128,7 +130,7 @@ def race_of(table, damages, *, folder=None, race=16, required=True, budget=3000,
 
 def flat(*values):
     """So far after every rung."""
-    return {index: {25: value, 50: value, 100: value, 200: value} for index, value in enumerate(values)}
+    return {index: dict.fromkeys((12, 25, 50, 100, 200), value) for index, value in enumerate(values)}
 
 
 def test_the_plan_that_recovers_best_wins_however_bad_it_was_before():
@@ -140,12 +142,32 @@ def test_the_plan_that_recovers_best_wins_however_bad_it_was_before():
     assert race.winner.plan == 4
     assert race.tau == pytest.approx(1.0)
     assert race.tau_damage == pytest.approx(-1.0)
-    assert task.climbs == [(0, 25), (1, 25), (2, 25), (3, 25), (3, 50), (2, 50)]
+    assert task.climbs == [*((index, look) for index in range(4) for look in (12, 25)), (3, 50), (2, 50)]
     assert [one.outcome for one in race.contenders] == ["eliminated", "eliminated", "eliminated", "won"]
     assert [one.final_rank for one in race.contenders] == [4, 3, 2, 1]
-    assert (race.steps, race.rungs, race.share, race.budget) == (150, [25, 50], 0.05, "3000 steps")
-    assert race.seconds == pytest.approx(3.0)
+    assert (race.steps, race.rungs, race.share, race.budget) == (150, [12, 25, 50], 0.05, "3000 steps")
+    assert race.seconds == pytest.approx(5.0)
     assert "kept: plan 4 (solver), number 4 by damage before" in outcome.notes[-1]
+
+
+def test_what_falls_faster_wins_though_it_is_behind_by_then():
+    """As plain removals do: 4 to 2 in as many steps as the leader takes from 1 to 0.9."""
+    table = {0: {12: 1.0, 25: 0.9}, 1: {12: 4.0, 25: 2.0}}
+    track, shortlist, builder, _ = race_of(table, [1, 9])
+    race = track.run(shortlist, builder).record
+    assert race.winner.plan == 2
+    assert race.contenders[1].divergences == [4.0, 2.0]
+    assert race.contenders[1].expected[1] < race.contenders[0].expected[1] < 0.9
+    assert [one.ranks for one in race.contenders] == [[1, 2], [2, 1]]
+
+
+def test_the_students_of_a_race_are_at_the_beginning_of_the_whole_recovery():
+    totals = []
+    track, shortlist, builder, task = race_of(flat(2, 1), [1, 2])
+    paused = task.paused
+    task.paused = lambda *args: totals.append(args[-1]) or paused(*args)
+    track.run(shortlist, builder)
+    assert set(totals) == {3000}
 
 
 def test_ranks_that_change_lower_tau():
@@ -154,14 +176,14 @@ def test_ranks_that_change_lower_tau():
     track, shortlist, builder, _ = race_of(table, [1, 2, 3, 4])
     race = track.run(shortlist, builder).record
     assert race.winner.plan == 2
-    assert [one.ranks for one in race.contenders] == [[1, 2], [2, 1], [3], [4]]
+    assert [one.ranks for one in race.contenders] == [[1, 1, 2], [2, 2, 1], [3, 3], [4, 4]]
     assert race.tau == pytest.approx(2 / 3)
 
 
 def test_a_race_of_one_rung_has_no_tau():
     track, shortlist, builder, _ = race_of(flat(2, 1), [1, 2])
     race = track.run(shortlist, builder).record
-    assert (race.tau, race.winner.plan, race.rungs) == (None, 2, [25])
+    assert (race.tau, race.winner.plan, race.rungs) == (None, 2, [12, 25])
 
 
 @pytest.mark.parametrize("failure", [math.inf, NonFiniteError("NaN in block 'x'", ""), OutOfMemoryError("too big")])
@@ -174,7 +196,7 @@ def test_a_contender_that_fails_is_out_but_named(failure):
     lost = race.contenders[2]
     assert lost.outcome == ("diverged" if failure == math.inf else "failed")
     assert lost.final_rank == 4
-    assert lost.divergences == ([None] if failure == math.inf else [])
+    assert lost.divergences == ([3 - 2, None] if failure == math.inf else [1.0])
     assert failure == math.inf or failure.message in lost.note
     assert (2, 50) not in task.climbs
 
@@ -185,7 +207,7 @@ def test_one_that_diverges_late_loses_to_those_that_did_not():
     track, shortlist, builder, _ = race_of(table, [1, 2, 3, 4])
     race = track.run(shortlist, builder).record
     assert race.winner.plan == 2
-    assert race.contenders[0].divergences == [1.0, None]
+    assert race.contenders[0].divergences == [1.0, 1.0, None]
     assert race.contenders[0].outcome == "diverged"
 
 
@@ -235,7 +257,7 @@ class KilledError(KeyboardInterrupt):
     pass
 
 
-@pytest.mark.parametrize("at", [(0, 25), (2, 25), (3, 50), (2, 50)])
+@pytest.mark.parametrize("at", [(0, 12), (2, 25), (3, 50), (2, 50)])
 def test_finished_rungs_are_not_measured_again(tmp_path, at):
     table = flat(4, 3, 2, 1)
     whole = race_of(table, [1, 2, 3, 4])
@@ -290,8 +312,8 @@ def test_too_small_a_budget_is_noted():
 
 def test_a_race_that_takes_too_long_ends_with_the_rung():
     track, shortlist, builder, _ = race_of(flat(4, 3, 2, 1), [1, 2, 3, 4], budget="3s")
-    race = track.run(shortlist, builder).record  # half a second a rung and plan
-    assert race.rungs == [25]
+    race = track.run(shortlist, builder).record  # half a second a look and plan
+    assert race.rungs == [12, 25]
     assert race.winner.plan == 4
     assert "ended early" in track.notes[0]
     assert remaining(TrainingBudget(seconds=3), race).seconds == pytest.approx(1.5)  # not less than half
@@ -301,7 +323,7 @@ def test_what_a_race_leaves_of_the_budget():
     track, shortlist, builder, _ = race_of(flat(4, 3, 2, 1), [1, 2, 3, 4])
     race = track.run(shortlist, builder).record
     assert remaining(TrainingBudget(steps=3000), race) == TrainingBudget(steps=2850)
-    assert remaining(TrainingBudget(seconds=60), race) == TrainingBudget(seconds=57)
+    assert remaining(TrainingBudget(seconds=60), race) == TrainingBudget(seconds=55)
     assert remaining(TrainingBudget(steps=7), None) == TrainingBudget(steps=7)
     assert PlanRace.model_validate_json(race.model_dump_json()) == race
 
@@ -379,7 +401,7 @@ def test_what_fails_at_a_worker_is_out_but_named(error):
     contender = Contender(nn.Linear(1, 1), [], None)
     assert Climber(task, 25)((0, 25), contender) == (error, b"")
     race, shortlist, builder, _ = race_of(flat(2, 1), [0.1, 0.2], required=False)
-    tracks = [Track(plan) for plan in shortlist.contenders]
+    tracks = [Track(plan, 3000) for plan in shortlist.contenders]
     race._climb_elsewhere("race", tracks, 25, builder, lambda tasks: [((1, 25), (error, b""))])
     assert not tracks[0].is_out
     assert tracks[1].is_out

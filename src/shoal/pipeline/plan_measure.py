@@ -4,7 +4,7 @@ Neither damages nor latencies really add up: what the tables were off by correct
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,11 @@ class MeasuredPlan:
     refit_damage: float = math.inf
     origin: PlanOrigin = "solver"
     generator: int = 0
+
+    @property
+    def least_damage(self) -> float:
+        """After the refit, or as built where there was none."""
+        return min(self.refit_damage, self.damage)
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -161,11 +166,7 @@ class PlanMeter:
         ratios = self._latency_ratios([self.builder.network(plan.path) for plan in plans], precise=True)
         return [replace(plan, latency_ratio=ratio) for plan, ratio in zip(plans, ratios, strict=True)]
 
-    def refitted(
-        self,
-        plans: Sequence[MeasuredPlan],
-        on_refit: Callable[[MeasuredPlan, nn.Module], None] = lambda plan, network: None,
-    ) -> list[MeasuredPlan]:
+    def refitted(self, plans: Sequence[MeasuredPlan]) -> list[MeasuredPlan]:
         """The same plans with their damage after a refit on a part of the samples.
 
         A refit changes the order of plans: it repairs a few large changes better than many small ones.
@@ -173,9 +174,8 @@ class PlanMeter:
         refitted = []
         for index, plan in enumerate(plans):
             self.progress("refitting plans on a part", index, len(plans))
-            network = self.builder.quick_refit(plan.path)
-            on_refit(plan, network)
-            refitted.append(replace(plan, refit_damage=min(plan.damage, self.builder.damage_of(network))))
+            damage = self.builder.damage_of(self.builder.quick_refit(plan.path))
+            refitted.append(replace(plan, refit_damage=min(plan.damage, damage)))
         return refitted
 
     def path_limits(self, latency_ms: float, budget: PlanBudget) -> ResourceLimits | None:

@@ -1,8 +1,10 @@
-"""Which plan recovers best: all contenders are distilled briefly, the better half goes on, until one is left.
+"""Which plan recovers best: all contenders begin their recovery, the better half goes on, until one is left.
 
 Damage before recovery is a poor guide to what is left after it: a plan of plain removal, far behind at first, may draw
-level after the same distillation. So plans of all families run under the same conditions, and what decides is how far
-each is from the original on validation by what it has learned.
+level after the same distillation. So is the divergence after the first steps: who begins far behind falls faster. So
+plans of all families run under the same conditions, each through the first steps of the whole recovery, at its learning
+rates, from the plan as it was built; what decides is what its learning curve comes to at the end of the budget
+(`learning_curve`).
 
 Source: successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943; here rungs are cumulative and students go on
 from where they paused.
@@ -34,7 +36,7 @@ from shoal.recover.rungs import PausedStudent, RungResult, RungTiming
 from shoal.workers import LocalWorkers, Results, Workers, WorkerTask, working
 
 SHARE = 0.1
-"""Of the budget of recovery, at most, for the race: what it costs is sure, and a few steps tell little of many.
+"""Of the budget of recovery, at most, for the race: what those that are dropped have learned is lost.
 
 With a third of 500 steps for it ResNet-56 at 0.3 of the latency ended behind a removal by block influence, which the
 race had dropped, and which learned for all 500 (docs/figures.md).
@@ -60,6 +62,10 @@ class Ladder:
         """Steps from the start: 25, 50, 100, 200 for 16 plans."""
         return [FIRST_RUNG * 2**index for index in range(max(0, self.plans - 1).bit_length())]
 
+    def looks(self, rung: int) -> list[int]:
+        """Where students are looked at on the way to a rung: half-way to the first too, for two points of a curve."""
+        return [rung // 2, rung] if rung == FIRST_RUNG else [rung]
+
     @property
     def sizes(self) -> list[int]:
         """How many plans climb to each rung: 16, 8, 4, 2."""
@@ -73,7 +79,8 @@ class Ladder:
 
     def spent(self, budget: TrainingBudget, timing: RungTiming) -> float:
         """The share of a budget that it takes."""
-        seconds = sum(self.sizes) * timing.student + self.steps * timing.step
+        looks = sum(size * len(self.looks(rung)) for size, rung in zip(self.sizes, self.rungs, strict=True))
+        seconds = looks * timing.student + self.steps * timing.step
         return budget.spent(self.steps, seconds)
 
     @classmethod
@@ -117,7 +124,7 @@ class Climber:
 
     Args:
         task: the recovery.
-        total: steps up to the last rung.
+        total: steps of the whole recovery.
     """
 
     task: RecoveryTask
@@ -153,6 +160,8 @@ class Race:
         self.task, self.budget, self.workers = task, task.config.total, workers or LocalWorkers()
         self.store = RaceStore(task.config.path, fingerprint)
         self.notes: list[str] = []
+        self.steps = self.budget.steps or 0
+        """Of the whole recovery; where the budget is a time, as many as fit by a step that was timed."""
 
     def size(self, plan: MeasuredPlan, builder: PlanBuilder) -> int:
         """How many plans can contend within the race's share of the budget; 0 for no race, which a note says.
@@ -174,6 +183,7 @@ class Race:
                 f"little for {FIRST_RUNG} steps of two plans each"
             )
             return 0
+        self.steps = self.budget.steps or round((self.budget.seconds or 0.0) / timing.step)
         if ladder.plans < requested:
             self.notes.append(
                 f"a race of {ladder.plans} plans, not {requested}: it takes at most a tenth of the recovery budget of "
@@ -183,24 +193,26 @@ class Race:
 
     def run(self, shortlist: Shortlist, builder: PlanBuilder) -> RaceOutcome:
         """Distill the contenders from rung to rung; the same conditions for all."""
-        ladder = Ladder(len(shortlist.contenders))
-        tracks = [Track(plan) for plan in shortlist.contenders]
+        ladder, self.steps = Ladder(len(shortlist.contenders)), shortlist.steps
+        tracks = [Track(plan, self.steps) for plan in shortlist.contenders]
         running, rungs = tracks, []
-        with working(self.workers, Climber(self.task, ladder.rungs[-1])) as results:
+        with working(self.workers, Climber(self.task, self.steps)) as results:
             for rung, size in zip(ladder.rungs, [*ladder.sizes[1:], 1], strict=True):
                 stage = f"race of {len(tracks)} plans, step {rung}"
-                if self.workers.count > 1:
-                    self._climb_elsewhere(stage, running, rung, builder, results)
+                looks = ladder.looks(rung)
+                for look in looks if self.workers.count > 1 else []:
+                    self._climb_elsewhere(stage, running, look, builder, results)
                 for index, track in enumerate(running):
                     self.task.progress(stage, index, len(running))
-                    self._climb(track, rung, ladder, builder)
+                    for look in looks:
+                        self._climb(track, look, builder)
                     self._drop(running, size)
-                rungs.append(rung)
+                rungs += looks
                 running = sorted((track for track in running if not track.is_out), key=lambda track: track.order)[:size]
                 if len(running) < 2 or self._is_late(tracks):
                     break
         winner = min(tracks, key=lambda track: track.order)
-        network = None if winner.is_out else self._learned(winner, ladder, builder)
+        network = None if winner.is_out else self._learned(winner, builder)
         contenders = [
             contender_of(track, tracks, 1 + shortlist.plans.index(track.plan), builder.actions(track.plan.path))
             for track in tracks
@@ -216,20 +228,20 @@ class Race:
         network, actions = builder.network(plan.path), builder.actions(plan.path)
         return self.task.paused(network, actions, self.store.root, FIRST_RUNG).timing()
 
-    def _student(self, track: Track, ladder: Ladder, builder: PlanBuilder) -> PausedStudent:
+    def _student(self, track: Track, builder: PlanBuilder) -> PausedStudent:
         path = track.plan.path
         network = self.store.load_start_(path, builder.build(path))
-        return self.task.paused(network, builder.actions(path), self.store.folder(path), ladder.rungs[-1])
+        return self.task.paused(network, builder.actions(path), self.store.folder(path), self.steps)
 
     def _climb_elsewhere(
         self, stage: str, running: Sequence[Track], rung: int, builder: PlanBuilder, results: Results
     ) -> None:
-        """All contenders up to a rung, by workers; what they learned is in the folder afterwards, as if it was here."""
+        """All contenders up to a rung, or to where they are looked at, by workers; what they learned is in the folder afterwards, as if it was here."""
 
         def tasks() -> Iterator[WorkerTask]:
             for index, track in enumerate(running):
                 path = track.plan.path
-                if self.store.finished(path, rung) is None:
+                if not track.failure and self.store.finished(path, rung) is None:
                     network = self.store.load_start_(path, builder.build(path))
                     pause = self.store.folder(path) / CHECKPOINT
                     before = pause.read_bytes() if pause.exists() else None
@@ -246,7 +258,7 @@ class Race:
                 self.store.add(track.plan.path, rung, result)
             self.task.progress(stage, done, len(running))
 
-    def _climb(self, track: Track, rung: int, ladder: Ladder, builder: PlanBuilder) -> None:
+    def _climb(self, track: Track, rung: int, builder: PlanBuilder) -> None:
         """One contender up to a rung, unless it was there before an interruption, or a worker took it there."""
         if track.is_out:
             return
@@ -254,7 +266,7 @@ class Race:
         result = self.store.finished(path, rung)
         if result is None:
             try:
-                result = self._student(track, ladder, builder).climb(rung)
+                result = self._student(track, builder).climb(rung)
             except NonFiniteError as error:
                 track.failure = error.message
                 return
@@ -281,9 +293,9 @@ class Race:
         self.notes.append("the race ended early: steps took longer than those that were timed before it")
         return True
 
-    def _learned(self, track: Track, ladder: Ladder, builder: PlanBuilder) -> nn.Module | None:
+    def _learned(self, track: Track, builder: PlanBuilder) -> nn.Module | None:
         """The winner's network with what it has learned; None where its initial weights are nearer to the original."""
-        result = self._student(track, ladder, builder).result(track.results[-1].steps)
+        result = self._student(track, builder).result(track.results[-1].steps)
         return result.model if result.recovery.kept_step else None
 
 

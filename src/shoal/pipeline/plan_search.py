@@ -192,9 +192,9 @@ class PlanSearch:
         damage = self.builder.damage_of(outcome.network)
         note = (
             f"damage on held-back samples: {chosen.path.damage:.4f} by the table, {chosen.damage:.4f} built, "
-            f"{chosen.refit_damage:.4f} refitted on a part, {damage:.4f} after the race"
+            f"{damage:.4f} after the race"
         )
-        return RefinedPlan(outcome.network, chosen.refit_damage, damage, note)
+        return RefinedPlan(outcome.network, chosen.least_damage, damage, note)
 
     def _rounds(self, plans: Sequence[MeasuredPlan], chosen: MeasuredPlan) -> list[PlanRound]:
         """Every plan that was built and measured, in order."""

@@ -7,8 +7,6 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from shoal.errors import NotReachedError
 from shoal.pipeline.budget_check import MIN_USED, confirmed, expected_ratio
 from shoal.pipeline.plan_measure import NEAR, SLACK, MeasuredPlan, PlanBudget, PlanMeter
@@ -42,7 +40,8 @@ class ShortlistMaker:
     def make(self) -> Shortlist:
         """The plans that were built, and those to choose from: within the budget when timed for longer.
 
-        Without a race that is the one of least damage; where none is within the budget, the fastest.
+        Without a race that is the one of least damage after a refit; where none is within the budget, the fastest. For
+        a race none is refitted: what a refit gains is lost again after some hundred steps (docs/figures.md).
 
         Raises:
             NotReachedError: no plan meets the budget, by the tables.
@@ -62,9 +61,11 @@ class ShortlistMaker:
                 break
             timed = self._timed(pool, size)
         met = [plan for plan in timed if budget.is_met(plan)]
-        runners = [plan for plan in met if size and math.isfinite(plan.refit_damage)]
-        if len(runners) > 1:
-            return Shortlist(pool.plans, runners, pool.notes)
+        runners = met[:size] if race is not None else []
+        if race is not None and len(runners) > 1:
+            for plan in runners:
+                race.store.keep_start(plan.path, meter.builder.build(plan.path))
+            return Shortlist(pool.plans, runners, pool.notes, steps=race.steps)
         chosen, check = self._confirmed([*runners, *met, *timed], pool)
         return Shortlist(pool.plans, [chosen], pool.notes, check)
 
@@ -112,7 +113,7 @@ class ShortlistMaker:
         return chosen, final
 
     def _timed(self, pool: PlanPool, size: int) -> list[MeasuredPlan]:
-        """The plans to choose from, refitted and timed for longer, the best first; and the one that seemed the fastest.
+        """The plans to choose from, timed for longer, and the one that seemed the fastest; without a race refitted too.
 
         Of many plans timed shortly the one that seems fast enough may only have been lucky.
 
@@ -120,9 +121,9 @@ class ShortlistMaker:
             pool: gets what is measured.
             size: of the race; 0 for none: then only the best few are timed, and compared by their damage.
         """
-        self._refit(pool, pool.contenders(size or _POOL_SIZE), self.race if size else None)
         leading = pool.contenders(size)
         if not size:
+            self._refit(pool, pool.contenders(_POOL_SIZE))
             near = (plan for plan in pool.plans if self.budget.is_met(plan, NEAR))
             leading = sorted(near, key=lambda plan: plan.rank)[:_MAX_RETIMED]
         if self.meter.can_check(self.budget):
@@ -131,17 +132,11 @@ class ShortlistMaker:
             pool.update(leading)
         return leading if size else sorted(leading, key=lambda plan: plan.rank)
 
-    def _refit(self, pool: PlanPool, plans: Sequence[MeasuredPlan], race: Race | None) -> None:
-        """Refit those to choose from, where there are several; what comes of it is what they begin a race with."""
-
-        def keep(plan: MeasuredPlan, network: nn.Module) -> None:
-            if race is not None:
-                race.store.keep_start(plan.path, network)
-
-        if race is None:  # of those that are compared by their damage alone, the ones that had least as they were built
-            plans = sorted(plans, key=lambda plan: plan.damage)[: self.meter.builder.effort.quick_refits]
+    def _refit(self, pool: PlanPool, plans: Sequence[MeasuredPlan]) -> None:
+        """Refit those to choose from, where there are several: the least damaged of them as they were built."""
+        plans = sorted(plans, key=lambda plan: plan.damage)[: self.meter.builder.effort.quick_refits]
         if len(plans) > 1:
-            pool.update(self.meter.refitted([plan for plan in plans if math.isinf(plan.refit_damage)], keep))
+            pool.update(self.meter.refitted([plan for plan in plans if math.isinf(plan.refit_damage)]))
 
 
 def confirmed_winner(

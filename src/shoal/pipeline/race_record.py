@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from scipy.stats import kendalltau
 
+from shoal.pipeline.learning_curve import extrapolated
 from shoal.pipeline.plan_measure import MeasuredPlan
 from shoal.plan import Remove, Replace
 from shoal.record import PlanRace, RaceContender
@@ -15,9 +16,10 @@ from shoal.recover.rungs import RungResult
 
 @dataclass
 class Track:
-    """One contender and what it came to at each rung."""
+    """One contender and what it came to at each rung; `steps` are those of the whole recovery."""
 
     plan: MeasuredPlan
+    steps: int
     results: list[RungResult] = field(default_factory=list)
     failure: str = ""
 
@@ -27,15 +29,21 @@ class Track:
         return [result.divergence for result in self.results]
 
     @property
+    def expected(self) -> list[float]:
+        """The divergence at the end of the recovery, as the learning curve foretells it after each rung."""
+        looks = [(result.steps, result.divergence) for result in self.results]
+        return [extrapolated(looks[: index + 1], self.steps) for index in range(len(looks))]
+
+    @property
     def is_out(self) -> bool:
         """Whether it diverged or could not be distilled."""
         return bool(self.failure) or not all(map(math.isfinite, self.divergences))
 
     @property
     def order(self) -> tuple[int, float, float]:
-        """Sorts contenders, the best first: who came further, then who was nearer to the original there."""
-        finite = [divergence for divergence in self.divergences if math.isfinite(divergence)]
-        return -len(finite), finite[-1] if finite else math.inf, self.plan.refit_damage
+        """Sorts contenders, the best first: who came further, then who is expected nearer to the original."""
+        finite = [divergence for divergence in self.expected if math.isfinite(divergence)]
+        return -len(finite), finite[-1] if finite else math.inf, self.plan.least_damage
 
 
 def race_of(
@@ -43,7 +51,7 @@ def race_of(
 ) -> PlanRace:
     """The whole race, for a recovery within a budget."""
     final = [contender.final_rank for contender in contenders]
-    first = _ranks([track.divergences[0] if track.results else math.inf for track in tracks])
+    first = _ranks([track.expected[:2][-1] if track.results else math.inf for track in tracks])
     results = [track.results[-1] for track in tracks if track.results]
     steps, seconds = sum(result.steps for result in results), seconds_of(tracks)
     return PlanRace(
@@ -51,8 +59,8 @@ def race_of(
         rungs=rungs,
         rate=results[0].rate if results else 0.0,
         n=results[0].n if results else 0,
-        tau=_tau(first, final) if len(rungs) > 1 else None,
-        tau_damage=_tau(_ranks([track.plan.refit_damage for track in tracks]), final),
+        tau=_tau(first, final) if len(rungs) > 2 else None,  # before the third all ranks are those of the first two
+        tau_damage=_tau(_ranks([track.plan.least_damage for track in tracks]), final),
         steps=steps,
         seconds=seconds,
         budget=str(budget),
@@ -91,9 +99,10 @@ def contender_of(
         replaced=sum(len(span.paths) for span in spans),
         stand_ins=len(spans),
         latency_ratio=track.plan.latency_ratio,
-        damage=track.plan.refit_damage,
+        damage=track.plan.least_damage,
         divergence_before=results[0].divergence_before if results else None,
         divergences=[divergence if math.isfinite(divergence) else None for divergence in track.divergences],
+        expected=[divergence if math.isfinite(divergence) else None for divergence in track.expected],
         ranks=[1 + _better(track, tracks, index) for index in range(len(results))],
         final_rank=1 + final,
         steps=results[-1].steps if results else 0,
@@ -104,6 +113,6 @@ def contender_of(
 
 
 def _better(track: Track, tracks: Sequence[Track], rung: int) -> int:
-    """How many contenders were nearer to the original at a rung."""
-    there = (other.divergences[rung] for other in tracks if len(other.results) > rung)
-    return sum(divergence < track.divergences[rung] for divergence in there)
+    """How many contenders were expected nearer to the original at a rung."""
+    there = (other.expected[rung] for other in tracks if len(other.results) > rung)
+    return sum(divergence < track.expected[rung] for divergence in there)

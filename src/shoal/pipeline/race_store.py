@@ -34,13 +34,15 @@ FOLDER, _LINES, _START = "race", "race.jsonl", "start.safetensors"
 class Shortlist:
     """The plans of one budget: all that were built, those to choose from, and what there is to say about them.
 
-    `check` is that of the budget, where there is only one to choose from.
+    `check` is that of the budget, where there is only one to choose from; `steps` are those of the whole recovery that
+    a race is the beginning of.
     """
 
     plans: list[MeasuredPlan]
     contenders: list[MeasuredPlan]
     notes: list[str] = field(default_factory=list)
     check: BudgetCheck | None = None
+    steps: int = 0
 
 
 def key_of(path: Path) -> str:
@@ -77,20 +79,22 @@ class RaceStore:
 
     def shortlist(self, edges: Sequence[Edge]) -> Shortlist | None:
         """The plans of the race that was begun, if the tables still have their changes; else it begins anew."""
-        if not self.entries or self.entries[0].get("edges") != _digest(edges):
+        begun = self.entries[0] if self.entries else {}
+        if begun.get("edges") != _digest(edges) or "steps" not in begun:  # the latter: of an older version
             self.entries = []
             return None
         with refusing(FolderError, f"'{self.lines.path}' is damaged", "Remove the folder; the race begins anew."):
             first = self.entries[0]
             plans = [_plan_from(line) for line in first["plans"]]
-            return Shortlist(plans, [plans[index] for index in first["contenders"]], list(first["notes"]))
+            contenders = [plans[index] for index in first["contenders"]]
+            return Shortlist(plans, contenders, list(first["notes"]), steps=int(first["steps"]))
 
     def begin(self, shortlist: Shortlist, edges: Sequence[Edge]) -> None:
         """Keep the contenders; whatever an earlier race left is removed."""
         contenders = [shortlist.plans.index(plan) for plan in shortlist.contenders]
         plans = [asdict(plan) | {"path": plan.path.model_dump()} for plan in shortlist.plans]
         line = {"claim": self.fingerprint, "edges": _digest(edges), "plans": plans, "contenders": contenders}
-        self.entries = [as_json(line | {"notes": shortlist.notes})]
+        self.entries = [as_json(line | {"notes": shortlist.notes, "steps": shortlist.steps})]
         self.lines.rewrite(self.entries)
         keys = {key_of(plan.path) for plan in shortlist.contenders}
         for place in self.root.iterdir():

@@ -21,11 +21,12 @@ from shoal.recover.distill import Distillation, DistillData, DistillInputs, Dist
 from shoal.recover.train_step import has_batch_norms
 from shoal.training.budget import TrainingBudget
 
-RUNG_LR = {"sgd": 0.1, "adamw": 0.0003}
+RUNG_LR = {"sgd": 0.3, "adamw": 0.0003}
 """The rate of all students where none is given, by optimizer.
 
 A rung has too few steps for a safe rate: of four plans of a ResNet-20 at 0.6 of the latency, 50 steps at 0.02 left
-0.79 to 0.90 nats of 0.81 to 1.08, at 0.2 they left 0.44 to 0.62; the recovery that followed found 0.3 for each.
+0.79 to 0.90 nats of 0.81 to 1.08, at 0.2 they left 0.44 to 0.62; the recovery that followed found 0.3 for each, as it
+did for every plan of a ResNet-56 (docs/figures.md).
 """
 
 
@@ -69,7 +70,7 @@ class PausedStudent:
         validation: what it is judged on.
         config: how it learns. Without a rate it is that of `RUNG_LR`: a search would take longer than a rung.
         folder: of this student alone.
-        total: steps up to the last rung: the learning rate falls to zero by then.
+        total: steps of the whole recovery that the rungs are the beginning of: the learning rate falls to zero by then.
         progress: called with (stage, done, total).
     """
 
