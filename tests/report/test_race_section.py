@@ -63,6 +63,21 @@ def test_what_a_race_took_and_what_its_ranks_foretold() -> None:
     assert "tau" not in race.lead(make_race(tau=None, tau_damage=None))
 
 
+def test_what_decides_is_shown_where_the_record_has_it() -> None:
+    """A plan that was behind by then and fell faster; one that diverged is expected nowhere."""
+    contenders = [
+        contender(1, "solver", 2, divergences=[0.2, 0.15], expected=[0.2, 0.11]),
+        contender(2, "most parameters", 1, divergences=[0.9, 0.3], expected=[0.9, 0.05], outcome="won"),
+        contender(3, "uniform", 3, divergences=[None], expected=[None], outcome="diverged"),
+    ]
+    table = race.race_table(raced(contenders=contenders, rungs=[12, 25]))
+    assert table is not None
+    at = table.heading.index("Expected at the end")
+    assert [row.cells[at] for row in table.rows] == ["0.0500", "0.110", "–"]
+    assert all(len(row.cells) == len(table.heading) for row in table.rows)
+    assert "it decides" in table.notes[-1]
+
+
 def test_the_best_contender_comes_first_and_who_failed_is_named() -> None:
     table = race.race_table(raced())
     assert table is not None

@@ -44,9 +44,15 @@ def race_table(planning: Planning) -> RaceTable | None:
     if race is None:
         return None
     steps = [f"After {plural(rung, 'step')}" for rung in race.rungs]
-    heading = ["Latency", "Removed", "Replaced", "Damage", "Before", *steps, "Steps", "Outcome"]
+    heading = ["Latency", "Removed", "Replaced", "Damage", "Before", *steps, *_expected_heading(race)]
+    heading += ["Steps", "Outcome"]
     contenders = sorted(race.contenders, key=lambda contender: contender.final_rank)
     return RaceTable(lead(race), heading, [_row(contender, race) for contender in contenders], _notes(race))
+
+
+def _expected_heading(race: PlanRace) -> list[str]:
+    """That of the column of what is expected; older records have none."""
+    return ["Expected at the end"] if any(contender.expected for contender in race.contenders) else []
 
 
 def lead(race: PlanRace) -> str:
@@ -68,6 +74,7 @@ def lead(race: PlanRace) -> str:
 def _row(contender: RaceContender, race: PlanRace) -> RaceRow:
     after = [numbers.significant(divergence) for divergence in contender.divergences]
     missing = [""] * (len(race.rungs) - len(after))
+    expected = [numbers.significant(contender.expected[-1] if contender.expected else None)]
     cells = [
         numbers.percent(contender.latency_ratio),
         str(contender.removed),
@@ -76,6 +83,7 @@ def _row(contender: RaceContender, race: PlanRace) -> RaceRow:
         numbers.significant(contender.divergence_before),
         *after,
         *missing,
+        *(expected if _expected_heading(race) else []),
         numbers.count(contender.steps),
         contender.outcome,
     ]
@@ -90,7 +98,9 @@ def _notes(race: PlanRace) -> list[str]:
         else "Recovery began with the winner as it was before the race: what it had learned was no better."
     )
     how = (
-        "Latency is the share of the original's. Damage is measured on held-back calibration samples, after a quick "
-        f"refit; all other figures are divergences in nats on {plural(race.n, 'validation sample')}."
+        "Latency is the share of the original's. Damage is measured on held-back calibration samples, before any step; "
+        f"all other figures are divergences in nats on {plural(race.n, 'validation sample')}."
     )
+    if _expected_heading(race):
+        how += " What is expected at the end of the recovery follows the last two as a power law; it decides."
     return [*failed, went_on, how]
