@@ -135,6 +135,38 @@ def test_a_rule_whose_plan_proves_too_slow_removes_more(tables):
     assert any(many[rule] > few[rule] for rule in BASELINES if rule in many and rule in few)
 
 
+def test_a_rule_whose_plan_leaves_time_removes_less(tables):
+    """By the tables a removal saves less than it does: at first each rule removes more than it has to."""
+
+    class QuickRemovals(stopwatch.FakeClock):
+        def time_models(self, group, *, precise=False):
+            true = super().time_models(group, precise=precise)
+            return {name: ms if name == "whole" else 0.7 * ms for name, ms in true.items()}
+
+    _, plain = pool_of(tables, Budget(latency=0.5))
+    search, quick = pool_of(tables, Budget(latency=0.5), clock=QuickRemovals(batches(12, 3, 8, 8)[0]))
+    few, many = (
+        {plan.origin: len(removed(search, plan.path)) for plan in pool.plans if plan.origin != "solver"}
+        for pool in (quick, plain)
+    )
+    assert all(quick.budget.is_met(plan, 1.03) for plan in quick.plans if plan.origin != "solver")
+    assert any(few[rule] < many[rule] for rule in BASELINES if rule in many and rule in few)
+
+
+def test_of_a_rule_the_largest_plan_that_is_quick_enough_races():
+    from shoal.pipeline.plan_measure import MeasuredPlan
+    from shoal.pipeline.plan_shortlist import _contenders
+
+    def measured(origin, index):
+        path = Path(edges=(index,), damage=1.0, latency_ms=1.0, macs=1.0, params=1.0, depth=1)
+        return MeasuredPlan(path, 0.5, 0.5, 1.0, origin=origin)
+
+    plans = [measured("solver", 0), measured("uniform", 1), measured("uniform", 2), measured("solver", 3)]
+    assert _contenders(plans, 3) == [plans[0], plans[1], plans[3]]
+    assert _contenders(plans, 1) == plans[:1]
+    assert _contenders(plans[2:], 2) == [plans[2], plans[3]]
+
+
 def test_positions_of_rules():
     assert list(next(last(2, 5))) == [3, 4]
     assert next(spread(2, 6)) == [1, 4]
@@ -169,9 +201,19 @@ def test_most_parameters_remain_and_of_equal_many_the_least_damage():
         for start, damage in enumerate(damages)
     ]
     edges += [edge(0, 4, "replace", 0.0, 0.5).model_copy(update={"params": 500.0})]  # fresh ones do not count
-    chain = SimpleNamespace(paths=("a", "b", "c", "d"))
-    baselines = Baselines(None, SimpleNamespace(segments=chain, edges=edges, units_by_edge={}), ())
+    shapes = [((4, 8, 8), (4, 8, 8))] * 4
+
+    def baselines(shapes):
+        parts = [SimpleNamespace(in_shape=before, out_shape=after) for before, after in shapes]
+        chain = SimpleNamespace(paths=("a", "b", "c", "d"), segments=parts)
+        return Baselines(None, SimpleNamespace(segments=chain, edges=edges, units_by_edge={}), ())
+
     limits = ResourceLimits(latency_ms=2.0)
+    changing = [*shapes[:3], ((4, 8, 8), (8, 4, 4))]
+    assert baselines(changing).path("most parameters", limits).edges == (0, 5, 6, 3)  # what changes the shape stays
+    every = [((4, 8, 8), (8, 4, 4))] * 4
+    assert baselines(every).path("most parameters", limits).edges == (0, 1, 6, 7)  # where it can
+    baselines = baselines(shapes)
     assert baselines.path("most parameters", limits).edges == (0, 1, 6, 7)
     assert baselines.path("removals only", limits).edges == (4, 1, 6, 3)
     assert baselines.path("most parameters", limits).damage == 0.5  # as the tables say, not what was solved for

@@ -106,7 +106,8 @@ class PlanPool:
     def contenders(self, size: int) -> list[MeasuredPlan]:
         """At most `size` plans near the budget or within it, unlike each other: by turns the best of each family.
 
-        Never the best of all by damage: between families it says nothing about what is left after recovery.
+        Never the best of all by damage: between families it says nothing about what is left after recovery. Of a rule
+        all plans come one after the other, the largest first: the next counts where it proves too slow.
         """
         families: dict[Family, list[MeasuredPlan]] = {}
         kept: list[Path] = []
@@ -115,10 +116,14 @@ class PlanPool:
             if plan.origin != "solver" or self._is_unlike(plan.path, kept):
                 families.setdefault(plan.family, []).append(plan)
                 kept.append(plan.path)
-        solver = [families[family] for family in sorted(families) if family[0] == "solver"]
-        rules = [families[origin, 0] for origin in BASELINES if (origin, 0) in families]
+        solver = [[[plan] for plan in families[family]] for family in sorted(families) if family[0] == "solver"]
+        rules = [
+            [sorted(families[origin, 0], key=lambda plan: -plan.latency_ratio)]
+            for origin in BASELINES
+            if (origin, 0) in families
+        ]
         groups = [group for pair in zip_longest(solver, rules) for group in pair if group]
-        turns = (plan for turn in zip_longest(*groups) for plan in turn if plan is not None)
+        turns = (plan for turn in zip_longest(*groups) for plans in turn for plan in plans or ())
         return list(islice(turns, size))
 
     def update(self, plans: Sequence[MeasuredPlan]) -> None:
@@ -204,42 +209,43 @@ class PlanPool:
             self.notes.append("no block can be removed: no plan of removals alone is among those that were compared")
             return
         latencies = dict.fromkeys(BASELINES, self.latency_ms)
-        best: dict[PlanOrigin, MeasuredPlan] = {}
-        tried: set[tuple[int, ...]] = set()
+        near: dict[PlanOrigin, list[MeasuredPlan]] = {}
+        tried: dict[tuple[int, ...], PlanOrigin] = {}
+        missing: dict[PlanOrigin, str] = {}
         for _ in range(_MAX_TRIES):
             paths: dict[PlanOrigin, Path] = {}
             for origin, latency_ms in latencies.items():
-                others = {plan.origin: plan.path for plan in best.values() if plan.origin != origin} | paths
-                path = self._baseline(baselines, origin, latency_ms, others)
-                paths |= {origin: path} if path is not None and path.edges not in tried else {}
-            tried |= {path.edges for path in paths.values()}
+                path = self._baseline(baselines, origin, latency_ms, tried)
+                if isinstance(path, Path):
+                    paths[origin], tried[path.edges] = path, origin
+                    missing[origin] = "was not compared: it proved too slow"
+                elif path:
+                    missing[origin] = path
             measured = self.meter.measure(list(paths.values()), [(origin, 0) for origin in paths])
             for plan in measured:
-                rival = best.get(plan.origin)
-                if self.budget.is_met(plan, NEAR) and (rival is None or rival.latency_ratio < plan.latency_ratio):
-                    best[plan.origin] = plan
+                if self.budget.is_met(plan, NEAR):
+                    near.setdefault(plan.origin, []).append(plan)
             latencies = {
                 plan.origin: self.budget.limits.latency_ms / latency_bias([plan])
                 for plan in measured
-                if not (self.budget.is_met(plan, NEAR) and self.budget.is_used(plan))
+                if not (self.budget.is_met(plan) and self.budget.is_used(plan))
             }
             if not latencies:
                 break
-        self.plans += best.values()
-        missing = [origin for origin in latencies if origin not in best]
-        self.notes += [f"the plan '{origin}' was not compared: it proved too slow" for origin in missing]
+        for plans in near.values():
+            used = [plan for plan in plans if self.budget.is_used(plan)]
+            self.plans += used or [max(plans, key=lambda plan: plan.latency_ratio)]
+        self.notes += [f"the plan '{origin}' {why}" for origin, why in missing.items() if origin not in near]
 
     def _baseline(
-        self, baselines: Baselines, origin: PlanOrigin, latency_ms: float, others: Mapping[PlanOrigin, Path]
-    ) -> Path | None:
-        """The plan of a rule, where it is not known under another name; else a note says why there is none."""
+        self, baselines: Baselines, origin: PlanOrigin, latency_ms: float, tried: Mapping[tuple[int, ...], PlanOrigin]
+    ) -> Path | str:
+        """The plan of a rule, where it is not known under another name; else why there is none, if that is news."""
         limits = self._limits(latency_ms)
         path = baselines.path(origin, limits) if limits is not None else None
         if path is None:
-            self.notes.append(f"the plan '{origin}' was not compared: removing every block does not meet the budget")
-            return None
-        known = {**{plan.path.edges: plan.origin for plan in self.plans}, **{p.edges: o for o, p in others.items()}}
-        same = known.get(path.edges)
+            return "was not compared: removing every block does not meet the budget"
+        same = {**{plan.path.edges: plan.origin for plan in self.plans}, **tried}.get(path.edges)
         if same is None:
             return path
         if same == "solver":  # it counts as that of the rule, so that the rule is always among the contenders
@@ -247,9 +253,7 @@ class PlanPool:
                 replace(plan, origin=origin, generator=0) if plan.path.edges == path.edges else plan
                 for plan in self.plans
             ]
-        else:
-            self.notes.append(f"the plan '{origin}' is that of '{same}'")
-        return None
+        return "" if same in ("solver", origin) else f"is that of '{same}'"
 
 
 _BEST: Family = ("solver", 0)

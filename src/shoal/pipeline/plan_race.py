@@ -236,7 +236,7 @@ class Race:
     def _climb_elsewhere(
         self, stage: str, running: Sequence[Track], rung: int, builder: PlanBuilder, results: Results
     ) -> None:
-        """All contenders up to a rung, or to where they are looked at, by workers; what they learned is in the folder afterwards, as if it was here."""
+        """All contenders up to a look, by workers; what they learned is in the folder then, as if it was here."""
 
         def tasks() -> Iterator[WorkerTask]:
             for index, track in enumerate(running):

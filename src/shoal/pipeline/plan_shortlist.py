@@ -19,6 +19,8 @@ from shoal.record import BudgetCheck
 _POOL_SIZE = 8
 # At most this many plans are timed for longer, where there is no race.
 _MAX_RETIMED = 4
+# So many more are timed for longer than a race has room for: some of them prove too slow.
+_SPARE = 4
 # How often faster plans are sought, where none was fast enough when timed for longer.
 _FASTER_ROUNDS = 2
 
@@ -61,7 +63,7 @@ class ShortlistMaker:
                 break
             timed = self._timed(pool, size)
         met = [plan for plan in timed if budget.is_met(plan)]
-        runners = met[:size] if race is not None else []
+        runners = _contenders(met, size)
         if race is not None and len(runners) > 1:
             for plan in runners:
                 race.store.keep_start(plan.path, meter.builder.build(plan.path))
@@ -121,8 +123,9 @@ class ShortlistMaker:
             pool: gets what is measured.
             size: of the race; 0 for none: then only the best few are timed, and compared by their damage.
         """
-        leading = pool.contenders(size)
-        if not size:
+        if size:
+            leading = pool.contenders(size + _SPARE)
+        else:
             self._refit(pool, pool.contenders(_POOL_SIZE))
             near = (plan for plan in pool.plans if self.budget.is_met(plan, NEAR))
             leading = sorted(near, key=lambda plan: plan.rank)[:_MAX_RETIMED]
@@ -157,6 +160,12 @@ def confirmed_winner(
         record = outcome.record.model_copy(update={"continued": False})
         outcome = replace(outcome, network=None, record=record, notes=[*outcome.notes, note])
     return replace(outcome, plan=replace(chosen, latency_ratio=check.worst.ratio)), check
+
+
+def _contenders(met: Sequence[MeasuredPlan], size: int) -> list[MeasuredPlan]:
+    """The first of these plans, which are within the budget, as many as a race has room for; of each rule only one."""
+    first = {plan.origin: plan for plan in reversed(met)}
+    return [plan for plan in met if plan.origin == "solver" or first[plan.origin] is plan][:size]
 
 
 def _between(
