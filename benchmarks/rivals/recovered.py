@@ -25,7 +25,7 @@ from shoal.batches import Batch
 from shoal.errors import UsageError
 from shoal.files.writing import write_text
 from shoal.pipeline import RecoveryConfig
-from shoal.pipeline.plan_race import remaining
+from shoal.pipeline.plan_race import remaining, settings_after
 from shoal.pipeline.recovery import RecoveryTask
 from shoal.plan import Plan, read_plan
 from shoal.record import PlanRace
@@ -170,7 +170,7 @@ class _Recovery:
             renew_(network, self.setup.seed)
         if way.how == "none":
             return network, {"steps": 0}
-        setup, folder = replace(self.setup, budget=self._left_of_budget), place_of(self.place).folder
+        setup, folder = self._setup_after_race, place_of(self.place).folder
         record = self.place.work / "tuned" / f"{self.place.method}.json"
         if way.how == "features":
             rate = best_value(
@@ -185,10 +185,12 @@ class _Recovery:
         return replace(self.place, method=WAYS[self.place.method].cut)
 
     @property
-    def _left_of_budget(self) -> TrainingBudget:
-        """The budget less the steps of the race that Shoal's plan was chosen by."""
-        race = race_of_cell(self._cut.finished() or {})
-        return remaining(self.setup.budget, race) if not WAYS[self.place.method].fresh else self.setup.budget
+    def _setup_after_race(self) -> RecoverySetup:
+        """The budget less the steps of the race that Shoal's plan was chosen by; it goes on from what that learned."""
+        race, setup = race_of_cell(self._cut.finished() or {}), self.setup
+        if WAYS[self.place.method].fresh:
+            return setup
+        return replace(setup, budget=remaining(setup.budget, race), settings=settings_after(setup.settings, race))
 
     def _left(self, network: nn.Module, weight: float, budget: TrainingBudget) -> float:
         settings = replace(self.setup.settings, features=weight, rate=TRIAL_RATE, looks=1)

@@ -14,7 +14,7 @@ from elsewhere import Elsewhere
 from shoal.errors import DataError, NonFiniteError, OutOfMemoryError, UsageError
 from shoal.pipeline import CompressConfig, RecoveryConfig, plan_race
 from shoal.pipeline.plan_measure import MeasuredPlan
-from shoal.pipeline.plan_race import SHARE, Climber, Contender, Ladder, Race, remaining, since_race
+from shoal.pipeline.plan_race import SHARE, Climber, Contender, Ladder, Race, remaining, settings_after, since_race
 from shoal.pipeline.race_record import Track
 from shoal.pipeline.race_store import FOLDER, RaceStore, Shortlist, key_of
 from shoal.plan import Edge, Path, Remove
@@ -326,6 +326,15 @@ def test_what_a_race_leaves_of_the_budget():
     assert remaining(TrainingBudget(seconds=60), race) == TrainingBudget(seconds=55)
     assert remaining(TrainingBudget(steps=7), None) == TrainingBudget(steps=7)
     assert PlanRace.model_validate_json(race.model_dump_json()) == race
+
+
+def test_what_was_learned_in_a_race_needs_no_second_warm_up():
+    track, shortlist, builder, _ = race_of(flat(4, 3), [1, 2])
+    race = track.run(shortlist, builder).record
+    settings = DistillConfig(warm_up=0.1, features=8.0)
+    assert settings_after(settings, race) == replace(settings, warm_up=0.0)
+    assert settings_after(settings, race.model_copy(update={"continued": False})) == settings
+    assert settings_after(settings, None) == settings
 
 
 # The whole way, with small students

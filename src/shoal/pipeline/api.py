@@ -32,7 +32,7 @@ from shoal.pipeline.greedy import GreedyRemoval, RemovalChoice
 from shoal.pipeline.naming import removal_notes
 from shoal.pipeline.outcome import FirstBatchLoader, measure_outcome
 from shoal.pipeline.plan_checkpoint import load_plan, plan_fingerprint, plan_state, rebuild, save_plan
-from shoal.pipeline.plan_race import Race, remaining, since_race
+from shoal.pipeline.plan_race import Race, remaining, settings_after, since_race
 from shoal.pipeline.planner import build_planner, split_data
 from shoal.pipeline.race_store import RaceStore
 from shoal.pipeline.recovery import (
@@ -51,7 +51,7 @@ from shoal.plan import Fold, Plan
 from shoal.preserve import copied
 from shoal.progress import Callbacks, ProgressCallback, as_callbacks, former_callbacks
 from shoal.record import Certificate, metric_drop
-from shoal.recover import TrainingBudget, read_budget
+from shoal.recover import DistillConfig, TrainingBudget, read_budget
 from shoal.surgery import certify, fold, input_specs, remove_blocks, signature_of
 from shoal.tasks import dense_copy, restore_usual
 from shoal.training.processes import are_several, from_main, leads, share_tensors_
@@ -313,6 +313,8 @@ class _Run:
                 save_plan(recovery.path, compressed, self._fingerprint(recovery))
                 RaceStore.remove(recovery.path)  # its winner is kept now
             race = compressed.choice.planning.race if compressed.choice.planning is not None else None
+            settings = settings_after(recovery.settings or DistillConfig(), race)
+            task = replace(task, config=replace(recovery, settings=settings))
             result = task.run(compressed.model, compressed.actions, remaining(recovery.total, race))
             choice = self.once(lambda: self._judged_again(compressed.choice, result.model))
         except REASONS_TO_SKIP as error:

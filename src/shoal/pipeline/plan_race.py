@@ -30,7 +30,7 @@ from shoal.pipeline.recovery import REASONS_TO_SKIP, RecoveryTask, skip_or_raise
 from shoal.plan import Fold, Remove, Replace
 from shoal.progress import no_progress
 from shoal.record import PlanRace, Recovery
-from shoal.recover import TrainingBudget
+from shoal.recover import DistillConfig, TrainingBudget
 from shoal.recover.distill import CHECKPOINT
 from shoal.recover.rungs import PausedStudent, RungResult, RungTiming
 from shoal.workers import LocalWorkers, Results, Workers, WorkerTask, working
@@ -311,6 +311,11 @@ def remaining(budget: TrainingBudget, race: PlanRace | None) -> TrainingBudget:
         return TrainingBudget(steps=max(1, budget.steps - race.steps))
     seconds = budget.seconds or 0.0
     return TrainingBudget(seconds=max(seconds - race.seconds, _LEAST_LEFT * seconds))
+
+
+def settings_after(settings: DistillConfig, race: PlanRace | None) -> DistillConfig:
+    """How recovery goes on after a race: what its winner has learned needs no second warm-up."""
+    return replace(settings, warm_up=0.0) if race is not None and race.continued else settings
 
 
 def since_race(recovery: Recovery, race: PlanRace | None) -> Recovery:
