@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30, help="over all numbers of workers")
     parser.add_argument("--workers", default="2,4", help="that are killed, separated by commas")
     parser.add_argument("--partition", type=float, default=20.0, help="seconds")
-    parser.add_argument("--batches", type=int, default=80, help="mini-batches, a task each")
+    parser.add_argument("--batches", type=int, default=60, help="mini-batches, a task each")
     parser.add_argument("--pause", type=float, default=0.3, help="seconds that a task takes at least")
     parser.add_argument(
         "--only",

@@ -68,6 +68,7 @@ def test_a_process_that_dies_ends_the_others_within_a_minute_with_its_number(tmp
     distill(Learner(0), Learner(1), images_of, validation=validation, budget=400, config=config, folder=sys.argv[1])
     """
     processes = start(dying, 2, tmp_path)
+    processes[1].wait(timeout=300)  # however long both take to start
     began = time.monotonic()
     printed = outputs(processes)
     assert time.monotonic() - began < 60
