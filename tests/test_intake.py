@@ -1,5 +1,7 @@
 """What Shoal is handed: compiled networks, copies, and networks that cannot be worked on."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -327,3 +329,68 @@ def test_graphs_hold_no_blocks_and_say_so(x):
         assert chain.note or "addition" in (chain.blocks[0].reason or "")
         with pytest.raises(NotReachedError):
             shoal.compress(graph, [x], shoal.RemoveBlocks(1), config=QUICK)
+
+
+def patch_forward(net):
+    block = net.blocks[0]
+    block.forward = lambda x: x + block.b(block.a(x))
+
+
+def patch_whole(net):
+    before = net.forward
+    net.forward = lambda x: before(x) * 2
+
+
+def patch_partial(net):
+    block = net.blocks[0]
+    net.blocks[0].forward = functools.partial(lambda around, x: block.b(x) + around.stem.bias, net)
+
+
+def keep_function(net):
+    scale = net.blocks[0].a.bias
+    net.stem.forward = functools.wraps(net.stem.forward)(lambda x, *, by=2: nn.Linear.forward(net.stem, x) * by + scale)
+
+
+def hook_feature(net):
+    net.feature = None
+
+    def keep(module, args, output):
+        net.feature = output
+
+    net.blocks[1].register_forward_hook(keep)
+    net.blocks[3].register_forward_hook(lambda module, args, output: output + net.feature)
+
+
+@pytest.mark.parametrize("change", [patch_forward, patch_whole, patch_partial, keep_function, hook_feature])
+def test_functions_that_hold_the_network_hold_the_copy_in_it(change, x):
+    net = Net().eval()
+    change(net)
+    expected = net(x)
+    twin = copied(net)
+    with torch.no_grad():
+        assert torch.equal(twin(x), expected)
+        for parameter in twin.parameters():
+            parameter.mul_(2)
+        assert not torch.allclose(twin(x), expected)
+    assert torch.equal(net(x), expected)
+    twin(x).sum().backward()
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_a_network_with_a_forward_of_its_own_loses_a_block(x):
+    net = Net().eval()
+    patch_whole(net)
+    assert shoal.trace(copied(net), x).paths == [f"blocks.{number}" for number in range(4)]
+
+
+def test_counters_around_a_function_stay_shared(x):
+    calls = 0
+
+    def count(module, args, output):
+        nonlocal calls
+        calls += 1
+
+    net = Net().eval()
+    net.stem.register_forward_hook(count)
+    copied(net)(x)
+    assert calls == 1

@@ -5,6 +5,9 @@ that its factory builds. So everything is done on the network inside, and the re
 """
 
 import copy
+import functools
+import types
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -130,7 +133,63 @@ def on_other_tensors(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for module in reversed(list(model.modules())):
         if _is_wrapper(module):
             memo[id(module)] = copy.deepcopy(module.get_submodule(_INSIDE), memo)
-    return copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        for name, item in vars(module).items():
+            if name not in ("_modules", "_parameters", "_buffers"):
+                vars(module)[name] = _rebound(item, memo)
+    return twin
+
+
+def _rebound(item: Any, copies: dict[int, Any]) -> Any:
+    """The same function, but for modules and tensors around it, in whose place it sees their copies.
+
+    copy.deepcopy hands functions on as they are: a `forward` or a hook that was written inside another function would
+    still run, and write to, the network that was copied.
+
+    Args:
+        item: what an attribute of the copy holds.
+        copies: by the identity of what they are copies of.
+    """
+    if type(item) in (dict, OrderedDict):
+        for key, part in item.items():
+            item[key] = _rebound(part, copies)
+    elif type(item) is list:
+        item[:] = [_rebound(part, copies) for part in item]
+    elif isinstance(item, (nn.Module, Tensor)):
+        return copies.get(id(item), item)
+    elif isinstance(item, types.MethodType):
+        return types.MethodType(item.__func__, copies.get(id(item.__self__), item.__self__))
+    elif isinstance(item, functools.partial):
+        args = [_rebound(part, copies) for part in item.args]
+        return functools.partial(_rebound(item.func, copies), *args, **_rebound(item.keywords, copies))
+    elif isinstance(item, types.FunctionType) and item.__closure__:
+        return _with_cells(item, [_rebound_cell(cell, copies) for cell in item.__closure__])
+    return item
+
+
+def _rebound_cell(cell: types.CellType, copies: dict[int, Any]) -> types.CellType:
+    """A cell with a copy where there is one for what it holds; else the cell itself, which others may write to."""
+    try:
+        held = cell.cell_contents
+    except ValueError:  # a variable that is not set yet
+        return cell
+    if not isinstance(held, (nn.Module, Tensor, types.MethodType, types.FunctionType, functools.partial)):
+        return cell
+    twin = _rebound(held, copies)
+    return cell if twin is held else types.CellType(twin)
+
+
+def _with_cells(function: types.FunctionType, cells: list[types.CellType]) -> types.FunctionType:
+    if all(cell is before for cell, before in zip(cells, function.__closure__ or (), strict=True)):
+        return function
+    twin = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+    )
+    twin.__kwdefaults__, twin.__qualname__ = function.__kwdefaults__, function.__qualname__
+    twin.__module__ = function.__module__
+    twin.__dict__.update(function.__dict__)
+    return twin
 
 
 def held_tensors(model: nn.Module) -> Iterator[Tensor]:
