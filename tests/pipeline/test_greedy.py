@@ -331,10 +331,13 @@ def test_max_drop_keeps_the_longest_within(monkeypatch, drops, limit, count, ste
     assert set(found.removed) == {step.removed for step in found.steps[:count]}
     assert found.reached is (count > 0)
     if count:
-        assert found.message == f"{count} block{'s' * (count > 1)} removed within {limit:g} points on validation"
+        assert (
+            found.message
+            == f"{count} block{'s' * (count > 1)} removed within {limit:g} point{'s' * (limit != 1)} on validation"
+        )
         assert found.validation.top1_drop == drops[count - 1]
     else:
-        assert found.message == "no block can go within 1 points: the first already costs 50.00"
+        assert found.message == "no block can go within 1 point: the first already costs 50.00"
         assert found.validation is None
 
 

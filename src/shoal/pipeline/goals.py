@@ -384,3 +384,8 @@ def check_options(
             f"{spell('student_budget')} does nothing: no students are among the stand-ins",
             f"Name some in {spell('stand_ins')}: {', '.join(STUDENTS)}; or leave it out.",
         )
+
+
+def points_text(points: float) -> str:
+    """A number of points for a message: `1 point`, `0.5 points`."""
+    return f"{points:g} point{'' if points == 1 else 's'}"

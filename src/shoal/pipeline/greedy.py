@@ -16,7 +16,7 @@ from shoal.errors import FolderError, NotReachedError, SurgeryError
 from shoal.files.reading import refusing
 from shoal.measure import Reading, reading_of
 from shoal.offloaded import is_offloaded
-from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks, by_units
+from shoal.pipeline.goals import Blocks, ExactOnly, Goal, MaxDrop, RemoveBlocks, by_units, points_text
 from shoal.pipeline.judging import Judge
 from shoal.pipeline.removal_screen import RemovalScreen
 from shoal.plan import Remove
@@ -296,9 +296,9 @@ class GreedyRemoval:
             return reached, f"{counted} removed{more}"
         limit = self.goal.points if isinstance(self.goal, MaxDrop) else 0.0
         if count:
-            return True, f"{counted} removed within {limit:g} points on validation"
+            return True, f"{counted} removed within {points_text(limit)} on validation"
         first = 100 * metric_drop(steps[0].validation) if steps and steps[0].validation else float("nan")
-        return False, f"no block can go within {limit:g} points: the first already costs {first:.2f}"
+        return False, f"no block can go within {points_text(limit)}: the first already costs {first:.2f}"
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from shoal.measure.classes import no_better_than_chance
 from shoal.measure.output_reading import OutputReading
 from shoal.pipeline.config import MeasureConfig
 from shoal.pipeline.context import CompressContext
+from shoal.pipeline.goals import Goal, MaxDrop, points_text
 from shoal.pipeline.greedy import RemovalChoice
 from shoal.pipeline.result import CompressedModel
 from shoal.plan import Fold, Remove, Replace
@@ -86,6 +87,7 @@ def measure_outcome(context: CompressContext, compressed: CompressedModel, test:
             *reading.warnings(),
             *_read_anew(reading, before),
             *_remarks(choice, measured.times, comparison),
+            *_beyond_goal(context.goal, choice, comparison),
             *measured.notes,
         ],
         seconds=0.0,
@@ -171,6 +173,26 @@ def _remarks(choice: RemovalChoice, times: dict[str, list[Latency]], comparison:
         verb = "was" if comparison.n == 1 else "were"
         messages.append(f"only {count_of(comparison.n, 'sample')} {verb} evaluated: intervals are wide")
     return messages
+
+
+def _beyond_goal(goal: Goal, choice: RemovalChoice, test: Comparison) -> list[str]:
+    """That surely more is lost on test than the goal allows, which was judged on validation."""
+    if not isinstance(goal, MaxDrop) or choice.validation is None or test.top1_drop_interval is None:
+        return []
+    if 100 * test.top1_drop_interval[0] <= goal.points:
+        return []
+    return [
+        f"{_lost(test)} on test, where at most {points_text(goal.points)} was asked for; {_lost(choice.validation)} on"
+        " validation, which decides: it is not like test, as images that are shifted or mirrored for a network that was"
+        " trained without"
+    ]
+
+
+def _lost(comparison: Comparison) -> str:
+    if comparison.top1_drop is None or comparison.top1_drop_interval is None:
+        return "nothing that can be told"
+    low, high = (100 * end for end in comparison.top1_drop_interval)
+    return f"{100 * comparison.top1_drop:.2g} points of top-1 lost ({low:.2g} to {high:.2g})"
 
 
 def _read_anew(reading: Reading, original: Predictions) -> list[str]:

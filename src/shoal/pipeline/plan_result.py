@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from shoal.errors import count_of
 from shoal.pipeline.greedy import RemovalChoice
 from shoal.plan import Remove, Replace
 from shoal.record import Comparison, Planning
@@ -47,9 +48,9 @@ def summary_of(actions: Sequence[Remove | Replace], segments: SegmentChain) -> s
     spans = [action for action in actions if isinstance(action, Replace)]
     paths = {path for span in spans for path in span.paths}
     covered = [segment for segment in segments.segments if segment.can_bound_span and segment.path in paths]
-    changes = [f"{removed} blocks removed"] if removed else []
+    changes = [f"{count_of(removed, 'block')} removed"] if removed else []
     changes += [f"{units} single {'unit' if units == 1 else 'units'} removed"] if units else []
     if spans:
-        what = "blocks" if covered[0].residual else "layers"
-        changes.append(f"{len(covered)} {what} replaced by {len(spans)} stand-ins")
+        what = "block" if covered[0].residual else "layer"
+        changes.append(f"{count_of(len(covered), what)} replaced by {count_of(len(spans), 'stand-in')}")
     return ", ".join(changes) or "nothing changed"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from shoal.errors import NotReachedError, UsageError
-from shoal.pipeline.goals import Budget, ParetoPoint
+from shoal.pipeline.goals import Budget, ParetoPoint, points_text
 from shoal.pipeline.guess_errors import guess_errors
 from shoal.pipeline.judging import Judge
 from shoal.pipeline.latency_backends import EstimatedLatency, LatencyBackend
@@ -132,7 +132,8 @@ class PlanSearch:
                 low = middle + 1
         if result is None or chosen is None:
             raise NotReachedError(
-                f"no plan of the front is within {max_drop:g} points on validation; the nearest loses {nearest:.2f}",
+                f"no plan of the front is within {points_text(max_drop)} on validation; the nearest loses "
+                f"{nearest:.2f}",
                 "Ask for less, or give more calibration images.",
             )
         # Plans that were tried after it lost too much; the record holds them too.
