@@ -34,6 +34,7 @@ def test_a_bound_is_a_fraction_or_an_amount(value, name, expected):
 @pytest.mark.parametrize(
     ("value", "name", "message"),
     [
+        ("1e400", "macs", "macs is '1e400', expected a finite number"),
         ("half", "latency", "latency is 'half', expected a fraction or an amount"),
         ("", "macs", "macs is '', expected a fraction or an amount"),
         ("50%", "latency", "latency is '50%', expected a fraction or an amount"),

@@ -3,6 +3,7 @@
 A new quantity is one line of `QUANTITIES`, and a field of that name in `Cost`.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,8 +56,9 @@ class Quantity:
         if not match:
             raise UsageError(f"{self.name} is '{value}', expected a fraction or an amount", "Like 0.5, 12ms, 1.2G, 3M.")
         number, unit = float(match.group(1)), match.group(2) or ""
-        if number <= 0:
-            raise UsageError(f"{self.name} is '{value}', expected more than 0", "Give a fraction like 0.5.")
+        if not 0 < number < math.inf:
+            expected = "more than 0" if number <= 0 else "a finite number"
+            raise UsageError(f"{self.name} is '{value}', expected {expected}", "Give a fraction like 0.5.")
         if not unit and number <= 1:
             return number * original
         if unit not in self.units:

@@ -10,7 +10,15 @@ from torch import nn
 
 from shoal.epsilon.recipes import DecayPlan, RatePlan, recipe
 from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer, with_overrides
-from shoal.errors import FolderError, ModelRaisedError, NonFiniteError, SurgeryError, UsageError, WeightsError
+from shoal.errors import (
+    DataError,
+    FolderError,
+    ModelRaisedError,
+    NonFiniteError,
+    SurgeryError,
+    UsageError,
+    WeightsError,
+)
 from shoal.files import tensors as tensor_writing
 from shoal.sources import load_data
 from shoal.sources.builtin_networks import DigitsResNet
@@ -294,3 +302,10 @@ def test_what_is_refused(data):
 def test_overrides_leave_what_was_not_given():
     changed = with_overrides(PLAN, epochs=9, batch_size=None)
     assert (changed.epochs, changed.batch_size) == (9, PLAN.batch_size)
+
+
+def test_labels_that_the_network_does_not_have_are_named(data):
+    model = network()
+    model.head = nn.Linear(model.head.in_features, 3)
+    with pytest.raises(DataError, match=r"label \d does not fit a model with 3 classes"):
+        trained(data, model=model)

@@ -64,6 +64,7 @@ def test_labels_are_optional(write):
         ({"x_train": np.full((6, 4), np.nan)}, "x_train holds NaN or Inf: 24 of 24"),
         ({"x_train": np.zeros((6, 5, 6, 7), dtype=np.uint8)}, "no axis of 1, 3 or 4 channels"),
         ({"x_train": np.array([{}] * 6, dtype=object)}, "never unpickles"),
+        ({"x_train": np.ones((6, 4), complex)}, "no array of numbers: 'x_train.npy' is of type complex128"),
     ],
 )
 def test_refused(write, changes, message):

@@ -33,6 +33,7 @@ from shoal.errors import DataError, NonFiniteError, UsageError, naming_memory_sh
 from shoal.files.jsonl import JsonlFile
 from shoal.files.locking import lock_folder
 from shoal.fingerprint import check_fingerprint
+from shoal.measure.classes import check_labels
 from shoal.preserve import evaluating
 from shoal.progress import ProgressCallback, no_progress
 from shoal.recover.losses import divergence_loss
@@ -238,7 +239,9 @@ class EpsilonTrainer(TrainingLoop):
         self.weights_before = {block.path: self.last_weight(block.path) for block in graph.chain.removable}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            classes = int(logits_of(self._eval_output(network)).shape[1])
+            logits = logits_of(self._eval_output(network))
+            _labels(self.example, logits)
+            classes = int(logits.shape[1])
             self.supervised = supervised(network, graph.chain, classes, side=settings.side).to(self.engine.device)
         self.supervised.attach_hook()
         recipe = self.recipe
@@ -346,7 +349,8 @@ class EpsilonTrainer(TrainingLoop):
         """Sums of this mini-batch: loss, correct answers, samples."""
         with self.engine.autocast():
             output, side_logits = call(runner, batch)
-        logits, target = logits_of(output).float(), _labels(batch)
+        logits = logits_of(output).float()
+        target = _labels(batch, logits)
         loss = F.cross_entropy(logits, target)
         if self.teacher is not None:
             loss = self._divergence(self.teacher, logits, batch)
@@ -489,8 +493,8 @@ class EpsilonTrainer(TrainingLoop):
         network = self.prunable.model
         with evaluating(network), self.engine.autocast():
             for batch in batches(loader, self.engine.device):
-                predicted = logits_of(call(network, self.engine.moved(batch))).argmax(dim=1)
-                wrong += int((predicted != _labels(batch)).sum())
+                logits = logits_of(call(network, self.engine.moved(batch)))
+                wrong += int((logits.argmax(dim=1) != _labels(batch, logits)).sum())
                 count += batch.size
         return wrong / max(count, 1)
 
@@ -557,9 +561,10 @@ class EpsilonTrainer(TrainingLoop):
             torch.manual_seed(self.settings.seed)
 
 
-def _labels(batch: Batch) -> Tensor:
+def _labels(batch: Batch, logits: Tensor) -> Tensor:
     if batch.target is None:
         raise DataError("a mini-batch has no labels, training needs them", "Give data with labels.")
+    check_labels(batch.target, logits.shape[1])
     return batch.target
 
 

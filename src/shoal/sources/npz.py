@@ -69,7 +69,12 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.
         version = np.lib.format.read_magic(content)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = header(content)
-        if dtype.hasobject or dtype.kind not in "uifb":
+        if not dtype.hasobject and dtype.kind not in "uifb":
+            raise DataError(
+                f"'{path.name}' holds what is no array of numbers: '{member.filename}' is of type {dtype}",
+                "Save whole or floating-point numbers; of complex ones the real and the imaginary parts as channels.",
+            )
+        if dtype.hasobject:
             raise DataError(
                 f"'{path.name}' holds Python objects, not plain arrays: '{member.filename}' is of type {dtype}",
                 "Save arrays of numbers; Shoal never unpickles.",
