@@ -99,6 +99,15 @@ def test_too_few_samples_to_hold_any_back_are_refused_before_anything_is_measure
         shoal.compress(network(), [images(2)], shoal.Blocks(("blocks.1",)), config=REFIT)
 
 
+def test_mini_batches_of_one_sample_are_refitted_on_as_well(monkeypatch):
+    singles, goal = [batch[:1] for batch in DATA * 2], shoal.Blocks(("blocks.1",))
+    result = shoal.compress(network(), singles, goal, validation=OTHER[:2], test=OTHER[2:], config=REFIT)
+    assert any("kept blocks refitted too" in note for note in result.record.notes)
+    monkeypatch.setattr(api, "GreedyRemoval", lambda *args: pytest.fail("it began"))
+    with pytest.raises(DataError, match="a single sample, no two are alike"):
+        shoal.compress(network(), singles[:1], goal, validation=OTHER[:2], config=REFIT)
+
+
 @pytest.mark.parametrize("goal", [shoal.Budget(macs=0.7), shoal.ExactOnly(), shoal.ParetoPoint(1)])
 def test_a_goal_without_removals_has_nothing_to_refit(monkeypatch, goal):
     monkeypatch.setattr(context, "analyze", lambda *args: pytest.fail("it began"))

@@ -11,7 +11,7 @@ from torch import nn
 from shoal.batches import Batch, check_one_purpose, device_of, is_read_once
 from shoal.blocks.prefix_cache import restart_notes
 from shoal.deprecated import Keywords, former_keywords
-from shoal.errors import NotReachedError, UsageError, check_no_overlap, expect_type, naming_memory_shortage
+from shoal.errors import DataError, NotReachedError, UsageError, check_no_overlap, expect_type, naming_memory_shortage
 from shoal.intake import is_compiled, plain
 from shoal.pipeline.config import CompressConfig
 from shoal.pipeline.context import CompressContext, build_context, materialize
@@ -191,7 +191,7 @@ class _Run:
         self.example = self.context.chosen_on[0].take(2)
         input_specs(self.example)  # what a plan cannot remember is refused before anything is measured
         if self.config.refit:
-            split_data(self.context)  # and so are too few samples to hold any back
+            _check_several(split_data(self.context).fit)
         self.messages: list[str] = []
 
     @property
@@ -363,6 +363,19 @@ class _Run:
             validation=comparison,
             reached=choice.reached and drop <= goal.points + 1e-9,
             message=f"{choice.message}; after {step} the drop there is {drop:.2f}",
+        )
+
+
+def _check_several(fit: Sequence[Batch]) -> None:
+    """Refuse samples to refit on of which none can be held out.
+
+    Raises:
+        DataError: says so.
+    """
+    if all(batch.size < 2 for batch in fit):
+        raise DataError(
+            "every calibration mini-batch holds a single sample, no two are alike, and none can be held out of a refit",
+            "Give mini-batches of two samples or more (--batch-size 2), or leave the refit out.",
         )
 
 
