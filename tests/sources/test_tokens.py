@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import transformers
@@ -105,3 +106,23 @@ def test_a_tokenizer_of_another_network(folder):
     found = tokens_of(tokenizer, replace(READING, vocabulary=40))
     with pytest.raises(DataError, match=r"does not fit the network: it gives token \d+, the network knows 0 to 39\n"):
         list(found.of([language.text(40)]))
+
+
+@pytest.mark.parametrize(("names", "written", "ok"), [
+    ({"vocab_file": "tokenizer.model", "tokenizer_file": "tokenizer.json"}, "config.json", False),
+    ({"vocab_file": "tokenizer.model", "tokenizer_file": "tokenizer.json"}, "tokenizer.json", True),
+    ({}, "config.json", True),
+])  # fmt: skip
+def test_a_tokenizer_made_of_nothing_is_refused(names, written, ok, tmp_path, monkeypatch):
+    """In transformers 5.0 a folder without one gets one whose every word is unknown."""
+    made = SimpleNamespace(vocab_files_names=names)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: made)
+    (tmp_path / written).write_text("{}")
+    text_format = TextFormat(str(tmp_path), None, 10, None, "next")
+    if ok:
+        assert open_tokenizer(text_format) is made
+    else:
+        with pytest.raises(
+            DataError, match=r"there is no tokenizer in .*: it holds none of tokenizer.model, tokenizer.js"
+        ):
+            open_tokenizer(text_format)

@@ -138,7 +138,7 @@ class PlanSearch:
             )
         # Plans that were tried after it lost too much; the record holds them too.
         planning = result.planning.model_copy(update={"rounds": self._rounds(plans, chosen)})
-        message = f"{result.message}, within {max_drop:g} points on validation"
+        message = f"{result.message}, within {points_text(max_drop)} on validation"
         return replace(result, planning=planning, message=message)
 
     def _front_path(self, index: int) -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, next_tokens
 from shoal.errors import DataError, SpecError
+from shoal.files.reading import is_folder
 from shoal.sources.parts import NoPart, Part, hold_out
 from shoal.sources.text import Documents
 
@@ -95,6 +96,17 @@ def _task(model: Any, config: Any) -> Task:
     return "next" if hasattr(model, "can_generate") and model.can_generate() else "none"
 
 
+def _check_vocabulary(tokenizer: Any, folder: Path) -> None:
+    """Refuse a tokenizer without words, as transformers 5.0 makes one for a network that came without.
+
+    Raises:
+        ValueError: the folder holds no file of a vocabulary that its class reads.
+    """
+    names = [name for name in getattr(tokenizer, "vocab_files_names", {}).values() if isinstance(name, str)]
+    if names and is_folder(folder) and not any((folder / name).exists() for name in names):
+        raise ValueError(f"it holds none of {', '.join(names)}")
+
+
 def open_tokenizer(text_format: TextFormat) -> Any:
     """The network's tokenizer; code next to it is never run.
 
@@ -110,9 +122,11 @@ def open_tokenizer(text_format: TextFormat) -> Any:
     except ImportError as error:
         raise SpecError("transformers is not installed", "pip install 'shoal[text]'") from error
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             text_format.tokenizer, trust_remote_code=False, local_files_only=not text_format.fetch
         )
+        _check_vocabulary(tokenizer, Path(text_format.tokenizer))
+        return tokenizer
     except Exception as error:
         reason = str(error).strip().splitlines()
         detail = reason[0] if reason else type(error).__name__
