@@ -1,6 +1,6 @@
 """The front of a network before and after recovery as one picture, from the results of recovery.py.
 
-    python benchmarks/front_picture.py results/recovery-resnet56-0.?-race.json --before results/frontier-resnet56.json
+    python benchmarks/front_picture.py results/recovery-resnet56-0.?-curve.json --before results/frontier-resnet56.json
         --data also --out docs/front-resnet56.svg
 
 Left the cuts (of `frontier.py` where its results are given: a plan that was raced has learned already), right cuts that
