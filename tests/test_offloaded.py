@@ -115,6 +115,7 @@ def test_a_removal_and_its_weights_on_the_disk(pair, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_plan_with_stand_ins(tmp_path):
     settings = CompressConfig(images=32, latency_seconds=0.01)
     kept = language.llama()

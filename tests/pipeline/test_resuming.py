@@ -117,7 +117,7 @@ def killing(stage, at):
 @pytest.mark.parametrize(
     ("stage", "at"),
     [
-        ("timing", 0),
+        pytest.param("timing", 0, marks=pytest.mark.slow),
         ("damage", 3),
         ("plan", 0),
         pytest.param("fitting", 2, marks=pytest.mark.slow),
@@ -162,7 +162,7 @@ def test_a_file_that_a_crash_cut_short_gives_the_same_tables(tmp_path, watch, cu
     "goal",
     [
         {"macs": 0.6},
-        {"latency": 0.5},
+        pytest.param({"latency": 0.5}, marks=pytest.mark.slow),
         pytest.param({"params": 0.5, "depth": 4}, marks=pytest.mark.slow),
         {"pick": 2},
         pytest.param({"max_drop": 60.0, "replace": True}, marks=pytest.mark.slow),

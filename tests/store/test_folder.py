@@ -265,11 +265,11 @@ def test_the_lock_of_a_killed_process_is_gone_with_it(tmp_path):
         assert folder.measured() == [{"n": 1}]
 
 
-def test_many_that_begin_at_once(tmp_path):
+def test_two_that_begin_at_once(tmp_path):
     command = [sys.executable, "-c", OWNING.replace("time.sleep(60)", "time.sleep(3)"), str(tmp_path / "run")]
-    children = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    children = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ended = [(*child.communicate(), child.returncode) for child in children]
-    assert sorted(code for _, _, code in ended) == [0, 1, 1]
+    assert sorted(code for _, _, code in ended) == [0, 1]
     assert all("is in use" in errors for _, errors, code in ended if code)
 
 

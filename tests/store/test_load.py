@@ -90,7 +90,7 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("which", ["digits", "cifar"])
+@pytest.mark.parametrize("which", [pytest.param("digits", marks=pytest.mark.slow), "cifar"])
 def test_a_fresh_process_computes_bitwise_the_same_and_unpickles_nothing(which, request, tmp_path):
     result, folder = request.getfixturevalue(which)
     x = images(1, 8, seed=1) if which == "digits" else images(3, 32, seed=1)
