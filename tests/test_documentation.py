@@ -158,7 +158,8 @@ def test_the_gallery_shows_what_is_made_for_it():
 def commands_of(page):
     """Every command line of Shoal in a page: in blocks of code and in line."""
     text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"```(?:bash|)\n(.*?)```", text, re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)  # from its first fence to its last
+    blocks = [body for language, body in fenced if language in ("", "bash")]
     lines = [line.partition("#")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line.strip() for line in [*lines, *re.findall(r"`(shoal [a-z][^`]*)`", text)] if line.startswith("shoal ")]
 
