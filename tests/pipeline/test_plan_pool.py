@@ -136,21 +136,19 @@ def test_a_rule_whose_plan_proves_too_slow_removes_more(tables):
 
 
 def test_a_rule_whose_plan_leaves_time_removes_less(tables):
-    """By the tables a removal saves less than it does: at first each rule removes more than it has to."""
+    """The solver's plans seem to say that all take longer than the tables foretell: plans of removals do not."""
 
-    class QuickRemovals(stopwatch.FakeClock):
-        def time_models(self, group, *, precise=False):
-            true = super().time_models(group, precise=precise)
-            return {name: ms if name == "whole" else 0.7 * ms for name, ms in true.items()}
+    def fewest_removed(excess):
+        search = planner(tables, clock=stopwatch.FakeClock(batches(12, 3, 8, 8)[0]))
+        pool = PlanPool(search.meter, search.meter.plan_budget(Budget(latency=0.5)), True, search.builder.fit)
+        pool.latency_ms /= excess
+        pool._add_baselines()
+        return {plan.origin: len(removed(search, plan.path)) for plan in pool.plans}
 
-    _, plain = pool_of(tables, Budget(latency=0.5))
-    search, quick = pool_of(tables, Budget(latency=0.5), clock=QuickRemovals(batches(12, 3, 8, 8)[0]))
-    few, many = (
-        {plan.origin: len(removed(search, plan.path)) for plan in pool.plans if plan.origin != "solver"}
-        for pool in (quick, plain)
-    )
-    assert all(quick.budget.is_met(plan, 1.03) for plan in quick.plans if plan.origin != "solver")
-    assert any(few[rule] < many[rule] for rule in BASELINES if rule in many and rule in few)
+    misled, told = fewest_removed(1.8), fewest_removed(1.0)
+    rules = misled.keys() & told.keys()  # a rule whose plan is that of another by then has none of its own
+    assert "most parameters" in rules
+    assert {rule: misled[rule] for rule in rules} == {rule: told[rule] for rule in rules}
 
 
 def test_of_a_rule_the_largest_plan_that_is_quick_enough_races():
