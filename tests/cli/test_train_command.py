@@ -62,6 +62,7 @@ def test_the_same_command_resumes_and_a_finished_folder_is_refused(run, tmp_path
     assert "finished run" in err
 
 
+@pytest.mark.slow
 def test_exit_code_1_where_no_block_was_lost(run):
     code, out, _ = run("train", "--epsilon", 1e-9, *QUICK, "--epochs", 1, "--out", "o")
     assert code == 1

@@ -224,6 +224,7 @@ def test_students_that_do_not_fit_into_memory_learn_in_portions_of_the_budget(an
         torch.testing.assert_close(one.module.state_dict(), alone.module.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_portions_share_a_time(anatomy, monkeypatch):
     ticks = []
     clock = iter(range(10**6))
