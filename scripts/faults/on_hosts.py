@@ -70,7 +70,7 @@ def fill_disk(hosts: Hosts, node: int, seconds: float) -> None:
 
 
 def _ballast(node: int) -> Path:
-    return Path(f"/proc/{node}/root/tmp/ray/ballast")
+    return Path("/proc", str(node), "root", "tmp", "ray", "ballast")
 
 
 def switch_off(hosts: Hosts, node: int, seconds: float) -> None:
