@@ -1,14 +1,42 @@
 """Students and teachers whose weights are divided over processes learn what whole ones do."""
 
+import sys
+from importlib import import_module
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from launching import outputs, start
 from learners import Deep, config, data, validation
 from shoal.errors import UsageError
 from shoal.recover import DistillConfig
 from shoal.recover.distill import CHECKPOINT, distill
+from shoal.training.engine import Engine
+from shoal.training.sharding import is_sharded, shard_, whole_state
+
+
+class Nested(nn.Module):
+    """Layers of more than one module each, in a list."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(Layer(nn.Linear(8, 8), nn.GELU()) for _ in range(2))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x)
+
+
+class Layer(nn.Sequential):
+    """A class of its own, as layers have."""
+
 
 CODE = """
 import os, signal, sys
@@ -89,3 +117,93 @@ def test_one_process_has_nothing_to_divide_over():
 def test_what_does_not_go_with_it_is_refused(words):
     with pytest.raises(UsageError, match="shard"):
         DistillConfig(**words)
+
+
+@pytest.fixture
+def group():
+    """A group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def divided(network):
+    """The modules that are divided by themselves."""
+    return {name for name, module in network.named_modules() if is_sharded(module)}
+
+
+def test_layers_are_divided_one_by_one_and_parts_are_what_is_registered(group):
+    network = shard_(Nested(), torch.device("cpu"), 1)
+    assert divided(network) == {"", "layers.0", "layers.1"}
+    for switch in (torch.no_grad, torch.enable_grad):  # without gradients the outermost one stayed whole
+        with switch():
+            output = network(torch.ones(2, 8))
+        torch.testing.assert_close(output, Nested()(torch.ones(2, 8)), rtol=0, atol=0)
+        assert all(isinstance(parameter, DTensor) for parameter in network.parameters())
+    assert all(type(value) is torch.Tensor for value in whole_state(network).values())
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "names"),
+    [
+        ("FSDP_AUTO_WRAP_POLICY", "NO_WRAP", {""}),
+        ("FSDP_TRANSFORMER_CLS_TO_WRAP", "Linear", {"", *(f"layers.{n}.0" for n in range(2)), "head"}),
+        ("FSDP_CPU_RAM_EFFICIENT_LOADING", "true", {"", "layers.0", "layers.1"}),
+    ],
+)
+def test_what_accelerate_launch_was_asked_for_holds(group, monkeypatch, variable, value, names):
+    monkeypatch.setenv(variable, value)
+    if variable == "FSDP_TRANSFORMER_CLS_TO_WRAP":
+        monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+    network = shard_(Nested(), torch.device("cpu"), 1)
+    assert names <= divided(network)
+    assert ("layers.0" in divided(network)) is ("layers.0" in names)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"), [("SIZE_BASED_WRAP", "containers"), ("TRANSFORMER_BASED_WRAP", "find"), ("odd", "odd")]
+)
+def test_what_accelerate_cannot_do_is_refused_in_its_words(group, monkeypatch, policy, message):
+    monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", policy)
+    monkeypatch.setenv("FSDP_MIN_NUM_PARAMS", "1")
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "NoSuchLayer")
+    with pytest.raises(UsageError, match=f"cannot divide the network as it was asked to: .*{message}"):
+        shard_(Nested(), torch.device("cpu"), 1)
+
+
+@pytest.mark.parametrize("variable", ["FSDP_OFFLOAD_PARAMS", "FSDP_ACTIVATION_CHECKPOINTING"])
+def test_what_it_was_asked_for_and_would_not_be_done_is_refused(group, monkeypatch, variable):
+    monkeypatch.setenv(variable, "true")
+    network = Nested()
+    with pytest.raises(UsageError, match=f"--{variable.lower()} of accelerate launch does not go with --shard"):
+        shard_(network, torch.device("cpu"), 1)
+    assert not divided(network)
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_an_accelerate_without_fsdp2_is_named(monkeypatch, missing):
+    module = sys.modules["accelerate.utils"] if "accelerate.utils" in sys.modules else import_module("accelerate.utils")
+    if missing:
+        monkeypatch.setitem(sys.modules, "accelerate.utils", None)
+    else:
+        monkeypatch.delattr(module, "fsdp2_prepare_model")
+    with pytest.raises(UsageError, match=r"FSDP2 needs accelerate 1\.6"):
+        shard_(Nested(), torch.device("cpu"), 1)
+
+
+def test_accelerate_that_was_asked_to_divide_and_a_run_that_does_not_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    state = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"))
+    monkeypatch.setattr("shoal.training.engine.joined", lambda device: state)
+    with pytest.raises(UsageError, match="--use_fsdp asks for divided weights"):
+        Engine("cpu", "fp32")
+    assert Engine("cpu", "fp32", shard=True).shard
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "MEGATRON_LM"])
+def test_other_engines_of_accelerate_are_refused(monkeypatch, engine):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(UsageError, match=f"--use_{engine.lower()} asks for an engine that Shoal does not use"):
+        Engine("cpu", "fp32")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch
 from shoal.errors import ShoalError, UsageError, WorkersError
 from shoal.preserve import copied
-from shoal.training.processes import are_several, broadcast_from_main, joined
+from shoal.training.processes import are_several, broadcast_from_main, is_launched_with, joined
 from shoal.training.sharding import is_sharded, shard_
 
 Value = TypeVar("Value")
@@ -97,6 +97,11 @@ class Engine:
             raise UsageError(
                 "weights are divided over several processes (shard), and there is one",
                 "Start several, like torchrun --nproc-per-node 4 -m shoal distill ..., or leave out --shard.",
+            )
+        if self.processes > 1 and not shard and is_launched_with("ACCELERATE_USE_FSDP"):
+            raise UsageError(
+                "accelerate launch --use_fsdp asks for divided weights, and this run would hold them whole",
+                "Add --shard to `shoal distill`, or leave out --use_fsdp.",
             )
         check_precision(precision, self.device)
         self.mixed = torch.bfloat16 if precision == "bf16" else None

@@ -20,6 +20,8 @@ from shoal.errors import UsageError, WorkersError
 Value = TypeVar("Value")
 # How often a process looks whether the first one is ready, in seconds.
 _PAUSE = 0.2
+# What `accelerate launch` tells its processes, and the options that it was given for it.
+_OTHER_ENGINES = {"ACCELERATE_USE_DEEPSPEED": "--use_deepspeed", "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm"}
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 _CALLS = count()
 
@@ -42,12 +44,23 @@ def alone() -> Iterator[None]:
         _ALONE.reset(token)
 
 
+def is_launched_with(name: str) -> bool:
+    """Whether `accelerate launch` has set this flag of its own for the processes."""
+    return os.environ.get(name, "").lower() in ("true", "1")
+
+
 def joined(device: str) -> Any:
     """The state of several processes, which are brought together where they are not yet.
 
     Raises:
-        UsageError: accelerate is missing.
+        UsageError: accelerate is missing, or was asked for an engine that is not used here.
     """
+    for name, option in _OTHER_ENGINES.items():
+        if is_launched_with(name):
+            raise UsageError(
+                f"accelerate launch {option} asks for an engine that Shoal does not use",
+                "Leave it out; `shoal distill --shard` divides the weights by FSDP2.",
+            )
     try:
         from accelerate import PartialState
     except ImportError as error:
