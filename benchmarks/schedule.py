@@ -1,11 +1,13 @@
 """How long a scan takes with 1, 2 and 4 workers: predicted by a simulation of the schedule, and measured.
 
-    python benchmarks/schedule.py --workers 1,2,4 --out benchmarks/results/schedule.json
+    python benchmarks/schedule.py --out benchmarks/results/schedule.json
     python benchmarks/schedule.py --paper
 
-One worker is measured first; what its tasks took is all that the simulation knows. CPU seconds are kept beside the wall
-clock, since other processes slow the latter down: the CPU time of a schedule is that of its busiest worker. The first
-task of each worker warms it up and does not count. `--paper` simulates a network of 80 layers on 8 and 64 GPUs instead.
+A round measures each number of workers once; the figures are medians over rounds. What the tasks of a single worker
+took is all that the simulation knows; one worker is bound to one core. CPU seconds are kept next to the wall clock,
+since other processes slow the latter down: the CPU time of a schedule is that of its busiest worker. The first tasks of
+each worker warm it up and do not count. With --out, every measurement is written as it is made, and the same command
+goes on from there. `--paper` simulates a network of 80 layers on 8 and 64 GPUs instead.
 """
 
 import argparse
@@ -14,9 +16,10 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -84,6 +87,17 @@ def simulate(
     return Schedule(finished, busy)
 
 
+@dataclass(frozen=True)
+class TaskTimes:
+    """Of one task: the process it ran in, and seconds; `prefix` are those of recording its mini-batch, if it was."""
+
+    process: int
+    cpu: float
+    wall: float
+    prefix_cpu: float
+    prefix_wall: float
+
+
 @dataclass(eq=False)
 class Timed:
     """A scorer that returns who it was and how long a task took; a worker of one is bound to one core."""
@@ -91,13 +105,15 @@ class Timed:
     scorer: AblationScorer
     pinned: bool
 
-    def __call__(self, portion: Portion, batch: Batch) -> tuple[int, float, float]:
-        """Process, CPU seconds, wall seconds."""
+    def __call__(self, portion: Portion, batch: Batch) -> TaskTimes:
+        """The times of a portion, and of recording its mini-batch where the last one was another."""
         if self.pinned:
             os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
         began, cpu = time.perf_counter(), time.process_time()
+        self.scorer(Portion(portion.index, ()), batch)
+        prefix_wall, prefix_cpu = time.perf_counter() - began, time.process_time() - cpu
         self.scorer(portion, batch)
-        return os.getpid(), time.process_time() - cpu, time.perf_counter() - began
+        return TaskTimes(os.getpid(), time.process_time() - cpu, time.perf_counter() - began, prefix_cpu, prefix_wall)
 
 
 def prepared(size: int) -> tuple[AblationScorer, list[Batch]]:
@@ -121,48 +137,92 @@ def tasks_for(scorer: AblationScorer, data: Sequence[Batch], parts: int) -> list
 
 
 def measure(scorer: AblationScorer, tasks: Sequence[WorkerTask], count: int) -> dict[str, Any]:
-    """Run the tasks by so many workers, after one each to warm up."""
+    """Run the tasks by so many workers, after some each to warm up."""
     with working(RayWorkers(count), Timed(scorer, pinned=count == 1)) as results:
         began = time.perf_counter()
         list(results(tasks[:1] * (4 * count)))
         started, by_worker, by_task = time.perf_counter(), defaultdict(float), {}
-        for portion, (process, cpu, _) in results(tasks):
-            by_worker[process] += cpu
-            by_task[portion] = cpu
+        for portion, times in results(tasks):
+            by_worker[times.process] += times.cpu
+            by_task[portion] = times
         seconds = time.perf_counter() - started
     return {
         "workers": count,
-        "tasks": len(tasks),
         "start_seconds": started - began,
         "wall_seconds": seconds,
         "busiest_cpu_seconds": max(by_worker.values()),
         "total_cpu_seconds": sum(by_worker.values()),
-        "by_task": [by_task[task.own] for task in tasks],
+        "tasks": [asdict(by_task[task.own]) for task in tasks],
     }
 
 
-def compared(counts: Sequence[int], size: int, parts: int) -> dict[str, Any]:
-    """Measured and predicted, by the tasks of one worker."""
+def predicted(tasks: Sequence[WorkerTask], alone: Mapping[str, Any], workers: int, clock: str) -> Schedule:
+    """The schedule of so many workers, by what the tasks of a single one took.
+
+    Args:
+        tasks: in order.
+        alone: the measurement of one worker.
+        workers: how many.
+        clock: 'wall' or 'cpu'; by the wall clock a task also takes its share of what is between tasks.
+    """
+    times = alone["tasks"]
+    between = max(0.0, alone["wall_seconds"] - sum(task["wall"] for task in times)) / len(times)
+    prefix = sum(task[f"prefix_{clock}"] for task in times) / len({task.own.index for task in tasks})
+    jobs = [
+        Job(task.own.index, took[clock] - took[f"prefix_{clock}"] + (between if clock == "wall" else 0.0))
+        for task, took in zip(tasks, times, strict=True)
+    ]
+    return simulate(jobs, workers, prefix)
+
+
+def summary(tasks: Sequence[WorkerTask], runs: Sequence[Mapping[str, Any]], cores: int) -> list[dict[str, Any]]:
+    """By number of workers the medians over rounds, with what the simulation says and how far off it is."""
+    counts = sorted({run["workers"] for run in runs})
+    by_count = {count: [run for run in runs if run["workers"] == count] for count in counts}
+    rows = []
+    for count in counts:
+        row: dict[str, Any] = {"workers": count, "rounds": len(by_count[count])}
+        for name in ("start_seconds", "wall_seconds", "busiest_cpu_seconds", "total_cpu_seconds"):
+            row[name] = median(run[name] for run in by_count[count])
+        by_wall = [predicted(tasks, alone, count, "wall") for alone in by_count[1]]
+        # Workers beyond the cores share these.
+        row["predicted_wall_seconds"] = median(
+            max(schedule.seconds, sum(schedule.busy) / cores) if count > 1 else schedule.seconds for schedule in by_wall
+        )
+        row["predicted_cpu_seconds"] = median(max(predicted(tasks, alone, count, "cpu").busy) for alone in by_count[1])
+        for clock, name in (("wall", "wall_seconds"), ("cpu", "busiest_cpu_seconds")):
+            row[f"error_{clock}"] = row[f"predicted_{clock}_seconds"] / row[name] - 1
+            row[f"speedup_{clock}"] = median(run[name] for run in by_count[1]) / row[name]
+        rows.append(row)
+    return rows
+
+
+def compared(counts: Sequence[int], size: int, parts: int, rounds: int, out: Path | None) -> dict[str, Any]:
+    """Measured and predicted; what `out` holds of the same settings is not measured again."""
     torch.set_num_threads(1)
     scorer, data = prepared(size)
     tasks = tasks_for(scorer, data, parts)
-    runs = [measure(scorer, tasks, count) for count in counts]
-    alone = runs[0]
-    # One worker records each mini-batch with its first portion: what that took beyond its like is the prefix.
-    first, later = alone["by_task"][::parts], [alone["by_task"][at] for at in range(len(tasks)) if at % parts]
-    prefix = max(0.0, sum(first) / len(first) - sum(later) / max(1, len(later))) if parts > 1 else 0.0
-    jobs = [
-        Job(task.own.index, seconds - (prefix if at % parts == 0 else 0.0))
-        for at, (task, seconds) in enumerate(zip(tasks, alone["by_task"], strict=True))
-    ]
-    for run in runs:
-        predicted = max(simulate(jobs, run["workers"], prefix).busy)
-        run["predicted_cpu_seconds"] = predicted
-        run["error"] = predicted / run["busiest_cpu_seconds"] - 1
-        run["speedup_cpu"] = alone["busiest_cpu_seconds"] / run["busiest_cpu_seconds"]
-        run["speedup_wall"] = alone["wall_seconds"] / run["wall_seconds"]
-        del run["by_task"]
-    return {"network": "digits-resnet", "batch_size": size, "prefix_seconds": prefix, "runs": runs}
+    cores = len(os.sched_getaffinity(0))
+    document: dict[str, Any] = {
+        "network": "digits-resnet",
+        "batch_size": size,
+        "parts": parts,
+        "num_tasks": len(tasks),
+        "cores": cores,
+        "machine": machine(torch.device("cpu")).model_dump(),
+    }
+    earlier = json.loads(out.read_text()) if out is not None and out.exists() else {}
+    same = all(earlier.get(name) == value for name, value in document.items())
+    runs: list[dict[str, Any]] = earlier["runs"] if same else []
+    for number in range(rounds):
+        for count in counts:
+            if sum(run["workers"] == count for run in runs) > number:
+                continue
+            runs.append(measure(scorer, tasks, count))
+            document |= {"summary": summary(tasks, runs, cores), "runs": runs}
+            if out is not None:
+                out.write_text(json.dumps(document, indent=1) + "\n")
+    return document
 
 
 def on_paper() -> list[dict[str, Any]]:
@@ -208,7 +268,8 @@ def on_paper() -> list[dict[str, Any]]:
 def main() -> None:
     """Read the options, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", default="1,2,4")
+    parser.add_argument("--workers", default="1,2,4", help="one worker is measured first in any case")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=30)
     parser.add_argument("--parts", type=int, default=4, help="portions of a mini-batch")
     parser.add_argument("--paper", action="store_true")
@@ -216,13 +277,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.paper:
         document: dict[str, Any] = {"paper": on_paper()}
+        if options.out is not None:
+            options.out.write_text(json.dumps(document, indent=1) + "\n")
     else:
-        counts = [int(count) for count in options.workers.split(",")]
-        document = compared(counts, options.batch_size, options.parts)
-        document["machine"] = machine(torch.device("cpu")).model_dump()
-    print(json.dumps(document, indent=1))
-    if options.out is not None:
-        options.out.write_text(json.dumps(document, indent=1) + "\n")
+        counts = sorted({1, *(int(count) for count in options.workers.split(","))})
+        document = compared(counts, options.batch_size, options.parts, options.rounds, options.out)
+    print(json.dumps(document.get("summary", document), indent=1))
 
 
 if __name__ == "__main__":

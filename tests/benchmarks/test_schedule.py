@@ -39,3 +39,24 @@ def test_a_network_on_paper_takes_less_time_with_more_devices(schedule):
     assert 5 < eight["hours"] / many["hours"] <= 8
     assert eight["hours_with_a_loss_every_quarter"] > eight["hours"]
     assert many["operations"] == pytest.approx(eight["operations"], rel=0.02)
+
+
+def test_what_is_predicted_is_what_one_worker_took(schedule):
+    task, portion = schedule.WorkerTask, schedule.Portion
+    tasks = [task(portion(index, (part,))) for index in range(2) for part in "ab"]
+
+    def took(wall, prefix):
+        return {"process": 1, "cpu": wall / 2, "wall": wall, "prefix_cpu": prefix / 2, "prefix_wall": prefix}
+
+    times = [took(3.0, 1.0), took(2.0, 0.0), took(3.0, 1.0), took(2.0, 0.0)]
+    alone = {"workers": 1, "wall_seconds": 12.0, "tasks": times}  # half a second goes by between two tasks
+    alone |= {"start_seconds": 0.0, "busiest_cpu_seconds": 5.0, "total_cpu_seconds": 5.0}
+    assert schedule.predicted(tasks, alone, 1, "wall").seconds == 12.0
+    assert schedule.predicted(tasks, alone, 1, "cpu").seconds == 5.0
+    assert schedule.predicted(tasks, alone, 2, "wall").busy == [7.0, 7.0]  # each records both mini-batches
+    two = {**alone, "workers": 2, "wall_seconds": 8.0, "busiest_cpu_seconds": 3.0, "tasks": []}
+    four = {**two, "workers": 4, "wall_seconds": 10.0}
+    rows = schedule.summary(tasks, [alone, two, four], 2)
+    assert [row["speedup_wall"] for row in rows] == [1.0, 1.5, 1.2]
+    assert rows[1]["error_wall"] == 7.0 / 8.0 - 1
+    assert rows[2]["predicted_wall_seconds"] == 7.0  # four workers do 14 s of work on two cores
