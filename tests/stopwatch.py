@@ -79,7 +79,7 @@ def install(monkeypatch):
     monkeypatch.setattr("shoal.pipeline.outcome.latency_beside", beside)
     monkeypatch.setattr("shoal.pipeline.latency_backends.interleaved_latency", turns)
     monkeypatch.setattr("shoal.pipeline.latency_backends.latency_ratios", ratios)
-    monkeypatch.setattr("shoal.pipeline.costs.latency_shares", shares_in_place)
+    monkeypatch.setattr("shoal.pipeline.kind_timing.latency_shares", shares_in_place)
 
 
 class FakeClock:

@@ -165,7 +165,7 @@ def test_this_machine_times_steps_where_they_stand(monkeypatch, make):
         steps, found = stopwatch.shares_in_place(model, line, others, batch, **more)
         return {path: 2 * one for path, one in steps.items()}, {key: 3 * one for key, one in found.items()}
 
-    monkeypatch.setattr("shoal.pipeline.costs.latency_shares", twice)
+    monkeypatch.setattr("shoal.pipeline.kind_timing.latency_shares", twice)
     [data] = batches(4, 3, 8, 8, count=1)
     model = make()
     one, others = prices(model, clock=MeasuredLatency(next(model.parameters()), data))
@@ -185,7 +185,7 @@ def test_alike_steps_take_the_mean_of_what_was_measured_and_their_sum_stays(monk
     stopwatch.install(monkeypatch)
     shares = {"layer1.0": 0.10, "layer1.1": 0.20, "layer2.0": 0.1, "layer2.1": 0.1, "layer3.0": 0.1, "layer3.1": 0.1}
     monkeypatch.setattr(
-        "shoal.pipeline.costs.latency_shares",
+        "shoal.pipeline.kind_timing.latency_shares",
         lambda model, line, others, batch, **_: (shares, dict.fromkeys(others, 0)),
     )
     [data] = batches(4, 3, 8, 8, count=1)

@@ -131,7 +131,7 @@ def test_what_covers_the_same_module_is_never_in_one_mosaic():
         "c": PlacedModule(nn.Identity(), (1,), ("z",)),
         "d": PlacedModule(nn.Identity(), (1,), ("w",)),
     }
-    groups = room._pack(others)
+    groups = room.pack(others)
     assert sorted(key for group in groups for key in group) == ["a", "b", "c", "d"]
     assert len(groups) == 2
     for group in groups:

@@ -76,7 +76,7 @@ class Watch:
 
         monkeypatch.setattr(candidate_table, "fit_all", fitting)
         monkeypatch.setattr(PrefixCache, "run_from", running)
-        monkeypatch.setattr("shoal.pipeline.costs.latency_shares", shares)
+        monkeypatch.setattr("shoal.pipeline.kind_timing.latency_shares", shares)
         monkeypatch.setattr(CandidateBuilder, "build", making)
 
     def work(self):

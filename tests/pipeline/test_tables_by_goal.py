@@ -7,7 +7,7 @@ from footing import network
 import stopwatch
 from shoal.batches import Batch
 from shoal.measure import cost
-from shoal.pipeline import Budget, CompressConfig, candidate_table, costs, predict_plan
+from shoal.pipeline import Budget, CompressConfig, candidate_table, kind_timing, predict_plan
 from shoal.replace import fit_all
 from shoal.replace.fitting import SpanMoments
 
@@ -26,7 +26,7 @@ def plan_for(goal, folder=None, model=None, threads=None, monkeypatch=None):
 
 
 def test_without_a_latency_in_the_goal_nothing_but_the_whole_is_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(costs, "latency_shares", lambda *args, **kwargs: pytest.fail("blocks are timed"))
+    monkeypatch.setattr(kind_timing, "latency_shares", lambda *args, **kwargs: pytest.fail("blocks are timed"))
     for number, goal in enumerate((Budget(depth=4), Budget(macs=0.6))):
         prediction = plan_for(goal, tmp_path / str(number))
         assert prediction.source == "estimated from MACs"
@@ -53,8 +53,10 @@ def test_a_goal_about_depth_alone_fits_full_maps_and_only_what_is_shallower(tmp_
 
 def test_tables_serve_any_number_of_threads_and_latencies_belong_to_one(tmp_path, monkeypatch):
     timed = []
-    shares = costs.latency_shares
-    monkeypatch.setattr(costs, "latency_shares", lambda *args, **kwargs: (timed.append(1), shares(*args, **kwargs))[1])
+    shares = kind_timing.latency_shares
+    monkeypatch.setattr(
+        kind_timing, "latency_shares", lambda *args, **kwargs: (timed.append(1), shares(*args, **kwargs))[1]
+    )
     plan_for(Budget(depth=4), tmp_path, threads=1, monkeypatch=monkeypatch)
     plan_for(Budget(depth=3), tmp_path, threads=3, monkeypatch=monkeypatch)
     assert not timed

@@ -270,7 +270,7 @@ def by_parameters(model, segments, candidates, batch, **_):
 @pytest.mark.parametrize("name", ["llama", "neox", "falcon"])
 def test_a_plan_of_units_keeps_the_cache_right(name, monkeypatch, tmp_path):
     stopwatch.install(monkeypatch)
-    monkeypatch.setattr("shoal.pipeline.costs.latency_shares", by_parameters)
+    monkeypatch.setattr("shoal.pipeline.kind_timing.latency_shares", by_parameters)
     model = FAMILIES[name][0]()
     data = [{"input_ids": language.tokens(6, seed=seed)} for seed in range(3)]
     attention = f"*.{FAMILIES[name][1][0]}"
@@ -289,7 +289,7 @@ def test_a_plan_of_units_keeps_the_cache_right(name, monkeypatch, tmp_path):
 @pytest.mark.heavy
 def test_a_span_that_is_replaced_leaves_its_slot_of_the_cache_to_the_next(monkeypatch):
     stopwatch.install(monkeypatch)
-    monkeypatch.setattr("shoal.pipeline.costs.latency_shares", by_parameters)
+    monkeypatch.setattr("shoal.pipeline.kind_timing.latency_shares", by_parameters)
     model = language.llama(3)
     data = [{"input_ids": language.tokens(6, seed=seed)} for seed in range(3)]
     goal = Budget(params=0.95, include="model.layers.0")

@@ -268,6 +268,55 @@ def test_a_cluster_that_runs_already_is_joined_and_left_running():
         ray.shutdown()
 
 
+def nodes(*resources):
+    """What Ray says of nodes with these resources."""
+    return [{"NodeID": f"{n:056x}", "Alive": alive, "Resources": r} for n, (alive, r) in enumerate(resources)]
+
+
+def test_those_that_time_take_whole_nodes_one_each():
+    workers = RayWorkers(2, exclusive=True)
+    there = nodes((True, {"CPU": 8.0, "GPU": 2.0}), (False, {"CPU": 8.0}), (True, {"CPU": 4.0}), (True, {"CPU": 4.0}))
+    workers._ray = SimpleNamespace(nodes=lambda: there)
+    places = workers._places()
+    assert [(place["num_cpus"], place["num_gpus"]) for place in places] == [(8.0, 2.0), (4.0, 0)]
+    assert [place["scheduling_strategy"].node_id for place in places] == [there[0]["NodeID"], there[2]["NodeID"]]
+    assert workers._setup().threads == torch.get_num_threads()
+    assert workers._room() == 3
+    workers._check_count()
+    workers.gpu = True
+    assert len(workers._places()) == workers._room() == 1
+    del there[0]
+    with pytest.raises(UsageError, match="need a GPU each, and Ray has 0"):
+        workers._check_count()
+
+
+@pytest.mark.slow
+def test_nothing_of_ray_runs_next_to_what_is_timed():
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=3)
+        workers = RayWorkers(4, cluster.address).on_whole_nodes()
+
+        def timed(own, shared):
+            return ray.get_runtime_context().get_node_id(), ray.available_resources().get("CPU", 0)
+
+        with working(workers, timed) as results:
+            coming = results(map(WorkerTask, range(6)))
+            first = next(coming)
+            waiting = ray.remote(num_cpus=1)(lambda: 1).remote()
+            found = dict([first, *coming])
+            assert not ray.wait([waiting], timeout=0.5)[0], "it has to wait for those that time"
+        assert sorted(found) == list(range(6))
+        assert len({node for node, _ in found.values()}) == 2
+        assert {free for _, free in found.values()} == {0}
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
 def test_a_worker_that_ray_cannot_start_is_said_to_be_that():
     class UnavailableError(Exception):
         pass

@@ -58,7 +58,7 @@ class FakeRay:
 
 
 def pool_of(ray, ahead=1):
-    return ActorTasks(ray, ray.actors, ahead, "CPU")
+    return ActorTasks(ray, ray.actors, ahead, lambda: ray.cluster_resources()["CPU"])
 
 
 def submitted(pool, ray, values):

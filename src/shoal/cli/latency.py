@@ -2,7 +2,7 @@
 
 from shoal.batches import device_of
 from shoal.cli.console import Session
-from shoal.cli.loading import example_for, open_data, open_network, pick_device
+from shoal.cli.loading import example_for, open_data, open_network, open_workers, pick_device
 from shoal.cli.options import LatencyRequest
 from shoal.files.writing import write_text
 from shoal.pipeline.latency_table import latency_table
@@ -18,8 +18,11 @@ def run_latency(session: Session, request: LatencyRequest) -> int:
     data = open_data(session, request.data, request.data_options, opened) if request.data else None
     example = example_for(opened, data, request.shape).to(device_of(opened.model))
     batch = example.resized(request.data_options.batch_size)
+    workers = open_workers(session, request.worker_options, device)
     with session.progress() as progress:
-        table = latency_table(opened.model, batch, channels_last=request.channels_last, progress=progress)
+        table = latency_table(
+            opened.model, batch, channels_last=request.channels_last, progress=progress, workers=workers
+        )
     write_text(request.out, table.to_json() + "\n")
     if session.as_json:
         session.print_json({"out": str(request.out), "whole_ms": table.whole_ms, "entries": len(table.entries)})

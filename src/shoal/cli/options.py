@@ -251,6 +251,7 @@ class LatencyRequest:
         DataOptions, omit=("mean", "std", "limit", "seed", "tokenizer", "sequence_length")
     )
     channels_last: bool = _CHANNELS_LAST()
+    worker_options: WorkerOptions = nested(WorkerOptions)
     device: str = _DEVICE()
 
 

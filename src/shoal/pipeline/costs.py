@@ -15,6 +15,7 @@ from shoal.blocks import BlockGraph
 from shoal.errors import ModelRaisedError
 from shoal.measure import cost
 from shoal.pipeline.cache import MeasurementCache
+from shoal.pipeline.kind_timing import KindTimer
 from shoal.pipeline.latency_backends import (
     WHOLE,
     EstimatedLatency,
@@ -23,10 +24,11 @@ from shoal.pipeline.latency_backends import (
     Shape,
     parts_of,
 )
-from shoal.pipeline.profiling import PlacedModule, latency_shares
+from shoal.pipeline.profiling import PlacedModule
 from shoal.preserve import patched
 from shoal.quantities import Cost, combined
 from shoal.replace import ReplacementSpec, Segment, SegmentChain, Span, StudentSpec, build_replacement
+from shoal.workers import LocalWorkers, Workers
 
 ZERO_COST = Cost(0.0, 0.0, 0.0)
 # A layer with more than this many times the MACs of the layers it replaces is not faster than they are.
@@ -42,6 +44,7 @@ class CostModel:
         batch: the mini-batch that is timed, or one that MACs are counted on.
         backend: where latencies come from; at several batch sizes, costs have further latencies.
         cache: keeps them.
+        workers: who times kinds where this machine is measured, each alone on its node; by default this process.
     """
 
     def __init__(
@@ -51,8 +54,10 @@ class CostModel:
         batch: Batch,
         backend: LatencyBackend,
         cache: MeasurementCache,
+        workers: Workers | None = None,
     ) -> None:
         self.graph, self.segments, self.batch, self.backend, self.cache = graph, segments, batch, backend, cache
+        self.workers = workers or LocalWorkers()
         self.like = like_of(graph.model)
         self.candidates: dict[str, Cost] = {}
         self.labels: dict[str, str] = {}
@@ -130,14 +135,13 @@ class CostModel:
         if any(key not in known for key in (*keys.values(), *kinds)):
             if isinstance(part, EstimatedLatency):
                 return self._estimated_latencies(kinds)
-            by_key = {keys[path]: placed for path, placed in originals.items()}
-            measured = (
-                self._profile_in_network(part, keys, kinds, known[WHOLE])
-                if isinstance(part, MeasuredLatency)
-                else _profile_isolated(part, {**by_key, **kinds})
-            )
-            self.cache.add_latencies(self._cached_as(part), measured)
-            known |= measured
+            if isinstance(part, MeasuredLatency):
+                self._profile_in_network(part, keys, kinds, known)
+            else:
+                by_key = {keys[path]: placed for path, placed in originals.items()}
+                measured = _profile_isolated(part, {**by_key, **kinds})
+                self.cache.add_latencies(self._cached_as(part), measured)
+                known |= measured
         elif isinstance(part, EstimatedLatency):  # an earlier goal had them timed
             part.source = MeasuredLatency.source
         return {path: known[key] for path, key in keys.items()}, {key: known[key] for key in kinds}
@@ -150,17 +154,20 @@ class CostModel:
         )
 
     def _profile_in_network(
-        self, part: MeasuredLatency, keys: Mapping[str, str], kinds: Mapping[str, PlacedModule], whole_ms: float
-    ) -> dict[str, float]:
-        segments, shares = latency_shares(
-            self.graph.model, self.segments, kinds, part.batch, channels_last=part.channels_last
-        )
-        by_key: dict[str, list[float]] = {}
-        for path, share in segments.items():
-            by_key.setdefault(keys[path], []).append(share)
-        # Segments of one kind take the same time: the mean of theirs, so that their sum stays what it is.
-        shares = shares | {key: statistics.fmean(values) for key, values in by_key.items()}
-        return {key: share * whole_ms for key, share in shares.items()}
+        self, part: MeasuredLatency, keys: Mapping[str, str], kinds: Mapping[str, PlacedModule], known: dict[str, float]
+    ) -> None:
+        """Add to `known`, and to the cache as it comes, what is not in it yet."""
+        missing = {key: placed for key, placed in kinds.items() if key not in known}
+        timer = KindTimer(self.graph.model, self.segments, missing, part.batch, part.channels_last)
+        for timed in timer.timed(self.workers):
+            by_key: dict[str, list[float]] = {}
+            for path, share in timed.segments.items():
+                by_key.setdefault(keys[path], []).append(share)
+            # Segments of one kind take the same time: the mean of theirs, so that their sum stays what it is.
+            means = {key: statistics.fmean(shares) for key, shares in by_key.items() if key not in known}
+            measured = {key: share * known[WHOLE] for key, share in {**timed.kinds, **means}.items()}
+            self.cache.add_latencies(self._cached_as(part), measured)
+            known |= measured
 
     def _whole_ms(self, part: LatencyBackend) -> float:
         times = self._known_latencies(part)

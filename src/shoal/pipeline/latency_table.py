@@ -15,6 +15,7 @@ from shoal.pipeline.candidate_table import LONGEST, Progress, timed_modules
 from shoal.pipeline.costs import CostModel
 from shoal.pipeline.latency_backends import MeasuredLatency
 from shoal.replace import REPLACEMENTS, build_segments
+from shoal.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def latency_table(
     channels_last: bool = False,
     longest: int = LONGEST,
     progress: Progress = lambda stage, done, total: None,
+    workers: Workers | None = None,
 ) -> LatencyTable:
     """Time every kind of segment, shortcut and replacement of a network; weights and data do not matter.
 
@@ -51,6 +53,7 @@ def latency_table(
         channels_last: time images with the channels last in memory.
         longest: segments in the longest span.
         progress: called with (stage, done, total).
+        workers: of a cluster, who time too, where their nodes are machines like this one; by default this process.
 
     Raises:
         ModelRaisedError, TraceError: the network does not take the batch.
@@ -58,7 +61,7 @@ def latency_table(
     graph = analyze(model, batch.take(2))
     segments, like = build_segments(graph), like_of(model)
     backend = MeasuredLatency(like, batch, channels_last=channels_last)
-    costs = CostModel(graph, segments, batch, backend, MeasurementCache(None, {}))
+    costs = CostModel(graph, segments, batch, backend, MeasurementCache(None, {}), workers)
     progress("timing every kind of block", 0, 1)
     costs.measure(timed_modules(graph, segments, tuple(REPLACEMENTS), longest))
     entries = {key: {"ms": ms, "what": costs.labels.get(key, "")} for key, ms in costs.latencies().items()}

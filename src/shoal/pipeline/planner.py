@@ -71,7 +71,7 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
         graph,
         splits.fit,
         list(first_samples(judge, effort.table_samples if settings.screening else None)),
-        CostModel(graph, segments, timed[0], backend, cache),
+        CostModel(graph, segments, timed[0], backend, cache, context.workers),
         cache,
         kinds=settings.stand_ins,
         longest=settings.longest,

@@ -74,7 +74,7 @@ def latency_shares(
         segment.path: [(path, model.get_submodule(path).forward) for path in segment.paths]
         for segment in segments.segments
     }
-    layouts = [{key: candidates[key].forwards for key in keys} for keys in _pack(candidates)]
+    layouts = [{key: candidates[key].forwards for key in keys} for keys in pack(candidates)]
     # Apart: a candidate may have the name of a segment.
     segment_shares: dict[str, list[float]] = {}
     candidate_shares: dict[str, list[float]] = {}
@@ -146,7 +146,7 @@ def _run(model: nn.Module, layout: Mapping[str, Sequence[tuple[str, Any]]], batc
     return spent
 
 
-def _pack(candidates: Mapping[str, PlacedModule]) -> list[list[str]]:
+def pack(candidates: Mapping[str, PlacedModule]) -> list[list[str]]:
     """The keys in few groups, first fit, such that no module is covered twice in a group."""
     groups: list[tuple[set[str], list[str]]] = []
     for key, candidate in candidates.items():

@@ -2,14 +2,24 @@
 
 Three calls: `start` hands every worker the function, with the network and the data in it, once; `results` runs tasks
 and yields what comes back, in any order; `stop` ends it. A task is pure data, so it can be run again where a worker is
-lost. Timing is no such task: it is done by the process that asks, while no worker is at work.
+lost. Timing is done while no other task runs: by `timing_workers`.
 """
 
 from shoal.errors import UsageError
 from shoal.workers.on_ray import RayWorkers
 from shoal.workers.protocol import LocalWorkers, Results, TaskFunction, Workers, WorkerTask, working
 
-__all__ = ["LocalWorkers", "RayWorkers", "Results", "TaskFunction", "WorkerTask", "Workers", "as_workers", "working"]
+__all__ = [
+    "LocalWorkers",
+    "RayWorkers",
+    "Results",
+    "TaskFunction",
+    "WorkerTask",
+    "Workers",
+    "as_workers",
+    "timing_workers",
+    "working",
+]
 
 
 def as_workers(workers: Workers | int | None) -> Workers:
@@ -28,3 +38,11 @@ def as_workers(workers: Workers | int | None) -> Workers:
             "Like workers=4, or shoal.RayWorkers(address='10.0.0.1:6379').",
         )
     return workers
+
+
+def timing_workers(workers: Workers) -> Workers:
+    """Who times, since nothing may run next to what is timed: on a cluster a worker on each node, with all of it.
+
+    On a single machine that is this process; its workers are gone by then.
+    """
+    return workers.on_whole_nodes() if isinstance(workers, RayWorkers) and workers.address else LocalWorkers()

@@ -51,12 +51,14 @@ class RayWorkers:
             needed.
         gpu: whether each has a GPU to itself.
         modules: Python modules that the workers may lack; their code is sent along.
+        exclusive: each has a node of the cluster to itself, and there may be fewer than `count`: for tasks that time.
     """
 
     count: int
     address: str | None = None
     gpu: bool = False
     modules: Sequence[ModuleType] = ()
+    exclusive: bool = False
     _actors: list[Any] = field(default_factory=list, repr=False)
     _joined: bool = field(default=False, repr=False)
     _kit: "_Kit | None" = field(default=None, repr=False)
@@ -84,10 +86,9 @@ class RayWorkers:
         try:
             self._check_count()
             # Held until the end: a worker that was lost and started anew reads it again.
-            self._kit = _Kit(ray.put(packed), _Setup.here(self.count, self.address))
-            options = {"max_restarts": -1, "max_task_retries": _RETRIES, "num_cpus": 1, "num_gpus": int(self.gpu)}
-            actor = ray.remote(**options)(_Actor)
-            self._actors = [actor.remote() for _ in range(self.count)]
+            self._kit = _Kit(ray.put(packed), self._setup())
+            actor = ray.remote(max_restarts=-1, max_task_retries=_RETRIES)(_Actor)
+            self._actors = [actor.options(**place).remote() for place in self._places()]
             for problem in self._opened():
                 if problem is not None:
                     raise problem
@@ -102,7 +103,7 @@ class RayWorkers:
             ShoalError: what the function raised.
             WorkersError: something else was raised, or a task loses its worker every time.
         """
-        pool = ActorTasks(self._ray, self._actors, _AHEAD, self._resource)
+        pool = ActorTasks(self._ray, self._actors, 0 if self.exclusive else _AHEAD, self._room)
         put = _PutOnce(self._ray.put)
         waiting: dict[int, Any] = {}
         for number, task in enumerate(tasks):
@@ -126,6 +127,10 @@ class RayWorkers:
         if self._last_words is not None:
             self._last_words.withdraw()
             self._last_words = None
+
+    def on_whole_nodes(self) -> "RayWorkers":
+        """The same on the same cluster, but each with a node to itself."""
+        return RayWorkers(self.count, self.address, self.gpu, self.modules, exclusive=True)
 
     @property
     def _resource(self) -> str:
@@ -205,10 +210,38 @@ class RayWorkers:
                 "`ray status` on a node says what Ray thinks; versions have to agree.",
             ) from error
 
+    def _setup(self) -> "_Setup":
+        """Threads are divided on this machine; on a cluster a worker has one core, or a node like this one."""
+        local = self.address is None
+        threads = max(1, torch.get_num_threads() // self.count) if local else 1
+        threads = torch.get_num_threads() if self.exclusive else threads
+        return _Setup(threads, tuple(sys.path) if local else (), _versions())
+
+    def _places(self) -> list[dict[str, Any]]:
+        """What each worker takes, and where: Ray gives nobody else what it has taken."""
+        if not self.exclusive:
+            return [{"num_cpus": 1, "num_gpus": int(self.gpu)}] * self.count
+        affinity = import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
+        return [
+            {
+                "num_cpus": node["Resources"].get("CPU", 0),
+                "num_gpus": node["Resources"].get("GPU", 0),
+                "scheduling_strategy": affinity(node["NodeID"], soft=True),
+            }
+            for node in self._nodes()[: self.count]
+        ]
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        """The nodes on which a worker can be."""
+        return [node for node in self._ray.nodes() if node["Alive"] and node["Resources"].get(self._resource, 0) >= 1]
+
+    def _room(self) -> int:
+        """For how many workers there is room, were nothing else there."""
+        return len(self._nodes()) if self.exclusive else int(self._ray.cluster_resources().get(self._resource, 0))
+
     def _check_count(self) -> None:
-        what = self._resource
-        there = int(self._ray.cluster_resources().get(what, 0))
-        if there < self.count:
+        what, there = self._resource, self._room()
+        if there < (1 if self.exclusive else self.count):
             raise UsageError(
                 f"{self.count} workers need a {what} each, and Ray has {there}",
                 f"Ask for fewer workers{', or --device cpu' if self.gpu else ''}.",
@@ -236,13 +269,6 @@ class _Setup:
     threads: int
     import_path: tuple[str, ...]
     versions: tuple[tuple[str, str], ...]
-
-    @classmethod
-    def here(cls, count: int, address: str | None) -> "_Setup":
-        """Of this process: its threads are divided where its cores are; elsewhere a worker has one core."""
-        local = address is None
-        threads = max(1, torch.get_num_threads() // count) if local else 1
-        return cls(threads, tuple(sys.path) if local else (), _versions())
 
 
 def _versions() -> tuple[tuple[str, str], ...]:

@@ -26,11 +26,11 @@ class ActorTasks:
         ray: the module.
         actors: each answers `whereabouts` with the node that it is on.
         ahead: tasks that wait at an actor beside the one it runs.
-        resource: what each takes one of, CPU or GPU.
+        room: for how many actors the cluster has room, as it is now.
     """
 
-    def __init__(self, ray: Any, actors: Sequence[Any], ahead: int, resource: str) -> None:
-        self._ray, self._resource = ray, resource
+    def __init__(self, ray: Any, actors: Sequence[Any], ahead: int, room: Callable[[], float]) -> None:
+        self._ray, self._room = ray, room
         self._actors = dict(enumerate(actors))
         self._free = deque([*self._actors] * (1 + ahead))
         self._running: dict[Any, tuple[int, Call]] = {}
@@ -76,7 +76,7 @@ class ActorTasks:
         self._feel_pulses()
         alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
         lost = {number for number, node in self._nodes.items() if node not in alive}
-        if lost and self._ray.cluster_resources().get(self._resource, 0) < len(self._actors):
+        if lost and self._room() < len(self._actors):
             self._give_up(lost)
 
     def _feel_pulses(self) -> None:
