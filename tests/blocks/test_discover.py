@@ -1,5 +1,6 @@
 import copy
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
@@ -362,6 +363,58 @@ def test_a_second_output_that_is_a_stream_goes_on_without_the_block():
     with torch.no_grad():
         error = (expected(x) - model(x)).double().square().mean() / model(x).double().var(correction=0)
     assert worth.damage == pytest.approx(float(error), rel=1e-5)
+
+
+class CrossingStreams(nn.Module):
+    """The second stream begins with the first, and each block adds to it what it made of the first."""
+
+    def __init__(self, cross, depth=3):
+        super().__init__()
+        self.first, self.lift, self.head = nn.Linear(4, 4), nn.Linear(4, 6), nn.Linear(6, 2)
+        self.blocks = nn.ModuleList(CrossingBranches(cross) for _ in range(depth))
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.lift(x)
+        for block in self.blocks:
+            x, y = block(x, y)
+        return self.head(y)
+
+
+class CrossingBranches(nn.Module):
+    def __init__(self, cross):
+        super().__init__()
+        self.cross, self.f, self.g, self.h = cross, nn.Linear(4, 4), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.norm, self.proj = nn.LayerNorm(4), nn.Linear(4, 6)
+
+    def forward(self, x, y, skipped=()):
+        x = x if 0 in skipped else x + torch.tanh(self.f(x))
+        y = self.cross(y, self.proj(self.norm(x)))
+        y = y if 1 in skipped else y + torch.tanh(self.g(y))
+        return x, y if 2 in skipped else y + torch.tanh(self.h(y))
+
+
+CROSSINGS = {
+    "sum": lambda y, of_x: y + of_x,
+    "sum, the other way round": lambda y, of_x: of_x + y,
+    "a part of the stream": lambda y, of_x: torch.cat([y[:, :1], y[:, 1:] + of_x[:, 1:]], dim=1),
+    "behind an activation": lambda y, of_x: y + torch.relu(of_x),
+}
+
+
+@pytest.mark.parametrize("skipped", [(0, 1, 2), (0,), (1,), (2,)], ids="block first second third".split())
+@pytest.mark.parametrize("cross", CROSSINGS.values(), ids=CROSSINGS)
+def test_what_one_stream_adds_to_another_stays_without_the_block(cross, skipped):
+    torch.manual_seed(0)
+    model, x = CrossingStreams(cross).eval(), torch.randn(2, 4)
+    chain = trace(model, x)
+    assert [(block.removable, len(block.units)) for block in chain] == [(True, 3)] * 3
+    names = ["blocks.1"] if len(skipped) == 3 else [f"blocks.1#{unit}" for unit in skipped]
+    cut = remove_blocks(model, as_batch(x), names)
+    expected = copy.deepcopy(model)
+    expected.blocks[1].forward = partial(expected.blocks[1].forward, skipped=skipped)
+    assert torch.equal(cut(x), expected(x))
+    assert not torch.equal(cut(x), model(x))
 
 
 def test_a_second_output_that_the_network_returns_keeps_the_block():

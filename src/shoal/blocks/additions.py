@@ -61,7 +61,7 @@ def residual_additions(trace: Trace) -> list[Addition]:
         addition = search.residual(op)
         if addition is not None:
             search.additions[op.index] = addition
-    return _without_nested(list(search.additions.values()))
+    return _without_nested(trace, list(search.additions.values()))
 
 
 def add_operands(op: OpRecord) -> tuple[int, int] | None:
@@ -116,7 +116,8 @@ class AdditionSearch:
         """Walk from the shortcut operand back to a value that the branch depends on, through light operations only.
 
         Also along the stream through the residual additions of the same call, where branches run in parallel
-        (x + A + M), and through whole layers that are sums themselves.
+        (x + A + M), and through whole layers that are sums themselves. Behind a projection it ends at such an addition:
+        there it is what another stream of the block adds to this one, as in networks of two streams.
         """
         trace = self.trace
         kind: ShortcutKind = "identity"
@@ -125,6 +126,8 @@ class AdditionSearch:
             producer = trace.values[current].producer
             before = self.additions.get(producer)
             if before is not None and before.result == current and trace.ops[producer].call == addition.call:
+                if kind == "projection":
+                    return None
                 current = before.stream
                 continue
             if producer < 0:
@@ -250,18 +253,19 @@ def _from_input(trace: Trace, value: int) -> bool:
     return any(trace.depends(value, source) for source in trace.inputs)
 
 
-def _without_nested(additions: list[Addition]) -> list[Addition]:
+def _without_nested(trace: Trace, additions: list[Addition]) -> list[Addition]:
     """Drop additions inside another's branch, or the outer one where it spans a chain of blocks (a long skip).
 
     It spans a chain where the stream itself runs through additions of several modules inside: layers that are sums do
-    not count, each of them is a map that the branch applies.
+    not count, each of them is a map that the branch applies. The outer one is dropped, too, where it began outside of
+    the module it stands in, and the inner one did not: it adds one stream of a block to another.
     """
     dropped: set[int] = set()
     by_op = {addition.op: addition for addition in additions}
     for outer in additions:
         inner = [by_op[op] for op in outer.branch_ops if op in by_op]
         owners = {addition.owner for addition in inner if addition.owner != outer.owner and not addition.is_layer}
-        if len(owners) >= 2:
+        if len(owners) >= 2 or trace.ops[outer.op].call in owners:
             dropped.add(outer.op)
             continue
         dropped.update(addition.op for addition in inner)
