@@ -3,8 +3,8 @@
     python benchmarks/tasks.py FILE.py:network FILE.py:data --task embedding --recovered 0.67 --out FILE.json
 
 `data` returns (train, test) as data sets or loaders; labels are not needed. Every point is taken without recovery, and
-those of --recovered once more with it. Each cell is kept in the work folder as soon as it is done, so that an
-interrupted run goes on. Every figure is Shoal's own, on test; `--check` names a function
+those of --recovered once more with it. Each cell is kept in the work folder as soon as it is done, and recovery on the
+way, so that an interrupted run goes on. Every figure is Shoal's own, on test; `--check` names a function
 that computes a figure of the task once more, `check(original, cut, test mini-batches)`, and shares nothing with Shoal.
 """
 
@@ -72,6 +72,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--points", type=shares, default=shares("0.9,0.8,0.7,0.6,0.5"), help="shares of the latency")
     parser.add_argument("--by", choices=["latency", "macs", "units", "scan"], default="latency", help=BY)
     parser.add_argument("--removals", action="store_true", help="plan removals alone, no replacements")
+    parser.add_argument("--grain", choices=["block", "unit"], default="block", help="of what a plan removes")
+    parser.add_argument("--learning", type=json.loads, default={}, help="of DistillConfig, as JSON")
     parser.add_argument("--unrecovered", default="", help="a method that is not recovered")
     parser.add_argument("--recovered", type=shares, default=[], help="points that are recovered as well")
     parser.add_argument("--recovery", type=lambda text: int(text) if text.isdigit() else text, default=200)
@@ -133,7 +135,7 @@ def plan(run: Run) -> shoal.CompressResult:
         return compressed(run, shoal.Blocks(tuple(least)))
     if run.args.by == "units":
         return compressed(run, shoal.RemoveBlocks(int(run.point), grain="unit"))
-    return compressed(run, shoal.Budget(**{run.args.by: run.point}))
+    return compressed(run, shoal.Budget(**{run.args.by: run.point}, grain=run.args.grain))
 
 
 def influence(run: Run) -> shoal.CompressResult | None:
@@ -200,9 +202,15 @@ def recovered(run: Run, result: shoal.CompressResult) -> DistillResult:
         norm_batches=list(batches(data.calibration(augment=False, limit=128))),
         reading=reading(run),
     )
-    config = shoal.DistillConfig(looks=8)
-    validation = data.validation(limit=args.judged)
-    return shoal.distill(result.model, run.model, learning, validation=validation, budget=args.recovery, config=config)
+    return shoal.distill(
+        result.model,
+        run.model,
+        learning,
+        validation=data.validation(limit=args.judged),
+        budget=args.recovery,
+        config=shoal.DistillConfig(**{"looks": 8, **args.learning}),
+        folder=args.work / f"{run.method.replace(' ', '-')}-{run.point:g}-recovery",
+    )
 
 
 def reading(run: Run) -> Reading:
@@ -238,10 +246,15 @@ def command(args: argparse.Namespace) -> str:
     """The command without the folders of this machine."""
     specs = [":".join(Path(part).name for part in spec.split(":")) for spec in (args.model, args.data)]
     recovered = ",".join(f"{point:g}" for point in args.recovered)
+    options = {
+        "--removals": args.removals,
+        "--grain unit": args.grain == "unit",
+        f"--learning {json.dumps(args.learning)!r}": bool(args.learning),
+    }
     return (
         f"benchmarks/tasks.py {' '.join(specs)} --task {args.task} --by {args.by} --recovered {recovered} "
         f"--recovery {args.recovery} --batch-size {args.batch_size} --latency-batch {args.latency_batch} "
-        f"--images {args.images} --judged {args.judged}{' --removals' if args.removals else ''}"
+        f"--images {args.images} --judged {args.judged}{''.join(f' {name}' for name, is_set in options.items() if is_set)}"
     )
 
 

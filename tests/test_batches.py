@@ -1,4 +1,5 @@
 import copy
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -320,3 +321,67 @@ def test_a_mini_batch_of_another_size_repeats_its_samples(count, expected):
     resized = batch.resized(count)
     assert resized.args[0].tolist() == resized.kwargs["mask"].tolist() == resized.target.tolist() == expected
     assert resized.kwargs["scale"] == 2
+
+
+@dataclass
+class Row:
+    image: object
+    target: object = None
+    note: object = None
+
+
+@pytest.mark.parametrize(
+    ("item", "args", "keywords", "has_target"),
+    [
+        (X.numpy(), 1, [], False),
+        ((X.numpy(), Y.numpy()), 1, [], True),
+        ({"image": X.numpy(), "labels": Y.numpy()}, 0, ["image"], True),
+        (({"image": X.numpy()}, Y.numpy()), 0, ["image"], True),
+        (Row(X, Y), 0, ["image"], True),
+        (Row(X.numpy(), Y.numpy(), "a note"), 0, ["image", "note"], True),
+        (Row(X), 0, ["image"], False),
+        (((X, torch.zeros(3, 2)), Y), 2, [], True),
+        ([[X, X], Y], 2, [], True),
+        (((X, X.numpy(), X, X), Y), 4, [], True),
+    ],
+)
+def test_arrays_dataclasses_and_several_inputs_are_read(item, args, keywords, has_target):
+    test_every_usual_item_of_a_loader_is_read(item, args, keywords, has_target)
+    batch = as_batch(item)
+    values = [*batch.args, *(batch.kwargs[name] for name in keywords if name != "note")]
+    assert all(isinstance(value, torch.Tensor) for value in values)
+    assert torch.equal(values[0], X)
+
+
+def test_an_array_that_cannot_be_written_to_is_copied():
+    array = X.numpy().copy()
+    array.flags.writeable = False
+    batch = as_batch(array)
+    batch.args[0][0] = 7.0
+    assert array[0, 0] != 7.0
+
+
+def test_samples_in_a_row_are_one_input():
+    images = [torch.randn(3, 5, 5) for _ in range(4)]
+    assert as_batch((images, torch.arange(4))).args[0].shape == (4, 3, 5, 5)
+    assert as_batch((tuple(images), [{"boxes": Y}] * 4)).args[0].shape == (4, 3, 5, 5)
+
+
+def test_three_tensors_are_refused_with_what_to_yield():
+    with pytest.raises(DataError, match=r"3 tensors, expected(.|\n)*\(\(first, second\), target\)"):
+        as_batch((X, X, Y))
+
+
+@pytest.mark.parametrize("extra", [["a", "b", "c"], torch.zeros(3), 5])
+def test_an_entry_that_the_network_does_not_take_is_named(extra):
+    class Takes(nn.Module):
+        def forward(self, image, scale=1.0):
+            return image * scale
+
+    with pytest.raises(
+        ModelRaisedError, match=r"Takes takes image, scale: leave 'path' out(.|\n)*labels, label"
+    ) as caught:
+        call(Takes(), as_batch({"image": X, "path": extra, "labels": Y}))
+    assert "--size" not in str(caught.value)
+    with pytest.raises(ModelRaisedError, match="--size"):
+        call(nn.Linear(5, 2), as_batch({"input": X}))

@@ -7,8 +7,10 @@ dictionaries: Debian's wordnet-base and dict-gcide (Webster 1913).
 
 import gzip
 import json
+import random
 import re
 import string
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 _LENGTH = 48
 _PASSAGES = 100  # of each book that is tested on
 _WORDS = 300  # that are tested on by their definitions
+_LEARNT = 20_000  # definitions of other words that `dictionary` has to learn from
 _DIGITS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"  # of the dictionary's index
 
 
@@ -63,12 +66,28 @@ def definitions() -> tuple[Rows, Rows]:
     Retrieval: the nearest of all other definitions should be the other one of the same word. The two have no word of
     five letters or more in common, nor the word itself.
     """
-    pairs = _defined()
-    chosen = {index * len(pairs) // _WORDS for index in range(_WORDS)}
-    test = [pair for index, pair in enumerate(pairs) if index in chosen]
-    others = [pair for index, pair in enumerate(pairs) if index not in chosen]
-    train = [text for pair in others for text in pair]
-    return Rows(_tokens([*train, *_pieces_to_learn_from()[: len(train)]])), _labelled(test)
+    defined, tested = _defined(), _tested_words()
+    train = [text for word, pair in defined.items() if word not in tested for text in pair]
+    return Rows(_tokens([*train, *_pieces_to_learn_from()[: len(train)]])), _labelled(
+        [defined[word] for word in tested]
+    )
+
+
+def dictionary() -> tuple[Rows, Rows]:
+    """The same test; to learn from, what both dictionaries say of all other words, in any order, and the pieces."""
+    defined, tested = _defined(), _tested_words()
+    texts = [text for book in (_wordnet(), _webster()) for word, text in book.items() if word not in tested]
+    train = list(dict.fromkeys(text for text in texts if len(text.split()) >= 4))
+    random.Random(0).shuffle(train)
+    train = [*train[:_LEARNT], *_pieces_to_learn_from()]
+    random.Random(1).shuffle(train)
+    return Rows(_tokens(train)), _labelled([defined[word] for word in tested])
+
+
+def _tested_words() -> list[str]:
+    words = list(_defined())
+    chosen = {index * len(words) // _WORDS for index in range(_WORDS)}
+    return [word for index, word in enumerate(words) if index in chosen]
 
 
 def _pieces_to_learn_from() -> list[str]:
@@ -88,19 +107,21 @@ def _labelled(groups: list[tuple[str, str]]) -> Rows:
     return Rows([(row, torch.tensor(number // 2)) for number, row in enumerate(test)])
 
 
-def _defined() -> list[tuple[str, str]]:
+@cache
+def _defined() -> dict[str, tuple[str, str]]:
     """Definitions of nouns of one meaning by WordNet and by Webster, without a word in common."""
-    webster, pairs = _webster(), []
+    webster, pairs = _webster(), {}
     for word, gloss in sorted(_wordnet().items()):
         text = webster.get(word)
         if text is None or len(text.split()) < 6 or len(gloss.split()) < 4:
             continue
         contents = [set(re.findall("[a-z]{5,}", part.lower())) for part in (gloss, text)]
         if not contents[0] & contents[1] and not any(word[:5] in part.lower() for part in (gloss, text)):
-            pairs.append((gloss, text))
+            pairs[word] = (gloss, text)
     return pairs
 
 
+@cache
 def _wordnet() -> dict[str, str]:
     root = package_file("data", "wordnet-base", "usr", "share", "wordnet")
     lines = (root / "index.noun").read_text(encoding="utf-8").splitlines()
@@ -114,6 +135,7 @@ def _wordnet() -> dict[str, str]:
     return glosses
 
 
+@cache
 def _webster() -> dict[str, str]:
     root = package_file("data", "dict-gcide", "usr", "share", "dictd")
     raw = gzip.decompress((root / "gcide.dict.dz").read_bytes())

@@ -5,10 +5,12 @@ Any loader that yields `(inputs, target)`, `inputs`, or a dict of tensors works.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from inspect import Parameter, signature
 from itertools import chain, pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -152,11 +154,14 @@ def _rows_of(values: tuple[T, ...] | None, part: slice | Tensor) -> tuple[T, ...
 def as_batch(item: Any) -> Batch:
     """Read one item of a loader.
 
+    Arrays of numpy count as tensors, the fields of a dataclass as entries of a dict.
+
     Raises:
         DataError: the item is not `(inputs, target)`, `inputs` or a dict of tensors.
     """
     if isinstance(item, Batch):
         return item
+    kind, item = type(item).__name__, _as_usual(item)
     if isinstance(item, Tensor):
         return Batch(args=(item,))
     if isinstance(item, Mapping):
@@ -168,14 +173,42 @@ def as_batch(item: Any) -> Batch:
         if any(isinstance(value, Tensor) for value in inputs.values()):
             return _labelled(Batch(kwargs=inputs), target)
     if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2:
+        if len(item) == 2 and _are_several_inputs(item[0], item[1]):
+            return _labelled(Batch(args=tuple(item[0])), item[1])
         inputs_of = _stacked(item[0])
         if isinstance(inputs_of, (Tensor, Mapping)):
             batch = as_batch(inputs_of)
             return _labelled(batch, item[1]) if len(item) == 2 else batch
+    several = isinstance(item, (tuple, list)) and len(item) > 2 and all(isinstance(part, Tensor) for part in item)
     raise DataError(
-        f"a loader yielded {type(item).__name__}, expected (inputs, target), inputs, or a dict of tensors",
-        "Wrap the loader so that each item is one of these.",
+        f"a loader yielded {kind}{f' of {len(item)} tensors' if several else ''}, expected "
+        "(inputs, target), inputs, or a dict of tensors",
+        "Which of them are inputs? Yield ((first, second), target), or a dict by the names of the network's inputs."
+        if several
+        else "Wrap the loader so that each item is one of these.",
     )
+
+
+def _as_usual(item: Any) -> Any:
+    """An item of a loader with tensors for numpy's arrays, and a dict for a dataclass."""
+    if isinstance(item, np.ndarray):
+        return torch.from_numpy(np.array(item)) if item.dtype.kind in "biufc" else item
+    if is_dataclass(item) and not isinstance(item, type):
+        values = {entry.name: getattr(item, entry.name) for entry in fields(item)}
+        return {name: _as_usual(value) for name, value in values.items() if value is not None}
+    if isinstance(item, Mapping):
+        return {name: _as_usual(value) for name, value in item.items()}
+    if isinstance(item, (tuple, list)):
+        return [_as_usual(part) for part in item]
+    return item
+
+
+def _are_several_inputs(inputs: Any, target: Any) -> bool:
+    """Whether a row of tensors has one for each input of the network, not one for each sample, as the labels tell."""
+    if not isinstance(inputs, (tuple, list)) or not all(isinstance(part, Tensor) for part in inputs):
+        return False
+    size = target.shape[0] if isinstance(target, Tensor) and target.dim() else None
+    return bool(inputs) and len(inputs) != size and all(part.shape[:1] == (size,) for part in inputs)
 
 
 def _stacked(inputs: Any) -> Any:
@@ -392,8 +425,29 @@ def call(model: nn.Module, batch: Batch, *, clone: bool = True) -> Any:
         check_memory(error, f"in the model on an input of shape {shapes}")
         raise ModelRaisedError(
             f"the model raised {type(error).__name__} on an input of shape {shapes}: {error}",
-            "Check the input's shape, channels and dtype (--size, --mean, --std), or the model itself.",
+            _names_hint(model, batch)
+            or "Check the input's shape, channels and dtype (--size, --mean, --std), or the model itself.",
         ) from error
+
+
+def _names_hint(model: nn.Module, batch: Batch) -> str | None:
+    """What to do where a mini-batch names inputs that the network does not take."""
+    try:
+        taken = signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    names = [
+        parameter.name
+        for parameter in taken
+        if parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    ]
+    strange = [name for name in batch.kwargs if name not in names]
+    if not strange or any(parameter.kind is Parameter.VAR_KEYWORD for parameter in taken):
+        return None
+    return (
+        f"The entries of a dict are passed by name, and {type(model).__name__} takes {', '.join(names) or 'none'}: "
+        f"leave {', '.join(map(repr, strange))} out of the mini-batch, or call labels one of {', '.join(_TARGET_KEYS)}."
+    )
 
 
 def call_in_parts(model: nn.Module, batch: Batch) -> Iterator[tuple[Batch, Any]]:
