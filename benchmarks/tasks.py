@@ -251,10 +251,11 @@ def command(args: argparse.Namespace) -> str:
         "--grain unit": args.grain == "unit",
         f"--learning {json.dumps(args.learning)!r}": bool(args.learning),
     }
+    more = "".join(f" {name}" for name, is_set in options.items() if is_set)
     return (
         f"benchmarks/tasks.py {' '.join(specs)} --task {args.task} --by {args.by} --recovered {recovered} "
         f"--recovery {args.recovery} --batch-size {args.batch_size} --latency-batch {args.latency_batch} "
-        f"--images {args.images} --judged {args.judged}{''.join(f' {name}' for name, is_set in options.items() if is_set)}"
+        f"--images {args.images} --judged {args.judged}{more}"
     )
 
 
