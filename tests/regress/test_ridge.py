@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import DataError, NonFiniteError, UsageError
@@ -54,6 +54,7 @@ def test_it_is_the_ridge_regression_of_the_rows(seed, n, dx, dy, lam, shrinks):
 
 
 @settings(deadline=None)
+@example(506, 6, 6, 1, False)  # rounding leaves a singular Gram matrix a last pivot of 1e-11
 @given(st.integers(0, 999), st.integers(2, 12), st.integers(1, 20), st.integers(1, 3), st.booleans())
 def test_without_a_ridge_it_is_least_squares_nearest_to_the_target(seed, n, dx, dy, shrinks):
     x, y = rows(seed, n, dx), rows(seed + 1, n, dy)

@@ -20,6 +20,8 @@ RIDGES = (0.0, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 # Directions with less than this share of the largest variance: float64 sums of squares say nothing reliable about them.
 _SINGULAR = 1e-12
+# Vectors and steps of the iteration that estimates the least eigenvalue.
+_PROBES, _ITERATIONS = 4, 3
 # Random sums of outputs on which a ridge is chosen for more than twice as many.
 _SKETCHED = 64
 # A spread below this share of the sum of squares is the rounding of a constant.
@@ -197,9 +199,8 @@ class _Inverse:
         added = ridge * float(self.gram.trace()) / size
         loaded = self.gram + added * torch.eye(size, dtype=self.gram.dtype, device=self.gram.device)
         factor, failed = torch.linalg.cholesky_ex(loaded)
-        # Against the largest diagonal, not the largest pivot: a feature of little variance may come first, and then
-        # the rounding of a large dependent one looks like a pivot of fair size.
-        if not int(failed) and float(factor.diagonal().square().min()) > _SINGULAR * float(loaded.diagonal().max()):
+        # A pivot says little: small ones before it make the rounding of a dependent feature look like a fair size.
+        if not int(failed) and _least_eigenvalue(factor) > _SINGULAR * float(loaded.diagonal().max()):
             return torch.cholesky_solve(right_side, factor)
         values, vectors = self._eigen
         kept = values > _SINGULAR * values.max().clamp(min=0)
@@ -211,6 +212,18 @@ class _Inverse:
     def _eigen(self) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(self.gram)
         return values, vectors
+
+
+def _least_eigenvalue(factor: Tensor) -> float:
+    """About the least eigenvalue of L L^T: inverse iteration from some random vectors."""
+    start = torch.Generator().manual_seed(0)
+    vectors = torch.randn(len(factor), _PROBES, generator=start, dtype=factor.dtype).to(factor.device)
+    least = math.inf
+    for _ in range(_ITERATIONS):
+        vectors = vectors / vectors.norm(dim=0)
+        vectors = torch.cholesky_solve(vectors, factor)
+        least = min(least, 1 / float(vectors.norm(dim=0).max().clamp_min(torch.finfo(factor.dtype).tiny)))
+    return least
 
 
 def _checked(moments: Moments, target: Tensor | None, ridges: Sequence[float]) -> Tensor | None:
