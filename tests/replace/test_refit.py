@@ -537,3 +537,46 @@ def test_a_decoder_is_not_refitted_through_the_teachers_cache():
         assert (anatomy.model.config.use_cache, own.config.use_cache) == (cache, cache)
         twins.append(own.state_dict())
     assert all(torch.equal(value, twins[1][name]) for name, value in twins[0].items())
+
+
+class TwoUnits(nn.Module):
+    """Token blocks of two units: x + mix(tanh(norm(x))), then x + down(relu(up(norm(x))))."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.mix = nn.LayerNorm(4), nn.Linear(4, 4)
+            self.second, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 9), nn.Linear(9, 4)
+
+        def forward(self, x):
+            x = x + self.mix(self.norm(x).tanh())
+            return x + self.down(self.up(self.second(x)).relu())
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.blocks = nn.Linear(4, 4), nn.Sequential(*(self.Block() for _ in range(4)))
+
+    def forward(self, x):
+        return self.blocks(self.embed(x))
+
+
+def test_every_unit_of_a_kept_block_is_refitted():
+    batches = doubles(40, 5, 4)
+    anatomy = analyze(made(TwoUnits), batches[0].take(2))
+    model = cut(anatomy, batches, "blocks.1")
+    state = copy.deepcopy(model.state_dict())
+    sums = {}
+
+    def behind(net):
+        handle = net.blocks[2].second.register_forward_pre_hook(lambda _, args: sums.__setitem__("x", args[0]))
+        with torch.no_grad():
+            net(*batches[0].args)
+        handle.remove()
+        return sums["x"]
+
+    target, before = behind(anatomy.model), behind(model)
+    refit_(anatomy, model, [], batches, removed=["blocks.1"], config=RefitConfig(reach=1))
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, state[key])}
+    changed = {key.rpartition(".")[0] for key in changed}
+    assert {"blocks.0.down", "blocks.2.mix"} <= changed <= {"blocks.0.down", "blocks.2.mix", "blocks.2.down"}
+    assert (behind(model) - target).square().sum() < 0.9 * (before - target).square().sum()

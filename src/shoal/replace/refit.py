@@ -10,7 +10,7 @@ Source: sequential layer-wise reconstruction; for channel pruning He et al. 2017
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -182,6 +182,8 @@ class SequentialRefit:
                 self._refit_replacement(fitted)
             return fitted.span.stop
         segment = self.chain.segments[index]
+        if segment.residual and self.refit_kept and segment.path not in self.changed and self._is_near(index):
+            self._refit_inner_units(segment)
         stop = self._gap_end(index) if self.refit_kept and segment.path not in self.removed else index + 1
         if stop > index + 1 or (self.refit_kept and segment.path in self.partly_removed):
             self._refit_ahead(index, stop)
@@ -295,37 +297,64 @@ class SequentialRefit:
             self.teacher_x[batch] = self.forward_segments(self.teacher.model, segments, self.teacher_x[batch], batch)
             self.student_x[batch] = module(x.clone(), *args, **kwargs)
 
+    def _refit_inner_units(self, segment: Segment) -> None:
+        """Refit the last linear maps of the units of a kept segment before its last, each to what is missing there."""
+        block = self.teacher.chain[segment.path]
+        for unit in range(0 if block.parallel else len(block.units) - 1):
+            linear = last_linear(self.teacher, segment, MAX_UNKNOWNS, unit)
+            if linear is None or not linear.is_added_as_it_is:
+                continue
+            probe, sums = SegmentProbe(self.teacher, self.student, segment, linear), list[UnitSum]()
+            for batch, x in enumerate(self.student_x):
+                forward = partial(self.forward_segments, batch=batch)
+                target = probe.unit_sum(self.teacher_x[batch], forward, unit)
+                sums.append(UnitSum(target, *probe.unit_parts(x, forward, unit)))
+            self._fitted_sums(linear, sums)
+
     def _refit_last_linear(self, segment: Segment, linear: LastLinear) -> None:
         """Refit the last linear map of a kept segment to what is missing at its sum, and pass the segment.
 
         Where the sum is what leaves the segment, it is made of what was captured: the rest need not run again.
         """
         adds_up = linear.is_added_as_it_is and _adds_alike(segment, segment)
-        parts: list[tuple[Tensor, Tensor]] = []
-        moments = LayerMoments(self.student.get_submodule(linear.layer), sum(map(len, self.teacher_x)), self.seed)
+        sums: list[UnitSum] = []
+        moments = self._layer_moments(linear)
         probe = SegmentProbe(self.teacher, self.student, segment, linear)
         for batch, x in enumerate(self.student_x):
             forward = partial(self.forward_segments, batch=batch)
             self.teacher_x[batch], target = probe.teacher_sum(self.teacher_x[batch], forward)
             features, stream = probe.student_parts(x.clone(), forward)
-            if len(x) > 1:
-                moments.add(features, linear.as_output(target if stream is None else target - stream))
             if adds_up and stream is not None:
-                parts.append((features, stream))
-        if not parts:
-            linear_fit_(self.student, linear, moments)
-            self.student_x = [
-                self.forward_segments(self.student, [segment], x, batch) for batch, x in enumerate(self.student_x)
-            ]
+                sums.append(UnitSum(target, features, stream))
+            elif len(x) > 1:
+                missing = target if stream is None else target - stream
+                moments.add(features, linear.as_output(missing), linear.as_output(target))
+        if sums:
+            self.student_x = self._fitted_sums(linear, sums)
             return
+        linear_fit_(self.student, linear, moments)
+        self.student_x = [
+            self.forward_segments(self.student, [segment], x, batch) for batch, x in enumerate(self.student_x)
+        ]
+
+    def _fitted_sums(self, linear: LastLinear, sums: Sequence["UnitSum"]) -> list[Tensor]:
+        """Refit a layer whose output is added as it is, if that improves the sums; returns these, by mini-batch."""
+        moments = self._layer_moments(linear)
+        for each in sums:
+            if len(each.stream) > 1:
+                moments.add(each.features, each.target - each.stream, each.target)
         layer = self.student.get_submodule(linear.layer)
-        before = [stream + layer(features) for features, stream in parts]
+        before = [each.stream + layer(each.features) for each in sums]
         weights = copied(layer).state_dict()
         linear_fit_(self.student, linear, moments)
-        self.student_x = [stream + layer(features) for features, stream in parts]
-        if not improves(self.teacher_x, before, self.student_x):
-            layer.load_state_dict(weights)
-            self.student_x = before
+        after = [each.stream + layer(each.features) for each in sums]
+        if improves([each.target for each in sums], before, after):
+            return after
+        layer.load_state_dict(weights)
+        return before
+
+    def _layer_moments(self, linear: LastLinear) -> "LayerMoments":
+        return LayerMoments(self.student.get_submodule(linear.layer), sum(map(len, self.teacher_x)), self.seed)
 
     def forward_segments(self, model: nn.Module, segments: Sequence[Segment], x: Tensor, batch: int) -> Tensor:
         """The stream after these segments, for the mini-batch of this index."""
@@ -335,6 +364,18 @@ class SequentialRefit:
             for path in segment.paths:
                 x = segment.output_format.run(model.get_submodule(path), x.clone(), args, kwargs)
         return x
+
+
+@dataclass(frozen=True, eq=False)
+class UnitSum:
+    """A unit of the student on a mini-batch: what enters its last linear map, and what is that map's output added to.
+
+    `target` is the sum of both in the original.
+    """
+
+    target: Tensor
+    features: Tensor
+    stream: Tensor
 
 
 @dataclass
@@ -351,6 +392,35 @@ class SegmentProbe:
         with recording(self.teacher, [self.segment.path]) as record:
             output = forward(self.teacher.model, [self.segment], x)
         return output, record.sums[self.segment.path]
+
+    def unit_sum(self, x: Tensor, forward: Forward, unit: int) -> Tensor:
+        """The stream behind a unit in the original."""
+        [(stream, branch)] = self._at_unit(self.teacher.model, x, forward, unit)
+        return stream + branch
+
+    def unit_parts(self, x: Tensor, forward: Forward, unit: int) -> tuple[Tensor, Tensor]:
+        """The input of the last linear map of a unit in the student, and the stream that its output is added to."""
+        features: list[Tensor] = []
+        layer = self.student.get_submodule(self.linear.layer)
+        handle = layer.register_forward_pre_hook(lambda _, args: features.append(args[0].clone()))
+        try:
+            [(stream, _)] = self._at_unit(self.student, x, forward, unit)
+        finally:
+            handle.remove()
+        return features[-1], stream
+
+    def _at_unit(self, model: nn.Module, x: Tensor, forward: Forward, unit: int) -> list[tuple[Tensor, Tensor]]:
+        """Run a segment up to the addition of a unit; returns the stream and the branch there."""
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def capture(path: str, number: int, stream: Tensor, branch: Tensor) -> None:
+            if number == unit:
+                seen.append((stream.clone(), branch.clone()))
+                raise _StopForward
+
+        with suppress(_StopForward), intercept_additions(model, [self.teacher.chain[self.segment.path]], capture):
+            forward(model, [self.segment], x)
+        return seen
 
     def student_parts(self, x: Tensor, forward: Forward) -> tuple[Tensor, Tensor | None]:
         """The input of the last linear map in the student, and the stream that its output is added to."""
@@ -407,7 +477,7 @@ class LayerUpdate:
         if not bool(torch.isfinite(features).all() and torch.isfinite(missing).all()):
             raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
         for moments, part in fit_heldout_slices(self.train, self.held_out, len(features)):
-            moments.add(*self.sampler.draw(features[part], [missing[part]]))
+            moments.add(*self.sampler.draw_weighted(features[part], [missing[part]], output[part]))
 
     def apply_(self) -> None:
         """Change the layer, if that does better on what was held out."""
@@ -468,12 +538,21 @@ class LayerMoments:
         self.sampler = RowSampler(unknowns, samples, window, rows_per_unknown, seed)
         self.train, self.held_out = (Moments(unknowns, outputs, joint=False) for _ in range(2))
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add one mini-batch; a fifth is held out."""
+    def add(self, x: Tensor, y: Tensor, total: Tensor | None = None) -> None:
+        """Add one mini-batch; a fifth is held out.
+
+        Args:
+            x: what enters the layer.
+            y: what it should return.
+            total: what the sum should be that y is a part of, laid out as y is; tokens count relative to it.
+        """
         if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
             raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
         for moments, part in fit_heldout_slices(self.train, self.held_out, x.shape[0]):
-            moments.add(*self.sampler.draw(x[part], [y[part]]))
+            if total is None:
+                moments.add(*self.sampler.draw(x[part], [y[part]]))
+            else:
+                moments.add(*self.sampler.draw_weighted(x[part], [y[part]], total[part]))
 
 
 def _refit_head(teacher: nn.Module, student: nn.Module, head: LastLinear, batches: Sequence[Batch], seed: int) -> None:
@@ -510,6 +589,8 @@ def _side_inputs(model: nn.Module, formats: Mapping[str, OutputFormat], batch: B
         def record(_: nn.Module, args: Any, kwargs: Any) -> None:
             args, kwargs = formats[path].stream_first(args, kwargs)
             inputs[path] = copied_arguments((args[1:], kwargs))
+            if len(inputs) == len(formats):
+                raise _StopForward  # the head of a language model may cost as much as many blocks
 
         return record
 
@@ -517,8 +598,16 @@ def _side_inputs(model: nn.Module, formats: Mapping[str, OutputFormat], batch: B
         for path in formats:
             handle = model.get_submodule(path).register_forward_pre_hook(hook(path), with_kwargs=True)
             stack.callback(handle.remove)
-        call(model, batch)
+        _run_until_stopped(model, batch)
     return inputs
+
+
+def _run_until_stopped(model: nn.Module, batch: Batch) -> None:
+    try:
+        call(model, batch)
+    except ModelRaisedError as error:
+        if not isinstance(error.__cause__, _StopForward):
+            raise
 
 
 def _input_of(model: nn.Module, path: str, batch: Batch, form: OutputFormat = PLAIN) -> Tensor:
@@ -532,10 +621,7 @@ def _input_of(model: nn.Module, path: str, batch: Batch, form: OutputFormat = PL
     # In front of the module's own hooks: a replacement may have one that moves the stream.
     handle = model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
     try:
-        call(model, batch)
-    except ModelRaisedError:
-        if not captured:  # the network's own error, before it reached the module
-            raise
+        _run_until_stopped(model, batch)
     finally:
         handle.remove()
     return captured[0]
