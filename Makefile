@@ -6,7 +6,7 @@ WORKERS ?= 2
 GALLERY := build/site/gallery
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test check lint types layers tests test-slow test-browser test-axe test-lowest faults faults-workers fuzz format clean
+.PHONY: demo test check lint types layers tests test-slow test-several test-browser test-axe test-lowest faults faults-workers fuzz format clean
 .PHONY: docs gallery tutorials dist startup verify-types test-integrations test-pythons
 
 demo: $(VENV)/.installed
@@ -33,6 +33,10 @@ tests: $(VENV)/.developing
 
 test-slow: $(VENV)/.developing
 	$(BIN)/pytest -m slow
+
+# Of the slow ones those of workers and of several processes: under three minutes on two idle cores.
+test-several: $(VENV)/.developing
+	$(PYTEST) -m several
 
 # Lightning and the experiment trackers as they are, in an environment of their own.
 test-integrations:
@@ -106,7 +110,7 @@ verify-types: $(VENV)/.developing
 faults: $(VENV)/.developing
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/faults --mount --page docs/reliability.md
 
-# Workers of Ray that are killed, cut off, and left without disk, host and head (hosts: as root). Minutes on idle cores.
+# Workers of Ray that are killed, cut off, and left without disk, host and head (hosts: as root).
 faults-workers: $(VENV)/.developing
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/faults/workers.py
 

@@ -15,14 +15,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from compare import differences, journal, repeated
 from hosts import available, end_node, start_node
 from on_hosts import on_two_hosts
-from watched import Campaign, WatchedWorkers, compared, disturbing, prepare_clusters, processes, scanned
+from watched import Campaign, WatchedWorkers, compared, disturbing, one_cluster, prepare_clusters, processes, scanned
 
 import shoal
 from shoal.workers import RayWorkers
@@ -31,8 +33,8 @@ _SMALL = Path(__file__).with_name("small.py").resolve()
 
 
 def killed(count: int, kills: int, campaign: Campaign) -> dict[str, Any]:
-    """Workers that are killed at random moments."""
-    chance, done = random.Random(campaign.seed + count), 0
+    """Workers that are killed at random moments, in as many scans as that takes."""
+    chance, done, results = random.Random(campaign.seed + count), 0, []
 
     def kill(over: threading.Event) -> None:
         nonlocal done
@@ -42,10 +44,19 @@ def killed(count: int, kills: int, campaign: Campaign) -> dict[str, Any]:
                 os.kill(chance.choice(alive), signal.SIGKILL)
                 done += 1
 
-    with tempfile.TemporaryDirectory() as name, disturbing(kill):
-        folder = Path(name)
-        result = compared(campaign, WatchedWorkers(count, folder=folder, pause=campaign.pause))
-    return {"what": f"{count} workers, killed at random moments", "kills": done, **result}
+    while done < kills:
+        with tempfile.TemporaryDirectory() as name, disturbing(kill):
+            folder = Path(name)
+            results.append(compared(campaign, WatchedWorkers(count, folder=folder, pause=campaign.pause)))
+    return {
+        "what": f"{count} workers, killed at random moments",
+        "kills": done,
+        "scans": len(results),
+        "same": all(result["same"] for result in results),
+        **{
+            name: sum(result[name] for result in results) for name in ("tasks", "begun", "begun_for_nothing", "seconds")
+        },
+    }
 
 
 def starved(campaign: Campaign) -> dict[str, Any]:
@@ -142,12 +153,30 @@ def runs(name: str, counts: Sequence[int], campaign: Campaign) -> list[dict[str,
         "headless": headless,
     }
     if name == "killed":
-        return [killed(count, campaign.kills // len(counts), campaign) for count in counts]
+        with one_cluster(max(counts)):  # Ray starts once, not with every scan
+            return [killed(count, campaign.kills // len(counts), campaign) for count in counts]
     if name != "hosts":
         return [simple[name]()]
     if available():
         return on_two_hosts(campaign)
     return [simple["starved"](), simple["stopped"]()]
+
+
+def apart(names: Sequence[str], options: Sequence[str], jobs: int) -> Iterator[dict[str, Any]]:
+    """The results of several kinds of faults, each in a process of its own, so many at a time."""
+
+    def result(name: str, folder: str) -> list[dict[str, Any]]:
+        out = Path(folder) / f"{name}.json"
+        command = [sys.executable, __file__, *options, "--only", name, "--out", str(out)]
+        code = subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode
+        results: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
+        return (
+            results if results and code in (0, 1) else [*results, {"what": f"{name}: exit code {code}", "same": False}]
+        )
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        for results in pool.map(result, names, repeat(folder)):
+            yield from results
 
 
 def main() -> None:
@@ -156,30 +185,43 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30, help="over all numbers of workers")
     parser.add_argument("--workers", default="2,4", help="that are killed, separated by commas")
     parser.add_argument("--partition", type=float, default=20.0, help="seconds")
-    parser.add_argument("--batches", type=int, default=60, help="mini-batches, a task each")
-    parser.add_argument("--pause", type=float, default=0.3, help="seconds that a task takes at least")
+    parser.add_argument("--batches", type=int, default=24, help="mini-batches, a task each")
+    parser.add_argument("--pause", type=float, default=0.25, help="seconds that a task takes at least")
     parser.add_argument(
         "--only",
-        default="killed,hosts,headless",
+        default="hosts,killed,headless",
         help="kinds of faults; hosts: a line that is cut, a full disk, a host that dies, in network namespaces (root;"
         " else starved and stopped, which are kinds as well)",
     )
+    parser.add_argument("--jobs", type=int, default=2, help="kinds at a time; most of hosts is waiting")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/worker-faults.json"))
     options = parser.parse_args()
     prepare_clusters()
-    counts = [int(count) for count in options.workers.split(",")]
-    campaign = Campaign(
-        options.batches, options.pause, options.partition, options.kills, options.seed, scanned(options.batches)
-    )
-    results = []
-    for name in options.only.split(","):
-        for result in runs(name, counts, campaign):
-            results.append(result)
-            print(json.dumps(result), file=sys.stderr, flush=True)
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(results, indent=1) + "\n")
+    names, counts = options.only.split(","), [int(count) for count in options.workers.split(",")]
+    began, results = time.monotonic(), []
+    if len(names) > 1:
+        coming = apart(names, _without(sys.argv[1:], "--only", "--out"), options.jobs)
+    else:
+        campaign = Campaign(
+            options.batches, options.pause, options.partition, options.kills, options.seed, scanned(options.batches)
+        )
+        coming = iter(runs(names[0], counts, campaign))
+    for result in coming:
+        results.append(result)
+        print(json.dumps(result), file=sys.stderr, flush=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"{time.monotonic() - began:.0f} seconds", file=sys.stderr)
     sys.exit(not all(result["same"] and not result.get("begun_for_nothing") for result in results))
+
+
+def _without(words: Sequence[str], *options: str) -> list[str]:
+    """A command line without these options and their values."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in options:
+        parser.add_argument(option)
+    return parser.parse_known_args(words)[1]
 
 
 if __name__ == "__main__":

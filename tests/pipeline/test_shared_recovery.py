@@ -12,7 +12,7 @@ from launching import outputs, start
 from shoal.pipeline.plan_checkpoint import FILENAME
 from shoal.recover.distill import CHECKPOINT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.several]
 
 COMMON = """
 import os, signal, sys

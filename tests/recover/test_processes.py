@@ -44,6 +44,7 @@ def alone():
 
 
 @pytest.mark.slow
+@pytest.mark.several
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_learn_what_one_does(tmp_path, alone, count):
     processes = start(SAVE, count, tmp_path / "run", tmp_path / "weights")
@@ -58,6 +59,7 @@ def test_several_processes_learn_what_one_does(tmp_path, alone, count):
 
 
 @pytest.mark.slow
+@pytest.mark.several
 def test_a_process_that_dies_ends_the_others_within_a_minute_with_its_number(tmp_path):
     dying = """
     def images_of(epoch):
@@ -78,6 +80,7 @@ def test_a_process_that_dies_ends_the_others_within_a_minute_with_its_number(tmp
 
 
 @pytest.mark.slow
+@pytest.mark.several
 def test_sigterm_to_one_process_saves_and_another_number_goes_on(tmp_path, alone):
     asked = """
     def images_of(epoch):

@@ -76,6 +76,7 @@ def alone(dtype=torch.float32):
 
 
 @pytest.mark.slow
+@pytest.mark.several
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_divided_student_learns_what_a_whole_one_does(tmp_path, dtype):
     expected = alone(getattr(torch, dtype))
@@ -92,6 +93,7 @@ def test_a_divided_student_learns_what_a_whole_one_does(tmp_path, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.several
 def test_another_number_of_processes_takes_its_own_parts_and_one_is_refused_in_words(tmp_path):
     printed = outputs(start(CODE, 2, tmp_path / "run", tmp_path / "weights", 6, "float32"))
     assert all("Terminated" in error for _, error in printed), printed

@@ -26,10 +26,23 @@ def test_ray_that_is_missing_is_named(monkeypatch):
         RayWorkers(2)
 
 
-@pytest.mark.parametrize("address", ["nonsense", "host:port", ":6379", "ray://", "10.0.0.1:999999"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("nonsense", "host:port", ":6379", "ray://", "10.0.0.1:999999", "", " ", "10.0.0.1", "10.0.0.1:0", "::1:6379"),
+        *("[::1", "[zz]:1", "10.0.0.1:1:2", "10.0.0.1:-1", "10.0.0.1:1\n", "\0:1", "10.0.0.1: 1", " auto", "local"),
+        *("http://10.0.0.1:80", "10.0.0.1:1/path", "me@10.0.0.1:1", "10.0.0.1:1?a", "10.0.0.1:1#a", "ray://:1"),
+    ],
+)
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(UsageError, match="is no address of a Ray cluster"):
         RayWorkers(2, address)
+
+
+@pytest.mark.parametrize("host", ["a" * 300, "x..y", "no-such-host.invalid"])
+def test_a_host_that_has_no_name_is_refused(host):
+    with pytest.raises(UsageError, match=f"nothing answers at '{host}:6379'"):
+        RayWorkers(2, f"{host}:6379")
 
 
 def test_an_address_at_which_nobody_listens_is_refused_at_once():
@@ -54,7 +67,12 @@ def test_an_address_that_stays_silent_is_given_up(monkeypatch):
 
 @pytest.mark.parametrize(
     ("spoken", "message"),
-    [(None, r"nothing answers at .*timed out"), (b"HTTP/1.1 400 Bad Request\r\n", "is not Ray"), (b"", "is not Ray")],
+    [
+        (None, r"nothing answers at .*timed out"),
+        (b"HTTP/1.1 400 Bad Request\r\n", "is not Ray"),
+        (b"SSH-2.0-", r"nothing answers at .*timed out"),  # less than a whole answer, and then nothing
+        (b"", "is not Ray"),
+    ],
 )
 def test_what_listens_but_is_not_ray_is_refused(monkeypatch, spoken, message):
     monkeypatch.setattr(on_ray, "_PATIENCE", 0.3)
@@ -69,6 +87,8 @@ def test_what_listens_but_is_not_ray_is_refused(monkeypatch, spoken, message):
             else:
                 connection.recv(100)
                 connection.sendall(spoken)
+                if len(spoken) == 8:
+                    done.wait(5)
             connection.close()
 
         done, thread = threading.Event(), threading.Thread(target=answer)
@@ -77,6 +97,19 @@ def test_what_listens_but_is_not_ray_is_refused(monkeypatch, spoken, message):
             RayWorkers(2, f"127.0.0.1:{server.getsockname()[1]}")
         done.set()
         thread.join()
+
+
+def test_what_answers_as_ray_does_and_says_no_more_is_given_up(monkeypatch):
+    monkeypatch.setattr(on_ray, "_PATIENCE", 0.2)
+    monkeypatch.setattr(on_ray, "_ASK", "import time; print(flush=True); time.sleep(60)")
+    with pytest.raises(UsageError, match=r"what answers at '10\.0\.0\.1:6379' is not Ray, or a head that hangs"):
+        on_ray._check_is_ray("10.0.0.1:6379")
+
+
+@pytest.mark.parametrize("ask", ["print()", "raise SystemExit('another version, or no token: Ray says it')"])
+def test_what_ray_makes_of_an_answer_it_says_itself(monkeypatch, ask):
+    monkeypatch.setattr(on_ray, "_ASK", ask)
+    on_ray._check_is_ray("10.0.0.1:6379")
 
 
 def test_what_cannot_be_pickled_is_refused_before_anything_starts():
@@ -144,23 +177,18 @@ def killing(flag):
     return run
 
 
-@pytest.mark.slow
-def test_results_come_from_other_processes():
-    def whereabouts(own, shared):
-        return os.getpid(), shared.sum().item(), torch.get_num_threads()
-
-    batch = torch.ones(3)
-    with working(RayWorkers(2), whereabouts) as results:
-        found = dict(results(WorkerTask(number, batch) for number in range(12)))
-    assert sorted(found) == list(range(12))
-    processes = {process for process, _, _ in found.values()}
-    assert os.getpid() not in processes
-    assert len(processes) == 2
-    assert {total for _, total, _ in found.values()} == {3}
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray with room for four workers, started once for all tests that need not see it start."""
+    ray = on_ray._import_ray()
+    context = ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
 
 
 @pytest.mark.slow
-def test_errors_of_shoal_come_back_as_they_are_and_others_are_named():
+@pytest.mark.several
+def test_errors_of_shoal_come_back_as_they_are_and_others_are_named(cluster):
     def fails(own, shared):
         raise UsageError("no", "do this") if own == 0 else RuntimeError("odd")
 
@@ -173,14 +201,16 @@ def test_errors_of_shoal_come_back_as_they_are_and_others_are_named():
 
 
 @pytest.mark.slow
-def test_workers_that_are_killed_are_started_again_and_no_task_is_lost(tmp_path):
+@pytest.mark.several
+def test_workers_that_are_killed_are_started_again_and_no_task_is_lost(tmp_path, cluster):
     with working(RayWorkers(2), killing(str(tmp_path / "killed"))) as results:
         assert sorted(results(map(WorkerTask, range(10)))) == [(number, number) for number in range(10)]
     assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.slow
-def test_a_task_that_kills_every_worker_ends_the_run(monkeypatch):
+@pytest.mark.several
+def test_a_task_that_kills_every_worker_ends_the_run(monkeypatch, cluster):
     monkeypatch.setattr(on_ray, "_RETRIES", 1)
     with (
         working(RayWorkers(1), lambda own, shared: os.kill(os.getpid(), signal.SIGKILL)) as results,
@@ -190,8 +220,9 @@ def test_a_task_that_kills_every_worker_ends_the_run(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.several
 @pytest.mark.parametrize("count", [2, 4])
-def test_a_scan_by_workers_that_are_killed_has_the_very_same_record(count, tmp_path):
+def test_a_scan_by_workers_that_are_killed_has_the_very_same_record(count, tmp_path, cluster):
     data = [
         (torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(n)), torch.arange(20) % 3) for n in (0, 1)
     ]
@@ -205,15 +236,14 @@ def test_a_scan_by_workers_that_are_killed_has_the_very_same_record(count, tmp_p
 
 
 @pytest.mark.slow
-def test_a_plan_by_workers_is_the_very_same_and_nothing_is_timed_while_they_are_there(monkeypatch):
-    import ray
-
+@pytest.mark.several
+def test_a_plan_by_workers_is_the_very_same_and_nothing_is_timed_while_they_are_there(monkeypatch, cluster):
     generator = torch.Generator().manual_seed(0)
     data = [torch.randn(32, 1, 8, 8, generator=generator) for _ in range(4)]
-    timings = []
+    timings, pair = [], RayWorkers(2)
     timing = import_module("shoal.measure.latency")
     real = timing._take_turns
-    monkeypatch.setattr(timing, "_take_turns", lambda *args: timings.append(ray.is_initialized()) or real(*args))
+    monkeypatch.setattr(timing, "_take_turns", lambda *args: timings.append(len(pair._actors)) or real(*args))
     results = [
         shoal.compress(
             tiny.network(),
@@ -222,7 +252,7 @@ def test_a_plan_by_workers_is_the_very_same_and_nothing_is_timed_while_they_are_
             validation=data[:2],
             config=shoal.CompressConfig(workers=workers, stand_ins=("identity", "conv3"), latency_seconds=0.02),
         )
-        for workers in (1, 2)
+        for workers in (1, pair)
     ]
     assert results[0].plan == results[1].plan
     assert results[0].record.blocks == results[1].record.blocks
@@ -252,20 +282,16 @@ class Fatal:
 
 
 @pytest.mark.slow
-def test_a_cluster_that_runs_already_is_joined_and_left_running():
+@pytest.mark.several
+def test_a_cluster_that_runs_already_is_joined_and_left_running(cluster):
     import ray
 
-    context = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    address = context.address_info["gcs_address"]
-    try:
-        assert on_ray._check_answers(address) is None
-        with working(RayWorkers(2, address), lambda own, shared: own + 1) as results:
-            assert sorted(results(map(WorkerTask, range(4)))) == [(0, 1), (1, 2), (2, 3), (3, 4)]
-        assert ray.is_initialized()
-        with pytest.raises(UsageError, match="3 workers need a CPU each, and Ray has 2"):
-            RayWorkers(3, address).start(lambda own, shared: own)
-    finally:
-        ray.shutdown()
+    assert on_ray._check_answers(cluster) is None
+    with working(RayWorkers(2, cluster), lambda own, shared: own + 1) as results:
+        assert sorted(results(map(WorkerTask, range(4)))) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert ray.is_initialized()
+    with pytest.raises(UsageError, match="5 workers need a CPU each, and Ray has 4"):
+        RayWorkers(5, cluster).start(lambda own, shared: own)
 
 
 def nodes(*resources):
@@ -288,33 +314,6 @@ def test_those_that_time_take_whole_nodes_one_each():
     del there[0]
     with pytest.raises(UsageError, match="need a GPU each, and Ray has 0"):
         workers._check_count()
-
-
-@pytest.mark.slow
-def test_nothing_of_ray_runs_next_to_what_is_timed():
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    try:
-        cluster.add_node(num_cpus=3)
-        workers = RayWorkers(4, cluster.address).on_whole_nodes()
-
-        def timed(own, shared):
-            return ray.get_runtime_context().get_node_id(), ray.available_resources().get("CPU", 0)
-
-        with working(workers, timed) as results:
-            coming = results(map(WorkerTask, range(6)))
-            first = next(coming)
-            waiting = ray.remote(num_cpus=1)(lambda: 1).remote()
-            found = dict([first, *coming])
-            assert not ray.wait([waiting], timeout=0.5)[0], "it has to wait for those that time"
-        assert sorted(found) == list(range(6))
-        assert len({node for node, _ in found.values()}) == 2
-        assert {free for _, free in found.values()} == {0}
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 def test_a_worker_that_ray_cannot_start_is_said_to_be_that():

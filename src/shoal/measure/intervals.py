@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any, SupportsIndex
 
 import numpy as np
-from scipy import optimize, stats
+import scipy
+from scipy.special import ndtri
 
 from shoal.errors import DataError, NonFiniteError, UsageError
 from shoal.record import Interval
 
 _LEVEL = 0.95
-_Z = float(stats.norm.ppf(0.5 + _LEVEL / 2))
+_Z = float(ndtri(0.5 + _LEVEL / 2))
 
 
 def wilson(successes: float, n: SupportsIndex) -> Interval:
@@ -68,7 +69,7 @@ def paired_drop(n: SupportsIndex, lost: SupportsIndex, won: SupportsIndex, confi
     if down + up > count:
         raise UsageError(f"lost {down} and won {up} of {count} pairs", "Expected lost + won <= n.")
 
-    z = _Z if confidence == 0.95 else float(stats.norm.ppf((1 + confidence) / 2))
+    z = _Z if confidence == 0.95 else float(scipy.stats.norm.ppf((1 + confidence) / 2))
 
     def margin(drop: float) -> float:
         return (down - up - count * drop) ** 2 - z * z * _score_variance(count, down, up, drop)
@@ -92,7 +93,7 @@ def _root(margin: Callable[[float], float], end: float, estimate: float) -> floa
     inner = estimate + (end - estimate) * 1e-12
     if inner == end or margin(end) <= 0:
         return end
-    return float(optimize.brentq(margin, *sorted((end, inner)), xtol=1e-14))
+    return float(scipy.optimize.brentq(margin, *sorted((end, inner)), xtol=1e-14))
 
 
 def mcnemar(lost: SupportsIndex, won: SupportsIndex) -> float:
@@ -113,7 +114,7 @@ def mcnemar(lost: SupportsIndex, won: SupportsIndex) -> float:
     down, up = _count(lost, "lost"), _count(won, "won")
     if down + up == 0:
         return 1.0
-    return float(stats.binomtest(down, down + up).pvalue)
+    return float(scipy.stats.binomtest(down, down + up).pvalue)
 
 
 def mean_interval(values: Any) -> Interval:
@@ -140,7 +141,7 @@ def mean_interval(values: Any) -> Interval:
         return -math.inf, math.inf
     centre = float(flat.mean())
     spread = float(flat.std(ddof=1)) / math.sqrt(flat.size)
-    half = float(stats.t.ppf(0.5 + _LEVEL / 2, flat.size - 1)) * spread
+    half = float(scipy.stats.t.ppf(0.5 + _LEVEL / 2, flat.size - 1)) * spread
     return centre - half, centre + half
 
 
@@ -172,7 +173,7 @@ def ratio_interval(totals: Any, counts: Any) -> Interval:
     centre = float(sums.sum() / sizes.sum())
     residuals = sums - centre * sizes
     spread = math.sqrt(float((residuals**2).sum()) * groups / (groups - 1)) / float(sizes.sum())
-    half = float(stats.t.ppf(0.5 + _LEVEL / 2, groups - 1)) * spread
+    half = float(scipy.stats.t.ppf(0.5 + _LEVEL / 2, groups - 1)) * spread
     return centre - half, centre + half
 
 

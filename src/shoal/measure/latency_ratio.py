@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+import scipy
 from torch import nn
 from torch.utils.benchmark.utils.timer import timer as clock  # it waits for the device
 
@@ -291,7 +291,7 @@ def _without_collection() -> Iterator[None]:
 
 
 def _centre(logs: np.ndarray) -> float:
-    return float(stats.trim_mean(logs, _TRIM))
+    return float(scipy.stats.trim_mean(logs, _TRIM))
 
 
 def _half_width(logs: np.ndarray) -> float:
@@ -321,4 +321,4 @@ def _drift(logs: np.ndarray) -> tuple[float, float | None]:
 
 
 def _quantile(freedom: int) -> float:
-    return float(stats.t.ppf(0.5 + _CONFIDENCE / 2, max(1, freedom)))
+    return float(scipy.stats.t.ppf(0.5 + _CONFIDENCE / 2, max(1, freedom)))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scipy import stats
+import scipy
 from torch import Tensor
 
 from shoal.batches import IGNORED, Batch
@@ -141,7 +141,7 @@ class Accumulator:
             return (-math.inf, math.inf)
         mean = self.increase / self.n
         variance = max(0.0, self.increase_squared - self.n * mean * mean) / (self.n - 1)
-        half = float(stats.t.ppf((1 + confidence) / 2, self.n - 1)) * math.sqrt(variance / self.n)
+        half = float(scipy.stats.t.ppf((1 + confidence) / 2, self.n - 1)) * math.sqrt(variance / self.n)
         return (mean - half, mean + half)
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from scipy.stats import spearmanr
+import scipy
 
 from shoal.pipeline.candidate_table import CandidateTable
 from shoal.pipeline.plan_measure import MeasuredPlan
@@ -32,5 +32,5 @@ _GUESSES = ("raw", "refitted", "corrected")
 def _error(guesses: Sequence[float], damages: Sequence[float]) -> GuessError:
     logs = [abs(math.log(max(guess, _LEAST) / damage)) for guess, damage in zip(guesses, damages, strict=True)]
     ranked = len(damages) >= _MIN_RANKED and len(set(guesses)) > 1 and len(set(damages)) > 1
-    spearman = float(spearmanr(guesses, damages).statistic) if ranked else None
+    spearman = float(scipy.stats.spearmanr(guesses, damages).statistic) if ranked else None
     return GuessError(median_log_ratio=statistics.median(logs), spearman=spearman)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from scipy.stats import kendalltau
+import scipy
 
 from shoal.pipeline.learning_curve import extrapolated
 from shoal.pipeline.plan_measure import MeasuredPlan
@@ -81,7 +81,7 @@ def _ranks(values: Sequence[float]) -> list[int]:
 
 def _tau(first: Sequence[int], second: Sequence[int]) -> float | None:
     """Kendall's correlation of two rankings; None where there is none."""
-    tau = float(kendalltau(first, second).statistic)
+    tau = float(scipy.stats.kendalltau(first, second).statistic)
     return tau if math.isfinite(tau) else None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from shoal.scanning import RemovalDamage
 
@@ -86,7 +86,7 @@ class RemovalScreen:
         if len(growths) < _LEAST_GROWTHS:
             return _UNKNOWN
         count = len(growths)
-        quantile = float(stats.t.ppf(CONFIDENCE, count - 1))
+        quantile = float(scipy.stats.t.ppf(CONFIDENCE, count - 1))
         return _Growth(float(np.mean(growths)), float(np.var(growths, ddof=1)) * (1 + 1 / count), quantile)
 
 

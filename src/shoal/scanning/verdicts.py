@@ -1,6 +1,6 @@
 """Verdicts on ablations, from intervals of paired differences."""
 
-from scipy import stats
+import scipy
 
 from shoal.measure import Accumulator
 from shoal.record import Ablation, ChannelChangeHypothesis, Interval, ScannedLayer, Verdict
@@ -69,7 +69,7 @@ def channel_change_hypothesis(layers: list[ScannedLayer]) -> ChannelChangeHypoth
     table = [[counts["non-trivial"], sum(counts.values()) - counts["non-trivial"]] for counts in (changing, unchanged)]
     p_value = None
     if all(sum(row) for row in table):
-        p_value = float(stats.fisher_exact(table)[1])
+        p_value = float(scipy.stats.fisher_exact(table)[1])
     return ChannelChangeHypothesis(
         changing=changing, others=unchanged, p_value=p_value, sentence=_sentence(table, p_value)
     )

@@ -7,6 +7,7 @@ tasks again; a task whose worker is lost every time ends the run.
 import os
 import platform
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -31,6 +32,9 @@ from shoal.workers.ray_pool import ActorTasks
 _PATIENCE = 10.0
 # What either side of a connection of HTTP/2 says first, here without content: a frame of type 4.
 _SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+_START_RAY = "Start Ray there: ray start --head --port=6379."
+# Has Ray's client ask who is there; a line says that it begins.
+_ASK = "import sys; from ray._raylet import GcsClient; print(flush=True); GcsClient(address=sys.argv[1])"
 # A task is tried so many times more where its worker is lost: the fault may be its own.
 _RETRIES = 10
 _LAST_WORDS = (
@@ -194,6 +198,7 @@ class RayWorkers:
             whole = {"num_cpus": self.count, "include_dashboard": False}
             self._begin(f"Ray does not start {self.count} workers here", **{**quiet, **whole}, address="local")
             return
+        _check_is_ray(self.address)
         self._begin(f"the Ray cluster at '{self.address}' cannot be joined", **quiet, address=self.address)
 
     def _begin(self, trouble: str, **options: Any) -> None:
@@ -364,34 +369,75 @@ def _check_answers(address: str) -> None:
     Raises:
         UsageError: nothing answers.
     """
-    if address in ("auto", "local"):
+    if address == "auto":
         return
-    parts = urlsplit(address if "//" in address else f"//{address}")
-    try:
-        host, port = parts.hostname, parts.port
-        if not host or not port:
-            raise ValueError
-    except ValueError:
-        raise UsageError(f"'{address}' is no address of a Ray cluster", "Like 10.0.0.1:6379, or auto.") from None
+    host, port = _host_and_port(address)
     began = time.monotonic()
-    hint = "Start Ray there: ray start --head --port=6379."
     try:
         with socket.create_connection((host, port), timeout=_PATIENCE) as connection:
             encrypted = os.environ.get("RAY_USE_TLS", "0") not in ("", "0")
             answer = _SETTINGS if encrypted else _greeted(connection)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         waited = time.monotonic() - began
-        raise UsageError(
-            f"nothing answers at '{address}' ({error.strerror or error}, after {waited:.0f} s)", hint
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"nothing answers at '{address}' ({reason}, after {waited:.0f} s)", _START_RAY) from error
     if answer[3:4] != _SETTINGS[3:4]:
-        raise UsageError(f"what answers at '{address}' is not Ray", hint)
+        raise UsageError(f"what answers at '{address}' is not Ray", _START_RAY)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Of an address like `10.0.0.1:6379` or `ray://10.0.0.1:10001`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        parts = urlsplit(address if "//" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+        more = parts.path or parts.query or parts.fragment or parts.username is not None
+        if more or not host or not port or parts.scheme not in ("", "ray") or not address.isprintable():
+            raise ValueError
+    except ValueError:
+        raise UsageError(
+            f"{address!r} is no address of a Ray cluster",
+            "Like 10.0.0.1:6379, or auto; workers without an address are started on this machine.",
+        ) from None
+    return host, port
+
+
+def _check_is_ray(address: str) -> None:
+    """Refuse what speaks as Ray does and is something else, or no longer works; Ray's own client asks it.
+
+    In a process of its own, since nothing else ends this client before it gives up by itself.
+
+    Raises:
+        UsageError: nothing comes back.
+    """
+    if address == "auto" or "//" in address:
+        return
+    with subprocess.Popen(
+        [sys.executable, "-c", _ASK, address], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as client:
+        try:
+            if client.stdout is not None:
+                client.stdout.readline()  # its imports take as long as they take
+            client.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise UsageError(
+                f"what answers at '{address}' is not Ray, or a head that hangs (after {_PATIENCE:.0f} s)", _START_RAY
+            ) from None
+        finally:
+            client.kill()
 
 
 def _greeted(connection: socket.socket) -> bytes:
     """The first bytes of an answer to a client of gRPC, which Ray is spoken to by."""
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
-    return connection.recv(len(_SETTINGS))
+    answer, until = b"", time.monotonic() + _PATIENCE
+    while len(answer) < len(_SETTINGS) and (more := connection.recv(len(_SETTINGS) - len(answer))):
+        answer += more
+        connection.settimeout(max(1e-3, until - time.monotonic()))
+    return answer
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from scipy import stats
+import scipy
+from scipy.special import ndtri
 
 from shoal.errors import NonFiniteError
 from shoal.record import Interval
 
-_Z = float(stats.norm.ppf(0.975))
+_Z = float(ndtri(0.975))
 
 
 def rank_correlation(
@@ -38,8 +39,8 @@ def rank_correlation(
             raise NonFiniteError(f"NaN among the {name}: '{bad[0]}'", "It has no rank; leave the block out.")
     if len(set(scores)) < 2 or len(set(damages)) < 2:
         return None, None
-    ranks = stats.rankdata(scores), stats.rankdata(damages)
-    rho = float(stats.spearmanr(*ranks).statistic)
+    ranks = scipy.stats.rankdata(scores), scipy.stats.rankdata(damages)
+    rho = float(scipy.stats.spearmanr(*ranks).statistic)
     rho = max(-1.0, min(1.0, rho if high_means == "keep" else -rho))
     return rho, _interval(rho, len(paths))
 
