@@ -10,8 +10,7 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import DataError, UsageError
 from shoal.pipeline import api, context, refinement
-from shoal.pipeline.refinement import Refinement
-from shoal.scanning import divergence
+from shoal.pipeline.refinement import HeldBackDamage, Refinement
 
 REFIT = shoal.CompressConfig(refit=True, latency_seconds=0.001)
 PLAIN = shoal.CompressConfig(latency_seconds=0.001)
@@ -124,7 +123,26 @@ def test_nothing_is_refitted_where_nothing_was_changed():
     model = network()
     batches = [Batch((batch,)) for batch in DATA]
     graph = analyze(model.eval(), batches[0].take(2))
-    refined = Refinement(graph, batches, batches, divergence).best(lambda: network().eval(), [], [])
+    refined = Refinement(graph, batches, HeldBackDamage(graph, batches)).best(lambda: network().eval(), [], [])
     assert set(refined.damages) == {"built", "norms recalibrated"}
     assert refined.damages["built"] == 0
     assert not refined.is_changed
+
+
+def test_the_original_answers_once_where_its_answers_fit_into_memory():
+    model, other = network().eval(), network().eval()
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    batches = [Batch((batch,)) for batch in DATA]
+    graph = analyze(model, batches[0].take(2))
+    size = 4 * model(*batches[0].args).numel()
+    damages, calls = {}, {}
+    for kept in (0, 1, len(batches)):
+        judge, runs = HeldBackDamage(graph, batches, memory=kept * size), []
+        handle = model.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        damages[kept] = [judge.damage_of(other) for _ in range(2)]
+        handle.remove()
+        calls[kept] = len(runs)
+    assert damages[0] == damages[1] == damages[len(batches)]
+    assert damages[0][0] > 0
+    assert calls == {0: 2 * len(batches), 1: 2 * len(batches) - 1, len(batches): len(batches)}

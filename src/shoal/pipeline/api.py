@@ -45,7 +45,7 @@ from shoal.pipeline.recovery import (
     skip_or_raise,
     with_self_data,
 )
-from shoal.pipeline.refinement import Refinement
+from shoal.pipeline.refinement import HeldBackDamage, Refinement
 from shoal.pipeline.result import CompressedModel, CompressResult
 from shoal.plan import Fold, Plan
 from shoal.preserve import copied
@@ -270,8 +270,9 @@ class _Run:
         """The network with what stays refitted, unless that does more damage, or leaves the drop that is allowed."""
         context, splits = self.context, split_data(self.context)
         # A metric of the user's may need the labels, which a mix does not have.
-        judge = with_mixup(splits.damage) if context.damage.function is None else splits.damage
-        refinement = Refinement(context.graph, splits.fit, judge, context.damage, context.progress)
+        held_back = with_mixup(splits.damage) if context.damage.function is None else splits.damage
+        judge = HeldBackDamage(context.graph, held_back, context.damage)
+        refinement = Refinement(context.graph, splits.fit, judge, context.progress)
         refined = refinement.best(lambda: copied(removed.model), [], removed.choice.removed)
         choice = (
             self._judged_again(removed.choice, refined.network, "the refit") if refined.is_changed else removed.choice

@@ -38,6 +38,7 @@ from shoal.replace import (
     Span,
     recording,
 )
+from shoal.replace.early_stop import StopForward
 from shoal.replace.fitting import SpanMoments
 from shoal.replace.folded import is_better
 from shoal.replace.kv_cache import without_kv_cache
@@ -210,7 +211,7 @@ class CandidateRefit:
         try:
             return run.prefix.run_from(run.prefix.segment_of(start), forwards)
         except ModelRaisedError as error:
-            if not isinstance(error.__cause__, _EnoughSeen):
+            if not isinstance(error.__cause__, StopForward):
                 raise
         return None
 
@@ -235,7 +236,7 @@ class CandidateRefit:
         def capture_stream(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
             if unit == len(block.units) - 1:
                 streams.append(stream.clone())
-                raise _EnoughSeen
+                raise StopForward
 
         with (
             _listening(model, linear, inputs=True, stop=False) as features,
@@ -312,10 +313,6 @@ class _OriginalRun:
     answers: list[Tensor]
 
 
-class _EnoughSeen(Exception):  # noqa: N818 - no error: the rest of the forward is not needed
-    """Carries nothing."""
-
-
 @contextmanager
 def _listening(
     model: nn.Module,
@@ -334,7 +331,7 @@ def _listening(
     def on_enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         heard.append(form.entering(args, kwargs).clone())
         if stop:
-            raise _EnoughSeen
+            raise StopForward
 
     def on_leave(module: nn.Module, args: Any, output: Tensor) -> None:
         heard.append(output.clone())

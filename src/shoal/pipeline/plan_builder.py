@@ -4,6 +4,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import cast
 
 from torch import nn
@@ -14,7 +15,7 @@ from shoal.measure import Reading
 from shoal.pipeline.candidate_table import CandidateTable
 from shoal.pipeline.data_splits import split_samples
 from shoal.pipeline.effort import Effort
-from shoal.pipeline.refinement import Refinement
+from shoal.pipeline.refinement import HeldBackDamage, Refinement
 from shoal.plan import Path, Remove, Replace
 from shoal.preserve import copied
 from shoal.replace import FittedReplacement, RefitConfig, refit_
@@ -110,7 +111,7 @@ class PlanBuilder:
 
     def damage_of(self, network: nn.Module) -> float:
         """Mean damage on the samples held back for judging."""
-        return self._refinement.damage_of(network)
+        return self._held_back.damage_of(network)
 
     def refine(self, path: Path) -> RefinedPlan:
         """The network of least damage: as it was built, refitted, with norms recalibrated; see `Refinement`."""
@@ -124,9 +125,13 @@ class PlanBuilder:
         note = f"damage on held-back samples: {path.damage:.4f} by the table, {refined}"
         return RefinedPlan(refined.network, refined.refit_damage, refined.damages[refined.kept], note)
 
+    @cached_property
+    def _held_back(self) -> HeldBackDamage:
+        return HeldBackDamage(self.graph, self.judge, self.damage)
+
     @property
     def _refinement(self) -> Refinement:
-        return Refinement(self.graph, self.fit, self.judge, self.damage, self.progress)
+        return Refinement(self.graph, self.fit, self._held_back, self.progress)
 
     def _removed(self, path: Path) -> list[str]:
         return [action.name for action in self.actions(path) if isinstance(action, Remove)]

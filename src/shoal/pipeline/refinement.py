@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from shoal.batches import Batch, call
 from shoal.blocks import BlockGraph
+from shoal.outputs import read_outputs
 from shoal.preserve import copied, evaluating
 from shoal.replace import FittedReplacement, RefitConfig, recalibrate_, refit_
+from shoal.replace.kv_cache import without_kv_cache
 from shoal.scanning import DamageFunction, divergence
 
 STAND_INS, EVERYTHING, NORMS = "stand-ins refitted", "kept blocks refitted too", "norms recalibrated"
@@ -46,6 +49,49 @@ class Refined:
         return f"{listed}; kept: {self.kept}"
 
 
+@dataclass
+class HeldBackDamage:
+    """Measures how far networks are from the original, on samples held back.
+
+    Args:
+        graph: of the original.
+        batches: nothing is fitted on them.
+        damage: how far outputs are from the original's, for each sample.
+        memory: bytes for what the original answers; what does not fit is computed anew for every network.
+    """
+
+    graph: BlockGraph
+    batches: Sequence[Batch]
+    damage: DamageFunction = divergence
+    memory: float = 1e9
+    _answers: dict[int, Any] = field(default_factory=dict, init=False)
+    _free: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._free = self.memory
+
+    def damage_of(self, network: nn.Module) -> float:
+        """Mean damage of a network."""
+        total, count = 0.0, 0
+        with evaluating(self.graph.model), evaluating(network):
+            for index, batch in enumerate(self.batches):
+                total += float(self.damage(self._answer(index), call(network, batch), batch).sum())
+                count += batch.size
+        return total / count
+
+    def _answer(self, index: int) -> Any:
+        """What the original answers to a mini-batch, kept where there is room."""
+        if index not in self._answers:
+            with without_kv_cache(self.graph.model):
+                answer = call(self.graph.model, self.batches[index])
+            size = sum(tensor.numel() * tensor.element_size() for tensor in read_outputs(answer).tensors.values())
+            if size > self._free:
+                return answer
+            self._answers[index] = answer
+            self._free -= size
+        return self._answers[index]
+
+
 @dataclass(frozen=True)
 class Refinement:
     """How to refit, and how to judge.
@@ -53,26 +99,14 @@ class Refinement:
     Args:
         graph: of the original.
         fit: mini-batches to refit on.
-        judge: other mini-batches, to measure damage on.
-        damage: how far outputs are from the original's, for each sample.
+        judge: measures what came of it.
         progress: called with (stage, done, total).
     """
 
     graph: BlockGraph
     fit: Sequence[Batch]
-    judge: Sequence[Batch]
-    damage: DamageFunction = divergence
+    judge: HeldBackDamage
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
-
-    def damage_of(self, network: nn.Module) -> float:
-        """Mean damage on the samples held back for judging."""
-        total, count = 0.0, 0
-        with evaluating(self.graph.model), evaluating(network):
-            for batch in self.judge:
-                original = call(self.graph.model, batch)
-                total += float(self.damage(original, call(network, batch), batch).sum())
-                count += batch.size
-        return total / count
 
     def best(
         self,
@@ -92,11 +126,11 @@ class Refinement:
             reach: of a further refit, of so many kept blocks behind each change; None: of none.
         """
         best, kept = build(), _BUILT
-        damages = {_BUILT: self.damage_of(best)}
+        damages = {_BUILT: self.judge.damage_of(best)}
 
         def judged(name: str, network: nn.Module) -> None:
             nonlocal best, kept
-            damages[name] = self.damage_of(network)
+            damages[name] = self.judge.damage_of(network)
             if damages[name] < damages[kept]:
                 best, kept = network, name
 

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch, call
+from shoal.batches import Batch
 from shoal.blocks import BlockGraph
 from shoal.errors import NonFiniteError
 from shoal.offloaded import is_offloaded
 from shoal.plan import Replacement
 from shoal.preserve import copied, evaluating
 from shoal.regress import Moments, fits, r2
+from shoal.replace.early_stop import StopForward, run_until_stopped
 from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, fit_heldout_slices
 from shoal.replace.last_linear import LastLinear, last_linear
 from shoal.replace.output_format import PLAIN
@@ -150,8 +151,13 @@ def _portions(hosts: Sequence["HostMoments"]) -> list[list["HostMoments"]]:
 
 def _collect(graph: BlockGraph, batches: Sequence[Batch], hosts: Sequence["HostMoments"]) -> None:
     """One pass over the data."""
-    paths = sorted({path for host in hosts for path in (host.path, *host.ends)})
+    paths = sorted(
+        {path for host in hosts for path in (host.path, *host.ends)}, key=lambda path: graph.calls[path].start
+    )
     features: dict[str, Tensor] = {}
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        raise StopForward  # the head of a language model may cost as much as many blocks
 
     def hook(path: str) -> Any:
         return lambda module, args: features.__setitem__(path, args[0])
@@ -161,8 +167,9 @@ def _collect(graph: BlockGraph, batches: Sequence[Batch], hosts: Sequence["HostM
     ]
     try:
         with evaluating(graph.model), torch.no_grad(), recording(graph, paths) as record:
+            handles.append(graph.model.get_submodule(paths[-1]).register_forward_hook(stop))
             for batch in batches:
-                call(graph.model, batch)
+                run_until_stopped(graph.model, batch)
                 for host in hosts:
                     host.add(features[host.path], record.sums[host.path], [record.sums[end] for end in host.ends])
     finally:

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from shoal.batches import Batch, call, first_samples
 from shoal.blocks import BlockGraph
 from shoal.blocks.interception import intercept_additions
-from shoal.errors import ModelRaisedError, NonFiniteError
+from shoal.errors import NonFiniteError
 from shoal.offloaded import is_offloaded
 from shoal.plan import Remove
 from shoal.preserve import copied, copied_arguments, evaluating
 from shoal.regress import Moments, fits
+from shoal.replace.early_stop import StopForward, run_until_stopped
 from shoal.replace.fitting import (
     MAX_UNKNOWNS,
     FittedReplacement,
@@ -416,9 +417,9 @@ class SegmentProbe:
         def capture(path: str, number: int, stream: Tensor, branch: Tensor) -> None:
             if number == unit:
                 seen.append((stream.clone(), branch.clone()))
-                raise _StopForward
+                raise StopForward
 
-        with suppress(_StopForward), intercept_additions(model, [self.teacher.chain[self.segment.path]], capture):
+        with suppress(StopForward), intercept_additions(model, [self.teacher.chain[self.segment.path]], capture):
             forward(model, [self.segment], x)
         return seen
 
@@ -575,10 +576,6 @@ def linear_fit_(student: nn.Module, linear: LastLinear, moments: LayerMoments) -
         linear.set_fused_(student, fit.weight, fit.bias)
 
 
-class _StopForward(Exception):  # noqa: N818 - no error: the rest of the forward is not needed
-    """Carries nothing."""
-
-
 def _side_inputs(model: nn.Module, formats: Mapping[str, OutputFormat], batch: Batch) -> SideInputs:
     """What blocks of the original take besides the stream (masks, position embeddings), as copies."""
     inputs: SideInputs = {}
@@ -590,7 +587,7 @@ def _side_inputs(model: nn.Module, formats: Mapping[str, OutputFormat], batch: B
             args, kwargs = formats[path].stream_first(args, kwargs)
             inputs[path] = copied_arguments((args[1:], kwargs))
             if len(inputs) == len(formats):
-                raise _StopForward  # the head of a language model may cost as much as many blocks
+                raise StopForward  # the head of a language model may cost as much as many blocks
 
         return record
 
@@ -598,16 +595,8 @@ def _side_inputs(model: nn.Module, formats: Mapping[str, OutputFormat], batch: B
         for path in formats:
             handle = model.get_submodule(path).register_forward_pre_hook(hook(path), with_kwargs=True)
             stack.callback(handle.remove)
-        _run_until_stopped(model, batch)
+        run_until_stopped(model, batch)
     return inputs
-
-
-def _run_until_stopped(model: nn.Module, batch: Batch) -> None:
-    try:
-        call(model, batch)
-    except ModelRaisedError as error:
-        if not isinstance(error.__cause__, _StopForward):
-            raise
 
 
 def _input_of(model: nn.Module, path: str, batch: Batch, form: OutputFormat = PLAIN) -> Tensor:
@@ -616,12 +605,12 @@ def _input_of(model: nn.Module, path: str, batch: Batch, form: OutputFormat = PL
 
     def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
         captured.append(form.stream_first(args, kwargs)[0][0].clone())
-        raise _StopForward
+        raise StopForward
 
     # In front of the module's own hooks: a replacement may have one that moves the stream.
     handle = model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
     try:
-        _run_until_stopped(model, batch)
+        run_until_stopped(model, batch)
     finally:
         handle.remove()
     return captured[0]
