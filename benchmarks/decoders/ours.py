@@ -76,11 +76,21 @@ def plan(ground: Ground, count: int, work: Path) -> Made:
     All plain transformers: the network that comes out is a Llama with fewer layers. A share of the fitting rows is held
     back to choose on.
     """
-    config = CompressConfig(stand_ins=("folded",), tables=work / "tables")
-    budget = Budget(depth=ground.count - count)
+    return _planned(ground, Budget(depth=ground.count - count), work, f"plan-{count}", work / "tables")
+
+
+def units(ground: Ground, count: int, work: Path) -> Made:
+    """The same by units: attention and MLP may go apart, and two units count as a layer."""
+    budget = Budget(depth=2 * (ground.count - count), grain="unit")
+    return _planned(ground, budget, work, f"units-{count}", work / "unit-tables")
+
+
+def _planned(ground: Ground, budget: Budget, work: Path, name: str, tables: Path) -> Made:
+    config = CompressConfig(stand_ins=("folded",), tables=tables)
     result = compress(ground.model, batches(ground.fit, 8), budget, config=config, callbacks=_print)
-    (work / f"plan-{count}.json").write_text(result.record.model_dump_json(indent=1))
-    return result.model, {"removed": result.record.removed, "replaced": result.record.replaced}
+    (work / f"{name}.json").write_text(result.record.model_dump_json(indent=1))
+    record = result.record
+    return result.model, {"removed": [*record.removed, *record.removed_units], "replaced": record.replaced}
 
 
 def _print(stage: str, done: int, total: int) -> None:
