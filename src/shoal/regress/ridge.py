@@ -141,12 +141,13 @@ def _fits_by_sketch(
         for number, now in enumerate(gain.reshape(len(ends), _SKETCHED).sum(1).tolist()):
             if now > most[number]:
                 most[number], chosen[number] = now, ridge
-    fitted = []
-    for end, ridge in zip(ends, chosen, strict=True):
+    fitted: dict[int, Fit] = {}
+    for number in sorted(range(len(ends)), key=chosen.__getitem__):  # those of one ridge share its factor
+        end, ridge = ends[number], chosen[number]
         weight, bias = _solve(train.part(end), ridge, goal[end] if goal is not None else None, inverse)
         scores = (part.part(end) for part in (train, held_out))
-        fitted.append(Fit(weight, bias, ridge, *(r2(part, weight, bias) for part in scores)))
-    return fitted
+        fitted[number] = Fit(weight, bias, ridge, *(r2(part, weight, bias) for part in scores))
+    return [fitted[number] for number in range(len(ends))]
 
 
 def solve(train: Moments, ridge: float, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -192,21 +193,29 @@ class _Inverse:
 
     def __init__(self, gram: Tensor) -> None:
         self.gram = gram
+        self._factored: tuple[float, Tensor | None] | None = None  # of the last ridge: large ones are not all kept
 
     def times(self, ridge: float, right_side: Tensor) -> Tensor:
         """(gram + r I)^-1 wanted, or the pseudo-inverse where that is singular."""
-        size = len(self.gram)
-        added = ridge * float(self.gram.trace()) / size
-        loaded = self.gram + added * torch.eye(size, dtype=self.gram.dtype, device=self.gram.device)
-        factor, failed = torch.linalg.cholesky_ex(loaded)
-        # A pivot says little: small ones before it make the rounding of a dependent feature look like a fair size.
-        if not int(failed) and _least_eigenvalue(factor) > _SINGULAR * float(loaded.diagonal().max()):
+        added = ridge * float(self.gram.trace()) / len(self.gram)
+        if self._factored is None or self._factored[0] != added:
+            self._factored = added, self._factor(added)
+        factor = self._factored[1]
+        if factor is not None:
             return torch.cholesky_solve(right_side, factor)
         values, vectors = self._eigen
         kept = values > _SINGULAR * values.max().clamp(min=0)
         # In the null space the ridge would divide rounding errors by next to nothing: there the target stands.
         scaled = torch.where(kept, 1 / torch.where(kept, values + added, 1), 0)
         return vectors @ (scaled.unsqueeze(1) * (vectors.T @ right_side))
+
+    def _factor(self, added: float) -> Tensor | None:
+        """Cholesky's; None where the matrix is singular."""
+        loaded = self.gram + added * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
+        factor, failed = torch.linalg.cholesky_ex(loaded)
+        # A pivot says little: small ones before it make the rounding of a dependent feature look like a fair size.
+        singular = int(failed) or _least_eigenvalue(factor) <= _SINGULAR * float(loaded.diagonal().max())
+        return None if singular else factor
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:
