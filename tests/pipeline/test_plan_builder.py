@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,3 +82,11 @@ def test_few_networks_are_kept_at_a_time(one):
     assert len(one.front) > MAX_NETWORKS == len(builder._networks)
     builder.refine(changed(one))
     assert not builder._networks
+
+
+def test_of_large_networks_only_the_last_is_kept(one, monkeypatch):
+    builder = replace(one.builder)
+    monkeypatch.setattr("shoal.pipeline.plan_builder.MAX_NETWORK_BYTES", 1.0)
+    first, second = (builder.network(path) for path in one.front[:2])
+    assert list(builder._networks.values()) == [second]
+    assert builder.network(one.front[0]) is not first

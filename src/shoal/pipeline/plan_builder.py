@@ -27,6 +27,8 @@ Progress = Callable[[str, int, int], None]
 
 MAX_NETWORKS = 4
 """How many networks are kept in memory for plans that are asked for again."""
+MAX_NETWORK_BYTES = 4e9
+"""How many bytes of weights they may have together; of larger networks only the last is kept."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,16 @@ class PlanBuilder:
     def _memoized(self, stage: str, path: Path, make: Callable[[Path], nn.Module]) -> nn.Module:
         key = stage, path.edges
         network = self._networks.pop(key, None)
-        if network is None:
-            network = make(path)
-        self._networks[key] = network
-        while len(self._networks) > MAX_NETWORKS:
+        while len(self._networks) >= self._capacity:  # before another is made
             self._networks.popitem(last=False)
-        return network
+        self._networks[key] = make(path) if network is None else network
+        return self._networks[key]
+
+    @cached_property
+    def _capacity(self) -> int:
+        """How many networks are kept, each about the size of the original."""
+        size = sum(parameter.numel() * parameter.element_size() for parameter in self.graph.model.parameters())
+        return max(1, min(MAX_NETWORKS, int(MAX_NETWORK_BYTES / max(1, size))))
 
 
 def _copy_graph(graph: BlockGraph, removed: Sequence[str]) -> BlockGraph:
