@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.heavy
 
 SCRIPTS = Path(__file__).parent.parent / "scripts" / "faults"
-FEW = "--random 1 --writes 3 --inside 1 --disks 1 --commands".split()
+FEW = "--random 1 --writes 3 --inside 1 --interruptions 2 --disks 1 --commands".split()
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["random", "writes", "inside", "disks", "owners"])
+@pytest.mark.parametrize("kind", ["random", "writes", "inside", "interruptions", "disks", "owners"])
 def test_nothing_is_lost(results, kind):
     lost = {item["command"]: item["lost"] for item in results[kind]}
     assert lost == {"compress --remove": []}

@@ -15,11 +15,15 @@ from typing import Any
 
 from commands import COMMANDS, Command
 from disk import full_disk
+from interruptions import interrupt_at_random
 from kills import kill_at_random, kill_at_writes, kill_inside_writes, undisturbed
 from owners import two_owners
 from page import write_page
 
 from shoal.cli import main as shoal
+
+_COUNTED = ("random", "writes", "inside", "interruptions")
+_KINDS = (*_COUNTED, "disks", "owners")
 
 
 def main() -> None:
@@ -32,6 +36,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=100, help="random kills, over all commands")
     parser.add_argument("--writes", type=int, default=100, help="kills at file operations, over all commands")
     parser.add_argument("--inside", type=int, default=20, help="kills inside writes, over all commands")
+    parser.add_argument("--interruptions", type=int, default=50, help="Ctrl-C and SIGTERM, over all commands")
     parser.add_argument("--disks", type=int, default=4, help="full disks for each command")
     parser.add_argument("--mount", action="store_true", help="as root: full disks are small file systems, not limits")
     parser.add_argument("--commands", default="", help="names, separated by commas; all by default")
@@ -42,7 +47,7 @@ def main() -> None:
     results = json.loads(options.results.read_text(encoding="utf-8"))
     if options.page:
         write_page(options.page, results, options.fuzz)
-    sys.exit(any(item["lost"] for kind in ("random", "writes", "inside", "disks", "owners") for item in results[kind]))
+    sys.exit(any(item["lost"] for kind in _KINDS for item in results[kind]))
 
 
 def _campaign(options: argparse.Namespace) -> None:
@@ -50,17 +55,18 @@ def _campaign(options: argparse.Namespace) -> None:
     names = options.commands.split(",") if options.commands else [command.name for command in COMMANDS]
     chosen = [command for command in COMMANDS if command.name in names]
     found: dict[str, Any] = {"seed": options.seed, "python": platform.python_version(), "system": platform.system()}
-    found |= {kind: [] for kind in ("random", "writes", "inside", "disks", "owners")}
+    found |= {kind: [] for kind in _KINDS}
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         _import_everything(Path(folder))
         for command in chosen:
             home = Path(folder, command.name.replace(" ", ""))
             run = undisturbed(command, home)
-            share = {kind: -(-getattr(options, kind) // len(chosen)) for kind in ("random", "writes", "inside")}
+            share = {kind: -(-getattr(options, kind) // len(chosen)) for kind in _COUNTED}
             found["random"].append(kill_at_random(run, home, share["random"], chance))
             found["writes"].append(kill_at_writes(run, home, share["writes"]))
             found["inside"].append(kill_inside_writes(run, home, share["inside"]))
+            found["interruptions"].append(interrupt_at_random(run, home, share["interruptions"], chance))
             found["disks"].append(full_disk(run, home, options.disks, mount=options.mount))
             found["owners"].append(two_owners(run, home))
             _keep(found, options.results)

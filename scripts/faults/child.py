@@ -21,6 +21,7 @@ import torch
 from shoal.cli import main
 
 Fault = Callable[[Path], None]
+_KILL = signal.SIGKILL  # under a name that the method `signal` does not hide
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Child:
             for number, file in enumerate(self.files, start=1):
                 os.dup2(file.fileno(), number)
             os.chdir(folder)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which is off in jobs of the background
             torch.set_num_threads(1)  # makes the pools of the fork whole before two threads of torch ask for one
             sys.argv = ["shoal", *words]
             if fault is not None:
@@ -73,9 +75,9 @@ class Child:
         """Send it a signal."""
         os.kill(self.pid, number)
 
-    def wait(self, seconds: float | None = None) -> Ended:
-        """Its end; after `seconds` it is killed."""
-        timer = threading.Timer(seconds, self.signal, (signal.SIGKILL,)) if seconds is not None else None
+    def wait(self, seconds: float | None = None, number: int = _KILL) -> Ended:
+        """Its end; after `seconds` it is sent a signal, by default killed."""
+        timer = threading.Timer(seconds, self.signal, (number,)) if seconds is not None else None
         if timer is not None:
             timer.start()
         # Not reaped before the timer is off: its process id must not belong to anyone else by then.

@@ -90,12 +90,12 @@ def _campaign(
             continue
         number += 1
         finished = (folder / OUT / "record.json").exists()
-        lost += [f"kill {number}: {said}" for said in _repeat(run, folder, finished)]
+        lost += [f"kill {number}: {said}" for said in repeat(run, folder, finished)]
         ends["killed when it was finished" if finished else "killed, repeated to the end"] += 1
     return {"command": run.command.name, "kills": number, "ends": dict(ends), "lost": lost}
 
 
-def _repeat(run: Undisturbed, folder: Path, finished: bool) -> list[str]:
+def repeat(run: Undisturbed, folder: Path, finished: bool) -> list[str]:
     """Repeat the command in the folder of a killed one; what was lost, made twice or came out otherwise."""
     before = {name: journal(folder / OUT, name) for name in run.command.journals}
     again = Child(run.command.words, folder).wait(PATIENCE)

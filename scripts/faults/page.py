@@ -6,7 +6,7 @@ from typing import Any
 
 _PAGE = """# Reliability
 
-What happens to a run that is killed, that meets a full disk, or that meets a second one in its folder? This page is
+What happens to a run that is killed or interrupted, that meets a full disk, or that meets a second one in its folder? This page is
 written by `make faults` from measured results (`benchmarks/results/faults.json`); nothing in it is typed by hand.
 
 Every command runs on a six-block network and the embedded digits ({system}, Python {python}, seed {seed}), is
@@ -26,6 +26,13 @@ writing, flushed to disk, renamed, removed, or a folder is made or removed. *Ins
 middle of the write that makes a file larger than a limit.
 
 {kills}
+
+## Asked to end
+
+Ctrl-C and SIGTERM in turns, after a random part of the command's time. The command must end with exit code 130 or 143
+and a word on how to go on, and leave no partial file in its folder and nothing among the system's temporary files.
+
+{interruptions}
 
 ## A disk without room
 
@@ -56,6 +63,7 @@ def write_page(path: Path, results: dict[str, Any], fuzz: Path) -> None:
         summary=_summary(results),
         note=f"\n\n{results['note']}" if "note" in results else "",
         kills=_kills(results),
+        interruptions=_interruptions(results),
         disks=_table(("command", "how", "disks", "refused", "lost"), results["disks"]),
         owners=_table(("command", "lost"), results["owners"]),
         fuzz=_fuzz(fuzz),
@@ -68,6 +76,7 @@ def _summary(results: dict[str, Any]) -> str:
         "random": ("Kills at random", "kills"),
         "writes": ("Kills at writes", "kills"),
         "inside": ("Kills inside writes", "kills"),
+        "interruptions": ("Ctrl-C and SIGTERM", "interruptions"),
         "disks": ("Full disks", "refused"),
         "owners": ("Two processes on one folder", None),
     }
@@ -97,6 +106,12 @@ def _kills(results: dict[str, Any]) -> str:
         for item in results[kind]
     ]
     return _table(("command", "killed", "kills", "when it was finished", "lost"), rows)
+
+
+def _interruptions(results: dict[str, Any]) -> str:
+    finished = "interrupted when it was finished"
+    rows = [item | {"when it was finished": item["ends"].get(finished, 0)} for item in results["interruptions"]]
+    return _table(("command", "interruptions", "when it was finished", "lost"), rows)
 
 
 def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:

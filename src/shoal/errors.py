@@ -4,6 +4,7 @@ Every error is a `ShoalError` and, where one fits, also the builtin a caller wou
 """
 
 import errno
+import signal
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -129,6 +130,18 @@ class NotReachedError(ShoalError, RuntimeError):
 
     kind = "not_reached"
     exit_code = 1
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end: no error, but caught where Ctrl-C is.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
 
 
 class ConsentError(ShoalError, PermissionError):

@@ -12,7 +12,7 @@ import torch
 
 from shoal.cli import main
 from shoal.cli.console import Session
-from shoal.errors import DataError, NotReachedError, UsageError
+from shoal.errors import DataError, NotReachedError, Terminated, UsageError
 
 SHOAL = [sys.executable, "-m", "shoal"]
 
@@ -54,7 +54,8 @@ def raising(error):
         (raising(BrokenPipeError("a worker has died")), 2, "error"),
         (raising(RecursionError()), 2, "error"),
         (leave, 2, "error"),
-        (raising(KeyboardInterrupt()), 130, None),
+        (raising(KeyboardInterrupt()), 130, "interrupted"),
+        (raising(Terminated()), 143, "interrupted"),
     ],
 )
 @pytest.mark.parametrize("debug", [True, False])
@@ -64,7 +65,7 @@ def test_every_error_has_its_exit_code(work, code, kind, as_json, debug, capsys)
         work()
     assert left.value.code == code
     said = capsys.readouterr()
-    if as_json and kind:
+    if as_json:
         assert json.loads(said.out)["error"]["kind"] == kind
     else:
         assert said.out == ""

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 import launching
 from launching import outputs
 from learners import Learner, config, data, validation
+from shoal.errors import Terminated
 from shoal.files.tensors import read_tensors
 from shoal.recover import DistillConfig, DistillData
 from shoal.recover.distill import CHECKPOINT, METRICS, distill
 from shoal.training.engine import Engine
-from shoal.training.loop import Terminated
 
 COMMON = """
 import os, signal, sys

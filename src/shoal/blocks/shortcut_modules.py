@@ -72,7 +72,10 @@ class ShortcutModule(nn.Module):
             else:
                 self.register_buffer(key, tensor)
             self._held[value] = key
-        self._steps = tuple(sliced.steps)
+        # Plain tuples, with whether a step is one of the modules: what torch.compile sees through in every version.
+        self._steps = tuple(
+            (isinstance(step.target, str), step.target, step.args, step.kwargs, step.output) for step in sliced.steps
+        )
         self._result = sliced.result
         self._output = output
         self._arguments = (call.args, call.kwargs)
@@ -96,15 +99,14 @@ class ShortcutModule(nn.Module):
         values: dict[int, Any] = {value: getattr(self, key) for value, key in self._held.items()}
         _bind(self._arguments[0], args, values)
         _bind(self._arguments[1], kwargs, values)
-        for step in self._steps:
-            function = getattr(self, step.target) if isinstance(step.target, str) else step.target
-            made = function(*substitute(step.args, values), **substitute(step.kwargs, values))
-            _bind(step.output, made, values)
+        for is_module, target, step_args, step_kwargs, output in self._steps:
+            function = getattr(self, target) if is_module else target
+            _bind(output, function(*substitute(step_args, values), **substitute(step_kwargs, values)), values)
         return substitute(self._output, values)
 
     def extra_repr(self) -> str:
         """The steps as a short formula."""
-        names = [step.target if isinstance(step.target, str) else step.target.__name__ for step in self._steps]
+        names = [target if is_module else target.__name__ for is_module, target, *_ in self._steps]
         return " -> ".join(["x", *names])
 
 

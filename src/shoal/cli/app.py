@@ -11,6 +11,7 @@ from rich.console import Console
 from shoal.cli import options
 from shoal.cli.console import INTERRUPTED, Session, leave_closed_pipe
 from shoal.cli.parameters import command
+from shoal.cli.signals import ending_in_order
 
 app = typer.Typer(
     name="shoal",
@@ -30,9 +31,12 @@ def main() -> None:
         os.environ["COLUMNS"] = "10000"  # a description that is wrapped would be read as further candidates
     Console.on_broken_pipe = _leave_closed_pipe  # type: ignore[assignment, method-assign]  # rich leaves with 1
     try:
-        code = _run()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        with ending_in_order():
+            code = _run()
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:
+        code = _interrupted(interrupt)
     except BrokenPipeError:
         leave_closed_pipe(sys.stdout)
     except MemoryError:
@@ -48,11 +52,17 @@ def _leave_closed_pipe(console: Console) -> None:
 def _run() -> int:
     try:
         code = app(prog_name="shoal", standalone_mode=False)
-    except typer.Abort:
-        return INTERRUPTED
+    except typer.Abort as abort:  # what typer makes of Ctrl-C
+        return _interrupted(abort.__cause__)
     except typer.TyperException as error:
         return _wrong_use(error)
     return code if isinstance(code, int) else 0
+
+
+def _interrupted(interrupt: BaseException | None) -> int:
+    """Before a command is at work, or after it."""
+    os.write(2, b"interrupted.\n")
+    return getattr(interrupt, "exit_code", INTERRUPTED)
 
 
 def _wrong_use(error: typer.TyperException) -> int:

@@ -37,7 +37,7 @@ class Session:
     def __init__(
         self, *, as_json: bool = False, debug: bool = False, trust_code: bool = False, config: Path | None = None
     ) -> None:
-        self.as_json, self.debug, self.resume_hint = as_json, debug, ""
+        self.as_json, self.debug, self.resume_hint = as_json, debug, "The same command begins anew."
         self.trust_code = trust_code
         self.config = config
         self.configuration = ""  # what a run writes as its own, see `configuration_text`
@@ -110,6 +110,11 @@ class Session:
                 self.errors.print(f"  {error.hint}", markup=False, soft_wrap=True)
         raise SystemExit(error.exit_code)
 
+    def _say_interrupted(self) -> None:
+        if self.as_json:
+            self.print_json({"error": {"kind": "interrupted", "message": "interrupted", "hint": self.resume_hint}})
+        self.errors.print(f"interrupted. {self.resume_hint}", markup=False, soft_wrap=True)
+
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """Turn every error, and Ctrl-C, into one message and an exit code.
@@ -122,7 +127,7 @@ class Session:
             except ShoalError as error:
                 self.fail(error)
             except KeyboardInterrupt as interrupt:
-                self.errors.print(f"interrupted. {self.resume_hint}".strip(), markup=False, soft_wrap=True)
+                self._say_interrupted()
                 raise SystemExit(getattr(interrupt, "exit_code", INTERRUPTED)) from None
             except ClosedPipe:
                 raise

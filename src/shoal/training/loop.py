@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.errors import Terminated
 from shoal.progress import ProgressCallback, no_progress
 from shoal.training.budget import TrainingBudget
 
@@ -32,12 +33,6 @@ class LoopState:
     seconds: float = 0.0
     evaluations: int = 0
     stop_reason: str = ""
-
-
-class Terminated(KeyboardInterrupt):
-    """The system asked the process to end, and the run was saved."""
-
-    exit_code = 128 + signal.SIGTERM
 
 
 class Termination:

@@ -6,6 +6,7 @@ tasks again; a task whose worker is lost every time ends the run.
 
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -65,6 +66,7 @@ class RayWorkers:
     exclusive: bool = False
     _actors: list[Any] = field(default_factory=list, repr=False)
     _joined: bool = field(default=False, repr=False)
+    _on_sigterm: Any = field(default=None, repr=False)
     _kit: "_Kit | None" = field(default=None, repr=False)
     _last_words: LastWords | None = field(default=None, repr=False)
 
@@ -84,8 +86,11 @@ class RayWorkers:
         ray = self._ray
         packed = self._packed(function)
         if not ray.is_initialized():
+            self._on_sigterm = signal.getsignal(signal.SIGTERM)
             self._join()
             self._joined = True
+            if callable(self._on_sigterm):  # else Ray's own stays, which ends the cluster with this process
+                _listen(self._on_sigterm)
         self._last_words = LastWords(_LAST_WORDS)
         try:
             self._check_count()
@@ -128,6 +133,7 @@ class RayWorkers:
         if self._joined:
             self._ray.shutdown()
             self._joined = False
+            _listen(self._on_sigterm)
         if self._last_words is not None:
             self._last_words.withdraw()
             self._last_words = None
@@ -251,6 +257,12 @@ class RayWorkers:
                 f"{self.count} workers need a {what} each, and Ray has {there}",
                 f"Ask for fewer workers{', or --device cpu' if self.gpu else ''}.",
             )
+
+
+def _listen(handler: Any) -> None:
+    """Put a handler of SIGTERM back in its place, which Ray takes."""
+    with suppress(ValueError, TypeError):  # only the main thread may; one that was set in C is not known
+        signal.signal(signal.SIGTERM, handler)
 
 
 class _PutOnce:
