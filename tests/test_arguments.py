@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import shoal
-from shoal.arguments import flag, names_of, positive_number, real_number, whole_number
-from shoal.errors import ShoalError, UsageError
+from shoal.arguments import as_path, flag, names_of, positive_number, real_number, whole_number
+from shoal.errors import DataError, ShoalError, UsageError
 
 NAN, INF = math.nan, math.inf
 CONFIG = shoal.CompressConfig
@@ -54,7 +54,34 @@ WRONG = {
     "tolerance": (lambda value: shoal.ScanSettings(tolerance=value), ["1", True, 0, -1, 101, NAN]),
     "stack": (lambda value: shoal.ScanSettings(stack=value), [1.5, True, "2", None, 0]),
     "scores": (lambda value: shoal.ScanSettings(scores=value), ["no", 0, None]),
+    "steps": (lambda value: shoal.TrainingBudget(steps=value), ["9", 1.5, True, [], 0, -1, NAN, INF]),
+    "seconds": (lambda value: shoal.TrainingBudget(seconds=value), ["9", True, [], 0, -1, NAN, INF]),
+    "folder of load": (shoal.load, [None, 3, NAN, [], b"out"]),
+    "folder of export": (shoal.export, [None, 3, [], b"out"]),
+    "format": (lambda value: shoal.export("out", value), [None, 3, NAN, [], "onyx"]),
+    "config of export": (lambda value: shoal.export("out", config=value), [3, "onnx", {}]),
+    "path of a plan": (shoal.read_plan, [None, 3, []]),
+    "plan": (lambda value: shoal.apply(torch.nn.Linear(2, 2), value), [None, "plan.json", {}, 3]),
+    "MODEL": (shoal.load_model, [None, 3, torch.nn.Linear(2, 2)]),
+    "DATA": (shoal.load_data, [None, 3, [torch.zeros(2, 3)]]),
+    "weights": (lambda value: shoal.load_model("digits-resnet", value), [3, [], {}]),
+    "device of train": (lambda value: shoal.train(NETWORK, "digits", device=value), ["tpu", "", 3.5, [], "cuda:99"]),
+    "device of distill": (lambda value: distilled(device=value), ["tpu", "", 3.5, [], "cuda:99"]),
+    "seed": (lambda value: shoal.load_data("digits", seed=value), [None, "1", 0.5, NAN, True]),
+    "mean": (lambda value: shoal.load_data("digits", mean=value), ["0.5", [None], ["0.5"], NAN, [NAN]]),
+    "tolerance of a certificate": (lambda value: certified(tolerance=value), ["1e-5", [], True, -1, NAN, INF]),
+    "output of a certificate": (lambda value: certified(output=value), [3, 0.5, [3], True]),
 }
+
+
+def distilled(**options):
+    config = shoal.DistillConfig(**options)
+    return shoal.distill(NETWORK, torch.nn.Linear(3, 3), [SAMPLES], validation=[SAMPLES[:1]], budget=1, config=config)
+
+
+def certified(**options):
+    network = torch.nn.Linear(3, 3)
+    return shoal.certify(network, network, [torch.zeros(2, 3)], **options)
 
 
 @pytest.mark.parametrize(
@@ -124,3 +151,79 @@ def test_a_refusal_names_the_value_what_is_expected_and_what_to_do():
         shoal.CompressConfig(fold="yes")
     with pytest.raises(UsageError, match=r"blocks is \[3\], expected a name or a list of names\n  Write blocks=\["):
         shoal.Blocks([3])
+
+
+NETWORK, SAMPLES = torch.nn.Sequential(torch.nn.Linear(3, 3)), torch.zeros(2, 3)
+NO_NETWORKS = {
+    "None": (None, "Pass the network itself"),
+    "a str": ("resnet18", "load_model"),
+    "a list": ([NETWORK], "Pass the network itself"),
+    "the class Linear": (torch.nn.Linear, "Call it"),
+    "an OrderedDict": (NETWORK.state_dict(), "load_state_dict"),
+    "a function": (lambda: NETWORK, "Call it"),
+}
+VERBS = {
+    "trace": ("model", lambda value: shoal.trace(value, SAMPLES)),
+    "scan": ("model", lambda value: shoal.scan(value, [SAMPLES])),
+    "compress": ("model", lambda value: shoal.compress(value, [SAMPLES])),
+    "train": ("model", lambda value: shoal.train(value, "digits")),
+    "train with a teacher": ("teacher", lambda value: shoal.train(NETWORK, "digits", teacher=value or 3)),
+    "distill a student": ("student", lambda value: shoal.distill(value, NETWORK, [SAMPLES], validation=[SAMPLES])),
+    "distill": ("teacher", lambda value: shoal.distill(NETWORK, value, [SAMPLES], validation=[SAMPLES])),
+    "certify": ("a", lambda value: shoal.certify(value, NETWORK, [SAMPLES])),
+    "certify against": ("b", lambda value: shoal.certify(NETWORK, value, [SAMPLES])),
+    "fold": ("model", lambda value: shoal.fold(value, SAMPLES)),
+    "apply": ("model", lambda value: shoal.apply(value, None)),
+    "epsilonize": ("model", lambda value: shoal.epsilonize_(value, SAMPLES, 1.0)),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("kind", NO_NETWORKS)
+def test_what_is_no_network_is_refused_by_what_it_is(verb, kind):
+    name, call = VERBS[verb]
+    value, way_out = NO_NETWORKS[kind]
+    if verb == "train with a teacher" and value is None:
+        kind = "an int"
+    with pytest.raises(UsageError, match=f"^{name} is {kind}, expected a torch.nn.Module\n.*{way_out}"):
+        call(value)
+
+
+NO_LOADERS = {
+    "None": (None, "DataLoader"),
+    "an int": (3, "DataLoader"),
+    "a str": ("digits", "load_data"),
+    "a Data": (shoal.load_data("digits"), "calibration"),
+    "a dict": ({"x": SAMPLES}, r"\[batch\]"),
+    "a Tensor": (SAMPLES, r"\[batch\]"),
+    "a ndarray": (SAMPLES.numpy(), r"\[batch\]"),
+    "a Sequential": (NETWORK, "DataLoader"),
+    "the class DataLoader": (torch.utils.data.DataLoader, "DataLoader"),
+}
+READERS = {
+    "scan": lambda value: shoal.scan(NETWORK, value),
+    "compress": lambda value: shoal.compress(NETWORK, value),
+    "certify": lambda value: shoal.certify(NETWORK, NETWORK, value),
+    "distill": lambda value: shoal.distill(NETWORK, torch.nn.Linear(3, 3), value, validation=[SAMPLES], budget=1),
+    "validation": lambda value: shoal.distill(NETWORK, torch.nn.Linear(3, 3), [SAMPLES], validation=value, budget=1),
+    "test": lambda value: shoal.compress(NETWORK, [SAMPLES], test=value if value is not None else 3),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", NO_LOADERS)
+def test_what_is_no_loader_is_refused_by_what_it_is(reader, kind):
+    value, way_out = NO_LOADERS[kind]
+    if reader == "test" and value is None:
+        kind = "an int"
+    with pytest.raises(
+        DataError, match=f"the data is {kind}, expected a loader, which yields mini-batches\n.*{way_out}"
+    ):
+        READERS[reader](value)
+
+
+def test_one_mean_is_for_all_channels_and_every_path_is_one():
+    means = [next(iter(shoal.load_data("digits", mean=mean).test()))[0] for mean in (0.5, [0.5], np.float32(0.5))]
+    assert torch.equal(means[0], means[1])
+    assert torch.equal(means[0], means[2])
+    assert as_path("folder", "a") == as_path("folder", Path("a")) == Path("a")

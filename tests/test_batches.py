@@ -83,7 +83,7 @@ def test_what_a_loader_raises_comes_back_as_a_fault_of_the_data(read):
     with pytest.raises(DataError, match="raised KeyError: 'no such file'") as caught:
         read(fails_midway())
     assert isinstance(caught.value.__cause__, KeyError)
-    with pytest.raises(DataError, match="raised TypeError: 'int' object is not iterable"):
+    with pytest.raises(DataError, match="the data is an int, expected a loader"):
         list(batches(3))
 
 

@@ -49,6 +49,6 @@ def _judged(end: Ended, code: int, folder: Path, temporary: Path) -> list[str]:
     wrong = []
     if end.code != code or "interrupted." not in end.err or "Traceback" in end.err:
         wrong.append(f"exit code {end.code}, expected {code} and a word: {end.out}{end.err}"[-2000:])
-    if left := [str(path.relative_to(folder)) for path in folder.rglob("*.partial")] + os.listdir(temporary):
+    if left := [path.name for path in (*folder.rglob("*.partial"), *temporary.iterdir())]:
         wrong.append(f"left behind: {left}")
     return wrong

@@ -6,8 +6,9 @@ from typing import Any
 
 _PAGE = """# Reliability
 
-What happens to a run that is killed or interrupted, that meets a full disk, or that meets a second one in its folder? This page is
-written by `make faults` from measured results (`benchmarks/results/faults.json`); nothing in it is typed by hand.
+What happens to a run that is killed or interrupted, that meets a full disk, or that meets a second one in its folder?
+This page is written by `make faults` from measured results (`benchmarks/results/faults.json`); nothing in it is typed
+by hand.
 
 Every command runs on a six-block network and the embedded digits ({system}, Python {python}, seed {seed}), is
 disturbed, and is then repeated as a user would repeat it. The run must end as one that nothing disturbed: the same

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import os
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
@@ -70,6 +71,17 @@ def names_of(name: str, value: object) -> tuple[str, ...]:
     if names is None or isinstance(value, bytes | Mapping) or not all(isinstance(item, str) and item for item in names):
         raise _refused(name, value, "a name or a list of names", f"Write {name}=['NAME', ...].")
     return names
+
+
+def as_path(name: str, value: object) -> Path:
+    """A path.
+
+    Raises:
+        UsageError: something else.
+    """
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise _refused(name, value, "a path", "Give a string or a pathlib.Path.")
+    return Path(value)
 
 
 def path_or_none(name: str, value: object) -> None:

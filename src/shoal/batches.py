@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from shoal.deprecated import former_names
-from shoal.errors import DataError, ModelRaisedError, NonFiniteError, OutOfMemoryError, ShoalError, check_memory
+from shoal.errors import (
+    DataError,
+    ModelRaisedError,
+    NonFiniteError,
+    OutOfMemoryError,
+    ShoalError,
+    check_memory,
+    kind_of,
+)
 from shoal.offloaded import where_it_runs
 from shoal.outputs import check_numbers, read_outputs
 
@@ -161,7 +169,7 @@ def as_batch(item: Any) -> Batch:
     """
     if isinstance(item, Batch):
         return item
-    kind, item = type(item).__name__, _as_usual(item)
+    kind, item = kind_of(item), _as_usual(item)
     if isinstance(item, Tensor):
         return Batch(args=(item,))
     if isinstance(item, Mapping):
@@ -181,7 +189,7 @@ def as_batch(item: Any) -> Batch:
             return _labelled(batch, item[1]) if len(item) == 2 else batch
     several = isinstance(item, (tuple, list)) and len(item) > 2 and all(isinstance(part, Tensor) for part in item)
     raise DataError(
-        f"a loader yielded {kind}{f' of {len(item)} tensors' if several else ''}, expected "
+        f"a mini-batch is {kind}{f' of {len(item)} tensors' if several else ''}, expected "
         "(inputs, target), inputs, or a dict of tensors",
         "Which of them are inputs? Yield ((first, second), target), or a dict by the names of the network's inputs."
         if several
@@ -311,8 +319,9 @@ def items_of(loader: Iterable[Any]) -> Iterator[Any]:
     """What a loader yields.
 
     Raises:
-        DataError: it is no iterable, or raised; the cause is attached.
+        DataError: it is no loader, or raised; the cause is attached.
     """
+    check_loader(loader)
     iterator: Iterator[Any] | None = None
     while True:
         try:
@@ -331,6 +340,25 @@ def items_of(loader: Iterable[Any]) -> Iterator[Any]:
         yield item
 
 
+def check_loader(loader: object) -> None:
+    """Refuse what yields no mini-batches but nothing, or letters, keys, single samples, layers.
+
+    Raises:
+        DataError: says what it is, and how to come from there to a loader.
+    """
+    if isinstance(loader, (str, bytes)):
+        hint = "shoal.load_data(...) reads a specification, and its calibration(), validation() and test() are loaders."
+    elif hasattr(loader, "calibration"):
+        hint = "Its calibration(), validation() and test() are loaders."
+    elif isinstance(loader, (Batch, Mapping)) or hasattr(loader, "__array__"):
+        hint = "In a list a single mini-batch is a loader: [batch]."
+    elif isinstance(loader, (nn.Module, type)) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+        hint = "Give a DataLoader, or a list of mini-batches."
+    else:
+        return
+    raise DataError(f"the data is {kind_of(loader)}, expected a loader, which yields mini-batches", hint)
+
+
 def is_read_once(loader: Iterable[Any]) -> bool:
     """Whether a loader gives its mini-batches a single time: an iterator, or what hands out the same one each time."""
     dataset = loader.dataset if isinstance(loader, DataLoader) else loader
@@ -343,18 +371,19 @@ def is_read_once(loader: Iterable[Any]) -> bool:
 
 
 def check_one_purpose(**loaders: Any) -> None:
-    """Refuse an iterator that is to serve twice: whoever reads it first leaves nothing to the other.
+    """Refuse what is no loader, and an iterator that serves twice: who reads it first leaves nothing to the other.
 
     Args:
         loaders: by the name of their purpose; None for none.
 
     Raises:
-        DataError: names both purposes.
+        DataError: says what it is, or names both purposes.
     """
     seen: dict[int, str] = {}
     for name, loader in loaders.items():
         if loader is None:
             continue
+        check_loader(loader)
         if id(loader) in seen and is_read_once(loader):
             raise DataError(
                 f"the {seen[id(loader)]} data and the {name} data are the same iterator, which can be read only once",

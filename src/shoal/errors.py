@@ -232,6 +232,17 @@ def _is_control(char: str) -> bool:
     return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
+def kind_of(value: object) -> str:
+    """What a value is, for a message: `None`, `an int`, `a list`, `the class Net`."""
+    if value is None:
+        return "None"
+    return f"the class {value.__name__}" if isinstance(value, type) else _with_article(type(value).__name__)
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
 def expect_type(value: object, kind: type[T], name: str, hint: str) -> T:
     """The value of an argument, refused where it is of another type.
 
@@ -240,8 +251,7 @@ def expect_type(value: object, kind: type[T], name: str, hint: str) -> T:
     """
     if isinstance(value, kind):
         return value
-    article = "an" if kind.__name__[0] in "AEIOU" else "a"
-    raise UsageError(f"{name} is a {type(value).__name__}, expected {article} {kind.__name__}", hint)
+    raise UsageError(f"{name} is {kind_of(value)}, expected {_with_article(kind.__name__)}", hint)
 
 
 def check_no_overlap(names: Iterable[str], former: Iterable[str]) -> None:

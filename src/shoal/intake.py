@@ -15,10 +15,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from shoal.errors import SurgeryError, WeightsError
+from shoal.errors import SurgeryError, UsageError, WeightsError, kind_of
 
 EXTRA_STATE = "_extra_state"  # how torch ends the name of what get_extra_state returned
 _INSIDE = "_orig_mod"
+
+
+def check_network(model: object, name: str = "model") -> None:
+    """Refuse what is no network, before anything is done with it.
+
+    Args:
+        model: what was passed.
+        name: of the argument.
+
+    Raises:
+        UsageError: says what it is, and how to come from there to a network.
+    """
+    if isinstance(model, nn.Module):
+        return
+    hint = "Pass the network itself."
+    if isinstance(model, str):
+        hint = "shoal.load_model(...).model is the network of a specification."
+    elif isinstance(model, Mapping):
+        hint = "Build the network, and load a state dict into it: model.load_state_dict(...)."
+    elif callable(model):
+        hint = "Call it, and pass the network that it returns."
+    raise UsageError(f"{name} is {kind_of(model)}, expected a torch.nn.Module", hint)
+
+
+def check_device(name: object) -> None:
+    """Refuse what is no device, or none that torch can use here.
+
+    Raises:
+        UsageError: says why.
+    """
+    try:
+        device = torch.device(name)  # type: ignore[call-overload]
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+        elif (device.index or 0) >= torch.cuda.device_count():  # asked, not tried: a try takes memory of the card
+            raise RuntimeError(f"there are {torch.cuda.device_count()} CUDA devices")
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(
+            f"the device {name!r} cannot be used: {reason}", "`shoal doctor` lists the devices."
+        ) from error
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shoal.arguments import names_of
 from shoal.errors import DataError, NonFiniteError, UsageError
 
 # The entries of transformers that hold state for the next call; objects that keep keys and values are known by method.
@@ -59,10 +60,12 @@ def read_outputs(output: Any) -> Outputs:
 
 
 def as_names(output: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The names of outputs that a user gave: none, one, or several."""
-    if output is None:
-        return ()
-    return (output,) if isinstance(output, str) else tuple(output)
+    """The names of outputs that a user gave: none, one, or several.
+
+    Raises:
+        UsageError: something else.
+    """
+    return () if output is None else names_of("output", output)
 
 
 def chosen_outputs(outputs: Outputs, names: tuple[str, ...]) -> dict[str, Tensor]:

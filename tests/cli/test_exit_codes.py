@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
@@ -186,6 +186,13 @@ def test_mixed_precision_is_for_recovery_and_recovers_in_it(run, monkeypatch):
     run("compress", *words[:2], "--macs", "0.8", "--bf16", "--limit", "60")
     run("compress", *words[:2], "--macs", "0.8", "--limit", "60")
     assert asked == [("bf16", True), ("bf16", True), ("fp32", False)]
+
+
+def test_trackers_where_nothing_learns_are_refused(run, monkeypatch):
+    monkeypatch.setattr("shoal.cli.loading.tracking", lambda names: nullcontext())
+    for goal in (("--remove", "1"), ("--macs", "0.8", "--recover", "none")):
+        code, _, err = run("compress", "digits-resnet", "digits", *goal, "--track", "tensorboard", "--limit", "60")
+        assert (code, "--track is for what learns, and nothing does" in err) == (2, True)
 
 
 def test_lora_without_recovery_and_for_a_network_of_another_kind_is_refused(run):

@@ -400,7 +400,7 @@ def test_empty_data():
         quick(model, [images()], eval=[], remove=1)
     with pytest.raises(DataError, match="mini-batch without samples"):
         quick(model, [images(0)], remove=1)
-    with pytest.raises(DataError, match="a loader yielded str"):
+    with pytest.raises(DataError, match="a mini-batch is a str"):
         quick(model, ["an image"], remove=1)
 
 

@@ -62,7 +62,7 @@ def test_a_goal_is_exactly_one():
     for asked in both:
         with pytest.raises(
             UsageError,
-            match=r"give exactly one of remove, max_drop, blocks, exact, .*/depth, pick\n.*max_drop=1.0",
+            match=r"give exactly one of remove, max_drop, blocks, exact, .*/depth, pick\n.*max_drop, of 1.0",
         ):
             parse_goal(asked)
 

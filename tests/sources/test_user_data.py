@@ -69,7 +69,7 @@ def test_a_list_of_batches_gives_every_fifth_to_validation():
         (([], dataset()), "train holds no mini-batch"),
         ((dataset(), 3), "test is int"),
         ((dataset(1), dataset()), "a data set of 1 sample"),
-        (([("a", 1)], dataset()), "a loader yielded tuple"),
+        (([("a", 1)], dataset()), "a mini-batch is a tuple"),
     ],
 )
 def test_refused(returned, message):

@@ -108,6 +108,7 @@ def test_a_form_that_is_not_there_is_refused(form, folder):
         ({"record.json": None, "run.json": '{"command": "apply"}'}, "is of `shoal apply`: it holds no record.json"),
         ({"model.safetensors": None, "run.json": None}, "it holds no model.safetensors"),
         ({"record.json": '{"cut'}, "record.json' is damaged"),
+        ({"record.json": "null"}, "record.json' is damaged: it holds no record"),
     ],
 )
 def test_what_holds_no_finished_network_is_not_sent(changes, message, folder):

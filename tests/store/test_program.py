@@ -334,3 +334,10 @@ def test_the_version_of_the_operators_and_a_fixed_batch(tmp_path, network):
     document = onnx.load(tmp_path / "a.onnx")
     assert [entry.version for entry in document.opset_import if entry.domain == ""] == [20]
     assert document.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
+
+
+@needs_onnx
+def test_a_version_that_torch_does_not_write_is_refused_and_nothing_is_left(tmp_path, network):
+    with pytest.raises(ExportError, match="cannot be written in version 99: torch made version"):
+        export_onnx(network, Batch((images(),)), tmp_path / "a.onnx", opset=99, dynamic=False)
+    assert list(tmp_path.iterdir()) == []

@@ -206,7 +206,7 @@ def test_the_same_numbers_without_the_same_computation_are_only_equal():
         (lambda: nn.Linear(4, 2), [torch.ones(2, 4)], DataError, r"shape \(2, 3\) and \(2, 2\)"),
         (lambda: nn.Linear(5, 3), [torch.ones(2, 4)], ModelRaisedError, r"shape \(2, 4\)"),
         (lambda: nn.Linear(4, 3), [torch.full((2, 4), float("inf"))], NonFiniteError, "output holds NaN or Inf"),
-        (lambda: nn.Linear(4, 3), ["text"], DataError, "a loader yielded str"),
+        (lambda: nn.Linear(4, 3), ["text"], DataError, "a mini-batch is a str"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(other, loader, error, said):

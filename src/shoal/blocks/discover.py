@@ -28,7 +28,7 @@ from shoal.blocks.sign_analysis import non_negative_values
 from shoal.blocks.trace import ModuleCall, Trace, trace_run
 from shoal.blocks.verification import verified
 from shoal.errors import SurgeryError
-from shoal.intake import plain
+from shoal.intake import check_network, plain
 from shoal.preserve import check_finite, collecting_seldom, evaluating
 
 _SHORTCUT_ORDER = ("identity", "reshape", "projection")
@@ -46,6 +46,7 @@ def trace(model: nn.Module, example: object) -> Chain:
         TraceError: no output depends on the input.
         NonFiniteError: the weights hold NaN or Inf.
     """
+    check_network(model)
     return analyze(model, as_batch(example)).chain
 
 

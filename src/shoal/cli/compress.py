@@ -148,6 +148,8 @@ def compress_request(session: Session, options: CompressOptions) -> CompressRequ
         request, explicit = replace(request, race=options.try_plans), (explicit - {"try_plans"}) | {"race"}
     idle = {"recover"} if read_budget(options.recover) is None else set()
     idle |= {"student_budget"} if options.from_ is not None else set()  # which is checked against that run
+    if names(options.track) and read_budget(request.recover) is None:
+        raise UsageError("--track is for what learns, and nothing does", "Add --recover 10m, or leave it out.")
     check_options(goal, explicit - idle, request.config().stand_ins, _flag)
     check_batch_sizes(goal, sizes)
     if options.from_ is not None:

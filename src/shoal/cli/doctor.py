@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 from shoal.cli.console import Session
 from shoal.cli.options import DoctorRequest, ListRequest
-from shoal.errors import UsageError, did_you_mean
+from shoal.errors import UsageError, count_of, did_you_mean
 from shoal.files.reading import reason_of
 
 # What each extra of the distribution is for.
@@ -63,8 +63,7 @@ def run_doctor(session: Session, request: DoctorRequest) -> int:
 def run_list(session: Session, request: ListRequest) -> int:
     """Print one table, or a part of it."""
     if request.what not in LISTS:
-        hint = did_you_mean(request.what, list(LISTS))
-        raise UsageError(f"there is no list of '{request.what}'", f"{hint} There are {', '.join(LISTS)}.")
+        raise UsageError(f"there is no list of '{request.what}'", did_you_mean(request.what, list(LISTS)))
     pattern = request.pattern.lower() if request.pattern else ""
     rows = [row for row in LISTS[request.what](bool(pattern)) if _matches(row, pattern)]
     if session.as_json:
@@ -119,7 +118,7 @@ def _devices() -> list[Row]:
         import torch
     except (ImportError, OSError, RuntimeError) as error:  # it is missing, or its libraries do not load
         return [{"name": "cpu", "what": "", "ok": False, "problem": f"torch cannot be imported: {reason_of(error)}"}]
-    names = [("cpu", f"{platform.machine()}, {torch.get_num_threads()} threads")]
+    names = [("cpu", f"{platform.machine()}, {count_of(torch.get_num_threads(), 'thread')}")]
     if torch.cuda.is_available():
         names += [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():

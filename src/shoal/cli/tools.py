@@ -205,8 +205,8 @@ def run_bench(session: Session, request: BenchRequest) -> int:
     first = times["original"][0]
     layout = "channels last" if request.channels_last else "channels first"
     session.say(
-        f"{first.device}, {first.dtype}, {first.threads} threads, {layout}; medians and quartiles, the ratio with its "
-        "95 % interval"
+        f"{first.device}, {first.dtype}, {count_of(first.threads, 'thread')}, {layout}; medians and quartiles, the "
+        "ratio with its 95 % interval"
     )
     return 0
 

@@ -12,7 +12,7 @@ from shoal.epsilon.finish import TrainResult, TrainRunInfo, finish
 from shoal.epsilon.trainer import EpsilonConfig, EpsilonTrainer
 from shoal.errors import UsageError, expect_type, naming_memory_shortage
 from shoal.files.locking import holding
-from shoal.intake import plain
+from shoal.intake import check_device, check_network, plain
 from shoal.progress import Callbacks, ProgressCallback, as_callbacks
 from shoal.recover.checkpoint import ensure_dir
 from shoal.sources import Data, load_data
@@ -62,10 +62,14 @@ def train(
     config = expect_type(config, EpsilonConfig, "config", "Like shoal.EpsilonConfig.by_recipe('cifar10', epochs=200).")
     if lose is not None:
         config = replace(config, epsilon=AUTO, lose=lose)
+    check_network(model)
+    if teacher is not None:
+        check_network(teacher, "teacher")
     progress, model = as_callbacks(callbacks).progress, plain(model)
     teacher = plain(teacher) if teacher is not None else None
     path = ensure_dir(folder) if folder is not None else None
-    where = device or str(device_of(model))
+    where = device if device is not None else str(device_of(model))
+    check_device(where)
     with holding(path), torch.inference_mode(mode=False), torch.enable_grad():
         run = EpsilonTrainer(model, data, config, folder=path, device=where, progress=progress, teacher=teacher)
         if run.engine.processes > 1:

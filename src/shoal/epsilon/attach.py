@@ -16,6 +16,7 @@ from shoal.blocks.template import TensorRef
 from shoal.blocks.trace import ModuleCall, Trace
 from shoal.epsilon.gate import Gate, checked_epsilon
 from shoal.errors import SurgeryError, UsageError
+from shoal.intake import check_network
 
 # A shut gate multiplies with this attribute of the module it sits on, so that a trace finds where the zero is from.
 _ZERO = "_shut_by_epsilon"
@@ -89,6 +90,7 @@ def epsilonize_(model: nn.Module, example: object, epsilon: float) -> list[Gate]
         SurgeryError: no residual block that could be taken out; says why.
         ModelRaisedError, TraceError, NonFiniteError: see `trace`.
     """
+    check_network(model)
     checked_epsilon(epsilon)
     if gates_of(model):
         raise UsageError("the network has gates already", "Take them off first: remove_gates_(model).")

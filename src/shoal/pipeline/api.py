@@ -12,7 +12,7 @@ from shoal.batches import Batch, check_one_purpose, device_of, is_read_once
 from shoal.blocks.prefix_cache import restart_notes
 from shoal.deprecated import Keywords, former_keywords
 from shoal.errors import DataError, NotReachedError, UsageError, check_no_overlap, expect_type, naming_memory_shortage
-from shoal.intake import is_compiled, plain
+from shoal.intake import check_network, is_compiled, plain
 from shoal.pipeline.config import CompressConfig
 from shoal.pipeline.context import CompressContext, build_context, materialize
 from shoal.pipeline.data_splits import with_mixup
@@ -132,6 +132,7 @@ def compress(
         DataError, NonFiniteError, ModelRaisedError: data, weights or model at fault.
     """
     started = time.perf_counter()
+    check_network(model)
     goal, config, callbacks = _as_goal(goal), _as_config(config), as_callbacks(callbacks)
     check_options(goal, _options_set(config, recovery))
     warnings = [*config.run_info.warnings, *_missing(test, validation, goal), *_uncompiled(model)]

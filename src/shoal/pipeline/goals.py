@@ -291,10 +291,9 @@ def parse_goal(request: Mapping[str, Any], spell: Callable[[str], str] = str) ->
     bounds = {name: values[name] for name in (*QUANTITIES, "depth") if name in values}
     requested = [name for name in ("remove", "max_drop", "blocks", "exact", "pick") if name in values]
     if len(requested) + bool(bounds) > 1:
-        raise UsageError(
-            "give exactly one of remove, max_drop, blocks, exact, latency/macs/params/depth, pick",
-            "Without a goal: max_drop=1.0.",
-        )
+        groups = (*(("remove",), ("max_drop",), ("blocks",), ("exact",)), (*QUANTITIES, "depth"), ("pick",))
+        choices = ", ".join("/".join(map(spell, group)) for group in groups)
+        raise UsageError(f"give exactly one of {choices}", f"Without a goal: {spell('max_drop')}, of 1.0 points.")
     if replace and requested and requested[0] in ("remove", "blocks", "exact"):
         raise UsageError("replace goes with max_drop or a budget", "remove, blocks and exact only remove.")
     _check_grain(grain)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from shoal.arguments import as_path
 from shoal.batches import Batch
 from shoal.errors import ExportError, FolderError
 from shoal.files.reading import refusing
@@ -72,11 +73,12 @@ class CompressResult:
             The record as written, with a warning where no `.pt2` could be made.
 
         Raises:
+            UsageError: `folder` is no path.
             FolderError: not empty, not writable, or the disk is full.
             WeightsError: a folder cannot hold the network, or what is loaded again answers otherwise.
         """
         check_savable(self.model)
-        path = Path(folder)
+        path = as_path("folder", folder)
         with refusing(FolderError, f"cannot use '{path}'", "Choose another folder."):
             path.mkdir(parents=True, exist_ok=True)
             occupied = not claimed and any(path.iterdir())

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from shoal.arguments import as_path
 from shoal.errors import PlanError
 from shoal.files.reading import parse_json, read_text, refusing
 from shoal.plugins import discover
@@ -283,12 +284,14 @@ class Plan(FrozenModel):
         return self
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: str | Path) -> Plan:
     """The plan in a JSON file.
 
     Raises:
+        UsageError: `path` is none.
         PlanError: no such file, no JSON, or not a plan this version knows.
     """
+    path = as_path("path", path)
     with refusing(PlanError, f"cannot read the plan '{path}'", "Give the path of a plan.json."):
         text = read_text(path)
     return parse_plan(text, str(path))

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from shoal import fingerprint as fingerprints
+from shoal.arguments import as_path
 from shoal.batches import Batch
 from shoal.errors import FolderError, UsageError, WeightsError
 from shoal.files.reading import refusing
@@ -20,9 +21,10 @@ def ensure_dir(folder: str | Path) -> Path:
     """The folder, created if it is missing.
 
     Raises:
+        UsageError: it is no path.
         FolderError: it cannot be created.
     """
-    path = Path(folder)
+    path = as_path("folder", folder)
     with refusing(FolderError, f"cannot use '{path}' for checkpoints", "Choose another folder."):
         path.mkdir(parents=True, exist_ok=True)
     return path

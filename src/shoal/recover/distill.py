@@ -23,6 +23,7 @@ from shoal.deprecated import Keywords, former_keywords
 from shoal.errors import UsageError, check_no_overlap, expect_type, naming_memory_shortage
 from shoal.files.jsonl import JsonlFile
 from shoal.files.locking import holding
+from shoal.intake import check_device, check_network
 from shoal.measure import Reading, reading_of
 from shoal.plan import Replace
 from shoal.preserve import copied
@@ -173,6 +174,8 @@ def distill(
         WeightsError: the folder holds the checkpoint of other networks, or of other validation samples.
         FolderError: the folder cannot be made, or the disk is full; the checkpoint before is still there.
     """
+    check_network(student, "student")
+    check_network(teacher, "teacher")
     config = expect_type(
         DistillConfig() if config is None else config, DistillConfig, "config", "Like shoal.DistillConfig(seed=1)."
     )
@@ -187,7 +190,8 @@ def distill(
     check_trainable(student)
     check_lora(student, config.lora)
     path = ensure_dir(folder) if folder is not None else None
-    where = config.device or str(next(student.parameters()).device)
+    where = config.device if config.device is not None else str(next(student.parameters()).device)
+    check_device(where)
     with learning(path if leads(where) else None, where, config.seed):
         inputs = DistillInputs.of(student, teacher, data, validation)
         return Distillation(inputs, read, config, where, path, as_callbacks(callbacks).progress).distill()

@@ -24,6 +24,7 @@ from shoal.errors import (
     naming_memory_shortage,
 )
 from shoal.files.reading import refusing
+from shoal.intake import check_network
 from shoal.measure import Accumulator, Reading, machine, wilson
 from shoal.measure.classes import no_better_than_chance
 from shoal.preserve import evaluating
@@ -152,6 +153,7 @@ def scan(
         NonFiniteError, ModelRaisedError: weights, data or model at fault.
     """
     started = time.perf_counter()
+    check_network(model)
     config = expect_type(
         ScanConfig() if config is None else config, ScanConfig, "config", "Like shoal.ScanConfig(layers=False)."
     )

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from shoal.arguments import real_number, whole_number
 from shoal.batches import Batch, batches
-from shoal.errors import DataError, SpecError, did_you_mean
+from shoal.errors import DataError, SpecError, did_you_mean, expect_type
 from shoal.sources import audio
 from shoal.sources.audio import AudioFormat
 from shoal.sources.diffusion import pipeline_trajectories
@@ -114,8 +116,8 @@ class Data:
 def load_data(
     spec: str,
     *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     size: int | None = None,
     seed: int = 0,
     batch_size: int = 128,
@@ -145,8 +147,11 @@ def load_data(
         DataError: data that is missing or does not fit; a mean, std, size, batch size or limit out of range.
         ModelRaisedError: the user's file or function raised.
     """
-    spec = spec.strip()
-    _check_numbers(size, batch_size, limit, std)
+    spec = expect_type(spec, str, "DATA", "Like 'npz:FILE'; loaders of yours need no loading.").strip()
+    _check_numbers(size, batch_size, limit, seed)
+    mean, std = _per_channel("mean", mean), _per_channel("std", std)
+    if std is not None and any(not value > 0 for value in std):
+        raise DataError(f"a standard deviation is not above 0: {list(std)}", "Give positive numbers.")
     is_transformed = mean is not None or std is not None or size is not None
     if is_file_spec(spec):
         if is_transformed:
@@ -265,9 +270,17 @@ def _classes(source: Source) -> int | None:
     return int(max(part.max() for part in labels)) + 1 if labels else None
 
 
-def _check_numbers(size: int | None, batch_size: int, limit: int | None, std: Sequence[float] | None) -> None:
+def _check_numbers(size: int | None, batch_size: int, limit: int | None, seed: int) -> None:
     for name, value in (("size", size), ("batch size", batch_size), ("limit", limit)):
-        if value is not None and value < 1:
-            raise DataError(f"the {name} is {value}", "Give a whole number from 1.")
-    if std is not None and any(not value > 0 for value in std):
-        raise DataError(f"a standard deviation is not above 0: {list(std)}", "Give positive numbers.")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+            raise DataError(f"the {name} is {value!r}", "Give a whole number from 1.")
+    whole_number("the seed", seed, -(2**62), "The same number gives the same split.")
+
+
+def _per_channel(name: str, values: Sequence[float] | float | None) -> tuple[float, ...] | None:
+    """The numbers of `mean` or `std`; a single one is for all channels."""
+    if values is None:
+        return None
+    hint = "Give one number for all channels, or a list of one for each."
+    numbers = values if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
+    return tuple(real_number(name, number, hint) for number in numbers)

@@ -9,7 +9,16 @@ import torch
 from torch import nn
 
 from shoal.alignment import align_
-from shoal.errors import ConsentError, ShoalError, SpecError, UsageError, WeightsError, check_memory, did_you_mean
+from shoal.errors import (
+    ConsentError,
+    ShoalError,
+    SpecError,
+    UsageError,
+    WeightsError,
+    check_memory,
+    did_you_mean,
+    expect_type,
+)
 from shoal.files.reading import is_file, is_folder
 from shoal.sources.builtin_networks import cifar_preact_resnet, digits_resnet
 from shoal.sources.diffusion import diffusers_network
@@ -60,7 +69,7 @@ def load_model(spec: str, weights: Path | None = None, *, fetch: bool = True) ->
         ModelRaisedError: the user's file or function raised.
         WeightsError: the checkpoint does not fit.
     """
-    spec = spec.strip()
+    spec = expect_type(spec, str, "MODEL", "Like 'timm:resnet18'; a network of yours needs no loading.").strip()
     if weights is not None and spec.endswith(_PRETRAINED):
         raise UsageError(f"'{spec}' brings its own weights", f"Leave out {_PRETRAINED} or --weights.")
     runs_code = is_file_spec(spec)

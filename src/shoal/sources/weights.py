@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoal.arguments import as_path
 from shoal.errors import WeightsError, did_you_mean
 from shoal.files.reading import check_member, is_file, is_folder, open_file, read_json, refusing
 from shoal.files.tensors import read_tensors
@@ -31,10 +32,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     has another prefix belongs to other modules; if two prefixes fit, the file is refused.
 
     Raises:
+        UsageError: `path` is none.
         WeightsError: the file is missing, unreadable, needs unpickling, or does not fit the network.
         NonFiniteError: the weights hold NaN or Inf.
     """
-    path = Path(path)
+    path = as_path("weights", path)
     state = _without_prefix(read_state(path), model, path.name)
     _check_fit(model, state, path.name)
     check_finite(_Checkpoint(state))

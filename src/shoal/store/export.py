@@ -9,8 +9,9 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from shoal.arguments import as_path
 from shoal.batches import Batch
-from shoal.errors import ExportError, FolderError, UsageError, did_you_mean
+from shoal.errors import ExportError, FolderError, UsageError, did_you_mean, expect_type
 from shoal.files.reading import refusing
 from shoal.files.writing import PARTIAL, write_atomically
 from shoal.plan import Plan
@@ -102,11 +103,14 @@ def export(
         ShoalError: the folder cannot be read; see `load`.
     """
     _check_format(to)
-    return export_finished(open_finished(Path(folder), Consent(trust_code=trust_code), model), to, config)
+    config = expect_type(
+        ExportConfig() if config is None else config, ExportConfig, "config", "Like shoal.ExportConfig()."
+    )
+    return export_finished(open_finished(as_path("folder", folder), Consent(trust_code=trust_code), model), to, config)
 
 
 def _check_format(to: str) -> None:
-    if to not in get_args(Format):
+    if expect_type(to, str, "the format", f"Give one of {', '.join(get_args(Format))}.") not in get_args(Format):
         raise UsageError(f"there is no format '{to}'", did_you_mean(to, list(get_args(Format))))
 
 

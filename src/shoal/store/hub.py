@@ -59,7 +59,9 @@ def push(
         raise UsageError(f"'{repo}' is no name of a repository", hint)
     check_finished(path, RECORD, PLAN, WEIGHTS)
     with refusing(FolderError, f"'{path / RECORD}' is damaged", "Run the command again."):
-        read_json(path / RECORD)
+        record = read_json(path / RECORD)
+    if not isinstance(record, dict):
+        raise FolderError(f"'{path / RECORD}' is damaged: it holds no record", "Run the command again.")
     form = form or (HF if (path / HF).is_dir() else "shoal")
     if form not in _FORMS or (form != "shoal" and not (path / form).is_dir()):
         raise UsageError(

@@ -8,8 +8,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from shoal.alignment import align_
+from shoal.arguments import as_path
 from shoal.errors import FolderError, ModelRaisedError, SpecError, check_memory, naming_memory_shortage
 from shoal.files.reading import is_file, is_folder, parse_json, read_json, read_text, refusing
+from shoal.intake import check_network
 from shoal.plan import Plan, read_plan
 from shoal.record import Record
 from shoal.sources import Consent, load_model
@@ -49,12 +51,13 @@ def load(
         verify: refuse a network whose outputs on a seeded input differ from those of the saved one.
 
     Raises:
+        UsageError: `folder` is no path, or `model` neither a network nor its factory.
         ConsentError: code would have to be run, or a network fetched, and `trust_code` is not set.
         FolderError: no output folder, or the run is unfinished.
         PlanError: the network is another one than the plan was made for; says what differs.
         WeightsError: the weights do not fit, or the outputs differ from those of the saved network.
     """
-    return load_folder(Path(folder), Consent(trust_code=trust_code), model, verify=verify)
+    return load_folder(as_path("folder", folder), Consent(trust_code=trust_code), model, verify=verify)
 
 
 def load_folder(
@@ -127,6 +130,8 @@ def original_of(path: Path, plan: Plan, consent: Consent) -> nn.Module:
 
 
 def _called(factory: Callable[[], nn.Module]) -> nn.Module:
+    if not callable(factory):
+        check_network(factory)
     try:
         made = factory()
     except Exception as error:

@@ -75,10 +75,11 @@ def export_onnx(
         dynamic: leave the batch size free, where the network allows it.
 
     Raises:
-        ExportError: onnx is not installed, the network cannot be exported, or the file computes something else.
+        ExportError: onnx is not installed, the network cannot be exported, or not with this version of the operators,
+            or the file computes something else.
     """
     try:
-        import onnx  # noqa: F401
+        import onnx
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -94,8 +95,9 @@ def export_onnx(
             made.save(str(temporary))
 
     def check(temporary: Path) -> Exported:
-        # From memory: a session may keep a file open.
-        session = onnxruntime.InferenceSession(temporary.read_bytes(), providers=["CPUExecutionProvider"])
+        content = temporary.read_bytes()  # from memory: a session may keep a file open
+        _check_opset(onnx.load_model_from_string(content), opset)
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         names = [node.name for node in session.get_inputs()]
 
         def run(part: Batch) -> Any:
@@ -105,6 +107,16 @@ def export_onnx(
         return _compared(plain, inputs, path, dynamic, run)
 
     return _write_checked(path, "ONNX", write, check)
+
+
+def _check_opset(document: Any, opset: int | None) -> None:
+    """Refuse a file of another version than the one asked for: where torch cannot convert, it says nothing."""
+    written = next((entry.version for entry in document.opset_import if entry.domain == ""), None)
+    if opset is not None and written != opset:
+        raise ExportError(
+            f"the operators of this network cannot be written in version {opset}: torch made version {written}",
+            "Leave the opset out, or give a version that this torch and this onnxscript know.",
+        )
 
 
 def _write_checked(path: Path, form: str, write: Callable[[Path], None], check: Callable[[Path], Exported]) -> Exported:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from shoal.alignment import in_aligned_memory
+from shoal.arguments import real_number
 from shoal.batches import Batch, batches, call, device_of
 from shoal.blocks import BlockGraph, analyze
 from shoal.blocks.sample_counts import ShapeRuns
 from shoal.blocks.trace import trace_run
 from shoal.blocks.zero_analysis import zero_values
 from shoal.errors import DataError, UsageError, naming_memory_shortage
+from shoal.intake import check_network
 from shoal.outputs import Outputs, as_names, check_numbers, chosen_outputs, distance, mismatch, read_outputs, shown
 from shoal.preserve import evaluating
 from shoal.record import Certificate
@@ -24,6 +26,7 @@ _STANDING_ASSUMPTIONS = (
     "eval mode, without gradients; dropout and batch-norm statistics stand still",
     "finite weights (checked) and finite activations; -0 counts as +0",
 )
+_NO_TOLERANCE = "Leave it out for 1e-5 of the largest output."
 # Numbers of samples that the proof is tried for, on shapes alone.
 _COUNTS = (3, 33, 1000)
 
@@ -58,8 +61,11 @@ def certify(
         UsageError: a negative tolerance, or an unknown output.
         NonFiniteError: NaN or Inf in weights or outputs.
     """
-    if tolerance is not None and not 0 <= tolerance < float("inf"):
-        raise UsageError(f"the tolerance is {tolerance}, expected a finite number >= 0", "Leave it out for 1e-5.")
+    check_network(a, "a")
+    check_network(b, "b")
+    if tolerance is not None and not 0 <= real_number("the tolerance", tolerance, _NO_TOLERANCE) < float("inf"):
+        raise UsageError(f"the tolerance is {tolerance}, expected a finite number >= 0", _NO_TOLERANCE)
+    names = as_names(output)
     stream = iter(batches(loader, device_of(a)))
     first = next(stream, None)
     if first is None:
@@ -69,7 +75,7 @@ def certify(
     proof = _by_construction(*graphs)
     if proof.same:
         proof = _with_other_counts(proof, graphs, example)
-    deviations, samples = _on_data(a, b, chained([first], stream), as_names(output))
+    deviations, samples = _on_data(a, b, chained([first], stream), names)
     return _certificate(proof, deviations, samples, tolerance)
 
 

@@ -15,6 +15,7 @@ from shoal.blocks import BlockGraph, analyze
 from shoal.blocks.shortcut_modules import match_mode_
 from shoal.blocks.trace import Trace
 from shoal.errors import PlanError, ShoalError, SurgeryError, naming_memory_shortage
+from shoal.intake import check_network
 from shoal.outputs import distance, mismatch, read_outputs
 from shoal.plan import FoldStep
 from shoal.preserve import copied, evaluating
@@ -53,6 +54,7 @@ def fold(model: nn.Module, example: object) -> FoldResult:
         SurgeryError: the network's own code does not run with the folded layers.
         ModelRaisedError, TraceError, NonFiniteError: the network cannot be traced.
     """
+    check_network(model)
     batch = as_batch(example)
     result = fold_(analyze(copied(model), batch))
     with evaluating(model), evaluating(result.model):

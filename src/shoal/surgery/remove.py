@@ -8,8 +8,16 @@ from shoal.batches import Batch, as_batch, call, device_of, like_of
 from shoal.blocks import BlockGraph, Chain, analyze
 from shoal.blocks.module_replacements import module_replacements
 from shoal.blocks.shortcut_modules import match_mode_
-from shoal.errors import PlanError, ShoalError, SurgeryError, UnknownBlockError, did_you_mean, naming_memory_shortage
-from shoal.intake import check_usable, plain
+from shoal.errors import (
+    PlanError,
+    ShoalError,
+    SurgeryError,
+    UnknownBlockError,
+    did_you_mean,
+    expect_type,
+    naming_memory_shortage,
+)
+from shoal.intake import check_network, check_usable, plain
 from shoal.outputs import mismatch, read_outputs
 from shoal.plan import Plan, Remove, check_signature, check_state
 from shoal.preserve import copied, evaluating
@@ -112,6 +120,8 @@ def apply(
     Raises:
         PlanError: the plan was made for another network, or folds what cannot be folded in it; says what differs.
     """
+    check_network(model)
+    plan = expect_type(plan, Plan, "plan", "shoal.read_plan(path) reads a plan.json.")
     check_usable(model)
     model = plain(model)
     if any_weights:

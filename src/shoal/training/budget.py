@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from shoal.arguments import real_number, whole_number
 from shoal.errors import UsageError
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -22,9 +23,9 @@ class TrainingBudget:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None):
             raise UsageError("a budget is either a number of steps or a time", _HINT)
-        if self.steps is not None and self.steps < 1:
+        if self.steps is not None and whole_number("the budget", self.steps, -(2**62), _HINT) < 1:
             raise UsageError(f"a budget of {self.steps} steps is too short for one step", _HINT)
-        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+        if self.seconds is not None and not 0 < real_number("the budget", self.seconds, _HINT) < float("inf"):
             raise UsageError(f"a budget of {self.seconds} seconds is too short for one step", _HINT)
 
     def spent(self, steps: int, seconds: float) -> float:

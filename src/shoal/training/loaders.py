@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
-from shoal.batches import Batch, Repeatable, as_batch, batches
+from shoal.batches import Batch, Repeatable, as_batch, batches, check_loader
 from shoal.errors import DataError
 
 LoaderFactory = Callable[[int], Iterable[Any]]
@@ -14,7 +15,13 @@ _PRIME = 1_000_003  # far above any number of mini-batches, so that seeds of epo
 
 
 def loader_factory(data: Iterable[Any] | LoaderFactory) -> LoaderFactory:
-    """The loader of each epoch: by the function that was passed, or the same iterable each time."""
+    """The loader of each epoch: by the function that was passed, or the same iterable each time.
+
+    Raises:
+        DataError: neither.
+    """
+    if not callable(data) or isinstance(data, (nn.Module, type)):
+        check_loader(data)
     if callable(data):
         return data
     repeatable = Repeatable(data)
