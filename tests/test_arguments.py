@@ -54,6 +54,18 @@ WRONG = {
     "tolerance": (lambda value: shoal.ScanSettings(tolerance=value), ["1", True, 0, -1, 101, NAN]),
     "stack": (lambda value: shoal.ScanSettings(stack=value), [1.5, True, "2", None, 0]),
     "scores": (lambda value: shoal.ScanSettings(scores=value), ["no", 0, None]),
+    **{
+        name: (lambda value, name=name: shoal.DistillConfig(**{name: value}), ["1", True, [1], NAN, -1])
+        for name in ("rate", "warm_up", "clip", "features", "labels", "sigmas", "temperature", "blends", "decay")
+    },
+    **{
+        name: (lambda value, name=name: shoal.DistillConfig(**{name: value}), ["1", True, [1], NAN, -1, 1.5])
+        for name in ("norm_batch", "validation_images", "looks", "patience", "lora", "accumulate", "cache_teacher")
+    },
+    **{
+        name: (lambda value, name=name: shoal.DistillConfig(**{name: value}), ["no", 0, [], NAN])
+        for name in ("shard", "checkpointing", "channels_last")
+    },
     "steps": (lambda value: shoal.TrainingBudget(steps=value), ["9", 1.5, True, [], 0, -1, NAN, INF]),
     "seconds": (lambda value: shoal.TrainingBudget(seconds=value), ["9", True, [], 0, -1, NAN, INF]),
     "folder of load": (shoal.load, [None, 3, NAN, [], b"out"]),

@@ -11,7 +11,7 @@ from rich.console import Console
 from shoal.cli import options
 from shoal.cli.console import INTERRUPTED, Session, leave_closed_pipe
 from shoal.cli.parameters import command
-from shoal.cli.signals import ending_in_order
+from shoal.cli.signals import Ending, ending_in_order
 
 app = typer.Typer(
     name="shoal",
@@ -31,12 +31,12 @@ def main() -> None:
         os.environ["COLUMNS"] = "10000"  # a description that is wrapped would be read as further candidates
     Console.on_broken_pipe = _leave_closed_pipe  # type: ignore[assignment, method-assign]  # rich leaves with 1
     try:
-        with ending_in_order():
-            code = _run()
+        with ending_in_order() as ending:
+            code = _run(ending)
             if sys.stdout is not None:
                 sys.stdout.flush()
-    except KeyboardInterrupt as interrupt:
-        code = _interrupted(interrupt)
+    except KeyboardInterrupt:
+        code = _interrupted(ending)
     except BrokenPipeError:
         leave_closed_pipe(sys.stdout)
     except MemoryError:
@@ -49,20 +49,22 @@ def _leave_closed_pipe(console: Console) -> None:
     leave_closed_pipe(sys.stderr if console.stderr else sys.stdout)
 
 
-def _run() -> int:
+def _run(ending: Ending) -> int:
     try:
         code = app(prog_name="shoal", standalone_mode=False)
-    except typer.Abort as abort:  # what typer makes of Ctrl-C
-        return _interrupted(abort.__cause__)
+    except typer.Abort:
+        code = INTERRUPTED
     except typer.TyperException as error:
         return _wrong_use(error)
+    if code == INTERRUPTED:  # typer makes a number of what a command at work would have reported and left by
+        return _interrupted(ending)
     return code if isinstance(code, int) else 0
 
 
-def _interrupted(interrupt: BaseException | None) -> int:
+def _interrupted(ending: Ending) -> int:
     """Before a command is at work, or after it."""
     os.write(2, b"interrupted.\n")
-    return getattr(interrupt, "exit_code", INTERRUPTED)
+    return ending.exit_code or INTERRUPTED
 
 
 def _wrong_use(error: typer.TyperException) -> int:

@@ -15,33 +15,35 @@ _ONCE = 2.0
 
 
 @contextmanager
-def ending_in_order() -> Iterator[None]:
+def ending_in_order() -> Iterator["Ending"]:
     """Within its block SIGTERM, SIGHUP and SIGINT are raised in the main thread; in other threads nothing changes.
 
-    A signal that whoever started the process has turned off (`nohup`, a shell's background jobs) stays off.
+    Yields what tells whether one was. A signal that whoever started the process has turned off (`nohup`, a shell's
+    background jobs) stays off.
     """
-    raising, before = _Raising(), dict[signal.Signals, Any]()
+    raising, before = Ending(), dict[signal.Signals, Any]()
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     with suppress(ValueError):  # only the main thread may listen
         for number in numbers:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, raising)
     try:
-        yield
+        yield raising
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-class _Raising:
-    """Raises what a signal means, unless it has done so a moment ago."""
+class Ending:
+    """Raises what a signal means, unless it has done so a moment ago; `exit_code` is 0 where none came."""
 
     def __init__(self) -> None:
-        self.raised_at = -_ONCE
+        self.exit_code, self.raised_at = 0, -_ONCE
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal."""
         now = time.monotonic()
         if now - self.raised_at < _ONCE:
             return
-        self.raised_at = now
+        self.exit_code, self.raised_at = 128 + number, now
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)

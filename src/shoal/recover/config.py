@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from shoal.arguments import flag, whole_number
+from shoal.arguments import flag, real_number, whole_number
 from shoal.errors import UsageError
 
 # What served best of those tried with each optimizer: docs/figures.md.
@@ -88,9 +88,10 @@ class DistillConfig:
             raise UsageError(f"the optimizer is '{self.optimizer}', expected auto, sgd or adamw", "Leave it out.")
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
+            if value is not None and not low <= self._number(name, value) <= high:
                 raise UsageError(f"{name} is {value}, expected a number from {low:g} to {high:g}", "Leave it out.")
-        flag("shard", self.shard)
+        for name in ("shard", "checkpointing", *(("channels_last",) if self.channels_last is not None else ())):
+            flag(name, getattr(self, name))
         if self.shard and self.lora:
             raise UsageError(
                 "adapters (lora) are few weights, and shard divides all of them over processes",
@@ -111,8 +112,14 @@ class DistillConfig:
         whole_number("accumulate", self.accumulate, 1, "1 takes a mini-batch at once.")
         if type(self.lora) is not int:
             raise UsageError(f"lora is {self.lora!r}, expected a whole number", "It is a rank, like 16; 0 for none.")
-        if self.rate is not None and not 0 < self.rate < float("inf"):
+        if self.rate is not None and not 0 < real_number("rate", self.rate, "Leave it out.") < float("inf"):
             raise UsageError(f"the learning rate is {self.rate}, expected a number above 0", "Leave it out.")
+
+    def _number(self, name: str, value: object) -> float:
+        """A setting as a number, whole where its default is."""
+        if type(getattr(type(self), name)) is int:
+            return whole_number(name, value, -(2**62), "Leave it out.")
+        return real_number(name, value, "Leave it out.")
 
     def weight_of_features(self, optimizer: str) -> float:
         """What was asked for, or what serves networks that learn with this optimizer."""
