@@ -53,8 +53,13 @@ class Attention(nn.Module):
 @pytest.mark.parametrize("keys", [4, 2])
 @pytest.mark.parametrize("backend", ["FLASH_ATTENTION", "MATH"])
 def test_attention_counts_whichever_kernel_computes_it(backend, keys):
+    network, x = Attention(keys=keys), torch.randn(2, 10, 32)
     with torch.nn.attention.sdpa_kernel(getattr(torch.nn.attention.SDPBackend, backend)):
-        found = cost(Attention(keys=keys), Batch((torch.randn(2, 10, 32),)))
+        try:
+            network(x)
+        except RuntimeError:
+            pytest.skip("this version of torch has no such kernel for this device")
+        found = cost(network, Batch((x,)))
     assert found.macs == 2 * 4 * 10 * 10 * 8
     assert found.not_counted == []
 

@@ -3,8 +3,11 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from shoal.errors import ExportError, FolderError, UsageError
+from shoal.errors import ExportError, FolderError, PlanError, UsageError
+from shoal.plan import NetworkSignature, Plan
 from shoal.store.hub import push
 
 pytest.importorskip("huggingface_hub")
@@ -39,6 +42,10 @@ class FakeHub:
 def folder(tmp_path):
     for name in [*KEPT, "run.json", "progress.jsonl", ".shoal.lock", "notes.txt"]:
         (tmp_path / name).write_text("{}" if name.endswith(".json") else name)
+    plan = Plan(inputs=[], network=NetworkSignature(state={}, chain=[]), actions=[])
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+    for name in ("model.safetensors", "extras.safetensors"):
+        save_file({"w": torch.ones(8)}, tmp_path / name)
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "tables.jsonl").write_text("{}")
     (tmp_path / "secret").write_text("secret")
@@ -50,6 +57,7 @@ def with_hf(folder):
     (folder / "hf").mkdir()
     for name in ("config.json", "model.safetensors", "README.md"):
         (folder / "hf" / name).write_text(f"hf {name}")
+    save_file({"w": torch.ones(8)}, folder / "hf" / "model.safetensors")
     return folder
 
 
@@ -117,6 +125,19 @@ def test_what_holds_no_finished_network_is_not_sent(changes, message, folder):
     hub = FakeHub()
     with pytest.raises(FolderError, match=message):
         push(folder, "me/net", api=hub)
+    assert hub.repos == []
+
+
+@pytest.mark.parametrize("name", ["plan.json", "model.safetensors", "extras.safetensors", "hf/model.safetensors"])
+@pytest.mark.parametrize("kept", [0, 0.5, 0.95])
+@pytest.mark.parametrize("send", [True, False])
+def test_what_was_cut_short_is_not_sent(name, kept, send, folder):
+    whole = with_hf(folder) / name
+    content = whole.read_bytes()
+    whole.write_bytes(content[: int(kept * len(content))])
+    hub = FakeHub()
+    with pytest.raises((FolderError, PlanError)):
+        push(folder, "me/net", form="hf" if "/" in name else "shoal", api=hub, send=send)
     assert hub.repos == []
 
 

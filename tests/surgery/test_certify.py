@@ -224,7 +224,7 @@ def test_broken_weights_are_named():
 
 @pytest.mark.parametrize("tolerance", [-1.0, float("nan"), float("inf")])
 def test_a_tolerance_that_means_nothing_is_refused(tolerance):
-    with pytest.raises(UsageError, match="expected a (finite )?number"):
+    with pytest.raises(UsageError, match=r"expected a (finite )?number"):
         certify(nn.Linear(4, 3), nn.Linear(4, 3), [torch.ones(2, 4)], tolerance=tolerance)
 
 

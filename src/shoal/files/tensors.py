@@ -77,6 +77,20 @@ def read_tensors(
     return tensors, metadata
 
 
+def check_whole(path: Path, kind: type[ShoalError], message: str, hint: str) -> None:
+    """Refuse what is no safetensors file or was cut short; tensors are not read, so no digest is compared.
+
+    Raises:
+        ShoalError: of that kind.
+    """
+    from safetensors import safe_open
+
+    with refusing(kind, message, hint):
+        open_file(path).close()
+        with safe_open(str(path), framework="pt"):
+            pass
+
+
 def digest_of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """SHA-256 of names, dtypes, shapes and bytes of tensors, and of the text in the header, in hexadecimal."""
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())

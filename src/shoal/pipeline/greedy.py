@@ -229,6 +229,8 @@ class GreedyRemoval:
         with refusing(FolderError, "the journal of the run is damaged", "Choose a new --out."):
             lines = [line for line in self.journal.measured() if line["kind"] == "step"]
             steps = [RemovalStep.model_validate(line["step"]) for line in lines]
+            if len({step.removed for step in steps}) < len(steps):
+                raise ValueError("it holds a step twice")
             self.screen = RemovalScreen.read(lines[-1].get("screen")) if lines else RemovalScreen.of(worths.values())
         while not self._finished(steps) and self._left(candidates, [step.removed for step in steps]):
             step = self._step(steps, candidates, worths, judge)

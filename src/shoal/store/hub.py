@@ -8,10 +8,11 @@ from typing import Any
 
 from shoal.errors import ExportError, FolderError, UsageError
 from shoal.files.reading import read_json, refusing
+from shoal.files.tensors import check_whole
 from shoal.store.export import NAS
 from shoal.store.folder import CARD, CONFIG, EXTRAS, FRONT, GGUF, ONNX, PLAN, PROGRAM, RECORD, REPORT, WEIGHTS
 from shoal.store.hugging_face import HF
-from shoal.store.load import check_finished
+from shoal.store.load import check_finished, read_folder_plan
 
 # What tells of the run; the weights come in one of the forms.
 _ACCOUNT = (PLAN, RECORD, REPORT, FRONT, CONFIG)
@@ -50,7 +51,8 @@ def push(
 
     Raises:
         UsageError: the name is none, or the folder lacks this form.
-        FolderError: no finished run, or one that left no network.
+        FolderError: no finished run, one that left no network, or a damaged one.
+        PlanError: a damaged plan.
         ExportError: huggingface_hub is missing, or the hub refused.
     """
     path = Path(folder)
@@ -62,6 +64,7 @@ def push(
         record = read_json(path / RECORD)
     if not isinstance(record, dict):
         raise FolderError(f"'{path / RECORD}' is damaged: it holds no record", "Run the command again.")
+    read_folder_plan(path)
     form = form or (HF if (path / HF).is_dir() else "shoal")
     if form not in _FORMS or (form != "shoal" and not (path / form).is_dir()):
         raise UsageError(
@@ -69,6 +72,9 @@ def push(
             f"It has {', '.join(_present(path))}; `shoal export` writes {HF} and {NAS}.",
         )
     files = dict(_files(path, form))
+    for file in files.values():
+        if file.suffix == ".safetensors":
+            check_whole(file, FolderError, f"'{file}' is damaged", "Run the command again.")
     if not send:
         return Pushed(repo, "", sorted(files))
     try:
