@@ -10,7 +10,7 @@ import networks
 from elsewhere import Elsewhere
 from shoal.batches import Batch
 from shoal.blocks import analyze
-from shoal.errors import NotReachedError, SurgeryError, UnknownBlockError, UsageError
+from shoal.errors import FolderError, NotReachedError, SurgeryError, UnknownBlockError, UsageError
 from shoal.measure import compare, kl_per_sample, predictions
 from shoal.pipeline import NullJournal, greedy, judging
 from shoal.pipeline.goals import Blocks, Budget, ExactOnly, MaxDrop, ParetoPoint, RemoveBlocks, parse_goal
@@ -394,6 +394,13 @@ def test_a_resumed_choice_recomputes_no_step(monkeypatch):
         assert [step.model_copy(update={"seconds": 0}) for step in found.steps] == [
             step.model_copy(update={"seconds": 0}) for step in expected.steps
         ]
+
+
+def test_a_journal_that_holds_a_step_twice_is_said_to_be_damaged():
+    journal = Memory()
+    chooser(preact(), goal=RemoveBlocks(1), journal=journal).choose()
+    with pytest.raises(FolderError, match="the journal of the run is damaged: it holds a step twice"):
+        chooser(preact(), goal=RemoveBlocks(3), journal=Memory([*journal.added, journal.added[-1]])).choose()
 
 
 def test_a_single_sample_survives_the_journal():

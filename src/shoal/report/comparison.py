@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from shoal.record import Comparison, Interval, Latency, LatencyRatio, MetricComparison, Network, Record
 from shoal.report import metrics, numbers
 
+# Two speedups that differ by less are the same to a reader.
+_ALIKE = 1.1
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -69,8 +72,13 @@ class LatencyPair:
         """Original over compressed, of pairs or of medians; None where a side is missing or not a positive number."""
         if self.original is None or self.compressed is None:
             return None
-        if self.ratio is not None:
-            return 1 / self.ratio.ratio
+        return self.speedup_by_medians if self.ratio is None else 1 / self.ratio.ratio
+
+    @property
+    def speedup_by_medians(self) -> float | None:
+        """The same from the two medians alone."""
+        if self.original is None or self.compressed is None:
+            return None
         before, after = self.original.median_ms, self.compressed.median_ms
         if not (math.isfinite(before) and math.isfinite(after)) or before <= 0 or after <= 0:
             return None
@@ -99,13 +107,19 @@ def _conditions_key(latency: Latency) -> tuple[int, str, str, int, bool]:
 
 
 def speed_change(pair: LatencyPair) -> str:
-    """The speedup in words: `1.91 times faster`, `1.20 times slower`, `no difference beyond noise`."""
+    """The speedup in words: `1.91 times faster`, `1.20 times slower`, `no difference beyond noise`.
+
+    Where other work on the machine has moved the medians, which stand in the same row, it says what it is from.
+    """
     speedup = pair.speedup
     if speedup is None:
         return numbers.MISSING
     if pair.within_noise:
         return "no difference beyond noise"
-    return f"{numbers.ratio(speedup)} times faster" if speedup >= 1 else f"{numbers.ratio(1 / speedup)} times slower"
+    change = f"{numbers.ratio(speedup)} times faster" if speedup >= 1 else f"{numbers.ratio(1 / speedup)} times slower"
+    by_medians = pair.speedup_by_medians
+    is_other = by_medians is not None and not 1 / _ALIKE < by_medians / speedup < _ALIKE
+    return f"{change}, timed in pairs" if is_other else change
 
 
 def conditions(pair: LatencyPair) -> str:
