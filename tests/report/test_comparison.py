@@ -5,6 +5,7 @@ from handmade import language_record, latencies, make_record
 
 from shoal.record import LatencyRatio, MetricComparison, Record
 from shoal.report import comparison, metrics, render, text
+from shoal.report.compress import key_figures
 
 
 def test_every_measure_has_its_row(record: Record) -> None:
@@ -130,6 +131,8 @@ def test_a_ratio_of_pairs_is_believed_rather_than_medians(ratio, change, noise):
     for pair in comparison.latency_pairs(record):
         assert comparison.speed_change(pair) == change
         assert pair.within_noise is noise
+    [speed] = [figure for figure in key_figures(record) if figure.name.startswith("Speed")]
+    assert (speed.detail == "timed in pairs") is change.endswith("timed in pairs")
     rows = [row for row in comparison.before_after(record) if row.label.startswith("Latency")]
     assert all(f"{ratio} in 150 pairs" in row.note for row in rows)
     assert ("no speed difference" if noise else str(ratio)) in text.headline(record)

@@ -9,6 +9,7 @@ from shoal.report import metrics, numbers
 
 # Two speedups that differ by less are the same to a reader.
 _ALIKE = 1.1
+IN_PAIRS = "timed in pairs"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,13 @@ class LatencyPair:
         return before / after
 
     @property
+    def medians_agree(self) -> bool:
+        """Whether a reader who divides one median by the other comes to about the same."""
+        if self.speedup is None or self.speedup_by_medians is None:
+            return True
+        return 1 / _ALIKE < self.speedup_by_medians / self.speedup < _ALIKE
+
+    @property
     def within_noise(self) -> bool:
         """Whether neither network can be called faster: by the interval of the ratio, else by the quartiles."""
         a, b = self.original, self.compressed
@@ -117,9 +125,7 @@ def speed_change(pair: LatencyPair) -> str:
     if pair.within_noise:
         return "no difference beyond noise"
     change = f"{numbers.ratio(speedup)} times faster" if speedup >= 1 else f"{numbers.ratio(1 / speedup)} times slower"
-    by_medians = pair.speedup_by_medians
-    is_other = by_medians is not None and not 1 / _ALIKE < by_medians / speedup < _ALIKE
-    return f"{change}, timed in pairs" if is_other else change
+    return change if pair.medians_agree else f"{change}, {IN_PAIRS}"
 
 
 def conditions(pair: LatencyPair) -> str:

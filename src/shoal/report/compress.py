@@ -172,6 +172,8 @@ def _speed(record: Record) -> KeyFigure | None:
     value = f"{numbers.ratio(pair.speedup or 1.0)} ×"
     if pair.within_noise:
         return KeyFigure(f"Speed, batch {pair.batch}", value, "no difference beyond noise")
+    if not pair.medians_agree:
+        return KeyFigure(f"Speed, batch {pair.batch}", value, comparison.IN_PAIRS)
     times = [numbers.milliseconds(side.median_ms) for side in (pair.compressed, pair.original) if side]
     return KeyFigure(f"Speed, batch {pair.batch}", value, f"{times[0]}, was {times[1]}")
 
