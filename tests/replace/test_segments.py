@@ -4,8 +4,10 @@ from given import VGG, dissected, mlp, randn
 from torch import nn
 
 import networks
+import shoal
 from shoal.batches import Batch
 from shoal.blocks import analyze
+from shoal.errors import NotReachedError
 from shoal.replace import build_segments
 
 
@@ -142,3 +144,63 @@ def test_the_modules_stay_where_they_are():
     joined = line.module(anatomy.model, "features.0")
     assert list(joined) == [anatomy.model.features[0], anatomy.model.features[1]]
     assert list(anatomy.model.modules()) == modules
+
+
+class StreamBlock(nn.Module):
+    """Adds to two streams, the second of which gets a part of the first."""
+
+    def __init__(self, crosses):
+        super().__init__()
+        self.f, self.g, self.cross = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4) if crosses else None
+
+    def forward(self, x, y):
+        x = x + torch.tanh(self.f(x))
+        y = y if self.cross is None else y + self.cross(x)
+        return x, y + torch.tanh(self.g(y))
+
+
+class Ordinary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + torch.tanh(self.fc(x))
+
+
+class StreamNet(nn.Module):
+    """Blocks of two streams, and ordinary ones behind them."""
+
+    def __init__(self, crosses, ordinary=0):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.blocks = nn.ModuleList(StreamBlock(crosses) for _ in range(3))
+        self.more = nn.Sequential(*(Ordinary() for _ in range(ordinary)))
+
+    def forward(self, x):
+        x, y = self.first(x), self.second(x)
+        for block in self.blocks:
+            x, y = block(x, y)
+        return self.head(self.more(x + y))
+
+
+@pytest.mark.parametrize("ordinary", [0, 2])
+@pytest.mark.parametrize("crosses", [False, True])
+def test_a_block_of_two_streams_is_no_segment(crosses, ordinary):
+    """A replacement would return one of them, and None for the other."""
+    torch.manual_seed(0)
+    graph = analyze(StreamNet(crosses, ordinary).eval(), Batch(args=(torch.randn(2, 4),)))
+    assert [block.removable for block in graph.chain] == [True] * (3 + ordinary)
+    assert build_segments(graph).paths == tuple(f"more.{index}" for index in range(ordinary))
+
+
+@pytest.mark.parametrize("crosses", [False, True])
+def test_networks_of_two_streams_lose_blocks_without_a_plan_only(crosses):
+    torch.manual_seed(0)
+    model, loader = StreamNet(crosses).eval(), [torch.randn(16, 4) for _ in range(2)]
+    quick = {"latency_seconds": 0.02}
+    with pytest.raises(NotReachedError, match=r"one stream(.|\n)*--remove"):
+        shoal.compress(model, loader, shoal.Budget(params=0.7), config=shoal.CompressConfig(**quick))
+    result = shoal.compress(model, loader, shoal.RemoveBlocks(1), config=shoal.CompressConfig(**quick, refit=True))
+    assert result.record.reached
+    assert result.model(loader[0]).shape == (16, 2)

@@ -257,20 +257,26 @@ def _without_nested(trace: Trace, additions: list[Addition]) -> list[Addition]:
     """Drop additions inside another's branch, or the outer one where it spans a chain of blocks (a long skip).
 
     It spans a chain where the stream itself runs through additions of several modules inside: layers that are sums do
-    not count, each of them is a map that the branch applies. The outer one is dropped, too, where it began outside of
-    the module it stands in, and the inner one did not: it adds one stream of a block to another.
+    not count, each of them is a map that the branch applies. The outer one is dropped, too, where it begins or ends,
+    and not both, in a module that the inner one is a unit of: it adds one stream of that module to another.
     """
     dropped: set[int] = set()
     by_op = {addition.op: addition for addition in additions}
     for outer in additions:
         inner = [by_op[op] for op in outer.branch_ops if op in by_op]
         owners = {addition.owner for addition in inner if addition.owner != outer.owner and not addition.is_layer}
-        if len(owners) >= 2 or trace.ops[outer.op].call in owners:
+        if len(owners) >= 2 or any(_crosses(trace, outer, trace.calls[owner]) for owner in owners if owner >= 0):
             dropped.add(outer.op)
             continue
         dropped.update(addition.op for addition in inner)
         dropped.update(op for op in outer.shortcut_ops if op in by_op)
     return [addition for addition in additions if addition.op not in dropped]
+
+
+def _crosses(trace: Trace, addition: Addition, call: ModuleCall) -> bool:
+    """Whether an addition that a call does not own begins or ends in it."""
+    begin = trace.values[addition.origin].producer
+    return call.index == trace.ops[addition.op].call or (begin >= 0 and call.holds(begin))
 
 
 def opaque_kinds(call: ModuleCall) -> list[str]:

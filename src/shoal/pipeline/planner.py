@@ -63,6 +63,11 @@ def build_planner(context: CompressContext, latency_from: str | Path | None, tab
     allowed, units = _selected(graph, goal)
     segments = build_segments(graph)
     if not segments.segments:  # before a folder is made for its tables
+        if graph.chain.removable:
+            raise NotReachedError(
+                "a plan walks along one stream, and the blocks of this network take or return several",
+                "Remove blocks without a plan: --remove, or --max-drop without --replace.",
+            )
         raise NotReachedError(nothing_removable(graph), "`shoal trace` gives the reason for each block.")
     effort = Effort.for_network(graph, segments, context.damage.reading)
     legacy = _legacy_fingerprint(context, splits.fit, judge)

@@ -142,10 +142,25 @@ def _format_of(graph: BlockGraph, path: str) -> OutputFormat | None:
     # Masks, position embeddings and caches may follow; the stream comes first, or by a keyword.
     first = {None: call.args[0]} if call.args else call.kwargs
     names = {item.value: name for name, item in first.items() if isinstance(item, TensorRef)}
-    streams = entering_values(graph.trace, graph.additions[path][0].origin, list(names))
+    first_addition, *_, last_addition = (graph.additions[path][0], *graph.additions[path])
+    streams = entering_values(graph.trace, first_addition.origin, list(names))
     if len(streams) != 1:
         return None
-    return infer_format(call.output, output_value(graph, path), call.inputs, names[streams[0]])
+    returned = output_value(graph, path)
+    # A block of two streams: a replacement would map one to the other, and return no other.
+    leaving = entering_values(graph.trace, last_addition.stream, call.inputs)
+    if streams[0] not in leaving or any(
+        _is_read_behind(graph.trace, call, value) for value in call.outputs if value != returned
+    ):
+        return None
+    return infer_format(call.output, returned, call.inputs, names[streams[0]])
+
+
+def _is_read_behind(trace: Trace, call: ModuleCall, value: int) -> bool:
+    """Whether a value that a call makes is read after it."""
+    if value in call.inputs:
+        return False
+    return value in tensor_refs(trace.output) or any(op >= call.stop for op in trace.readers.get(value, []))
 
 
 def _is_plain(call: ModuleCall) -> bool:
