@@ -63,6 +63,10 @@ def main() -> None:
         print(name, flush=True)
         document["ways"][name] = run.figures(name, ways[name]())
         print({key: value for key, value in document["ways"][name].items() if key != "heard"}, flush=True)
+    names = ("refit-seconds", "recovery-seconds", "recovery-record", "damages")
+    document |= {
+        name: json.loads(place.read_text()) for name in names if (place := args.work / f"{name}.json").exists()
+    }
     args.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
@@ -70,9 +74,10 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=3, help="units of the encoder that go")
-    parser.add_argument("--windows", type=int, default=66, help="windows of speech, in all")
-    parser.add_argument("--steps", type=int, default=200, help="windows that the network learns from")
+    parser.add_argument("--windows", type=int, default=76, help="windows of speech, in all")
+    parser.add_argument("--steps", type=int, default=100, help="windows that the network learns from")
     parser.add_argument("--ways", help="only these, with commas")
+    parser.add_argument("--unheard", default="", help="ways whose words are not asked for, with commas")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
@@ -181,7 +186,7 @@ class Run:
                 DistillData([self.rows[_FIRST + index] for index in order], reading=self.reading),
                 validation=self.judged,
                 budget=self.args.steps,
-                config=shoal.DistillConfig(rate=4e-4, precision="bf16", looks=4, blends=0.0),
+                config=shoal.DistillConfig(rate=8e-5, warm_up=0.1, precision="bf16", looks=4, blends=0.0),
                 folder=self.work / "recovery",
             )
             save_model(result.model, place)
@@ -205,6 +210,8 @@ class Run:
         if network is not self.original:
             figures["share"] = self.kept(f"share-{key}", lambda: self.share(network))
             figures["divergence"] = self.kept(f"divergence-{key}", lambda: self.divergence(network))
+        if name in self.args.unheard.split(","):
+            return figures
         for part, pairs in (("utterances", speech.utterances()), ("sentences", speech.synthetic())):
             texts = heard.setdefault(part, [])
             for features, _ in pairs[len(texts) :]:
