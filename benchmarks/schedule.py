@@ -197,6 +197,23 @@ def summary(tasks: Sequence[WorkerTask], runs: Sequence[Mapping[str, Any]], core
     return rows
 
 
+def forwards(scorer: AblationScorer) -> float:
+    """What all candidates cost on a mini-batch by the model: of each the share of the network behind its start."""
+    prefix = PrefixCache(scorer.graph)
+    places = {segment: place for place, segment in enumerate(prefix.order)}
+    starts = (prefix.segment_of(candidate.path) for candidate in scorer.candidates)
+    return sum(1 - places[prefix.restarts.get(start, start)] / len(places) for start in starts)
+
+
+def cost_of_a_forward(runs: Sequence[Mapping[str, Any]], modelled: float) -> float:
+    """CPU seconds of the candidates by those of as many recorded forwards as the model says; a median over rounds."""
+    ratios = []
+    for run in runs:
+        recorded = [task["prefix_cpu"] for task in run["tasks"]]
+        ratios.append((sum(task["cpu"] for task in run["tasks"]) - sum(recorded)) / (sum(recorded) * modelled))
+    return median(ratios)
+
+
 def compared(counts: Sequence[int], size: int, parts: int, rounds: int, out: Path | None) -> dict[str, Any]:
     """Measured and predicted; what `out` holds of the same settings is not measured again."""
     torch.set_num_threads(1)
@@ -219,7 +236,13 @@ def compared(counts: Sequence[int], size: int, parts: int, rounds: int, out: Pat
             if sum(run["workers"] == count for run in runs) > number:
                 continue
             runs.append(measure(scorer, tasks, count))
-            document |= {"summary": summary(tasks, runs, cores), "runs": runs}
+            alone = [run for run in runs if run["workers"] == 1]
+            document |= {
+                "summary": summary(tasks, runs, cores),
+                "modelled_forwards": forwards(scorer),
+                "cost_of_a_forward": cost_of_a_forward(alone, forwards(scorer)),
+                "runs": runs,
+            }
             if out is not None:
                 out.write_text(json.dumps(document, indent=1) + "\n")
     return document
@@ -282,7 +305,7 @@ def main() -> None:
     else:
         counts = sorted({1, *(int(count) for count in options.workers.split(","))})
         document = compared(counts, options.batch_size, options.parts, options.rounds, options.out)
-    print(json.dumps(document.get("summary", document), indent=1))
+    print(json.dumps({name: value for name, value in document.items() if name not in ("runs", "machine")}, indent=1))
 
 
 if __name__ == "__main__":

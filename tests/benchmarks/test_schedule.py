@@ -54,6 +54,7 @@ def test_what_is_predicted_is_what_one_worker_took(schedule):
     assert schedule.predicted(tasks, alone, 1, "wall").seconds == 12.0
     assert schedule.predicted(tasks, alone, 1, "cpu").seconds == 5.0
     assert schedule.predicted(tasks, alone, 2, "wall").busy == [7.0, 7.0]  # each records both mini-batches
+    assert schedule.cost_of_a_forward([alone], 8.0) == 4.0 / 8.0
     two = {**alone, "workers": 2, "wall_seconds": 8.0, "busiest_cpu_seconds": 3.0, "tasks": []}
     four = {**two, "workers": 4, "wall_seconds": 10.0}
     rows = schedule.summary(tasks, [alone, two, four], 2)

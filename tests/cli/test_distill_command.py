@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import shoal
+from shoal.errors import UsageError
 from shoal.recover.distill import Distillation
 
 HERE = Path(__file__).parent.parent
@@ -42,6 +43,29 @@ def test_a_cut_network_learns_from_the_original_and_loads(run, tmp_path):
     names = {one.name for one in (tmp_path / "o").iterdir()}
     assert {"model.safetensors", "plan.json", "record.json", "recovery.jsonl", "run.json"} <= names
     assert shoal.load(tmp_path / "o", trust_code=True)(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_labels_that_do_not_fit_are_refused_before_anything_is_learned(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Distillation, "train_step", lambda self: pytest.fail("it learns"))
+    bad = f"{HERE}/tiny.py:bad_labels"
+    code, _, err = run("distill", NETWORK, bad, "--teacher", NETWORK, "--budget", 6, "--out", "o")
+    assert code == 2
+    assert "does not fit a model with 10 classes" in err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("shard", [True, False])
+def test_what_is_divided_is_never_whole_on_the_device(run, monkeypatch, shard):
+    places = []
+
+    def opened(session, spec, weights, device):
+        places.append(device)
+        raise UsageError("that is enough")
+
+    monkeypatch.setattr("shoal.cli.distill.pick_device", lambda name: "cuda")
+    monkeypatch.setattr("shoal.cli.distill.open_network", opened)
+    run("distill", NETWORK, DATA, "--teacher", NETWORK, "--budget", 6, *(["--shard"] if shard else []))
+    assert places == [("cpu" if shard else "cuda")]
 
 
 def test_the_same_command_goes_on(run, tmp_path, monkeypatch):

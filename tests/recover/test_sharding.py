@@ -60,7 +60,8 @@ def images_of(epoch):
 validation = [images.to(dtype) for images in validation]
 student = Deep(0).to(dtype)
 result = distill(
-    student, Deep(1), images_of, validation=validation, budget=8, config=replace(config, shard=True), folder=folder
+    student, Deep(1), images_of, validation=validation, budget=8, config=replace(config, shard=True, accumulate=3),
+    folder=folder
 )
 assert {parameter.dtype for parameter in result.model.parameters()} == {dtype}
 assert type(result.model.head.weight) is torch.nn.Parameter, "it comes out whole"

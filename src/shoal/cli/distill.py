@@ -59,7 +59,7 @@ def _config(request: DistillRequest) -> DistillConfig:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What was opened."""
+    """What was opened: `home` is where the whole networks are, `device` where they learn."""
 
     student: OpenedFolder
     teacher: OpenedFolder
@@ -68,6 +68,7 @@ class _Inputs:
     settings: DistillConfig
     budget: TrainingBudget
     device: str
+    home: str
     task: TaskChoice
     reading: Reading
 
@@ -86,7 +87,7 @@ def run_distill(session: Session, request: DistillRequest) -> int:
             return 0
         progress("measuring on test", 0, 1)
         networks = [inputs.teacher.model, inputs.student.model, result.model]
-        answers = paired_predictions(networks, inputs.data.test(), inputs.device, reading=inputs.reading)
+        answers = paired_predictions(networks, inputs.data.test(), inputs.home, reading=inputs.reading)
         record = _record(request, inputs, result, answers, [*warnings, *result.warnings], folder.seconds)
         measured = CardFigures(record.data, record.seed, record.teacher_quality, record.quality_after, record.after)
         save(path, restore_usual(result.model), plan, measured=measured)
@@ -103,8 +104,9 @@ def _opened(session: Session, request: DistillRequest) -> _Inputs:
     if budget is None:
         raise UsageError("the budget of the distillation is none", "Give --budget 10m, or a number of steps.")
     device = pick_device(request.device)
-    student = open_network(session, request.student, request.weights, device)
-    teacher = open_network(session, request.teacher, request.teacher_weights, device)
+    home = "cpu" if request.shard else device  # a device need not hold what is divided
+    student = open_network(session, request.student, request.weights, home)
+    teacher = open_network(session, request.teacher, request.teacher_weights, home)
     data = open_data(session, request.data, request.data_options, teacher)
     for network in (student, teacher):
         check_input(network.model, data)
@@ -112,13 +114,15 @@ def _opened(session: Session, request: DistillRequest) -> _Inputs:
     known = outputs.known(teacher.model).task
     student, teacher = (replace(opened, model=dense_copy(known, opened.model)) for opened in (student, teacher))
     extra = open_data(session, request.unlabelled, request.data_options, teacher) if request.unlabelled else None
-    samples = [batch for _, batch in zip(range(_READ), batches(data.calibration(augment=False), device), strict=False)]
+    samples = [batch for _, batch in zip(range(_READ), batches(data.calibration(augment=False), home), strict=False)]
     task = outputs.choose(teacher.model, samples[0])
     reading = outputs.read(task, teacher.model, samples)
+    # As at the end: labels that do not fit would be found when all is learned.
+    paired_predictions([teacher.model], samples[:1], home, reading=reading)
     if task.task is not None:  # a metric that raises would do so when all is learned
         with usual_outputs(teacher.model):
             check_metrics(task.task, teacher.model, samples[0])
-    return _Inputs(student, teacher, data, extra, settings, budget, device, task, reading)
+    return _Inputs(student, teacher, data, extra, settings, budget, device, home, task, reading)
 
 
 def _plan(inputs: _Inputs) -> tuple[Plan, list[str]]:
@@ -154,7 +158,7 @@ def _distilled(inputs: _Inputs, plan: Plan, path: Path, progress: Any) -> Distil
         epochs_of(inputs.data),
         unlabelled=epochs_of(inputs.extra) if inputs.extra is not None else None,
         replaced=replaced,
-        norm_batches=list(batches(inputs.data.calibration(limit=_SET_ON * 128), inputs.device)) if replaced else [],
+        norm_batches=list(batches(inputs.data.calibration(limit=_SET_ON * 128), inputs.home)) if replaced else [],
         reading=inputs.reading,
     )
     return distill(
