@@ -12,7 +12,7 @@ import torch
 from shoal.errors import FolderError
 from shoal.files.jsonl import JsonlFile
 from shoal.files.tensors import write_tensors
-from shoal.files.writing import PARTIAL, remove_partial, write_atomically, write_text
+from shoal.files.writing import PARTIAL, check_replaceable, check_writable, remove_partial, write_atomically, write_text
 
 
 def full(*_args, **_kwargs):
@@ -144,3 +144,20 @@ def test_a_folder_removed_meanwhile_does_not_hide_why(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         write_atomically(folder / "plan.json", writer)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    check_replaceable(tmp_path / "table.json")
+    check_writable(tmp_path / "to be made")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    for check in (lambda: check_replaceable(tmp_path / "table.json"), lambda: check_writable(tmp_path)):
+        with pytest.raises(FolderError, match=f"the folder '{tmp_path}' is not writable"):
+            check()
+
+
+def test_room_is_asked_for_where_room_is_missing(tmp_path):
+    def read_only(temporary):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with pytest.raises(FolderError, match="Read-only file system\n  Choose another --out"):
+        write_atomically(tmp_path / "a", read_only)

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, with the permissions that the user's umask gives new files."""
 
+import errno
 import os
 import secrets
 import shutil
@@ -10,6 +11,8 @@ from pathlib import Path
 from shoal.errors import FolderError
 
 PARTIAL = ".partial"
+# Where room may be what is missing; an error of a library does not always say.
+_FULL = {None, errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None)}
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -37,9 +40,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         if isinstance(error, FolderError):
             raise
-        raise FolderError(
-            f"cannot write '{path}': {error.strerror or error}", "Free some space, or choose another --out."
-        ) from error
+        hint = f"{'Free some space, or choose' if error.errno in _FULL else 'Choose'} another --out."
+        raise FolderError(f"cannot write '{path}': {error.strerror or error}", hint) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)  # it may have been removed with all else: that must not hide why
 
@@ -50,7 +52,7 @@ def check_replaceable(path: Path) -> None:
     A device or a pipe is no file: to put one in its place would take it away from every other program.
 
     Raises:
-        FolderError: something else than a file stands there, or there is no such folder.
+        FolderError: something else than a file stands there, there is no such folder, or it is not writable.
     """
     reason = ""
     with suppress(OSError, ValueError):
@@ -60,6 +62,17 @@ def check_replaceable(path: Path) -> None:
             reason = f"there is no folder '{path.parent}'"
     if reason:
         raise FolderError(f"cannot write '{path}': {reason}", "Choose another --out.")
+    check_writable(path.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that nothing can be written into, before the work whose result it is to hold.
+
+    Raises:
+        FolderError: the user may not, or it is on a disk that can only be read.
+    """
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise FolderError(f"the folder '{folder}' is not writable", "Choose another one, or change its permissions.")
 
 
 def is_partial(path: Path) -> bool:

@@ -13,7 +13,7 @@ from shoal.arguments import as_path
 from shoal.batches import Batch
 from shoal.errors import ExportError, FolderError, UsageError, did_you_mean, expect_type
 from shoal.files.reading import refusing
-from shoal.files.writing import PARTIAL, write_atomically
+from shoal.files.writing import PARTIAL, check_writable, write_atomically
 from shoal.plan import Plan
 from shoal.record import Record
 from shoal.sources import Consent
@@ -128,6 +128,7 @@ def open_finished(
 
 def export_finished(finished: FinishedFolder, to: Format, config: ExportConfig | None = None) -> Exported:
     """Write one format of a folder that was read; see `export`."""
+    check_writable(finished.path)
     return _WRITERS[to](finished, config or ExportConfig())
 
 
