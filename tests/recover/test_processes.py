@@ -148,3 +148,7 @@ def test_every_sample_is_in_one_share_of_one_process(processes, size):
             seen += part.args[0].tolist() if share else []
     assert sorted(seen) == list(range(size))
     assert total == pytest.approx(1)
+    engine.shard, counts = True, set()
+    for engine.rank in range(processes):
+        counts.add(len(engine.shares(batch, 3)))
+    assert len(counts) == 1, "where weights are divided, processes with fewer parts would be waited for without end"

@@ -157,13 +157,15 @@ class Engine:
         """The parts of a mini-batch that this process learns from, in turn, each with its share of all samples.
 
         Every sample is in one part of one process, however many there are; a process without any learns from the first
-        one with a share of zero, since all of them take every step together.
+        one with a share of zero, since all of them take every step together; with divided weights every part, too.
         """
-        mine = batch.divided(self.processes)[self.rank]
-        parts = [part for part in mine.divided(accumulate) if part.size]
-        if not parts:
-            return [(batch.take(1), 0.0)]
-        return [(part, part.size / batch.size) for part in parts]
+        by_process = [
+            [part for part in mine.divided(accumulate) if part.size] for mine in batch.divided(self.processes)
+        ]
+        shares = [(part, part.size / batch.size) for part in by_process[self.rank]]
+        # Divided weights are brought together for every part, so that all processes need as many.
+        count = max(map(len, by_process)) if self.shard else 1
+        return [*shares, *[(batch.take(1), 0.0)] * (count - len(shares))]
 
     def holding_gradients(self, *, last: bool) -> AbstractContextManager[Any]:
         """Around a backward pass: gradients are summed over processes with the last part of a mini-batch alone."""
