@@ -221,22 +221,6 @@ def test_a_task_that_kills_every_worker_ends_the_run(monkeypatch, cluster):
 
 @pytest.mark.slow
 @pytest.mark.several
-@pytest.mark.parametrize("count", [2, 4])
-def test_a_scan_by_workers_that_are_killed_has_the_very_same_record(count, tmp_path, cluster):
-    data = [
-        (torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(n)), torch.arange(20) % 3) for n in (0, 1)
-    ]
-    here = shoal.scan(tiny.network(), data)
-    network = tiny.network()
-    network.head.register_forward_pre_hook(Fatal(str(tmp_path / "killed"), os.getpid()))
-    there = shoal.scan(network, data, config=shoal.ScanConfig(workers=count))
-    volatile = {"seconds", "created"}
-    assert there.model_dump(exclude=volatile) == here.model_dump(exclude=volatile)
-    assert len(list(tmp_path.iterdir())) == 3
-
-
-@pytest.mark.slow
-@pytest.mark.several
 def test_a_plan_by_workers_is_the_very_same_and_nothing_is_timed_while_they_are_there(monkeypatch, cluster):
     generator = torch.Generator().manual_seed(0)
     data = [torch.randn(32, 1, 8, 8, generator=generator) for _ in range(4)]
@@ -261,24 +245,6 @@ def test_a_plan_by_workers_is_the_very_same_and_nothing_is_timed_while_they_are_
     ]
     assert timings
     assert not any(timings)
-
-
-class Fatal:
-    """A hook that kills its process, three times in all, but never the process that made it."""
-
-    def __init__(self, flag, keep):
-        self.flag, self.keep, self.calls = flag, keep, 0
-
-    def __call__(self, module, args):
-        self.calls += 1
-        if os.getpid() == self.keep or self.calls < 20:
-            return
-        for number in range(3):
-            try:
-                Path(f"{self.flag}-{number}").touch(exist_ok=False)
-            except FileExistsError:
-                continue
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
