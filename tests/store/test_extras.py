@@ -11,7 +11,9 @@ from torch import nn
 
 import shoal
 from shoal.errors import WeightsError
+from shoal.plan import InputSpec
 from shoal.store import check_savable
+from shoal.store.extras import check_answers, read_extras, save_extras
 from shoal.store.folder import EXTRAS, WEIGHTS
 
 QUICK = shoal.CompressConfig(latency_seconds=0.001)
@@ -336,3 +338,26 @@ def test_weights_laid_out_otherwise_are_the_same_network(tmp_path):
     model = Conv().to(memory_format=torch.channels_last)
     compressed(model, x, tmp_path / "out", factory=Conv)
     shoal.load(tmp_path / "out", model=lambda: Conv().to(memory_format=torch.channels_last))
+
+
+class Cancelling(nn.Module):
+    """A difference of large numbers, in which rounding counts, and something small."""
+
+    def __init__(self, large=0.0, small=0.0):
+        super().__init__()
+        self.large, self.small = large, small
+
+    def forward(self, x):
+        return (x * 1.1 + self.large) * 0.7 - self.large * 0.7 + self.small
+
+
+@pytest.mark.parametrize(("large", "small", "known"), [(1000.0, 1e-4, True), (1000.0, 0.05, False), (0.0, 1e-4, False)])
+def test_as_much_as_rounding_does_to_a_network_is_allowed_and_no_more(large, small, known, tmp_path):
+    specs = [InputSpec(shape=[4], dtype="float32")]
+    save_extras(Cancelling(large), specs, tmp_path / EXTRAS)
+    extras, _ = read_extras(tmp_path / EXTRAS)
+    if known:
+        check_answers(Cancelling(large, small), specs, extras, by_rounding=True)
+        return
+    with pytest.raises(WeightsError, match="computes something else"):
+        check_answers(Cancelling(large, small), specs, extras, by_rounding=True)
