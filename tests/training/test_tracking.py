@@ -110,12 +110,12 @@ def test_outside_of_the_context_nothing_is_sent(seen):
     assert seen == []
 
 
-@pytest.mark.parametrize(("name", "words"), [("wandbb", "there is no tracker 'wandbb'"), ("swanlab", "not installed")])
+@pytest.mark.parametrize(("name", "words"), [("wandbb", "there is no tracker 'wandbb'"), ("aim", "not installed")])
 def test_a_tracker_that_is_not_there_is_refused(name, words, monkeypatch):
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
     with pytest.raises(UsageError, match=words) as caught, tracking([name]):
         pass
-    assert "wandb" in caught.value.hint or caught.value.hint == "pip install swanlab"
+    assert "wandb" in caught.value.hint or caught.value.hint == "pip install aim"
 
 
 @pytest.mark.slow

@@ -112,6 +112,7 @@ def _started(name: str, folder: Path) -> Any:
     PartialState()  # trackers ask it which process this is
     kind = LOGGER_TYPE_TO_CLASS[name]
     tracker = kind(_PROJECT, str(folder)) if kind.requires_logging_directory else kind(_PROJECT)
-    tracker.start()
+    if hasattr(tracker, "start"):  # the lowest accelerate starts a tracker as it is made
+        tracker.start()
     tracker.store_init_configuration({"folder": folder.name})
     return tracker
