@@ -58,12 +58,12 @@ def main() -> None:
         "layers removed by block influence": lambda: run.cut(run.influence()),
     }
     document: dict[str, Any] = {"units": run.units(), "machine": machine("cpu").model_dump(mode="json"), "ways": {}}
-    document |= {"windows": args.windows, "steps": args.steps, "rival": run.influence()}
+    document |= {"windows": args.windows, "steps": args.steps}
     for name in args.ways.split(",") if args.ways else ways:
         print(name, flush=True)
         document["ways"][name] = run.figures(name, ways[name]())
         print({key: value for key, value in document["ways"][name].items() if key != "heard"}, flush=True)
-    names = ("refit-seconds", "recovery-seconds", "recovery-record", "damages")
+    names = ("damages", "influence", "refit-seconds", "recovery-seconds", "recovery-record")
     document |= {
         name: json.loads(place.read_text()) for name in names if (place := args.work / f"{name}.json").exists()
     }
