@@ -49,7 +49,8 @@ def order(ground: Ground, work: Path) -> tuple[Any, list[int]]:
     data = batches(ground.choice, len(ground.choice))
     graph = analyze(ground.model, data[0].take(2))
     damage = OutputDamage.of(reading_of(graph.model, data), None)
-    greedy = GreedyRemoval(graph, RemoveBlocks(_DEEPEST), data, data, damage, Lines(work / "shoal-removal.jsonl"))
+    journal = Lines(work / "shoal-removal.jsonl")
+    greedy = GreedyRemoval(graph, RemoveBlocks(_DEEPEST), data, data, damage, journal=journal)
     return graph, [int(step.removed.rpartition(".")[2]) for step in greedy.choose().steps]
 
 
