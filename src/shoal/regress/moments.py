@@ -30,7 +30,7 @@ class Moments:
     ) -> None:
         if inputs < 1 or outputs < 1:
             raise DataError(f"moments of {inputs} inputs and {outputs} outputs", "Expected at least one of each.")
-        self.n: float = 0  # rows, or the sum of their weights
+        self.n = 0
         self.joint = joint
         # Made in float64 on the CPU first: a device without float64 is refused by torch in its own clear words.
         self.mean_x, self.mean_y, self.xx, self.xy, self.yy = (
@@ -53,13 +53,8 @@ class Moments:
         """Sum of squares of each output about its mean, (outputs,)."""
         return self.yy.diagonal() if self.joint else self.yy
 
-    def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
+    def add(self, x: Tensor, y: Tensor) -> None:
         """Take in paired rows; nothing of them is kept. Either all of them are taken in, or none.
-
-        Args:
-            x: (rows, inputs).
-            y: (rows, outputs).
-            weights: how often each row counts, (rows,), positive; once by default.
 
         Raises:
             DataError: the shapes do not fit.
@@ -68,8 +63,7 @@ class Moments:
         self._check(x, y)
         rows = max(1, _CHUNK // (self.inputs + self.outputs))
         for start in range(0, len(x), rows):
-            part = slice(start, start + rows)
-            self._absorb(self._of(x[part], y[part], None if weights is None else weights[part]))
+            self._absorb(self._of(x[start : start + rows], y[start : start + rows]))
 
     def merged(self, other: "Moments") -> "Moments":
         """The moments of the rows of both; neither is changed.
@@ -138,18 +132,11 @@ class Moments:
     def _empty(self) -> "Moments":
         return Moments(self.inputs, self.outputs, joint=self.joint, device=self.xx.device)
 
-    def _of(self, x: Tensor, y: Tensor, weights: Tensor | None) -> "Moments":
+    def _of(self, x: Tensor, y: Tensor) -> "Moments":
         moments = self._empty()
         x, y = x.detach().to(self.xx), y.detach().to(self.xx)
-        if weights is None:
-            moments.n, moments.mean_x, moments.mean_y = len(x), x.mean(dim=0), y.mean(dim=0)
-            x, y = x - moments.mean_x, y - moments.mean_y
-        else:
-            weights = weights.detach().to(self.xx)
-            moments.n = float(weights.sum())
-            moments.mean_x, moments.mean_y = (weights @ rows / moments.n for rows in (x, y))
-            root = weights.sqrt().unsqueeze(1)
-            x, y = (x - moments.mean_x) * root, (y - moments.mean_y) * root
+        moments.n, moments.mean_x, moments.mean_y = len(x), x.mean(dim=0), y.mean(dim=0)
+        x, y = x - moments.mean_x, y - moments.mean_y
         moments.xx, moments.xy = x.T @ x, x.T @ y
         moments.yy = y.T @ y if self.joint else y.square().sum(dim=0)
         return moments

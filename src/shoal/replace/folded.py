@@ -202,11 +202,10 @@ class HostMoments:
             self.train, self.held_out = (Moments(self.unknowns, outputs, joint=False) for _ in range(2))
         differences = [each - host_sum for each in sums]
         for moments, part in fit_heldout_slices(self.train, self.held_out, len(features)):
-            drawn = self.sampler.draw_weighted(features[part], [each[part] for each in differences], host_sum[part])
-            rows, targets, weights = drawn
+            rows, targets = self.sampler.draw(features[part], [each[part] for each in differences])
             if not bool(torch.isfinite(rows).all() and torch.isfinite(targets).all()):
                 raise NonFiniteError(f"NaN or Inf in the activations at '{self.path}'", "Check weights and data.")
-            moments.add(rows, targets, weights)
+            moments.add(rows, targets)
 
     def solve_all(self) -> list[FittedReplacement]:
         """Every fold, fitted; the moments are given up."""

@@ -328,8 +328,7 @@ class SequentialRefit:
             if adds_up and stream is not None:
                 sums.append(UnitSum(target, features, stream))
             elif len(x) > 1:
-                missing = target if stream is None else target - stream
-                moments.add(features, linear.as_output(missing), linear.as_output(target))
+                moments.add(features, linear.as_output(target if stream is None else target - stream))
         if sums:
             self.student_x = self._fitted_sums(linear, sums)
             return
@@ -343,7 +342,7 @@ class SequentialRefit:
         moments = self._layer_moments(linear)
         for each in sums:
             if len(each.stream) > 1:
-                moments.add(each.features, each.target - each.stream, each.target)
+                moments.add(each.features, each.target - each.stream)
         layer = self.student.get_submodule(linear.layer)
         before = [each.stream + layer(each.features) for each in sums]
         weights = copied(layer).state_dict()
@@ -478,7 +477,7 @@ class LayerUpdate:
         if not bool(torch.isfinite(features).all() and torch.isfinite(missing).all()):
             raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
         for moments, part in fit_heldout_slices(self.train, self.held_out, len(features)):
-            moments.add(*self.sampler.draw_weighted(features[part], [missing[part]], output[part]))
+            moments.add(*self.sampler.draw(features[part], [missing[part]]))
 
     def apply_(self) -> None:
         """Change the layer, if that does better on what was held out."""
@@ -539,21 +538,12 @@ class LayerMoments:
         self.sampler = RowSampler(unknowns, samples, window, rows_per_unknown, seed)
         self.train, self.held_out = (Moments(unknowns, outputs, joint=False) for _ in range(2))
 
-    def add(self, x: Tensor, y: Tensor, total: Tensor | None = None) -> None:
-        """Add one mini-batch; a fifth is held out.
-
-        Args:
-            x: what enters the layer.
-            y: what it should return.
-            total: what the sum should be that y is a part of, laid out as y is; tokens count relative to it.
-        """
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add one mini-batch; a fifth is held out."""
         if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
             raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
         for moments, part in fit_heldout_slices(self.train, self.held_out, x.shape[0]):
-            if total is None:
-                moments.add(*self.sampler.draw(x[part], [y[part]]))
-            else:
-                moments.add(*self.sampler.draw_weighted(x[part], [y[part]], total[part]))
+            moments.add(*self.sampler.draw(x[part], [y[part]]))
 
 
 def _refit_head(teacher: nn.Module, student: nn.Module, head: LastLinear, batches: Sequence[Batch], seed: int) -> None:

@@ -10,9 +10,6 @@ from torch import Tensor
 # Rows for each unknown of the map: some tens are enough, more cost time and change little.
 ROWS_PER_UNKNOWN = 40
 
-# Tokens whose stream is smaller than this share of the median (padding) count like those that are as small.
-_LEAST_SIZE = 1e-2
-
 
 @dataclass(frozen=True)
 class Window:
@@ -55,19 +52,6 @@ class RowSampler:
         positions = sample_grid(ys[0].shape[2:], self.per_sample, self.generator)
         rows = extract_patches(x, positions, self.window)
         return rows.double(), torch.cat([gather_outputs(y, positions) for y in ys], dim=1).double()
-
-    def draw_weighted(self, x: Tensor, ys: Sequence[Tensor], stream: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As `draw`, with a weight for each row if they are tokens: 1 over the mean square of its `stream`.
-
-        What reads the stream of tokens normalises each by itself, so it is the relative error of each that counts; the
-        first token of a text, often a hundred times the size of the others, would otherwise count for nearly all.
-        """
-        if self.window is not None or stream.dim() < 3:
-            return *self.draw(x, ys), None
-        size = stream.detach().float().square().mean(-1, keepdim=True)
-        size = size.clamp_min(_LEAST_SIZE * float(size.median())).clamp_min(torch.finfo(torch.float32).tiny)
-        rows, drawn = self.draw(x, [*ys, size])
-        return rows, drawn[:, :-1], drawn[:, -1].reciprocal()
 
 
 def sample_grid(shape: Sequence[int], count: int, generator: torch.Generator) -> Tensor:
