@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import language
-from shoal.errors import DataError, SpecError
+from shoal.errors import DataError, SpecError, UsageError
 from shoal.measure import predictions, quality
 from shoal.sources.data import load_data
 from shoal.sources.models import load_model
@@ -137,7 +137,6 @@ def test_unknown(spec, message):
     [
         ({"mean": [1, 2]}, "2 values of mean for 1 channels"),
         ({"std": [0.0]}, "not above 0"),
-        ({"std": [float("nan")]}, "not above 0"),
         ({"batch_size": 0}, "the batch size is 0"),
         ({"limit": -1}, "the limit is -1"),
         ({"size": 0}, "the size is 0"),
@@ -146,6 +145,11 @@ def test_unknown(spec, message):
 def test_options_out_of_range(options, message):
     with pytest.raises(DataError, match=message):
         load_data("digits", **options)
+
+
+def test_nan_is_no_standard_deviation():
+    with pytest.raises(UsageError, match="std is nan, expected a number"):
+        load_data("digits", std=[float("nan")])
 
 
 def test_a_table_has_no_size(table):
