@@ -151,7 +151,7 @@ def test_one_iterator_does_not_serve_twice():
     with pytest.raises(DataError, match="the first data and the second data are the same"):
         scan(network(), shared, also=shared)
     assert len(list(shared)) == 3, "nothing was read"
-    check_one_purpose(calibration=items, evaluation=None)
+    check_one_purpose(calibration=items(), evaluation=None)
     twice = items()
     check_one_purpose(calibration=twice, evaluation=twice)
 
