@@ -22,7 +22,6 @@ from shoal.batches import Batch, like_of
 from shoal.blocks import BlockGraph
 from shoal.blocks.interception import intercept_additions
 from shoal.blocks.prefix_cache import Forward, PrefixCache
-from shoal.errors import ModelRaisedError
 from shoal.offloaded import is_offloaded
 from shoal.pipeline.profiling import PlacedModule
 from shoal.preserve import evaluating
@@ -38,7 +37,7 @@ from shoal.replace import (
     Span,
     recording,
 )
-from shoal.replace.early_stop import StopForward
+from shoal.replace.early_stop import StopForward, until_stopped
 from shoal.replace.fitting import SpanMoments
 from shoal.replace.folded import is_better
 from shoal.replace.kv_cache import without_kv_cache
@@ -208,11 +207,8 @@ class CandidateRefit:
             yield
 
     def _run(self, run: "_OriginalRun", start: str, forwards: Forwards) -> Any:
-        try:
+        with until_stopped():
             return run.prefix.run_from(run.prefix.segment_of(start), forwards)
-        except ModelRaisedError as error:
-            if not isinstance(error.__cause__, StopForward):
-                raise
         return None
 
     def _refitted_map(self, segment: Segment, linear: LastLinear, start: str, forwards: Forwards) -> Forwards:

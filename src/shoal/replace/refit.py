@@ -400,14 +400,28 @@ class SegmentProbe:
 
     def unit_parts(self, x: Tensor, forward: Forward, unit: int) -> tuple[Tensor, Tensor]:
         """The input of the last linear map of a unit in the student, and the stream that its output is added to."""
+        with self._listening() as features:
+            [(stream, _)] = self._at_unit(self.student, x, forward, unit)
+        return features[-1], stream
+
+    def student_parts(self, x: Tensor, forward: Forward) -> tuple[Tensor, Tensor | None]:
+        """The same of the last unit of a residual block; of any other segment there is no stream."""
+        if self.segment.residual:
+            return self.unit_parts(x, forward, len(self.teacher.chain[self.segment.path].units) - 1)
+        with self._listening() as features:
+            forward(self.student, [self.segment], x)
+        return features[-1], None
+
+    @contextmanager
+    def _listening(self) -> Iterator[list[Tensor]]:
+        """Inside the context what enters the layer of the student is kept."""
         features: list[Tensor] = []
         layer = self.student.get_submodule(self.linear.layer)
         handle = layer.register_forward_pre_hook(lambda _, args: features.append(args[0].clone()))
         try:
-            [(stream, _)] = self._at_unit(self.student, x, forward, unit)
+            yield features
         finally:
             handle.remove()
-        return features[-1], stream
 
     def _at_unit(self, model: nn.Module, x: Tensor, forward: Forward, unit: int) -> list[tuple[Tensor, Tensor]]:
         """Run a segment up to the addition of a unit; returns the stream and the branch there."""
@@ -421,28 +435,6 @@ class SegmentProbe:
         with suppress(StopForward), intercept_additions(model, [self.teacher.chain[self.segment.path]], capture):
             forward(model, [self.segment], x)
         return seen
-
-    def student_parts(self, x: Tensor, forward: Forward) -> tuple[Tensor, Tensor | None]:
-        """The input of the last linear map in the student, and the stream that its output is added to."""
-        captured: dict[str, Tensor] = {}
-        handle = self.student.get_submodule(self.linear.layer).register_forward_pre_hook(
-            lambda _, args: captured.__setitem__("features", args[0].clone())
-        )
-        try:
-            if not self.segment.residual:
-                forward(self.student, [self.segment], x)
-                return captured["features"], None
-            block = self.teacher.chain[self.segment.path]
-
-            def capture_stream(path: str, unit: int, stream: Tensor, branch: Tensor) -> None:
-                if unit == len(block.units) - 1:
-                    captured["stream"] = stream.clone()
-
-            with intercept_additions(self.student, [block], capture_stream):
-                forward(self.student, [self.segment], x)
-            return captured["features"], captured["stream"]
-        finally:
-            handle.remove()
 
 
 class LayerUpdate:

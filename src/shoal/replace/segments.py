@@ -142,13 +142,13 @@ def _format_of(graph: BlockGraph, path: str) -> OutputFormat | None:
     # Masks, position embeddings and caches may follow; the stream comes first, or by a keyword.
     first = {None: call.args[0]} if call.args else call.kwargs
     names = {item.value: name for name, item in first.items() if isinstance(item, TensorRef)}
-    first_addition, *_, last_addition = (graph.additions[path][0], *graph.additions[path])
-    streams = entering_values(graph.trace, first_addition.origin, list(names))
+    additions = graph.additions[path]
+    streams = entering_values(graph.trace, additions[0].origin, list(names))
     if len(streams) != 1:
         return None
     returned = output_value(graph, path)
     # A block of two streams: a replacement would map one to the other, and return no other.
-    leaving = entering_values(graph.trace, last_addition.stream, call.inputs)
+    leaving = entering_values(graph.trace, additions[-1].stream, call.inputs)
     if streams[0] not in leaving or any(
         _is_read_behind(graph.trace, call, value) for value in call.outputs if value != returned
     ):
