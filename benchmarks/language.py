@@ -1,13 +1,13 @@
 """Layers taken out of a decoder language model: Shoal and others on the same tokens, by document, with intervals.
 
     python benchmarks/language.py MODEL TEXTS --work WORK [--points 3,7,12] [--methods a,b] [--recover TOKENS]
-        [--out benchmarks/results/language-smollm2.json] [--docs docs/figures.md]
+        [--device cuda] [--out benchmarks/results/language-smollm2.json] [--docs docs/figures.md]
 
 MODEL is a folder that transformers loads; TEXTS holds `calib.jsonl` and, held out, `heldout_prose.jsonl` and
 `heldout_handbook.jsonl`, one document a line. `--calibration mixed` mixes other kinds of text into `calib.jsonl`, none
 of them the held-out ones. A cell is finished when its file stands in WORK; the same command goes on
-from there. Layers are chosen on the first `--choice` rows of 64 tokens of the calibration text, maps are fitted and
-networks recovered on `--fit` rows of 128 tokens of it, whatever the method.
+from there. Layers are chosen on the first `--choice` rows of 64 tokens of the calibration text, maps are fitted on
+`--fit` rows of `--length` tokens of it and networks recovered on `--lessons` such rows, whatever the method.
 """
 
 import argparse
@@ -103,6 +103,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
     parser.add_argument("--fit", type=int, default=32)
     parser.add_argument("--choice", type=int, default=4)
+    parser.add_argument(
+        "--lessons", type=int, help="rows to recover on, the fitting ones first; those alone by default"
+    )
+    parser.add_argument("--length", type=int, default=128, help="tokens of a row")
+    parser.add_argument("--pieces", type=int, default=1, help="rows that a document may give, held-out ones give one")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--calibration", choices=("prose", "mixed"), default="prose", help="kinds of text, for all")
     parser.add_argument("--latency", action="store_true", help="time prefill and decoding of each network too")
     parser.add_argument("--documents", type=int, default=12, help="held-out documents of each text")
@@ -117,11 +123,14 @@ def arguments() -> argparse.Namespace:
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What the figures depend on."""
     return {
-        "fit_rows_of_128_tokens": args.fit,
+        "tokens_of_a_row": args.length,
+        "fit_rows": args.fit,
+        "rows_to_recover_on": args.lessons or args.fit,
         "choice_rows_of_64_tokens": args.choice,
         "calibration": args.calibration,
-        "held_out_documents_of_128_tokens": dict.fromkeys(SETS, args.documents),
+        "held_out_rows": dict.fromkeys(SETS, args.documents),
         "items_of_each_task": args.items,
+        "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU",
         "threads": torch.get_num_threads(),
         "dtype": "float32",
     }
@@ -136,11 +145,15 @@ class Bench:
         self.args, texts = args, args.texts
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval().requires_grad_(False)
+        model = model.to(args.device)
         calibration = calibration_file(texts, args.work, args.calibration)
-        choice, fit = (rows_of(tokenizer, calibration, *shape) for shape in ((args.choice, 64), (args.fit, 128)))
-        self.ground = Ground(model, tokenizer, fit, choice)
+        choice = rows_of(tokenizer, calibration, args.choice, 64).to(args.device)
+        count = max(args.fit, args.lessons or 0)
+        rows = rows_of(tokenizer, calibration, count, args.length, args.pieces).to(args.device)
+        self.ground = Ground(model, tokenizer, rows[: args.fit], choice, rows)
         self.held_out = {
-            name: rows_of(tokenizer, texts / f"heldout_{name}.jsonl", args.documents, 128) for name in SETS
+            name: rows_of(tokenizer, texts / f"heldout_{name}.jsonl", args.documents, args.length).to(args.device)
+            for name in SETS
         }
         lines = (texts / "heldout_prose.jsonl").read_text(encoding="utf-8").splitlines()[args.documents :]
         file = args.work / "tasks.json"

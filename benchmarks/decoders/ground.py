@@ -55,16 +55,16 @@ def without_units(model: nn.Module, units: Sequence[tuple[int, str]]) -> Any:
     return cut
 
 
-def rows_of(tokenizer: Any, path: Path, count: int, length: int) -> Tensor:
-    """The beginnings of the first documents that are long enough, (count, length)."""
+def rows_of(tokenizer: Any, path: Path, count: int, length: int, pieces: int = 1) -> Tensor:
+    """The first documents that are long enough, of each at most so many pieces from its beginning, (count, length)."""
     rows: list[list[int]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         ids = tokenizer(json.loads(line)["text"]).input_ids
-        if len(ids) >= length:
-            rows.append(ids[:length])
-        if len(rows) == count:
-            return torch.tensor(rows)
-    raise SystemExit(f"{path} has {len(rows)} documents of {length} tokens, expected {count}")
+        starts = range(0, len(ids) - length + 1, length)
+        rows += [ids[start : start + length] for start in starts[:pieces]]
+        if len(rows) >= count:
+            return torch.tensor(rows[:count])
+    raise SystemExit(f"{path} has {len(rows)} pieces of {length} tokens, expected {count}")
 
 
 @dataclass
@@ -76,12 +76,14 @@ class Ground:
         tokenizer: its own.
         fit: token ids that maps are fitted on and layers trained on.
         choice: token ids that layers are chosen on.
+        lessons: token ids that cut networks are recovered on.
     """
 
     model: Any
     tokenizer: Any
     fit: Tensor
     choice: Tensor
+    lessons: Tensor
     count: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -90,7 +92,7 @@ class Ground:
     def start(self, ids: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """The embedded tokens, and what every layer takes besides."""
         hidden = self.model.model.embed_tokens(ids)
-        places = torch.arange(ids.shape[1])[None]
+        places = torch.arange(ids.shape[1], device=ids.device)[None]
         rotary = self.model.model.rotary_emb(hidden, places)
         return hidden, {"position_embeddings": rotary, "attention_mask": None, "position_ids": places}
 

@@ -71,7 +71,7 @@ def exact(model: Any, items: Sequence[Item]) -> list[int]:
     """For each item whether greedy decoding gives the answer to the token: read off one forward over both."""
     right = []
     for prompt, answer in items:
-        logits = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0]
+        logits = model(input_ids=torch.tensor([prompt + answer], device=model.device), use_cache=False).logits[0]
         said = logits[len(prompt) - 1 : -1].argmax(-1).tolist()
         right.append(int(said == answer))
     return right
@@ -95,13 +95,20 @@ def latency_shares(model: Any, original: Any, rows: Tensor, pairs: int = 5, toke
 
 
 def _seconds(model: Any, ids: Tensor, tokens: int) -> tuple[float, float]:
-    start = time.perf_counter()
+    start = _now(ids.device)
     output = model(input_ids=ids, use_cache=True)
-    prefilled = time.perf_counter()
+    prefilled = _now(ids.device)
     for _ in range(tokens):
         following = output.logits[:, -1:].argmax(-1)
         output = model(input_ids=following, past_key_values=output.past_key_values, use_cache=True)
-    return prefilled - start, (time.perf_counter() - prefilled) / tokens
+    return prefilled - start, (_now(ids.device) - prefilled) / tokens
+
+
+def _now(device: torch.device) -> float:
+    """The clock, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def paired_interval(first: Sequence[float], second: Sequence[float], seed: int = 0) -> tuple[float, float, float]:

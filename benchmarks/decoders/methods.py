@@ -123,7 +123,7 @@ def least_squares(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
     """The map T with x T nearest to y, with a ridge towards the identity chosen on a fifth of the rows."""
     held = len(x) // 5
     (x_held, x), (y_held, y) = x.double().split([held, len(x) - held]), y.double().split([held, len(y) - held])
-    gram, cross, identity = x.T @ x, x.T @ (y - x), torch.eye(x.shape[1], dtype=torch.float64)
+    gram, cross, identity = x.T @ x, x.T @ (y - x), torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
     best = (math.inf, identity, 0.0)
     for ridge in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
         change = torch.linalg.solve(gram + ridge * gram.trace() / len(gram) * identity, cross)
@@ -156,7 +156,7 @@ def replaceme_cosine(ground: Ground, count: int, work: Path) -> Made:
     removed = list(range(start, start + count))
     branch, stream = (part.flatten(0, 1) for part in ground.mlp_parts(start - 1))
     target = ground.states[start + count].flatten(0, 1)
-    matrix = nn.Parameter(torch.eye(branch.shape[1]))
+    matrix = nn.Parameter(torch.eye(branch.shape[1], device=branch.device))
     optimizer = torch.optim.Adam([matrix], lr=1e-4)
     for epoch in range(10):
         order = torch.randperm(len(branch), generator=torch.Generator().manual_seed(epoch))
@@ -194,7 +194,7 @@ def linearpatch(ground: Ground, count: int, work: Path) -> Made:
     """LinearPatch (arXiv:2505.24680): rotated channels scaled as the span scaled them, without its later training."""
     start = span_start(ground, count)
     removed = list(range(start, start + count))
-    turn = hadamard(ground.states[0].shape[-1])
+    turn = hadamard(ground.states[0].shape[-1]).to(ground.fit.device)
     before, behind = ((ground.states[at] @ turn).abs().mean((0, 1)) for at in (start, start + count))
     cut = without_layers(ground.model, removed)
     matrix = turn @ torch.diag(behind / before) @ turn.T

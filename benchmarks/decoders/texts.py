@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from importlib.metadata import distributions
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -17,7 +17,7 @@ def calibration_file(texts: Path, work: Path, kind: str) -> Path:
         texts: the folder with `calib.jsonl`, prose of one work.
         work: gets the file of a mixture, so that a run that goes on reads the very same documents.
         kind: `prose`, or `mixed`: by turns prose, the reference of the Python language, prose again, and the
-            description of an installed package.
+            description of an installed package; prose alone where the others are at their end.
     """
     if kind == "prose":
         return texts / "calib.jsonl"
@@ -25,8 +25,9 @@ def calibration_file(texts: Path, work: Path, kind: str) -> Path:
     if not file.exists():
         lines = (texts / "calib.jsonl").read_text(encoding="utf-8").splitlines()
         prose = _long(json.loads(line)["text"] for line in lines)
-        turns = chain.from_iterable(zip(prose, _reference(), prose, _descriptions(), strict=False))
-        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in turns), encoding="utf-8")
+        turns = chain.from_iterable(zip_longest(prose, _reference(), prose, _descriptions()))
+        documents = (text for text in turns if text is not None)
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
     return file
 
 

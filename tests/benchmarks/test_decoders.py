@@ -12,7 +12,7 @@ import language
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from decoders import judge, texts
-from decoders.ground import without_layers
+from decoders.ground import rows_of, without_layers
 
 
 def test_a_mixture_holds_every_kind_by_turns_and_is_made_once(tmp_path):
@@ -20,13 +20,26 @@ def test_a_mixture_holds_every_kind_by_turns_and_is_made_once(tmp_path):
     (tmp_path / "calib.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ["short", *prose]))
     file = texts.calibration_file(tmp_path, tmp_path, "mixed")
     documents = [json.loads(line)["text"] for line in file.read_text().splitlines()]
-    assert documents[0::4] == prose[0::2][: len(documents) // 4]
-    assert documents[2::4] == prose[1::2][: len(documents) // 4]
-    assert not any(text.startswith("prose") for text in documents[1::2])
+    kinds = [text.startswith("prose") for text in documents]
+    assert kinds[:8] == [True, False] * 4
+    assert [text for text in documents if text.startswith("prose")] == prose
     assert min(map(len, documents)) >= 1000
     file.write_text("as it was")
     assert texts.calibration_file(tmp_path, tmp_path, "mixed").read_text() == "as it was"
     assert texts.calibration_file(tmp_path, tmp_path, "prose") == tmp_path / "calib.jsonl"
+
+
+def test_rows_are_the_beginnings_of_documents_or_pieces_of_each(tmp_path):
+    def characters(text):
+        return type("Encoded", (), {"input_ids": [ord(letter) for letter in text]})
+
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["abcdefg", "h", "ijkl"]))
+    said = ["".join(map(chr, row)) for row in rows_of(characters, file, 3, 3, pieces=9).tolist()]
+    assert said == ["abc", "def", "ijk"]
+    assert rows_of(characters, file, 2, 3).tolist() == [[97, 98, 99], [105, 106, 107]]
+    with pytest.raises(SystemExit, match="has 2 pieces of 3 tokens, expected 3"):
+        rows_of(characters, file, 3, 3)
 
 
 def test_shares_of_latency_are_of_prefill_and_of_a_token(monkeypatch):
