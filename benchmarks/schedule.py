@@ -4,10 +4,11 @@
     python benchmarks/schedule.py --paper
 
 A round measures each number of workers once; the figures are medians over rounds. What the tasks of a single worker
-took is all that the simulation knows; one worker is bound to one core. CPU seconds are kept next to the wall clock,
-since other processes slow the latter down: the CPU time of a schedule is that of its busiest worker. The first tasks of
-each worker warm it up and do not count. With --out, every measurement is written as it is made, and the same command
-goes on from there. `--paper` simulates a network of 80 layers on 8 and 64 GPUs instead.
+took, and what the processes around them computed meanwhile, is all that the simulation knows; one worker is bound to
+one core. CPU seconds are kept next to the wall clock, since other processes slow the latter down: the CPU time of a
+schedule is that of its busiest worker. The first tasks of each worker warm it up and do not count. With --out, every
+measurement is written as it is made, and the same command goes on from there. `--paper` simulates a network of 80
+layers on 8 and 64 GPUs instead.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 
 from shoal.batches import Batch, batches
@@ -142,18 +144,27 @@ def measure(scorer: AblationScorer, tasks: Sequence[WorkerTask], count: int) -> 
         began = time.perf_counter()
         list(results(tasks[:1] * (4 * count)))
         started, by_worker, by_task = time.perf_counter(), defaultdict(float), {}
+        computed = cpu_of_all()
         for portion, times in results(tasks):
             by_worker[times.process] += times.cpu
             by_task[portion] = times
-        seconds = time.perf_counter() - started
+        seconds, computed = time.perf_counter() - started, cpu_of_all() - computed
     return {
         "workers": count,
         "start_seconds": started - began,
         "wall_seconds": seconds,
         "busiest_cpu_seconds": max(by_worker.values()),
         "total_cpu_seconds": sum(by_worker.values()),
+        "other_cpu_seconds": max(0.0, computed - sum(by_worker.values())),
         "tasks": [asdict(by_task[task.own]) for task in tasks],
     }
+
+
+def cpu_of_all() -> float:
+    """CPU seconds so far of this process and all that it started, Ray's own among them."""
+    mine = psutil.Process()
+    times = [process.cpu_times() for process in [mine, *mine.children(recursive=True)]]
+    return sum(each.user + each.system for each in times)
 
 
 def predicted(tasks: Sequence[WorkerTask], alone: Mapping[str, Any], workers: int, clock: str) -> Schedule:
@@ -175,6 +186,16 @@ def predicted(tasks: Sequence[WorkerTask], alone: Mapping[str, Any], workers: in
     return simulate(jobs, workers, prefix)
 
 
+def predicted_wall(tasks: Sequence[WorkerTask], alone: Mapping[str, Any], workers: int, cores: int) -> float:
+    """Seconds by the clock: those of the schedule, or those that the cores need for all there is to compute.
+
+    Where workers leave a core idle, what hands out tasks runs there; where they do not, it takes its time from theirs.
+    """
+    schedule = predicted(tasks, alone, workers, "wall")
+    everything = sum(predicted(tasks, alone, workers, "cpu").busy) + alone["other_cpu_seconds"]
+    return max(schedule.seconds, everything / cores)
+
+
 def summary(tasks: Sequence[WorkerTask], runs: Sequence[Mapping[str, Any]], cores: int) -> list[dict[str, Any]]:
     """By number of workers the medians over rounds, with what the simulation says and how far off it is."""
     counts = sorted({run["workers"] for run in runs})
@@ -184,11 +205,7 @@ def summary(tasks: Sequence[WorkerTask], runs: Sequence[Mapping[str, Any]], core
         row: dict[str, Any] = {"workers": count, "rounds": len(by_count[count])}
         for name in ("start_seconds", "wall_seconds", "busiest_cpu_seconds", "total_cpu_seconds"):
             row[name] = median(run[name] for run in by_count[count])
-        by_wall = [predicted(tasks, alone, count, "wall") for alone in by_count[1]]
-        # Workers beyond the cores share these.
-        row["predicted_wall_seconds"] = median(
-            max(schedule.seconds, sum(schedule.busy) / cores) if count > 1 else schedule.seconds for schedule in by_wall
-        )
+        row["predicted_wall_seconds"] = median(predicted_wall(tasks, alone, count, cores) for alone in by_count[1])
         row["predicted_cpu_seconds"] = median(max(predicted(tasks, alone, count, "cpu").busy) for alone in by_count[1])
         for clock, name in (("wall", "wall_seconds"), ("cpu", "busiest_cpu_seconds")):
             row[f"error_{clock}"] = row[f"predicted_{clock}_seconds"] / row[name] - 1
@@ -244,8 +261,15 @@ def compared(counts: Sequence[int], size: int, parts: int, rounds: int, out: Pat
                 "runs": runs,
             }
             if out is not None:
-                out.write_text(json.dumps(document, indent=1) + "\n")
+                out.write_text(written(document))
     return document
+
+
+def written(document: Mapping[str, Any]) -> str:
+    """The document as JSON, each measurement on a line of its own."""
+    lines = [json.dumps(run) for run in document["runs"]]
+    outer = json.dumps({**document, "runs": []}, indent=1)
+    return outer.replace('"runs": []', '"runs": [\n  ' + ",\n  ".join(lines) + "\n ]") + "\n"
 
 
 def on_paper() -> list[dict[str, Any]]:

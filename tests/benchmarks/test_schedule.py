@@ -50,7 +50,7 @@ def test_what_is_predicted_is_what_one_worker_took(schedule):
 
     times = [took(3.0, 1.0), took(2.0, 0.0), took(3.0, 1.0), took(2.0, 0.0)]
     alone = {"workers": 1, "wall_seconds": 12.0, "tasks": times}  # half a second goes by between two tasks
-    alone |= {"start_seconds": 0.0, "busiest_cpu_seconds": 5.0, "total_cpu_seconds": 5.0}
+    alone |= {"start_seconds": 0.0, "busiest_cpu_seconds": 5.0, "total_cpu_seconds": 5.0, "other_cpu_seconds": 3.0}
     assert schedule.predicted(tasks, alone, 1, "wall").seconds == 12.0
     assert schedule.predicted(tasks, alone, 1, "cpu").seconds == 5.0
     assert schedule.predicted(tasks, alone, 2, "wall").busy == [7.0, 7.0]  # each records both mini-batches
@@ -60,4 +60,4 @@ def test_what_is_predicted_is_what_one_worker_took(schedule):
     rows = schedule.summary(tasks, [alone, two, four], 2)
     assert [row["speedup_wall"] for row in rows] == [1.0, 1.5, 1.2]
     assert rows[1]["error_wall"] == 7.0 / 8.0 - 1
-    assert rows[2]["predicted_wall_seconds"] == 7.0  # four workers do 14 s of work on two cores
+    assert rows[2]["predicted_wall_seconds"] == 4.5  # on two cores: 6 s of four workers, 3 s of what serves them
