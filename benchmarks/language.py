@@ -15,6 +15,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +68,18 @@ def main() -> None:
     args = arguments()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    cells = {}
     wanted = [(0, "original"), *((count, name) for count in args.points for name in args.methods)]
     ground: Bench | None = None
     for count, name in wanted:
-        file = args.work / f"{name}-{count}{f'-recovered-{args.recover}' if args.recover and count else ''}.json"
-        if not file.exists() and not args.table_only:
+        tokens = [0, args.recover] if args.recover and count else [0]
+        missing = [each for each in tokens if not cell_file(args.work, name, count, each).exists()]
+        if missing and not args.table_only:
             ground = ground or Bench(args)
-            file.write_text(json.dumps(ground.cell(name, count)))
-        if file.exists():
-            cells[file.stem] = json.loads(file.read_text())
-            print(
-                file.stem, {key: round(value, 2) for key, value in cells[file.stem]["perplexity"].items()}, flush=True
-            )
+            ground.measure(name, count, missing)
+        for file in (cell_file(args.work, name, count, each) for each in tokens):
+            if file.exists():
+                perplexity = json.loads(file.read_text())["perplexity"]
+                print(file.stem, {key: round(value, 2) for key, value in perplexity.items()}, flush=True)
     every = {file.stem: json.loads(file.read_text()) for file in sorted(args.work.glob("*-[0-9]*.json"))}
     every = {stem: cell for stem, cell in every.items() if "perplexity" in cell}
     document = {"settings": settings(args), "cells": every}
@@ -136,6 +136,11 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def cell_file(work: Path, name: str, count: int, tokens: int) -> Path:
+    """Where the figures of a method at a point stand, recovered on so many tokens."""
+    return work / f"{name}-{count}{f'-recovered-{tokens}' if tokens else ''}.json"
+
+
 class Bench:
     """The original, the texts, and how a cell is measured."""
 
@@ -162,29 +167,30 @@ class Bench:
             file.write_text(json.dumps(judge.tasks(model, tokenizer, documents, args.items)))
         self.tasks = {name: items[: args.items] for name, items in json.loads(file.read_text()).items()}
 
-    def cell(self, name: str, count: int) -> dict[str, Any]:
-        """One method at one point."""
+    def measure(self, name: str, count: int, tokens: Sequence[int]) -> None:
+        """One method at one point, made once, as it is and recovered: each kept in its file as it comes."""
         start, cpu = time.perf_counter(), _cpu_seconds()
         make = methods.original if name == "original" else METHODS[name]
         model, note = make(self.ground, count, self.args.work)
-        made = _cpu_seconds() - cpu
-        if self.args.recover and count:
-            recover_(model, self.ground, self.args.recover, last_only=name == "last")
+        made = {"note": note, "cpu_seconds_to_make": round(_cpu_seconds() - cpu, 1)}
+        for each in sorted(tokens):
+            if each:
+                recover_(model, self.ground, each, last_only=name == "last")
+            cell = {"method": name, "layers_removed": count, "tokens_of_recovery": each, **made, **self.figures(model)}
+            cell["seconds"] = round(time.perf_counter() - start, 1)
+            cell_file(self.args.work, name, count, each).write_text(json.dumps(cell))
+
+    def figures(self, model: Any) -> dict[str, Any]:
+        """Losses by document, answers, size and, with --latency, shares of the original's time."""
         losses = {part: judge.losses(model, rows) for part, rows in self.held_out.items()}
         return {
-            "method": name,
-            "layers_removed": count,
-            "tokens_of_recovery": self.args.recover if count else 0,
-            "note": note,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "losses": losses,
             "perplexity": {part: judge.perplexity(values) for part, values in losses.items()},
             "latency": judge.latency_shares(model, self.ground.model, self.held_out["prose"])
-            if self.args.latency and count
+            if self.args.latency
             else {},
             "exact": {task: judge.exact(model, items) for task, items in self.tasks.items()},
-            "cpu_seconds_to_make": round(made, 1),
-            "seconds": round(time.perf_counter() - start, 1),
         }
 
 

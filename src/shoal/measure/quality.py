@@ -197,7 +197,7 @@ class _OutputCollector:
             part = _values(self.output, tensor, batch)
             self.shapes.add(tuple(part.answers.shape[1:]))
         else:
-            log_probs = log_probabilities(tensor, axis=self.output.axis).cpu()
+            log_probs = log_probabilities(tensor, axis=self.output.axis)
             self.shapes.add(tuple(log_probs.shape[1:]))
             part = _reduced(log_probs, checked_labels(batch.target, log_probs), batch)
         self.parts.append(part)
@@ -250,17 +250,20 @@ def _values(output: OutputReading, tensor: Tensor, batch: Batch) -> Predictions:
 
 
 def _reduced(log_probs: Tensor, target: Tensor | None, batch: Batch) -> Predictions:
-    """The answers to one mini-batch, those at positions thinned out where there are too many."""
+    """The answers to one mini-batch, those at positions thinned out where there are too many.
+
+    They are thinned out on their device: what a vocabulary says at every position takes longer to move than to compute.
+    """
     if log_probs.dim() < 3:
-        return Predictions(log_probs, target)
+        return Predictions(log_probs.cpu(), target)
     counted = batch.counted(log_probs.shape[:-1])
     counted = counted.cpu() if counted is not None else None
     sequences = reduce_sequences(log_probs, target, counted)
     positions = sample_positions(log_probs, counted)
     if positions is None:
-        return Predictions(log_probs, target, sequences=sequences)
+        return Predictions(log_probs.cpu(), target, sequences=sequences)
     return Predictions(
-        gather_positions(log_probs, positions),
+        gather_positions(log_probs, positions.to(log_probs.device)).cpu(),
         gather_positions(target, positions) if target is not None else None,
         None,
         None,

@@ -39,12 +39,16 @@ class SequencePredictions:
 
 
 def reduce_sequences(log_probs: Tensor, target: Tensor | None, counted: Tensor | None) -> SequencePredictions:
-    """Reduce one mini-batch: (samples, positions..., classes), labels and mask of the same shape without classes."""
-    answers = log_probs.argmax(dim=-1).int()
+    """Reduce one mini-batch: (samples, positions..., classes), labels and mask of the same shape without classes.
+
+    The log-probabilities are read where they are; labels and mask are on the CPU, as is what comes back.
+    """
+    answers = log_probs.argmax(dim=-1).int().cpu()
     if target is None:
         return SequencePredictions(None, torch.zeros(len(answers), dtype=torch.int64), answers, counted)
     labelled = target != IGNORED if counted is None else (target != IGNORED) & counted
-    picked = log_probs.gather(-1, target.clamp(min=0).unsqueeze(-1)).squeeze(-1).double()
+    places = target.clamp(min=0).unsqueeze(-1).to(log_probs.device)
+    picked = log_probs.gather(-1, places).squeeze(-1).cpu().double()
     loss = -(picked * labelled).flatten(1).sum(dim=1)
     return SequencePredictions(loss, labelled.flatten(1).sum(dim=1), answers, counted)
 
@@ -82,4 +86,4 @@ def sample_positions(log_probs: Tensor, counted: Tensor | None) -> Tensor | None
 
 def gather_positions(values: Tensor, positions: Tensor) -> Tensor:
     """The rows of (samples, positions, ...) at these positions of each sample."""
-    return values[torch.arange(len(values)).unsqueeze(1), positions]
+    return values[torch.arange(len(values), device=values.device).unsqueeze(1), positions]
