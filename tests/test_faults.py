@@ -32,33 +32,26 @@ def test_nothing_is_lost(results, kind):
     assert lost == {"compress --remove": []}
 
 
-def worker_faults(path, *words):
-    """What workers went through, by `make faults-workers`; exit code 1 where a record differs."""
-    pytest.importorskip("ray")
-    command = [sys.executable, str(SCRIPTS / "workers.py"), *words, "--out", str(path)]
-    subprocess.run(command, check=True)
-    return json.loads(path.read_text())
-
-
 @pytest.mark.slow
 @pytest.mark.several
-def test_workers_that_are_killed_and_a_head_that_is_lose_nothing(tmp_path):
-    words = ("--only", "killed,headless", "--kills", "6", "--batches", "12")
-    *killed, headless = worker_faults(tmp_path / "results.json", *words)
+def test_workers_hosts_and_a_head_that_fail_leave_the_record_as_it_is(tmp_path):
+    """A small `make faults-workers`, which ends with exit code 1 where a record differs."""
+    pytest.importorskip("ray")
+    path = tmp_path / "results.json"
+    few = "--kills 6 --batches 12 --partition 20 --jobs 3".split()
+    subprocess.run([sys.executable, str(SCRIPTS / "workers.py"), *few, "--out", str(path)], check=True)
+    results = json.loads(path.read_text())
+    assert all(result["same"] for result in results)
+    killed = [result for result in results if "kills" in result]
+    assert len(killed) == 2
     for result in killed:
-        assert (result["same"], result["kills"], result["begun_for_nothing"]) == (True, 3, 0)
+        assert (result["kills"], result["begun_for_nothing"]) == (3, 0)
         assert result["begun"] >= result["tasks"] == 12 * result["scans"]
-    assert (headless["same"], headless["lost"]) == (True, [])
+    (headless,) = (result for result in results if "first_exit" in result)
+    assert headless["lost"] == []
     assert headless["kept"] >= 20
     assert headless["first_exit"] != 0
-
-
-@pytest.mark.slow
-@pytest.mark.several
-def test_a_line_that_is_cut_a_full_disk_and_a_host_that_dies_leave_the_record_as_it_is(tmp_path):
-    results = worker_faults(tmp_path / "results.json", "--only", "hosts", "--partition", "20")
-    assert all(result["same"] for result in results)
-    assert len(results) in (2, 3)  # without root: a limit and a stopped worker
+    assert len(results) - 3 in (2, 3)  # hosts; without root: a limit and a stopped worker
 
 
 @pytest.mark.slow
