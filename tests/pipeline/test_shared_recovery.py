@@ -1,5 +1,6 @@
 """Several processes compress together: one makes the plan, all of them learn, and one writes."""
 
+import re
 import signal
 import textwrap
 
@@ -106,4 +107,5 @@ def test_where_the_first_is_killed_the_others_end(tmp_path):
     processes = launched(killed, tmp_path)
     printed = outputs(processes)
     assert processes[0].returncode == -signal.SIGKILL
-    assert "process 0 failed, and the others cannot go on alone" in printed[1][1]
+    # Killed so early the first may leave the other one while this is still joining.
+    assert re.search("(process 0 failed|while all were joining .*), and the others cannot go on alone", printed[1][1])

@@ -1,6 +1,7 @@
 """What one of several processes knows comes to the others; real processes are in tests/pipeline and tests/recover."""
 
 import pytest
+import torch
 
 from shoal.errors import WorkersError
 from shoal.training import processes
@@ -85,3 +86,14 @@ def test_alone_ends_with_its_block(monkeypatch):
     with alone():
         assert not are_several()
     assert are_several()
+
+
+def test_a_process_that_ends_while_all_are_joining_is_named(monkeypatch):
+    import accelerate
+
+    def reset(**options):
+        raise torch.distributed.DistNetworkError("Connection reset by peer\n and what gloo has to say about it")
+
+    monkeypatch.setattr(accelerate, "PartialState", reset)
+    with pytest.raises(WorkersError, match=r"joining \(Connection reset by peer\), and the others cannot go on alone"):
+        processes.joined("cpu")

@@ -54,6 +54,7 @@ def joined(device: str) -> Any:
 
     Raises:
         UsageError: accelerate is missing, or was asked for an engine that is not used here.
+        WorkersError: a process ended before all were together.
     """
     for name, option in _OTHER_ENGINES.items():
         if is_launched_with(name):
@@ -65,7 +66,14 @@ def joined(device: str) -> Any:
         from accelerate import PartialState
     except ImportError as error:
         raise UsageError("several processes need accelerate, which is missing", "pip install accelerate") from error
-    return PartialState(cpu=torch.device(device).type == "cpu")
+    try:
+        return PartialState(cpu=torch.device(device).type == "cpu")
+    except torch.distributed.DistError as error:
+        reason = str(error).partition("\n")[0]
+        raise WorkersError(
+            f"a process ended while all were joining ({reason}), and the others cannot go on alone",
+            "Its own output says why.",
+        ) from error
 
 
 def leads(device: str) -> bool:
