@@ -242,6 +242,7 @@ def backwards():
 """
 
 
+@pytest.mark.slow
 def test_a_detector_has_its_precision_before_and_after(run, tmp_path):
     pytest.importorskip("pycocotools", reason="pip install 'shoal[tasks]'")
     (tmp_path / "detectors.py").write_text(DETECTORS.format(tests=str(HERE)))

@@ -390,6 +390,7 @@ def test_a_race_is_the_default_wherever_a_budget_is_recovered(whole):
     assert not (folder / FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_workers_race_to_the_very_same_student(whole):
     expected, found = whole[0], compressed(workers=Elsewhere())
     races = [result.record.planning.race for result in (expected, found)]
@@ -424,6 +425,7 @@ def test_no_race_where_it_is_switched_off():
     assert record.recovery.steps == 12
 
 
+@pytest.mark.slow
 def test_a_killed_race_resumes_with_the_very_same_students(whole, tmp_path, monkeypatch):
     expected, _ = whole
     step, taken, resumed = RungDistillation.train_step, [], []

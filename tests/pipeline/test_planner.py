@@ -296,6 +296,7 @@ def test_a_function_that_fails_is_refused(tmp_path, name, words):
         planned(latency=0.5, latency_from=f"{tmp_path}/own.py:{name}")
 
 
+@pytest.mark.slow
 def test_the_same_seed_and_clock_give_the_same_plan():
     one, other = planned(latency=0.5), planned(latency=0.5)
     assert one.plan == other.plan

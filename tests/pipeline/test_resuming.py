@@ -119,7 +119,7 @@ def killing(stage, at):
     [
         pytest.param("timing", 0, marks=pytest.mark.slow),
         ("damage", 3),
-        ("plan", 0),
+        pytest.param("plan", 0, marks=pytest.mark.slow),
         pytest.param("fitting", 2, marks=pytest.mark.slow),
         pytest.param("damage", 40, marks=pytest.mark.slow),
     ],
@@ -145,7 +145,7 @@ def test_a_run_killed_half_way_goes_on_and_ends_in_the_same_tables_and_network(t
     assert (fits, forwards, timed) > (0, 0, 0)
 
 
-@pytest.mark.parametrize("cut", [5, pytest.param(400, marks=pytest.mark.slow), 3000])
+@pytest.mark.parametrize("cut", [5, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (400, 3000))])
 def test_a_file_that_a_crash_cut_short_gives_the_same_tables(tmp_path, watch, cut):
     planned(tmp_path / "t")
     expected = watch.tables
@@ -164,7 +164,7 @@ def test_a_file_that_a_crash_cut_short_gives_the_same_tables(tmp_path, watch, cu
         {"macs": 0.6},
         pytest.param({"latency": 0.5}, marks=pytest.mark.slow),
         pytest.param({"params": 0.5, "depth": 4}, marks=pytest.mark.slow),
-        {"pick": 2},
+        pytest.param({"pick": 2}, marks=pytest.mark.slow),
         pytest.param({"max_drop": 60.0, "replace": True}, marks=pytest.mark.slow),
     ],
 )
@@ -179,6 +179,7 @@ def test_another_goal_by_the_same_tables_measures_and_fits_nothing_again(tmp_pat
     torch.testing.assert_close(fresh.model.state_dict(), result.model.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_with_and_without_a_folder_the_same_network_comes_out(tmp_path):
     kept, not_kept = planned(tmp_path / "t"), planned(None)
     assert kept.plan == not_kept.plan

@@ -223,6 +223,7 @@ def test_nothing_in_front_of_the_first_branch_is_kept_for_the_backward():
     assert seen == 2 * [False, False, True]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_data():
     net, sizes = cifar(), []
     anatomy = analyze(net, as_batch(images()))

@@ -376,6 +376,7 @@ def kill_and_repeat(tmp_path, kills):
     assert f"unfinished: {kills}" in ran.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_repeated_to_the_same_end(tmp_path):
     kill_and_repeat(tmp_path, 4)
 

@@ -77,6 +77,7 @@ def test_of_two_units_both_must_be_zero(names, found):
         assert said["1"] == "'1.gamma1' is zero; '1.gamma2' is zero"
 
 
+@pytest.mark.slow
 def test_in_a_deep_network_they_go_without_a_difference():
     resnet50 = pytest.importorskip("torchvision").models.resnet50
     torch.manual_seed(0)
