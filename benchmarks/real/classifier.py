@@ -120,12 +120,17 @@ def _put(conv: nn.Conv2d, norm: nn.BatchNorm2d, parts: list[np.ndarray]) -> None
     norm.weight.data, norm.bias.data = scale, offset
 
 
-def data() -> tuple[Rows, Rows]:
+def data(learnt: int = 320, tested: int = 160) -> tuple[Rows, Rows]:
     """(train, test): squares of photographs, after JPEG as the network was trained on; no labels."""
     return (
-        Rows([_prepared(image) for image in squares("train", 320, 224, 1)]),
-        Rows([_prepared(image) for image in squares("test", 160, 224, 2)]),
+        Rows([_prepared(image) for image in squares("train", learnt, 224, 1)]),
+        Rows([_prepared(image) for image in squares("test", tested, 224, 2)]),
     )
+
+
+def more_data() -> tuple[Rows, Rows]:
+    """The same with more squares."""
+    return data(2000, 600)
 
 
 def _prepared(image: Any) -> Tensor:

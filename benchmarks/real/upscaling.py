@@ -77,10 +77,15 @@ def drawings() -> nn.Module:
     return _loaded("realesrgan-x4plus-anime", 6)
 
 
-def data() -> tuple[Rows, Rows]:
+def data(learnt: int = 120, tested: int = 24) -> tuple[Rows, Rows]:
     """(train, test): small images without targets; small images with the large ones they were made of."""
-    train = [tensor_of(image) for image in squares("train", 120, _SIDE, 3, least=0.05)]
-    return Rows(train), Rows(pairs(24, 4))
+    train = [tensor_of(image) for image in squares("train", learnt, _SIDE, 3, least=0.05)]
+    return Rows(train), Rows(pairs(tested, 4))
+
+
+def more_data() -> tuple[Rows, Rows]:
+    """The same with more images."""
+    return data(4000, 100)
 
 
 def pairs(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
