@@ -312,7 +312,7 @@ def transcripts(whisper: Any, features: list[Tensor], longest: int = 60) -> list
 def tokens(whisper: Any, features: list[Tensor], longest: int = 200) -> list[list[int]]:
     """The same as tokens, with those that begin and end a text."""
     device = next(whisper.parameters()).device
-    memory = next(name for name in ("past_key_values", "cache") if name in signature(whisper.forward).parameters)
+    memory = next(name for name in ("cache", "past_key_values") if name in signature(whisper.forward).parameters)
     texts: list[list[int]] = []
     for start in range(0, len(features), _TOGETHER):
         sounds = torch.stack(features[start : start + _TOGETHER]).to(device)
