@@ -77,3 +77,34 @@ def test_figures_computed_apart(loader):
         nn.Identity(), nn.Identity(), [(torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.1))]
     )
     assert halved["psnr"] == pytest.approx(20.0, abs=1e-4)
+
+
+def test_sounds_are_heard_together_as_each_by_itself(loader):
+    transformers = pytest.importorskip("transformers")
+    speech = loader("speech")
+    torch.manual_seed(0)
+    sizes = {f"{side}_{name}": 1 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    config = transformers.WhisperConfig(
+        vocab_size=50400,
+        d_model=8,
+        encoder_ffn_dim=8,
+        decoder_ffn_dim=8,
+        max_source_positions=20,
+        init_std=1.0,
+        **sizes,
+    )
+    whisper = transformers.WhisperForConditionalGeneration(config).eval()
+    sounds = list(torch.randn(3, 80, 40))
+    heard = speech.tokens(whisper, sounds, 12)
+    assert heard == [speech.tokens(whisper, [sound], 12)[0] for sound in sounds]
+    whole = whisper(input_features=torch.stack(sounds), decoder_input_ids=torch.tensor(heard)[:, :-1]).logits
+    assert whole[:, 3:, :50258].argmax(2).tolist() == [text[4:] for text in heard]  # each token is the likeliest
+    assert len({tuple(text) for text in heard}) > 1
+
+
+def test_windows_hold_every_sound_and_are_of_uneven_length(loader):
+    speech = loader("speech")
+    sounds = [np.full(32000, number, np.float32) for number in range(40)]
+    windows = speech._uneven_windows(sounds)
+    assert np.array_equal(np.concatenate(windows), np.concatenate(sounds))
+    assert {len(window) // 16000 for window in windows[:4]} == {28, 6, 16, 12}
