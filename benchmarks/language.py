@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from decoders import judge, methods, ours
-from decoders.ground import Ground, rows_of
+from decoders.ground import Ground, cut_as_noted, rows_of
 from decoders.recovering import recover_
 from decoders.texts import calibration_file
 
@@ -80,6 +80,8 @@ def main() -> None:
             if file.exists():
                 perplexity = json.loads(file.read_text())["perplexity"]
                 print(file.stem, {key: round(value, 2) for key, value in perplexity.items()}, flush=True)
+    if args.time:
+        (ground or Bench(args)).time_cells()
     every = {file.stem: json.loads(file.read_text()) for file in sorted(args.work.glob("*-[0-9]*.json"))}
     every = {stem: cell for stem, cell in every.items() if "perplexity" in cell}
     document = {"settings": settings(args), "cells": every}
@@ -110,7 +112,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pieces", type=int, default=1, help="rows that a document may give, held-out ones give one")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--calibration", choices=("prose", "mixed"), default="prose", help="kinds of text, for all")
-    parser.add_argument("--latency", action="store_true", help="time prefill and decoding of each network too")
+    parser.add_argument("--latency", action="store_true", help="time prefill and decoding of each network that is made")
+    parser.add_argument("--time", action="store_true", help="time what finished cells have removed, where it was not")
     parser.add_argument("--documents", type=int, default=12, help="held-out documents of each text")
     parser.add_argument("--items", type=int, default=16, help="items of each task")
     parser.add_argument("--recover", type=int, default=0, help="tokens to recover on")
@@ -179,6 +182,15 @@ class Bench:
             cell = {"method": name, "layers_removed": count, "tokens_of_recovery": each, **made, **self.figures(model)}
             cell["seconds"] = round(time.perf_counter() - start, 1)
             cell_file(self.args.work, name, count, each).write_text(json.dumps(cell))
+
+    def time_cells(self) -> None:
+        """Latency of the networks of finished cells that have none, rebuilt from their notes; weights do not matter."""
+        for file in sorted(self.args.work.glob("*-[0-9]*.json")):
+            cell = json.loads(file.read_text())
+            if "perplexity" in cell and not cell["latency"] and cell["layers_removed"]:
+                cut = cut_as_noted(self.ground.model, cell["note"])
+                cell["latency"] = judge.latency_shares(cut, self.ground.model, self.held_out["prose"])
+                file.write_text(json.dumps(cell))
 
     def figures(self, model: Any) -> dict[str, Any]:
         """Losses by document, answers, size and, with --latency, shares of the original's time."""

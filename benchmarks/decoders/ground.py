@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +53,24 @@ def without_units(model: nn.Module, units: Sequence[tuple[int, str]]) -> Any:
     for index, name in units:
         setattr(cut.model.layers[index], name, NoAttention() if name == "self_attn" else NoMlp())
     return cut
+
+
+def cut_as_noted(model: nn.Module, note: Mapping[str, Any]) -> Any:
+    """A copy that has lost what the note of a cell says: the structure of that network, with other weights.
+
+    Of a span that became one folded map the first layer stays.
+    """
+    units = set()
+    for name in note["removed"]:
+        layer, _, unit = str(name).removeprefix("model.layers.").replace("#", ".").partition(".")
+        wanted = ZERO_UNITS if not unit else [ZERO_UNITS[int(unit)] if unit.isdigit() else unit]
+        units |= {(int(layer), each) for each in wanted}
+    for span in note.get("replaced", []):
+        _, *gone = span.split(" + ")
+        units |= {(int(path.rpartition(".")[2]), each) for path in gone for each in ZERO_UNITS}
+    whole = {index for index, _ in units if all((index, each) in units for each in ZERO_UNITS)}
+    parts = [(index, each) for index, each in sorted(units) if index not in whole]
+    return without_layers(without_units(model, parts), sorted(whole))
 
 
 def rows_of(tokenizer: Any, path: Path, count: int, length: int, pieces: int = 1) -> Tensor:

@@ -12,7 +12,7 @@ import language
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from decoders import judge, texts
-from decoders.ground import rows_of, without_layers
+from decoders.ground import cut_as_noted, rows_of, without_layers, without_units
 
 
 def test_a_mixture_holds_every_kind_by_turns_and_is_made_once(tmp_path):
@@ -48,6 +48,20 @@ def test_shares_of_latency_are_of_prefill_and_of_a_token(monkeypatch):
     model = language.llama(4)
     shares = judge.latency_shares(without_layers(model, [1, 2]), model, language.tokens(3), pairs=2, tokens=2)
     assert shares == pytest.approx({"prefill": 1.0, "token": 1.0})
+
+
+def test_a_note_says_what_a_network_has_lost():
+    model = language.llama(6)
+    for note, layers, units in [
+        ({"removed": [1, 2]}, [1, 2], []),
+        ({"removed": ["model.layers.1", "model.layers.3#0"]}, [1], [(3, "self_attn")]),
+        ({"removed": ["1.mlp", "1.self_attn", "4.mlp"]}, [1], [(4, "mlp")]),
+        ({"removed": [], "replaced": ["model.layers.1 + model.layers.2 + model.layers.3"]}, [2, 3], []),
+    ]:
+        expected = without_layers(without_units(model, units), layers)
+        ids = language.tokens(2)
+        with torch.no_grad():
+            torch.testing.assert_close(cut_as_noted(model, note)(ids).logits, expected(ids).logits, rtol=0, atol=0)
 
 
 def test_decoding_from_the_cache_says_what_a_whole_forward_says():
