@@ -34,6 +34,19 @@ def test_a_card_that_only_emulates_bfloat16_is_refused_by_its_name(monkeypatch, 
     check_precision("fp32", torch.device(device))
 
 
+def test_the_precision_of_the_launcher_is_obeyed_or_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    check_precision("bf16", torch.device("cpu"))
+    with pytest.raises(UsageError, match="accelerate launch asks for mixed precision in bf16, .* in fp32") as caught:
+        check_precision("fp32", torch.device("cpu"))
+    assert "--bf16" in caught.value.hint
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(UsageError, match="precision in fp16"):
+        check_precision("bf16", torch.device("cpu"))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    check_precision("bf16", torch.device("cpu"))
+
+
 def test_a_device_without_bfloat16_is_refused():
     with pytest.raises(UsageError, match="the device 'meta' has none"):
         check_precision("bf16", torch.device("meta"))

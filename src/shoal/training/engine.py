@@ -1,5 +1,6 @@
 """Where and how a step runs: device, processes, precision, memory layout, compiler."""
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -42,11 +43,17 @@ def take_layout_(model: nn.Module, like: nn.Module) -> nn.Module:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse bfloat16 on a device that cannot compute in it, or merely emulates it.
+    """Refuse bfloat16 on a device that cannot compute in it, or merely emulates it, and what a launcher asks otherwise.
 
     Raises:
-        UsageError: names the device.
+        UsageError: names the device; or `accelerate launch --mixed_precision` asks for another precision.
     """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if launched not in ("", "no", precision):
+        raise UsageError(
+            f"accelerate launch asks for mixed precision in {launched}, and this run is to learn in {precision}",
+            "Give --bf16 (precision='bf16')." if launched == "bf16" else "Launch with --mixed_precision no or bf16.",
+        )
     if precision != "bf16":
         return
     hint = "Leave out --bf16 (precision='bf16')."
