@@ -37,7 +37,7 @@ def test_a_card_that_only_emulates_bfloat16_is_refused_by_its_name(monkeypatch, 
 def test_the_precision_of_the_launcher_is_obeyed_or_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     check_precision("bf16", torch.device("cpu"))
-    with pytest.raises(UsageError, match="accelerate launch asks for mixed precision in bf16, .* in fp32") as caught:
+    with pytest.raises(UsageError, match=r"accelerate launch asks for mixed precision in bf16, .* in fp32") as caught:
         check_precision("fp32", torch.device("cpu"))
     assert "--bf16" in caught.value.hint
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
