@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from decoders import judge, methods, ours
-from decoders.ground import Ground, cut_as_noted, rows_of
+from decoders.ground import Ground, cut_as_noted, rows_of, units_left
 from decoders.recovering import recover_
 from decoders.texts import calibration_file
 
@@ -184,12 +184,19 @@ class Bench:
             cell_file(self.args.work, name, count, each).write_text(json.dumps(cell))
 
     def time_cells(self) -> None:
-        """Latency of the networks of finished cells that have none, rebuilt from their notes; weights do not matter."""
+        """Latency of the networks of finished cells that have none, rebuilt from their notes; weights do not matter.
+
+        All layers are alike, so networks of as many attentions and MLPs are timed once.
+        """
+        known: dict[tuple[int, int], dict[str, float]] = {}
         for file in sorted(self.args.work.glob("*-[0-9]*.json")):
             cell = json.loads(file.read_text())
             if "perplexity" in cell and not cell["latency"] and cell["layers_removed"]:
                 cut = cut_as_noted(self.ground.model, cell["note"])
-                cell["latency"] = judge.latency_shares(cut, self.ground.model, self.held_out["prose"])
+                left = units_left(cut)
+                if left not in known:
+                    known[left] = judge.latency_shares(cut, self.ground.model, self.held_out["prose"])
+                cell["latency"] = known[left]
                 file.write_text(json.dumps(cell))
 
     def figures(self, model: Any) -> dict[str, Any]:

@@ -73,6 +73,13 @@ def cut_as_noted(model: nn.Module, note: Mapping[str, Any]) -> Any:
     return without_layers(without_units(model, parts), sorted(whole))
 
 
+def units_left(model: Any) -> tuple[int, int]:
+    """How many attentions and how many MLPs a network has."""
+    layers = model.model.layers
+    attentions = sum(not isinstance(layer.self_attn, NoAttention) for layer in layers)
+    return attentions, sum(not isinstance(layer.mlp, NoMlp) for layer in layers)
+
+
 def rows_of(tokenizer: Any, path: Path, count: int, length: int, pieces: int = 1) -> Tensor:
     """The first documents that are long enough, of each at most so many pieces from its beginning, (count, length)."""
     rows: list[list[int]] = []

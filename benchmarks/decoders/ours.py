@@ -88,7 +88,8 @@ def units(ground: Ground, count: int, work: Path) -> Made:
 
 def _planned(ground: Ground, budget: Budget, work: Path, name: str, tables: Path) -> Made:
     config = CompressConfig(stand_ins=("folded",), tables=tables)
-    result = compress(ground.model, batches(ground.fit, 8), budget, config=config, callbacks=_print)
+    size = 64 if ground.fit.is_cuda else 8  # a GPU waits for its orders where mini-batches are small
+    result = compress(ground.model, batches(ground.fit, size), budget, config=config, callbacks=_print)
     (work / f"{name}.json").write_text(result.record.model_dump_json(indent=1))
     record = result.record
     return result.model, {"removed": [*record.removed, *record.removed_units], "replaced": record.replaced}

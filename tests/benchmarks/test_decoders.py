@@ -12,7 +12,7 @@ import language
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from decoders import judge, texts
-from decoders.ground import cut_as_noted, rows_of, without_layers, without_units
+from decoders.ground import cut_as_noted, rows_of, units_left, without_layers, without_units
 
 
 def test_a_mixture_holds_every_kind_by_turns_and_is_made_once(tmp_path):
@@ -59,6 +59,8 @@ def test_a_note_says_what_a_network_has_lost():
         ({"removed": [], "replaced": ["model.layers.1 + model.layers.2 + model.layers.3"]}, [2, 3], []),
     ]:
         expected = without_layers(without_units(model, units), layers)
+        lost = [len(layers) + sum(name == kind for _, name in units) for kind in ("self_attn", "mlp")]
+        assert units_left(cut_as_noted(model, note)) == (6 - lost[0], 6 - lost[1])
         ids = language.tokens(2)
         with torch.no_grad():
             torch.testing.assert_close(cut_as_noted(model, note)(ids).logits, expected(ids).logits, rtol=0, atol=0)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import DataError, NonFiniteError
-from shoal.regress import Moments, fits, moments
+from shoal.regress import Moments, fits, moments, sums_device
 
 
 def rows(seed, n, width, offset=0.0):
@@ -155,3 +155,11 @@ def test_parts_that_are_merged_in_order_give_the_same_counts_and_fit(parts, mean
     assert fit.ridge == expected.ridge
     torch.testing.assert_close(fit.weight, expected.weight, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(fit.bias, expected.bias, rtol=1e-9, atol=1e-9 * max(1.0, mean))
+
+
+def test_sums_are_kept_on_a_gpu_where_they_are_small():
+    gpu, cpu = torch.device("cuda:1"), torch.device("cpu")
+    assert sums_device(gpu, 1536, 7 * 576) == gpu
+    assert sums_device(gpu, 28672, 8192) == cpu  # 8.5 GB
+    assert sums_device(torch.device("mps"), 8, 8) == cpu  # no float64
+    assert sums_device(cpu, 8, 8) == cpu

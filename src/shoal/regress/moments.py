@@ -12,6 +12,17 @@ from torch import Tensor
 from shoal.errors import DataError, NonFiniteError
 
 _CHUNK = 2**22  # values turned into float64 at once
+_MAX_BYTES = 1e9  # of sums that are kept on a GPU, next to the network
+
+
+def sums_device(rows: torch.device, inputs: int, outputs: int) -> torch.device:
+    """Where moments of rows on this device are kept and solved: on a GPU that is there, if they are small, or the CPU.
+
+    A GPU takes in rows and solves for a map many times faster. But memory next to a large network is scarce there, and
+    other accelerators do not know float64.
+    """
+    small = 8.0 * inputs * (inputs + outputs) <= _MAX_BYTES
+    return rows if rows.type == "cuda" and small else torch.device("cpu")
 
 
 class Moments:

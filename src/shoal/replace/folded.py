@@ -21,7 +21,7 @@ from shoal.errors import NonFiniteError
 from shoal.offloaded import is_offloaded
 from shoal.plan import Replacement
 from shoal.preserve import copied, evaluating
-from shoal.regress import Moments, fits, r2
+from shoal.regress import Moments, fits, r2, sums_device
 from shoal.replace.early_stop import StopForward, run_until_stopped
 from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, fit_heldout_slices
 from shoal.replace.last_linear import LastLinear, last_linear
@@ -199,7 +199,8 @@ class HostMoments:
         """Add one mini-batch."""
         if self.train is None or self.held_out is None:
             outputs = len(self.ends) * self.width
-            self.train, self.held_out = (Moments(self.unknowns, outputs, joint=False) for _ in range(2))
+            device = sums_device(features.device, self.unknowns, outputs)
+            self.train, self.held_out = (Moments(self.unknowns, outputs, joint=False, device=device) for _ in range(2))
         differences = [each - host_sum for each in sums]
         for moments, part in fit_heldout_slices(self.train, self.held_out, len(features)):
             rows, targets = self.sampler.draw(features[part], [each[part] for each in differences])

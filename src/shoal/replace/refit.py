@@ -26,7 +26,7 @@ from shoal.errors import NonFiniteError
 from shoal.offloaded import is_offloaded
 from shoal.plan import Remove
 from shoal.preserve import copied, copied_arguments, evaluating
-from shoal.regress import Moments, fits
+from shoal.regress import Moments, fits, sums_device
 from shoal.replace.early_stop import StopForward, run_until_stopped
 from shoal.replace.fitting import (
     MAX_UNKNOWNS,
@@ -449,7 +449,8 @@ class LayerUpdate:
         weight: Any = self.layer.weight
         outputs, unknowns = weight.shape
         self.sampler = RowSampler(unknowns, samples, None, seed=seed)
-        self.train, self.held_out = (Moments(unknowns, outputs, joint=False) for _ in range(2))
+        device = sums_device(weight.device, unknowns, outputs)
+        self.train, self.held_out = (Moments(unknowns, outputs, joint=False, device=device) for _ in range(2))
         self.features: list[Tensor] = []
 
     @contextmanager
@@ -528,7 +529,8 @@ class LayerMoments:
             window = Window(layer.kernel_size[0], int(layer.stride[0]), int(layer.dilation[0]))
         outputs, unknowns = len(layer.weight), layer.weight[0].numel()
         self.sampler = RowSampler(unknowns, samples, window, rows_per_unknown, seed)
-        self.train, self.held_out = (Moments(unknowns, outputs, joint=False) for _ in range(2))
+        device = sums_device(layer.weight.device, unknowns, outputs)
+        self.train, self.held_out = (Moments(unknowns, outputs, joint=False, device=device) for _ in range(2))
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add one mini-batch; a fifth is held out."""
