@@ -177,8 +177,10 @@ def test_values_are_read_as_they_would_be_typed(text, expected, tmp_path):
         ("just words\n", ["is not a list of options"]),
         ("remove: {a: 1}\n", ["line 1", "expected a value"]),
         ("? [a]\n: 1\n", ["expected a value"]),
-        ("remove: [\n", ["cannot be read as a configuration"]),
-        ("a: 1\n---\nb: 2\n", ["cannot be read as a configuration"]),
+        ("remove: [\n", ["line 2: no YAML: ", "in the config.yaml of an output folder"]),
+        ("model: m\n\tremove: 1\n", ["line 2: no YAML: found character"]),
+        ("model: 'm\n", ["line 2: no YAML: found unexpected end of stream"]),
+        ("a: 1\n---\nb: 2\n", ["line 2: no YAML: but found another document"]),
         ("[" * 1000, ["cannot be read as a configuration"]),
         ("\0", ["cannot be read as a configuration"]),
         ("output: !!python/object/apply:os.system [exit]\n", None),
@@ -193,6 +195,14 @@ def test_what_a_file_says_wrongly_is_refused(text, words, tmp_path):
     assert request is None
     assert isinstance(result.exception, typer.BadParameter)
     assert all(word in str(result.exception) for word in words), str(result.exception)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("model: m\nfrom: ~/earlier\nout: ~nobody-of-this-name/out\n")
+    _, _, request = run("--config", "~/run.yaml")
+    assert (request.from_, request.out) == (tmp_path / "earlier", Path("~nobody-of-this-name/out"))
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "."])

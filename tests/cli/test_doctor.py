@@ -112,7 +112,7 @@ def test_a_search_goes_into_the_libraries(run):
     assert {"torchvision:resnet18", "timm:resnet18"} <= names
     assert all("resnet18" in name for name in names)
     _, out, _ = run("list", "models", "nothing-of-this-name")
-    assert out == "nothing of that name\n"
+    assert out == "no models match 'nothing-of-this-name'\n"
 
 
 def test_a_library_that_does_not_load_is_said_not_to_be_searched(run, monkeypatch):

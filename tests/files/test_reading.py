@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from torch import nn
 
 from shoal.errors import DataError, FolderError, PlanError, ShoalError, SpecError, WeightsError
 from shoal.files.jsonl import JsonlFile
-from shoal.files.reading import parse_json, read_bytes, read_text, refusing
+from shoal.files.reading import from_home, parse_json, read_bytes, read_text, refusing
 from shoal.pipeline.latency_backends import LatencyTableFile
 from shoal.plan import read_plan
+from shoal.sources import load_data
 from shoal.sources.image_sets import image_folder
 from shoal.sources.models import load_model
 from shoal.sources.npz import npz
@@ -294,3 +296,18 @@ def test_times_that_are_none(tmp_path, ms):
     (tmp_path / "t.json").write_text(f'{{"entries": {{"a": {{"ms": {ms}}}}}, "whole_ms": 1, "batch": 1}}')
     with pytest.raises(SpecError, match="is an invalid latency table"):
         LatencyTableFile(tmp_path / "t.json")
+
+
+def test_the_home_folder_is_known_where_no_shell_puts_it_in(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert from_home("~/a") == tmp_path / "a"
+    assert from_home("b/~") == Path("b/~")
+    assert from_home("~nobody-of-this-name/c") == Path("~nobody-of-this-name/c")
+    arrays = {f"x_{part}": np.zeros((4, 3)) for part in ("train", "test")}
+    np.savez(tmp_path / "data.npz", **arrays, y_train=np.arange(4), y_test=np.arange(4))
+    assert load_data("npz:~/data.npz").describe()["shape"] == [3]
+    with pytest.raises(SpecError, match="'~nobody-of-this-name"):
+        load_model("~nobody-of-this-name/net.py:build")
+    with pytest.raises(DataError, match="there is no file '~nobody-of-this-name/data"):
+        load_data("npz:~nobody-of-this-name/data.npz")

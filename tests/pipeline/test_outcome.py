@@ -1,11 +1,11 @@
-"""What a record says of a goal that held on validation and did not on test."""
+"""What a record says of a goal that held on validation and did not on test, and of one that asked for nothing."""
 
 from types import SimpleNamespace
 
 import pytest
 
-from shoal.pipeline.goals import MaxDrop, RemoveBlocks
-from shoal.pipeline.outcome import _beyond_goal
+from shoal.pipeline.goals import Budget, MaxDrop, RemoveBlocks
+from shoal.pipeline.outcome import _beyond_goal, _within_budget
 
 
 def lost(points, low, high):
@@ -36,3 +36,25 @@ def test_a_loss_on_test_that_is_surely_beyond_the_goal_is_a_warning():
 )
 def test_what_may_be_chance_or_was_no_goal_is_none(goal, validation, test):
     assert _beyond_goal(goal, SimpleNamespace(validation=validation), test) == []
+
+
+def choice(reached=True, removals=(), replaced=()):
+    return SimpleNamespace(reached=reached, removals=list(removals), replaced=list(replaced))
+
+
+def test_a_budget_that_the_original_meets_is_said_to_be_met_already():
+    [warning] = _within_budget(Budget(macs="5G", depth=40), choice())
+    assert warning == "the original is within the budget (macs 5G, depth 40) already: nothing had to change"
+
+
+@pytest.mark.parametrize(
+    ("goal", "changes"),
+    [
+        (Budget(macs=0.5), choice(removals=["layer.1"])),
+        (Budget(macs=0.5), choice(replaced=[["layer.1"]])),
+        (Budget(macs=0.5), choice(reached=False)),
+        (MaxDrop(1.0), choice()),
+    ],
+)
+def test_other_goals_and_networks_that_changed_are_not(goal, changes):
+    assert _within_budget(goal, changes) == []

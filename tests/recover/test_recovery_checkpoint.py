@@ -51,5 +51,5 @@ def test_a_folder_is_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderError, match=r"cannot use '.*file/c' for checkpoints"):
         ensure_dir(tmp_path / "file" / "c")
-    with pytest.raises(FolderError, match=r"cannot use .a.*b. for checkpoints: embedded null"):
+    with pytest.raises(FolderError, match=r"cannot use .a.*b. for checkpoints: .*embedded null"):
         ensure_dir("a\0b")

@@ -120,7 +120,7 @@ def test_the_end_of_refitting_is_before_recovery() -> None:
 
 def test_latencies_from_elsewhere_are_said_to_be() -> None:
     assert plan.latency_source(planning()) == ""
-    assert "not measured in this run; they come from roofline.json" in plan.latency_source(
+    assert "not measured in this run; source: roofline.json" in plan.latency_source(
         planning(latency_source="roofline.json")
     )
 

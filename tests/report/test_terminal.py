@@ -63,7 +63,7 @@ def test_the_plan_takes_two_lines() -> None:
 
 
 def test_a_plan_from_latencies_of_elsewhere_says_so() -> None:
-    assert "The predicted latencies were not measured in this run; they come from a file." in shown(
+    assert "The predicted latencies were not measured in this run; source: a file." in shown(
         planned_record(latency_source="a file")
     )
 

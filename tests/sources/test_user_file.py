@@ -87,8 +87,8 @@ def test_a_file_that_failed_can_be_mended(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("{}:biuld", r"'biuld' is not there in 'net\.py'\n.*Did you mean 'build'"),
-        ("{}:SIZE", r"'SIZE' is not a function"),
+        ("{}:biuld", r"'net\.py' defines no 'biuld'\n.*Did you mean 'build'"),
+        ("{}:SIZE", r"'SIZE' in .* is not a function"),
         ("{}", r"does not name a function\n.*defines: build"),
         ("{}x.py:build", r"there is no file"),
         ("plain", r"not of the form FILE\.py:FUNCTION"),

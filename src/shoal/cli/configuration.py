@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from shoal.errors import ShoalError, UsageError, did_you_mean
-from shoal.files.reading import read_text, refusing
+from shoal.files.reading import from_home, read_text, refusing
 
 _BYTES = 2**20
 _NULL = "tag:yaml.org,2002:null"
@@ -84,7 +84,12 @@ def _read(path: Path) -> dict[str, str | list[str] | None]:
 
     hint = "Write one `option: value` a line, as in the config.yaml of an output folder."
     with refusing(UsageError, f"'{path}' cannot be read as a configuration", hint):
-        root = yaml.compose(read_text(path, _BYTES), Loader=yaml.SafeLoader)
+        text = read_text(from_home(path), _BYTES)
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise UsageError(f"'{path}'{line}: no YAML: {error.problem or error.context}", hint) from error
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):

@@ -16,6 +16,7 @@ from shoal.cli.console import Session
 from shoal.cli.loading import check_input, claim_folder, open_data, open_network, pick_device
 from shoal.cli.options import DistillRequest
 from shoal.errors import TraceError, UsageError
+from shoal.files.reading import from_home, is_folder
 from shoal.files.writing import write_text
 from shoal.measure import Predictions, Reading, compare, machine, paired_predictions, quality
 from shoal.plan import Fold, Plan, Replace
@@ -128,8 +129,9 @@ def _opened(session: Session, request: DistillRequest) -> _Inputs:
 def _plan(inputs: _Inputs) -> tuple[Plan, list[str]]:
     """The plan that rebuilds the student, and what is to be said about it."""
     spec = inputs.student.spec
-    if Path(spec).is_dir():
-        plan = read_folder_plan(Path(spec))
+    folder = from_home(spec)
+    if is_folder(folder):
+        plan = read_folder_plan(folder)
         folded = any(isinstance(action, Fold) for action in plan.actions)
         return plan, ["the student is folded already: it learns best before it is folded"] if folded else []
     example, warnings = inputs.data.example(2), []

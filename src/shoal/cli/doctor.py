@@ -69,7 +69,9 @@ def run_list(session: Session, request: ListRequest) -> int:
     if session.as_json:
         session.print_json({request.what: rows})
     else:
-        _show_rows(session, rows)
+        _show_rows(session, rows, f"no {request.what} match '{request.pattern}'")
+        if request.what == "models" and not pattern:
+            session.say("\nshoal list models 'resnet*' searches the names of torchvision and timm.")
         missing = [name for name in _LIBRARIES if pattern and request.what == "models" and not _list_models(name)]
         if missing:
             session.say(f"not searched: {', '.join(missing)}; shoal doctor")
@@ -140,9 +142,11 @@ def _models(with_libraries: bool) -> Iterator[Row]:
     from shoal.sources.registry import ModelSource
 
     yield from (_form(name, source, MODEL_SOURCES) for name, source in _of_type(MODEL_SOURCES, ModelSource))
-    yield {"name": "FILE.py:FUNCTION", "from": "your own file, which is run"}
+    yield {"name": "FILE.py:FUNCTION", "what it is": "what a function of yours returns; the file is run", "from": "you"}
     if with_libraries:
-        yield from ({"name": f"{library}:{name}", "from": library} for library, name in _library_models())
+        yield from (
+            {"name": f"{library}:{name}", "what it is": "", "from": library} for library, name in _library_models()
+        )
 
 
 def _library_models() -> Iterator[tuple[str, str]]:
@@ -158,12 +162,15 @@ def _list_models(library: str) -> list[str]:
 
 
 def _data(_: bool) -> Iterator[Row]:
-    from shoal.sources.data import AUDIO, DATA_SOURCES, TEXT_SOURCES
+    from shoal.sources.audio import FORM
+    from shoal.sources.data import DATA_SOURCES, TEXT_SOURCES, TEXT_SUMMARIES
     from shoal.sources.registry import DataSource
 
     yield from (_form(name, source, DATA_SOURCES) for name, source in _of_type(DATA_SOURCES, DataSource))
-    yield from ({"name": form, "from": "Shoal"} for form in (*TEXT_SOURCES.values(), f"{AUDIO}:ROOT"))
-    yield {"name": "FILE.py:FUNCTION", "from": "your own file, which is run"}
+    for name, form in TEXT_SOURCES.items():
+        yield {"name": form, "what it is": TEXT_SUMMARIES[name], "from": "Shoal"}
+    yield {"name": FORM, "what it is": "sounds, with transcripts or by class", "from": "Shoal"}
+    yield {"name": "FILE.py:FUNCTION", "what it is": "train and test that a function of yours returns", "from": "you"}
 
 
 def _replacements(_: bool) -> Iterator[Row]:
@@ -171,15 +178,20 @@ def _replacements(_: bool) -> Iterator[Row]:
     from shoal.replace.students.specs import STUDENTS
 
     for name, kind in REPLACEMENTS.items():
-        yield {"name": name, "replaces": kind.requirement, "MACs a position": kind.macs_note, "source": kind.source}
+        yield {"name": name, "replaces": kind.requirement, "MACs per position": kind.macs_note, "source": kind.source}
     for name in ("folded", *STUDENTS):
-        yield {"name": name, "replaces": _TRAINED[name], "MACs a position": "of what is kept", "source": "docs/plan.md"}
+        yield {
+            "name": name,
+            "replaces": _TRAINED[name],
+            "MACs per position": "of what is kept",
+            "source": "docs/plan.md",
+        }
 
 
 _TRAINED = {
     "folded": "blocks on tokens, by other weights in the layer in front of them",
     "block": "blocks, by a block of their own kind that is trained",
-    "narrow": "blocks, by all of them with half the inner features, trained",
+    "narrow": "blocks, by the same blocks with half the inner features, trained",
     "narrow1/4": "the same with a quarter of the inner features",
 }
 
@@ -189,17 +201,22 @@ def _metrics(_: bool) -> Iterator[Row]:
     from shoal.tasks.choice import TASKS
 
     for name in METRICS:
-        yield {"name": name, "of": "damage: how far outputs are from the original's", "unit": ""}
+        yield {"name": name, "used for": "damage: how far outputs are from the original's", "unit": ""}
     for task in TASKS.values():
         for metric in task.metrics:
-            yield {"name": metric.name, "of": f"task {task.name}: {metric.label}", "unit": metric.unit}
+            yield {"name": metric.name, "used for": f"task {task.name}: {metric.label}", "unit": metric.unit}
 
 
 def _scores(_: bool) -> Iterator[Row]:
     from shoal.scanning.scores.block_scores import SCORES
 
     for name, score in SCORES.items():
-        yield {"name": name, "a high value means": score.high_means, "source": score.source}
+        yield {
+            "name": name,
+            "measures": score.summary,
+            "a high value means": score.high_means,
+            "source": score.source,
+        }
 
 
 # What can be listed; the argument says whether somebody searches, for what is too long to be listed in full.
@@ -217,7 +234,8 @@ def _of_type(table: Mapping[str, Any], kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def _form(name: str, source: Any, table: Any) -> Row:
-    return {"name": source.form, "from": "Shoal" if name in table.builtin else f"the plugin '{name}'"}
+    origin = "Shoal" if name in table.builtin else f"the plugin '{name}'"
+    return {"name": source.form, "what it is": source.summary, "from": origin}
 
 
 def _matches(row: Row, pattern: str) -> bool:
@@ -225,9 +243,9 @@ def _matches(row: Row, pattern: str) -> bool:
     return pattern in name or fnmatch(name, pattern) or fnmatch(name.partition(":")[2], pattern)
 
 
-def _show_rows(session: Session, rows: list[Row]) -> None:
+def _show_rows(session: Session, rows: list[Row], if_none: str) -> None:
     if not rows:
-        session.say("nothing of that name")
+        session.say(if_none)
         return
     lines = [[*rows[0]], *([str(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]

@@ -13,7 +13,7 @@ from shoal.batches import Batch, call, device_of
 from shoal.cli.console import Session
 from shoal.cli.options import DataOptions, WorkerOptions
 from shoal.errors import ConsentError, ModelRaisedError, UsageError
-from shoal.files.reading import is_folder
+from shoal.files.reading import from_home, is_folder
 from shoal.plan import InputSpec
 from shoal.preserve import evaluating
 from shoal.sources import AudioFormat, Data, TextFormat, infer_audio_format, infer_text_format, load_data
@@ -50,7 +50,7 @@ def open_data(session: Session, spec: str, options: DataOptions, network: Opened
 def _check_fetched(session: Session, spec: str) -> None:
     """Refuse to fetch a data set that only a folder names."""
     name, _, place = spec.strip().partition(":")
-    local = is_folder(Path(place).expanduser()) or is_folder(Path(place.rpartition(":")[0] or place).expanduser())
+    local = is_folder(from_home(place)) or is_folder(from_home(place.rpartition(":")[0] or place))
     if name == "hf-data" and not local and not session.consent.covers(spec):
         raise ConsentError(
             f"the folder names the data '{spec}', which would be fetched from the hub",

@@ -16,6 +16,7 @@ import typer
 
 from shoal.cli.configuration import configuration_text, equivalent_command, explicit_options, load_configuration
 from shoal.cli.console import Session
+from shoal.files.reading import from_home
 
 _REQUIRED = dataclasses.MISSING
 
@@ -122,5 +123,6 @@ def _build(request_type: type, values: Mapping[str, Any], omit: Collection[str] 
         if "omit" in field.metadata:
             typed[field.name] = _build(hints[field.name], values, field.metadata["omit"])
         elif "typer" in field.metadata and field.name not in omit:
-            typed[field.name] = values[field.name]
+            value = values[field.name]
+            typed[field.name] = from_home(value) if isinstance(value, Path) else value
     return request_type(**typed)

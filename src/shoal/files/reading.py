@@ -52,6 +52,14 @@ def reason_of(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def from_home(path: str | Path) -> Path:
+    """A path with a `~` in front replaced by the home folder, which no shell does behind a colon or in a file."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # the home of an unknown user: a name like any other
+        return Path(path)
+
+
 def is_file(path: Path) -> bool:
     """Whether there is a regular file; also where the name is too long, or the folder closed to us."""
     try:

@@ -25,7 +25,7 @@ from shoal.measure.classes import no_better_than_chance
 from shoal.measure.output_reading import OutputReading
 from shoal.pipeline.config import MeasureConfig
 from shoal.pipeline.context import CompressContext
-from shoal.pipeline.goals import Goal, MaxDrop, points_text
+from shoal.pipeline.goals import Budget, Goal, MaxDrop, points_text
 from shoal.pipeline.greedy import RemovalChoice
 from shoal.pipeline.result import CompressedModel
 from shoal.plan import Fold, Remove, Replace
@@ -87,6 +87,7 @@ def measure_outcome(context: CompressContext, compressed: CompressedModel, test:
             *reading.warnings(),
             *_read_anew(reading, before),
             *_remarks(choice, measured.times, comparison),
+            *_within_budget(context.goal, choice),
             *_beyond_goal(context.goal, choice, comparison),
             *measured.notes,
         ],
@@ -173,6 +174,14 @@ def _remarks(choice: RemovalChoice, times: dict[str, list[Latency]], comparison:
         verb = "was" if comparison.n == 1 else "were"
         messages.append(f"only {count_of(comparison.n, 'sample')} {verb} evaluated: intervals are wide")
     return messages
+
+
+def _within_budget(goal: Goal, choice: RemovalChoice) -> list[str]:
+    """That a budget asks for nothing, so that nobody looks for what has changed."""
+    if not isinstance(goal, Budget) or not choice.reached or choice.removals or choice.replaced:
+        return []
+    bounds = ", ".join(f"{name} {bound}" for name, bound in goal.bounds.items())
+    return [f"the original is within the budget ({bounds}) already: nothing had to change"]
 
 
 def _beyond_goal(goal: Goal, choice: RemovalChoice, test: Comparison) -> list[str]:

@@ -228,7 +228,7 @@ def latency_source(planning: Planning) -> str:
     """Where predicted latencies came from; empty if they were measured in this run."""
     if planning.latency_source == "measured":
         return ""
-    return f"The predicted latencies were not measured in this run; they come from {planning.latency_source}."
+    return f"The predicted latencies were not measured in this run; source: {planning.latency_source}."
 
 
 def budget_check(planning: Planning) -> str:

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 from shoal.arguments import real_number, whole_number
 from shoal.batches import Batch, batches
 from shoal.errors import DataError, SpecError, did_you_mean, expect_type
+from shoal.files.reading import from_home
 from shoal.sources import audio
 from shoal.sources.audio import AudioFormat
 from shoal.sources.diffusion import pipeline_trajectories
@@ -20,6 +20,7 @@ from shoal.sources.latents import latent_folder
 from shoal.sources.npz import npz
 from shoal.sources.parts import NEEDS_MORE, ImagePart, NoPart, Part, Source, hold_out, random_subset, why_none_held
 from shoal.sources.registry import DataSource, source_table, takes_rest
+from shoal.sources.spec_hints import data_hint
 from shoal.sources.text import documents
 from shoal.sources.tiles import tiled_folder
 from shoal.sources.tokens import TextFormat, length_of, open_tokenizer, text_parts, tokens_of
@@ -29,20 +30,34 @@ from shoal.sources.user_data import user_parts
 _VALIDATION = 0.2
 _CHARACTERS = 32  # read for each token of a limited part: most texts have four a token, and a part is a fifth or more
 AUDIO = "audio"
+TEXT_SUMMARIES = {
+    "text": "plain text; .jsonl: one document a line",
+    "hf-data": "text by the library datasets: a name on the hub, or a folder",
+}
 TEXT_SOURCES = {"text": "text:FILE or text:FOLDER", "hf-data": "hf-data:NAME or hf-data:NAME:SPLIT"}
 _BUILTIN = {
-    "digits": DataSource("digits", lambda path, size: digits()),
-    "cifar10": DataSource("cifar10:ROOT", lambda path, size: cifar10(path)),
-    "cifar100": DataSource("cifar100:ROOT", lambda path, size: cifar100(path)),
-    "svhn": DataSource("svhn:ROOT", lambda path, size: svhn(path)),
-    "imagefolder": DataSource("imagefolder:ROOT", image_folder),
-    "npz": DataSource("npz:FILE", lambda path, size: npz(path)),
-    "segmentation": DataSource("segmentation:ROOT", segmentation_folder),
-    "pairs": DataSource("pairs:ROOT", pair_folder),
-    "tiles": DataSource("tiles:SIDE:pairs:ROOT", tiled_folder),
-    "coco": DataSource("coco:ROOT", coco_folder),
-    "diffusion": DataSource("diffusion:PIPELINE", lambda path, size: pipeline_trajectories(path)),
-    "latents": DataSource("latents:ROOT", lambda path, size: latent_folder(path)),
+    "digits": DataSource("digits", lambda path, size: digits(), "1,797 images of 8 x 8; comes with scikit-learn"),
+    "cifar10": DataSource("cifar10:ROOT", lambda path, size: cifar10(path), "ROOT holds cifar-10-batches-py"),
+    "cifar100": DataSource("cifar100:ROOT", lambda path, size: cifar100(path), "ROOT holds cifar-100-python"),
+    "svhn": DataSource("svhn:ROOT", lambda path, size: svhn(path), "ROOT holds train_32x32.mat and test_32x32.mat"),
+    "imagefolder": DataSource(
+        "imagefolder:ROOT", image_folder, "images by class: ROOT/train/CLASS/*.jpg, ROOT/test/CLASS/*.jpg"
+    ),
+    "npz": DataSource("npz:FILE", lambda path, size: npz(path), "arrays x_train, y_train, x_test, y_test"),
+    "segmentation": DataSource("segmentation:ROOT", segmentation_folder, "images, and for each a map of classes"),
+    "pairs": DataSource("pairs:ROOT", pair_folder, "images, and for each the image that should come out"),
+    "tiles": DataSource(
+        "tiles:SIDE:pairs:ROOT", tiled_folder, "squares cut out of large images; tiles:SIDE:segmentation:ROOT too"
+    ),
+    "coco": DataSource("coco:ROOT", coco_folder, "images with boxes, as COCO has them"),
+    "diffusion": DataSource(
+        "diffusion:PIPELINE",
+        lambda path, size: pipeline_trajectories(path),
+        "noisy samples that a pipeline of diffusers makes",
+    ),
+    "latents": DataSource(
+        "latents:ROOT", lambda path, size: latent_folder(path), "your own latents for a network of diffusers"
+    ),
 }
 DATA_SOURCES = source_table(_BUILTIN)
 
@@ -181,11 +196,22 @@ def _opened(spec: str, size: int | None) -> Any:
     name, colon, place = spec.partition(":")
     source = DATA_SOURCES.get(name)
     if isinstance(source, DataSource) and bool(colon) == bool(place) == takes_rest(source.form):
-        return source.open(Path(place).expanduser(), size)
+        return source.open(from_home(place), size)
     if isinstance(source, DataSource) and takes_rest(source.form):
         raise SpecError(f"'{spec}' does not say where the data is", f"Write {source.form}.")
-    near = did_you_mean(name, [*DATA_SOURCES, *TEXT_SOURCES, AUDIO])
-    hint = f"{near} " if near.startswith("Did") else ""
+    raise SpecError(f"unknown DATA '{spec}'", _hint(spec, name))
+
+
+def data_names() -> list[str]:
+    """The names that DATA begins with."""
+    return [*DATA_SOURCES, *TEXT_SOURCES, AUDIO]
+
+
+def _hint(spec: str, name: str) -> str:
+    from shoal.sources.models import MODEL_SOURCES
+
+    near = did_you_mean(name, data_names())
+    meant = data_hint(spec, list(MODEL_SOURCES)) or (near if near.startswith("Did") else "")
     forms = [
         *(source.form for source in _BUILTIN.values()),
         "text:FILE",
@@ -193,7 +219,7 @@ def _opened(spec: str, size: int | None) -> Any:
         audio.FORM,
         "FILE.py:FUNCTION",
     ]
-    raise SpecError(f"unknown DATA '{spec}'", f"{hint}Known forms: {', '.join(forms)}.")
+    return f"{meant} Known forms: {', '.join(forms)}.".strip()
 
 
 def _sounds(spec: str, audio_format: Any, batch_size: int) -> tuple[Any, Any]:
@@ -205,7 +231,7 @@ def _sounds(spec: str, audio_format: Any, batch_size: int) -> tuple[Any, Any]:
             "sound can only be read for a network: its features are made by the network's own processor",
             "In Python: load_data(spec, text_format=infer_audio_format(model)).",
         )
-    return audio.audio_loaders(Path(place).expanduser(), audio_format, batch_size)
+    return audio.audio_loaders(from_home(place), audio_format, batch_size)
 
 
 def _text(spec: str, text_format: Any, seed: int, batch_size: int, limit: int | None) -> tuple[Part, Part, Part]:
@@ -219,7 +245,7 @@ def _text(spec: str, text_format: Any, seed: int, batch_size: int, limit: int | 
         )
     tokenizer = open_tokenizer(text_format)
     if name == "text":
-        texts = documents(Path(place).expanduser())
+        texts = documents(from_home(place))
     else:
         needed = limit * length_of(text_format) * _CHARACTERS if limit is not None else None
         texts = hub_documents(place, tokenizer, needed)

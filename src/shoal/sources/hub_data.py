@@ -4,11 +4,10 @@ Only data files are read. A data set that is a script is refused, and nothing of
 """
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from shoal.errors import DataError, SpecError
-from shoal.files.reading import is_folder
+from shoal.files.reading import from_home, is_folder
 from shoal.sources.text import Documents
 
 _CHATS = ("messages", "conversations", "conversation")
@@ -66,7 +65,7 @@ def _opened(name: str, split: str) -> Any:
 
 
 def _asked(name: str, ask: Any) -> Any:
-    path = Path(name).expanduser()
+    path = from_home(name)
     if is_folder(path) and any(path.glob("*.py")):
         raise DataError(
             f"the data set '{name}' holds Python files, and only data is read",

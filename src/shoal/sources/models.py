@@ -19,10 +19,11 @@ from shoal.errors import (
     did_you_mean,
     expect_type,
 )
-from shoal.files.reading import is_file, is_folder
+from shoal.files.reading import from_home, is_file, is_folder
 from shoal.sources.builtin_networks import cifar_preact_resnet, digits_resnet
 from shoal.sources.diffusion import diffusers_network
 from shoal.sources.registry import ModelSource, source_table, takes_rest
+from shoal.sources.spec_hints import model_hint
 from shoal.sources.user_code import call_function, is_file_spec
 from shoal.sources.weights import load_weights
 
@@ -86,19 +87,29 @@ def _build(spec: str, from_config: bool, fetch: bool) -> nn.Module:
     name, colon, rest = spec.partition(":")
     source = MODEL_SOURCES.get(name)
     if isinstance(source, ModelSource) and bool(colon) == bool(rest) == takes_rest(source.form):
-        return source.build(rest, from_config, fetch)
+        return source.build(str(from_home(rest)) if rest.startswith("~") else rest, from_config, fetch)
     if spec and is_folder(Path(spec)):
         raise SpecError(
             f"'{spec}' is a folder, but not an output folder of Shoal",
             "A Hugging Face folder is loaded with hf:PATH.",
         )
+    raise SpecError(f"unknown MODEL '{spec}'", _hint(spec, name, colon))
+
+
+def _hint(spec: str, name: str, colon: str) -> str:
+    from shoal.sources.data import data_names
+
     names = [f"{name}:" if takes_rest(source.form) else name for name, source in _BUILTIN.items()]
     near = did_you_mean(
         f"{name}:" if colon else spec, [*names, *(f"{key}:" for key in MODEL_SOURCES if key not in _BUILTIN)]
     )
-    hint = f"{near} " if near.startswith("Did") else ""
     forms = [*(source.form for source in _BUILTIN.values()), "FILE.py:FUNCTION"]
-    raise SpecError(f"unknown MODEL '{spec}'", f"{hint}Known forms: {', '.join(forms)}.")
+    hints = (
+        near if near.startswith("Did") else "",
+        model_hint(spec, data_names()),
+        f"Known forms: {', '.join(forms)}.",
+    )
+    return " ".join(hint for hint in hints if hint)
 
 
 def _from_file(spec: str) -> nn.Module:
@@ -227,7 +238,7 @@ def _not_fetched(library: str, name: str, error: Exception) -> ShoalError:
     reason = str(error).strip().splitlines()
     return WeightsError(
         f"{library} could not load '{name}': {reason[0] if reason else type(error).__name__}",
-        "Check the name and the network, or load a file that you have with --weights.",
+        "Check the name and the connection to the internet, or load a file that you have with --weights.",
     )
 
 
@@ -246,13 +257,21 @@ def _classes(model: nn.Module) -> int | None:
 
 
 _BUILTIN = {
-    "digits-resnet": ModelSource("digits-resnet", lambda rest, from_config, fetch: digits_resnet()),
-    "cifar-preact-resnet": ModelSource(
-        "cifar-preact-resnet:DEPTH", lambda rest, from_config, fetch: cifar_preact_resnet(rest)
+    "digits-resnet": ModelSource(
+        "digits-resnet", lambda rest, from_config, fetch: digits_resnet(), "ships with Shoal, trained"
     ),
-    "torchvision": ModelSource("torchvision:NAME", _torchvision),
-    "timm": ModelSource("timm:NAME", _timm),
-    "hf": ModelSource("hf:PATH_OR_ID", _hugging_face),
-    "hf-diffusers": ModelSource("hf-diffusers:PATH_OR_ID", diffusers_network),
+    "cifar-preact-resnet": ModelSource(
+        "cifar-preact-resnet:DEPTH",
+        lambda rest, from_config, fetch: cifar_preact_resnet(rest),
+        "for images of 32 x 32, with random weights",
+    ),
+    "torchvision": ModelSource(
+        "torchvision:NAME", _torchvision, f"random weights; NAME{_PRETRAINED} fetches trained ones"
+    ),
+    "timm": ModelSource("timm:NAME", _timm, f"random weights; NAME{_PRETRAINED} fetches trained ones"),
+    "hf": ModelSource("hf:PATH_OR_ID", _hugging_face, "a network of transformers: a folder, or a name on the hub"),
+    "hf-diffusers": ModelSource(
+        "hf-diffusers:PATH_OR_ID", diffusers_network, "the denoising network of a pipeline of diffusers"
+    ),
 }
 MODEL_SOURCES = source_table(_BUILTIN)

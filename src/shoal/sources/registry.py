@@ -23,10 +23,12 @@ class ModelSource:
         form: how it is written, for messages: 'timm:NAME'. Without a colon it takes no REST.
         build: called with (REST, from_config, fetch); returns the network. `from_config`: its weights will be loaded
             from a file, so that none are needed; `fetch`: it may be fetched from the network.
+        summary: what it is, in a few words; `shoal list models` shows it.
     """
 
     form: str
     build: Callable[[str, bool, bool], nn.Module]
+    summary: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,12 @@ class DataSource:
         form: how it is written, for messages: 'npz:FILE'. Without a colon it takes no PATH.
         open: called with (PATH, size); returns a `Source` of stored samples, or (train, test) as data sets or loaders.
             `size`: height and width that the user asked for, or None.
+        summary: what it is, in a few words; `shoal list data` shows it.
     """
 
     form: str
     open: Callable[[Path, int | None], Any]
+    summary: str = ""
 
 
 def source_table(builtin: Mapping[str, Any]) -> PluginTable[Any]:

@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 
 from shoal.batches import Batch, TilePlace
 from shoal.errors import DataError, SpecError
+from shoal.files.reading import from_home
 from shoal.sources.image_targets import (
     Sample,
     Targeted,
@@ -54,7 +55,7 @@ def tiled_folder(place: Path, size: int | None = None) -> TargetSource:
         )
     if size is not None:
         raise DataError("--size does not apply to tiles: images are cut, not resized", "Leave it out.")
-    source = _FOLDERS[name](Path(root).expanduser(), whole=True)
+    source = _FOLDERS[name](from_home(root), whole=True)
     train, test = (Tiles(images, int(side), int(overlap)) for images in (source.train, source.test))
     return TargetSource(train, test, collate_tiles)
 

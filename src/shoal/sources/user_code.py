@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from shoal.errors import ConsentError, ModelRaisedError, ShoalError, SpecError, check_memory, did_you_mean
-from shoal.files.reading import is_file, read_text, refusing
+from shoal.files.reading import from_home, is_file, read_text, refusing
 
 _SPEC = re.compile(r"^(?P<file>.+\.py)(?::(?P<function>[^:/\\]*))?$")
 
@@ -67,8 +67,8 @@ def parts_of(spec: str) -> tuple[Path, str]:
     match = _SPEC.match(spec)
     if match is None:
         raise SpecError(f"'{spec}' is not of the form FILE.py:FUNCTION")
-    with refusing(SpecError, f"'{spec}' names no file"):  # a name with a NUL in it, or the home of an unknown user
-        return Path(match["file"]).expanduser().resolve(), match["function"] or ""
+    with refusing(SpecError, f"'{spec}' names no file"):  # a name with a NUL in it
+        return from_home(match["file"]).resolve(), match["function"] or ""
 
 
 def _import(path: Path) -> ModuleType:
@@ -94,8 +94,8 @@ def _function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
         return value
     names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     names.sort(key=lambda key: getattr(vars(module)[key], "__module__", "") != module.__name__)
-    what = "is not a function" if value is not None else "is not there"
-    raise SpecError(f"'{name}' {what} in '{path.name}'", did_you_mean(name, names))
+    problem = f"'{path.name}' defines no '{name}'" if value is None else f"'{name}' in '{path.name}' is not a function"
+    raise SpecError(problem, did_you_mean(name, names))
 
 
 def _defined_in(path: Path) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from shoal.alignment import align_
 from shoal.arguments import as_path
 from shoal.errors import FolderError, ModelRaisedError, SpecError, check_memory, naming_memory_shortage
-from shoal.files.reading import is_file, is_folder, parse_json, read_json, read_text, refusing
+from shoal.files.reading import from_home, is_file, is_folder, parse_json, read_json, read_text, refusing
 from shoal.intake import check_network
 from shoal.plan import Plan, read_plan
 from shoal.record import Record
@@ -220,11 +220,12 @@ def open_model(spec: str, weights: Path | None = None, consent: Consent | None =
         consent: what may be run and fetched; by default `spec` itself, and nothing that a folder names.
     """
     consent = consent or Consent.of_specs([spec], trust_code=False)
-    if is_folder(Path(spec)):
+    folder = from_home(spec)
+    if is_folder(folder):
         if weights is not None:
             raise SpecError("an output folder brings its own weights", "Leave out --weights.")
-        plan = read_folder_plan(Path(spec))
-        model, source = load_folder(Path(spec), consent), plan.model or ""
+        plan = read_folder_plan(folder)
+        model, source = load_folder(folder, consent), plan.model or ""
         return OpenedFolder(model, spec, runs_code=is_file_spec(source), fetch=consent.covers(source))
     fetch = consent.covers(spec)
     loaded = load_model(spec, weights, fetch=fetch)

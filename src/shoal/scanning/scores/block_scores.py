@@ -26,11 +26,13 @@ class Score:
         source: the paper.
         high_means: 'keep' where a high value marks an important block, 'remove' where it marks an unimportant one.
         function: from the statistics of a block; returns None where the score is not defined for it.
+        summary: what it measures, in a few words; `shoal list scores` shows it.
     """
 
     source: str
     high_means: Literal["keep", "remove"]
     function: ScoreFunction
+    summary: str = ""
 
 
 def largest_response(statistics: BlockStatistics) -> float | None:
@@ -108,13 +110,15 @@ def taylor(statistics: BlockStatistics) -> float | None:
 
 
 _BUILT_IN: dict[str, Score] = {
-    "largest_response": Score("arXiv:1804.01661", "keep", largest_response),
-    "mean_response": Score("arXiv:1804.01661", "keep", mean_response),
-    "relative_response": Score("arXiv:1710.04773", "keep", relative_response),
-    "block_influence": Score("arXiv:2403.03853", "keep", block_influence),
-    "linear_cka": Score("arXiv:1905.00414", "remove", linear_cka),
-    "linear_map_r2": Score("arXiv:2405.12250", "remove", linear_map_r2),
-    "taylor": Score("arXiv:2403.00745", "keep", taylor),
+    "largest_response": Score("arXiv:1804.01661", "keep", largest_response, "largest output of the branch"),
+    "mean_response": Score("arXiv:1804.01661", "keep", mean_response, "mean output of the branch"),
+    "relative_response": Score(
+        "arXiv:1710.04773", "keep", relative_response, "size of the branch relative to its input"
+    ),
+    "block_influence": Score("arXiv:2403.03853", "keep", block_influence, "1 - cosine of input and output"),
+    "linear_cka": Score("arXiv:1905.00414", "remove", linear_cka, "similarity of input and output (linear CKA)"),
+    "linear_map_r2": Score("arXiv:2405.12250", "remove", linear_map_r2, "how well a linear map imitates the block"),
+    "taylor": Score("arXiv:2403.00745", "keep", taylor, "rise of the loss that the gradient predicts for a removal"),
 }
 
 
