@@ -103,7 +103,10 @@ def test_output_that_nobody_reads_ends_the_command_quietly(words, tmp_path):
 
 
 def test_an_interrupted_command(tmp_path):
+    # A shell turns Ctrl-C off for what it runs in the background, and a process that it started would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     command = started("compress", "--latency", "0.5", "--out", "o", cwd=tmp_path)
+    signal.signal(signal.SIGINT, before)
     for line in command.stderr:
         if "stand-ins" in line or "tracing" in line:
             break
