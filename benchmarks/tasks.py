@@ -188,9 +188,8 @@ class Ground:
         """A network of the structure of a recorded plan, with other weights."""
         example = self.batches(self.data.test(), 2)[0]
         graph = analyze(copied(self.model), example)
-        return shoal.apply(
-            self.model, Plan(inputs=[], network=signature_of(graph.model, graph.chain), actions=actions), example
-        )
+        plan = Plan(inputs=[], network=signature_of(graph.model, graph.chain), actions=actions)
+        return shoal.apply(self.model, plan, example, weights_follow=True)
 
 
 @dataclass(frozen=True)
