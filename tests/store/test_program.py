@@ -87,6 +87,50 @@ def test_what_is_reported(tmp_path, network):
     assert (made.top1_agreement, made.n) == (1.0, 6)
 
 
+class Alike(torch.nn.Module):
+    """Scores that are the same at every position: (samples, positions, classes), or with the classes second."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.linear = form, torch.nn.Linear(3, 5)
+
+    def forward(self, x):
+        scores = self.linear(x)
+        if self.form == "tokens":
+            return scores[:, None].expand(-1, 7, -1)
+        return scores[:, :, None, None].expand(-1, -1, 4, 4)
+
+
+@pytest.mark.parametrize("form", ["tokens", "maps"])
+@pytest.mark.parametrize("by", [1e-6, 0.0])
+def test_answers_agree_position_by_position(form, by, tmp_path):
+    torch.manual_seed(0)
+    model, x = Alike(form).eval(), torch.randn(4, 3)
+
+    def rounded(part):
+        scores = model(*part.args).clone()
+        return scores + by * torch.rand_like(scores)
+
+    made = program._compared(model, Batch((x,)), tmp_path / "m", False, rounded)
+    assert (made.top1_agreement, made.n) == (1.0, 4)
+
+
+def test_one_position_of_many_that_differs_is_its_share(tmp_path):
+    torch.manual_seed(0)
+    model, x = Alike("tokens").eval(), torch.randn(4, 3)
+
+    def changed(part):
+        scores = model(*part.args).clone()
+        best, next_best = scores[0, 0].topk(2).indices.tolist()
+        scores[0, 0, [best, next_best]] = scores[0, 0, [next_best, best]]
+        return scores
+
+    model.linear.weight.data *= 1e-4  # answers that differ although all numbers are close
+    model.linear.bias.data *= 1e-4
+    made = program._compared(model, Batch((x,)), tmp_path / "m", False, changed)
+    assert made.top1_agreement == pytest.approx(1 - 1 / 28)
+
+
 def shifted(program, by):
     bias = program.state_dict["head.bias"].detach().clone()
     bias[0] += by

@@ -46,7 +46,7 @@ def log_probabilities(logits: Tensor, target: Tensor | None = None, axis: int | 
     """
     if logits.dim() < 2:
         raise DataError(f"logits of shape {tuple(logits.shape)}", "Expected (samples, classes).")
-    last = _classes_last(logits, target) if axis is None else logits.movedim(axis, -1)
+    last = classes_last(logits, target) if axis is None else logits.movedim(axis, -1)
     if last.shape[-1] < 2:
         raise DataError(
             f"the model returned shape {tuple(logits.shape)}, a single value per sample or position",
@@ -59,7 +59,8 @@ def log_probabilities(logits: Tensor, target: Tensor | None = None, axis: int | 
     return log_probs
 
 
-def _classes_last(logits: Tensor, target: Tensor | None) -> Tensor:
+def classes_last(logits: Tensor, target: Tensor | None = None) -> Tensor:
+    """Scores with the classes moved to the end, by the rule of `log_probabilities`."""
     if logits.dim() == 2:
         return logits
     second = logits.movedim(1, -1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch, call
 from shoal.errors import ExportError, ShoalError
 from shoal.files.writing import write_atomically
+from shoal.measure.classes import classes_last
 from shoal.outputs import distance, read_outputs, shown
 from shoal.preserve import evaluating
 from shoal.replace.kv_cache import without_kv_cache
@@ -30,7 +31,7 @@ class Exported:
     Args:
         path: of the file or folder.
         max_abs_diff: the largest deviation of an output.
-        top1_agreement: how often both name the same class, or the same next token.
+        top1_agreement: how often both name the same class, or at a position the same class or next token.
         n: how many samples, or tokens, that is of.
         dynamic_batch: whether it takes any batch size.
         unit: what `n` counts.
@@ -171,7 +172,7 @@ def _save_program(program: torch.export.ExportedProgram, path: Path) -> None:
 def _compared(model: nn.Module, batch: Batch, path: Path, dynamic: bool, run: Any) -> Exported:
     """Every tensor that the network returns, against what the file returns; ONNX knows them by their order alone."""
     parts = [batch, batch.take(1)] if dynamic else [batch]
-    largest, agreed, counted, n = 0.0, 0, 0, 0
+    largest, agreed, counted, n = 0.0, 0.0, 0, 0
     for part in parts:
         with evaluating(model):
             expected = read_outputs(call(model, part)).tensors
@@ -183,7 +184,9 @@ def _compared(model: nn.Module, batch: Batch, path: Path, dynamic: bool, run: An
             largest = max(largest, off)
         main, result = next(iter(zip(expected.values(), actual, strict=True)))
         if main.is_floating_point() and main.dim() > 1 and len(main) == part.size:
-            agreed += int((result.flatten(1).argmax(1) == main.flatten(1).argmax(1)).sum())
+            # At every position: the largest score of all positions together changes with any rounding.
+            same = classes_last(result).argmax(-1) == classes_last(main).argmax(-1)
+            agreed += part.size * float(same.float().mean())
             counted += part.size
         n += part.size
     return Exported(path, largest, agreed / counted if counted else float(largest == 0), n, dynamic)
