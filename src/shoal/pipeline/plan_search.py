@@ -184,7 +184,7 @@ class PlanSearch:
 
     @property
     def _cost_label(self) -> str:
-        return "latency, as estimated from MACs" if self.backend.source == EstimatedLatency.source else "latency"
+        return "MACs" if self.backend.source == EstimatedLatency.source else "latency"
 
     def _refined(self, chosen: MeasuredPlan, outcome: RaceOutcome | None) -> RefinedPlan:
         """The network that recovery begins with: what the winner of a race has learned, else the plan refitted."""
