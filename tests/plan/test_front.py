@@ -44,6 +44,22 @@ def test_a_point_a_rounding_above_a_budget_is_found_once():
     assert [round(path.latency_ms, 6) for path in front(edges, 5, points=8)] == [0.015, 0.017, 0.022]
 
 
+def test_of_blocks_that_all_cost_the_same_the_front_is_found():
+    """A path just above a bound has as many twins as there are ways to choose among alike blocks."""
+    rng, length, cost = random.Random(0), 16, 1.6580639689810295
+    edges, gentlest = [], []
+    for at in range(length):
+        damages = [rng.uniform(0.04, 0.2) for _ in "ab"]
+        edges.append(edge(at, at + 1, "keep", latency_ms=cost, macs=138018816.0))
+        edges += [edge(at, at + 1, "remove", damage=damage) for damage in damages]
+        gentlest.append(min(damages))
+    found = front(edges, length, points=24)
+    gentlest.sort()
+    expected = [sum(gentlest[:removed]) for removed in range(length, -1, -1)]
+    assert [path.depth for path in found] == list(range(length + 1))
+    assert [path.damage for path in found] == pytest.approx(expected)
+
+
 def test_the_ends_are_all_kept_and_the_cheapest():
     edges = [*keeps(4), *(edge(at, at + 1, "remove", damage=0.1 * (at + 1)) for at in range(4))]
     found = front(edges, 4, points=5)

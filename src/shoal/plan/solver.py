@@ -367,6 +367,14 @@ class _Bound:
         return self.quantity.lower / self.scale
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """Of these edges a path has at most so many."""
+
+    edges: frozenset[int]
+    most: int
+
+
 @dataclass(frozen=True, eq=False)
 class _PathSearch:
     """The objective `goal` under `bounds`; `alive` masks the edges that may still be on an optimal path."""
@@ -525,10 +533,10 @@ class _PathSearch:
             links, upper = self.chain.pairs.links(terms, index)
             constraints.append(LinearConstraint(links, -inf, upper))
         # A cut with a dead edge holds by itself.
-        cuts = [excluded for excluded in self.without if alive[list(excluded)].all()]
+        cuts = [_Cut(excluded, len(excluded) - 1) for excluded in self.without if alive[list(excluded)].all()]
         while True:
-            sums = [np.concatenate([np.isin(index, list(cut)), np.zeros(len(terms))])[None] for cut in cuts]
-            limits = [LinearConstraint(row, -inf, len(cut) - 1) for row, cut in zip(sums, cuts, strict=True)]
+            sums = [np.concatenate([np.isin(index, list(cut.edges)), np.zeros(len(terms))])[None] for cut in cuts]
+            limits = [LinearConstraint(row, -inf, cut.most) for row, cut in zip(sums, cuts, strict=True)]
             chosen = _highs(self.goal.row(index, terms) / scale * SCALE, constraints + limits, len(index))
             if chosen is None:
                 return None
@@ -536,7 +544,27 @@ class _PathSearch:
             self._verify(path)
             if self.allows(path):
                 return path
-            cuts.append(frozenset(path))
+            cuts.append(self._cut(path, alive))
+
+    def _cut(self, path: Edges, alive: Array) -> "_Cut":
+        """What rules out a path that is not allowed, and every other path that breaks the same bound in the same way.
+
+        HiGHS takes 0.999999 for 1, so a path just above a bound may pass for one within it. Of blocks that are alike
+        there are as many such paths as ways to choose: they would be cut off one by one without end. The inequality is
+        an extended cover (Balas 1975, Mathematical Programming 8:146): of the dearest edges that together break the
+        bound, and of all that cost as much as the dearest of them, no path within it has so many.
+        """
+        for quantity, bound in self.bounds:
+            most = quantity.raised(bound, TOLERANCE)
+            if quantity.pairs is not None or (quantity.own[alive] < 0).any() or quantity.total(path) <= most:
+                continue
+            cover: list[int] = []
+            for edge in sorted(path, key=lambda edge: -quantity.own[edge]):
+                cover.append(edge)
+                if quantity.total(cover) > most:
+                    dear = np.flatnonzero(alive & (quantity.own >= quantity.own[cover[0]]))
+                    return _Cut(frozenset([*cover, *dear.tolist()]), len(cover) - 1)
+        return _Cut(frozenset(path), len(path) - 1)
 
     def _verify(self, path: Edges) -> None:
         starts, stops = self.chain.start[list(path)].tolist(), self.chain.stop[list(path)].tolist()
