@@ -7,7 +7,7 @@ import torch
 import language
 from shoal.cli import loading
 from shoal.cli.console import Session
-from shoal.cli.loading import DataOptions, WorkerOptions, open_data, open_network, open_workers
+from shoal.cli.loading import DataOptions, WorkerOptions, open_data, open_network, open_workers, sizes
 from shoal.errors import ConsentError, DataError, UsageError
 from shoal.workers import LocalWorkers
 
@@ -83,3 +83,13 @@ def test_it_is_said_which_weights_a_network_of_a_file_has(tmp_path, monkeypatch,
     assert "net.py:build for the network; no --weights, so it keeps those that the code" in capsys.readouterr().err
     open_network(Session(), "net.py:build", Path("w.pt"))
     assert "net.py:build for the network; weights from 'w.pt'" in capsys.readouterr().err
+
+
+def test_a_shape_is_whole_numbers():
+    assert sizes("3, 8,9") == [3, 8, 9]
+
+
+@pytest.mark.parametrize("text", ["", "8x8", "3,8,", "inf,8", "nan", "1.5,8", "0,8", "-1,8", "99999999,99999999"])
+def test_another_shape_is_refused_with_an_example(text):
+    with pytest.raises(UsageError, match=r"--shape is .*\n.*3,224,224"):
+        sizes(text)

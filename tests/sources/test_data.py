@@ -135,8 +135,10 @@ def test_unknown(spec, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": [1, 2]}, "2 values of mean for 1 channels"),
+        ({"mean": [1, 2]}, "2 values of mean for 1 channel\n.*Give 1\\."),
         ({"std": [0.0]}, "not above 0"),
+        ({"std": float("inf")}, "std is .inf., expected finite numbers"),
+        ({"mean": [float("-inf")]}, "mean is .-inf., expected finite numbers"),
         ({"batch_size": 0}, "the batch size is 0"),
         ({"limit": -1}, "the limit is -1"),
         ({"size": 0}, "the size is 0"),

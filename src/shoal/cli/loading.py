@@ -1,5 +1,6 @@
 """From the words of a command line to things: device, numbers, data, model, example input, output folder."""
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
@@ -15,6 +16,7 @@ from shoal.cli.options import DataOptions, WorkerOptions
 from shoal.errors import ConsentError, ModelRaisedError, UsageError
 from shoal.files.reading import from_home, is_folder
 from shoal.plan import InputSpec
+from shoal.plan.plan import LARGEST_INPUT
 from shoal.preserve import evaluating
 from shoal.sources import AudioFormat, Data, TextFormat, infer_audio_format, infer_text_format, load_data
 from shoal.sources.data import AUDIO, TEXT_SOURCES
@@ -152,6 +154,22 @@ def numbers(text: str | None, option: str) -> list[float] | None:
         ) from error
 
 
+def sizes(shape: str) -> list[int]:
+    """`3,224,224` as the shape of one sample.
+
+    Raises:
+        UsageError: something else, or more than an example input may hold.
+    """
+    hint = "Give the shape of one sample, without the batch: 3,224,224."
+    try:
+        axes = [int(part) for part in shape.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--shape is '{shape}', expected whole numbers", hint) from error
+    if min(axes) < 1 or math.prod(axes) > LARGEST_INPUT:
+        raise UsageError(f"--shape is '{shape}', expected sizes from 1 and at most {LARGEST_INPUT} values in all", hint)
+    return axes
+
+
 def tracked(option: str | None) -> AbstractContextManager[None]:
     """The context in which training reports to the trackers of `--track a,b`.
 
@@ -175,7 +193,7 @@ def example_for(opened: OpenedFolder, data: Data | None, shape: str | None) -> B
     if data is not None:
         return data.example(2)
     if shape is not None:
-        return _zeros([int(part) for part in numbers(shape, "--shape") or []])
+        return _zeros(sizes(shape))
     if is_folder(Path(opened.spec)):
         return example_of(read_folder_plan(Path(opened.spec)).inputs)
     if opened.spec == "digits-resnet":

@@ -17,7 +17,7 @@ from shoal.record import FrozenModel
 SCHEMA_VERSION: Literal[2] = 2
 
 # A plan may come from anywhere: what it describes must not take more memory than networks do.
-_LARGEST_INPUT, _LARGEST_MAP = 2**28, 2**31
+LARGEST_INPUT, _LARGEST_MAP = 2**28, 2**31
 
 
 CONSTANT = "constant"
@@ -43,8 +43,8 @@ class InputSpec(FrozenModel):
 
     @model_validator(mode="after")
     def _limit_size(self) -> "InputSpec":
-        if any(size < 0 for size in self.shape) or math.prod(self.shape) > _LARGEST_INPUT:
-            raise ValueError(f"an input of shape {self.shape[:8]}: at most {_LARGEST_INPUT} values, none below 0")
+        if any(size < 0 for size in self.shape) or math.prod(self.shape) > LARGEST_INPUT:
+            raise ValueError(f"an input of shape {self.shape[:8]}: at most {LARGEST_INPUT} values, none below 0")
         return self
 
 

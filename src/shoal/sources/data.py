@@ -1,5 +1,6 @@
 """Data by specification, and who sees what: calibration, validation, test."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -7,7 +8,7 @@ from typing import Any
 
 from shoal.arguments import real_number, whole_number
 from shoal.batches import Batch, batches
-from shoal.errors import DataError, SpecError, did_you_mean, expect_type
+from shoal.errors import DataError, SpecError, count_of, did_you_mean, expect_type
 from shoal.files.reading import from_home
 from shoal.sources import audio
 from shoal.sources.audio import AudioFormat
@@ -282,7 +283,10 @@ def _adapted(
         raise DataError(f"samples of shape {shape} have no size to change", "Leave out --size.")
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) not in (1, shape[0]):
-            raise DataError(f"{len(values)} values of {name} for {shape[0]} channels", f"Give 1 or {shape[0]}.")
+            raise DataError(
+                f"{count_of(len(values), 'value')} of {name} for {count_of(shape[0], 'channel')}",
+                "Give 1." if shape[0] == 1 else f"Give 1 or {shape[0]}.",
+            )
     return replace(
         transform,
         mean=transform.mean if mean is None else tuple(mean),
@@ -309,4 +313,7 @@ def _per_channel(name: str, values: Sequence[float] | float | None) -> tuple[flo
         return None
     hint = "Give one number for all channels, or a list of one for each."
     numbers = values if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
-    return tuple(real_number(name, number, hint) for number in numbers)
+    values = tuple(real_number(name, number, hint) for number in numbers)
+    if not all(map(math.isfinite, values)):
+        raise DataError(f"{name} is {list(values)}, expected finite numbers", hint)
+    return values
