@@ -87,6 +87,18 @@ def test_what_is_reported(tmp_path, network):
     assert (made.top1_agreement, made.n) == (1.0, 6)
 
 
+@needs_onnx
+def test_an_operator_that_onnx_lacks_is_named(tmp_path):
+    class Hermite(nn.Module):
+        def forward(self, x):
+            return torch.special.hermite_polynomial_h(x, 2)
+
+    with pytest.raises(ExportError, match=r"cannot hold this network: No ONNX function found .*hermite") as caught:
+        export_onnx(Hermite(), Batch((images(),)), tmp_path / "m.onnx")
+    assert "\x1b" not in caught.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
 class Alike(torch.nn.Module):
     """Scores that are the same at every position: (samples, positions, classes), or with the classes second."""
 

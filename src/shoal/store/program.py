@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from shoal.preserve import evaluating
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.store.save import independent_copy
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _WHOLE = "The other files of the folder are whole."
 
 
@@ -210,7 +212,11 @@ def _deviation(path: Path, name: str, expected: Tensor, actual: Tensor) -> float
 
 
 def _first_line(error: BaseException | None) -> str:
-    return str(error).strip().splitlines()[0] if error and str(error).strip() else type(error).__name__
+    # torch.onnx wraps the operator that it lacks in advice, coloured for a terminal.
+    while error is not None and type(error).__module__.startswith("torch.onnx") and error.__cause__ is not None:
+        error = error.__cause__
+    lines = _COLOURS.sub("", str(error or "")).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager
