@@ -193,7 +193,7 @@ class CandidateRefit:
                     prefix.record(part)
                 kept = Recording()
                 kept.sums, kept.outputs = dict(record.sums), dict(record.outputs)
-                runs.append(_OriginalRun(prefix, kept, answers[-1:]))
+                runs.append(_OriginalRun(part, prefix, kept, answers[-1:]))
         return runs
 
     def _affordable_samples(self) -> int:
@@ -217,7 +217,8 @@ class CandidateRefit:
         for run in self.runs:
             features, stream = self._map_inputs(segment, linear, partial(self._run, run, start, forwards))
             target = run.record.sums[segment.path]
-            moments.add(features, linear.as_output(target if stream is None else target - stream))
+            missing = linear.as_output(target if stream is None else target - stream)
+            moments.add(features, missing, run.batch.counted(features.shape[:-1]))
         return self._solved(linear, moments)
 
     def _map_inputs(self, segment: Segment, linear: LastLinear, run: Callable[[], Any]) -> tuple[Tensor, Tensor | None]:
@@ -247,7 +248,7 @@ class CandidateRefit:
         for run in self.runs:
             with _listening(self.graph.model, head, inputs=True) as features:
                 self._run(run, start, forwards)
-            moments.add(features[0], run.answers[0])
+            moments.add(features[0], run.answers[0], run.batch.counted(features[0].shape[:-1]))
         return self._solved(head, moments)
 
     def _refitted_replacement(self, change: PlacedChange, start: str, forwards: Forwards) -> Forwards:
@@ -261,7 +262,8 @@ class CandidateRefit:
         for run in self.runs:
             with _listening(model, fitted.span.paths[0], inputs=True, form=fitted.span.output_formats[0]) as entering:
                 self._run(run, start, forwards)
-            moments.add(entering[0], [run.record.target(fitted.span.end)])
+            x = entering[0]
+            moments.add(x, [run.record.target(fitted.span.end)], run.batch.counted(x.shape[:-1]))
         [refitted] = moments.solve_all(like_of(model))
         return span_forwards(model, fitted.span, refitted.module)
 
@@ -304,6 +306,7 @@ class RefittedChanges:
 class _OriginalRun:
     """The original on one mini-batch: what its modules returned, its sums, and what its head returned."""
 
+    batch: Batch
     prefix: PrefixCache
     record: Recording
     answers: list[Tensor]

@@ -125,7 +125,9 @@ def fit_all(
         for number, batch in enumerate(batches, 1):
             call(graph.model, batch)
             for moments in groups:
-                moments.add(record.inputs[moments.key.start], [record.target(end) for end in moments.ends])
+                x = record.inputs[moments.key.start]
+                targets = [record.target(end) for end in moments.ends]
+                moments.add(x, targets, batch.counted(x.shape[:-1]))
             if on_progress is not None:
                 on_progress(number, len(batches))
     like = like_of(graph.model)
@@ -196,6 +198,11 @@ def _groups(specs: Iterable[ReplacementSpec]) -> dict[MomentsKey, list[Replaceme
     return groups
 
 
+def part_of(counted: Tensor | None, part: slice) -> Tensor | None:
+    """Which positions count, of some of the samples."""
+    return counted[part] if counted is not None else None
+
+
 class SpanMoments:
     """The moments of the replacements with one key: shared inputs, one set of outputs for every end."""
 
@@ -226,10 +233,13 @@ class SpanMoments:
             seed,
         )
 
-    def add(self, x: Tensor, ys: list[Tensor]) -> None:
-        """Add one mini-batch: the input of the span, and the sum at each of `ends`; a fifth is held out."""
+    def add(self, x: Tensor, ys: list[Tensor], counted: Tensor | None = None) -> None:
+        """Add one mini-batch: the input of the span, and the sum at each of `ends`; a fifth is held out.
+
+        `counted` are the positions that are no padding, where there is any.
+        """
         for moments, part in fit_heldout_slices(self.train, self.held_out, x.shape[0]):
-            rows, outputs = self.sampler.draw(x[part], [y[part] for y in ys])
+            rows, outputs = self.sampler.draw(x[part], [y[part] for y in ys], part_of(counted, part))
             if not bool(torch.isfinite(rows).all() and torch.isfinite(outputs).all()):
                 raise NonFiniteError(f"NaN or Inf in the activations at '{self.key.start}'", "Check weights and data.")
             moments.add(rows, outputs)

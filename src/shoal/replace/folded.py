@@ -23,7 +23,7 @@ from shoal.plan import Replacement
 from shoal.preserve import copied, evaluating
 from shoal.regress import Moments, fits, r2, sums_device
 from shoal.replace.early_stop import StopForward, run_until_stopped
-from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, fit_heldout_slices
+from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, fit_heldout_slices, part_of
 from shoal.replace.last_linear import LastLinear, last_linear
 from shoal.replace.output_format import PLAIN
 from shoal.replace.recording import recording
@@ -171,7 +171,8 @@ def _collect(graph: BlockGraph, batches: Sequence[Batch], hosts: Sequence["HostM
             for batch in batches:
                 run_until_stopped(graph.model, batch)
                 for host in hosts:
-                    host.add(features[host.path], record.sums[host.path], [record.sums[end] for end in host.ends])
+                    x, sums = features[host.path], [record.sums[end] for end in host.ends]
+                    host.add(x, record.sums[host.path], sums, batch.counted(x.shape[:-1]))
     finally:
         for handle in handles:
             handle.remove()
@@ -195,15 +196,16 @@ class HostMoments:
         """Bytes of the moments."""
         return 16.0 * self.unknowns * (self.unknowns + len(self.ends) * self.width)
 
-    def add(self, features: Tensor, host_sum: Tensor, sums: Sequence[Tensor]) -> None:
-        """Add one mini-batch."""
+    def add(self, features: Tensor, host_sum: Tensor, sums: Sequence[Tensor], counted: Tensor | None = None) -> None:
+        """Add one mini-batch; `counted` are the positions that are no padding, where there is any."""
         if self.train is None or self.held_out is None:
             outputs = len(self.ends) * self.width
             device = sums_device(features.device, self.unknowns, outputs)
             self.train, self.held_out = (Moments(self.unknowns, outputs, joint=False, device=device) for _ in range(2))
         differences = [each - host_sum for each in sums]
         for moments, part in fit_heldout_slices(self.train, self.held_out, len(features)):
-            rows, targets = self.sampler.draw(features[part], [each[part] for each in differences])
+            parts = [each[part] for each in differences]
+            rows, targets = self.sampler.draw(features[part], parts, part_of(counted, part))
             if not bool(torch.isfinite(rows).all() and torch.isfinite(targets).all()):
                 raise NonFiniteError(f"NaN or Inf in the activations at '{self.path}'", "Check weights and data.")
             moments.add(rows, targets)

@@ -35,6 +35,7 @@ from shoal.replace.fitting import (
     SpanMoments,
     fit_heldout_slices,
     held_out_of,
+    part_of,
 )
 from shoal.replace.folded import is_better, solve_update
 from shoal.replace.kv_cache import without_kv_cache
@@ -141,6 +142,7 @@ class SequentialRefit:
     teacher_x: list[Tensor] = field(default_factory=list)
     student_x: list[Tensor] = field(default_factory=list)
     side_inputs: list[SideInputs] = field(default_factory=list)
+    batches: Sequence[Batch] = ()
 
     @property
     def changed(self) -> frozenset[str]:
@@ -161,6 +163,7 @@ class SequentialRefit:
         with_side_inputs = [block for block in blocks if len(calls[block].args) > 1 or calls[block].kwargs]
         formats = {segment.path: segment.output_format for segment in self.chain.segments[start:stop]}
         with_formats = {block: formats[block] for block in with_side_inputs}
+        self.batches = batches
         self.side_inputs = [_side_inputs(self.teacher.model, with_formats, batch) for batch in batches]
         self.teacher_x = [_input_of(self.teacher.model, path, batch, formats[path]) for batch in batches]
         self.student_x = [_input_of(self.student, path, batch, formats[path]) for batch in batches]
@@ -169,7 +172,7 @@ class SequentialRefit:
             index = self._advance(index)
             if on_progress is not None:
                 on_progress(index, len(self.chain.segments))
-        self.teacher_x, self.student_x, self.side_inputs = [], [], []
+        self.teacher_x, self.student_x, self.side_inputs, self.batches = [], [], [], ()
 
     def _advance(self, index: int) -> int:
         """Pass one segment or replaced span, refitting it if possible; returns the index of the next segment."""
@@ -252,7 +255,7 @@ class SequentialRefit:
             if update is not None and len(x) > 1:
                 with update.capturing():
                     output = self.forward_segments(self.student, segments, x, batch)
-                update.add(self.teacher_x[batch], output)
+                update.add(self.teacher_x[batch], output, self._counted(batch, output))
         if update is not None:
             update.apply_()
         self.student_x = [
@@ -282,7 +285,7 @@ class SequentialRefit:
                     self.teacher.model, segments, self.teacher_x[batch], batch
                 )
                 if len(x) > 1:
-                    moments.add(x, [record.target(fitted.span.end)])
+                    moments.add(x, [record.target(fitted.span.end)], self._counted(batch, x))
         module = self.student.get_submodule(fitted.span.paths[0])
         if any(True for _ in module.parameters()):
             [refitted] = moments.solve_all(next(module.parameters()))
@@ -309,7 +312,7 @@ class SequentialRefit:
             for batch, x in enumerate(self.student_x):
                 forward = partial(self.forward_segments, batch=batch)
                 target = probe.unit_sum(self.teacher_x[batch], forward, unit)
-                sums.append(UnitSum(target, *probe.unit_parts(x, forward, unit)))
+                sums.append(UnitSum(target, *probe.unit_parts(x, forward, unit), self._counted(batch, target)))
             self._fitted_sums(linear, sums)
 
     def _refit_last_linear(self, segment: Segment, linear: LastLinear) -> None:
@@ -326,9 +329,10 @@ class SequentialRefit:
             self.teacher_x[batch], target = probe.teacher_sum(self.teacher_x[batch], forward)
             features, stream = probe.student_parts(x.clone(), forward)
             if adds_up and stream is not None:
-                sums.append(UnitSum(target, features, stream))
+                sums.append(UnitSum(target, features, stream, self._counted(batch, target)))
             elif len(x) > 1:
-                moments.add(features, linear.as_output(target if stream is None else target - stream))
+                missing = linear.as_output(target if stream is None else target - stream)
+                moments.add(features, missing, self._counted(batch, features))
         if sums:
             self.student_x = self._fitted_sums(linear, sums)
             return
@@ -342,16 +346,21 @@ class SequentialRefit:
         moments = self._layer_moments(linear)
         for each in sums:
             if len(each.stream) > 1:
-                moments.add(each.features, each.target - each.stream)
+                moments.add(each.features, each.target - each.stream, each.counted)
         layer = self.student.get_submodule(linear.layer)
         before = [each.stream + layer(each.features) for each in sums]
         weights = copied(layer).state_dict()
         linear_fit_(self.student, linear, moments)
         after = [each.stream + layer(each.features) for each in sums]
-        if improves([each.target for each in sums], before, after):
+        counted = ([each.of_note(x) for each, x in zip(sums, part, strict=True)] for part in (before, after))
+        if improves([each.target for each in sums], *counted):
             return after
         layer.load_state_dict(weights)
         return before
+
+    def _counted(self, batch: int, x: Tensor) -> Tensor | None:
+        """Which positions of a stream are no padding, for the mini-batch of this index; None where all are."""
+        return self.batches[batch].counted(x.shape[:-1])
 
     def _layer_moments(self, linear: LastLinear) -> "LayerMoments":
         return LayerMoments(self.student.get_submodule(linear.layer), sum(map(len, self.teacher_x)), self.seed)
@@ -370,12 +379,17 @@ class SequentialRefit:
 class UnitSum:
     """A unit of the student on a mini-batch: what enters its last linear map, and what is that map's output added to.
 
-    `target` is the sum of both in the original.
+    `target` is the sum of both in the original; `counted` are the positions that are no padding, where there is any.
     """
 
     target: Tensor
     features: Tensor
     stream: Tensor
+    counted: Tensor | None = None
+
+    def of_note(self, x: Tensor) -> Tensor:
+        """A sum, at positions of padding as it should be: it makes no error there."""
+        return x if self.counted is None else torch.where(self.counted.unsqueeze(-1), x, self.target)
 
 
 @dataclass
@@ -463,14 +477,14 @@ class LayerUpdate:
         finally:
             handle.remove()
 
-    def add(self, target: Tensor, output: Tensor) -> None:
-        """Add one mini-batch: the stream as it should be and as it is; a fifth is held out."""
+    def add(self, target: Tensor, output: Tensor, counted: Tensor | None = None) -> None:
+        """Add one mini-batch: the stream as it should be and as it is; a fifth is held out, padding left out."""
         [features] = self.features
         missing = target - output
         if not bool(torch.isfinite(features).all() and torch.isfinite(missing).all()):
             raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
         for moments, part in fit_heldout_slices(self.train, self.held_out, len(features)):
-            moments.add(*self.sampler.draw(features[part], [missing[part]]))
+            moments.add(*self.sampler.draw(features[part], [missing[part]], part_of(counted, part)))
 
     def apply_(self) -> None:
         """Change the layer, if that does better on what was held out."""
@@ -532,12 +546,12 @@ class LayerMoments:
         device = sums_device(layer.weight.device, unknowns, outputs)
         self.train, self.held_out = (Moments(unknowns, outputs, joint=False, device=device) for _ in range(2))
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add one mini-batch; a fifth is held out."""
+    def add(self, x: Tensor, y: Tensor, counted: Tensor | None = None) -> None:
+        """Add one mini-batch; a fifth is held out, and positions that do not count, as padding, are left out."""
         if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
             raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
         for moments, part in fit_heldout_slices(self.train, self.held_out, x.shape[0]):
-            moments.add(*self.sampler.draw(x[part], [y[part]]))
+            moments.add(*self.sampler.draw(x[part], [y[part]], part_of(counted, part)))
 
 
 def _refit_head(teacher: nn.Module, student: nn.Module, head: LastLinear, batches: Sequence[Batch], seed: int) -> None:
@@ -545,7 +559,8 @@ def _refit_head(teacher: nn.Module, student: nn.Module, head: LastLinear, batche
     moments = LayerMoments(student.get_submodule(head.layer), sum(batch.size for batch in batches), seed)
     for batch in batches:
         if batch.size > 1:
-            moments.add(_input_of(student, head.layer, batch), _output_of(teacher, head.layer, batch))
+            x = _input_of(student, head.layer, batch)
+            moments.add(x, _output_of(teacher, head.layer, batch), batch.counted(x.shape[:-1]))
     linear_fit_(student, head, moments)
 
 

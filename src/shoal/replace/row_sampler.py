@@ -43,11 +43,19 @@ class RowSampler:
         self.per_sample = max(8, math.ceil(rows_per_unknown * unknowns / max(samples, 1)))
         self.generator = torch.Generator().manual_seed(seed)
 
-    def draw(self, x: Tensor, ys: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Rows (n, unknowns) of `x` and (n, outputs) of all `ys` side by side, float64."""
+    def draw(self, x: Tensor, ys: Sequence[Tensor], counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows (n, unknowns) of `x` and (n, outputs) of all `ys` side by side, float64.
+
+        Args:
+            x: the inputs of the map.
+            ys: what it should return, at each end.
+            counted: which positions are no padding, (samples, positions); None where all are. Of windows all count.
+        """
         if self.window is None:
             flat = x.reshape(-1, x.shape[-1])
-            chosen = torch.randperm(len(flat), generator=self.generator)[: self.per_sample * x.shape[0]].to(x.device)
+            places = torch.arange(len(flat)) if counted is None else counted.reshape(-1).nonzero().squeeze(1).cpu()
+            order = torch.randperm(len(places), generator=self.generator)[: self.per_sample * x.shape[0]]
+            chosen = places[order].to(x.device)
             return flat[chosen].double(), torch.cat([y.reshape(-1, y.shape[-1])[chosen] for y in ys], dim=1).double()
         positions = sample_grid(ys[0].shape[2:], self.per_sample, self.generator)
         rows = extract_patches(x, positions, self.window)
