@@ -99,7 +99,7 @@ def test_consent_is_the_option_or_the_very_words(run, tmp_path, folder):
     assert torch.equal(shoal.load(folder, trust_code=True)(x), shoal.load(tmp_path / "theirs", trust_code=True)(x))
 
 
-@pytest.mark.parametrize("key", ["data", "unlabelled", "latency_from"])
+@pytest.mark.parametrize("key", ["data", "unlabelled", "latency_from", "task"])
 def test_each_thing_that_an_earlier_run_names_is_asked_about(run, tmp_path, folder, key):
     claim = json.loads((folder / "run.json").read_text())
     claim["arguments"] |= {"recover": "1", "latency_from": None, key: "worse.py:data"}

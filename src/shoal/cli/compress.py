@@ -18,6 +18,7 @@ from shoal.cli.loading import (
     names,
     open_data,
     open_network,
+    open_task,
     open_workers,
     pick_device,
 )
@@ -48,7 +49,7 @@ from shoal.report import show
 from shoal.sources import Data
 from shoal.store import OpenedFolder
 from shoal.surgery import model_digest
-from shoal.tasks import Task, seq2seq
+from shoal.tasks import TASKS, Task, seq2seq
 from shoal.training.loaders import LoaderFactory
 
 TABLES = "tables"
@@ -97,7 +98,7 @@ class CompressRequest:
     worker_options: WorkerOptions = field(default_factory=WorkerOptions)
 
     def config(self, **more: Any) -> CompressConfig:
-        """How to compress."""
+        """How to compress; the task is of `more`, since a file may have to be run for it."""
         return CompressConfig(
             images=self.images,
             channels_last=self.channels_last,
@@ -108,7 +109,7 @@ class CompressRequest:
             latency_from=self.latency_from,
             output=self.output,
             latency_batch_sizes=self.latency_batch_sizes,
-            **{"task": self.task, **more},
+            **more,
         )
 
 
@@ -180,17 +181,19 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     if read_budget(request.recover) is None:
         session.check_alone("compress")
     device = pick_device(request.device)
+    asked = open_task(session, request.task)
     opened = open_network(session, request.model, request.weights, device)
     data = open_data(session, request.data, request.data_options, opened)
+    task = task_of(asked, data)
     check_input(opened.model, data)
     if request.latency_from is not None:
         session.check_consent(request.latency_from)
     budget, extra = _recovery(session, request, opened)
-    request.config()  # refuses what cannot be, before anything is read
+    request.config(task=task)  # refuses what cannot be, before anything is read
     if request.dry_run and request.tables is not None:
         from shoal.cli.dry_run import dry_run_plan
 
-        return dry_run_plan(session, request, opened.model, data)
+        return dry_run_plan(session, request, task, opened.model, data)
     if request.dry_run:
         return _show_plan(session, request, opened.model, data)
     workers = open_workers(session, request.worker_options, device)
@@ -210,7 +213,7 @@ def run_compress(session: Session, request: CompressRequest) -> int:
             config=request.config(
                 tables=(request.tables or path / TABLES) if request.goal.by_plan else None,
                 run_info=_provenance(request, opened.spec, data),
-                task=task_of(request.task, data),
+                task=task,
                 workers=workers,
             ),
             callbacks=Callbacks(progress, folder) if folder is not None else as_callbacks(progress),
@@ -227,9 +230,9 @@ def run_compress(session: Session, request: CompressRequest) -> int:
     return 0 if record.reached else 1
 
 
-def task_of(name: str | None, data: Data) -> Task | str | None:
+def task_of(asked: Task | None, data: Data) -> Task | None:
     """The task that is asked for; of sound that a network writes down, with its words as the metric."""
-    return seq2seq(data.decode) if data.decode is not None and name in (None, "seq2seq") else name
+    return seq2seq(data.decode) if data.decode is not None and asked in (None, TASKS["seq2seq"]) else asked
 
 
 def _kinds(option: str | None) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from shoal.batches import batches
 from shoal.blocks import Chain, analyze
 from shoal.cli.compress import epochs_of, task_of
 from shoal.cli.console import Session
-from shoal.cli.loading import check_input, claim_folder, open_data, open_network, pick_device
+from shoal.cli.loading import check_input, claim_folder, open_data, open_network, open_task, pick_device
 from shoal.cli.options import DistillRequest
 from shoal.errors import TraceError, UsageError
 from shoal.files.reading import from_home, is_folder
@@ -105,13 +105,14 @@ def _opened(session: Session, request: DistillRequest) -> _Inputs:
     if budget is None:
         raise UsageError("the budget of the distillation is none", "Give --budget 10m, or a number of steps.")
     device = pick_device(request.device)
+    asked = open_task(session, request.task)
     home = "cpu" if request.shard else device  # a device need not hold what is divided
     student = open_network(session, request.student, request.weights, home)
     teacher = open_network(session, request.teacher, request.teacher_weights, home)
     data = open_data(session, request.data, request.data_options, teacher)
     for network in (student, teacher):
         check_input(network.model, data)
-    outputs = OutputRequest(request.output, task_of(request.task, data))
+    outputs = OutputRequest(request.output, task_of(asked, data))
     known = outputs.known(teacher.model).task
     student, teacher = (replace(opened, model=dense_copy(known, opened.model)) for opened in (student, teacher))
     extra = open_data(session, request.unlabelled, request.data_options, teacher) if request.unlabelled else None

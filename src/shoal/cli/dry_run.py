@@ -9,9 +9,10 @@ from shoal.pipeline import PlanPrediction, predict_plan
 from shoal.record import FrontPoint
 from shoal.report import numbers
 from shoal.sources import Data
+from shoal.tasks import Task
 
 
-def dry_run_plan(session: Session, request: CompressRequest, model: nn.Module, data: Data) -> int:
+def dry_run_plan(session: Session, request: CompressRequest, task: Task | None, model: nn.Module, data: Data) -> int:
     """Say which plan the tables promise for the goal; returns the exit code."""
     with session.progress() as progress:
         solved = predict_plan(
@@ -19,7 +20,7 @@ def dry_run_plan(session: Session, request: CompressRequest, model: nn.Module, d
             data.calibration(augment=True),
             request.goal,
             validation=data.validation(augment=True),
-            config=request.config(tables=request.tables),
+            config=request.config(task=task, tables=request.tables),
             callbacks=progress,
         )
     if session.as_json:

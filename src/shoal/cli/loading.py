@@ -13,16 +13,17 @@ from torch import nn
 from shoal.batches import Batch, call, device_of
 from shoal.cli.console import Session
 from shoal.cli.options import DataOptions, WorkerOptions
-from shoal.errors import ConsentError, ModelRaisedError, UsageError
+from shoal.errors import ConsentError, ModelRaisedError, SpecError, UsageError
 from shoal.files.reading import from_home, is_folder
 from shoal.plan import InputSpec
 from shoal.plan.plan import LARGEST_INPUT
 from shoal.preserve import evaluating
 from shoal.sources import AudioFormat, Data, TextFormat, infer_audio_format, infer_text_format, load_data
 from shoal.sources.data import AUDIO, TEXT_SOURCES
-from shoal.sources.user_code import user_modules
+from shoal.sources.user_code import call_function, is_file_spec, user_modules
 from shoal.store import OpenedFolder, RunFolder, open_model, read_folder_plan
 from shoal.surgery import example_of
+from shoal.tasks import Task, task_named
 from shoal.training.processes import are_several, from_main, joined
 from shoal.training.tracking import tracking
 from shoal.workers import LocalWorkers, RayWorkers, Workers
@@ -79,6 +80,26 @@ def _reading(
         reading = infer_text_format(network.model, options.tokenizer, options.sequence_length)
     fetch = network.fetch if options.tokenizer is None else session.consent.covers(str(options.tokenizer))
     return replace(reading, fetch=fetch)
+
+
+def open_task(session: Session, spec: str | None) -> Task | None:
+    """The task that --task names: of Shoal, of a plugin, or what a function of the user's returns.
+
+    Raises:
+        UsageError: there is no task of this name.
+        SpecError: the function returns no task.
+    """
+    if spec is None or not is_file_spec(spec):
+        return task_named(spec) if spec is not None else None
+    session.check_consent(spec)
+    session.errors.print(f"running {spec} for the task", markup=False, soft_wrap=True)
+    task = call_function(spec)
+    if not isinstance(task, Task):
+        raise SpecError(
+            f"the function of --task '{spec}' returned a {type(task).__name__}, expected a shoal.tasks.Task",
+            "It is called without arguments: see docs/extending.md.",
+        )
+    return task
 
 
 def open_network(session: Session, spec: str, weights: Path | None, device: str = "cpu") -> OpenedFolder:

@@ -66,7 +66,7 @@ _TASK = partial(
     option,
     "--task",
     "What the network is for: classification, segmentation, detection, restoration, embedding, regression, seq2seq or"
-    " denoising; recognised by default.",
+    " denoising; or FILE.py:FUNCTION that returns a task (runs that file); recognised by default.",
     None,
     values=(
         *("classification", "denoising", "detection", "embedding", "regression", "restoration", "segmentation"),
@@ -293,10 +293,10 @@ class ScanRequest:
 
     @property
     def settings(self) -> "ScanConfig":
-        """How to scan."""
+        """How to scan; the task comes later, since a file may have to be run for it."""
         from shoal.scanning import ScanConfig
 
-        return ScanConfig(self.tolerance, self.fast, self.stack, self.layers, self.scores, self.output, task=self.task)
+        return ScanConfig(self.tolerance, self.fast, self.stack, self.layers, self.scores, self.output)
 
 
 @dataclass(frozen=True, kw_only=True)

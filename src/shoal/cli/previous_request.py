@@ -59,6 +59,8 @@ class _Before(BaseModel):
     student_budget: str = STUDENT_BUDGET
     unlabelled: str | None = None
     self_data: int = Field(default=0, ge=0)
+    output: list[str] | None = None
+    task: str | None = None
 
 
 def load_previous_request(folder: Path, asked: CompressRequest, named: Collection[str]) -> CompressRequest:

@@ -9,6 +9,7 @@ from shoal.cli.loading import (
     check_pair,
     open_data,
     open_network,
+    open_task,
     open_workers,
     output_folder,
     pick_device,
@@ -36,6 +37,7 @@ def run_scan(session: Session, request: ScanRequest) -> int:
     model, source = check_pair(request.model, request.data, "scan")
     request = replace(request, model=model, data=source)
     device = pick_device(request.device)
+    task = open_task(session, request.task)
     opened = open_network(session, model, request.weights, device)
     data = open_data(session, source, request.data_options, opened)
     other = open_data(session, request.also, request.data_options, opened) if request.also else None
@@ -67,7 +69,7 @@ def run_scan(session: Session, request: ScanRequest) -> int:
                 opened.model,
                 _split(data, request.split),
                 also=other.test() if other is not None else None,
-                config=replace(request.settings, run_info=info, workers=workers),
+                config=replace(request.settings, task=task, run_info=info, workers=workers),
                 callbacks=Callbacks(progress, folder),
             )
         record = record.model_copy(update={"seconds": folder.seconds})
