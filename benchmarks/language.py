@@ -86,7 +86,7 @@ def main() -> None:
     every = {stem: cell for stem, cell in every.items() if "perplexity" in cell}
     document = {"settings": settings(args), "cells": every}
     if args.out:
-        args.out.write_text(json.dumps(document, indent=1) + "\n")
+        args.out.write_text(written(document))
     lines = table(document)
     print("\n".join(lines))
     if args.docs:
@@ -137,6 +137,13 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": "float32",
     }
+
+
+def written(document: dict[str, Any]) -> str:
+    """The document as JSON, each cell on a line of its own."""
+    cells = ",\n".join(f"  {json.dumps(name)}: {json.dumps(cell)}" for name, cell in document["cells"].items())
+    outer = json.dumps({**document, "cells": {}}, indent=1)
+    return outer.replace('"cells": {}', f'"cells": {{\n{cells}\n }}') + "\n"
 
 
 def cell_file(work: Path, name: str, count: int, tokens: int) -> Path:
