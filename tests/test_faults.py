@@ -33,7 +33,6 @@ def test_nothing_is_lost(results, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.several
 def test_workers_hosts_and_a_head_that_fail_leave_the_record_as_it_is(tmp_path):
     """A small `make faults-workers`, which ends with exit code 1 where a record differs."""
     pytest.importorskip("ray")
