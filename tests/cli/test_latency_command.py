@@ -17,6 +17,7 @@ def _fake_clock(monkeypatch):
     stopwatch.install(monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_table_made_there_decides_here(run, tmp_path):
     code, out, _ = run("latency", NETWORK, "--shape", "1,8,8", "--batch-size", 16, "--out", "there.json", "--json")
     document = json.loads(out)

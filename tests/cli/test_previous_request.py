@@ -72,6 +72,7 @@ def test_another_goal_measures_nothing_again(run, tmp_path, counted):
     assert not (tmp_path / "fourth").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_folder_that_goes_on_and_can_be_started_from(run, tmp_path, monkeypatch, counted):
     words = ("compress", NETWORK, DATA, "--macs", "0.8", *FEW, "--out", "o")
     kept = MeasurementCache.add_damages

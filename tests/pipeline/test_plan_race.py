@@ -375,6 +375,7 @@ def whole(tmp_path_factory):
     return compressed(folder=folder), folder
 
 
+@pytest.mark.slow
 def test_a_race_is_the_default_wherever_a_budget_is_recovered(whole):
     found, folder = whole
     race, recovery = found.record.planning.race, found.record.recovery
@@ -450,6 +451,7 @@ def test_a_killed_race_resumes_with_the_very_same_students(whole, tmp_path, monk
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.slow
 def test_the_plan_that_recovers_best_is_chosen_of_real_plans(monkeypatch):
     """Nearest after the same steps: it is chosen."""
     evaluate = RungDistillation.evaluate_average

@@ -218,6 +218,7 @@ def test_the_next_plan_is_taken_where_the_best_was_only_lucky(tables):
     assert chosen.latency_measured_ms == pytest.approx(0.69 * whole)
 
 
+@pytest.mark.slow
 def test_where_all_were_lucky_the_fastest_is_taken_and_what_was_reached_is_said(tables):
     clock = Scripted(lambda true, precise: 0.75 + true / 100 if precise else 0.69)
     planned = planner(tables, clock=clock).solve_budget(Budget(latency=0.7))

@@ -257,6 +257,7 @@ def test_a_function_of_the_user_decides(tmp_path):
     assert chosen.latency_measured_ms <= 0.505 * planning.original_ms
 
 
+@pytest.mark.slow
 def test_a_budget_of_latency_holds_at_every_batch_size(tmp_path):
     (tmp_path / "own.py").write_text(FUNCTION)
     spec = f"{tmp_path}/own.py:by_batch"

@@ -50,6 +50,7 @@ def test_finished_tables_are_solved_without_measuring_or_building(tables, monkey
     )
 
 
+@pytest.mark.slow
 def test_it_is_the_plan_that_is_built_first(tables):
     promised = solved(tables, macs="0.5").plan
     built = compress(

@@ -76,6 +76,7 @@ def test_a_plan_recovers_and_its_folder_still_loads(tmp_path):
     assert torch.equal(loaded(data()[0]), found.model(data()[0]))
 
 
+@pytest.mark.slow
 def test_a_mere_default_gives_way_where_it_cannot_be_done():
     default = RecoveryConfig("5m", LEARN, required=False)
     found = compress(confident(), data(), Budget(macs=0.6), recovery=default, config=QUICK)

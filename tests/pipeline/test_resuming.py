@@ -161,7 +161,7 @@ def test_a_file_that_a_crash_cut_short_gives_the_same_tables(tmp_path, watch, cu
 @pytest.mark.parametrize(
     "goal",
     [
-        {"macs": 0.6},
+        pytest.param({"macs": 0.6}, marks=pytest.mark.slow),
         pytest.param({"latency": 0.5}, marks=pytest.mark.slow),
         pytest.param({"params": 0.5, "depth": 4}, marks=pytest.mark.slow),
         pytest.param({"pick": 2}, marks=pytest.mark.slow),

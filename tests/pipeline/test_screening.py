@@ -135,6 +135,7 @@ def damage_forwards(depth, monkeypatch, **more):
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_the_number_of_measured_changes_does_not_grow_with_the_depth(small, monkeypatch):
     counts = []
     for depth in (16, 32):

@@ -135,6 +135,7 @@ assert attempt(parts, killed=False) == 0
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_bitwise(tmp_path):
     places = [str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}

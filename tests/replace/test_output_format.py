@@ -212,6 +212,7 @@ def test_a_span_with_its_stream_by_keyword_is_fitted_on_what_enters_it(named: Na
         assert torch.equal(copy.deepcopy(cut)(x), cut(x))
 
 
+@pytest.mark.slow
 def test_compress_by_macs_with_the_stream_by_keyword(named: NamedNet, tmp_path: Path) -> None:
     result = compress(
         named,

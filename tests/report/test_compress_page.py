@@ -159,7 +159,7 @@ def test_spans_that_are_no_blocks_are_named() -> None:
 
 
 def test_where_latencies_come_from_is_said() -> None:
-    assert "they come from a roofline" in render(planned_record(latency_source="a roofline"))
+    assert "source: a roofline" in render(planned_record(latency_source="a roofline"))
 
 
 def test_the_pictures_of_a_hundred_blocks_stay_small() -> None:

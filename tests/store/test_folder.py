@@ -265,6 +265,7 @@ def test_the_lock_of_a_killed_process_is_gone_with_it(tmp_path):
         assert folder.measured() == [{"n": 1}]
 
 
+@pytest.mark.slow
 def test_two_that_begin_at_once(tmp_path):
     command = [sys.executable, "-c", OWNING.replace("time.sleep(60)", "time.sleep(3)"), str(tmp_path / "run")]
     children = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]

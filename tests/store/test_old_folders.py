@@ -147,6 +147,7 @@ def test_a_dry_run_from_old_tables_measures_nothing(home, run):
     assert tables.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_old_tables_are_solved_for_another_goal(home, run):
     tables = home / "planned" / "tables" / "tables.jsonl"
     before = tables.read_bytes()

@@ -57,6 +57,7 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("shoal", "net
 """
 
 
+@pytest.mark.slow
 def test_a_program_loads_without_shoal_for_any_batch_size(tmp_path, network):
     made = export_program(network, Batch((images(),)), tmp_path / "model.pt2")
     assert made.dynamic_batch

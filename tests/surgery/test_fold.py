@@ -212,6 +212,7 @@ def test_compress_folds_only_when_asked():
     assert (result.record.folded, result.record.fold_deviation) == ([], None)
 
 
+@pytest.mark.slow
 def test_a_folded_network_comes_back_in_a_fresh_process(tmp_path):
     net, x = load_model("digits-resnet").model, images(1, 8, n=8)
     cut = remove_blocks(net, Batch((x,)), ["stages.0.1", "stages.1.0"])
