@@ -99,6 +99,11 @@ class Batch:
             return None
         return mask != 0
 
+    def counted_in(self, stream: Tensor) -> Tensor | None:
+        """Which positions of a stream (samples, positions, channels) are no padding, on its device; None: all."""
+        counted = self.counted(stream.shape[:-1])
+        return counted.to(stream.device) if counted is not None else None
+
     def to(self, device: torch.device | str, memory_format: torch.memory_format | None = None) -> "Batch":
         """The batch on a device; 4-d inputs in `memory_format` where one is given."""
 

@@ -1,5 +1,5 @@
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +9,8 @@ from shoal.cli import loading
 from shoal.cli.console import Session
 from shoal.cli.loading import DataOptions, WorkerOptions, open_data, open_network, open_workers, sizes
 from shoal.errors import ConsentError, DataError, UsageError
+from shoal.plan import InputSpec
+from shoal.store import OpenedFolder
 from shoal.workers import LocalWorkers
 
 
@@ -93,3 +95,12 @@ def test_a_shape_is_whole_numbers():
 def test_another_shape_is_refused_with_an_example(text):
     with pytest.raises(UsageError, match=r"--shape is .*\n.*3,224,224"):
         sizes(text)
+
+
+def test_a_folder_named_from_home_says_what_its_network_takes(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plan = SimpleNamespace(inputs=[InputSpec(shape=[1, 8, 8], dtype="float32")])
+    monkeypatch.setattr(loading, "read_folder_plan", lambda folder: plan if folder == tmp_path / "run" else None)
+    network = OpenedFolder(torch.nn.Identity(), "~/run", runs_code=False, fetch=False)
+    assert loading.example_for(network, None, None).args[0].shape[1:] == (1, 8, 8)

@@ -215,8 +215,9 @@ def example_for(opened: OpenedFolder, data: Data | None, shape: str | None) -> B
         return data.example(2)
     if shape is not None:
         return _zeros(sizes(shape))
-    if is_folder(Path(opened.spec)):
-        return example_of(read_folder_plan(Path(opened.spec)).inputs)
+    folder = from_home(opened.spec)
+    if is_folder(folder):
+        return example_of(read_folder_plan(folder).inputs)
     if opened.spec == "digits-resnet":
         return load_data("digits").example(2)
     dummy = getattr(opened.model, "dummy_inputs", None)  # Hugging Face

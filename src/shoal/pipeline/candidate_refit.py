@@ -218,7 +218,7 @@ class CandidateRefit:
             features, stream = self._map_inputs(segment, linear, partial(self._run, run, start, forwards))
             target = run.record.sums[segment.path]
             missing = linear.as_output(target if stream is None else target - stream)
-            moments.add(features, missing, run.batch.counted(features.shape[:-1]))
+            moments.add(features, missing, run.batch.counted_in(features))
         return self._solved(linear, moments)
 
     def _map_inputs(self, segment: Segment, linear: LastLinear, run: Callable[[], Any]) -> tuple[Tensor, Tensor | None]:
@@ -248,7 +248,7 @@ class CandidateRefit:
         for run in self.runs:
             with _listening(self.graph.model, head, inputs=True) as features:
                 self._run(run, start, forwards)
-            moments.add(features[0], run.answers[0], run.batch.counted(features[0].shape[:-1]))
+            moments.add(features[0], run.answers[0], run.batch.counted_in(features[0]))
         return self._solved(head, moments)
 
     def _refitted_replacement(self, change: PlacedChange, start: str, forwards: Forwards) -> Forwards:
@@ -263,7 +263,7 @@ class CandidateRefit:
             with _listening(model, fitted.span.paths[0], inputs=True, form=fitted.span.output_formats[0]) as entering:
                 self._run(run, start, forwards)
             x = entering[0]
-            moments.add(x, [run.record.target(fitted.span.end)], run.batch.counted(x.shape[:-1]))
+            moments.add(x, [run.record.target(fitted.span.end)], run.batch.counted_in(x))
         [refitted] = moments.solve_all(like_of(model))
         return span_forwards(model, fitted.span, refitted.module)
 

@@ -546,7 +546,7 @@ class _PathSearch:
                 return path
             cuts.append(self._cut(path, alive))
 
-    def _cut(self, path: Edges, alive: Array) -> "_Cut":
+    def _cut(self, path: Edges, alive: Array) -> _Cut:
         """What rules out a path that is not allowed, and every other path that breaks the same bound in the same way.
 
         HiGHS takes 0.999999 for 1, so a path just above a bound may pass for one within it. Of blocks that are alike

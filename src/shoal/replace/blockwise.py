@@ -330,9 +330,9 @@ def _counted(batch: Batch, span: Span, output: Tensor) -> Tensor | None:
     """Which positions of a span's output are not padding; None where all count, or no mask has that shape."""
     if span.layout == "channels_first":
         return None
-    counted = batch.counted(output.shape[:-1])
+    counted = batch.counted_in(output)
     # Nothing but padding is nothing to learn from; as if there were no mask, rather than a mean over no number.
-    return counted.to(output.device) if counted is not None and bool(counted.any()) else None
+    return counted if counted is not None and bool(counted.any()) else None
 
 
 def _has_gradient(damage: AnswerDamage, graph: BlockGraph, batches: Sequence[Batch]) -> bool:

@@ -19,7 +19,7 @@ from shoal.blocks import BlockGraph
 from shoal.errors import DataError, NonFiniteError, UsageError
 from shoal.plan import Replacement
 from shoal.preserve import evaluating
-from shoal.regress import Fit, Moments, fits, r2
+from shoal.regress import Fit, Moments, fits, r2, sums_device
 from shoal.replace.kinds import REPLACEMENTS, MomentsView, ReplacementType
 from shoal.replace.modules import build_replacement, load_solution_, with_shortcut
 from shoal.replace.recording import recording
@@ -127,7 +127,7 @@ def fit_all(
             for moments in groups:
                 x = record.inputs[moments.key.start]
                 targets = [record.target(end) for end in moments.ends]
-                moments.add(x, targets, batch.counted(x.shape[:-1]))
+                moments.add(x, targets, batch.counted_in(x))
             if on_progress is not None:
                 on_progress(number, len(batches))
     like = like_of(graph.model)
@@ -196,6 +196,12 @@ def _groups(specs: Iterable[ReplacementSpec]) -> dict[MomentsKey, list[Replaceme
     for spec in specs:
         groups.setdefault(spec.key, []).append(spec)
     return groups
+
+
+def moment_halves(inputs: int, outputs: int, rows: torch.device) -> tuple[Moments, Moments]:
+    """Moments to fit a map of rows on this device by, and those held out."""
+    device = sums_device(rows, inputs, outputs)
+    return Moments(inputs, outputs, joint=False, device=device), Moments(inputs, outputs, joint=False, device=device)
 
 
 def part_of(counted: Tensor | None, part: slice) -> Tensor | None:

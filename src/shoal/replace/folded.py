@@ -21,9 +21,9 @@ from shoal.errors import NonFiniteError
 from shoal.offloaded import is_offloaded
 from shoal.plan import Replacement
 from shoal.preserve import copied, evaluating
-from shoal.regress import Moments, fits, r2, sums_device
+from shoal.regress import Moments, fits, r2
 from shoal.replace.early_stop import StopForward, run_until_stopped
-from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, fit_heldout_slices, part_of
+from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, fit_heldout_slices, moment_halves, part_of
 from shoal.replace.last_linear import LastLinear, last_linear
 from shoal.replace.output_format import PLAIN
 from shoal.replace.recording import recording
@@ -172,7 +172,7 @@ def _collect(graph: BlockGraph, batches: Sequence[Batch], hosts: Sequence["HostM
                 run_until_stopped(graph.model, batch)
                 for host in hosts:
                     x, sums = features[host.path], [record.sums[end] for end in host.ends]
-                    host.add(x, record.sums[host.path], sums, batch.counted(x.shape[:-1]))
+                    host.add(x, record.sums[host.path], sums, batch.counted_in(x))
     finally:
         for handle in handles:
             handle.remove()
@@ -200,8 +200,7 @@ class HostMoments:
         """Add one mini-batch; `counted` are the positions that are no padding, where there is any."""
         if self.train is None or self.held_out is None:
             outputs = len(self.ends) * self.width
-            device = sums_device(features.device, self.unknowns, outputs)
-            self.train, self.held_out = (Moments(self.unknowns, outputs, joint=False, device=device) for _ in range(2))
+            self.train, self.held_out = moment_halves(self.unknowns, outputs, features.device)
         differences = [each - host_sum for each in sums]
         for moments, part in fit_heldout_slices(self.train, self.held_out, len(features)):
             parts = [each[part] for each in differences]

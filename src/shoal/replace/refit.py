@@ -26,7 +26,7 @@ from shoal.errors import NonFiniteError
 from shoal.offloaded import is_offloaded
 from shoal.plan import Remove
 from shoal.preserve import copied, copied_arguments, evaluating
-from shoal.regress import Moments, fits, sums_device
+from shoal.regress import fits
 from shoal.replace.early_stop import StopForward, run_until_stopped
 from shoal.replace.fitting import (
     MAX_UNKNOWNS,
@@ -35,6 +35,7 @@ from shoal.replace.fitting import (
     SpanMoments,
     fit_heldout_slices,
     held_out_of,
+    moment_halves,
     part_of,
 )
 from shoal.replace.folded import is_better, solve_update
@@ -255,7 +256,7 @@ class SequentialRefit:
             if update is not None and len(x) > 1:
                 with update.capturing():
                     output = self.forward_segments(self.student, segments, x, batch)
-                update.add(self.teacher_x[batch], output, self._counted(batch, output))
+                update.add(self.teacher_x[batch], output, self.batches[batch].counted_in(output))
         if update is not None:
             update.apply_()
         self.student_x = [
@@ -285,7 +286,7 @@ class SequentialRefit:
                     self.teacher.model, segments, self.teacher_x[batch], batch
                 )
                 if len(x) > 1:
-                    moments.add(x, [record.target(fitted.span.end)], self._counted(batch, x))
+                    moments.add(x, [record.target(fitted.span.end)], self.batches[batch].counted_in(x))
         module = self.student.get_submodule(fitted.span.paths[0])
         if any(True for _ in module.parameters()):
             [refitted] = moments.solve_all(next(module.parameters()))
@@ -312,7 +313,8 @@ class SequentialRefit:
             for batch, x in enumerate(self.student_x):
                 forward = partial(self.forward_segments, batch=batch)
                 target = probe.unit_sum(self.teacher_x[batch], forward, unit)
-                sums.append(UnitSum(target, *probe.unit_parts(x, forward, unit), self._counted(batch, target)))
+                parts = probe.unit_parts(x, forward, unit)
+                sums.append(UnitSum(target, *parts, self.batches[batch].counted_in(target)))
             self._fitted_sums(linear, sums)
 
     def _refit_last_linear(self, segment: Segment, linear: LastLinear) -> None:
@@ -329,10 +331,10 @@ class SequentialRefit:
             self.teacher_x[batch], target = probe.teacher_sum(self.teacher_x[batch], forward)
             features, stream = probe.student_parts(x.clone(), forward)
             if adds_up and stream is not None:
-                sums.append(UnitSum(target, features, stream, self._counted(batch, target)))
+                sums.append(UnitSum(target, features, stream, self.batches[batch].counted_in(target)))
             elif len(x) > 1:
                 missing = linear.as_output(target if stream is None else target - stream)
-                moments.add(features, missing, self._counted(batch, features))
+                moments.add(features, missing, self.batches[batch].counted_in(features))
         if sums:
             self.student_x = self._fitted_sums(linear, sums)
             return
@@ -357,10 +359,6 @@ class SequentialRefit:
             return after
         layer.load_state_dict(weights)
         return before
-
-    def _counted(self, batch: int, x: Tensor) -> Tensor | None:
-        """Which positions of a stream are no padding, for the mini-batch of this index; None where all are."""
-        return self.batches[batch].counted(x.shape[:-1])
 
     def _layer_moments(self, linear: LastLinear) -> "LayerMoments":
         return LayerMoments(self.student.get_submodule(linear.layer), sum(map(len, self.teacher_x)), self.seed)
@@ -463,8 +461,7 @@ class LayerUpdate:
         weight: Any = self.layer.weight
         outputs, unknowns = weight.shape
         self.sampler = RowSampler(unknowns, samples, None, seed=seed)
-        device = sums_device(weight.device, unknowns, outputs)
-        self.train, self.held_out = (Moments(unknowns, outputs, joint=False, device=device) for _ in range(2))
+        self.train, self.held_out = moment_halves(unknowns, outputs, weight.device)
         self.features: list[Tensor] = []
 
     @contextmanager
@@ -543,8 +540,7 @@ class LayerMoments:
             window = Window(layer.kernel_size[0], int(layer.stride[0]), int(layer.dilation[0]))
         outputs, unknowns = len(layer.weight), layer.weight[0].numel()
         self.sampler = RowSampler(unknowns, samples, window, rows_per_unknown, seed)
-        device = sums_device(layer.weight.device, unknowns, outputs)
-        self.train, self.held_out = (Moments(unknowns, outputs, joint=False, device=device) for _ in range(2))
+        self.train, self.held_out = moment_halves(unknowns, outputs, layer.weight.device)
 
     def add(self, x: Tensor, y: Tensor, counted: Tensor | None = None) -> None:
         """Add one mini-batch; a fifth is held out, and positions that do not count, as padding, are left out."""
@@ -560,7 +556,7 @@ def _refit_head(teacher: nn.Module, student: nn.Module, head: LastLinear, batche
     for batch in batches:
         if batch.size > 1:
             x = _input_of(student, head.layer, batch)
-            moments.add(x, _output_of(teacher, head.layer, batch), batch.counted(x.shape[:-1]))
+            moments.add(x, _output_of(teacher, head.layer, batch), batch.counted_in(x))
     linear_fit_(student, head, moments)
 
 
