@@ -27,17 +27,22 @@ _MAPS: dict[_Kind, tuple[str, ...]] = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mlp": ("gate_proj", "up_proj", "down_proj"),
 }
+_LINEAR_ATTENTION = "self_attn.linear_attn.weight"
 _HINT = "Shoal loads the output folder itself: shoal.load(folder)."
 TOLERANCE = 1e-3  # of the largest logit: what another order of the same sums may come to
 
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """One layer: how many heads its keys have (0: no attention), how wide its MLP is (0: none), what it was made of."""
+    """One layer: how many heads its keys have (0: no attention), how wide its MLP is (0: none), what it was made of.
+
+    With `linear_attention` a linear map of the normalised stream stands in the place of its attention.
+    """
 
     kv_heads: int
     width: int
     parts: tuple[str, ...] = ()
+    linear_attention: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -166,6 +171,8 @@ def _units(model: Any) -> Iterator[_HalfLayer]:
 def _check_unit(kind: _Kind, path: str, tensors: Mapping[str, Tensor]) -> None:
     needed = {f"{_NORMS[kind]}.weight", *(f"{_MODULES[kind]}.{name}.weight" for name in _MAPS[kind])}
     allowed = needed | {f"{_MODULES[kind]}.{name}.bias" for name in _MAPS[kind]}
+    if _LINEAR_ATTENTION in tensors:
+        needed = allowed = {f"{_NORMS[kind]}.weight", _LINEAR_ATTENTION}
     wrong = sorted((needed - tensors.keys()) | (tensors.keys() - allowed))
     if wrong:
         raise ExportError(f"'{path}' is not a layer of Llama: it differs in {', '.join(wrong[:3])}", _HINT)
@@ -191,12 +198,15 @@ def _packed(units: list[_HalfLayer]) -> Iterator[tuple[_HalfLayer, ...]]:
 
 def _layer(units: tuple[_HalfLayer, ...], head_dim: int) -> DecoderLayer:
     kv_heads = width = 0
+    linear_attention = False
     for unit in units:
-        if unit.kind == "attention":
+        if _LINEAR_ATTENTION in unit.tensors:
+            linear_attention = True
+        elif unit.kind == "attention":
             kv_heads = len(unit.tensors["self_attn.k_proj.weight"]) // head_dim
         else:
             width = len(unit.tensors["mlp.gate_proj.weight"])
-    return DecoderLayer(kv_heads, width, tuple(unit.path for unit in units))
+    return DecoderLayer(kv_heads, width, tuple(unit.path for unit in units), linear_attention)
 
 
 def _check_nothing_else(model: Any, used: list[Tensor]) -> None:
@@ -210,13 +220,15 @@ def _check_nothing_else(model: Any, used: list[Tensor]) -> None:
 
 def incomplete(decoder: Decoder) -> str:
     """The layers that lack a part, in words; empty where all are whole."""
-    missing = [
-        f"{' and '.join(layer.parts)} {'has no MLP behind it' if layer.kv_heads else 'has no attention before it'}"
-        for layer in decoder.layers
-        if not layer.is_whole
-    ]
+    missing = [f"{' and '.join(layer.parts)} {_lacking(layer)}" for layer in decoder.layers if not layer.is_whole]
     more = f", and {len(missing) - 3} more" if len(missing) > 3 else ""
     return "; ".join(missing[:3]) + more
+
+
+def _lacking(layer: DecoderLayer) -> str:
+    if layer.linear_attention:
+        return "has a linear map in the place of its attention"
+    return "has no MLP behind it" if layer.kv_heads else "has no attention before it"
 
 
 def check_first_attention(decoder: Decoder, reader: str) -> None:
@@ -226,6 +238,12 @@ def check_first_attention(decoder: Decoder, reader: str) -> None:
         ExportError: names the MLP and who cannot read it.
     """
     first = decoder.layers[0]
+    if first.linear_attention:
+        raise ExportError(
+            f"the network begins with '{first.parts[0]}', a linear map in the place of an attention, and {reader} "
+            "takes the attention of the first layer for granted",
+            "Keep the first attention: --exclude 'model.layers.0'.",
+        )
     if not first.kv_heads:
         raise ExportError(
             f"the network begins with '{first.parts[0]}', no attention before it, and {reader} takes the attention of "
@@ -309,7 +327,11 @@ def plain_config(decoder: Decoder) -> dict[str, Any]:
 def _exact_block(decoder: Decoder, layer: DecoderLayer) -> dict[str, Any]:
     group = decoder.heads // layer.kv_heads if layer.kv_heads else None
     return {
-        "attention": {"no_op": not layer.kv_heads, "n_heads_in_group": group},
+        "attention": {
+            "no_op": not layer.kv_heads and not layer.linear_attention,
+            "replace_with_linear": layer.linear_attention,
+            "n_heads_in_group": group,
+        },
         "ffn": {"no_op": not layer.width, "intermediate_size": layer.width},
     }
 

@@ -4,6 +4,7 @@ The rotation of positions takes neighbouring features there, and features half a
 the maps to queries and keys change places. Norms and biases are float32, matrices of the type requested.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,6 +35,7 @@ _INNER = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.linear_attn": "attn_output",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -142,7 +144,8 @@ def write_gguf(path: Path, content: GgufContent) -> None:
 def _add_settings(gguf: Any, writer: Any, content: GgufContent) -> None:
     decoder, layers = content.decoder, content.decoder.layers
     kinds = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}
-    heads = [decoder.heads if layer.kv_heads else 0 for layer in layers]
+    # Heads without keys: what llama.cpp calls linear attention, the output map alone.
+    heads = [decoder.heads if layer.kv_heads or layer.linear_attention else 0 for layer in layers]
     kv_heads, widths = [layer.kv_heads for layer in layers], [layer.width for layer in layers]
     alike = content.architecture == "llama"
     writer.add_name(content.name)
@@ -223,18 +226,25 @@ def read_gguf(path: Path) -> Decoder:
         for tensor in reader.tensors
     }
     count, head_dim = field("block_count"), field("attention.key_length")
-    per_layer = [_per_layer(field(name), count) for name in ("attention.head_count_kv", "feed_forward_length")]
+    heads, kv_heads, widths = (
+        _per_layer(field(name), count)
+        for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+    )
+    layers = tuple(
+        DecoderLayer(kv, width, linear_attention=bool(query and not kv))
+        for query, kv, width in zip(heads, kv_heads, widths, strict=True)
+    )
     decoder = Decoder(
         hidden_size=field("embedding_length"),
-        heads=max(_per_layer(field("attention.head_count"), count)),
+        heads=max(heads),
         head_dim=head_dim,
         eps=field("attention.layer_norm_rms_epsilon"),
         positions=field("context_length"),
         theta=field("rope.freq_base"),
         frequencies=torch.ones(1),
         tied="output.weight" not in stored,
-        layers=tuple(DecoderLayer(kv_heads, width) for kv_heads, width in zip(*per_layer, strict=True)),
-        tensors=_original_names(stored, head_dim),
+        layers=layers,
+        tensors=_original_names(stored, head_dim, layers),
     )
     factors = stored.get(_FREQUENCIES, torch.ones(1))
     return replace(decoder, frequencies=_plain_frequencies(decoder) / factors)
@@ -244,7 +254,7 @@ def _per_layer(value: Any, count: int) -> list[int]:
     return list(value) if isinstance(value, list) else [value] * count
 
 
-def _original_names(stored: dict[str, Tensor], head_dim: int) -> dict[str, Tensor]:
+def _original_names(stored: dict[str, Tensor], head_dim: int, layers: Sequence[DecoderLayer]) -> dict[str, Tensor]:
     outer, inner = ({new: old for old, new in names.items()} for names in (_OUTER, _INNER))
     tensors = {}
     for name, tensor in stored.items():
@@ -255,8 +265,11 @@ def _original_names(stored: dict[str, Tensor], head_dim: int) -> dict[str, Tenso
             tensors[f"{outer[module]}.{leaf}"] = tensor
             continue
         _, index, part = module.split(".")
-        rows = _half_apart(tensor, head_dim) if inner[part] in _ROTATED else tensor
-        tensors[f"model.layers.{index}.{inner[part]}.{leaf}"] = rows
+        original = inner[part]
+        if part == "attn_output":
+            original = "self_attn.linear_attn" if layers[int(index)].linear_attention else "self_attn.o_proj"
+        rows = _half_apart(tensor, head_dim) if original in _ROTATED else tensor
+        tensors[f"model.layers.{index}.{original}.{leaf}"] = rows
     return tensors
 
 

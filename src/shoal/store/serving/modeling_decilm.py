@@ -27,6 +27,18 @@ def mlp_width(ffn: Any, hidden_size: int) -> int:
     return -(-int(2 * ffn["ffn_mult"] * hidden_size / 3) // 256) * 256
 
 
+class LinearAttention(nn.Module):
+    """One map of the normalised stream in the place of an attention; it has no cache and looks at no other token."""
+
+    def __init__(self, config: DeciLMConfig) -> None:
+        super().__init__()
+        self.linear_attn = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
+        """The map, and no weights of an attention."""
+        return self.linear_attn(hidden_states), None
+
+
 class DeciLMDecoderLayer(GradientCheckpointingLayer):
     """Attention and MLP, either of which may be missing; `cache_idx` counts the attentions before this layer."""
 
@@ -36,6 +48,9 @@ class DeciLMDecoderLayer(GradientCheckpointingLayer):
         self.self_attn = self.mlp = None
         if not attention.no_op:
             self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if not attention.no_op and attention.get("replace_with_linear"):
+            self.self_attn = LinearAttention(config)
+        elif not attention.no_op:
             local = copy.copy(config)
             local.num_key_value_heads = config.num_attention_heads // attention.n_heads_in_group
             self.self_attn = LlamaAttention(local, cache_idx)
@@ -68,7 +83,7 @@ class DeciLMModel(LlamaModel):
         layers, attentions = [], 0
         for index, block in enumerate(config.block_configs):
             layers.append(DeciLMDecoderLayer(config, index, attentions))
-            attentions += not block.attention.no_op
+            attentions += not (block.attention.no_op or block.attention.get("replace_with_linear"))
         self.layers = nn.ModuleList(layers)
         self.post_init()
 

@@ -88,7 +88,11 @@ def _block(decoder: Decoder, layer: DecoderLayer) -> dict[str, Any]:
     group = decoder.heads // layer.kv_heads if layer.kv_heads else None
     multiple = 1.5 * layer.width / decoder.hidden_size if layer.width else None
     return {
-        "attention": {"n_heads_in_group": group, "no_op": group is None, "replace_with_linear": False},
+        "attention": {
+            "n_heads_in_group": group,
+            "no_op": group is None and not layer.linear_attention,
+            "replace_with_linear": layer.linear_attention,
+        },
         "ffn": {"ffn_mult": multiple, "no_op": multiple is None, "replace_with_linear": False},
     }
 
