@@ -33,6 +33,8 @@ METHODS = {
     "shoal-refitted": ours.refitted,
     "shoal-plan": ours.plan,
     "shoal-units": ours.units,
+    "shoal-units-macs": ours.units_by_macs,
+    "shoal-linear-attention": ours.linear_attention,
     "shortgpt": methods.shortgpt,
     "contiguous": methods.contiguous,
     "last": methods.last_layers,
@@ -49,6 +51,8 @@ TITLES = {
     "shoal-refitted": "Shoal, `--remove`, kept layers refitted",
     "shoal-plan": "Shoal, plan (`--depth`)",
     "shoal-units": "Shoal, plan by units (`--grain unit`)",
+    "shoal-units-macs": "Shoal, plan by units (`--macs`)",
+    "shoal-linear-attention": "Shoal, the same with linear attention",
     "shortgpt": "ShortGPT (block influence)",
     "contiguous": "contiguous span, by angle",
     "last": "last layers",
@@ -195,7 +199,7 @@ class Bench:
 
         All layers are alike, so networks of as many attentions and MLPs are timed once.
         """
-        known: dict[tuple[int, int], dict[str, float]] = {}
+        known: dict[tuple[int, int, int], dict[str, float]] = {}
         for file in sorted(self.args.work.glob("*-[0-9]*.json")):
             cell = json.loads(file.read_text())
             if "perplexity" in cell and not cell["latency"] and cell["layers_removed"]:

@@ -22,6 +22,18 @@ class NoAttention(nn.Module):
         return torch.zeros_like(hidden_states), None
 
 
+class MappedAttention(nn.Module):
+    """In place of an attention that gave way to a linear map."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_attn = nn.Linear(width, width, bias=False)
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        """The map."""
+        return self.linear_attn(hidden_states), None
+
+
 class NoMlp(nn.Module):
     """In place of an MLP that was removed."""
 
@@ -70,14 +82,18 @@ def cut_as_noted(model: nn.Module, note: Mapping[str, Any]) -> Any:
         units |= {(int(path.rpartition(".")[2]), each) for path in gone for each in ZERO_UNITS}
     whole = {index for index, _ in units if all((index, each) in units for each in ZERO_UNITS)}
     parts = [(index, each) for index, each in sorted(units) if index not in whole]
-    return without_layers(without_units(model, parts), sorted(whole))
+    cut = without_units(model, parts)
+    for path in note.get("linear", []):
+        cut.set_submodule(path, MappedAttention(cut.config.hidden_size))
+    return without_layers(cut, sorted(whole))
 
 
-def units_left(model: Any) -> tuple[int, int]:
-    """How many attentions and how many MLPs a network has."""
+def units_left(model: Any) -> tuple[int, int, int]:
+    """How many attentions, maps in the place of one, and MLPs a network has."""
     layers = model.model.layers
-    attentions = sum(not isinstance(layer.self_attn, NoAttention) for layer in layers)
-    return attentions, sum(not isinstance(layer.mlp, NoMlp) for layer in layers)
+    maps = sum(isinstance(layer.self_attn, MappedAttention) for layer in layers)
+    attentions = sum(not isinstance(layer.self_attn, NoAttention) for layer in layers) - maps
+    return attentions, maps, sum(not isinstance(layer.mlp, NoMlp) for layer in layers)
 
 
 def rows_of(tokenizer: Any, path: Path, count: int, length: int, pieces: int = 1) -> Tensor:

@@ -12,7 +12,7 @@ from decoders.ground import Ground, without_layers
 from shoal import Budget, CompressConfig, compress
 from shoal.batches import Batch
 from shoal.blocks import analyze
-from shoal.measure import reading_of
+from shoal.measure import cost, reading_of
 from shoal.pipeline.goals import RemoveBlocks
 from shoal.pipeline.greedy import GreedyRemoval
 from shoal.replace import refit_
@@ -86,13 +86,34 @@ def units(ground: Ground, count: int, work: Path) -> Made:
     return _planned(ground, budget, work, f"units-{count}", work / "unit-tables")
 
 
-def _planned(ground: Ground, budget: Budget, work: Path, name: str, tables: Path) -> Made:
-    config = CompressConfig(stand_ins=("folded",), tables=tables)
+def units_by_macs(ground: Ground, count: int, work: Path) -> Made:
+    """By units, with as many MACs left as without `count` whole layers."""
+    return _planned(ground, _macs_without(ground, count), work, f"units-macs-{count}", work / "unit-tables")
+
+
+def linear_attention(ground: Ground, count: int, work: Path) -> Made:
+    """The same, and an attention may give way to one linear map."""
+    budget, kinds = _macs_without(ground, count), ("folded", "linear_attention")
+    return _planned(ground, budget, work, f"linear-attention-{count}", work / "unit-tables", kinds)
+
+
+def _macs_without(ground: Ground, count: int) -> Budget:
+    example = batches(ground.fit[:1])[0]
+    cut = without_layers(ground.model, range(count))
+    return Budget(macs=cost(cut, example).macs / cost(ground.model, example).macs, grain="unit")
+
+
+def _planned(
+    ground: Ground, budget: Budget, work: Path, name: str, tables: Path, kinds: tuple[str, ...] = ("folded",)
+) -> Made:
+    config = CompressConfig(stand_ins=kinds, tables=tables)
     size = 64 if ground.fit.is_cuda else 8  # a GPU waits for its orders where mini-batches are small
     result = compress(ground.model, batches(ground.fit, size), budget, config=config, callbacks=_print)
     (work / f"{name}.json").write_text(result.record.model_dump_json(indent=1))
     record = result.record
-    return result.model, {"removed": [*record.removed, *record.removed_units], "replaced": record.replaced}
+    note = {"removed": [*record.removed, *record.removed_units], "replaced": record.replaced}
+    linear = result.plan.linear_attentions
+    return result.model, {**note, "linear": linear} if linear else note
 
 
 def _print(stage: str, done: int, total: int) -> None:

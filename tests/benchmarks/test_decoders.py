@@ -60,10 +60,20 @@ def test_a_note_says_what_a_network_has_lost():
     ]:
         expected = without_layers(without_units(model, units), layers)
         lost = [len(layers) + sum(name == kind for _, name in units) for kind in ("self_attn", "mlp")]
-        assert units_left(cut_as_noted(model, note)) == (6 - lost[0], 6 - lost[1])
+        assert units_left(cut_as_noted(model, note)) == (6 - lost[0], 0, 6 - lost[1])
         ids = language.tokens(2)
         with torch.no_grad():
             torch.testing.assert_close(cut_as_noted(model, note)(ids).logits, expected(ids).logits, rtol=0, atol=0)
+
+
+def test_a_note_says_which_attentions_are_linear_maps():
+    note = {"removed": ["model.layers.1"], "linear": ["model.layers.2.self_attn", "model.layers.4.self_attn"]}
+    cut = cut_as_noted(language.llama(6), note)
+    assert units_left(cut) == (3, 2, 5)
+    whole = cut(language.tokens(1), use_cache=False).logits
+    first = cut(language.tokens(1)[:, :5], use_cache=True)
+    rest = cut(language.tokens(1)[:, 5:], past_key_values=first.past_key_values).logits
+    torch.testing.assert_close(torch.cat([first.logits, rest], 1), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_decoding_from_the_cache_says_what_a_whole_forward_says():

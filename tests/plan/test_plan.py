@@ -140,6 +140,10 @@ STUDENT = {key: STAND_IN[key] for key in ("layout", "in_channels", "out_channels
     "kind": "block",
     "copies": ("b",),
 }
+TOKEN_MAP = {"module": "a.attn", "argument": "hidden_states", "outputs": 2}
+LINEAR_ATTENTION = FEATURES | {
+    "kind": "linear_attention", "tail": "identity", "copies": ["a"], "attention": TOKEN_MAP,
+}  # fmt: skip
 INNER = {"writers": ["b.1"], "readers": ["b.3"], "width": 2}
 
 
@@ -169,6 +173,17 @@ def test_a_stand_in_survives_json(stand_in):
     assert Replacement.model_validate_json(action.stand_in.model_dump_json()) == action.stand_in
 
 
+def test_a_linear_attention_survives_json_and_changes_one_block():
+    document = json.loads(replacing(LINEAR_ATTENTION))
+    document["actions"][0]["paths"] = ["a"]
+    plan = parse_plan(json.dumps(document), "plan.json")
+    assert plan.linear_attentions == ["a.attn"]
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    document["actions"][0]["paths"] = ["a", "b"]
+    with pytest.raises(PlanError, match="'linear_attention' changes one block, not a, b"):
+        parse_plan(json.dumps(document), "plan.json")
+
+
 def test_a_narrow_student_survives_json():
     given = Replacement.model_validate(STUDENT | {"kind": "narrow", "inner": [INNER]})
     assert Replacement.model_validate_json(given.model_dump_json()) == given
@@ -195,13 +210,20 @@ def test_a_narrow_student_survives_json():
         (FEATURES | {"kind": "conv", "kernel": 3}, "channels_last has no neighbours"),
         (FEATURES | {"kind": "lowrank", "kernel": 3, "rank": 2}, "channels_last has no neighbours"),
         (FEATURES | {"stride": 2}, "channels_last has no neighbours"),
-        (STAND_IN | {"copies": ["b"]}, "copies of blocks belong to 'block', 'narrow' and 'folded'"),
-        (STUDENT | {"copies": []}, "copies of blocks belong to 'block', 'narrow' and 'folded'"),
+        (STAND_IN | {"copies": ["b"]}, "copies of blocks belong to 'block', 'narrow', 'folded', 'linear_attention'"),
+        (STUDENT | {"copies": []}, "copies of blocks belong to 'block', 'narrow', 'folded', 'linear_attention'"),
         (STUDENT | {"kind": "narrow"}, "inner features belong to 'narrow'"),
         (STUDENT | {"inner": [INNER]}, "inner features belong to 'narrow'"),
         (STUDENT | {"kind": "narrow", "inner": [INNER | {"width": 0}]}, "width: Input should be greater"),
         (STUDENT | {"shortcut": True}, "has the shortcuts and tails of its blocks"),
         (STUDENT | {"tail": "relu"}, "has the shortcuts and tails of its blocks"),
+        (LINEAR_ATTENTION | {"attention": None}, "belongs to 'linear_attention'"),
+        (STUDENT | {"attention": TOKEN_MAP}, "belongs to 'linear_attention'"),
+        (LINEAR_ATTENTION | {"copies": ["a", "b"]}, "'linear_attention' changes one block"),
+        (LINEAR_ATTENTION | {"out_channels": 7}, "a stand-in 'linear_attention' keeps the shape"),
+        (LINEAR_ATTENTION | {"attention": TOKEN_MAP | {"module": "b.attn"}}, "'b.attn' is not in the block 'a'"),
+        (LINEAR_ATTENTION | {"attention": TOKEN_MAP | {"outputs": 0}}, "outputs: Input should be greater"),
+        (LINEAR_ATTENTION | {"attention": TOKEN_MAP | {"argument": -1}}, "argument"),
     ],
 )
 def test_a_stand_in_that_does_not_fit_together_is_refused(stand_in, said):

@@ -259,9 +259,9 @@ def test_a_plan_with_a_fold_is_rebuilt_from_the_original():
 
 
 def test_a_fold_is_in_one_block():
-    with pytest.raises(ValueError, match="a folded map is in one block, the first of its span"):
+    with pytest.raises(ValueError, match="'folded' changes one block, the first of its span"):
         Replacement(kind="folded", layout="channels_last", in_channels=4, out_channels=4, copies=("a", "b"))
-    with pytest.raises(ValueError, match="'block', 'narrow' and 'folded'"):
+    with pytest.raises(ValueError, match="'block', 'narrow', 'folded', 'linear_attention'"):
         Replacement(kind="folded", layout="channels_last", in_channels=4, out_channels=4)
     stand_in = Replacement(kind="folded", layout="channels_last", in_channels=4, out_channels=4, copies=("blocks.9",))
     with pytest.raises(SurgeryError, match=r"a student of blocks.9 cannot be made of this network"):

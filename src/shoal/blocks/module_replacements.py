@@ -85,11 +85,11 @@ def block_without_units(graph: BlockGraph, path: str, numbers: Iterable[int]) ->
     """
     stubs = unit_replacements(graph, path, numbers)
     inside = {name.removeprefix(f"{path}."): stub for name, stub in stubs.items()}
-    return _with_modules(graph.model.get_submodule(path), inside)
+    return with_modules(graph.model.get_submodule(path), inside)
 
 
-def _with_modules(module: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
-    """A shallow copy of a module with others in the place of some inside it."""
+def with_modules(module: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
+    """A shallow copy of a module with others in the place of some inside it, by their paths in it."""
     if "" in replacements:
         return replacements[""]
     variant = copy.copy(module)
@@ -100,7 +100,7 @@ def _with_modules(module: nn.Module, replacements: Mapping[str, nn.Module]) -> n
             for path, stub in replacements.items()
             if path == name or path.startswith(f"{name}.")
         }
-        variant._modules[name] = _with_modules(module.get_submodule(name), inner)
+        variant._modules[name] = with_modules(module.get_submodule(name), inner)
     return variant
 
 
@@ -116,6 +116,34 @@ def removable_units(graph: BlockGraph, block: Block) -> list[int]:
             continue
         removable.append(number)
     return removable
+
+
+def branch_call(graph: BlockGraph, path: str, number: int) -> ModuleCall | None:
+    """The call of the module that returns what a unit adds; None where no single module does that and nothing else.
+
+    Args:
+        graph: of the network.
+        path: of the block.
+        number: of its unit, from 0; of the only one, too.
+    """
+    run, block_call = graph.trace, graph.calls[path]
+    additions = [graph.unit_additions(path)[number]]
+    last = _last_calls(run, block_call, additions, _idle_calls(run, block_call, additions))
+    return last[0] if len(last) == 1 else None
+
+
+def vacated_reason(graph: BlockGraph, path: str, number: int, inside: ModuleCall, zeros: nn.Module) -> str:
+    """Why a unit adds something else than what one module returns, or cannot do without it; empty where it can.
+
+    Args:
+        graph: of the network; it is run on its example and left as it was.
+        path: of the block.
+        number: of its unit.
+        inside: the call of that module.
+        zeros: what stands in its place for the trial, and returns zeros.
+    """
+    hooked = hook_reason(inside.module, inside.path)
+    return hooked or _failure_reason(graph, graph.chain[path], [number], {inside.path: zeros}, [inside])
 
 
 def _find_replacements(graph: BlockGraph, block: Block, numbers: list[int]) -> dict[str, nn.Module]:

@@ -179,7 +179,7 @@ def _replacements(_: bool) -> Iterator[Row]:
 
     for name, kind in REPLACEMENTS.items():
         yield {"name": name, "replaces": kind.requirement, "MACs per position": kind.macs_note, "source": kind.source}
-    for name in ("folded", *STUDENTS):
+    for name in ("folded", "linear_attention", *STUDENTS):
         yield {
             "name": name,
             "replaces": _TRAINED[name],
@@ -190,6 +190,7 @@ def _replacements(_: bool) -> Iterator[Row]:
 
 _TRAINED = {
     "folded": "blocks on tokens, by other weights in the layer in front of them",
+    "linear_attention": "attentions, by a linear map of the normalised stream",
     "block": "blocks, by a block of their own kind that is trained",
     "narrow": "blocks, by the same blocks with half the inner features, trained",
     "narrow1/4": "the same with a quarter of the inner features",

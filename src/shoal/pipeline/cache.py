@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, TypeAdapter
+from torch import nn
 from typing_extensions import TypedDict  # pydantic reads the one of typing only from Python 3.12
 
 from shoal.errors import FolderError
@@ -22,9 +23,16 @@ from shoal.files.tensors import read_tensors, write_tensors
 from shoal.files.writing import remove_partial, write_text
 from shoal.fingerprint import as_json, check_fingerprint
 from shoal.plan import Replacement
-from shoal.replace import FittedReplacement, FoldedSpec, ReplacementSpec, StudentSpec, build_replacement
+from shoal.replace import (
+    FittedReplacement,
+    FoldedSpec,
+    LinearAttentionSpec,
+    ReplacementSpec,
+    StudentSpec,
+    build_replacement,
+)
 
-CandidateSpec = ReplacementSpec | StudentSpec | FoldedSpec
+CandidateSpec = ReplacementSpec | StudentSpec | FoldedSpec | LinearAttentionSpec
 
 FINGERPRINT, _LINES = "tables.json", "tables.jsonl"
 
@@ -164,15 +172,23 @@ class MeasurementCache:
                 fitted += _load(self.path / line["file"], members, by_name, like)
         return fitted
 
-    def add_fitted(self, fitted: Sequence[FittedReplacement], names: Sequence[str]) -> None:
-        """Keep replacements: the weights first, then the line that says they are complete."""
+    def add_fitted(
+        self, fitted: Sequence[FittedReplacement], names: Sequence[str], original: nn.Module | None = None
+    ) -> None:
+        """Keep replacements: the weights first, then the line that says they are complete.
+
+        Args:
+            fitted: the replacements.
+            names: of each, unique in a network.
+            original: weights that a replacement shares with this network are not kept.
+        """
         if self.path is None:
             return
         file = f"stand-ins-{sum(line['kind'] == 'fitted' for line in self.entries)}.safetensors"
         state = {
             f"{name}/{key}": tensor
             for name, replacement in zip(names, fitted, strict=True)
-            for key, tensor in replacement.module.state_dict().items()
+            for key, tensor in _own_tensors(replacement, original).items()
         }
         members = [
             {
@@ -186,6 +202,16 @@ class MeasurementCache:
         ]
         write_tensors(self.path / file, state, {})
         self.append({"kind": "fitted", "file": file, "members": members})
+
+
+def _own_tensors(replacement: FittedReplacement, original: nn.Module | None) -> dict[str, torch.Tensor]:
+    """The state of a replacement; of a block that stays, without what lies where the original's weights do."""
+    state: dict[str, torch.Tensor] = replacement.module.state_dict()
+    if original is None or not replacement.stand_in.keeps_block:
+        return state
+    block = original.get_submodule(replacement.span.paths[0])
+    theirs = {tensor.data_ptr() for tensor in block.state_dict().values()}
+    return {key: tensor for key, tensor in state.items() if tensor.data_ptr() not in theirs}
 
 
 def _load(
@@ -203,6 +229,10 @@ def _materialize(
     replacement = Replacement.model_validate(member["stand_in"])
     module = build_replacement(replacement, like, spec.original)
     prefix = f"{spec.name}/"
-    module.load_state_dict({key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)})
+    own = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+    # What is not kept of a block that stays is the original's, of which the module was made.
+    _, unexpected = module.load_state_dict(own, strict=not replacement.keeps_block)
+    if unexpected or not own:
+        raise ValueError(f"the weights of '{spec.name}' do not fit: {', '.join(unexpected[:3]) or 'there are none'}")
     r2 = member["r2_fit"], member["r2_held_out"]
     return FittedReplacement(spec.span, spec.kind, replacement, module, member["ridge"], *r2)

@@ -37,12 +37,14 @@ from shoal.quantities import QUANTITIES, Cost
 from shoal.recover import TrainingBudget
 from shoal.replace import (
     FOLDED,
+    LINEAR_ATTENTION,
     MAX_UNKNOWNS,
     REPLACEMENTS,
     STUDENTS,
     FitScorer,
     FittedReplacement,
     FoldedSpec,
+    LinearAttentionSpec,
     ReplacementSpec,
     SegmentChain,
     Span,
@@ -51,7 +53,9 @@ from shoal.replace import (
     find_spans,
     fit_all,
     fit_folded,
+    fit_linear_attentions,
     folded_specs,
+    linear_attention_specs,
     split_by_key,
     split_by_memory,
     students_of,
@@ -64,7 +68,7 @@ from shoal.workers import LocalWorkers, Workers, WorkerTask, working
 Progress = Callable[[str, int, int], None]
 
 # conv5 and lowrank3/8 are there for who asks for them: on ResNet-56 they never entered a plan (benchmarks/fits.py).
-DEFAULT_KINDS = ("identity", "scale", "linear", "conv3", "lowrank1/4", "lowrank1/16", FOLDED)
+DEFAULT_KINDS = ("identity", "scale", "linear", "conv3", "lowrank1/4", "lowrank1/16", FOLDED, LINEAR_ATTENTION)
 LONGEST = 5
 # How long students learn, all of them together.
 STUDENT_BUDGET = "5m"
@@ -74,12 +78,15 @@ MIN_SAVING = 0.03
 _MAX_UNKNOWNS_WITH_FEW_ROWS = 1024
 # Of each length beyond `longest` so many folds are tried.
 _LONG_FOLDS = 2
-# A fold that predicts less than this share of what the removed blocks add is no better than their removal.
-_MIN_FOLD_R2 = 0.02
+# A map that predicts less than this share of what was removed is no better than its removal.
+_MIN_R2 = 0.02
 # Tasks of fits for each of several workers: a task takes a pass over the data.
 _FITS_PER_WORKER = 2
 # Held-out R2 this far below the fit's: too little data.
 _MAX_R2_GAP = 0.1
+
+
+_InBlockSpec = FoldedSpec | LinearAttentionSpec
 
 
 @dataclass
@@ -199,12 +206,13 @@ class CandidateBuilder:
         """Time, fit and try everything; what costs no less than what it replaces is dropped before it is fitted."""
         segments, costs = self.costs.segments, self.costs
         like = like_of(self.graph.model)
-        specs, students = self._cheaper_candidates(like)
+        specs, students, attentions = self._cheaper_candidates(like)
         fitted = self._fit(specs, like)
         trained, notes = self._train(students, like)
         # A closed form fits what comes before the tail, a student what comes behind it: each among its own.
-        folds = self._fit_folds(like)
-        groups = [*_by_span(fitted), *_by_span(trained), *_by_span(folds)]
+        folds = self._fit_once(self._fold_specs(), like, fit_folded, "fitting folds")
+        maps = self._fit_once(attentions, like, fit_linear_attentions, "fitting linear attentions")
+        groups = [group for each in (fitted, trained, folds, maps) for group in _by_span(each)]
         candidates = [candidate for group in groups for candidate in self._pareto_filter(group)]
         changes = self._changes(candidates)
         refit = CandidateRefit(self.graph, segments, self.fit, self.refit) if self.refit is not None else None
@@ -240,8 +248,10 @@ class CandidateBuilder:
         """What a block counts where the depth is bounded: one, or its units where these may go alone."""
         return max(1, len(self.graph.chain[path].removable_units)) if self.units is not None else 1
 
-    def _cheaper_candidates(self, like: torch.Tensor) -> tuple[list[ReplacementSpec], list[StudentSpec]]:
-        """The closed forms and the students that cost less than what they replace, once everything is timed."""
+    def _cheaper_candidates(
+        self, like: torch.Tensor
+    ) -> tuple[list[ReplacementSpec], list[StudentSpec], list[LinearAttentionSpec]]:
+        """The closed forms, students and linear attentions that cost less than what they replace, once all is timed."""
         segments, costs = self.costs.segments, self.costs
         spans = self.kept.spans
         samples = sum(batch.size for batch in self.fit)
@@ -257,12 +267,31 @@ class CandidateBuilder:
             removal.name: PlacedModule(removal.module, removal.segment.in_shape, removal.segment.paths)
             for removal in self.unit_removals
         }
-        costs.measure({**untrained, **removal_candidates(self.graph, segments), **parts})
+        attentions = self._linear_attentions()
+        maps = {spec.name: _placed(spec) for spec in attentions}
+        costs.measure({**untrained, **removal_candidates(self.graph, segments), **parts, **maps})
         # `untrained` holds as many weights as all students together: it must be gone before these learn.
         return (
             [spec for spec in specs if self._is_cheaper(spec.span, untrained[spec.name])],
             [spec for spec in students if self._is_cheaper(spec.span, untrained[spec.name])],
+            [spec for spec in attentions if self._is_cheaper(spec.span, maps[spec.name])],
         )
+
+    def _linear_attentions(self) -> list[LinearAttentionSpec]:
+        """Of the blocks whose attention may be touched, where a goal has use for it: no depth is saved."""
+        if LINEAR_ATTENTION not in self.kinds or self.depth_only:
+            return []
+        spans = find_spans(self.graph, self.costs.segments, 1)
+        specs = linear_attention_specs(self.graph, self.costs.segments, [span for span in spans if self._is_kept(span)])
+        units = self.units or {}
+        return [
+            spec
+            for spec in specs
+            if self.is_allowed(*spec.span.paths) or spec.unit in units.get(spec.span.paths[0], ())
+        ]
+
+    def _is_kept(self, span: Span) -> bool:
+        return not self.is_screened or span in self.kept.spans
 
     def _useful(self, specs: Sequence[ReplacementSpec]) -> list[ReplacementSpec]:
         """Without those that a goal about the number of blocks alone has no use for.
@@ -352,23 +381,22 @@ class CandidateBuilder:
                 keep(fitted)
                 self.progress(f"fitting {len(specs)} stand-ins", done, len(tasks))
 
-    def _fit_folds(self, like: torch.Tensor) -> list[FittedReplacement]:
-        """Spans of which the first block takes over what the others do, by its weights alone."""
-        if FOLDED not in self.kinds:
-            return []
-        specs = self._fold_specs()
+    def _fit_once(
+        self, specs: Sequence[_InBlockSpec], like: torch.Tensor, fit: Callable[..., list[FittedReplacement]], stage: str
+    ) -> list[FittedReplacement]:
+        """Maps inside blocks that stay, those that predict anything; what was fitted before is not fitted again."""
         by_name = {_name(fitted): fitted for fitted in self.cache.fitted(specs, like)}
         missing = [spec for spec in specs if spec.name not in by_name]
         if missing:
-            fitted = fit_folded(self.graph, self.fit, missing, on_progress=partial(self.progress, "fitting folds"))
-            self.cache.add_fitted(fitted, [_name(each) for each in fitted])
+            fitted = fit(self.graph, self.fit, missing, on_progress=partial(self.progress, stage))
+            self.cache.add_fitted(fitted, [_name(each) for each in fitted], self.graph.model)
             by_name |= {_name(each): each for each in fitted}
-        return [each for spec in specs if (each := by_name[spec.name]).r2_held_out > _MIN_FOLD_R2]
+        return [each for spec in specs if (each := by_name[spec.name]).r2_held_out > _MIN_R2]
 
     def _fold_specs(self) -> list[FoldedSpec]:
         """The folds of all spans, and a few of longer ones: a fold costs its first block, however much it removes."""
         segments = self.costs.segments
-        specs = folded_specs(self.graph, segments, self.kept.spans)
+        specs = folded_specs(self.graph, segments, self.kept.spans) if FOLDED in self.kinds else []
         if not specs or self.is_screened or self.longest < LONGEST:
             return specs
         spans = self._spans(len(segments.segments) // 2 + 1)
@@ -458,7 +486,7 @@ def check_kinds(kinds: Sequence[str]) -> None:
     Raises:
         UsageError: names those there are.
     """
-    kinds_known = (*REPLACEMENTS, FOLDED, *STUDENTS)
+    kinds_known = (*REPLACEMENTS, FOLDED, LINEAR_ATTENTION, *STUDENTS)
     unknown = next((kind for kind in kinds if kind not in kinds_known), None)
     if unknown is not None:
         raise UsageError(f"no stand-in is called '{unknown}'", f"There are {', '.join(kinds_known)}.")
@@ -505,6 +533,10 @@ def _untrained(
             modules[replacement] = build_replacement(replacement, like, spec.original)
         placed.append((spec, PlacedModule(modules[replacement], span.in_shape, span.paths, span.output_formats)))
     return placed
+
+
+def _placed(spec: LinearAttentionSpec) -> PlacedModule:
+    return PlacedModule(spec.block_with(spec.attention_map()), spec.span.in_shape, spec.span.paths)
 
 
 def _has_rows(spec: ReplacementSpec, samples: int) -> bool:

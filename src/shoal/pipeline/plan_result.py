@@ -45,7 +45,9 @@ def summary_of(actions: Sequence[Remove | Replace], segments: SegmentChain) -> s
     removals = [action for action in actions if isinstance(action, Remove)]
     units = sum(action.unit is not None for action in removals)
     removed = len(removals) - units
-    spans = [action for action in actions if isinstance(action, Replace)]
+    replacements = [action for action in actions if isinstance(action, Replace)]
+    spans = [action for action in replacements if action.stand_in.attention is None]
+    maps = len(replacements) - len(spans)
     paths = {path for span in spans for path in span.paths}
     covered = [segment for segment in segments.segments if segment.can_bound_span and segment.path in paths]
     changes = [f"{count_of(removed, 'block')} removed"] if removed else []
@@ -53,4 +55,7 @@ def summary_of(actions: Sequence[Remove | Replace], segments: SegmentChain) -> s
     if spans:
         what = "block" if covered[0].residual else "layer"
         changes.append(f"{count_of(len(covered), what)} replaced by {count_of(len(spans), 'stand-in')}")
+    changes += (
+        [f"{count_of(maps, 'attention')} replaced by {'a linear map' if maps == 1 else 'linear maps'}"] if maps else []
+    )
     return ", ".join(changes) or "nothing changed"

@@ -36,7 +36,7 @@ from shoal.pipeline.plan_search import PlanSearch
 from shoal.progress import Callbacks, ProgressCallback, as_callbacks
 from shoal.record import FrontPoint
 from shoal.recover import TrainingBudget, read_budget
-from shoal.replace import FOLDED, STUDENTS, build_segments
+from shoal.replace import FOLDED, LINEAR_ATTENTION, STUDENTS, build_segments
 from shoal.scanning import OutputDamage
 from shoal.surgery import model_digest
 
@@ -205,8 +205,8 @@ def _cache_fingerprint(context: CompressContext, fit: Sequence[Batch], judge: Se
         "fit_on": digest_of(fit),
         "judge_on": digest_of(judge),
         "timed": [list(tensor.shape) for tensor in timed.tensors],
-        # Folds are found by their names in tables that were made without them.
-        "stand_ins": [kind for kind in settings.stand_ins if kind != FOLDED],
+        # Folds and linear attentions are found by their names in tables that were made without them.
+        "stand_ins": [kind for kind in settings.stand_ins if kind not in (FOLDED, LINEAR_ATTENTION)],
         "longest": settings.longest,
         "channels_last": settings.channels_last,
         "device": str(device_of(context.graph.model)),

@@ -114,7 +114,22 @@ class Inner(FrozenModel):
     width: int = Field(ge=1)
 
 
-_KINDS = ("identity", "scale", "linear", "conv", "lowrank", "block", "narrow", "folded")
+class TokenMap(FrozenModel):
+    """A linear map without bias of what a module inside a block is given, in the place of that module.
+
+    Args:
+        module: its path in the original network.
+        argument: what is mapped: the number of a positional argument, or a keyword.
+        outputs: how long the tuple is that the module returns, the tensor first; None where it returns the tensor.
+    """
+
+    module: str
+    argument: Annotated[int, Field(ge=0)] | str = 0
+    outputs: int | None = Field(default=None, ge=1, le=16)
+
+
+_KINDS = ("identity", "scale", "linear", "conv", "lowrank", "block", "narrow", "folded", "linear_attention")
+_OF_BLOCKS = ("block", "narrow", "folded", "linear_attention")
 
 
 class Replacement(FrozenModel):
@@ -124,8 +139,9 @@ class Replacement(FrozenModel):
     the map is added to what enters; `rank` is that of a low-rank map. A student ('block', 'narrow') is a row of copies
     of the original's blocks at `copies`, which bring their own shortcuts and tails; the inner features of a narrow one
     are fewer, as `inner` says. A map that is 'folded' has no module of its own: it is in the last linear layer of the
-    span's first block, which is the one copied and stays; the others go. Any other kind is that of an installed
-    distribution (entry points `shoal.replacements`).
+    span's first block, which is the one copied and stays; the others go. With 'linear_attention' the only block of the
+    span stays, but for its attention, as `attention` says. Any other kind is that of an installed distribution (entry
+    points `shoal.replacements`).
     """
 
     kind: str
@@ -140,6 +156,7 @@ class Replacement(FrozenModel):
     tail: Tail = "identity"
     copies: tuple[str, ...] = ()
     inner: tuple[Inner, ...] = ()
+    attention: TokenMap | None = None
 
     @property
     def student(self) -> bool:
@@ -150,6 +167,11 @@ class Replacement(FrozenModel):
     def folded(self) -> bool:
         """Whether it is the first block of the span, with other weights in its last linear layer."""
         return self.kind == "folded"
+
+    @property
+    def keeps_block(self) -> bool:
+        """Whether the first block of the span stays where it is, with something else inside."""
+        return self.folded or self.attention is not None
 
     @property
     def depth(self) -> int:
@@ -172,10 +194,14 @@ class Replacement(FrozenModel):
 
     @model_validator(mode="after")
     def _copies_fit(self) -> "Replacement":
-        if self.student != (self.kind in ("block", "narrow", "folded")):
-            raise ValueError("copies of blocks belong to 'block', 'narrow' and 'folded', and to nothing else")
-        if self.folded and len(self.copies) != 1:
-            raise ValueError("a folded map is in one block, the first of its span")
+        if self.student != (self.kind in _OF_BLOCKS):
+            raise ValueError(f"copies of blocks belong to {', '.join(map(repr, _OF_BLOCKS))}, and to nothing else")
+        if (self.kind == "linear_attention") != (self.attention is not None):
+            raise ValueError("an attention that a map replaces belongs to 'linear_attention', and to nothing else")
+        if self.keeps_block and len(self.copies) != 1:
+            raise ValueError(f"'{self.kind}' changes one block, the first of its span")
+        if self.attention is not None and not self.attention.module.startswith(f"{self.copies[0]}."):
+            raise ValueError(f"the attention '{self.attention.module}' is not in the block '{self.copies[0]}'")
         if bool(self.inner) != (self.kind == "narrow"):
             raise ValueError("inner features belong to 'narrow', and to nothing else")
         if self.student and (self.shortcut or self.tail != "identity"):
@@ -185,7 +211,7 @@ class Replacement(FrozenModel):
     @model_validator(mode="after")
     def _fits_together(self) -> "Replacement":
         same = self.in_channels == self.out_channels and self.stride == 1
-        if not same and (self.shortcut or self.kind in ("identity", "scale", "lowrank")):
+        if not same and (self.shortcut or self.kind in ("identity", "scale", "lowrank", "linear_attention")):
             raise ValueError(f"a stand-in '{self.kind}' keeps the shape, this one has other channels or a stride")
         if self.kind == "identity" and self.shortcut:
             raise ValueError("an identity beside a shortcut would be the input twice")
@@ -267,9 +293,18 @@ class Plan(FrozenModel):
         """What is folded once the blocks are gone."""
         return [step for action in self.actions if isinstance(action, Fold) for step in action.folds]
 
+    @property
+    def linear_attentions(self) -> list[str]:
+        """The paths of the attentions of which a linear map is left."""
+        return [action.stand_in.attention.module for action in self.replaced if action.stand_in.attention is not None]
+
     @model_validator(mode="after")
     def _one_action_a_block(self) -> "Plan":
         covered = [path for action in self.replaced for path in action.paths]
+        attentions = [action for action in self.replaced if action.stand_in.attention is not None]
+        wide = next((action for action in attentions if list(action.stand_in.copies) != action.paths), None)
+        if wide is not None:
+            raise ValueError(f"'linear_attention' changes one block, not {', '.join(wide.paths)}")
         removed = {action.path for action in self.removals}
         twice = next((path for path in covered if covered.count(path) > 1 or path in removed), None)
         if twice is not None:

@@ -14,6 +14,12 @@ from shoal.replace.fitting import (
 )
 from shoal.replace.folded import FOLDED, FoldedSpec, fit_folded, folded_specs
 from shoal.replace.kinds import REPLACEMENTS
+from shoal.replace.linear_attention import (
+    LINEAR_ATTENTION,
+    LinearAttentionSpec,
+    fit_linear_attentions,
+    linear_attention_specs,
+)
 from shoal.replace.modules import PassThrough, build_replacement, with_shortcut
 from shoal.replace.output_format import PLAIN, OutputFormat, copy_format_, install_
 from shoal.replace.recording import recording
@@ -24,6 +30,7 @@ from shoal.replace.students import STUDENTS, StudentSpec, students_of, two_block
 
 __all__ = [
     "FOLDED",
+    "LINEAR_ATTENTION",
     "MAX_UNKNOWNS",
     "PLAIN",
     "REPLACEMENTS",
@@ -31,6 +38,7 @@ __all__ = [
     "FitScorer",
     "FittedReplacement",
     "FoldedSpec",
+    "LinearAttentionSpec",
     "OutputFormat",
     "PassThrough",
     "RefitConfig",
@@ -46,8 +54,10 @@ __all__ = [
     "find_spans",
     "fit_all",
     "fit_folded",
+    "fit_linear_attentions",
     "folded_specs",
     "install_",
+    "linear_attention_specs",
     "recalibrate_",
     "recording",
     "refit_",

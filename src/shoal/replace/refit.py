@@ -24,7 +24,7 @@ from shoal.blocks import BlockGraph
 from shoal.blocks.interception import intercept_additions
 from shoal.errors import NonFiniteError
 from shoal.offloaded import is_offloaded
-from shoal.plan import Remove
+from shoal.plan import Remove, TokenMap
 from shoal.preserve import copied, copied_arguments, evaluating
 from shoal.regress import fits
 from shoal.replace.early_stop import StopForward, run_until_stopped
@@ -179,7 +179,7 @@ class SequentialRefit:
         """Pass one segment or replaced span, refitting it if possible; returns the index of the next segment."""
         fitted = self.replacements.get(index)
         if fitted is not None:
-            if fitted.stand_in.folded:
+            if fitted.stand_in.keeps_block:
                 self._refit_ahead(index, fitted.span.stop)
             elif fitted.stand_in.student:
                 self._pass_student(fitted)
@@ -274,7 +274,15 @@ class SequentialRefit:
         linear = last_linear(self.teacher, segment, MAX_UNKNOWNS, unit)
         if linear is None or not linear.is_added_as_it_is:
             return None
+        token_map = self._token_map(segment)
+        if token_map is not None and linear.layer.startswith(f"{token_map.module}."):
+            return LastLinear(f"{token_map.module}.linear_attn", None, biased=False)
         return linear if isinstance(self.student.get_submodule(linear.layer), nn.Linear) else None
+
+    def _token_map(self, segment: Segment) -> TokenMap | None:
+        """The map that took the place of a block's attention, if one did."""
+        fitted = self.replacements.get(self.chain.paths.index(segment.path))
+        return fitted.stand_in.attention if fitted is not None else None
 
     def _refit_replacement(self, fitted: FittedReplacement) -> None:
         spec = ReplacementSpec(fitted.span, fitted.kind, fitted.stand_in.shortcut)

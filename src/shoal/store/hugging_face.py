@@ -126,6 +126,9 @@ def carry_files(model: nn.Module, place: Path, plan: Plan, record: Record | None
 
 
 def _check_plan(plan: Plan) -> None:
+    if plan.linear_attentions:
+        listed = ", ".join(plan.linear_attentions)
+        raise SurgeryError(f"a linear map took the place of {listed}, and transformers has no class with it", _SERVED)
     replaced = [action for action in plan.replaced if not action.stand_in.folded]
     if replaced:
         spans = "; ".join(", ".join(action.paths) for action in replaced)

@@ -81,7 +81,9 @@ def what_was_done(plan: Plan) -> str:
     if removed := [*plan.removed, *plan.folded_away, *plan.removed_units]:
         done.append(f"{len(removed)} removed ({', '.join(f'`{path}`' for path in removed)})")
     for action in plan.replaced:
-        if not action.stand_in.folded:
+        if action.stand_in.attention is not None:
+            done.append(f"`{action.stand_in.attention.module}` replaced by a linear map of what it is given")
+        elif not action.stand_in.folded:
             done.append(f"{' + '.join(f'`{path}`' for path in action.paths)} replaced ({action.stand_in.kind})")
         else:
             done.append(f"the last linear layer of `{action.paths[0]}` fitted to take over what was removed behind it")

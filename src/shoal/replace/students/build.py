@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from shoal.errors import SurgeryError
-from shoal.plan import Inner, Replacement
+from shoal.plan import Inner, Replacement, TokenMap
+from shoal.replace.attention_map import AttentionMap
 from shoal.replace.students.channel_groups import ChannelGroup, importance
 
 
@@ -25,7 +26,7 @@ def student_of(stand_in: Replacement, original: nn.Module) -> nn.Module:
     """The student that a stand-in describes, untrained, in eval mode: as good as slices of the original make it.
 
     Args:
-        stand_in: of kind 'block' or 'narrow'; of kind 'folded' it is the block itself.
+        stand_in: of kind 'block' or 'narrow'; of one that keeps a block it is that block.
         original: the network before any change; its blocks are copied. Of its weights the features to keep depend, so
             a student that is filled with trained weights may come from any weights.
 
@@ -36,14 +37,23 @@ def student_of(stand_in: Replacement, original: nn.Module) -> nn.Module:
         blocks = {path: copy.deepcopy(original.get_submodule(path)) for path in stand_in.copies}
         for narrowed in stand_in.inner:
             _narrow_(blocks, original, narrowed)
+        if stand_in.attention is not None:
+            _map_tokens_(blocks, stand_in.attention, stand_in.in_channels)
     except (AttributeError, IndexError, RuntimeError) as error:
         raise SurgeryError(
             f"a student of {', '.join(stand_in.copies)} cannot be made of this network: {error}",
             "Give the original network the plan was made from.",
         ) from error
-    if stand_in.folded:
+    if stand_in.keeps_block:
         return blocks[stand_in.copies[0]].eval()
     return Student(*(blocks[path] for path in stand_in.copies)).eval()
+
+
+def _map_tokens_(blocks: dict[str, nn.Module], token_map: TokenMap, width: int) -> None:
+    """Put a linear map of zeros in the place of a module, in place."""
+    [(path, block)] = blocks.items()
+    inside = token_map.module.removeprefix(f"{path}.")
+    block.set_submodule(inside, AttentionMap(token_map, width, block.get_submodule(inside)), strict=True)
 
 
 def _narrow_(blocks: dict[str, nn.Module], original: nn.Module, inner: Inner) -> None:
