@@ -8,6 +8,7 @@ import language
 from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.errors import DataError, NonFiniteError
+from shoal.plan import TokenMap
 from shoal.preserve import copied
 from shoal.replace import (
     build_replacement,
@@ -16,6 +17,7 @@ from shoal.replace import (
     fit_linear_attentions,
     linear_attention_specs,
 )
+from shoal.replace.attention_map import AttentionMap
 from shoal.store.serving.nemotron_nas import write_nemotron_nas
 
 
@@ -118,6 +120,15 @@ def bert():
     ).eval()
 
 
+def test_the_map_of_a_quantised_attention_has_numbers_of_its_own():
+    attention = nn.ModuleDict({"q": nn.Linear(8, 8)})
+    attention.q.weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.int8), requires_grad=False)
+    attention.q.bias = None
+    assert AttentionMap(TokenMap(module="a.b"), 8, attention).linear_attn.weight.dtype == torch.float32
+    attention.register_parameter("scale", nn.Parameter(torch.ones(1, dtype=torch.bfloat16)))
+    assert AttentionMap(TokenMap(module="a.b"), 8, attention).linear_attn.weight.dtype == torch.bfloat16
+
+
 class Hooked(nn.Module):
     """A hook of a user's would be lost with the attention it is on."""
 
@@ -130,7 +141,13 @@ class Hooked(nn.Module):
         return self.inner(input_ids=input_ids, use_cache=False).logits
 
 
+def encoder(**settings):
+    layer = nn.TransformerEncoderLayer(32, 4, 48, **settings)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+
+
 IMAGE = Batch((torch.zeros(2, 3, 32, 32),))
+STREAM = Batch((torch.zeros(2, 6, 32),))
 TOKENS = of_tokens(language.tokens())
 NETWORKS = {
     "blocks of parallel branches": (gpt_neox, TOKENS, ["gpt_neox.layers.0.attention", "gpt_neox.layers.1.attention"]),
@@ -147,6 +164,17 @@ NETWORKS = {
         IMAGE,
         ["layers.0.blocks.0.attn", "layers.0.blocks.1.attn"],
     ),
+    "torch's own encoder": (
+        lambda: encoder(norm_first=True, batch_first=True),
+        STREAM,
+        ["layers.0.self_attn", "layers.1.self_attn"],
+    ),
+    "the same with tokens first": (
+        lambda: encoder(norm_first=True),
+        STREAM,
+        ["layers.0.self_attn", "layers.1.self_attn"],
+    ),
+    "the same with norms behind": (lambda: encoder(batch_first=True), STREAM, ["layers.1.self_attn"]),
     "no attention at all": (lambda: MlpMixer(img_size=32, patch_size=8, num_blocks=2, embed_dim=16).eval(), IMAGE, []),
     "convolutions": (lambda: timm.create_model("resnet18").eval(), IMAGE, []),
 }

@@ -9,6 +9,9 @@ from shoal.plan import TokenMap
 from shoal.preserve import no_hook
 from shoal.replace.output_format import copy_plain_attrs_
 
+# Weights of a quantised attention are in none of these: a map is never quantised.
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 class AttentionMap(nn.Module):
     """A linear map without bias of one argument of the module it replaces, in the form that module returned.
@@ -25,8 +28,10 @@ class AttentionMap(nn.Module):
         super().__init__()
         self._argument, self._outputs = token_map.argument, token_map.outputs
         self.linear_attn = nn.Linear(width, width, bias=False, device="meta")
-        like = next(replaced.parameters(), torch.zeros(()))
+        like = next((each for each in replaced.parameters() if each.dtype in _DTYPES), torch.zeros(()))
         self.linear_attn.weight = nn.Parameter(torch.zeros(width, width, dtype=like.dtype, device=like.device))
+        for name, _ in replaced.named_parameters(recurse=False):
+            self.register_parameter(name, None)
         copy_plain_attrs_(self, replaced)
         vars(self).pop("layer_idx", None)  # its slot of the cache is no longer one
         self.register_forward_hook(no_hook)
