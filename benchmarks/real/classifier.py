@@ -130,7 +130,7 @@ def data(learnt: int = 320, tested: int = 160) -> tuple[Rows, Rows]:
 
 def more_data() -> tuple[Rows, Rows]:
     """The same with more squares."""
-    return data(2000, 600)
+    return data(1000, 240)
 
 
 def _prepared(image: Any) -> Tensor:

@@ -192,6 +192,8 @@ def as_batch(item: Any) -> Batch:
         if isinstance(inputs_of, (Tensor, Mapping)):
             batch = as_batch(inputs_of)
             return _labelled(batch, item[1]) if len(item) == 2 else batch
+    if isinstance(item, Mapping):
+        kind += f" of {', '.join(map(repr, item)) or 'nothing'}, in which there is no tensor for the network"
     several = isinstance(item, (tuple, list)) and len(item) > 2 and all(isinstance(part, Tensor) for part in item)
     raise DataError(
         f"a mini-batch is {kind}{f' of {len(item)} tensors' if several else ''}, expected "

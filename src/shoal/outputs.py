@@ -79,6 +79,8 @@ def chosen_outputs(outputs: Outputs, names: tuple[str, ...]) -> dict[str, Tensor
     for name in names:
         if not any(_lies_in(tensor, name) for tensor in outputs.tensors):
             listed = ", ".join(map(shown, outputs.tensors)) or "no tensor"
+            if name in outputs.plain:
+                raise UsageError(f"the network's output '{name}' is {outputs.plain[name]!r}", f"Name {listed}.")
             raise UsageError(f"the network has no output '{name}': it returns {listed}", "Name one of these.")
     return {key: tensor for key, tensor in outputs.tensors.items() if any(_lies_in(key, name) for name in names)}
 

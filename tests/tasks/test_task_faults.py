@@ -10,6 +10,7 @@ import shoal
 from networks_by_task import Denoiser, Encoder, Restorer, Segmenter, classifier, images, made, seeded
 from shoal.batches import Batch, TilePlace
 from shoal.errors import DataError, NonFiniteError, ShoalError, UsageError
+from shoal.measure.classes import checked_labels
 from shoal.tasks import TASKS, Metric, Task, check_annotations, check_metrics, compare_metrics
 
 QUICK = {"latency_seconds": 0.01}
@@ -103,6 +104,49 @@ def test_a_metric_of_the_users_own_that_fails_is_named_before_the_work_begins(fa
     assert set(seen) <= {"tracing"}
 
 
+def metric(**parts):
+    return Metric(**({"name": "mine", "label": "Mine", "rows": raising, "value": raising} | parts))
+
+
+MISMADE = {
+    "better": (lambda: metric(better="up"), "the metric Mine has better='up', expected 'higher' or 'lower'"),
+    "against": (lambda: metric(against="truth"), "the metric Mine has against='truth', expected 'labels' or"),
+    "rows": (lambda: metric(rows="rows"), "the metric Mine has rows='rows', expected a function"),
+    "value": (lambda: metric(value=None), "the metric Mine has value=None, expected a function"),
+    "respond": (lambda: metric(respond=3), "the metric Mine has respond=3, expected a function"),
+    "label": (lambda: metric(label=""), "the metric mine has label='', expected a text"),
+    "no name": (lambda: Task(""), "has name='', expected a text"),
+    "no tuple": (lambda: Task("t", metric()), r"the task t has metrics=Metric\(.*expected a tuple of metrics"),
+    "names": (lambda: Task("t", ("top1",)), r"the task t has metrics=\('top1',\), expected a tuple of metrics"),
+    "twice": (lambda: Task("t", (metric(), metric())), r"metrics=\['mine', 'mine'\], expected .* different names"),
+    "expectation": (lambda: Task("t", expectation="values"), "expectation='values', expected an Expectation or None"),
+    "obstacle": (lambda: Task("t", obstacle="no"), "the task t has obstacle='no', expected a function"),
+}
+
+
+@pytest.mark.parametrize("fault", MISMADE)
+def test_a_task_of_the_users_own_is_checked_as_it_is_made(fault):
+    make, reason = MISMADE[fault]
+    with pytest.raises(UsageError, match=reason):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"obstacle": raising}, "raised KeyError in `obstacle`: 'left'"),
+        ({"dense": raising}, "raised KeyError in `dense`: 'left'"),
+        ({"dense": lambda model: "Encoder"}, "raised TypeError in `dense`"),
+        ({"annotation_fault": raising}, "raised KeyError in `annotation_fault`: 'left'"),
+    ],
+)
+def test_a_function_of_a_task_that_raises_is_named(parts, reason):
+    model = made(Encoder)
+    with pytest.raises(UsageError, match=f"the task mine {reason}"):
+        compress(model, [(images(2), [{"boxes": 1}, {"boxes": 2}])], task=Task("mine", **parts))
+    assert type(model) is Encoder
+
+
 @pytest.mark.parametrize("figure", [float("nan"), float("inf"), np.float32("nan")])
 def test_a_metric_without_a_figure_decides_about_no_drop_and_is_left_out_of_the_record(figure):
     task = own_task(value=lambda rows: figure)
@@ -135,6 +179,54 @@ def test_labels_that_do_not_fit_are_not_passed_over_in_silence(label):
     [miou, _] = compare_metrics(TASKS["segmentation"], model, model, [(images(4), labels)], notes=notes)
     assert miou.against == "original"
     assert any("labels do not fit the metric mIoU: it compares with the original's" in note for note in notes)
+
+
+def test_pixels_without_a_class_count_nowhere():
+    """255, as 8-bit masks have it, is what -100 is; whatever the metric, the damage, the score or the loss."""
+    model, x = made(Segmenter), images(4)
+    labels = torch.randint(0, 3, (4, 12, 12), generator=seeded())
+    labels[:, :3] = 255
+    labels[3] = 255
+    marks = [labels, labels.masked_fill(labels == 255, -100), labels.to(torch.uint8)]
+    seen = []
+    for target in marks:
+        data = [(x[:3], target[:3]), (x[3:], target[3:])]
+        config = shoal.CompressConfig(task="segmentation", **QUICK)
+        result = shoal.compress(model, data, shoal.RemoveBlocks(1), validation=list(data), recovery=2, config=config)
+        scores = shoal.scan(model, data, config=shoal.ScanConfig(task="segmentation", layers=False)).blocks
+        figures = [
+            (metric.against, metric.n, metric.original, metric.compressed)
+            for metric in result.record.comparison.metrics
+        ]
+        seen.append((figures, [block.scores for block in scores], result.record.recovery.divergence_after))
+    assert seen[0] == seen[1] == seen[2]
+    assert {figure[:2] for figure in seen[0][0]} == {("labels", 4)}
+    known = [(x[:3], labels[:3])]
+    [alone, _] = compare_metrics(TASKS["segmentation"], model, model, known)
+    [both, _] = compare_metrics(TASKS["segmentation"], model, model, [*known, (x[3:], labels[3:])])
+    assert (both.n, both.original) == (4, pytest.approx(alone.original))
+
+
+def test_without_a_single_pixel_of_a_class_there_is_no_figure_and_it_says_so():
+    labels = torch.full((4, 12, 12), -100)
+    record = compress(made(Segmenter), [(images(4), labels)], task="segmentation").record
+    assert record.comparison.metrics == []
+    assert any("the metric mIoU of the original is nan on 4 samples" in warning for warning in record.warnings)
+
+
+def test_of_more_classes_than_eight_bits_hold_255_is_one():
+    log_probs = torch.zeros(1, 2, 2, 300)
+    target = torch.full((1, 2, 2), 255)
+    assert checked_labels(target, log_probs).tolist() == target.tolist()
+    assert checked_labels(target, log_probs[..., :255]).unique().tolist() == [-100]
+    with pytest.raises(DataError, match="label 255 does not fit a model with 255 classes"):
+        checked_labels(torch.full((1, 4), 255), torch.zeros(1, 4, 255))  # tokens
+
+
+def test_without_a_word_there_is_no_word_error_rate():
+    [metric] = TASKS["seq2seq"].metrics
+    assert np.isnan(metric.value([np.array([3, 0]), np.array([0, 0])]))
+    assert metric.value([np.array([3, 0]), np.array([1, 4])]) == 1.0
 
 
 def test_targets_that_are_no_numbers_are_refused():

@@ -8,6 +8,7 @@ from shoal.errors import DataError, NonFiniteError, count_of
 from shoal.measure.intervals import wilson
 from shoal.outputs import shown
 
+_VOID = 255  # in masks of 8 bits, the value of pixels that have no class
 _CHUNK = 2**17  # values handled at once in float64: what fits into a processor's cache is summed several times faster
 
 
@@ -87,8 +88,19 @@ def checked_labels(target: Tensor | None, log_probs: Tensor) -> Tensor | None:
     target = target.detach().cpu()
     if target.shape != shape or (target.is_floating_point() and not torch.equal(target, target.round())):
         return None
-    labels = target.long()
-    check_labels(labels, log_probs.shape[-1])
+    return class_indices(target, log_probs.shape[-1])
+
+
+def class_indices(target: Tensor, classes: int) -> Tensor:
+    """Labels as int64 on the CPU, -100 where they say nothing; of pixels 255 says nothing either, as VOC has it.
+
+    Raises:
+        DataError: they are out of range.
+    """
+    labels = target.detach().cpu().long()
+    if labels.dim() > 2 and classes <= _VOID:
+        labels = labels.masked_fill(labels == _VOID, IGNORED)
+    check_labels(labels, classes)
     return labels
 
 
@@ -112,7 +124,7 @@ def check_labels(labels: Tensor, classes: int) -> None:
 
 def _starts_at(labels: Tensor, classes: int) -> str:
     kept = labels[labels != IGNORED]
-    if int(kept.max()) == classes and int(kept.min()) >= 1:
+    if kept.numel() and int(kept.max()) == classes and int(kept.min()) >= 1:
         return "The labels seem to start at 1: subtract 1."
     return (
         "Check that data and model belong together, and that the labels start at 0; or name another output (output=)."

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from shoal import record
 from shoal.batches import Batch, batches, call, device_of
 from shoal.errors import DataError, NonFiniteError, count_of
-from shoal.measure.classes import check_labels, check_samples, kl_per_sample, log_probabilities, mean_over
+from shoal.measure.classes import check_samples, class_indices, kl_per_sample, log_probabilities, mean_over
 from shoal.outputs import Outputs, check_numbers, chosen_outputs, read_outputs, shown
 from shoal.preserve import evaluating
 
@@ -164,7 +164,7 @@ class Reading:
         for batch in data:
             target = batch.target
             if target is not None and not target.is_floating_point() and target.numel() and target.dim() > 0:
-                check_labels(target.detach().cpu().long(), head.classes)
+                class_indices(target, head.classes)
 
     def tensors(self, output: Any, batch: Batch) -> dict[str, Tensor]:
         """What counts of an output, by name; checked for numbers, and for a row for each sample.

@@ -21,7 +21,7 @@ from shoal.tasks.regression import REGRESSION
 from shoal.tasks.restoration import RESTORATION
 from shoal.tasks.segmentation import SEGMENTATION
 from shoal.tasks.seq2seq import SEQ2SEQ
-from shoal.tasks.task import Task
+from shoal.tasks.task import Task, guarded
 
 
 def _from_plugin(plugin: Plugin) -> Task:
@@ -159,7 +159,8 @@ def _check_fit(task: Task, model: nn.Module, tensors: Mapping[str, Tensor]) -> N
     Raises:
         UsageError: with the reason.
     """
-    reason = task.obstacle(model, {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()})
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    reason = guarded(f"the task {task.name}", "obstacle", task.obstacle, model, floating)
     if reason is not None:
         raise UsageError(
             f"the task {task.name} does not fit {type(model).__name__}: {reason}",

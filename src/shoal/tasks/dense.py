@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from shoal.preserve import copied
-from shoal.tasks.task import Task
+from shoal.tasks.task import Task, guarded
 
 USUAL = "_shoal_usual_class"
 
@@ -32,12 +32,14 @@ def dense_copy(task: Task | None, model: nn.Module) -> nn.Module:
 
     Raises:
         SurgeryError: the network cannot be copied.
+        UsageError: the task's own function raised, or returned no class that the network can be of.
     """
-    dense = task.dense(model) if task is not None else None
+    owner = f"the task {task.name}" if task is not None else ""
+    dense = guarded(owner, "dense", task.dense, model) if task is not None else None
     if dense is None:
         return model
     network = copied(model)
-    network.__class__ = dense
+    guarded(owner, "dense", setattr, network, "__class__", dense)
     return network
 
 

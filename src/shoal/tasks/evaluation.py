@@ -11,10 +11,10 @@ from torch import nn
 
 from shoal import record
 from shoal.batches import Batch, batches, call, device_of
-from shoal.errors import DataError, NonFiniteError, ShoalError, UsageError, check_memory, count_of
+from shoal.errors import DataError, NonFiniteError, UsageError, count_of
 from shoal.preserve import evaluating
 from shoal.tasks.mosaic import Mosaics
-from shoal.tasks.task import Metric, Reference, Row, Task
+from shoal.tasks.task import Metric, Reference, Row, Task, guarded
 
 _RESAMPLES, _SEED = 1000, 0
 # For metrics of rows that are no numbers, such as boxes: each resample is a whole evaluation.
@@ -50,7 +50,9 @@ def check_annotations(task: Task, data: Iterable[Batch]) -> None:
         DataError: with the reason.
     """
     for batch in data:
-        reason = task.annotation_fault(batch.annotations) if batch.annotations is not None else None
+        if batch.annotations is None:
+            continue
+        reason = guarded(f"the task {task.name}", "annotation_fault", task.annotation_fault, batch.annotations)
         if reason is not None:
             raise DataError(reason, "Mend the annotations, or yield the images alone: labels are not needed.")
 
@@ -220,16 +222,7 @@ def _guarded(metric: Metric, part: str, function: Callable[..., Any], *args: Any
     Raises:
         UsageError: it raised. Shoal's own errors pass.
     """
-    try:
-        return function(*args)
-    except ShoalError:
-        raise
-    except Exception as error:
-        check_memory(error, f"in the metric {metric.label}")
-        raise UsageError(
-            f"the metric {metric.label} raised {type(error).__name__} in `{part}`: {error}",
-            "Does the task fit the network and its labels? Name another one with task= (--task).",
-        ) from error
+    return guarded(f"the metric {metric.label}", part, function, *args)
 
 
 def _answer(metric: Metric, model: nn.Module, batch: Batch) -> Any:

@@ -59,11 +59,8 @@ def _fits(output: Any, labels: Any) -> bool:
     scores, counted = _scores(output), torch.ones_like(labels, dtype=torch.bool)
     for label in _VOID:
         counted &= labels != label
-    return scores.dim() == 4 and bool(counted.any()) and _are_classes(labels[counted], scores.shape[1])
-
-
-def _are_classes(labels: Tensor, classes: int) -> bool:
-    return int(labels.min()) >= 0 and int(labels.max()) < classes
+    known = labels[counted]  # none in an image where no pixel has a class: it adds nothing, and is no misfit
+    return scores.dim() == 4 and bool(((known >= 0) & (known < scores.shape[1])).all())
 
 
 def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str | None:

@@ -120,8 +120,9 @@ def _error_counts(decode: Decode | None) -> Callable[[Any, Reference, Batch], li
 
 
 def _rate(rows: Sequence[Row]) -> float:
+    """Edits by words; NaN where there are none, as where all that should be heard is silence."""
     edits, words = np.sum(rows, axis=0)
-    return float(edits / max(words, 1))
+    return float(edits / words) if words else float("nan")
 
 
 def _has_tokens(output: Any, labels: Any) -> bool:

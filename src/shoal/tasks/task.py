@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from shoal.batches import Batch
-from shoal.errors import UsageError
+from shoal.errors import ShoalError, UsageError, check_memory
 from shoal.measure.output_reading import Expectation
 from shoal.outputs import Outputs, read_outputs, shown
 
 # What one sample adds to a metric: numbers, or whatever `Metric.value` makes a figure of.
 Row = Any
+Better = Literal["higher", "lower"]
+Against = Literal["labels", "original", "either"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Metric:
     rows: Callable[[Any, Reference, Batch], Sequence[Row]]
     value: Callable[[Sequence[Row]], float]
     unit: str = ""
-    better: Literal["higher", "lower"] = "higher"
-    against: Literal["labels", "original", "either"] = "either"
+    better: Better = "higher"
+    against: Against = "either"
     fits: Callable[[Any, Any], bool] = lambda output, labels: True
     applies: Callable[[Any], bool] = lambda output: True
     perfect: float | None = None
@@ -68,6 +70,13 @@ class Metric:
     groups: Callable[[Batch], Sequence[str]] | None = None
     grouped_by: str = "group"
     bounded: bool = False
+
+    def __post_init__(self) -> None:
+        owner = f"the metric {self.label or self.name}"
+        _check_fields(self, owner, ("name", "label"), ("rows", "value", "fits", "applies"), _METRIC_OPTIONS)
+        for field, allowed in (("better", Better), ("against", Against)):
+            if getattr(self, field) not in get_args(allowed):
+                raise _wrong_field(owner, field, getattr(self, field), " or ".join(map(repr, get_args(allowed))))
 
 
 @dataclass(frozen=True)
@@ -99,9 +108,65 @@ class Task:
     obstacle: Callable[[nn.Module, Mapping[str, Tensor]], str | None] = lambda model, tensors: None
     annotation_fault: Callable[[Sequence[Any]], str | None] = lambda annotations: None
 
+    def __post_init__(self) -> None:
+        owner = f"the task {self.name}"
+        _check_fields(self, owner, ("name",), ("recognize", "dense", "obstacle", "annotation_fault"))
+        metrics = self.metrics
+        if not isinstance(metrics, Sequence) or not all(isinstance(metric, Metric) for metric in metrics):
+            raise _wrong_field(owner, "metrics", metrics, "a tuple of metrics")
+        if len({metric.name for metric in metrics}) < len(metrics):
+            names = [metric.name for metric in metrics]
+            raise _wrong_field(owner, "metrics", names, "metrics of different names")
+        if self.expectation is not None and not isinstance(self.expectation, Expectation):
+            raise _wrong_field(owner, "expectation", self.expectation, "an Expectation or None")
+
     def names(self, outputs: Outputs) -> tuple[str, ...]:
         """The outputs that count of those that a network returns; all of them where none is named here."""
         return tuple(name for name in self.outputs if name in outputs.tensors)
+
+
+_METRIC_OPTIONS = ("respond", "prepare", "groups")
+
+
+def _check_fields(
+    value: Any, owner: str, texts: Sequence[str], functions: Sequence[str], options: Sequence[str] = ()
+) -> None:
+    """Refuse fields that are of another type: texts are not empty, functions can be called, options also be None."""
+    for name in texts:
+        if not isinstance(text := getattr(value, name), str) or not text:
+            raise _wrong_field(owner, name, text, "a text")
+    for name in (*functions, *options):
+        part = getattr(value, name)
+        if not callable(part) and not (part is None and name in options):
+            raise _wrong_field(owner, name, part, "a function")
+
+
+def _wrong_field(owner: str, name: str, value: object, expected: str) -> UsageError:
+    return UsageError(f"{owner} has {name}={value!r}, expected {expected}", "See `Task` and `Metric` of shoal.tasks.")
+
+
+def guarded(owner: str, part: str, function: Callable[..., Any], *args: Any) -> Any:
+    """What a function of a task or metric returns; what it raises names its owner.
+
+    Args:
+        owner: for people: `the task depth`.
+        part: the name of the field that holds the function.
+        function: of the user's own, perhaps.
+        args: of the function.
+
+    Raises:
+        UsageError: it raised. Shoal's own errors pass.
+    """
+    try:
+        return function(*args)
+    except ShoalError:
+        raise
+    except Exception as error:
+        check_memory(error, f"in {owner}")
+        raise UsageError(
+            f"{owner} raised {type(error).__name__} in `{part}`: {error}",
+            "Does the task fit the network and its labels? Name another one with task= (--task).",
+        ) from error
 
 
 def module_names(model: nn.Module) -> list[str]:

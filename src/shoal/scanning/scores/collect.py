@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch, batches, call, device_of, first_samples
+from shoal.batches import IGNORED, Batch, batches, call, device_of, first_samples
 from shoal.blocks import Block, BlockGraph
 from shoal.blocks.hooks import has_forward_hooks
 from shoal.blocks.interception import intercept_additions
@@ -22,6 +22,7 @@ from shoal.blocks.shortcut_modules import main_output
 from shoal.blocks.template import TensorRef, template
 from shoal.errors import DataError, NonFiniteError, SurgeryError, UsageError
 from shoal.measure import Reading, inferred, log_probabilities
+from shoal.measure.classes import checked_labels
 from shoal.measure.output_reading import OutputReading, padding_of, squared_error
 from shoal.offloaded import is_offloaded
 from shoal.preserve import evaluating
@@ -31,7 +32,6 @@ from shoal.scanning.scores.statistics import BlockStatistics
 
 _CUT_OFF = "its gradients are cut off"
 _NO_TARGETS = "outputs other than class scores need targets of their shape"
-_IGNORED = -100  # the label that torch's cross-entropy skips
 
 
 def block_scores(
@@ -281,7 +281,7 @@ def _loss(head: OutputReading, output: Tensor, batch: Batch) -> Tensor:
         return squared_error(numbers, output, padding_of(output, batch)).sum() / (head.scale or 1.0)
     log_probs = log_probabilities(output, axis=head.axis)
     labels = _labels(target, log_probs)
-    counted = labels != _IGNORED
+    counted = labels != IGNORED
     picked = log_probs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1) * counted
     shares = counted.flatten(1).sum(dim=1).clamp(min=1) if counted.dim() > 1 else 1
     return -((picked.flatten(1).sum(dim=1) if picked.dim() > 1 else picked) / shares).sum()
@@ -289,19 +289,8 @@ def _loss(head: OutputReading, output: Tensor, batch: Batch) -> Tensor:
 
 def _labels(target: Tensor | None, log_probs: Tensor) -> Tensor:
     """The labels where they are class indices of the answers' shape, else the most likely answers."""
-    shape, classes = log_probs.shape[:-1], log_probs.shape[-1]
-    if target is not None and target.shape == (*shape, 1):
-        target = target.reshape(shape)
-    if target is None or target.shape != shape or (target.is_floating_point() and not (target == target.round()).all()):
-        return log_probs.detach().argmax(dim=-1)
-    labels = target.long()
-    wrong = ((labels < 0) | (labels >= classes)) & (labels != _IGNORED)
-    if wrong.any():
-        raise DataError(
-            f"label {int(labels[wrong][0])} does not fit a model with {classes} classes (0 to {classes - 1})",
-            "Check that data and model belong together, and that the labels start at 0.",
-        )
-    return labels
+    labels = checked_labels(target, log_probs)
+    return log_probs.detach().argmax(dim=-1) if labels is None else labels.to(log_probs.device)
 
 
 @contextmanager
