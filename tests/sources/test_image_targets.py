@@ -57,6 +57,18 @@ def test_pairs_keep_their_ratio(tmp_path):
     assert (x.shape, y.shape) == ((3, 3, 2, 2), (3, 3, 4, 4))
 
 
+@pytest.mark.parametrize("odd", ["inputs", "targets"])
+def test_pairs_of_several_sizes_are_refused_with_the_way_out(odd, tmp_path):
+    for part in ("train", "test"):
+        for index in range(3):
+            for name in ("inputs", "targets"):
+                wide = 6 if (index, name) == (1, odd) else 4
+                write(tmp_path / part / name / f"{index}.png", np.zeros((4, wide, 3)))
+    with pytest.raises(DataError, match=r"images of 4 x 4 and 6 x 4 pixels make no mini-batch\n.*--size, or cut tiles"):
+        list(load_data(f"pairs:{tmp_path}", batch_size=3).test())
+    assert len(list(load_data(f"pairs:{tmp_path}", batch_size=1).test())) == 3
+
+
 @pytest.fixture
 def coco(tmp_path):
     for part in ("train2017", "val2017"):

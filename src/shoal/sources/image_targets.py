@@ -100,6 +100,23 @@ class TargetSource:
         return parts[0], parts[1]
 
 
+def _collate_images(samples: list[Sample]) -> tuple[Tensor, Tensor]:
+    """Images and targets, which have to be of one size each.
+
+    Raises:
+        DataError: they are not.
+    """
+    for parts in zip(*samples, strict=True):
+        sizes = sorted({f"{part.shape[-1]} x {part.shape[-2]}" for part in parts})
+        if len(sizes) > 1:
+            raise DataError(
+                f"images of {' and '.join(sizes[:2])} pixels make no mini-batch",
+                "Bring them to one size with --size, or cut tiles: tiles:SIDE:pairs:ROOT.",
+            )
+    images, targets = (torch.stack(parts) for parts in zip(*samples, strict=True))
+    return images, targets
+
+
 def _collate_boxes(samples: list[Sample]) -> tuple[Tensor, list[Any]]:
     return torch.stack([image for image, _ in samples]), [target for _, target in samples]
 
@@ -242,7 +259,7 @@ def _source(
         if not files:
             raise DataError(f"there are no images in '{folder / inputs}'", "Give at least two.")
         parts.append(TargetImages(files, targets(folder, files), size, transform))
-    return TargetSource(parts[0], parts[1])
+    return TargetSource(parts[0], parts[1], _collate_images)
 
 
 def _partners(folder: Path, files: tuple[Path, ...]) -> list[Path]:
