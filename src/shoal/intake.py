@@ -82,11 +82,15 @@ def plain(model: nn.Module) -> nn.Module:
     return on_other_tensors(model, {id(tensor): tensor for tensor in held_tensors(model)})
 
 
-def duplicate(model: nn.Module) -> nn.Module:
+def duplicate(model: nn.Module, parameters: Mapping[int, nn.Parameter] | None = None) -> nn.Module:
     """A deep copy without the wrappers of torch.compile; exceptions of copying are not caught.
 
     What the last forward with gradients left behind (the weights that the old weight_norm, spectral_norm and pruning
     compute, a feature that a module keeps) is copied by value, which copy.deepcopy refuses.
+
+    Args:
+        model: the network.
+        parameters: those of the copy by the identity of the model's that they stand for; others are copied.
 
     Raises:
         WeightsError, SurgeryError: see `check_usable`.
@@ -95,7 +99,9 @@ def duplicate(model: nn.Module) -> nn.Module:
     while _is_wrapper(model):
         model = model.get_submodule(_INSIDE)
     computed = [tensor for tensor in held_tensors(model) if not tensor.is_leaf]
-    return on_other_tensors(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    return on_other_tensors(
+        model, {id(tensor): tensor.detach().clone() for tensor in computed} | dict(parameters or {})
+    )
 
 
 def check_usable(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 import copy
 import gc
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -58,10 +58,14 @@ def collecting_seldom() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, parameters: Mapping[int, nn.Parameter] | None = None) -> nn.Module:
     """A copy that shares nothing with the model, its tensors in memory of torch's own; no random number is drawn.
 
     It is that of the plain network where torch.compile wraps it or parts of it.
+
+    Args:
+        model: the network, or a part of it.
+        parameters: those of the copy by the identity of the model's that they stand for; others are copied.
 
     Raises:
         SurgeryError, WeightsError: it cannot be copied, or not be worked on, see `check_usable`.
@@ -69,7 +73,7 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         # A model's own way of copying itself may draw random numbers, say to build a twin before filling it.
         with torch.random.fork_rng(devices=cuda_devices(model)):
-            twin = duplicate(model)
+            twin = duplicate(model, parameters)
     except ShoalError:
         raise
     except Exception as error:
@@ -79,6 +83,44 @@ def copied(model: nn.Module) -> nn.Module:
             "Shoal works on a copy: take out of the network what copy.deepcopy refuses.",
         ) from error
     return align_(twin)  # deepcopy leaves a buffer that is a part of something larger where it was
+
+
+def shared_copy(model: nn.Module, holder: nn.Module | None = None) -> nn.Module:
+    """A copy with modules, buffers and parameters of its own, but the parameters lie in memory of the holder's.
+
+    It takes no memory for weights, and is as good as `copied` where nobody writes to them: to set some, give them
+    memory of their own first, see `own_`. What a run of the holder has written to is copied: it would do so again.
+
+    Args:
+        model: the network, or a part of it.
+        holder: of the same parameters by name and value; by default the model itself.
+
+    Raises:
+        SurgeryError, WeightsError: see `copied`.
+    """
+    held = dict((holder or model).named_parameters(remove_duplicate=False))
+    shared = {}
+    for name, parameter in model.named_parameters():
+        other = held.get(name)
+        if other is not None and _can_share(parameter, other):
+            shared[id(parameter)] = nn.Parameter(other.detach(), parameter.requires_grad)  # writing to it shows
+    return copied(model, shared)
+
+
+def _can_share(parameter: nn.Parameter, other: nn.Parameter) -> bool:
+    """Whether a copy of a parameter may lie where another one does."""
+    if type(parameter) is not nn.Parameter or type(other) is not nn.Parameter:
+        return False
+    if other.is_meta or other.is_inference() or other._version:  # a parameter is made at version 0
+        return False
+    return (parameter.shape, parameter.dtype, parameter.device) == (other.shape, other.dtype, other.device)
+
+
+def own_(module: nn.Module) -> nn.Module:
+    """Give all parameters memory of their own, so that they can be written to; they stay the same objects."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+    return module
 
 
 def copied_arguments(value: Any, memo: dict[int, Any] | None = None) -> Any:

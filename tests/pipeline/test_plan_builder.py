@@ -8,6 +8,7 @@ from footing import planner
 from shoal.blocks import analyze
 from shoal.pipeline.plan_builder import MAX_NETWORKS
 from shoal.plan import Replace
+from shoal.preserve import own_
 from shoal.surgery import remove_blocks_
 from shoal.surgery.replace import replace_spans_
 
@@ -70,7 +71,7 @@ def test_networks_to_look_at_are_kept_and_those_to_change_are_copies(one):
     assert builder.quick_refit(path) is refitted
     before = copy.deepcopy(kept.state_dict())
     with torch.no_grad():
-        for parameter in builder.build(path).parameters():
+        for parameter in own_(builder.build(path)).parameters():
             parameter.zero_()
     torch.testing.assert_close(builder.network(path).state_dict(), before, rtol=0, atol=0)
 

@@ -13,8 +13,9 @@ import networks
 import shoal
 from shoal.errors import WeightsError
 from shoal.plan import InputSpec, NetworkSignature, Plan, read_plan
+from shoal.preserve import copied
 from shoal.store.folder import EXTRAS, PLAN, RECORD, WEIGHTS
-from shoal.store.save import independent_copy, restore_weights, save, save_weights
+from shoal.store.save import copy_on_cpu, restore_weights, save, save_weights
 
 
 class Tied(nn.Module):
@@ -147,13 +148,13 @@ def test_save_writes_weights_and_plan(tmp_path):
     assert not (tmp_path / RECORD).exists()
 
 
-def test_a_copy_that_shares_nothing():
-    model = Tied().train()
-    twin = independent_copy(model)
+def test_a_copy_to_look_at_takes_no_memory_for_weights():
+    model = copied(Tied()).train()
+    twin = copy_on_cpu(model)
     assert not twin.training
     assert model.training
-    twin.embed.weight.data.zero_()
-    assert model.embed.weight.abs().sum() > 0
+    assert twin.embed.weight is not model.embed.weight
+    assert twin.embed.weight.data_ptr() == model.embed.weight.data_ptr()
     assert twin.head.weight is twin.embed.weight
 
 
@@ -229,4 +230,4 @@ def test_a_buffer_without_values_is_refused_by_name_and_nothing_is_written(tmp_p
         result.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(WeightsError, match=r"'0\.table', '1\.table'"):
-        independent_copy(net)
+        copy_on_cpu(net)

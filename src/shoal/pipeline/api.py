@@ -48,7 +48,7 @@ from shoal.pipeline.recovery import (
 from shoal.pipeline.refinement import HeldBackDamage, Refinement
 from shoal.pipeline.result import CompressedModel, CompressResult
 from shoal.plan import Fold, Plan
-from shoal.preserve import copied
+from shoal.preserve import own_, shared_copy
 from shoal.progress import Callbacks, ProgressCallback, as_callbacks, former_callbacks
 from shoal.record import Certificate, metric_drop
 from shoal.recover import DistillConfig, TrainingBudget, read_budget
@@ -232,7 +232,7 @@ class _Run:
 
         state = self.once(plan)
         compressed = made[0] if made else rebuild(self.context.model, self.example, state)
-        share_tensors_(compressed.model)
+        share_tensors_(own_(compressed.model))
         return compressed
 
     def resumed(self) -> CompressedModel | None:
@@ -263,7 +263,8 @@ class _Run:
             context.workers,
         )
         choice = removal.choose()
-        cut = remove_blocks(context.model, self.example, choice.removals).eval()
+        # It lies in memory of the working copy, which is gone when the run ends.
+        cut = remove_blocks(context.model, self.example, choice.removals, context.graph.model).eval()
         compressed = CompressedModel(cut, choice, [*choice.removals], removal_notes(context.graph, choice.removals))
         return self._refitted(compressed) if self.config.refit and choice.removed else compressed
 
@@ -274,7 +275,7 @@ class _Run:
         held_back = with_mixup(splits.damage) if context.damage.function is None else splits.damage
         judge = HeldBackDamage(context.graph, held_back, context.damage)
         refinement = Refinement(context.graph, splits.fit, judge, context.progress)
-        refined = refinement.best(lambda: copied(removed.model), [], removed.choice.removed)
+        refined = refinement.best(lambda: shared_copy(removed.model), [], removed.choice.removed)
         choice = (
             self._judged_again(removed.choice, refined.network, "the refit") if refined.is_changed else removed.choice
         )

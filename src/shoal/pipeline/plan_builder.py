@@ -17,7 +17,7 @@ from shoal.pipeline.data_splits import split_samples
 from shoal.pipeline.effort import Effort
 from shoal.pipeline.refinement import HeldBackDamage, Refinement
 from shoal.plan import Path, Remove, Replace
-from shoal.preserve import copied
+from shoal.preserve import shared_copy
 from shoal.replace import FittedReplacement, RefitConfig, refit_
 from shoal.scanning import DamageFunction, OutputDamage, divergence
 from shoal.surgery import remove_blocks_
@@ -96,13 +96,16 @@ class PlanBuilder:
         return self._memoized("built", path, self.build)
 
     def build(self, path: Path) -> nn.Module:
-        """A copy of the original with the path's changes, made from the graph of the original without a new trace."""
+        """A copy of the original with the path's changes, made from the graph of the original without a new trace.
+
+        Weights that are not set anew lie where the original's do, see `shared_copy`.
+        """
         kept = self._networks.get(("built", path.edges))
         if kept is not None:
-            return copied(kept)
+            return shared_copy(kept)
         graph = _copy_graph(self.graph, self._removed(path))
         spans = [action for action in self.actions(path) if isinstance(action, Replace)]
-        modules = {fitted.span.paths[0]: copied(fitted.module) for fitted in self.replacements(path)}
+        modules = {fitted.span.paths[0]: shared_copy(fitted.module) for fitted in self.replacements(path)}
         replace_spans_(graph, spans, modules, segments=self.tables.segments)
         remove_blocks_(graph, self._removed(path))
         return graph.model.eval()
@@ -167,7 +170,7 @@ def _copy_graph(graph: BlockGraph, removed: Sequence[str]) -> BlockGraph:
     """
     whole = [path for path in removed if path in graph.shortcut_modules]
     modules = nn.ModuleList([graph.model, *(graph.shortcut_modules[path] for path in whole)])
-    network, *shortcuts = cast(nn.ModuleList, copied(modules))
+    network, *shortcuts = cast(nn.ModuleList, shared_copy(modules))
     return replace(
         graph,
         model=network,

@@ -22,6 +22,7 @@ from shoal.files.reading import refusing
 from shoal.fingerprint import as_json, check_fingerprint
 from shoal.pipeline.plan_measure import MeasuredPlan
 from shoal.plan import Edge, Path
+from shoal.preserve import own_
 from shoal.record import BudgetCheck
 from shoal.recover.checkpoint import ensure_dir
 from shoal.recover.rungs import RungResult
@@ -140,7 +141,8 @@ class RaceStore:
         """
         tensors, _ = load_checkpoint(self.folder(path) / _START)
         with torch.no_grad():
-            network.load_state_dict(tensors, strict=False)  # what a module keeps besides tensors is not on the disk
+            # What a module keeps besides tensors is not on the disk.
+            own_(network).load_state_dict(tensors, strict=False)
         return network
 
     @staticmethod

@@ -11,7 +11,7 @@ from torch import nn
 from shoal.batches import Batch, call
 from shoal.blocks import BlockGraph
 from shoal.outputs import read_outputs
-from shoal.preserve import copied, evaluating
+from shoal.preserve import evaluating, shared_copy
 from shoal.replace import FittedReplacement, RefitConfig, recalibrate_, refit_
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.scanning import DamageFunction, divergence
@@ -141,7 +141,7 @@ class Refinement:
             judged(name, network)
         if kept != EVERYTHING:  # these have norms that belong to weights set anew
             self.progress("recalibrating batch norms", 0, 1)
-            judged(NORMS, recalibrate_(copied(best), self.fit))
+            judged(NORMS, recalibrate_(shared_copy(best), self.fit))
         return Refined(best, damages, kept)
 
 

@@ -16,7 +16,7 @@ from shoal.blocks import BlockGraph
 from shoal.blocks.additions import add_operands
 from shoal.blocks.template import TensorRef, tensor_refs
 from shoal.blocks.trace import ModuleCall, OpRecord, Trace
-from shoal.preserve import copied
+from shoal.preserve import copied, own_
 from shoal.replace.segments import Segment, SegmentChain, last_active_call, segment_calls
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -97,7 +97,7 @@ class LastLinear:
 
     def set_fused_(self, model: HasSubmodules, weight: Tensor, bias: Tensor) -> None:
         """Set layer and norm so that, times the factor, they compute weight, bias; switched-off channels stay."""
-        layer: Any = model.get_submodule(self.layer)
+        layer: Any = own_(model.get_submodule(self.layer))
         scale = self._scale(model)
         on = scale.abs() > _OFF * scale.abs().median()
         weight, bias = weight.to(scale), bias.to(scale)
@@ -110,7 +110,7 @@ class LastLinear:
             if self.norm is None:
                 layer.bias[on] = (bias / divisor[:, 0])[on].to(layer.bias)
                 return
-            norm: Any = model.get_submodule(self.norm)
+            norm: Any = own_(model.get_submodule(self.norm))
             mean = norm.running_mean.double()
             if layer.bias is not None:
                 mean = mean - layer.bias.double()

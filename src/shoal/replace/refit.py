@@ -25,7 +25,7 @@ from shoal.blocks.interception import intercept_additions
 from shoal.errors import NonFiniteError
 from shoal.offloaded import is_offloaded
 from shoal.plan import Remove, TokenMap
-from shoal.preserve import copied, copied_arguments, evaluating
+from shoal.preserve import copied_arguments, evaluating, own_
 from shoal.regress import fits
 from shoal.replace.early_stop import StopForward, run_until_stopped
 from shoal.replace.fitting import (
@@ -298,7 +298,7 @@ class SequentialRefit:
         module = self.student.get_submodule(fitted.span.paths[0])
         if any(True for _ in module.parameters()):
             [refitted] = moments.solve_all(next(module.parameters()))
-            module.load_state_dict(refitted.module.state_dict())
+            own_(module).load_state_dict(refitted.module.state_dict())
         self.student_x = [segments[0].output_format.stream(module(x)) for x in self.student_x]
 
     def _pass_student(self, fitted: FittedReplacement) -> None:
@@ -359,13 +359,14 @@ class SequentialRefit:
                 moments.add(each.features, each.target - each.stream, each.counted)
         layer = self.student.get_submodule(linear.layer)
         before = [each.stream + layer(each.features) for each in sums]
-        weights = copied(layer).state_dict()
+        weights = [(parameter, parameter.data) for parameter in layer.parameters()]
         linear_fit_(self.student, linear, moments)
         after = [each.stream + layer(each.features) for each in sums]
         counted = ([each.of_note(x) for each, x in zip(sums, part, strict=True)] for part in (before, after))
         if improves([each.target for each in sums], *counted):
             return after
-        layer.load_state_dict(weights)
+        for parameter, values in weights:  # those set since lie elsewhere
+            parameter.data = values
         return before
 
     def _layer_moments(self, linear: LastLinear) -> "LayerMoments":
@@ -503,10 +504,9 @@ class LayerUpdate:
         nothing = torch.zeros_like(update.weight), torch.zeros_like(update.bias)
         if not is_better(held_out, (update.weight, update.bias), nothing):
             return
-        with torch.no_grad():
-            layer.weight += update.weight.to(layer.weight)
-            if self.linear.biased:
-                layer.bias += update.bias.to(layer.bias)
+        layer.weight.data = layer.weight.data + update.weight.to(layer.weight)
+        if self.linear.biased:
+            layer.bias.data = layer.bias.data + update.bias.to(layer.bias)
 
 
 def improves(target: Sequence[Tensor], before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:

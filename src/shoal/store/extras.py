@@ -24,7 +24,7 @@ from shoal.files.tensors import read_tensors, write_tensors
 from shoal.offloaded import is_offloaded
 from shoal.outputs import read_outputs
 from shoal.plan import InputSpec
-from shoal.preserve import copied, evaluating
+from shoal.preserve import evaluating, shared_copy
 from shoal.record import FrozenModel
 from shoal.store.entries import decode, encode, is_plain_tensor, special_entries
 from shoal.surgery import example_of
@@ -83,7 +83,7 @@ def save_extras(model: nn.Module, specs: list[InputSpec], path: Path, example: B
     """
     if is_offloaded(model):  # a copy of it would not fit into memory
         return
-    twin = _laid_out_(copied(model).to("cpu"))
+    twin = _laid_out_(shared_copy(model).to("cpu"))
     extras, tensors = _extras_of(twin, specs, example)
     write_tensors(path, tensors, {_KEY: json.dumps(extras.model_dump())})
 
@@ -238,7 +238,9 @@ def _rounding(model: nn.Module, batch: Batch, actual: Mapping[str, OutputPrint])
 
     kwargs = {key: doubled(value) for key, value in batch.kwargs.items()}
     try:
-        exact = _answers(copied(model).double(), replace(batch, args=tuple(map(doubled, batch.args)), kwargs=kwargs))
+        exact = _answers(
+            shared_copy(model).double(), replace(batch, args=tuple(map(doubled, batch.args)), kwargs=kwargs)
+        )
     except ShoalError:
         return {}
     both = [(name, exact[name].values, seen.values) for name, seen in actual.items() if name in exact]

@@ -24,7 +24,7 @@ from shoal.files.reading import read_bytes, read_text, reason_of, refusing
 from shoal.files.writing import PARTIAL, write_text
 from shoal.outputs import Outputs, distance, mismatch, read_outputs, shown
 from shoal.plan import InputSpec, Plan
-from shoal.preserve import copied, evaluating
+from shoal.preserve import evaluating, shared_copy
 from shoal.record import Record
 from shoal.store.folder import CARD
 from shoal.store.model_card import CardFigures, figures
@@ -68,7 +68,7 @@ def write_hugging_face(folder: Path, model: nn.Module, plan: Plan, record: Recor
     """
     if not _is_requested(model, plan):
         return None
-    plain = copied(model).to("cpu").eval()
+    plain = shared_copy(model).to("cpu").eval()
     reason = None
     try:
         place = folder / f".{HF}-{secrets.token_hex(6)}{PARTIAL}"

@@ -20,7 +20,7 @@ from shoal.measure.classes import classes_last
 from shoal.outputs import distance, read_outputs, shown
 from shoal.preserve import evaluating
 from shoal.replace.kv_cache import without_kv_cache
-from shoal.store.save import independent_copy
+from shoal.store.save import copy_on_cpu
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _WHOLE = "The other files of the folder are whole."
@@ -53,7 +53,7 @@ def export_program(model: nn.Module, batch: Batch, path: Path) -> Exported:
     Raises:
         ExportError: the network cannot be exported, or the file computes something else; says what torch said.
     """
-    plain, inputs = independent_copy(model), batch.to("cpu")
+    plain, inputs = copy_on_cpu(model), batch.to("cpu")
     program, dynamic = _program(plain, inputs)
     program._example_inputs = None  # would be stored as a pickle
 
@@ -87,7 +87,7 @@ def export_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ExportError(f"ONNX needs {error.name}", "pip install 'shoal[onnx]'") from error
-    plain, inputs = independent_copy(model), batch.to("cpu")
+    plain, inputs = copy_on_cpu(model), batch.to("cpu")
     program, dynamic = _program(plain, inputs, dynamic=dynamic)
 
     def write(temporary: Path) -> None:

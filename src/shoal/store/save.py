@@ -14,7 +14,7 @@ from shoal.files.tensors import read_tensors, write_tensors
 from shoal.files.writing import write_text
 from shoal.offloaded import is_offloaded, weights
 from shoal.plan import Plan
-from shoal.preserve import copied
+from shoal.preserve import shared_copy
 from shoal.record import Record
 from shoal.sources.weights import kind_of
 from shoal.store.diffusers_folder import write_diffusers
@@ -163,11 +163,11 @@ def save(
         write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")
 
 
-def independent_copy(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing with `model`, on the CPU, in eval mode.
+def copy_on_cpu(model: nn.Module) -> nn.Module:
+    """A copy on the CPU, in eval mode, to look at: its weights may lie where those of `model` do, see `shared_copy`.
 
     Raises:
         WeightsError: a buffer has no values.
     """
     check_buffers(model)
-    return copied(model).to("cpu").eval()
+    return shared_copy(model).to("cpu").eval()

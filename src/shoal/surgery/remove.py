@@ -20,7 +20,7 @@ from shoal.errors import (
 from shoal.intake import check_network, check_usable, plain
 from shoal.outputs import mismatch, read_outputs
 from shoal.plan import Plan, Remove, check_signature, check_state
-from shoal.preserve import copied, evaluating
+from shoal.preserve import copied, evaluating, shared_copy
 from shoal.surgery.fold import fold_as_planned_
 from shoal.surgery.hugging_face import attention_slots, repair_kv_cache_
 from shoal.surgery.replace import replace_spans_
@@ -83,15 +83,23 @@ def _as_removals(removals: Sequence[Removal]) -> list[Remove]:
     return [Remove.named(removal) if isinstance(removal, str) else removal for removal in removals]
 
 
-def remove_blocks(model: nn.Module, example: Batch, removals: Sequence[Removal]) -> nn.Module:
+def remove_blocks(
+    model: nn.Module, example: Batch, removals: Sequence[Removal], holder: nn.Module | None = None
+) -> nn.Module:
     """A copy of `model` without these blocks, or single units of them; `model` stays as it is.
 
     The copy is run once on the example and once on a single sample of it, and must return the shapes of the original.
 
+    Args:
+        model: the network.
+        example: a mini-batch to trace with.
+        removals: what goes.
+        holder: a copy of the network in whose memory the weights of the result may lie, see `shared_copy`.
+
     Raises:
         UnknownBlockError, SurgeryError: see `remove_blocks_`; or the copy does not run.
     """
-    graph = analyze(copied(model), example)
+    graph = analyze(copied(model) if holder is None else shared_copy(model, holder), example)
     cut = remove_blocks_(graph, removals)
     _check_runs(model, cut, example)
     return cut
