@@ -359,18 +359,19 @@ def timed(ground: Ground, document: dict[str, Any]) -> None:
 def command(args: argparse.Namespace) -> str:
     """The command without the folders of this machine."""
     specs = [":".join(Path(part).name for part in spec.split(":")) for spec in (args.model, args.data)]
-    recovered = ",".join(f"{point:g}" for point in args.recovered)
+    points, recovered = (",".join(f"{point:g}" for point in given) for given in (args.points, args.recovered))
     options = {
         "--removals": args.removals,
         "--grain unit": args.grain == "unit",
         f"--learning {json.dumps(args.learning)!r}": bool(args.learning),
-        f"--kinds {args.kinds} --longest {args.longest}": bool(args.kinds),
+        f"--kinds {args.kinds}": bool(args.kinds),
+        f"--longest {args.longest}": args.longest != 5,
         "--no-table-refit": args.no_table_refit,
         f"--device {args.device}": args.device != "cpu",
     }
     more = "".join(f" {name}" for name, is_set in options.items() if is_set)
     return (
-        f"benchmarks/tasks.py {' '.join(specs)} --task {args.task} --by {args.by} --recovered {recovered} "
+        f"benchmarks/tasks.py {' '.join(specs)} --task {args.task} --by {args.by} --points {points} --recovered {recovered} "
         f"--recovery {args.recovery} --batch-size {args.batch_size} --latency-batch {args.latency_batch} "
         f"--images {args.images} --judged {args.judged}{more}"
     )
