@@ -1,5 +1,6 @@
 """The rows as a table in Markdown, with a line that sums them up."""
 
+import re
 from typing import Any
 
 COUNTED = ("trace", "scan", "remove", "replace", "save", "load")
@@ -92,7 +93,7 @@ def _line(row: dict[str, Any], steps: tuple[str, ...]) -> str:
 def _cell(name: str, cell: dict[str, Any] | None) -> str:
     if cell is None:
         return "–"
-    said = cell["said"].replace("|", "/").replace("\n", " ")
+    said = re.sub(r"\x1b\[\d*m", "", cell["said"]).replace("|", "/").replace("\n", " ")  # without a terminal's colours
     said = said if len(said) <= _LONGEST else said[: _LONGEST - 1] + "…"
     if cell["ok"] is True:
         across = name == "replace" and "change of stage" in said
