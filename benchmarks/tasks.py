@@ -372,8 +372,8 @@ def command(args: argparse.Namespace) -> str:
     more = "".join(f" {name}" for name, is_set in options.items() if is_set)
     return (
         f"benchmarks/tasks.py {' '.join(specs)} --task {args.task} --by {args.by} --points {points} "
-        f"--recovered {recovered} --recovery {args.recovery} --batch-size {args.batch_size} --latency-batch {args.latency_batch} "
-        f"--images {args.images} --judged {args.judged}{more}"
+        f"--recovered {recovered} --recovery {args.recovery} --batch-size {args.batch_size} "
+        f"--latency-batch {args.latency_batch} --images {args.images} --judged {args.judged}{more}"
     )
 
 
