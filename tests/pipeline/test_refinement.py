@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import halves
+import language
 import networks
 import shoal
 from shoal.batches import Batch
@@ -128,6 +129,14 @@ def test_nothing_is_refitted_where_nothing_was_changed():
     assert set(refined.damages) == {"built", "norms recalibrated"}
     assert refined.damages["built"] == 0
     assert not refined.is_changed
+
+
+def test_without_batch_norms_nothing_is_recalibrated():
+    model = language.llama(2)
+    batches = [Batch((), {"input_ids": language.tokens(2, 6), "use_cache": False})]
+    graph = analyze(model, batches[0])
+    refined = Refinement(graph, batches, HeldBackDamage(graph, batches)).best(lambda: model, [], [])
+    assert set(refined.damages) == {"built"}
 
 
 def test_the_original_answers_once_where_its_answers_fit_into_memory():

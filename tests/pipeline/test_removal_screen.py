@@ -165,3 +165,23 @@ def test_sweeps_that_keep_their_recordings_give_the_same_bits(memory):
             assert kept == removal_sweep(graph, data, remaining, removed=removed, damage=divergence)
     kept_runs = {0: 6, 20_000: None, 2**30: 3}[memory]  # of three mini-batches: the original's, and the prefixes
     assert kept_runs is None or count == kept_runs + 3 * len(remaining)
+
+
+def test_what_is_removed_further_is_recorded_from_there_on():
+    model = networks.randomised(networks.PreactNet(6, 5))
+    data = [Batch((images(seed),)) for seed in range(2)]
+    graph, runs = analyze(model, data[0]), []
+    for number, block in enumerate(model.blocks):
+        block.conv1.register_forward_hook(lambda *_, number=number: runs.append(number))
+    with RemovalSweeps(graph, divergence, 2**30).open() as sweeps:
+        for removed, expected in (([], None), (["blocks.3"], [4]), (["blocks.1", "blocks.3"], [2, 4, 4])):
+            candidate = ["blocks.4"] if len(removed) < 2 else ["blocks.2"]
+            runs.clear()
+            found = sweeps.measure(data[:1], candidate, removed)
+            if expected is not None:
+                assert runs == expected
+            assert found == removal_sweep(graph, data[:1], candidate, removed=removed, damage=divergence)
+        # What is not removed any more is recorded whole.
+        assert sweeps.measure(data[:1], ["blocks.2"], ["blocks.0"]) == removal_sweep(
+            graph, data[:1], ["blocks.2"], removed=["blocks.0"], damage=divergence
+        )

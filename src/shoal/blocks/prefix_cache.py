@@ -63,13 +63,23 @@ class PrefixCache:
         self.find_restarts(batch)
         return self._run_recorded(batch)
 
-    def _run_recorded(self, batch: Batch) -> Any:
+    def record_behind(self, former: "PrefixCache", changed: Sequence[str]) -> Any:
+        """As `record`, of the mini-batch of another record that knows all that lies in front of what changed since.
+
+        Args:
+            former: of the same network; it has recorded a mini-batch.
+            changed: the modules that run otherwise by now, at least one.
+        """
+        first = min((self.segment_of(path) for path in changed), key=self.order.__getitem__)
+        return self._run_recorded(former.batch or Batch(), former.stubs_before(self.restarts[first]))
+
+    def _run_recorded(self, batch: Batch, stubs: Mapping[nn.Module, Forward] | None = None) -> Any:
         self.outputs, self.batch, self._stubs = {}, batch, {}
         handles = [
             segment.module.register_forward_hook(self._keeper(segment.path), prepend=True) for segment in self.segments
         ]
         try:
-            with patched(self.base):
+            with patched({**self.base, **(stubs or {})}):
                 return call(self.model, batch)
         finally:
             for handle in handles:
@@ -83,6 +93,11 @@ class PrefixCache:
 
     def _run_from_segment(self, path: str, forwards: Mapping[nn.Module, Forward]) -> Any:
         """Run with everything before the segment at `path` taken from the cache."""
+        with patched({**self.base, **self.stubs_before(path), **forwards}):
+            return call(self.model, self.batch or Batch())
+
+    def stubs_before(self, path: str) -> Mapping[nn.Module, Forward]:
+        """Forwards that hand out what was recorded, of everything before the segment at `path`."""
         start = self.order[path]
         if path not in self._stubs:
             self._stubs[path] = {
@@ -90,8 +105,7 @@ class PrefixCache:
                 for segment in self.segments
                 if segment.index < start and segment.path in self.outputs
             }
-        with patched({**self.base, **self._stubs[path], **forwards}):
-            return call(self.model, self.batch or Batch())
+        return self._stubs[path]
 
     def find_restarts(self, batch: Batch) -> None:
         """Fill `restarts`, unless they are known: for each segment the last, or itself, that reproduces a whole run."""

@@ -10,7 +10,7 @@ direction counts: damage is one minus the cosine. A `Reading` says which was tak
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -207,9 +207,25 @@ class Reading:
         before, after = self.tensors(original, batch), self.tensors(changed, batch)
         return self.damage_between(before, after, batch)
 
-    def damage_between(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """As `damage`, from the results of `tensors`."""
-        parts = [damage_of(head, before[head.name], after[head.name], batch) for head in self.outputs]
+    def damage_from(self, original: Any, batch: Batch) -> Callable[[Any], Tensor]:
+        """As `damage`, of many changed networks: what it takes of the original is computed once."""
+        before = self.tensors(original, batch)
+        classes = [head for head in self.outputs if head.task == "classes"]
+        log_probs = {head.name: log_probabilities(before[head.name], axis=head.axis) for head in classes}
+        return lambda changed: self.damage_between(before, self.tensors(changed, batch), batch, log_probs)
+
+    def damage_between(
+        self,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        batch: Batch,
+        log_probs: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """As `damage`, from the results of `tensors`; `log_probs` of the original, where they are known."""
+        known = log_probs or {}
+        parts = [
+            damage_of(head, before[head.name], after[head.name], batch, known.get(head.name)) for head in self.outputs
+        ]
         # Sorted, so that the sum is the same to the bit in whichever order the outputs come.
         return torch.stack(parts).sort(dim=0).values.mean(dim=0) if len(parts) > 1 else parts[0]
 
@@ -286,8 +302,10 @@ def _describe_damage(reading: Reading) -> str:
     return text if len(reading.outputs) == 1 else f"{text}, the mean over {len(reading.outputs)} outputs"
 
 
-def damage_of(head: OutputReading, original: Tensor, changed: Tensor, batch: Batch) -> Tensor:
-    """The damage to one output, (samples,), in float64.
+def damage_of(
+    head: OutputReading, original: Tensor, changed: Tensor, batch: Batch, log_probs: Tensor | None = None
+) -> Tensor:
+    """The damage to one output, (samples,), in float64; `log_probs` of the original, where they are known.
 
     Raises:
         DataError: the shapes differ, as those of a detector's boxes may.
@@ -296,7 +314,7 @@ def damage_of(head: OutputReading, original: Tensor, changed: Tensor, batch: Bat
     changed = changed.to(original.device)
     check_pairing(head, original, changed)
     if head.task == "classes":
-        log_probs = log_probabilities(original, axis=head.axis)
+        log_probs = log_probabilities(original, axis=head.axis) if log_probs is None else log_probs
         return kl_per_sample(log_probs, changed.movedim(head.axis, -1), batch.counted(log_probs.shape[:-1]))
     if head.task == "direction":
         return cosine_distance(original, changed, padding_of(original, batch))

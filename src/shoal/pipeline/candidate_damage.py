@@ -8,26 +8,28 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
 from shoal.blocks import BlockGraph
-from shoal.blocks.prefix_cache import Forward, PrefixCache
+from shoal.blocks.prefix_cache import Forward
 from shoal.errors import DataError, NonFiniteError
 from shoal.measure import mean_interval
+from shoal.offloaded import is_offloaded
 from shoal.pipeline.cache import DamageKind, MeasurementCache
 from shoal.pipeline.candidate_refit import CandidateRefit, PlacedChange
 from shoal.preserve import evaluating
 from shoal.record import Interval
 from shoal.replace import SegmentChain
-from shoal.scanning import DamageFunction
+from shoal.scanning import DamageFunction, Recordings, damage_from
 from shoal.workers import LocalWorkers, Results, Workers, WorkerTask, working
 
 # Refitted layers of so many bytes are held at a time.
 _HELD = 2e8
+# Of what the original did on the mini-batches, which every task starts from.
+_KEPT_BYTES = 2**30
 # Changes in a task at most: so many are lost where its process is killed.
 _AT_A_TIME = 16
 # Tasks for each of several workers: with more of them, the last to finish keeps the others waiting less.
@@ -81,11 +83,10 @@ class DamageScorer:
     damage: DamageFunction
     changes: Mapping[str, PlacedChange]
     refit: CandidateRefit | None = None
-    _recorded: tuple[int, PrefixCache, object] | None = field(default=None, init=False)
+    recordings: Recordings = field(init=False)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what was recorded of a mini-batch."""
-        return {**vars(self), "_recorded": None}
+    def __post_init__(self) -> None:
+        self.recordings = Recordings(self.graph, 0 if is_offloaded(self.graph.model) else _KEPT_BYTES)
 
     def __call__(self, task: DamageTask, _: None = None) -> dict[int, dict[str, list[float]]]:
         """By mini-batch the damages of its samples, by name; without those that cannot be refitted."""
@@ -131,26 +132,20 @@ class DamageScorer:
         """The damages on one mini-batch, without those of networks whose answers are not finite after a refit."""
         changes, damages = dict(task.combinations), {}
         with evaluating(self.graph.model):
-            _, prefix, original = self._record(index)
+            batch = self.judge[index]
+            original, prefix = self.recordings.of(index, batch)
+            damage = damage_from(self.damage, original, batch)
             for name, replaced in forwards.items():
                 start = self.segments.paths[self.changes[changes[name][0]].start]
                 try:
                     output = prefix.run_from(prefix.segment_of(start), replaced)
-                    measured = self.damage(original, output, self.judge[index])
+                    measured = damage(output)
                 except NonFiniteError:
                     if task.batch is not None:
                         raise
                     continue
                 damages[name] = measured.detach().cpu().tolist()
         return damages
-
-    def _record(self, index: int) -> tuple[int, PrefixCache, object]:
-        """The original on a mini-batch; the same as before where the mini-batch is."""
-        if self._recorded is None or self._recorded[0] != index:
-            self._recorded = None  # before the next is made: both might not fit
-            prefix = PrefixCache(self.graph)
-            self._recorded = index, prefix, prefix.record(self.judge[index])
-        return self._recorded
 
 
 @dataclass

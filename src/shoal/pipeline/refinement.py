@@ -12,7 +12,7 @@ from shoal.batches import Batch, call
 from shoal.blocks import BlockGraph
 from shoal.outputs import read_outputs
 from shoal.preserve import evaluating, shared_copy
-from shoal.replace import FittedReplacement, RefitConfig, recalibrate_, refit_
+from shoal.replace import FittedReplacement, RefitConfig, has_statistics, recalibrate_, refit_
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.scanning import DamageFunction, divergence
 
@@ -115,7 +115,7 @@ class Refinement:
         removed: Collection[str],
         reach: int | None = None,
     ) -> Refined:
-        """The network as it was built, refitted, with norms recalibrated: whichever does least damage.
+        """The network as it was built, refitted, with batch norms recalibrated: whichever does least damage.
 
         Two of them at most lie in memory, the best one and the next.
 
@@ -139,7 +139,7 @@ class Refinement:
             network = build()
             refit_(self.graph, network, replacements, self.fit, removed=removed, config=config, on_progress=progress)
             judged(name, network)
-        if kept != EVERYTHING:  # these have norms that belong to weights set anew
+        if kept != EVERYTHING and has_statistics(best):  # the former has norms that belong to weights set anew
             self.progress("recalibrating batch norms", 0, 1)
             judged(NORMS, recalibrate_(shared_copy(best), self.fit))
         return Refined(best, damages, kept)

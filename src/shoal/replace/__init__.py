@@ -2,7 +2,7 @@
 
 from shoal.deprecated import former_names
 from shoal.replace.blockwise import TrainedStudents, train_students
-from shoal.replace.calibrate import recalibrate_
+from shoal.replace.calibrate import has_statistics, recalibrate_
 from shoal.replace.fitting import (
     MAX_UNKNOWNS,
     FitScorer,
@@ -56,6 +56,7 @@ __all__ = [
     "fit_folded",
     "fit_linear_attentions",
     "folded_specs",
+    "has_statistics",
     "install_",
     "linear_attention_specs",
     "recalibrate_",

@@ -49,6 +49,13 @@ def metric_named(name: str) -> DamageFunction | None:
     return METRICS[name]
 
 
+def damage_from(damage: DamageFunction, original: Any, batch: Batch) -> Callable[[Any], Tensor]:
+    """The damage of many changed networks on one mini-batch, by what they returned."""
+    if isinstance(damage, OutputDamage) and damage.function is None:
+        return damage.reading.damage_from(original, batch)
+    return lambda changed: damage(original, changed, batch)
+
+
 @dataclass(frozen=True)
 class OutputDamage:
     """How far the outputs of a changed network are from the original's.

@@ -28,7 +28,7 @@ from shoal.preserve import evaluating
 from shoal.record import Interval
 from shoal.scanning.batched_candidates import run_batched
 from shoal.scanning.candidates import Candidate, removal_candidates
-from shoal.scanning.damage import DamageFunction, OutputDamage
+from shoal.scanning.damage import DamageFunction, OutputDamage, damage_from
 from shoal.workers import LocalWorkers, Results, Workers, WorkerTask, working
 
 # Removals in a task at most: progress moves with each task.
@@ -54,6 +54,8 @@ class Recordings:
         self._plain = self._prefix = PrefixCache(graph)
         self._originals: dict[int, Any] = {}
         self._prefixes: dict[int, PrefixCache] = {}
+        self._former: dict[int, PrefixCache] = {}
+        self._changed: list[str] = []
         self._latest: tuple[int, Any, PrefixCache] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -61,13 +63,19 @@ class Recordings:
         return Recordings, (self.graph, self.memory)
 
     def remove(self, removed: Sequence[str]) -> None:
-        """From now on these are removed in every run but the original's; prefixes without others are dropped."""
+        """From now on these are removed in every run but the original's.
+
+        Where more is removed than before, prefixes are recorded anew from the first further removal on; else whole.
+        """
         if tuple(removed) == self._removed:
             return
+        before, further = set(self._removed), set(removed) - set(self._removed)
         modules = module_replacements(self.graph, [Remove.named(name) for name in removed])
         self.base = {path: module.forward for path, module in modules.items()}
+        self._former = self._prefixes if before <= set(removed) and not self._former else {}
+        self._changed = [Remove.named(name).path for name in further]
         self._removed, self._prefix = tuple(removed), PrefixCache(self.graph, self.base)
-        self._prefixes.clear()
+        self._prefixes = {}
         self._latest = None
 
     def of(self, index: int, batch: Batch) -> tuple[Any, PrefixCache]:
@@ -86,8 +94,11 @@ class Recordings:
             # From where the network may be run again is found out with nothing removed.
             output = call(self.graph.model, batch) if self.graph.restarts else self._plain.record(batch)
         if prefix is None:
-            prefix = copy(self._prefix)
-            prefix.record(batch)
+            prefix, former = copy(self._prefix), self._former.pop(index, None)
+            if former is None:
+                prefix.record(batch)
+            else:
+                prefix.record_behind(former, self._changed)
         if index not in self._originals and self._size + _size(output) <= self.memory:
             self._originals[index] = output
         if index not in self._prefixes and self._size + _size(prefix.outputs) <= self.memory:
@@ -96,7 +107,8 @@ class Recordings:
 
     @property
     def _size(self) -> int:
-        return sum(map(_size, (*self._originals.values(), *(prefix.outputs for prefix in self._prefixes.values()))))
+        prefixes = (*self._prefixes.values(), *self._former.values())
+        return sum(map(_size, (*self._originals.values(), *(prefix.outputs for prefix in prefixes))))
 
 
 def _size(item: Any) -> int:
@@ -199,7 +211,8 @@ class RemovalScorer:
             batch = batch.to(device_of(graph.model))
             original, prefix = recordings.of(task.index, batch)
             tried = outputs_of(graph, prefix, removal_candidates(graph, task.names, task.removed))
-            return {candidate.path: self.damage(original, output, batch).detach().cpu() for candidate, output in tried}
+            damage = damage_from(self.damage, original, batch)
+            return {candidate.path: damage(output).detach().cpu() for candidate, output in tried}
 
 
 class RemovalSweeps:
