@@ -68,7 +68,7 @@ from shoal.workers import LocalWorkers, Workers, WorkerTask, working
 Progress = Callable[[str, int, int], None]
 
 # conv5 and lowrank3/8 are there for who asks for them: on ResNet-56 they never entered a plan (benchmarks/fits.py).
-DEFAULT_KINDS = ("identity", "scale", "linear", "conv3", "lowrank1/4", "lowrank1/16", FOLDED, LINEAR_ATTENTION)
+DEFAULT_KINDS = ("identity", "scale", "linear", "conv3", "lowrank1/4", "lowrank1/16", FOLDED)
 LONGEST = 5
 # How long students learn, all of them together.
 STUDENT_BUDGET = "5m"
