@@ -87,13 +87,9 @@ def test_each_rule_removes_no_more_than_it_needs(tables):
                 assert path.macs > limits.macs
 
 
-def test_without_recovery_the_blocks_of_least_influence_alone_and_no_discount_of_removals(tables):
-    search, pool = pool_of(tables, Budget(macs=0.5), recovery=False)
-    rules = [plan for plan in pool.plans if plan.origin != "solver"]
-    assert [plan.origin for plan in rules] == ["lowest influence"]
-    assert removed(search, rules[0].path)
-    assert len(pool.contenders(100)) > len(rules)
-    assert pool.notes == []
+def test_without_recovery_no_rule_and_no_discount_of_removals(tables):
+    _, pool = pool_of(tables, Budget(macs=0.5), recovery=False)
+    assert {plan.origin for plan in pool.plans} == {"solver"}
     assert max(plan.generator for plan in pool.plans) < len(GENERATORS) - 1
 
 

@@ -4,7 +4,7 @@ A damage in the tables is that of one change alone, after a refit of the next ma
 a plan's damage after recovery is not the sum: a few large changes recover better than many small ones, and whole
 trained blocks that remain behind removals better than they do at first. So the solver is asked with damage counted in
 several ways, by turns; each time the changes that the pool holds already count for more, so that the next plan is
-another one. Plans by rules that only remove are among them. Which plan is best is measured, not believed.
+another one. Plans by rules that only remove are always among them. Which plan is best is measured, not believed.
 """
 
 from collections import Counter
@@ -84,11 +84,7 @@ class PlanPool:
             edges = self.meter.calibrated_edges(self.plans)
 
     def fill(self, size: int) -> None:
-        """Others of the solver, up to `size` in all, and plans by rules that only remove: all of them before recovery.
-
-        Without recovery they are far behind as a rule, but for the blocks of least influence: on a thin ResNet-50 these
-        led at 60 and 50 % of the MACs (docs/tasks.md). So that plan is one more than `size`.
-        """
+        """Plans by rules that only remove, where there is recovery, and others of the solver, up to `size` in all."""
         if self.recovery:
             self._add_baselines()
         self._measured(*self._others(self.generators[1:]))  # each way of counting is heard, whatever the size
@@ -99,10 +95,6 @@ class PlanPool:
             self.meter.progress("building a pool of plans", size - missing, size)
             if not self._measured(*self._others(list(islice(cycle(self.generators), missing)))):
                 break
-        if not self.recovery:
-            notes = list(self.notes)
-            self._add_baselines(_WITHOUT_TRAINING)
-            self.notes = notes  # nobody misses it where it cannot be had
 
     def tighten(self, slow: MeasuredPlan) -> list[MeasuredPlan]:
         """More plans, for the latency by the tables that is right according to a plan timed for longer."""
@@ -210,13 +202,13 @@ class PlanPool:
             for _ in range(edge.start, edge.stop)
         ]
 
-    def _add_baselines(self, origins: Sequence[PlanOrigin] = BASELINES) -> None:
-        """The plans by these rules; one that proves too slow removes more, one that leaves time less."""
+    def _add_baselines(self) -> None:
+        """The plans by rules that only remove; one that proves too slow removes more, one that leaves time less."""
         baselines = Baselines(self.meter.graph, self.meter.tables, self.samples)
         if not baselines.removals:
             self.notes.append("no block can be removed: no plan of removals alone is among those that were compared")
             return
-        latencies = dict.fromkeys(origins, self.latency_ms)
+        latencies = dict.fromkeys(BASELINES, self.latency_ms)
         near: dict[PlanOrigin, list[MeasuredPlan]] = {}
         tried: dict[tuple[int, ...], PlanOrigin] = {}
         missing: dict[PlanOrigin, str] = {}
@@ -265,4 +257,3 @@ class PlanPool:
 
 
 _BEST: Family = ("solver", 0)
-_WITHOUT_TRAINING: tuple[PlanOrigin, ...] = ("lowest influence",)

@@ -126,7 +126,7 @@ class ShortlistMaker:
         if size:
             leading = pool.contenders(size + _SPARE)
         else:
-            self._refit(pool, pool.contenders(_POOL_SIZE + 1))  # that of a rule is one more
+            self._refit(pool, pool.contenders(_POOL_SIZE))
             near = (plan for plan in pool.plans if self.budget.is_met(plan, NEAR))
             leading = sorted(near, key=lambda plan: plan.rank)[:_MAX_RETIMED]
         if self.meter.can_check(self.budget):
