@@ -16,7 +16,7 @@ from shoal.blocks import BlockGraph
 from shoal.blocks.additions import add_operands
 from shoal.blocks.template import TensorRef, tensor_refs
 from shoal.blocks.trace import ModuleCall, OpRecord, Trace
-from shoal.preserve import copied, own_
+from shoal.preserve import copied
 from shoal.replace.segments import Segment, SegmentChain, last_active_call, segment_calls
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -97,25 +97,23 @@ class LastLinear:
 
     def set_fused_(self, model: HasSubmodules, weight: Tensor, bias: Tensor) -> None:
         """Set layer and norm so that, times the factor, they compute weight, bias; switched-off channels stay."""
-        layer: Any = own_(model.get_submodule(self.layer))
+        layer: Any = model.get_submodule(self.layer)
         scale = self._scale(model)
         on = scale.abs() > _OFF * scale.abs().median()
         weight, bias = weight.to(scale), bias.to(scale)
         divisor = torch.where(on, scale, 1)[:, None]
-        with torch.no_grad():
-            unfused = (weight / divisor).reshape(layer.weight.shape).to(layer.weight)
-            layer.weight[on] = unfused[on]
-            if not self.biased:
-                return
-            if self.norm is None:
-                layer.bias[on] = (bias / divisor[:, 0])[on].to(layer.bias)
-                return
-            norm: Any = own_(model.get_submodule(self.norm))
-            mean = norm.running_mean.double()
-            if layer.bias is not None:
-                mean = mean - layer.bias.double()
-            factor = torch.where(on, self._factor(scale), 1)
-            norm.bias[on] = ((bias + scale * mean) / factor)[on].to(norm.bias)
+        _set_(layer.weight, on, (weight / divisor).reshape(layer.weight.shape))
+        if not self.biased:
+            return
+        if self.norm is None:
+            _set_(layer.bias, on, bias / divisor[:, 0])
+            return
+        norm: Any = model.get_submodule(self.norm)
+        mean = norm.running_mean.double()
+        if layer.bias is not None:
+            mean = mean - layer.bias.detach().double()
+        factor = torch.where(on, self._factor(scale), 1)
+        _set_(norm.bias, on, (bias + scale * mean) / factor)
 
     def _scale(self, model: HasSubmodules) -> Tensor:
         """What the layer's outputs are multiplied by: by the norm, and by the factor."""
@@ -128,6 +126,13 @@ class LastLinear:
 
     def _factor(self, like: Tensor) -> Tensor:
         return torch.ones_like(like) if self.factor is None else self.factor.to(like).expand_as(like)
+
+
+def _set_(parameter: nn.Parameter, on: Tensor, values: Tensor) -> None:
+    """Set some rows, in new memory of the same layout: in its own others may lie too."""
+    changed = parameter.data.clone()
+    changed[on] = values.to(changed)[on]
+    parameter.data = changed
 
 
 def last_linear(graph: BlockGraph, segment: Segment, max_unknowns: int, unit: int | None = None) -> LastLinear | None:
