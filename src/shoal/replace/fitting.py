@@ -10,6 +10,7 @@ on held-out samples, shrinking towards the shortcut where shapes match.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ from shoal.replace.spans import Span
 # A Gram matrix of this many unknowns takes 170 MB; beyond it neither memory nor time are worth it.
 MAX_UNKNOWNS = 4608
 _HELD_OUT = 0.2
+# Bytes of the moments that are collected in one pass over the data.
+_MAX_MOMENTS = 1e9
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +205,30 @@ def moment_halves(inputs: int, outputs: int, rows: torch.device) -> tuple[Moment
     """Moments to fit a map of rows on this device by, and those held out."""
     device = sums_device(rows, inputs, outputs)
     return Moments(inputs, outputs, joint=False, device=device), Moments(inputs, outputs, joint=False, device=device)
+
+
+class Sized(Protocol):
+    """Moments, by the bytes they take."""
+
+    @property
+    def size(self) -> float:
+        """Bytes."""
+
+
+SizedMoments = TypeVar("SizedMoments", bound=Sized)
+
+
+def portions_of(moments: Sequence[SizedMoments]) -> list[list[SizedMoments]]:
+    """Moments in their order, as many together as one pass over the data may collect."""
+    portions: list[list[SizedMoments]] = []
+    remaining = 0.0
+    for each in moments:
+        if not portions or each.size > remaining:
+            portions.append([])
+            remaining = _MAX_MOMENTS
+        portions[-1].append(each)
+        remaining -= each.size
+    return portions
 
 
 def part_of(counted: Tensor | None, part: slice) -> Tensor | None:

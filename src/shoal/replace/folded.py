@@ -23,7 +23,14 @@ from shoal.plan import Replacement
 from shoal.preserve import copied, evaluating
 from shoal.regress import Moments, fits, r2
 from shoal.replace.early_stop import StopForward, run_until_stopped
-from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, fit_heldout_slices, moment_halves, part_of
+from shoal.replace.fitting import (
+    MAX_UNKNOWNS,
+    FittedReplacement,
+    fit_heldout_slices,
+    moment_halves,
+    part_of,
+    portions_of,
+)
 from shoal.replace.last_linear import LastLinear, last_linear
 from shoal.replace.output_format import PLAIN
 from shoal.replace.recording import recording
@@ -32,8 +39,6 @@ from shoal.replace.segments import SegmentChain
 from shoal.replace.spans import Span
 
 FOLDED = "folded"
-# Moments of this size are collected in one pass over the data.
-_MAX_BYTES = 1e9
 # None so small that a Gram matrix of fewer tokens than inputs would have to be split into its eigenvectors.
 _RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # A layer is set anew if that takes this share off the error on tokens held out.
@@ -127,7 +132,7 @@ def fit_folded(
     hosts: dict[str, list[FoldedSpec]] = {}
     for spec in specs:
         hosts.setdefault(spec.host, []).append(spec)
-    portions = _portions([HostMoments(graph, members, samples, seed) for members in hosts.values()])
+    portions = portions_of([HostMoments(graph, members, samples, seed) for members in hosts.values()])
     fitted: list[FittedReplacement] = []
     for done, portion in enumerate(portions):
         _collect(graph, batches, portion)
@@ -135,18 +140,6 @@ def fit_folded(
         if on_progress is not None:
             on_progress(done + 1, len(portions))
     return fitted
-
-
-def _portions(hosts: Sequence["HostMoments"]) -> list[list["HostMoments"]]:
-    portions: list[list[HostMoments]] = []
-    remaining = 0.0
-    for host in hosts:
-        if not portions or host.size > remaining:
-            portions.append([])
-            remaining = _MAX_BYTES
-        portions[-1].append(host)
-        remaining -= host.size
-    return portions
 
 
 def _collect(graph: BlockGraph, batches: Sequence[Batch], hosts: Sequence["HostMoments"]) -> None:

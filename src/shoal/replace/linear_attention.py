@@ -26,7 +26,14 @@ from shoal.preserve import evaluating
 from shoal.regress import Moments, fit
 from shoal.replace.attention_map import AttentionMap
 from shoal.replace.early_stop import StopForward, run_until_stopped
-from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, fit_heldout_slices, moment_halves, part_of
+from shoal.replace.fitting import (
+    MAX_UNKNOWNS,
+    FittedReplacement,
+    fit_heldout_slices,
+    moment_halves,
+    part_of,
+    portions_of,
+)
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.replace.output_format import PLAIN
 from shoal.replace.row_sampler import RowSampler
@@ -34,8 +41,6 @@ from shoal.replace.segments import SegmentChain
 from shoal.replace.spans import Span
 
 LINEAR_ATTENTION = "linear_attention"
-# Moments of this size are collected in one pass over the data.
-_MAX_BYTES = 1e9
 _ATTENTIONS = frozenset(["scaled_dot_product_attention", "multi_head_attention_forward", "flex_attention"])
 _PRODUCTS = frozenset(["matmul", "bmm", "baddbmm", "einsum"])
 
@@ -124,7 +129,7 @@ def fit_linear_attentions(
     samples = sum(batch.size for batch in batches)
     if specs and not samples:
         raise DataError("no data to fit linear maps to", "Give at least one mini-batch.")
-    portions = _portions([_MapMoments(graph, spec, samples, seed) for spec in specs])
+    portions = portions_of([_MapMoments(graph, spec, samples, seed) for spec in specs])
     fitted: list[FittedReplacement] = []
     for done, portion in enumerate(portions):
         _collect(graph, batches, portion)
@@ -184,18 +189,6 @@ def _token_map(run: Trace, inside: ModuleCall, width: int) -> TokenMap | None:
 def _is_read(run: Trace, inside: ModuleCall, item: Any) -> bool:
     """Whether a part of what a module returns is a tensor that anything behind it reads."""
     return isinstance(item, TensorRef) and any(op >= inside.stop for op in run.readers.get(item.value, []))
-
-
-def _portions(moments: Sequence["_MapMoments"]) -> list[list["_MapMoments"]]:
-    portions: list[list[_MapMoments]] = []
-    remaining = 0.0
-    for each in moments:
-        if not portions or each.size > remaining:
-            portions.append([])
-            remaining = _MAX_BYTES
-        portions[-1].append(each)
-        remaining -= each.size
-    return portions
 
 
 def _collect(graph: BlockGraph, batches: Sequence[Batch], portion: Sequence["_MapMoments"]) -> None:
