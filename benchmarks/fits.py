@@ -130,7 +130,7 @@ def _towards_zero(ground: Ground, images: Sequence[Batch]) -> list[FittedReplace
 
     class Zeroed(SpanMoments):
         def _shortcuts(self) -> Tensor:
-            return torch.zeros(self.train.outputs, self.unknowns, dtype=torch.float64)
+            return torch.zeros(self.outputs, self.inputs, dtype=torch.float64)
 
     return _by_sums(ground, images, Zeroed)
 

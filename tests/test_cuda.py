@@ -8,7 +8,9 @@ import language
 import networks
 import shoal
 from shoal.batches import Batch
+from shoal.blocks import analyze
 from shoal.measure.quality import compare, paired_predictions
+from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all
 
 pytestmark = [
     pytest.mark.heavy,
@@ -87,3 +89,18 @@ def test_a_scan_says_what_it_says_on_a_cpu():
         damages.append({block.path: block.ablations["block"].kl for block in report.blocks})
     assert damages[0].keys() == damages[1].keys()
     assert list(damages[1].values()) == pytest.approx(list(damages[0].values()), rel=0.05, abs=1e-4)
+
+
+def test_replacements_are_fitted_there_as_on_a_cpu():
+    fitted = []
+    for model in (resnet(), resnet().cuda()):
+        device = next(model.parameters()).device
+        graph = analyze(model, Batch(args=(images(4).tensors[0].to(device),)))
+        data = [Batch(args=(part.to(device),)) for part in images().tensors[0].split(16)]
+        span = next(span for span in find_spans(graph, build_segments(graph), 1) if span.paths == ("layer1.1",))
+        fitted.append(fit_all(graph, data, [ReplacementSpec(span, kind) for kind in ("linear", "conv3", "scale")]))
+    for here, there in zip(*fitted, strict=True):
+        assert there.r2_held_out == pytest.approx(here.r2_held_out, rel=1e-3)
+        for before, after in zip(here.module.parameters(), there.module.parameters(), strict=True):
+            assert after.is_cuda
+            torch.testing.assert_close(after.cpu(), before, rtol=1e-3, atol=1e-4)

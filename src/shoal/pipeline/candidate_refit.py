@@ -218,7 +218,7 @@ class CandidateRefit:
             features, stream = self._map_inputs(segment, linear, partial(self._run, run, start, forwards))
             target = run.record.sums[segment.path]
             missing = linear.as_output(target if stream is None else target - stream)
-            moments.add(features, missing, run.batch.counted_in(features))
+            moments.add(features, [missing], run.batch.counted_in(features))
         return self._solved(linear, moments)
 
     def _map_inputs(self, segment: Segment, linear: LastLinear, run: Callable[[], Any]) -> tuple[Tensor, Tensor | None]:
@@ -248,7 +248,7 @@ class CandidateRefit:
         for run in self.runs:
             with _listening(self.graph.model, head, inputs=True) as features:
                 self._run(run, start, forwards)
-            moments.add(features[0], run.answers[0], run.batch.counted_in(features[0]))
+            moments.add(features[0], [run.answers[0]], run.batch.counted_in(features[0]))
         return self._solved(head, moments)
 
     def _refitted_replacement(self, change: PlacedChange, start: str, forwards: Forwards) -> Forwards:
@@ -278,7 +278,7 @@ class CandidateRefit:
     def _solved(self, linear: LastLinear, moments: LayerMoments) -> Forwards:
         """Copies of a layer and its norm that compute the refitted map, as forwards."""
         model = self.graph.model
-        train, held_out = (part if linear.biased else part.about_zero() for part in (moments.train, moments.held_out))
+        train, held_out = moments.given_up(biased=linear.biased)
         weight = linear.fused_weight(model)
         fit = fits(train, held_out, [slice(0, len(weight))], target=weight, ridges=self.config.ridges)[0]
         if not is_better(held_out, (fit.weight, fit.bias), (weight, linear.fused_bias(model))):

@@ -92,6 +92,14 @@ class Moments:
         result._absorb(other)
         return result
 
+    def to(self, device: torch.device | str) -> "Moments":
+        """These moments on a device: themselves, where they are on it."""
+        if self.xx.device == torch.device(device):
+            return self
+        moved = Moments(self.inputs, self.outputs, joint=self.joint, device=device)
+        moved._absorb(self)
+        return moved
+
     def part(self, columns: slice) -> "Moments":
         """The moments with only some of the outputs; they share memory with these."""
         if columns == slice(0, self.outputs):

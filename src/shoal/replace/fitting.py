@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch, call, like_of
 from shoal.blocks import BlockGraph
-from shoal.errors import DataError, NonFiniteError, UsageError
+from shoal.errors import UsageError
 from shoal.plan import Replacement
 from shoal.preserve import evaluating
-from shoal.regress import Fit, Moments, fits, r2, sums_device
+from shoal.regress import Fit, fits, r2
+from shoal.replace.heldout_moments import HeldOutMoments
 from shoal.replace.kinds import REPLACEMENTS, MomentsView, ReplacementType
 from shoal.replace.modules import build_replacement, load_solution_, with_shortcut
 from shoal.replace.recording import recording
@@ -29,7 +30,6 @@ from shoal.replace.spans import Span
 
 # A Gram matrix of this many unknowns takes 170 MB; beyond it neither memory nor time are worth it.
 MAX_UNKNOWNS = 4608
-_HELD_OUT = 0.2
 # Bytes of the moments that are collected in one pass over the data.
 _MAX_MOMENTS = 1e9
 
@@ -201,42 +201,55 @@ def _groups(specs: Iterable[ReplacementSpec]) -> dict[MomentsKey, list[Replaceme
     return groups
 
 
-def moment_halves(inputs: int, outputs: int, rows: torch.device) -> tuple[Moments, Moments]:
-    """Moments to fit a map of rows on this device by, and those held out."""
-    device = sums_device(rows, inputs, outputs)
-    return Moments(inputs, outputs, joint=False, device=device), Moments(inputs, outputs, joint=False, device=device)
-
-
-class Sized(Protocol):
-    """Moments, by the bytes they take."""
+class MomentsGroup(Protocol):
+    """Replacements that are fitted by the same moments."""
 
     @property
     def size(self) -> float:
-        """Bytes."""
+        """Bytes of the moments."""
+
+    def solve_all(self) -> list[FittedReplacement]:
+        """Every replacement, fitted; the moments are given up."""
 
 
-SizedMoments = TypeVar("SizedMoments", bound=Sized)
+GroupT = TypeVar("GroupT", bound=MomentsGroup)
 
 
-def portions_of(moments: Sequence[SizedMoments]) -> list[list[SizedMoments]]:
-    """Moments in their order, as many together as one pass over the data may collect."""
-    portions: list[list[SizedMoments]] = []
+def fit_in_passes(
+    groups: Sequence[GroupT],
+    collect: Callable[[Sequence[GroupT]], None],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[FittedReplacement]:
+    """Fit the replacements of all groups, in as many passes over the data as memory for their moments asks for.
+
+    Args:
+        groups: in the order of what is returned.
+        collect: passes once over the data and adds them to the moments of some groups.
+        on_progress: called with (passes done, passes).
+    """
+    portions = _portions(groups)
+    fitted: list[FittedReplacement] = []
+    for done, portion in enumerate(portions, 1):
+        collect(portion)
+        fitted += [replacement for group in portion for replacement in group.solve_all()]
+        if on_progress is not None:
+            on_progress(done, len(portions))
+    return fitted
+
+
+def _portions(groups: Sequence[GroupT]) -> list[list[GroupT]]:
+    portions: list[list[GroupT]] = []
     remaining = 0.0
-    for each in moments:
-        if not portions or each.size > remaining:
+    for group in groups:
+        if not portions or group.size > remaining:
             portions.append([])
             remaining = _MAX_MOMENTS
-        portions[-1].append(each)
-        remaining -= each.size
+        portions[-1].append(group)
+        remaining -= group.size
     return portions
 
 
-def part_of(counted: Tensor | None, part: slice) -> Tensor | None:
-    """Which positions count, of some of the samples."""
-    return counted[part] if counted is not None else None
-
-
-class SpanMoments:
+class SpanMoments(HeldOutMoments):
     """The moments of the replacements with one key: shared inputs, one set of outputs for every end."""
 
     def __init__(
@@ -255,38 +268,27 @@ class SpanMoments:
         for end in self.ends:
             self.columns[end] = slice(total, total + widths[end])
             total += widths[end]
-        self.unknowns = members[0].unknowns
-        self.train = Moments(self.unknowns, total, joint=False)
-        self.held_out = Moments(self.unknowns, total, joint=False)
-        self.sampler = RowSampler(
-            self.unknowns,
-            samples,
-            Window(key.kernel, key.stride, key.dilation) if members[0].span.layout == "channels_first" else None,
-            rows_per_unknown,
-            seed,
-        )
-
-    def add(self, x: Tensor, ys: list[Tensor], counted: Tensor | None = None) -> None:
-        """Add one mini-batch: the input of the span, and the sum at each of `ends`; a fifth is held out.
-
-        `counted` are the positions that are no padding, where there is any.
-        """
-        for moments, part in fit_heldout_slices(self.train, self.held_out, x.shape[0]):
-            rows, outputs = self.sampler.draw(x[part], [y[part] for y in ys], part_of(counted, part))
-            if not bool(torch.isfinite(rows).all() and torch.isfinite(outputs).all()):
-                raise NonFiniteError(f"NaN or Inf in the activations at '{self.key.start}'", "Check weights and data.")
-            moments.add(rows, outputs)
+        window = Window(key.kernel, key.stride, key.dilation)
+        on_images = members[0].span.layout == "channels_first"
+        inputs = members[0].unknowns
+        sampler = RowSampler(inputs, samples, window if on_images else None, rows_per_unknown, seed)
+        super().__init__(sampler, inputs, total, f"at '{key.start}'")
 
     def solve_all(self, like: Tensor) -> list[FittedReplacement]:
-        """Every member, fitted, in the dtype and on the device of `like`."""
+        """Every member, fitted, in the dtype and on the device of `like`; the moments are given up."""
+        train, held_out = (half.to("cpu") for half in self.given_up())
         target = self._shortcuts()
-        solutions = fits(self.train, self.held_out, list(self.columns.values()), target=target)
-        by_end = dict(zip(self.ends, solutions, strict=True))
-        return [self._solve(spec, by_end[spec.span.end], target, like) for spec in self.members]
+        by_end = dict(zip(self.ends, fits(train, held_out, list(self.columns.values()), target=target), strict=True))
+        fitted = []
+        for spec in self.members:
+            columns = self.columns[spec.span.end]
+            view = MomentsView(train, held_out, columns, target[columns])
+            fitted.append(_solved(spec, view, by_end[spec.span.end], like))
+        return fitted
 
     def _shortcuts(self) -> Tensor:
         """The shortcut as a map, for ends of the same shape; zero for the others."""
-        target = torch.zeros(self.train.outputs, self.unknowns, dtype=torch.float64)
+        target = torch.zeros(self.outputs, self.inputs, dtype=torch.float64)
         taps = self.key.kernel**2
         for spec in self.members:
             if spec.span.keeps_shape:
@@ -295,29 +297,12 @@ class SpanMoments:
                     target[columns.start + channel, channel * taps + taps // 2] = 1.0
         return target
 
-    def _solve(self, spec: ReplacementSpec, fit: Fit, target: Tensor, like: Tensor) -> FittedReplacement:
-        columns, replacement = self.columns[spec.span.end], spec.stand_in
-        view = MomentsView(self.train, self.held_out, columns, target[columns])
-        solution = spec.type.solve(view, fit, replacement)
-        module = build_replacement(replacement, like)
-        load_solution_(module, solution)
-        parts = (self.train.part(columns), self.held_out.part(columns))
-        scores = [r2(part, solution.weight, solution.bias) for part in parts]
-        return FittedReplacement(spec.span, spec.kind, replacement, module, solution.ridge, *scores)
 
-
-def held_out_of(samples: int) -> int:
-    """How many samples of a mini-batch, the first ones, are held out."""
-    return max(1, round(_HELD_OUT * samples))
-
-
-def fit_heldout_slices(train: Moments, held_out: Moments, samples: int) -> list[tuple[Moments, slice]]:
-    """Which samples of a mini-batch are held out, and which are fitted.
-
-    Raises:
-        DataError: a single sample cannot be split.
-    """
-    if samples < 2:
-        raise DataError("a mini-batch of one sample cannot be split", "Give at least 2 samples.")
-    held = held_out_of(samples)
-    return [(held_out, slice(0, held)), (train, slice(held, None))]
+def _solved(spec: ReplacementSpec, moments: MomentsView, fit: Fit, like: Tensor) -> FittedReplacement:
+    replacement = spec.stand_in
+    solution = spec.type.solve(moments, fit, replacement)
+    module = build_replacement(replacement, like)
+    load_solution_(module, solution)
+    halves = (half.part(moments.columns) for half in (moments.train, moments.held_out))
+    scores = [r2(half, solution.weight, solution.bias) for half in halves]
+    return FittedReplacement(spec.span, spec.kind, replacement, module, solution.ridge, *scores)

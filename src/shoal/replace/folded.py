@@ -10,27 +10,21 @@ Source: ReplaceMe, arXiv:2505.02819, which has the second form, and no choice of
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
 from shoal.blocks import BlockGraph
-from shoal.errors import NonFiniteError
 from shoal.offloaded import is_offloaded
 from shoal.plan import Replacement
 from shoal.preserve import copied, evaluating
 from shoal.regress import Moments, fits, r2
 from shoal.replace.early_stop import StopForward, run_until_stopped
-from shoal.replace.fitting import (
-    MAX_UNKNOWNS,
-    FittedReplacement,
-    fit_heldout_slices,
-    moment_halves,
-    part_of,
-    portions_of,
-)
+from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, fit_in_passes
+from shoal.replace.heldout_moments import HeldOutMoments
 from shoal.replace.last_linear import LastLinear, last_linear
 from shoal.replace.output_format import PLAIN
 from shoal.replace.recording import recording
@@ -132,14 +126,8 @@ def fit_folded(
     hosts: dict[str, list[FoldedSpec]] = {}
     for spec in specs:
         hosts.setdefault(spec.host, []).append(spec)
-    portions = portions_of([HostMoments(graph, members, samples, seed) for members in hosts.values()])
-    fitted: list[FittedReplacement] = []
-    for done, portion in enumerate(portions):
-        _collect(graph, batches, portion)
-        fitted += [each for moments in portion for each in moments.solve_all()]
-        if on_progress is not None:
-            on_progress(done + 1, len(portions))
-    return fitted
+    groups = [HostMoments(graph, members, samples, seed) for members in hosts.values()]
+    return fit_in_passes(groups, partial(_collect, graph, batches), on_progress)
 
 
 def _collect(graph: BlockGraph, batches: Sequence[Batch], hosts: Sequence["HostMoments"]) -> None:
@@ -164,52 +152,26 @@ def _collect(graph: BlockGraph, batches: Sequence[Batch], hosts: Sequence["HostM
             for batch in batches:
                 run_until_stopped(graph.model, batch)
                 for host in hosts:
-                    x, sums = features[host.path], [record.sums[end] for end in host.ends]
-                    host.add(x, record.sums[host.path], sums, batch.counted_in(x))
+                    x, host_sum = features[host.path], record.sums[host.path]
+                    host.add(x, [record.sums[end] - host_sum for end in host.ends], batch.counted_in(x))
     finally:
         for handle in handles:
             handle.remove()
 
 
-class HostMoments:
+class HostMoments(HeldOutMoments):
     """The moments of all folds into one block: the inputs of its last layer, what the blocks behind it add."""
 
     def __init__(self, graph: BlockGraph, members: Sequence[FoldedSpec], samples: int, seed: int) -> None:
         self.graph, self.members, self.linear, self.path = graph, members, members[0].linear, members[0].host
         self.ends = [spec.span.end for spec in members]
-        layer: Any = graph.model.get_submodule(self.linear.layer)
-        self.unknowns: int = layer.in_features
-        self.width = members[0].span.out_channels
-        self.sampler = RowSampler(self.unknowns, samples, None, seed=seed)
-        self.train: Moments | None = None
-        self.held_out: Moments | None = None
-
-    @property
-    def size(self) -> float:
-        """Bytes of the moments."""
-        return 16.0 * self.unknowns * (self.unknowns + len(self.ends) * self.width)
-
-    def add(self, features: Tensor, host_sum: Tensor, sums: Sequence[Tensor], counted: Tensor | None = None) -> None:
-        """Add one mini-batch; `counted` are the positions that are no padding, where there is any."""
-        if self.train is None or self.held_out is None:
-            outputs = len(self.ends) * self.width
-            self.train, self.held_out = moment_halves(self.unknowns, outputs, features.device)
-        differences = [each - host_sum for each in sums]
-        for moments, part in fit_heldout_slices(self.train, self.held_out, len(features)):
-            parts = [each[part] for each in differences]
-            rows, targets = self.sampler.draw(features[part], parts, part_of(counted, part))
-            if not bool(torch.isfinite(rows).all() and torch.isfinite(targets).all()):
-                raise NonFiniteError(f"NaN or Inf in the activations at '{self.path}'", "Check weights and data.")
-            moments.add(rows, targets)
+        inputs = cast(nn.Linear, graph.model.get_submodule(self.linear.layer)).in_features
+        sampler = RowSampler(inputs, samples, None, seed=seed)
+        super().__init__(sampler, inputs, len(self.ends) * members[0].span.out_channels, f"at '{self.path}'")
 
     def solve_all(self) -> list[FittedReplacement]:
         """Every fold, fitted; the moments are given up."""
-        train, held_out = self.train, self.held_out
-        self.train = self.held_out = None
-        if train is None or held_out is None:
-            return []
-        if not self.linear.biased:
-            train, held_out = train.about_zero(), held_out.about_zero()
+        train, held_out = self.given_up(biased=self.linear.biased)
         solutions = solve_update(train, held_out, self.linear.fused_weight(self.graph.model), len(self.members))
         return [self._fitted(spec, update) for spec, update in zip(self.members, solutions, strict=True)]
 

@@ -8,7 +8,8 @@ Source: replacement of attentions by linear layers, Puzzle, arXiv:2411.19146, Se
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +20,15 @@ from shoal.blocks.module_replacements import branch_call, vacated_reason, with_m
 from shoal.blocks.operations import plain_name
 from shoal.blocks.template import TensorRef
 from shoal.blocks.trace import ModuleCall, OpRecord, Trace
-from shoal.errors import DataError, NonFiniteError
+from shoal.errors import DataError
 from shoal.offloaded import is_offloaded
 from shoal.plan import Replacement, TokenMap
 from shoal.preserve import evaluating
-from shoal.regress import Moments, fit
+from shoal.regress import fit
 from shoal.replace.attention_map import AttentionMap
 from shoal.replace.early_stop import StopForward, run_until_stopped
-from shoal.replace.fitting import (
-    MAX_UNKNOWNS,
-    FittedReplacement,
-    fit_heldout_slices,
-    moment_halves,
-    part_of,
-    portions_of,
-)
+from shoal.replace.fitting import MAX_UNKNOWNS, FittedReplacement, fit_in_passes
+from shoal.replace.heldout_moments import HeldOutMoments
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.replace.output_format import PLAIN
 from shoal.replace.row_sampler import RowSampler
@@ -129,14 +124,8 @@ def fit_linear_attentions(
     samples = sum(batch.size for batch in batches)
     if specs and not samples:
         raise DataError("no data to fit linear maps to", "Give at least one mini-batch.")
-    portions = portions_of([_MapMoments(graph, spec, samples, seed) for spec in specs])
-    fitted: list[FittedReplacement] = []
-    for done, portion in enumerate(portions):
-        _collect(graph, batches, portion)
-        fitted += [moments.solve() for moments in portion]
-        if on_progress is not None:
-            on_progress(done + 1, len(portions))
-    return fitted
+    groups = [_MapMoments(graph, spec, samples, seed) for spec in specs]
+    return fit_in_passes(groups, partial(_collect, graph, batches), on_progress)
 
 
 def _spec(graph: BlockGraph, chain: SegmentChain, span: Span) -> LinearAttentionSpec | None:
@@ -214,43 +203,26 @@ def _collect(graph: BlockGraph, batches: Sequence[Batch], portion: Sequence["_Ma
                 run_until_stopped(graph.model, batch)
                 for moments in portion:
                     x, y = seen.pop(moments.block)
-                    moments.add(x, y, batch.counted_in(x))
+                    moments.add(x, [y], batch.counted_in(x))
     finally:
         for handle in handles:
             handle.remove()
 
 
-class _MapMoments:
+class _MapMoments(HeldOutMoments):
     """Moments of what an attention is given and returns, and the map they come to."""
 
     def __init__(self, graph: BlockGraph, spec: LinearAttentionSpec, samples: int, seed: int) -> None:
         self.spec, self.map, [self.block] = spec, spec.attention_map(), spec.span.paths
-        self.width = spec.span.out_channels
-        self.sampler = RowSampler(self.width, samples, None, seed=seed)
-        self.halves: tuple[Moments, Moments] | None = None
+        width = spec.span.out_channels
+        sampler = RowSampler(width, samples, None, seed=seed)
+        super().__init__(sampler, width, width, f"at '{spec.token_map.module}'")
 
-    @property
-    def size(self) -> float:
-        """Bytes of the moments."""
-        return 2 * 8.0 * self.width * 2 * self.width
-
-    def add(self, x: Tensor, y: Tensor, counted: Tensor | None) -> None:
-        """Add one mini-batch; `counted` are the positions that are no padding, where there is any."""
-        if self.halves is None:
-            self.halves = moment_halves(self.width, self.width, x.device)
-        for moments, part in fit_heldout_slices(*self.halves, len(x)):
-            rows, targets = self.sampler.draw(x[part], [y[part]], part_of(counted, part))
-            if not bool(torch.isfinite(rows).all() and torch.isfinite(targets).all()):
-                raise NonFiniteError(
-                    f"NaN or Inf in the activations at '{self.spec.token_map.module}'", "Check weights and data."
-                )
-            moments.add(rows, targets)
-
-    def solve(self) -> FittedReplacement:
+    def solve_all(self) -> list[FittedReplacement]:
         """The map, fitted, in its block; the moments are given up."""
-        train, held_out = (half.about_zero() for half in cast(tuple[Moments, Moments], self.halves))
-        self.halves = None
-        best = fit(train, held_out)
+        best = fit(*self.given_up(biased=False))
         self.map.linear_attn.weight.data = best.weight.to(self.map.linear_attn.weight)
         block, spec = self.spec.block_with(self.map), self.spec
-        return FittedReplacement(spec.span, spec.kind, spec.stand_in, block, best.ridge, best.r2_fit, best.r2_held_out)
+        return [
+            FittedReplacement(spec.span, spec.kind, spec.stand_in, block, best.ridge, best.r2_fit, best.r2_held_out)
+        ]

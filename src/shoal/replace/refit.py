@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from shoal.batches import Batch, call, first_samples
 from shoal.blocks import BlockGraph
 from shoal.blocks.interception import intercept_additions
-from shoal.errors import NonFiniteError
 from shoal.offloaded import is_offloaded
 from shoal.plan import Remove, TokenMap
 from shoal.preserve import copied_arguments, evaluating, own_
@@ -33,12 +32,9 @@ from shoal.replace.fitting import (
     FittedReplacement,
     ReplacementSpec,
     SpanMoments,
-    fit_heldout_slices,
-    held_out_of,
-    moment_halves,
-    part_of,
 )
 from shoal.replace.folded import is_better, solve_update
+from shoal.replace.heldout_moments import HeldOutMoments, held_out_of
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.replace.last_linear import LastLinear, last_linear, network_head
 from shoal.replace.output_format import PLAIN, OutputFormat
@@ -342,7 +338,7 @@ class SequentialRefit:
                 sums.append(UnitSum(target, features, stream, self.batches[batch].counted_in(target)))
             elif len(x) > 1:
                 missing = linear.as_output(target if stream is None else target - stream)
-                moments.add(features, missing, self.batches[batch].counted_in(features))
+                moments.add(features, [missing], self.batches[batch].counted_in(features))
         if sums:
             self.student_x = self._fitted_sums(linear, sums)
             return
@@ -356,7 +352,7 @@ class SequentialRefit:
         moments = self._layer_moments(linear)
         for each in sums:
             if len(each.stream) > 1:
-                moments.add(each.features, each.target - each.stream, each.counted)
+                moments.add(each.features, [each.target - each.stream], each.counted)
         layer = self.student.get_submodule(linear.layer)
         before = [each.stream + layer(each.features) for each in sums]
         weights = [(parameter, parameter.data) for parameter in layer.parameters()]
@@ -467,10 +463,7 @@ class LayerUpdate:
 
     def __init__(self, linear: LastLinear, student: nn.Module, samples: int, seed: int) -> None:
         self.linear, self.layer = linear, student.get_submodule(linear.layer)
-        weight: Any = self.layer.weight
-        outputs, unknowns = weight.shape
-        self.sampler = RowSampler(unknowns, samples, None, seed=seed)
-        self.train, self.held_out = moment_halves(unknowns, outputs, weight.device)
+        self.moments = LayerMoments(self.layer, samples, seed)
         self.features: list[Tensor] = []
 
     @contextmanager
@@ -486,19 +479,13 @@ class LayerUpdate:
     def add(self, target: Tensor, output: Tensor, counted: Tensor | None = None) -> None:
         """Add one mini-batch: the stream as it should be and as it is; a fifth is held out, padding left out."""
         [features] = self.features
-        missing = target - output
-        if not bool(torch.isfinite(features).all() and torch.isfinite(missing).all()):
-            raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
-        for moments, part in fit_heldout_slices(self.train, self.held_out, len(features)):
-            moments.add(*self.sampler.draw(features[part], [missing[part]], part_of(counted, part)))
+        self.moments.add(features, [target - output], counted)
 
     def apply_(self) -> None:
         """Change the layer, if that does better on what was held out."""
-        train, held_out = self.train, self.held_out
+        train, held_out = self.moments.given_up(biased=self.linear.biased)
         if train.n == 0 or held_out.n == 0:
             return
-        if not self.linear.biased:
-            train, held_out = train.about_zero(), held_out.about_zero()
         layer: Any = self.layer
         [update] = solve_update(train, held_out, layer.weight.detach().double())
         nothing = torch.zeros_like(update.weight), torch.zeros_like(update.bias)
@@ -539,7 +526,7 @@ def _adds_alike(segment: Segment, other: Segment) -> bool:
     return plain and segment.out_shape == other.out_shape == other.in_shape and len(segment.out_shape) < 3
 
 
-class LayerMoments:
+class LayerMoments(HeldOutMoments):
     """Moments of the input of a layer and the output it should have, at some positions."""
 
     def __init__(self, layer: Any, samples: int, seed: int, rows_per_unknown: float = ROWS_PER_UNKNOWN) -> None:
@@ -547,15 +534,8 @@ class LayerMoments:
         if isinstance(layer, nn.Conv2d):
             window = Window(layer.kernel_size[0], int(layer.stride[0]), int(layer.dilation[0]))
         outputs, unknowns = len(layer.weight), layer.weight[0].numel()
-        self.sampler = RowSampler(unknowns, samples, window, rows_per_unknown, seed)
-        self.train, self.held_out = moment_halves(unknowns, outputs, layer.weight.device)
-
-    def add(self, x: Tensor, y: Tensor, counted: Tensor | None = None) -> None:
-        """Add one mini-batch; a fifth is held out, and positions that do not count, as padding, are left out."""
-        if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
-            raise NonFiniteError("NaN or Inf in the activations of the cut network", "Check weights and data.")
-        for moments, part in fit_heldout_slices(self.train, self.held_out, x.shape[0]):
-            moments.add(*self.sampler.draw(x[part], [y[part]], part_of(counted, part)))
+        sampler = RowSampler(unknowns, samples, window, rows_per_unknown, seed)
+        super().__init__(sampler, unknowns, outputs, "of the cut network")
 
 
 def _refit_head(teacher: nn.Module, student: nn.Module, head: LastLinear, batches: Sequence[Batch], seed: int) -> None:
@@ -564,16 +544,14 @@ def _refit_head(teacher: nn.Module, student: nn.Module, head: LastLinear, batche
     for batch in batches:
         if batch.size > 1:
             x = _input_of(student, head.layer, batch)
-            moments.add(x, _output_of(teacher, head.layer, batch), batch.counted_in(x))
+            moments.add(x, [_output_of(teacher, head.layer, batch)], batch.counted_in(x))
     linear_fit_(student, head, moments)
 
 
 def linear_fit_(student: nn.Module, linear: LastLinear, moments: LayerMoments) -> None:
     """Set a map to the ridge regression on moments of its inputs and targets, shrinking towards what it is."""
     weight = linear.fused_weight(student)
-    train, held_out = moments.train, moments.held_out
-    if not linear.biased:
-        train, held_out = train.about_zero(), held_out.about_zero()
+    train, held_out = moments.given_up(biased=linear.biased)
     fit = fits(train, held_out, [slice(0, len(weight))], target=weight)[0]
     if is_better(held_out, (fit.weight, fit.bias), (weight, linear.fused_bias(student))):
         linear.set_fused_(student, fit.weight, fit.bias)
