@@ -1,8 +1,11 @@
 """Every figure of a task against a few independent lines."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from networks_by_task import Denoiser, Encoder, Restorer, Segmenter, images, made, seeded
 from shoal.batches import Batch
@@ -147,3 +150,40 @@ def test_word_error_rate_is_of_decoded_texts():
     [row] = metric.rows(output, Reference("labels", torch.tensor([[3, 5, 4]])), Batch((torch.zeros(1, 1),)))
     assert metric.name == "wer"
     assert row.tolist() == [1, 3]
+
+
+def test_generation_says_nothing_about_a_length_that_nobody_gave():
+    """A configuration's own limit beside that of the metric: transformers warned of both for each mini-batch."""
+    model = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=20,
+            d_model=8,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=1,
+            decoder_attention_heads=1,
+            encoder_ffn_dim=8,
+            decoder_ffn_dim=8,
+            num_mel_bins=4,
+            max_source_positions=10,
+            max_target_positions=40,
+            decoder_start_token_id=1,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            suppress_tokens=None,
+            begin_suppress_tokens=None,
+        )
+    ).eval()
+    model.generation_config.max_length = 12
+    said, handler = [], logging.Handler()
+    handler.emit = said.append
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        batch = Batch(kwargs={"input_features": torch.zeros(1, 4, 20)}, target=torch.full((1, 3), 5))
+        TASKS["seq2seq"].metrics[0].respond(model, batch)
+    finally:
+        logger.removeHandler(handler)
+    assert not [record.getMessage() for record in said if "max_" in record.getMessage()]
+    assert model.generation_config.max_length == 12

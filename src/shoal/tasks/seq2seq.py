@@ -1,6 +1,8 @@
 """Sequence to sequence: text or tokens for text, speech or images; judged by what the network generates."""
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +53,8 @@ def _generate(model: nn.Module, batch: Batch) -> Generated:
     positions = getattr(getattr(model, "config", None), "max_target_positions", None)
     longest = min(longest, positions - 8) if isinstance(positions, int) else longest
     try:
-        tokens = generate(*batch.args, **inputs, do_sample=False, num_beams=1, max_new_tokens=longest)
+        with _quietly():
+            tokens = generate(*batch.args, **inputs, do_sample=False, num_beams=1, max_new_tokens=longest)
     except Exception as error:
         check_memory(error, "while sequences were generated")
         raise UsageError(
@@ -60,6 +63,18 @@ def _generate(model: nn.Module, batch: Batch) -> Generated:
         ) from error
     special = _special_tokens(model)
     return Generated(torch.as_tensor(tokens).detach().cpu(), frozenset(special), special[0] if special else IGNORED)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Inside the context transformers does not warn, at each call, that the network's own limit gives way to ours."""
+    logger = logging.getLogger("transformers.generation.utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _is_ctc(model: nn.Module) -> bool:
