@@ -85,6 +85,17 @@ def chosen_outputs(outputs: Outputs, names: tuple[str, ...]) -> dict[str, Tensor
     return {key: tensor for key, tensor in outputs.tensors.items() if any(_lies_in(key, name) for name in names)}
 
 
+def named_outputs(output: Any, names: tuple[str, ...]) -> Any:
+    """An output as it is passed to a user's function or a metric.
+
+    The tensor where only one was named; several named ones by name; what the network returned where none is named.
+    """
+    if not names:
+        return output
+    tensors = chosen_outputs(read_outputs(output), names)
+    return next(iter(tensors.values())) if len(tensors) == 1 else tensors
+
+
 def _lies_in(name: str, container: str) -> bool:
     return name == container or name.startswith((f"{container}.", f"{container}["))
 

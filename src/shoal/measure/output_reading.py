@@ -21,7 +21,7 @@ from shoal import record
 from shoal.batches import Batch, batches, call, device_of
 from shoal.errors import DataError, NonFiniteError, count_of
 from shoal.measure.classes import check_samples, class_indices, kl_per_sample, log_probabilities, mean_over
-from shoal.outputs import Outputs, check_numbers, chosen_outputs, read_outputs, shown
+from shoal.outputs import Outputs, check_numbers, chosen_outputs, named_outputs, read_outputs, shown
 from shoal.preserve import evaluating
 
 _HEADS = re.compile(
@@ -191,10 +191,10 @@ class Reading:
 
         The tensor where only one is returned or was named; several named ones by name; else what the network returned.
         """
-        tensors = chosen_outputs(read_outputs(output), self.names)
-        if len(tensors) == 1:
+        tensors = read_outputs(output).tensors
+        if not self.names and len(tensors) == 1:
             return next(iter(tensors.values()))
-        return tensors if self.names else output
+        return named_outputs(output, self.names)
 
     def damage(self, original: Any, changed: Any, batch: Batch) -> Tensor:
         """The damage of each sample, (samples,): the mean over the outputs, in whichever order they are returned.
@@ -572,7 +572,7 @@ def _classes(
     if fitting.get(name) is not None:
         return fitting[name], "the labels are class indices that fit it"
     if target is not None and target.is_floating_point() and target.shape == tensor.shape:
-        if tensor.dim() > 1 and tensor.shape[-1] > 1 and _are_probabilities(target):
+        if tensor.dim() > 1 and tensor.shape[-1] > 1 and are_probabilities(target):
             return -1, "the labels are probabilities of its classes"
         return None, "the targets are numbers of its shape"
     head = _head(model, name, tensor)
@@ -585,7 +585,8 @@ def _classes(
     return None, f"the labels of shape {tuple(target.shape)} index no axis of it"
 
 
-def _are_probabilities(target: Tensor) -> bool:
+def are_probabilities(target: Tensor) -> bool:
+    """Whether targets say how likely each class is: none below 0, and their sum over the last axis is 1."""
     return bool((target >= 0).all()) and bool(torch.isclose(target.sum(dim=-1), target.new_ones(())).all())
 
 

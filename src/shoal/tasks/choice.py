@@ -116,14 +116,21 @@ class OutputRequest:
         return choose_task(self.task, model, Outputs({}, {}), None)
 
     def choose(self, model: nn.Module, first: Batch) -> TaskChoice:
-        """The task of a network: see `known`; else from what it returns for a mini-batch, and its labels."""
-        choice = self.known(model)
-        if choice.task is not None or first.target is None:
-            return choice
-        few = first.take(2).to(device_of(model))
-        with evaluating(model), torch.no_grad():
-            outputs = read_outputs(call(model, few))
-        return choose_task(None, model, outputs, few.target)
+        """The task of a network: see `known`; else from what it returns for a mini-batch, and its labels.
+
+        Its metrics look at the outputs that the user names.
+
+        Raises:
+            UsageError: there is no such output.
+        """
+        choice, names = self.known(model), as_names(self.names)
+        if choice.task is None and first.target is not None:
+            here = first.to(device_of(model))
+            with evaluating(model), torch.no_grad():
+                outputs = read_outputs(call(model, here))
+            outputs = replace(outputs, tensors=chosen_outputs(outputs, names))
+            choice = choose_task(None, model, outputs, here.target)
+        return replace(choice, task=choice.task.about(names)) if choice.task is not None and names else choice
 
     def read(
         self, choice: TaskChoice, model: nn.Module, data: Iterable[Any], labelled: Iterable[Batch] = ()

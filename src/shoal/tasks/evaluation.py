@@ -12,6 +12,7 @@ from torch import nn
 from shoal import record
 from shoal.batches import Batch, batches, call, device_of
 from shoal.errors import DataError, NonFiniteError, UsageError, count_of
+from shoal.outputs import named_outputs
 from shoal.preserve import evaluating
 from shoal.tasks.mosaic import Mosaics
 from shoal.tasks.task import Metric, Reference, Row, Task, guarded
@@ -226,9 +227,9 @@ def _guarded(metric: Metric, part: str, function: Callable[..., Any], *args: Any
 
 
 def _answer(metric: Metric, model: nn.Module, batch: Batch) -> Any:
-    """What the metric asks of a network: its forward, or what `respond` makes of it."""
+    """What the metric asks of a network: its forward, or what `respond` makes of it; of the forward what was named."""
     if metric.respond is None:
-        return call(model, batch)
+        return named_outputs(call(model, batch), metric.outputs)
     return _guarded(metric, "respond", metric.respond, model, batch)
 
 

@@ -1,21 +1,26 @@
 """Regression: numbers to be predicted, of any shape."""
 
+import math
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
 from shoal.measure.output_reading import Expectation, squared_error
 from shoal.outputs import Outputs
-from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names
+from shoal.tasks.task import Metric, Reference, Row, Task, are_yes_or_no, main_tensor, module_names
 
 _NAMES = ("logits", "predicted_depth", "prediction_outputs")
 
 
 def _fits(output: Any, labels: Any) -> bool:
-    tensor = main_tensor(output, *_NAMES)
-    return isinstance(labels, Tensor) and labels.is_floating_point() and labels.numel() == tensor.numel()
+    """Numbers of the output's shape, also without its axes of length 1, or with all axes of a sample in one."""
+    if not isinstance(labels, Tensor) or labels.dtype == torch.bool or labels.is_complex():
+        return False
+    shapes = [[side for side in tensor.shape if side != 1] for tensor in (main_tensor(output, *_NAMES), labels)]
+    return math.prod(shapes[0]) == math.prod(shapes[1]) and (shapes[0] == shapes[1] or len(shapes[0]) != len(shapes[1]))
 
 
 def _rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
@@ -47,10 +52,14 @@ def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str
     config = getattr(model, "config", None)
     if getattr(config, "problem_type", None) == "regression":
         return "the network's configuration says regression"
+    name = next((name for name in module_names(model) if name.endswith("ForSequenceClassification")), None)
+    if name is not None and getattr(config, "num_labels", None) == 1:
+        return f"{name.rsplit('.', 1)[-1]} returns a single number"
     shapes = [tensor.shape for tensor in outputs.floating.values()]
-    if labels is not None and labels.is_floating_point() and len(shapes) == 1 and labels.shape == shapes[0]:
-        return "the targets are numbers of the output's shape"
-    return None
+    if labels is None or not labels.is_floating_point() or len(shapes) != 1 or are_yes_or_no(labels):
+        return None
+    fits = labels.shape == shapes[0] or (*labels.shape, 1) == tuple(shapes[0])
+    return "the targets are numbers of the output's shape" if fits else None
 
 
 REGRESSION = Task(

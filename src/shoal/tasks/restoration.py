@@ -11,7 +11,7 @@ from shoal.batches import Batch
 from shoal.measure.output_reading import Expectation, squared_error
 from shoal.outputs import Outputs
 from shoal.tasks.libraries import torchmetrics_functional
-from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names, wrong_shape
+from shoal.tasks.task import Metric, Reference, Row, Task, are_yes_or_no, main_tensor, module_names, wrong_shape
 
 _NAMES = ("reconstruction",)
 # Two images that are equal to the bit differ by less than what 8 bits can tell; their ratio is cut there.
@@ -64,9 +64,10 @@ def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str
         if name.endswith(("ForImageSuperResolution", "ForImageToImage")):
             return f"{name.rsplit('.', 1)[-1]} restores images"
     images = [tensor for tensor in outputs.floating.values() if tensor.dim() == 4 and tensor.shape[1] in (1, 3)]
-    if labels is not None and labels.is_floating_point() and len(outputs.floating) == 1 and len(images) == 1:
-        return "the targets are images of the output's shape" if labels.shape == images[0].shape else None
-    return None
+    if labels is None or not labels.is_floating_point() or len(outputs.floating) != 1 or len(images) != 1:
+        return None
+    fits = labels.shape == images[0].shape and not are_yes_or_no(labels)
+    return "the targets are images of the output's shape" if fits else None
 
 
 RESTORATION = Task(

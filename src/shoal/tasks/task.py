@@ -1,7 +1,7 @@
 """What a task is: how outputs are read, which metrics tell how good a network is, and how it is recognised."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -53,6 +53,8 @@ class Metric:
         grouped_by: what the groups are: `timestep`.
         bounded: whether each row moves the figure by at most 1 / n, as a share of right answers does: without any
             difference between two networks the interval is then that of the rule of three, not of zero width.
+        outputs: names of those that `output` is about, as the user named them; all where there are none. A metric with
+            `respond` gets what that returns.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Metric:
     groups: Callable[[Batch], Sequence[str]] | None = None
     grouped_by: str = "group"
     bounded: bool = False
+    outputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         owner = f"the metric {self.label or self.name}"
@@ -123,6 +126,10 @@ class Task:
     def names(self, outputs: Outputs) -> tuple[str, ...]:
         """The outputs that count of those that a network returns; all of them where none is named here."""
         return tuple(name for name in self.outputs if name in outputs.tensors)
+
+    def about(self, names: tuple[str, ...]) -> "Task":
+        """The task, whose metrics look at the outputs of these names; at all that a network returns without any."""
+        return replace(self, metrics=tuple(replace(metric, outputs=names) for metric in self.metrics))
 
 
 _METRIC_OPTIONS = ("respond", "prepare", "groups")
@@ -189,6 +196,12 @@ def main_tensor(output: Any, *names: str) -> Tensor:
             "Name another task with task= (--task).",
         )
     return next((tensors[name] for name in names if name in tensors), next(iter(tensors.values())))
+
+
+def are_yes_or_no(targets: Tensor) -> bool:
+    """Whether targets are zeros and ones, both: by all appearances labels or masks, whose logits have another scale."""
+    ones = targets == 1
+    return bool((ones | (targets == 0)).all()) and 0 < int(ones.sum()) < targets.numel()
 
 
 def wrong_shape(tensors: Mapping[str, Tensor], least: int, most: int, form: str, width: int = 1) -> str | None:
