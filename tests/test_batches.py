@@ -385,3 +385,39 @@ def test_an_entry_that_the_network_does_not_take_is_named(extra):
     assert "--size" not in str(caught.value)
     with pytest.raises(ModelRaisedError, match="--size"):
         call(nn.Linear(5, 2), as_batch({"input": X}))
+
+
+def test_conditions_in_a_dict_of_their_own_stay_with_their_samples():
+    """As `added_cond_kwargs` of diffusers."""
+    rows = torch.arange(6.0)[:, None]
+    batch = as_batch({"sample": rows, "added_cond_kwargs": {"text_embeds": 10 * rows, "scale": 2.0}})
+    for part in (batch.take(2), batch.rest(4), batch.resized(9), batch.divided(3)[1].to("cpu").cloned()):
+        condition = part.kwargs["added_cond_kwargs"]
+        assert torch.equal(condition["text_embeds"], 10 * part.kwargs["sample"])
+        assert condition["scale"] == 2.0
+    copied = batch.cloned()
+    copied.kwargs["added_cond_kwargs"]["text_embeds"].zero_()
+    assert torch.equal(batch.kwargs["added_cond_kwargs"]["text_embeds"], 10 * rows)
+
+
+class Writer(nn.Module):
+    """An encoder with a decoder, which reads what the encoder reads where it is given nothing, as BART does."""
+
+    def prepare_decoder_input_ids_from_labels(self, labels):
+        return labels.roll(1, dims=1)
+
+    def forward(self, input_ids, decoder_input_ids=None):
+        read = input_ids if decoder_input_ids is None else decoder_input_ids
+        return nn.functional.one_hot(read, 9).float()
+
+
+def test_labels_of_a_text_need_what_the_decoder_reads():
+    tokens = torch.arange(8).reshape(2, 4)
+    labels = tokens.flip(1)[:, :3]
+    with pytest.raises(DataError, match=r"nothing for the decoder of Writer to read\n.*decoder_input_ids"):
+        call(Writer(), as_batch({"input_ids": tokens, "labels": labels}))
+    shifted = Writer().prepare_decoder_input_ids_from_labels(labels)
+    answer = call(Writer(), as_batch({"input_ids": tokens, "decoder_input_ids": shifted, "labels": labels}))
+    assert torch.equal(answer.argmax(-1), shifted)
+    assert call(Writer(), as_batch({"input_ids": tokens})).shape == (2, 4, 9)
+    assert call(Writer(), as_batch({"input_ids": tokens, "labels": torch.zeros(2, dtype=torch.int64)})).shape[0] == 2

@@ -108,6 +108,8 @@ class Batch:
         """The batch on a device; 4-d inputs in `memory_format` where one is given."""
 
         def move(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: move(part) for key, part in value.items()}
             if not isinstance(value, Tensor):
                 return value
             if memory_format is not None and value.dim() == 4:
@@ -122,6 +124,8 @@ class Batch:
         """A batch of copies of the input tensors."""
 
         def copied(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: copied(part) for key, part in value.items()}
             return value.clone() if isinstance(value, Tensor) else value
 
         kwargs = {key: copied(value) for key, value in self.kwargs.items()}
@@ -146,6 +150,8 @@ class Batch:
 
     def _part(self, part: slice | Tensor) -> "Batch":
         def cut(value: Any) -> Any:
+            if isinstance(value, dict):  # the further conditions of a diffusion model
+                return {key: cut(part) for key, part in value.items()}
             if not isinstance(value, Tensor) or value.dim() == 0:
                 return value
             return value[part if isinstance(part, slice) else part.to(value.device)]
@@ -449,8 +455,10 @@ def call(model: nn.Module, batch: Batch, *, clone: bool = True) -> Any:
     The model gets clones: one that normalises its input in place must not change a mini-batch that is used again.
 
     Raises:
+        DataError: labels of a text without what the decoder reads.
         ModelRaisedError: the model raised; the cause is attached.
     """
+    _check_decoder(model, batch)
     inputs = batch.cloned() if clone else batch
     try:
         return model(*inputs.args, **inputs.kwargs)
@@ -464,6 +472,25 @@ def call(model: nn.Module, batch: Batch, *, clone: bool = True) -> Any:
             _names_hint(model, batch)
             or "Check the input's shape, channels and dtype (--size, --mean, --std), or the model itself.",
         ) from error
+
+
+def _check_decoder(model: nn.Module, batch: Batch) -> None:
+    """Refuse labels of a text alone for an encoder with a decoder: its decoder reads the tokens before each label.
+
+    Without them some networks raise, and others let the decoder read the encoder's input: figures of no use.
+
+    Raises:
+        DataError: says how to come by them.
+    """
+    shift, target = getattr(model, "prepare_decoder_input_ids_from_labels", None), batch.target
+    if not callable(shift) or target is None or target.dim() != 2 or target.is_floating_point():
+        return
+    if not any(name.startswith("decoder_") for name in batch.kwargs):
+        raise DataError(
+            f"the mini-batches have labels, but nothing for the decoder of {type(model).__name__} to read",
+            "Add decoder_input_ids: `model.prepare_decoder_input_ids_from_labels(labels)`, or"
+            " `DataCollatorForSeq2Seq(tokenizer, model=model)`.",
+        )
 
 
 def _names_hint(model: nn.Module, batch: Batch) -> str | None:

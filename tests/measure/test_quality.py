@@ -172,13 +172,52 @@ def test_too_few_labels_are_refused():
         predictions(Lookup(torch.randn(4, 3)), [(torch.arange(4), torch.tensor([0, 1, 2]))])
 
 
-def test_changing_lengths_are_refused():
-    class Positions(nn.Module):
+def test_other_sizes_are_refused():
+    class Maps(nn.Module):
         def forward(self, x):
-            return torch.zeros(*x.shape, 7)
+            return x.expand(-1, 7, -1, -1)
 
     with pytest.raises(DataError, match="one size"):
-        predictions(Positions(), [torch.zeros(2, 5), torch.zeros(2, 6)])
+        predictions(Maps(), [torch.zeros(2, 1, 5, 4), torch.zeros(2, 1, 6, 3)])
+
+
+class Tokens(nn.Module):
+    """Scores, features and the likeliest token at each position."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.table = nn.Embedding(9, 9)
+        nn.init.normal_(self.table.weight, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, input_ids, attention_mask=None):
+        scores = self.table(input_ids)
+        return {"logits": scores, "features": scores[..., :4], "tokens": scores.argmax(-1)}
+
+
+@pytest.mark.parametrize("kept", [2**18, 40])
+def test_texts_padded_to_the_longest_of_each_mini_batch_count_as_those_padded_to_the_longest_of_all(kept, monkeypatch):
+    monkeypatch.setattr("shoal.measure.sequences._KEPT", kept)
+    generator = torch.Generator().manual_seed(0)
+    lengths = [2, 3, 7, 12, 5, 4]
+    ids = torch.randint(1, 9, (6, 12), generator=generator)
+    mask = torch.stack([(torch.arange(12) < length).long() for length in lengths])
+    labels = torch.randint(0, 9, (6, 12), generator=generator).masked_fill(mask == 0, -100)
+    before, after = Tokens(1), Tokens(2)
+    found = []
+    for longest in ([3, 12, 5], [12, 12, 12]):
+        loader = [
+            {"input_ids": ids[r], "attention_mask": mask[r], "labels": labels[r]}
+            for r in ((slice(2 * i, 2 * i + 2), slice(length)) for i, length in enumerate(longest))
+        ]
+        answers = [predictions(model, loader) for model in (before, after)]
+        comparison, figures = compare(*answers, "test"), quality(answers[1], "test")
+        found.append(
+            [figures.loss, figures.tokens, comparison.agreement, comparison.kl]
+            + [figure for part in comparison.outputs for figure in (part.kl, part.mse, part.differing)]
+        )
+    same = 13 if kept > 40 else 3  # of few positions the divergence is an estimate
+    assert found[0][:same] == pytest.approx(found[1][:same])
+    assert found[0][3] == pytest.approx(found[1][3], rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import language
 from shoal.batches import IGNORED, call
 from shoal.cli.compress import task_of
 from shoal.errors import DataError, SpecError
+from shoal.measure import compare, paired_predictions
 from shoal.sources import infer_audio_format, load_data
 from shoal.sources.audio import Processor
 from shoal.tasks import compare_metrics
@@ -240,3 +241,15 @@ def test_a_rate_is_a_whole_number_of_any_type():
     assert Processor(SimpleNamespace(sampling_rate=8000.0), None).rate == 8000
     with pytest.raises(DataError, match="hears None samples"):
         _ = Processor(SimpleNamespace(), None).rate
+
+
+def test_sounds_of_any_length_go_through_whole(whisper, recogniser, tmp_path):
+    """In mini-batches of other lengths, with transcripts of other lengths."""
+    for part, count in (("train", 6), ("test", 3)):
+        for index in range(count):
+            write(tmp_path / part / f"{index}.wav", seconds=0.2 + 0.1 * index, text="a b " * (1 + index % 2))
+    for model in (whisper, recogniser):
+        data = load_data(f"audio:{tmp_path}", text_format=infer_audio_format(model), batch_size=2)
+        [answers] = paired_predictions([model], data.test())
+        assert answers.n == 3
+        assert compare(answers, answers, "test").kl == 0

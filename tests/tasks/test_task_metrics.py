@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import r2_score
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from networks_by_task import Denoiser, Encoder, Restorer, Segmenter, images, made, seeded
@@ -117,14 +118,30 @@ def test_denoising_shows_each_timestep():
     assert got.drop == got.compressed
 
 
-def test_r2_and_rmse_are_of_all_numbers():
+def test_r2_and_rmse_are_those_of_scikit_learn():
     model, x = made(Encoder), images(6)
     y = torch.randn(6, 8, generator=seeded())
+    y[:, 1] += 50  # two numbers of different size do not explain each other
     with torch.no_grad():
-        error = (model(x).double() - y).square().mean()
+        answers = model(x).double()
     got = figures("regression", model, model, [(x, y)])
-    assert got["rmse"].original == pytest.approx(float(error.sqrt()))
-    assert got["r2"].original == pytest.approx(float(1 - error / y.double().var(correction=0)))
+    assert got["rmse"].original == pytest.approx(float((answers - y).square().mean().sqrt()))
+    assert got["r2"].original == pytest.approx(r2_score(y, answers))
+    y[:, 3] = 0.1  # alike for all: nothing to explain
+    got = figures("regression", model, model, [(x[:2], y[:2]), (x[2:], y[2:])])
+    others = [0, 1, 2, 4, 5, 6, 7]
+    assert got["r2"].original == pytest.approx(r2_score(y[:, others], answers[:, others]))
+
+
+def test_a_vector_of_zeros_is_like_another_one():
+    class Half(Encoder):
+        def forward(self, x):
+            return super().forward(x) * (torch.arange(len(x)) % 2)[:, None]
+
+    model = made(Half)
+    assert figures("embedding", model, model, [images(6)])["cosine"].compressed == pytest.approx(1.0)
+    other = made(Encoder)
+    assert figures("embedding", model, other, [images(6)])["cosine"].compressed == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

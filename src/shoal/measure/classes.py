@@ -86,9 +86,15 @@ def checked_labels(target: Tensor | None, log_probs: Tensor) -> Tensor | None:
     if target.shape == (*shape, 1):
         target = target.reshape(shape)
     target = target.detach().cpu()
+    if target.shape == log_probs.shape and _is_one_hot(target):
+        target = target.argmax(dim=-1)
     if target.shape != shape or (target.is_floating_point() and not torch.equal(target, target.round())):
         return None
     return class_indices(target, log_probs.shape[-1])
+
+
+def _is_one_hot(target: Tensor) -> bool:
+    return bool(((target == 0) | (target == 1)).all()) and bool((target.sum(dim=-1) == 1).all())
 
 
 def class_indices(target: Tensor, classes: int) -> Tensor:

@@ -569,13 +569,14 @@ def _classes(
     model: nn.Module | None, name: str, tensor: Tensor, target: Tensor | None, fitting: Mapping[str, int | None]
 ) -> tuple[int | None, str]:
     """The axis of the classes, None for values, and why."""
-    if fitting.get(name) is not None:
+    head = _head(model, name, tensor)
+    # The letters of a transcript may be as many as those of the alphabet: then the network's class knows better.
+    if fitting.get(name) is not None and head in (None, fitting[name]):
         return fitting[name], "the labels are class indices that fit it"
     if target is not None and target.is_floating_point() and target.shape == tensor.shape:
         if tensor.dim() > 1 and tensor.shape[-1] > 1 and are_probabilities(target):
             return -1, "the labels are probabilities of its classes"
         return None, "the targets are numbers of its shape"
-    head = _head(model, name, tensor)
     if head is not None:
         return head, f"{type(model).__name__} returns scores of classes"
     if name in fitting:

@@ -34,6 +34,7 @@ from shoal.measure.sequences import (
     SequencePredictions,
     concatenate,
     gather_positions,
+    lengthened,
     reduce_sequences,
     sample_positions,
 )
@@ -204,7 +205,9 @@ class _OutputCollector:
 
     def concatenate(self, checksum: int) -> Predictions:
         shapes = sorted(self.shapes)
-        if len(shapes) > 1:
+        if len(shapes) > 1 and _differ_in_length(self.output, shapes):
+            self.parts = [_padded(part, max(shape[0] for shape in shapes)) for part in self.parts]
+        elif len(shapes) > 1:
             raise DataError(
                 f"the output's shape changes between mini-batches: {shapes[0]} and {shapes[1]} per sample",
                 "Bring all samples to one size (pad or cut the texts, resize the images).",
@@ -220,24 +223,46 @@ class _OutputCollector:
                 "Give labels for all samples, or for none.",
             )
         sequences = [part.sequences for part in self.parts if part.sequences is not None]
-        whole = concatenate(sequences) if sequences else None
-        masked = whole is not None and whole.counted is not None and whole.counted.shape == answers.shape[:-1]
         return Predictions(
             answers,
             torch.cat(labelled) if labelled else None,
             checksum,
-            whole.counted if masked and whole is not None else None,
-            whole,
+            _joined_masks(self.parts),
+            concatenate(sequences) if sequences else None,
             self.output,
         )
+
+
+def _differ_in_length(output: OutputReading, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether shapes of a sample differ in the number of positions alone, as texts and sounds do."""
+    least = 1 if output.task == "exact" else 2
+    return all(len(shape) >= least and shape[1:] == shapes[0][1:] for shape in shapes)
+
+
+def _padded(part: Predictions, length: int) -> Predictions:
+    """The answers to one mini-batch with positions behind them that do not count, up to so many."""
+    if part.answers.shape[1] == length:
+        return part
+    counted = _mask(part)
+    return replace(
+        part,
+        answers=lengthened(part.answers, length, 0),
+        target=lengthened(part.target, length, IGNORED) if part.target is not None else None,
+        counted=lengthened(counted, length, fill=False),
+    )
+
+
+def _mask(part: Predictions) -> Tensor:
+    """Which positions count, also where all do."""
+    shape = part.answers.shape[:-1] if part.are_classes else part.answers.shape[:2]
+    return torch.ones(shape, dtype=torch.bool) if part.counted is None else part.counted
 
 
 def _joined_masks(parts: Sequence[Predictions]) -> Tensor | None:
     """Which positions count of all mini-batches; None where all do."""
     if all(part.counted is None for part in parts):
         return None
-    whole = [torch.ones(part.answers.shape[:2], dtype=torch.bool) for part in parts]
-    return torch.cat([all_ if part.counted is None else part.counted for part, all_ in zip(parts, whole, strict=True)])
+    return torch.cat([_mask(part) for part in parts])
 
 
 def _values(output: OutputReading, tensor: Tensor, batch: Batch) -> Predictions:
@@ -261,7 +286,7 @@ def _reduced(log_probs: Tensor, target: Tensor | None, batch: Batch) -> Predicti
     sequences = reduce_sequences(log_probs, target, counted)
     positions = sample_positions(log_probs, counted)
     if positions is None:
-        return Predictions(log_probs.cpu(), target, sequences=sequences)
+        return Predictions(log_probs.cpu(), target, counted=counted, sequences=sequences)
     return Predictions(
         gather_positions(log_probs, positions.to(log_probs.device)).cpu(),
         gather_positions(target, positions) if target is not None else None,

@@ -5,7 +5,7 @@ every position; the log-probabilities, which only the divergence needs, for some
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,7 +54,10 @@ def reduce_sequences(log_probs: Tensor, target: Tensor | None, counted: Tensor |
 
 
 def concatenate(parts: Sequence[SequencePredictions]) -> SequencePredictions:
-    """Mini-batches in one, in order."""
+    """Mini-batches in one, in order; positions behind the shorter ones do not count."""
+    if len({part.answers.shape[1:] for part in parts}) > 1:
+        length = max(part.answers.shape[1] for part in parts)
+        parts = [_padded(part, length) for part in parts]
     losses = [part.loss for part in parts if part.loss is not None]
     masked = any(part.counted is not None for part in parts)
     masks = [
@@ -66,6 +69,17 @@ def concatenate(parts: Sequence[SequencePredictions]) -> SequencePredictions:
         torch.cat([part.answers for part in parts]),
         torch.cat(masks) if masked else None,
     )
+
+
+def lengthened(values: Tensor, length: int, fill: float) -> Tensor:
+    """(samples, positions, ...) with so many positions, the further ones filled."""
+    further = values.new_full((len(values), length - values.shape[1], *values.shape[2:]), fill)
+    return torch.cat([values, further], dim=1)
+
+
+def _padded(part: SequencePredictions, length: int) -> SequencePredictions:
+    counted = torch.ones_like(part.answers, dtype=torch.bool) if part.counted is None else part.counted
+    return replace(part, answers=lengthened(part.answers, length, 0), counted=lengthened(counted, length, fill=False))
 
 
 def sample_positions(log_probs: Tensor, counted: Tensor | None) -> Tensor | None:

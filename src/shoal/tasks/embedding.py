@@ -22,7 +22,10 @@ def _vectors(output: Any, batch: Batch) -> Tensor:
 
 
 def _cosines(output: Any, reference: Reference, batch: Batch) -> list[Row]:
-    return (_vectors(output, batch) * _vectors(reference.value, batch)).sum(1).tolist()
+    """As damage has it: a vector of zeros has no direction, and is at 1 to another one, at 0 to all others."""
+    vectors, others = _vectors(output, batch), _vectors(reference.value, batch)
+    both_zero = (vectors == 0).all(dim=1) & (others == 0).all(dim=1)
+    return torch.where(both_zero, 1.0, (vectors * others).sum(1)).tolist()
 
 
 def _pairs(output: Any, reference: Reference, batch: Batch) -> list[Row]:

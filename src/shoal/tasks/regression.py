@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
-from shoal.measure.output_reading import Expectation, squared_error
+from shoal.measure.output_reading import Expectation
 from shoal.outputs import Outputs
 from shoal.tasks.task import Metric, Reference, Row, Task, are_yes_or_no, main_tensor, module_names
 
@@ -24,12 +24,15 @@ def _fits(output: Any, labels: Any) -> bool:
 
 
 def _rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
-    """Squared error, and the sum and square of the reference, each the mean over the elements of a sample."""
-    values = main_tensor(output, *_NAMES).detach().cpu().double().reshape(batch.size, -1)
+    """Squared error, reference and its square: of each number of a vector, else the mean over a sample's elements."""
+    tensor = main_tensor(output, *_NAMES)
+    values = tensor.detach().cpu().double().reshape(batch.size, -1)
     target = reference.value if reference.against == "labels" else main_tensor(reference.value, *_NAMES)
     target = target.detach().cpu().double().reshape(batch.size, -1)
-    errors = squared_error(target, values)
-    return list(np.stack([errors.numpy(), target.mean(1).numpy(), target.square().mean(1).numpy()], axis=1))
+    parts = [(target - values).square(), target, target.square()]
+    if tensor.dim() > 2:
+        parts = [part.mean(1, keepdim=True) for part in parts]
+    return list(torch.stack(parts, dim=1).numpy())
 
 
 def _rmse(rows: Any) -> float:
@@ -37,9 +40,11 @@ def _rmse(rows: Any) -> float:
 
 
 def _r2(rows: Any) -> float:
-    table = np.asarray(rows)
-    variance = table[:, 2].mean() - table[:, 1].mean() ** 2
-    return float(1 - table[:, 0].mean() / variance) if variance > 0 else float("nan")
+    """The mean over the numbers of a vector, as scikit-learn has it; one whose targets are all alike has none."""
+    error, mean, square = np.mean(rows, axis=0)
+    variance = square - mean**2
+    known = variance > 1e-12 * square  # what rounding leaves of a constant is no variance
+    return float((1 - error[known] / variance[known]).mean()) if known.any() else float("nan")
 
 
 def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str | None:
