@@ -253,3 +253,10 @@ def test_sounds_of_any_length_go_through_whole(whisper, recogniser, tmp_path):
         [answers] = paired_predictions([model], data.test())
         assert answers.n == 3
         assert compare(answers, answers, "test").kl == 0
+
+
+def test_a_sound_that_the_network_would_hear_the_beginning_of_is_refused(whisper, sounds):
+    write(sounds / "test" / "1.wav", seconds=1.5, text="a b a a b a")  # the network hears one second
+    data = load_data(f"audio:{sounds}", text_format=infer_audio_format(whisper), batch_size=2)
+    with pytest.raises(DataError, match=r"1.wav' lasts 1.5 s, and the network hears 1 s at a time\n.*pieces"):
+        list(data.test())

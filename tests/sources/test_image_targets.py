@@ -216,3 +216,37 @@ def test_tiles_that_cannot_be_cut_are_refused(masks):
     for rest in (f"8:coco:{masks}", f"x:pairs:{masks}", "8:pairs", f"0:pairs:{masks}"):
         with pytest.raises(SpecError, match=r"is not of the form tiles:SIDE:pairs:ROOT\n.*pairs, segmentation"):
             load_data(f"tiles:{rest}")
+
+
+def test_images_of_16_bits_keep_their_range(tmp_path):
+    ramp = np.linspace(0, 65535, 16).reshape(4, 4)
+    for part in ("train", "test"):
+        for index in range(3):
+            for folder, kind in (("inputs", np.uint16), ("targets", np.uint8)):
+                (tmp_path / part / folder).mkdir(parents=True, exist_ok=True)
+                pixels = np.round(ramp if kind is np.uint16 else ramp / 257).astype(kind)
+                Image.fromarray(pixels).save(tmp_path / part / folder / f"{index}.png")
+            (tmp_path / "classes" / part / "a").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "classes" / part / "a" / f"{index}.png")
+    [(x, y)] = list(load_data(f"pairs:{tmp_path}", batch_size=8).test())
+    assert torch.allclose(x, y, atol=1e-6)
+    assert (float(x.min()), float(x.max()), len(x.unique())) == (0.0, 1.0, 16)
+    [(x, _)] = list(load_data(f"imagefolder:{tmp_path / 'classes'}", size=4, batch_size=8).test())
+    assert len(x[:, 0].unique()) == 16
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "test" / "inputs" / "1.tiff")
+    (tmp_path / "test" / "inputs" / "1.png").unlink()
+    with pytest.raises(
+        DataError, match=r"1.tiff' cannot be read as an image: its pixels are of 32 bits, expected 8 or"
+    ):
+        list(load_data(f"pairs:{tmp_path}", batch_size=8).test())
+
+
+def test_masks_with_a_white_foreground_are_refused(masks):
+    load_data(f"segmentation:{masks}")
+    for path in (masks / "train" / "masks").iterdir():
+        write(path, np.eye(8, 16) * 255)
+    with pytest.raises(DataError, match=r"hold 0 and 255 alone, and 255 means .* no class\n.*with 0 and 1"):
+        load_data(f"segmentation:{masks}")
+    for path in (masks / "train" / "masks").iterdir():
+        write(path, np.eye(8, 16))
+    load_data(f"segmentation:{masks}")

@@ -70,6 +70,45 @@ def test_psnr_is_that_of_each_image_and_its_drop_is_paired():
     assert high - low < spread  # images differ more than networks: the pairing must show
 
 
+@pytest.mark.parametrize(("scale", "shift", "peak"), [(1, 0, 1.0), (255, 0, 255.0), (2, -1, 2.0), (4.4, -2, None)])
+def test_decibels_do_not_depend_on_how_pixels_are_scaled(scale, shift, peak):
+    model, x = made(Restorer), images(4)
+    with torch.no_grad():
+        y, output = (scale * values + shift for values in (x, model(x)))
+    peak = peak or float(y.max() - y.min())
+    expected = 10 * (peak**2 / (output.double() - y).square().flatten(1).mean(1)).log10()
+    [psnr, _] = TASKS["restoration"].metrics
+    rows = psnr.rows(output, Reference("labels", y), Batch((x,)))
+    assert rows == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_a_map_drawn_by_queries_is_that_of_semantic_inference():
+    """As MaskFormer has it: each query has a class, or none, and a mask."""
+
+    class Queries(Restorer):
+        def forward(self, x):
+            masks = super().forward(x)
+            return {
+                "class_queries_logits": masks.mean(3) * torch.arange(12.0),
+                "masks_queries_logits": 4 * masks - 1,
+            }
+
+    model, x = made(Queries), images(5)
+    with torch.no_grad():
+        answer = model(x)
+    classes = answer["class_queries_logits"].softmax(-1)
+    scores = torch.zeros(5, 11, 12, 12)
+    for query in range(3):
+        for label in range(11):
+            mask = answer["masks_queries_logits"][:, query].sigmoid()
+            scores[:, label] += classes[:, query, label, None, None] * mask
+    labels = torch.randint(0, 11, (5, 12, 12), generator=seeded())
+    labels[:, 4:] = scores.argmax(1)[:, 4:]
+    got = figures("segmentation", model, model, [(x, labels)])["pixel_accuracy"]
+    assert got.against == "labels"
+    assert got.original == pytest.approx(float((scores.argmax(1) == labels).double().mean()))
+
+
 def test_ssim_is_that_of_torchmetrics():
     functional = pytest.importorskip("torchmetrics.functional.image", reason="pip install 'shoal[tasks]'")
     model, x = made(Restorer), images(4, size=16)

@@ -280,11 +280,29 @@ class Collate:
             target = None if labels is None else torch.tensor([labels[row] for row in rows])
             return Batch(kwargs=features, target=target)
         texts = self.sounds.transcripts
+        if texts is not None:
+            self._check_lengths(samples)
         if self.format.aligned:
             tokens = None if texts is None else [self.processor.tokenizer(texts[row])["input_ids"] for row in rows]
             return Batch(kwargs=features, target=None if tokens is None else _padded(tokens))
         spoken = self._hear(rows, features) if texts is None else [self._tokens(texts[row]) for row in rows]
         return self._answered(features, spoken, labelled=texts is not None)
+
+    def _check_lengths(self, samples: list[tuple[int, np.ndarray]]) -> None:
+        """Refuse a sound of which the processor would cut the end off: its transcript is of all.
+
+        Raises:
+            DataError: with the file and both lengths.
+        """
+        most = getattr(self.processor.extractor, "n_samples", None)
+        index, sound = max(samples, key=lambda sample: len(sample[1]))
+        if isinstance(most, int) and len(sound) > most:
+            rate = self.processor.rate
+            raise DataError(
+                f"'{self.sounds.files[index]}' lasts {len(sound) / rate:.1f} s, and the network hears {most / rate:g} s"
+                " at a time",
+                "Cut the sound and its transcript into pieces of that length.",
+            )
 
     def _tokens(self, text: str) -> list[int]:
         tokens = [int(token) for token in self.processor.tokenizer(text)["input_ids"]]

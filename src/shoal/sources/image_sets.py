@@ -114,10 +114,26 @@ def _decoded(path: Path, size: int) -> Tensor:
         scale = size / max(1, min(file.size))
         width, height = (max(size, round(side * scale)) for side in file.size)
         check_pixels((width, height))
-        image = file.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        image = as_rgb(file).resize((width, height), Image.Resampling.BILINEAR)
     x, y = (width - size) // 2, (height - size) // 2
     pixels = np.array(image.crop((x, y, x + size, y + size)))
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def as_rgb(image: Any) -> Any:
+    """An image of Pillow in 8-bit RGB; one of 16 bits with its whole range, which Pillow itself would cut at 255.
+
+    Raises:
+        ValueError: its pixels have more bits.
+    """
+    from PIL import Image
+
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if image.mode in ("I", "F") and not sixteen:
+        raise ValueError("its pixels are of 32 bits, expected 8 or 16")
+    if sixteen:
+        image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def check_pixels(size: tuple[int, int]) -> None:

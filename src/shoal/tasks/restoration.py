@@ -27,21 +27,27 @@ def _target(reference: Reference) -> Tensor:
     return value.detach().cpu().double()
 
 
-def _peak(target: Tensor) -> float:
-    """The largest value that pixels may have: 255, or 1 where none is above 1.5 (a restored pixel may overshoot)."""
-    return 255.0 if float(target.max()) > 1.5 else 1.0
+def _range(target: Tensor) -> float:
+    """How far pixels can be apart: 255, or 1 where none is above 1.5 (a restored pixel may overshoot), or 2 of -1 to 1.
+
+    Pixels that are normalised otherwise have the range that they take.
+    """
+    low, high = float(target.min()), float(target.max())
+    if low >= -0.5:
+        return 255.0 if high > 1.5 else 1.0
+    return 2.0 if low >= -1.5 and high <= 1.5 else high - low
 
 
 def _psnr_rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
     target = _target(reference)
     error = squared_error(target, _image(output)).clamp(min=1e-30)
-    return (10 * torch.log10(_peak(target) ** 2 / error)).clamp(max=_LARGEST_DB).tolist()
+    return (10 * torch.log10(_range(target) ** 2 / error)).clamp(max=_LARGEST_DB).tolist()
 
 
 def _ssim_rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
     similarity = torchmetrics_functional("image", "structural_similarity_index_measure")
     target = _target(reference).float()
-    values = similarity(_image(output).float(), target, data_range=_peak(target), reduction="none")
+    values = similarity(_image(output).float(), target, data_range=_range(target), reduction="none")
     return values.double().reshape(-1).tolist()
 
 

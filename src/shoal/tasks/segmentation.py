@@ -10,14 +10,24 @@ from torch import Tensor, nn
 
 from shoal.batches import Batch
 from shoal.measure.output_reading import Expectation
-from shoal.outputs import Outputs
+from shoal.outputs import Outputs, read_outputs
 from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names, wrong_shape
 
 _NAMES = ("out", "logits")
+_QUERIES = frozenset(["class_queries_logits", "masks_queries_logits"])
 _VOID = (-100, 255)  # labels that say nothing: torch's, and that of the VOC and ADE20K data sets
 
 
 def _scores(output: Any) -> Tensor:
+    """Scores of classes for each pixel; of a network that answers by queries, those that it draws its map by.
+
+    Source: Cheng et al. 2021, Per-pixel classification is not all you need, section 3.4 (semantic inference).
+    """
+    tensors = read_outputs(output).tensors
+    if tensors.keys() >= _QUERIES:
+        classes, masks = (tensors[name].detach().cpu().float() for name in sorted(_QUERIES))
+        # The last class stands for no object.
+        return torch.einsum("bqc,bqhw->bchw", classes.softmax(dim=-1)[..., :-1], masks.sigmoid())
     return main_tensor(output, *_NAMES).detach().cpu().float()
 
 
