@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from handmade import make_record
 
 from shoal.errors import UsageError
+from shoal.record import OutputsRead
 from shoal.report import NamedRun, render_runs
 from shoal.report.runs import RunSummary, _undominated
 
@@ -70,6 +72,15 @@ def test_what_does_not_compare_has_no_front(change, problem):
     assert 'href="b/report.html"' in page
     assert 'href="b/report.html"' in render_runs([other])
     assert "there is no front" not in render_runs([other])
+
+
+def test_divergences_of_two_tasks_have_no_front():
+    run = named()
+    without = compared(run.record, top1_drop=None, top1_drop_interval=None)
+    kinds = [OutputsRead(outputs=[], damage=damage) for damage in ("squared error", "one minus the cosine")]
+    first, second = (replace(run, record=without.model_copy(update={"outputs": kind})) for kind in kinds)
+    assert "The divergences are of several kinds" in render_runs([first, second])
+    assert "The divergences are of several kinds" not in render_runs([first, first])
 
 
 def test_a_run_without_a_latency_is_in_the_table_alone(bare):

@@ -9,6 +9,7 @@ from shoal.record import FrozenModel, Machine, Record
 from shoal.report import comparison, numbers
 from shoal.report.html import Column, Page, Section, Table, TableCell, TableRow, write_page
 
+_DIVERGENCE = "of divergence from the original"
 _STATISTICS = (
     ("Loss", "of the metric on test, paired by sample, with its 95 % interval; positive is worse"),
     ("Speed", "latency of the original over that of the network, timed in pairs within one run"),
@@ -111,6 +112,7 @@ def _compared(runs: Sequence[NamedRun]) -> ComparedRuns:
             ("The runs were timed on several devices", {run.device for run in summaries}),
             ("The runs were timed at several batch sizes", {run.batch for run in summaries} - {None}),
             ("The losses are in several units", {run.unit for run in summaries}),
+            ("The divergences are of several kinds", _kinds(records)),
         )
         if len(values) > 1
     ]
@@ -153,7 +155,12 @@ def _loss(record: Record) -> tuple[float, tuple[float, float], str]:
     if seen.top1_drop is not None and seen.top1_drop_interval is not None:
         low, high = seen.top1_drop_interval
         return 100 * seen.top1_drop, (100 * low, 100 * high), "points of top-1"
-    return seen.kl, seen.kl_interval, "of divergence from the original"
+    return seen.kl, seen.kl_interval, _DIVERGENCE
+
+
+def _kinds(records: Sequence[Record]) -> set[str]:
+    """What the divergences are, where they are what is compared: those of two tasks have no common scale."""
+    return {record.outputs.damage for record in records if record.outputs and _loss(record)[2] == _DIVERGENCE}
 
 
 def _undominated(runs: Sequence[RunSummary]) -> list[str]:
