@@ -244,6 +244,15 @@ def test_quality_counts_right_answers():
     assert Quality.model_validate_json(found.model_dump_json()) == found
 
 
+def test_one_hot_labels_are_the_labels_that_they_stand_for():
+    logits, labels = torch.randn(12, 3), torch.arange(12) % 3
+    one_hot = nn.functional.one_hot(labels, 3)
+    expected = quality(predictions(Lookup(logits), loader_of(labels)), "test").top1
+    assert quality(predictions(Lookup(logits), loader_of(one_hot.float())), "test").top1 == expected
+    several = one_hot.float() + one_hot.roll(1, 0)
+    assert quality(predictions(Lookup(logits), loader_of(several)), "test").top1 is None
+
+
 def test_quality_without_labels():
     found = quality(Predictions(log_probs(6, 3)), "train")
     assert (found.split, found.n, found.top1, found.top1_interval, found.loss) == (
