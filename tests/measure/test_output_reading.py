@@ -68,7 +68,12 @@ def made(pack=PACKS["tuple"], seed=0):
 
 
 def relative(before, after):
-    return (before - after).double().square().flatten(1).mean(1) / before.double().var(correction=0)
+    return (before - after).double().square().flatten(1).mean(1) / variance(before)
+
+
+def variance(values):
+    """Of vectors the mean variance of a number."""
+    return values.double().var(0, correction=0).mean() if values.dim() == 2 else values.double().var(correction=0)
 
 
 def without(net, path):
@@ -182,11 +187,37 @@ def test_the_class_of_a_network_of_transformers_says_what_its_logits_are():
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
 def test_the_spread_of_a_stream_is_the_variance_of_all(sizes, seed):
+    sizes = [*sizes, 2]
     values = 100 + torch.randn(sum(sizes), 3, generator=torch.Generator().manual_seed(seed))
     spread = Spread()
     for part in values.split(sizes):
         spread.add(part)
-    assert spread.scale == pytest.approx(float(values.double().var(correction=0)), rel=1e-6)
+    assert spread.scale == pytest.approx(float(values.double().var(0, correction=0).mean()), rel=1e-6)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=2, max_size=4), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_the_spread_of_texts_of_many_lengths_is_the_variance_of_all(shapes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [*shapes, (2, 1 + max(length for _, length in shapes))]
+    parts = [100 + torch.randn(*shape, generator=generator) for shape in shapes]
+    spread = Spread()
+    for part in parts:
+        spread.add(part)
+    values = torch.cat([part.flatten() for part in parts]).double()
+    assert spread.scale == pytest.approx(float(values.var(correction=0)), rel=1e-6)
+
+
+def test_numbers_of_other_means_do_not_hide_what_is_lost():
+    """A price and a share: the variance of both together is that between their means."""
+    values = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 1e4])
+    spread = Spread()
+    spread.add(values)
+    assert spread.scale == pytest.approx(1.0, rel=0.3)
+    constant = torch.cat([values, torch.full((50, 1), 7.0)], 1)
+    spread = Spread()
+    spread.add(constant)
+    assert spread.scale == pytest.approx(2 / 3, rel=0.3)
 
 
 @pytest.mark.parametrize(("value", "scale"), [(0.0, 1.0), (3.0, 9.0)])
@@ -406,6 +437,6 @@ def test_the_squared_error_of_a_comparison_is_relative_to_the_variance_as_it_was
     reading = reading_of(net, data)
     part = compare(*paired_predictions([net, changed], data, reading=reading), "test")
     with torch.no_grad():
-        expected = (net(x) - changed(x)).double().square().mean() / net(x).double().var(correction=0)
+        expected = (net(x) - changed(x)).double().square().mean() / variance(net(x))
     assert part.mse == pytest.approx(float(expected), rel=1e-4)
     assert part.kl == part.mse

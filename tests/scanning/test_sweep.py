@@ -28,7 +28,7 @@ def damage_by_hand(net, loader, paths):
         if loader[0][1] is not None:
             return torch.cat([kl_per_sample(log_probabilities(net(x)), cut(x)) for x, _ in loader]).double()
         before, after = (torch.cat([one(x) for x, _ in loader]).double() for one in (net, cut))
-        return (before - after).square().flatten(1).mean(1) / before.var(correction=0)
+        return (before - after).square().flatten(1).mean(1) / before.var(0, correction=0).mean()
 
 
 class Detector(nn.Module):

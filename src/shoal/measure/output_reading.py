@@ -442,34 +442,51 @@ def with_scales(reading: Reading, scales: Mapping[str, float]) -> Reading:
     return replace(reading, outputs=tuple(outputs))
 
 
-@dataclass
 class Spread:
-    """The variance of a stream of values, and a substitute where it is zero."""
+    """The variance of a stream of values, and a substitute where it is zero.
 
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
+    Of vectors (samples, numbers) it is the mean variance of a number: numbers of other means do not make it larger.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = (torch.zeros(0, dtype=torch.float64) for _ in range(3))
 
     def add(self, values: Tensor, counted: Tensor | None = None) -> None:
         """One mini-batch; padding and -Inf do not count."""
-        flat = (values if counted is None else values[counted]).detach().cpu().double().flatten()
-        flat = flat[torch.isfinite(flat)]
-        if not len(flat):
-            return
-        mean, count = float(flat.mean()), self.count + len(flat)
-        shift = mean - self.mean
-        self.squares += float((flat - mean).square().sum()) + shift * shift * self.count * len(flat) / count
-        self.mean += shift * len(flat) / count
-        self.count = count
+        values = (values if counted is None else values[counted]).detach().cpu().double()
+        table = values if values.dim() == 2 and counted is None else values.reshape(-1, 1)
+        if not len(self.count):
+            self.count, self.mean, self.squares = (torch.zeros(table.shape[1], dtype=torch.float64) for _ in range(3))
+        elif len(self.count) != table.shape[1]:  # texts of another length
+            self._pool()
+            table = table.reshape(-1, 1)
+        finite = torch.isfinite(table)
+        table, added = table.where(finite, 0.0), finite.sum(0).double()
+        mean = table.sum(0) / added.clamp(min=1)
+        self._absorb(added, mean, (table - mean).square().where(finite, 0.0).sum(0))
 
     @property
     def scale(self) -> float:
         """The variance; of a constant output its square, of one that is zero 1."""
-        variance = self.squares / max(self.count, 1)
         # What rounding leaves of a constant is no variance.
-        if variance > 1e-12 * self.mean * self.mean:
-            return variance
-        return self.mean * self.mean or 1.0
+        varies = self.squares > 1e-12 * self.count * self.mean.square()
+        count = float(self.count.sum())
+        if varies.any():
+            return float(self.squares[varies].sum()) / count
+        return float((self.count * self.mean.square()).sum()) / max(count, 1.0) or 1.0
+
+    def _absorb(self, count: Tensor, mean: Tensor, squares: Tensor) -> None:
+        total = self.count + count
+        shift, share = mean - self.mean, count / total.clamp(min=1)
+        self.squares = self.squares + squares + shift.square() * self.count * share
+        self.mean, self.count = self.mean + shift * share, total
+
+    def _pool(self) -> None:
+        """All numbers in one."""
+        parts = list(zip(*(each.split(1) for each in (self.count, self.mean, self.squares)), strict=True))
+        self.count, self.mean, self.squares = parts[0]
+        for part in parts[1:]:
+            self._absorb(*part)
 
 
 def inferred(
