@@ -62,9 +62,9 @@ def test_pairs_of_several_sizes_are_refused_with_the_way_out(odd, tmp_path):
     for part in ("train", "test"):
         for index in range(3):
             for name in ("inputs", "targets"):
-                wide = 6 if (index, name) == (1, odd) else 4
-                write(tmp_path / part / name / f"{index}.png", np.zeros((4, wide, 3)))
-    with pytest.raises(DataError, match=r"images of 4 x 4 and 6 x 4 pixels make no mini-batch\n.*--size, or cut tiles"):
+                side = 8 if index == 1 and name in (odd, "targets") else 4
+                write(tmp_path / part / name / f"{index}.png", np.zeros((side, side, 3)))
+    with pytest.raises(DataError, match=r"images of 4 x 4 and 8 x 8 pixels make no mini-batch\n.*--size, or cut tiles"):
         list(load_data(f"pairs:{tmp_path}", batch_size=3).test())
     assert len(list(load_data(f"pairs:{tmp_path}", batch_size=1).test())) == 3
 
@@ -250,3 +250,68 @@ def test_masks_with_a_white_foreground_are_refused(masks):
     for path in (masks / "train" / "masks").iterdir():
         write(path, np.eye(8, 16))
     load_data(f"segmentation:{masks}")
+
+
+def write_turned(path, pixels):
+    """A file that is stored lying, and shown as these pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    orientation = Image.Exif()
+    orientation[0x0112] = 6  # a quarter turn to the right is what viewers do
+    Image.fromarray(np.rot90(np.asarray(pixels, dtype=np.uint8))).save(path, exif=orientation)
+
+
+def test_an_image_is_turned_as_its_exif_orientation_says(tmp_path):
+    """Of a pair, an editor may have saved one with the orientation and the other without."""
+    shown = np.arange(48).reshape(8, 6, 1).repeat(3, 2) * 5
+    for part in ("train", "test"):
+        for index in range(2):
+            write_turned(tmp_path / part / "inputs" / f"{index}.png", shown)
+            write(tmp_path / part / "targets" / f"{index}.png", shown)
+            write_turned(tmp_path / part / "images" / f"{index}.png", shown)
+            write(tmp_path / part / "masks" / f"{index}.png", shown[..., 0] // 5)
+    for spec in (f"pairs:{tmp_path}", f"tiles:4:pairs:{tmp_path}"):
+        for batch in load_data(spec, batch_size=8).test():
+            x, y = (batch.args[0], batch.target) if spec.startswith("tiles") else batch
+            assert torch.allclose(x, y), spec
+    for batch in load_data(f"tiles:6:segmentation:{tmp_path}", batch_size=8, mean=[0.0], std=[1.0]).test():
+        assert torch.allclose(batch.args[0][:, 0] * 255, batch.target * 5.0)
+
+
+def test_a_folder_of_classes_follows_the_exif_orientation(tmp_path):
+    shown = np.zeros((8, 8, 3))
+    shown[0] = 255
+    for part in ("train", "test"):
+        for kind in ("a", "b"):
+            write_turned(tmp_path / part / kind / "0.png", shown)
+    [(x, _)] = list(load_data(f"imagefolder:{tmp_path}", size=8, mean=[0.0], std=[1.0]).test())
+    assert torch.equal(x[0, 0, 0], torch.ones(8))
+    assert not x[0, 0, 1:].any()
+
+
+def test_boxes_are_those_of_an_image_as_it_is_stored(coco):
+    shown = np.zeros((40, 20, 3))
+    for part in ("train2017", "val2017"):
+        for index in range(3):
+            write_turned(coco / part / f"{index}.png", shown)
+    [(_, targets)] = list(load_data(f"coco:{coco}", size=10, batch_size=3).test())
+    assert [target["boxes"].tolist() for target in targets if len(target["boxes"])] == [[[1.0, 1.0, 3.0, 4.0]]]
+
+
+def test_a_target_of_another_shape_than_its_input_is_refused(tmp_path):
+    for part in ("train", "test"):
+        for index in range(2):
+            write(tmp_path / part / "inputs" / f"{index}.png", np.zeros((4, 8, 3)))
+            write(tmp_path / part / "targets" / f"{index}.png", np.zeros((8, 4, 3)))
+    for spec in (f"pairs:{tmp_path}", f"tiles:4:pairs:{tmp_path}"):
+        with pytest.raises(DataError, match=r"is of \(4, 8\) pixels, its input of \(8, 4\)"):
+            list(load_data(spec, size=4 if spec.startswith("pairs") else None).test())
+
+
+def test_a_tile_that_ends_between_two_pixels_of_the_target_is_refused(tmp_path):
+    for part in ("train", "test"):
+        for index in range(2):
+            write(tmp_path / part / "inputs" / f"{index}.png", np.zeros((6, 6, 3)))
+            write(tmp_path / part / "targets" / f"{index}.png", np.zeros((9, 9, 3)))
+    assert len(list(load_data(f"tiles:4:pairs:{tmp_path}", batch_size=99).test())) == 1  # 4 and 2 times 1.5
+    with pytest.raises(DataError, match=r"of 6 x 6 pixels, ends between two pixels of its target, of 9 x 9"):
+        list(load_data(f"tiles:3:pairs:{tmp_path}").test())

@@ -111,6 +111,7 @@ def _decoded(path: Path, size: int) -> Tensor:
         Image.open(content, formats=FORMATS) as file,
     ):
         check_pixels(file.size)
+        turn_upright(file)
         scale = size / max(1, min(file.size))
         width, height = (max(size, round(side * scale)) for side in file.size)
         check_pixels((width, height))
@@ -134,6 +135,13 @@ def as_rgb(image: Any) -> Any:
     if sixteen:
         image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
     return image.convert("RGB")
+
+
+def turn_upright(image: Any) -> None:
+    """Turn an opened image of Pillow in place as its EXIF orientation says, which is how viewers show it."""
+    from PIL import ImageOps
+
+    ImageOps.exif_transpose(image, in_place=True)
 
 
 def check_pixels(size: tuple[int, int]) -> None:

@@ -17,7 +17,15 @@ from torch.utils.data import DataLoader
 
 from shoal.errors import DataError
 from shoal.files.reading import is_folder, open_file, read_json, refusing
-from shoal.sources.image_sets import FORMATS, IMAGE_FILES, IMAGENET, as_rgb, check_pixels, need_pillow
+from shoal.sources.image_sets import (
+    FORMATS,
+    IMAGE_FILES,
+    IMAGENET,
+    as_rgb,
+    check_pixels,
+    need_pillow,
+    turn_upright,
+)
 from shoal.sources.image_transform import ImageTransform
 
 # A mini-batch of images and boxes cannot be one tensor; those of masks and images can.
@@ -34,12 +42,14 @@ class TargetImages:
         targets: read or look up the target of an image, by its index and the image's own (width, height).
         size: height and width of what is returned; None leaves images as they are.
         transform: scale and normalisation of the image.
+        upright: turn images as their EXIF orientation says.
     """
 
     files: tuple[Path, ...]
     targets: Callable[[int, tuple[int, int]], Any]
     size: int | None
     transform: ImageTransform
+    upright: bool = True
 
     def __len__(self) -> int:
         return len(self.files)
@@ -49,7 +59,7 @@ class TargetImages:
         return replace(self, transform=transform)
 
     def __getitem__(self, index: int) -> Sample:
-        image, usual = _image(self.files[index], self.size)
+        image, usual = _image(self.files[index], self.size, self.upright)
         return self.transform(image[None])[0], self.targets(index, usual)
 
 
@@ -172,6 +182,11 @@ def pair_folder(root: Path, size: int | None = None, *, whole: bool = False) -> 
         def read(index: int, usual: tuple[int, int]) -> Tensor:
             with _opened(found[index]) as image:
                 scale = image.width / usual[0]
+                if abs(image.height - usual[1] * scale) > max(1, scale):  # a pixel of either may be cut off
+                    raise DataError(
+                        f"the target '{found[index]}' is of {image.size} pixels, its input of {usual}",
+                        "Are they the same picture? A target is as many times as high as its input as it is wide.",
+                    )
             target, _ = _image(found[index], None if size is None else round(size * scale))
             return target.float() / 255
 
@@ -185,7 +200,8 @@ def coco_folder(root: Path, size: int | None = None) -> TargetSource:
     """The layout of COCO: ROOT/annotations/instances_train*.json and ROOT/train*/, instances_val*.json and ROOT/val*/.
 
     Images are stretched to a square, boxes with them: (x1, y1, x2, y2) in pixels of the square, labels are the ids of
-    the categories. Crowds are left out.
+    the categories. Crowds are left out. Boxes are those of an image as it is stored, so no EXIF orientation is
+    followed, as in pycocotools and torchvision.
 
     Args:
         root: the folder.
@@ -235,7 +251,8 @@ def _coco_part(listing: Path, folder: Path, size: int) -> TargetImages:
         if None not in stated and stated != usual:
             raise DataError(
                 f"'{files[index]}' is of {usual} pixels, '{listing.name}' lists it with {stated}",
-                "Its boxes are those of another image: repair the list, or give the image as it was.",
+                "Its boxes are those of another image: repair the list, or give the image as it was. "
+                "An EXIF orientation is not followed here: save an image turned where its boxes are.",
             )
         outside = next((box for box, _ in entries if not _overlaps(box, usual)), None)
         if outside is not None:
@@ -248,7 +265,7 @@ def _coco_part(listing: Path, folder: Path, size: int) -> TargetImages:
         scale = torch.tensor([size / usual[0], size / usual[1]] * 2)
         return {"boxes": corners * scale, "labels": torch.tensor([label for _, label in entries], dtype=torch.int64)}
 
-    return TargetImages(files, targets, size, ImageTransform())
+    return TargetImages(files, targets, size, ImageTransform(), upright=False)
 
 
 def _overlaps(box: Sequence[float], size: tuple[int, int]) -> bool:
@@ -292,7 +309,7 @@ def _partners(folder: Path, files: tuple[Path, ...]) -> list[Path]:
     return [by_stem[file.stem] for file in files]
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, upright: bool = True) -> Any:
     from PIL import Image
 
     with refusing(DataError, f"'{path}' cannot be read as an image", "Remove or repair the file."):
@@ -300,29 +317,33 @@ def _opened(path: Path) -> Any:
             image = Image.open(content, formats=FORMATS)
             check_pixels(image.size)
             image.load()
+        if upright:
+            turn_upright(image)
         return image
 
 
 def pixels_of(path: Path) -> tuple[int, int]:
-    """Width and height of an image, which is not decoded.
+    """Width and height of an upright image, which is not decoded.
 
     Raises:
         DataError: it is none.
     """
-    from PIL import Image
+    from PIL import ExifTags, Image
 
     with (
         refusing(DataError, f"'{path}' cannot be read as an image", "Remove or repair the file."),
         open_file(path) as content,
     ):
-        return Image.open(content, formats=FORMATS).size
+        image = Image.open(content, formats=FORMATS)
+        is_across = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+        return (image.height, image.width) if is_across else image.size
 
 
-def _image(path: Path, size: int | None) -> tuple[Tensor, tuple[int, int]]:
+def _image(path: Path, size: int | None, upright: bool = True) -> tuple[Tensor, tuple[int, int]]:
     """8-bit RGB, (3, height, width), stretched to a square where a size is given; and its own (width, height)."""
     from PIL import Image
 
-    opened = _opened(path)
+    opened = _opened(path, upright)
     with refusing(DataError, f"'{path}' cannot be read as an image", "Save it with 8 or 16 bits."):
         image = as_rgb(opened)
     usual = image.size

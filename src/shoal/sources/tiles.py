@@ -125,10 +125,25 @@ class Tiles:
             self._last.clear()
             self._last[index] = self.images[index]
         image, target = self._last[index]
-        scale = target.shape[-1] / image.shape[-1]
-        ends = [round(end * scale) for end in (top, top + self.side, left, left + self.side)]
+        ends = [self._in_target(index, end) for end in (top, top + self.side, left, left + self.side)]
         tile = image[..., top : top + self.side, left : left + self.side]
         return (tile, target[..., ends[0] : ends[1], ends[2] : ends[3]]), place
+
+    def _in_target(self, index: int, end: int) -> int:
+        """Where an edge of a tile lies in the target of the image that was read last.
+
+        Raises:
+            DataError: between two pixels.
+        """
+        image, target = self._last[index]
+        (height, width), (target_height, target_width) = image.shape[-2:], target.shape[-2:]
+        if target_height * width != target_width * height or end * target_width % width:
+            raise DataError(
+                f"a tile of '{self.files[index]}', of {width} x {height} pixels, ends between two pixels of its "
+                f"target, of {target_width} x {target_height}",
+                "Crop both so that the target is a whole number of times larger.",
+            )
+        return int(end * target_width // width)
 
 
 def _starts(length: int, side: int, overlap: int) -> Sequence[int]:
