@@ -195,3 +195,28 @@ def test_latents_that_do_not_fit_are_refused(latents, tensors, message):
     save_file(tensors, str(latents / "train.safetensors"))
     with pytest.raises(DataError, match=message):
         load_data(f"latents:{latents}")
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_scheduler_that_scales_its_inputs_gives_what_the_sampler_shows(latents, prediction):
+    """Euler's noised latents grow with sigma; the network sees them scaled to a variance of one."""
+    scheduler = diffusers.EulerDiscreteScheduler(num_train_timesteps=100, prediction_type=prediction)
+    shutil.rmtree(latents / "scheduler")
+    scheduler.save_pretrained(latents / "scheduler")
+    batch = next(iter(load_data(f"latents:{latents}").test()))
+    clean = load_file(str(latents / "test.safetensors"))["hidden_states"][:1]
+    scheduler.set_timesteps(12)
+    assert torch.equal(batch.kwargs["timestep"], scheduler.timesteps)
+    sigma = scheduler.sigmas[:-1].view(-1, 1, 1, 1)
+    a, b = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
+    shown, target = batch.kwargs["hidden_states"], batch.target
+    noise = target if prediction == "epsilon" else b * shown + a * target
+    assert torch.allclose(shown, a * clean + b * noise, atol=1e-4)
+    assert noise.std() == pytest.approx(1, abs=0.2)
+
+
+def test_a_scheduler_that_cannot_noise_is_refused(latents):
+    shutil.rmtree(latents / "scheduler")
+    diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(latents / "scheduler")
+    with pytest.raises(DataError, match=r"FlowMatchEulerDiscreteScheduler does not noise .*\n.*timestep"):
+        load_data(f"latents:{latents}")

@@ -79,6 +79,11 @@ class Latents:
                 f"the clean latents of '{self.path}' are of shape {tuple(latents.shape)}, no images to be noised",
                 "Expected (samples, channels, height, width), or a timestep for each sample.",
             )
+        if self.scheduler is not None and not hasattr(self.scheduler, "add_noise"):
+            raise DataError(
+                f"{type(self.scheduler).__name__} does not noise latents by timestep, as '{self.path}' needs it",
+                "Noise them as the network was trained, and write the timestep of each beside them.",
+            )
         if "timestep" in rows and self.tensors["timestep"].dim() > 1:
             raise DataError(
                 f"the timesteps of '{self.path}' are of shape {tuple(self.tensors['timestep'].shape)}",
@@ -104,12 +109,22 @@ class Latents:
         steps = self.scheduler.timesteps.cpu()
         clean = some[self.name]
         repeated = {name: tensor.repeat_interleave(len(steps), dim=0) for name, tensor in some.items()}
-        timestep = steps.repeat(len(clean))
         latents = repeated[self.name]
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        noisy = self.scheduler.add_noise(latents, noise, timestep)
-        kind = getattr(self.scheduler.config, "prediction_type", None)
-        target = {"epsilon": noise, "sample": latents}.get(str(kind))
-        if kind == "v_prediction":
-            target = self.scheduler.get_velocity(latents, noise, timestep)
-        return Batch(kwargs={**repeated, self.name: noisy, "timestep": timestep}, target=target)
+        one = torch.ones(1, *latents.shape[1:], dtype=latents.dtype)
+        signal, spread = self._shown(one, torch.zeros_like(one), steps), self._shown(torch.zeros_like(one), one, steps)
+        signal, spread = (part.repeat(len(clean), 1, 1, 1) for part in (signal, spread))
+        kind = str(getattr(self.scheduler.config, "prediction_type", None))
+        target = {"epsilon": noise, "sample": latents, "v_prediction": signal * noise - spread * latents}.get(kind)
+        if hasattr(self.scheduler, "precondition_outputs"):  # what such a network returns is none of the three
+            target = None
+        noisy = signal * latents + spread * noise
+        return Batch(kwargs={**repeated, self.name: noisy, "timestep": steps.repeat(len(clean))}, target=target)
+
+    def _shown(self, clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        """What the network sees of one latent at every timestep; some schedulers scale what they have noised."""
+        rows = []
+        for step in steps:
+            self.scheduler.set_timesteps(STEPS)  # forgets where the scheduler was
+            rows.append(self.scheduler.scale_model_input(self.scheduler.add_noise(clean, noise, step[None]), step))
+        return torch.cat(rows)
