@@ -120,6 +120,10 @@ def test_what_cannot_be_run_is_refused(pipeline, tmp_path):
     )
     with pytest.raises(DataError, match="conditioned on text"):
         list(Trajectories(model, diffusers.DDIMScheduler(), count=1, steps=2))
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (4,)}
+    model = diffusers.UNet2DModel(8, class_embed_type="timestep", norm_num_groups=2, **blocks)
+    with pytest.raises(DataError, match="takes its class_labels as 'timestep'"):
+        list(Trajectories(model, diffusers.DDIMScheduler(), count=1, steps=2))
     for spec in (f"diffusion:{tmp_path}", f"diffusion:{tmp_path / 'nowhere'}"):
         with pytest.raises(DataError, match="is no pipeline of diffusers"):
             load_data(spec)

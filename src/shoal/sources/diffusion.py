@@ -160,6 +160,11 @@ class Trajectories:
             raise DataError(
                 f"{type(self.model).__name__} is conditioned on text, which this source does not have", _HOW
             )
+        kind = getattr(config, "class_embed_type", None)
+        if kind is not None:
+            raise DataError(
+                f"{type(self.model).__name__} takes its class_labels as '{kind}', which this source does not have", _HOW
+            )
         classes = getattr(config, "num_class_embeds", None) or _adaptive_norms(config)
         if not classes:
             return {}
