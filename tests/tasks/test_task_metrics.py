@@ -243,3 +243,20 @@ def test_generation_says_nothing_about_a_length_that_nobody_gave():
         logger.removeHandler(handler)
     assert not [record.getMessage() for record in said if "max_" in record.getMessage()]
     assert model.generation_config.max_length == 12
+
+
+@pytest.mark.parametrize("shape", ["as they are", "one channel", "floats", "floats of one channel"])
+def test_masks_with_a_channel_of_one_or_of_floats_are_classes(shape):
+    model, x = made(Segmenter), images(4)
+    classes = torch.randint(0, 3, (4, 12, 12), generator=seeded())
+    classes[0, 0] = 255
+    masks = classes.unsqueeze(1) if "one channel" in shape else classes
+    got = figures("segmentation", model, changed(model), [(x, masks.float() if "floats" in shape else masks)])["miou"]
+    expected = figures("segmentation", model, changed(model), [(x, classes)])["miou"]
+    assert (got.against, got.original, got.compressed) == ("labels", expected.original, expected.compressed)
+
+
+def test_masks_of_shares_are_no_classes():
+    model, x = made(Segmenter), images(4)
+    shares = torch.rand(4, 12, 12, generator=seeded())
+    assert figures("segmentation", model, changed(model), [(x, shares)])["miou"].against == "original"

@@ -31,15 +31,27 @@ def _scores(output: Any) -> Tensor:
     return main_tensor(output, *_NAMES).detach().cpu().float()
 
 
+def _classes(labels: Any) -> Tensor | None:
+    """Classes of pixels, (samples, height, width); None where the labels are none.
+
+    Losses that want one channel leave masks as (samples, 1, height, width), and some loaders leave them as floats.
+    """
+    if not isinstance(labels, Tensor):
+        return None
+    labels = labels.detach().cpu()
+    labels = labels.squeeze(1) if labels.dim() == 4 and labels.shape[1] == 1 else labels
+    if labels.dim() != 3 or (labels.is_floating_point() and not torch.equal(labels, labels.round())):
+        return None
+    return labels.long()
+
+
 def _confusions(output: Any, reference: Reference, batch: Batch) -> list[Row]:
     """For each image how many pixels of each true class got which class, (classes, classes)."""
     scores = _scores(output)
-    if reference.against == "labels":
-        target = reference.value.detach().cpu().long()
-        if target.shape[-2:] != scores.shape[-2:]:  # some networks answer at a quarter of the resolution
-            scores = F.interpolate(scores, size=target.shape[-2:], mode="bilinear", align_corners=False)
-    else:
-        target = _scores(reference.value).argmax(dim=1)
+    labels = _classes(reference.value) if reference.against == "labels" else None
+    target = _scores(reference.value).argmax(dim=1) if labels is None else labels
+    if labels is not None and labels.shape[-2:] != scores.shape[-2:]:  # some answer at a quarter of the resolution
+        scores = F.interpolate(scores, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     answer, classes = scores.argmax(dim=1), int(scores.shape[1])
     rows = []
     for truth, seen in zip(target.reshape(batch.size, -1), answer.reshape(batch.size, -1), strict=True):
@@ -64,12 +76,13 @@ def _accuracy(rows: Sequence[Row]) -> float:
 
 
 def _fits(output: Any, labels: Any) -> bool:
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 3:
+    classes = _classes(labels)
+    if classes is None:
         return False
-    scores, counted = _scores(output), torch.ones_like(labels, dtype=torch.bool)
+    scores, counted = _scores(output), torch.ones_like(classes, dtype=torch.bool)
     for label in _VOID:
-        counted &= labels != label
-    known = labels[counted]  # none in an image where no pixel has a class: it adds nothing, and is no misfit
+        counted &= classes != label
+    known = classes[counted]  # none in an image where no pixel has a class: it adds nothing, and is no misfit
     return scores.dim() == 4 and bool(((known >= 0) & (known < scores.shape[1])).all())
 
 
