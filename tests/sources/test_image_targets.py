@@ -89,9 +89,10 @@ def test_boxes_are_corners_in_the_resized_image(coco):
     [(x, targets)] = list(load_data(f"coco:{coco}", size=10, batch_size=3).test())
     assert x.shape == (3, 3, 10, 10)
     found = {tuple(target["boxes"].shape): target for target in targets}
-    assert found[1, 4]["boxes"].tolist() == [[1.0, 1.0, 3.0, 4.0]]
-    assert found[1, 4]["labels"].tolist() == [7]
-    assert sum(len(target["labels"]) for target in targets) == 1
+    assert found[2, 4]["boxes"].tolist() == [[1.0, 1.0, 3.0, 4.0], [0.0, 0.0, 10.0, 10.0]]
+    assert found[2, 4]["labels"].tolist() == [7, 7]
+    assert found[2, 4]["iscrowd"].tolist() == [0, 1]
+    assert sum(len(target["labels"]) for target in targets) == 2
 
 
 def test_what_is_missing_is_named(masks, coco, tmp_path):
@@ -294,7 +295,7 @@ def test_boxes_are_those_of_an_image_as_it_is_stored(coco):
         for index in range(3):
             write_turned(coco / part / f"{index}.png", shown)
     [(_, targets)] = list(load_data(f"coco:{coco}", size=10, batch_size=3).test())
-    assert [target["boxes"].tolist() for target in targets if len(target["boxes"])] == [[[1.0, 1.0, 3.0, 4.0]]]
+    assert [target["boxes"][0].tolist() for target in targets if len(target["boxes"])] == [[1.0, 1.0, 3.0, 4.0]]
 
 
 def test_a_target_of_another_shape_than_its_input_is_refused(tmp_path):
@@ -315,3 +316,20 @@ def test_a_tile_that_ends_between_two_pixels_of_the_target_is_refused(tmp_path):
     assert len(list(load_data(f"tiles:4:pairs:{tmp_path}", batch_size=99).test())) == 1  # 4 and 2 times 1.5
     with pytest.raises(DataError, match=r"of 6 x 6 pixels, ends between two pixels of its target, of 9 x 9"):
         list(load_data(f"tiles:3:pairs:{tmp_path}").test())
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda document: document["annotations"][0].update(image_id=99), "of image 99, which is not among the images"),
+        (lambda document: document["images"][0].update(id=9), "several images have the same id"),
+        (lambda document: document.pop("annotations"), "it has no images and annotations"),
+    ],
+)
+def test_a_list_of_coco_says_what_is_wrong_with_it(coco, edit, message):
+    listing = coco / "annotations" / "instances_val2017.json"
+    document = json.loads(listing.read_text())
+    edit(document)
+    listing.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=message):
+        load_data(f"coco:{coco}")

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import shoal
-from shoal.tasks import TASKS, dense_copy, usual_outputs
+from shoal.errors import NonFiniteError
+from shoal.tasks import TASKS, compare_metrics, dense_copy, usual_outputs
 
 pytest.importorskip("torchvision", reason="pip install 'shoal[vision]'")
 from detectors import detector
@@ -72,3 +73,46 @@ def test_boxes_right_on_truth_have_a_precision_of_one():
     assert metric.value([(found, truth)]) == pytest.approx(1.0)
     missed = {"boxes": torch.tensor([[50.0, 50.0, 60.0, 60.0]]), "labels": torch.tensor([1])}
     assert metric.value([(missed | {"scores": torch.tensor([0.9])}, truth)]) == 0.0
+
+
+class Queries(torch.nn.Module):
+    """A detector as transformers has them: one box of shares of the image, around the middle."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, pixel_values):
+        box = pixel_values.new_tensor([0.5, 0.5, 0.5, 0.25]).expand(len(pixel_values), 1, 4)
+        return {"logits": pixel_values.new_tensor([-5.0, 5.0]).expand(len(box), 1, 2) + self.weight, "pred_boxes": box}
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        {"boxes": torch.tensor([[0.5, 0.5, 0.5, 0.25]]), "class_labels": torch.tensor([1])},
+        {"boxes": torch.tensor([[16.0, 12.0, 48.0, 20.0]]), "labels": torch.tensor([1])},
+    ],
+    ids=["in shares", "in pixels"],
+)
+def test_boxes_in_shares_are_compared_with_either_kind_of_annotation(annotation):
+    """`coco:ROOT` has corners in pixels; a right answer was worth nothing there."""
+    pytest.importorskip("pycocotools", reason="pip install 'shoal[tasks]'")
+    data = [(torch.rand(2, 3, 32, 64), [annotation] * 2)]
+    [precision] = compare_metrics(TASKS["detection"], Queries(), Queries(), data)
+    assert (precision.against, precision.original, precision.n) == ("labels", pytest.approx(1.0), 2)
+
+
+def test_what_is_found_in_a_crowd_is_no_mistake():
+    pytest.importorskip("pycocotools", reason="pip install 'shoal[tasks]'")
+    truth = {
+        "boxes": torch.tensor([[16.0, 12.0, 48.0, 20.0], [0.0, 0.0, 64.0, 32.0]]),
+        "labels": torch.tensor([1, 1]),
+        "iscrowd": torch.tensor([0, 1]),
+    }
+    alone = {key: value[1:] for key, value in truth.items()}
+    data = [(torch.rand(3, 3, 32, 64), [truth, alone, alone])]
+    [precision] = compare_metrics(TASKS["detection"], Queries(), Queries(), data)
+    assert precision.original == pytest.approx(1.0)
+    with pytest.raises(NonFiniteError):  # nobody counts in a crowd: there is nothing to find
+        compare_metrics(TASKS["detection"], Queries(), Queries(), [(torch.rand(2, 3, 32, 64), [alone, alone])])

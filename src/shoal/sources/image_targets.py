@@ -5,7 +5,7 @@ square size, with their targets.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -200,7 +200,7 @@ def coco_folder(root: Path, size: int | None = None) -> TargetSource:
     """The layout of COCO: ROOT/annotations/instances_train*.json and ROOT/train*/, instances_val*.json and ROOT/val*/.
 
     Images are stretched to a square, boxes with them: (x1, y1, x2, y2) in pixels of the square, labels are the ids of
-    the categories. Crowds are left out. Boxes are those of an image as it is stored, so no EXIF orientation is
+    the categories, and `iscrowd` is 1 of crowds. Boxes are those of an image as it is stored, so no EXIF orientation is
     followed, as in pycocotools and torchvision.
 
     Args:
@@ -221,23 +221,47 @@ def coco_folder(root: Path, size: int | None = None) -> TargetSource:
     return TargetSource(parts[0], parts[1], _collate_boxes)
 
 
+@dataclass(frozen=True)
+class _Box:
+    """An entry of a list of COCO: (x, y, width, height) in pixels of the image as it is stored."""
+
+    place: tuple[float, float, float, float]
+    category: int
+    is_crowd: bool
+
+
+def _coco_boxes(document: Any, images: Mapping[int, str]) -> dict[int, list[_Box]]:
+    """The boxes of each image.
+
+    Raises:
+        ValueError: what is wrong with one; and other errors where the layout is another.
+    """
+    categories = {int(category["id"]) for category in document.get("categories") or ()}
+    boxes: dict[int, list[_Box]] = {key: [] for key in images}
+    for entry in document["annotations"]:
+        image, category = int(entry["image_id"]), int(entry["category_id"])
+        box = [float(value) for value in entry["bbox"]]
+        if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+            raise ValueError(f"the box {box} of image {image} is no (x, y, width, height)")
+        if categories and category not in categories:
+            raise ValueError(f"the category {category} of image {image} is not among the categories")
+        if image not in boxes:
+            raise ValueError(f"an annotation is of image {image}, which is not among the images")
+        boxes[image].append(_Box((box[0], box[1], box[2], box[3]), category, bool(entry.get("iscrowd"))))
+    return boxes
+
+
 def _coco_part(listing: Path, folder: Path, size: int) -> TargetImages:
-    with refusing(DataError, f"'{listing}' is no list of COCO", "It is a JSON object with images and annotations."):
+    expected = "It is a JSON object with images (id, file_name) and annotations (image_id, category_id, bbox)."
+    with refusing(DataError, f"'{listing}' is no list of COCO", expected):
         document = read_json(listing)
+        if not isinstance(document, dict) or not {"images", "annotations"} <= document.keys():
+            raise ValueError("it has no images and annotations")
         images = {int(image["id"]): str(image["file_name"]) for image in document["images"]}
+        if len(images) < len(document["images"]):
+            raise ValueError("several images have the same id")
         sizes = {int(image["id"]): (image.get("width"), image.get("height")) for image in document["images"]}
-        categories = {int(category["id"]) for category in document.get("categories") or ()}
-        boxes: dict[int, list[tuple[list[float], int]]] = {key: [] for key in images}
-        for entry in document["annotations"]:
-            if not entry.get("iscrowd"):
-                box = [float(value) for value in entry["bbox"]]
-                if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
-                    raise ValueError(f"the box {box} of image {entry['image_id']} is no (x, y, width, height)")
-                if categories and int(entry["category_id"]) not in categories:
-                    raise ValueError(
-                        f"the category {entry['category_id']} of image {entry['image_id']} is not among the categories"
-                    )
-                boxes[int(entry["image_id"])].append((box, int(entry["category_id"])))
+        boxes = _coco_boxes(document, images)
     outside = next((name for name in images.values() if Path(name).is_absolute() or ".." in Path(name).parts), None)
     if outside is not None:
         raise DataError(f"'{listing}' names the image '{outside}', outside of its folder", "Repair the list.")
@@ -254,16 +278,20 @@ def _coco_part(listing: Path, folder: Path, size: int) -> TargetImages:
                 "Its boxes are those of another image: repair the list, or give the image as it was. "
                 "An EXIF orientation is not followed here: save an image turned where its boxes are.",
             )
-        outside = next((box for box, _ in entries if not _overlaps(box, usual)), None)
+        outside = next((list(box.place) for box in entries if not _overlaps(box.place, usual)), None)
         if outside is not None:
             raise DataError(
                 f"the box {outside} lies outside of '{files[index]}', which is of {usual} pixels",
                 "Boxes are (x, y, width, height) in pixels of the image as it is stored.",
             )
-        corners = torch.tensor([box for box, _ in entries], dtype=torch.float32).reshape(-1, 4)
+        corners = torch.tensor([box.place for box in entries], dtype=torch.float32).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         scale = torch.tensor([size / usual[0], size / usual[1]] * 2)
-        return {"boxes": corners * scale, "labels": torch.tensor([label for _, label in entries], dtype=torch.int64)}
+        return {
+            "boxes": corners * scale,
+            "labels": torch.tensor([box.category for box in entries], dtype=torch.int64),
+            "iscrowd": torch.tensor([box.is_crowd for box in entries], dtype=torch.int64),
+        }
 
     return TargetImages(files, targets, size, ImageTransform(), upright=False)
 

@@ -86,7 +86,7 @@ def _grid(size: tuple[int, int], like: Tensor) -> Tensor:
 
 
 def _detect(model: nn.Module, batch: Batch) -> Any:
-    """The boxes that a network finds, as torchvision has them; those of transformers in shares of the image."""
+    """The boxes that a network finds, as torchvision has them, in pixels."""
     output = call(model, batch)
     tensors = read_outputs(output).tensors
     if not tensors.keys() >= _QUERIES:
@@ -95,7 +95,7 @@ def _detect(model: nn.Module, batch: Batch) -> Any:
     # Where there is one class more than the network knows, it stands for no object.
     has_none = logits.shape[-1] > int(getattr(getattr(model, "config", None), "num_labels", logits.shape[-1]))
     scores, labels = (logits.softmax(-1)[..., :-1] if has_none else logits.sigmoid()).max(-1)
-    boxes = _corners(tensors["pred_boxes"])
+    boxes = _corners(tensors["pred_boxes"]) * _sides(batch).to(logits.device)
     return [
         {"boxes": found, "scores": score, "labels": label}
         for found, score, label in zip(boxes, scores, labels, strict=True)
@@ -108,12 +108,23 @@ def _corners(boxes: Tensor) -> Tensor:
     return torch.cat([middle - size / 2, middle + size / 2], dim=-1)
 
 
-def _truth(image: Any) -> dict[str, Tensor]:
-    """The boxes of an annotation and their labels; those of transformers have other names, and middle and size."""
+def _sides(batch: Batch) -> Tensor:
+    """Width and height of the images, twice: what boxes in shares of an image are multiplied by."""
+    height, width = next((tensor.shape[-2:] for tensor in batch.tensors if tensor.dim() >= 3), (1, 1))
+    return torch.tensor([width, height, width, height], dtype=torch.float32)
+
+
+def _truth(image: Any, sides: Tensor) -> dict[str, Tensor]:
+    """The boxes of an annotation in pixels, their labels, and which are crowds.
+
+    Those of transformers have other names, and the middle and size of a box in shares of the image.
+    """
     boxes = image["boxes"].detach().cpu().float().reshape(-1, 4)  # no boxes at all are often a tensor of one axis
-    if "class_labels" in image:
-        return {"boxes": _corners(boxes), "labels": image["class_labels"].detach().cpu().long()}
-    return {"boxes": boxes, "labels": image["labels"].detach().cpu().long()}
+    boxes = _corners(boxes) * sides if "class_labels" in image else boxes
+    labels = image.get("class_labels", image.get("labels")).detach().cpu().long()
+    crowds = image.get("iscrowd")
+    crowds = torch.zeros_like(labels) if crowds is None else crowds.detach().cpu().long()
+    return {"boxes": boxes, "labels": labels, "iscrowd": crowds}
 
 
 def _annotation_fault(annotations: Sequence[Any]) -> str | None:
@@ -127,7 +138,10 @@ def _annotation_fault(annotations: Sequence[Any]) -> str | None:
             return f"an annotation has boxes of shape {tuple(boxes.shape)} and labels of shape {tuple(labels.shape)}"
         if labels.is_floating_point() or not bool(torch.isfinite(boxes).all()):
             return "an annotation has " + ("NaN or Inf in a box" if not labels.is_floating_point() else "float labels")
-        corners = _truth(image)["boxes"]
+        crowds = image.get("iscrowd", labels)
+        if not isinstance(crowds, Tensor) or crowds.shape != labels.shape:
+            return "an annotation has an iscrowd that is no tensor of one number for each of its labels"
+        corners = _truth(image, torch.ones(4))["boxes"]
         if bool((corners[:, 2:] < corners[:, :2]).any()):
             return "an annotation has a box that ends before it begins; boxes are (x1, y1, x2, y2)"
     return None
@@ -147,7 +161,7 @@ def _found(output: Any) -> list[dict[str, Tensor]]:
 def _rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
     """For each image the boxes found, and the true ones, or those that the original is sure of."""
     if reference.against == "labels":
-        truth = [_truth(image) for image in reference.value]
+        truth = [_truth(image, _sides(batch)) for image in reference.value]
     else:
         truth = [
             {key: image[key][image["scores"] >= _LEAST_SCORE] for key in ("boxes", "labels")}
@@ -157,8 +171,11 @@ def _rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
 
 
 def _map(rows: Sequence[Row]) -> float:
-    """COCO's mean average precision, IoU 0.50 to 0.95, by torchmetrics; NaN where there is nothing to find."""
-    if not any(len(truth["labels"]) for _, truth in rows):
+    """COCO's mean average precision, IoU 0.50 to 0.95, by torchmetrics; NaN where there is nothing to find.
+
+    What is found in a crowd counts neither for nor against a network.
+    """
+    if not any(len(truth["labels"]) > int(truth.get("iscrowd", torch.zeros(1)).sum()) for _, truth in rows):
         return float("nan")
     metric = torchmetrics_class("detection.mean_ap", "MeanAveragePrecision")()
     metric.update([found for found, _ in rows], [truth for _, truth in rows])
