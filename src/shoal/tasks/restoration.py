@@ -27,27 +27,35 @@ def _target(reference: Reference) -> Tensor:
     return value.detach().cpu().double()
 
 
-def _range(target: Tensor) -> float:
+def _range(low: float, high: float) -> float:
     """How far pixels can be apart: 255, or 1 where none is above 1.5 (a restored pixel may overshoot), or 2 of -1 to 1.
 
     Pixels that are normalised otherwise have the range that they take.
     """
-    low, high = float(target.min()), float(target.max())
     if low >= -0.5:
         return 255.0 if high > 1.5 else 1.0
     return 2.0 if low >= -1.5 and high <= 1.5 else high - low
 
 
 def _psnr_rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
+    """For each image the squared error, and the lowest and the highest pixel of what it should be."""
     target = _target(reference)
-    error = squared_error(target, _image(output)).clamp(min=1e-30)
-    return (10 * torch.log10(_range(target) ** 2 / error)).clamp(max=_LARGEST_DB).tolist()
+    pixels = target.flatten(1)
+    return list(torch.stack([squared_error(target, _image(output)), pixels.amin(1), pixels.amax(1)], dim=1).numpy())
+
+
+def _decibels(rows: Sequence[Row]) -> list[Row]:
+    """The ratio of each image, by the range of all: an image may be dark from end to end."""
+    errors, lowest, highest = np.stack(rows).T
+    ratios = 10 * np.log10(_range(lowest.min(), highest.max()) ** 2 / np.maximum(errors, 1e-30))
+    return list(np.minimum(ratios, _LARGEST_DB))
 
 
 def _ssim_rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
     similarity = torchmetrics_functional("image", "structural_similarity_index_measure")
     target = _target(reference).float()
-    values = similarity(_image(output).float(), target, data_range=_range(target), reduction="none")
+    span = _range(float(target.min()), float(target.max()))
+    values = similarity(_image(output).float(), target, data_range=span, reduction="none")
     return values.double().reshape(-1).tolist()
 
 
@@ -79,7 +87,7 @@ def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str
 RESTORATION = Task(
     "restoration",
     (
-        Metric("psnr", "PSNR", _psnr_rows, _mean, "dB", fits=_fits),
+        Metric("psnr", "PSNR", _psnr_rows, _mean, "dB", fits=_fits, prepare=_decibels),
         Metric("ssim", "SSIM", _ssim_rows, _mean, "%", fits=_fits, applies=_has_windows, perfect=1.0),
     ),
     Expectation("restoration", "values"),
