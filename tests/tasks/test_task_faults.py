@@ -12,6 +12,7 @@ from shoal.batches import Batch, TilePlace
 from shoal.errors import DataError, NonFiniteError, ShoalError, UsageError
 from shoal.measure.classes import checked_labels
 from shoal.tasks import TASKS, Metric, Task, check_annotations, check_metrics, compare_metrics
+from shoal.tasks.mosaic import Mosaics
 
 QUICK = {"latency_seconds": 0.01}
 
@@ -411,3 +412,12 @@ def test_a_denoiser_without_labels_and_a_classifier_pass_the_check():
     step = torch.tensor([1.0, 2.0, 3.0])
     check_metrics(TASKS["denoising"], made(Denoiser), Batch(kwargs={"sample": images(3), "timestep": step}))
     check_metrics(TASKS["classification"], classifier(), Batch((images(3),)))
+
+
+def test_large_tiles_of_half_precision_are_blended_to_numbers():
+    """The weight of the middle of a tile of 512 pixels is above what float16 can hold."""
+    image = torch.ones(1, 512, 512, dtype=torch.float16)
+    batch = Batch((image[None],), target=image[None], places=(TilePlace(0, 0, 0, 512, 512),))
+    [(original, _, whole)] = list(Mosaics().add(image[None], image[None], batch))
+    assert torch.equal(original.float(), image[None].float())
+    assert torch.equal(whole.target.float(), image[None].float())

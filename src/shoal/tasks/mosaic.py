@@ -89,11 +89,15 @@ class _Image:
         return {name: self._blend([output[name] for output in outputs], side) for name in outputs[0]}
 
     def _blend(self, tiles: list[Tensor], side: int) -> Tensor:
-        """Tiles of an image, `side` pixels wide there, as one; integers, which are the same in each, are not mixed."""
+        """Tiles of an image, `side` pixels wide there, as one; integers, which are the same in each, are not mixed.
+
+        What is mixed is summed in float32 at least: half precision does not hold the weights of a large tile.
+        """
         first = tiles[0]
+        kind = torch.promote_types(first.dtype, torch.float32) if first.is_floating_point() else first.dtype
         scale = first.shape[-1] / side
         height, width = (round(length * scale) for length in self.size)
-        total = first.new_zeros((*first.shape[:-2], height, width))
+        total = first.new_zeros((*first.shape[:-2], height, width), dtype=kind)
         weights = torch.zeros((height, width), device=first.device)
         ramp = _ramp(first.shape[-2])[:, None] * _ramp(first.shape[-1])
         ramp = ramp.to(first.device)
@@ -101,11 +105,11 @@ class _Image:
             top, left = round(place.top * scale), round(place.left * scale)
             here = (..., slice(top, top + tile.shape[-2]), slice(left, left + tile.shape[-1]))
             if tile.is_floating_point():
-                total[here] += tile * ramp.to(tile.dtype)
+                total[here] += tile * ramp.to(kind)
                 weights[here] += ramp
             else:
                 total[here] = tile
-        return total / weights.to(total.dtype) if first.is_floating_point() else total
+        return total / weights.to(kind) if first.is_floating_point() else total
 
 
 def _ramp(length: int) -> Tensor:
