@@ -111,8 +111,9 @@ class Latents:
         repeated = {name: tensor.repeat_interleave(len(steps), dim=0) for name, tensor in some.items()}
         latents = repeated[self.name]
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        one = torch.ones(1, *latents.shape[1:], dtype=latents.dtype)
-        signal, spread = self._shown(one, torch.zeros_like(one), steps), self._shown(torch.zeros_like(one), one, steps)
+        ones = torch.ones(1, *latents.shape[1:], dtype=latents.dtype)
+        zeros = torch.zeros_like(ones)
+        signal, spread = self._shown(ones, zeros, steps), self._shown(zeros, ones, steps)
         signal, spread = (part.repeat(len(clean), 1, 1, 1) for part in (signal, spread))
         kind = str(getattr(self.scheduler.config, "prediction_type", None))
         target = {"epsilon": noise, "sample": latents, "v_prediction": signal * noise - spread * latents}.get(kind)
