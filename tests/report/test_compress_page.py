@@ -1,3 +1,4 @@
+import html
 import math
 import re
 from itertools import pairwise
@@ -8,7 +9,7 @@ from planned import planned_record
 from reading import Page
 from recovered import make_recovery, recovered_record, removed_and_recovered
 
-from shoal.record import Record
+from shoal.record import MetricComparison, OutputsRead, Record
 from shoal.report.compress import block_table, key_figures, render
 from shoal.report.html import KeyFigure
 
@@ -270,3 +271,36 @@ def test_a_block_that_must_stay_says_why() -> None:
 
 def test_no_blocks_no_table() -> None:
     assert block_table([]) is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("mean squared error relative to the variance of the original's output", "mean squared error / variance"),
+        ("one minus the cosine with the original's output", "one minus the cosine"),
+        ("share of elements that differ from the original's", "share of elements that differ"),
+        ("what MyDamage returns", "what MyDamage returns"),
+    ],
+)
+def test_damage_that_is_no_divergence_of_classes_is_in_no_nats(damage, words):
+    """Restoration, embedding and detection were shown in nats."""
+    outputs = OutputsRead(outputs=[], damage=damage)
+    for record in (make_record(), planned_record(), recovered_record()):
+        comparison = record.comparison.model_copy(update={"agreement": None, "loss_increase": None})
+        page = render(record.model_copy(update={"outputs": outputs, "comparison": comparison, "validation": None}))
+        visible = re.sub(r"<style.*?</style>|<script.*?</script>", "", page, flags=re.DOTALL)
+        assert words in html.unescape(visible)
+        told = [line for line in visible.splitlines() if re.search(r"\bnats\b|\bKL\b", line)]
+        assert not [line for line in told if "cross-entropy" not in line], told[:3]
+
+
+def test_figures_against_labels_are_figures_with_labels():
+    """A network of images has no accuracy, but its decibels are against the targets."""
+    record = bare_record()
+    note = "The data has no labels"
+    assert note in render(record)
+    psnr = {"name": "psnr", "label": "PSNR", "unit": "dB", "against": "labels", "n": 4}
+    figures = {"original": 24.0, "original_interval": (23, 25), "compressed": 23.5, "compressed_interval": (22, 25)}
+    metric = MetricComparison(**psnr, **figures, drop=0.5, drop_interval=(0.1, 0.9))
+    comparison = record.comparison.model_copy(update={"metrics": [metric]})
+    assert note not in render(record.model_copy(update={"comparison": comparison}))

@@ -13,6 +13,7 @@ from recovered import CURVE, make_recovery
 from trained import make_rows
 
 from shoal.record import FrontPoint, Record
+from shoal.report.damage import KL, Damage
 from shoal.report.plan import plans_of
 from shoal.report.plots import curves, front, scatter
 from shoal.report.plots.figure import Plot, linear_ticks
@@ -230,7 +231,7 @@ class TestFront:
 class TestRemoval:
     def test_every_step_has_a_mark_with_its_interval_and_an_undone_one_is_hollow(self) -> None:
         steps = make_steps(["a", "b"], taken_back="c")
-        drawing = Drawing(curves.removal_plot(curves.divergences(steps, ["a", "b"]), "KL", "nats", "wide"))
+        drawing = Drawing(curves.removal_plot(curves.divergences(steps, ["a", "b"]), "KL", KL, "wide"))
         assert (len(drawing.markers("dot")), len(drawing.markers("dot back"))) == (2, 1)
         assert len(drawing.lines("whisker")) == 3
         assert drawing.titles()[-1].startswith("3. c, undone\n")
@@ -239,7 +240,9 @@ class TestRemoval:
     @pytest.mark.parametrize("size", SIZES)
     def test_the_limit_and_all_intervals_lie_inside(self, size: str) -> None:
         points = curves.drops(make_steps(["a", "b", "c"]), ["a", "b", "c"])
-        drawing = Drawing(curves.removal_plot(points, "Drop", "points lost", size, limit=5.0))
+        drawing = Drawing(
+            curves.removal_plot(points, "Drop", Damage("points lost", "points lost", "points lost"), size, limit=5.0)
+        )
         lines = [line for style in ("whisker", "limit", "curve", "zero") for line in drawing.lines(style)]
         assert all(0 <= x <= drawing.width and 0 <= y <= drawing.height for line in lines for x, y in line)
         assert len(drawing.lines("limit")) == 1
@@ -253,9 +256,9 @@ class TestRemoval:
         assert point.value == pytest.approx(-0.29)
 
     def test_no_points_no_plot_and_no_divergence_at_all_can_be_drawn(self) -> None:
-        assert curves.removal_plot([], "KL", "nats", "wide") == ""
+        assert curves.removal_plot([], "KL", KL, "wide") == ""
         flat = make_steps(["a"])[0].model_copy(update={"kl": 0.0, "kl_interval": (0.0, 0.0)})
-        assert "<svg" in curves.removal_plot(curves.divergences([flat], ["a"]), "KL", "nats", "wide")
+        assert "<svg" in curves.removal_plot(curves.divergences([flat], ["a"]), "KL", KL, "wide")
 
 
 def recovery_drawing(size: str = "wide", **changes: object) -> Drawing:

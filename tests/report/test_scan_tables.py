@@ -42,7 +42,7 @@ def test_what_was_not_measured_sorts_to_the_end_and_says_why() -> None:
 
 def test_scores_stand_beside_the_damage_in_the_order_of_the_record() -> None:
     found = row(make_scan(), "stages.0.0", "scores")
-    assert list(found) == ["Verdict", "KL, nats", "taylor", "mean response", "linear cka"]
+    assert list(found) == ["Verdict", "Damage, nats", "taylor", "mean response", "linear cka"]
     assert found["mean response"].sort == 0.901
 
 

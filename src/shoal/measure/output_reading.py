@@ -256,25 +256,26 @@ class Reading:
         if values:
             messages.append(
                 f"{_listed(values)} read as values, not as scores of classes ({values[0].why}): damage is the mean"
-                " squared error relative to the variance of the original's output, and a point of drop is one per cent"
-                " of it"
+                " squared error relative to the variance of the original's output, and without a metric of a task a"
+                " point of drop is one per cent of it"
             )
         directions = [head for head in self.outputs if head.task == "direction"]
         if directions:
             messages.append(
                 f"{_listed(directions)} read as directions ({directions[0].why}): damage is one minus the cosine with"
-                " the original's output, and a point of drop is one per cent of it"
+                " the original's output, and without a metric of a task a point of drop is one per cent of it"
             )
         exact = [head for head in self.outputs if head.task == "exact"]
         if exact:
             messages.append(
                 f"{_listed(exact)} read as exact values ({exact[0].why}): damage is the share of elements that differ"
-                " from the original's, and a point of drop is one per cent of them"
+                " from the original's, and without a metric of a task a point of drop is one per cent of them"
             )
         if len(self.outputs) > 1:
             messages.append(
                 f"the network returns {len(self.outputs)} outputs that count ({', '.join(map(_label, self.outputs))}):"
-                " damage is the mean over them, a drop that of the worst; name those that matter with output="
+                " damage is the mean over them, and without a metric of a task a drop is that of the worst; name those"
+                " that matter (output=, --output)"
             )
         return messages
 
@@ -597,7 +598,7 @@ def _classes(
     if head is not None:
         return head, f"{type(model).__name__} returns scores of classes"
     if name in fitting:
-        return None, "the labels fit several outputs of different width; name the one of classes with output="
+        return None, "the labels fit several outputs of different width; name the one of classes (output=, --output)"
     if target is None:
         return None, "there are no labels, and nothing says that they are classes"
     return None, f"the labels of shape {tuple(target.shape)} index no axis of it"

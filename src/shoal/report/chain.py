@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from shoal.record import BlockRecord, ScannedBlock
 from shoal.report import numbers, scan_metrics
+from shoal.report.damage import KL, Damage
 
 _MAX_DECADES = 6
 _LONGEST_NAME = 4
@@ -117,13 +118,13 @@ class Decades:
         ]
 
 
-def action_chain(blocks: Sequence[BlockRecord], ident: str) -> ChainGrid | None:
+def action_chain(blocks: Sequence[BlockRecord], ident: str, damage: Damage = KL) -> ChainGrid | None:
     """The blocks with the action taken on each; None without blocks."""
     if not blocks:
         return None
     scale = Decades.of(block.removal_kl for block in blocks)
     stages = [
-        ChainStage(number, _kept_of(members), [_action_cell(block, scale) for block in members])
+        ChainStage(number, _kept_of(members), [_action_cell(block, scale, damage) for block in members])
         for number, members in by_stage(blocks)
     ]
     return ChainGrid(ident, "The chain of residual blocks", describe_actions(blocks), stages, scale.ticks)
@@ -134,9 +135,9 @@ def _kept_of(members: Sequence[BlockRecord]) -> str:
     return f"{numbers.shape(members[-1].out_shape)} · {kept} of {len(members)} kept"
 
 
-def _action_cell(block: BlockRecord, scale: Decades) -> BlockCell:
+def _action_cell(block: BlockRecord, scale: Decades, damage: Damage) -> BlockCell:
     style = f"{block.action}{' projection' if block.shortcut == 'projection' else ''}"
-    return BlockCell(_short(block.path), style, scale.at(block.removal_kl), action_title(block))
+    return BlockCell(_short(block.path), style, scale.at(block.removal_kl), action_title(block, damage))
 
 
 def _short(path: str) -> str:
@@ -159,13 +160,13 @@ def why_fixed(block: BlockRecord | ScannedBlock) -> str:
     return f"not removable: {block.reason}" if block.reason else "not removable"
 
 
-def action_title(block: BlockRecord) -> str:
+def action_title(block: BlockRecord, damage: Damage = KL) -> str:
     """The hover text of a block, in lines."""
-    damage = numbers.significant(block.removal_kl)
+    figure = damage.figure(block.removal_kl)
     lines = [
         f"{block.path}: {action(block)}",
         *_what_it_is(block),
-        "damage not measured" if damage == numbers.MISSING else f"damage {damage} nats if removed alone",
+        "damage not measured" if figure == numbers.MISSING else f"damage {figure} if removed alone",
         why_fixed(block),
     ]
     return "\n".join(line for line in lines if line)
@@ -286,7 +287,7 @@ def plan_chain(
 
 
 def _plan_cell(block: BlockRecord, scale: Decades) -> BlockCell:
-    return replace(_action_cell(block, scale), title=f"{block.path}: {block.action}")
+    return replace(_action_cell(block, scale, KL), title=f"{block.path}: {block.action}")
 
 
 def _joined(cells: list[BlockCell], kind: str) -> list[BlockCell]:

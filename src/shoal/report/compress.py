@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from shoal.record import BlockRecord, Record
 from shoal.report import chain, comparison, metrics, numbers, text
+from shoal.report.damage import KL, Damage, damage_of
 from shoal.report.html import Column, KeyFigure, Page, Section, Table, TableCell, TableRow, write_page
 from shoal.report.plan import plan_section
 from shoal.report.plots import curves
@@ -26,18 +27,14 @@ _STATISTICS = (
         "Latency",
         "median and quartiles of one forward pass; “no difference beyond noise” where the quartiles overlap",
     ),
-    (
-        "Damage",
-        "mean KL(original ‖ network) in nats, on calibration samples held out from fitting; on the front, the sum "
-        "over the changes of a plan, each measured alone",
-    ),
     ("MACs", "multiply-adds for one sample; FLOPs are twice that"),
 )
+_POINTS = Damage("points lost", "points lost", "points lost")
+_HOW_DAMAGE = (
+    "on calibration samples held out from fitting; on the front, the sum over the changes of a plan, each measured "
+    "alone"
+)
 _BLOCK_COLUMNS = (
-    Column("Block"),
-    Column("Stage", number=True),
-    Column("Action"),
-    Column("Damage, nats", number=True),
     Column("Ratio", number=True),
     Column("Params", number=True),
     Column("Kind"),
@@ -49,7 +46,7 @@ _BLOCK_COLUMNS = (
 
 def render(record: Record) -> str:
     """The page for one record, as text to be written in UTF-8."""
-    splits = comparison.comparisons(record)
+    splits, damage = comparison.comparisons(record), damage_of(record.outputs)
     return write_page(
         record,
         Page(
@@ -70,11 +67,13 @@ def render(record: Record) -> str:
         verdict=text.VERDICTS[record.certificate.verdict],
         evidence=text.evidence(record.certificate),
         plan=plan_section(record),
-        recovery=recovery_section(record.recovery),
+        recovery=recovery_section(record.recovery, damage),
         evaluations=[(evaluation, task_rows(evaluation)) for evaluation in record.evaluations],
-        chain=chain.action_chain(record.blocks, "chain-picture"),
+        chain=chain.action_chain(record.blocks, "chain-picture", damage),
         legend=chain.action_legend(),
-        blocks_table=block_table(record.blocks),
+        blocks_table=block_table(record.blocks, damage),
+        damage=damage,
+        has_labels=_has_labels(record),
         plots=_step_plots(record),
     )
 
@@ -83,8 +82,11 @@ def _statistics(record: Record) -> list[tuple[str, str]]:
     """How each figure of this record was computed; perplexity instead of accuracy for a language model."""
     tokens = record.original.quality.tokens is not None
     omitted = {"Top-1", "Change in top-1"} if tokens else {"Perplexity"}
-    omitted |= set() if record.planning else {"Damage"}
-    return [(name, how) for name, how in _STATISTICS if name not in omitted]
+    omitted |= set() if record.comparison.agreement is not None else {"Divergence"}
+    rows = [(name, how) for name, how in _STATISTICS if name not in omitted]
+    if record.planning:
+        rows.insert(-1, ("Damage", f"{damage_of(record.outputs).quantity}, {_HOW_DAMAGE}"))
+    return rows
 
 
 def _sections(record: Record) -> list[Section]:
@@ -110,20 +112,27 @@ def _step_plots(record: Record) -> dict[str, list[str]]:
     """The plots of the greedy removal for each width of the page."""
     kept = [step.removed for step in record.steps if _is_final(step.removed, record)]
     drop = record.goal.get("max_drop")
+    damage = damage_of(record.outputs)
     limit = float(drop) if isinstance(drop, int | float) and not isinstance(drop, bool) else None
     return {
         size: [
             picture
             for picture in (
                 curves.removal_plot(
-                    curves.divergences(record.steps, kept), "Divergence from the original", "nats", size
+                    curves.divergences(record.steps, kept), "Divergence from the original", damage, size
                 ),
-                curves.removal_plot(curves.drops(record.steps, kept), "Drop on validation", "points lost", size, limit),
+                curves.removal_plot(curves.drops(record.steps, kept), "Drop on validation", _POINTS, size, limit),
             )
             if picture
         ]
         for size in curves.SIZES
     }
+
+
+def _has_labels(record: Record) -> bool:
+    """Whether any figure of the networks is against labels."""
+    against = [metric.against for metric in record.comparison.metrics]
+    return record.original.quality.top1 is not None or "labels" in against
 
 
 def _is_final(step: str, record: Record) -> bool:
@@ -183,13 +192,15 @@ def _macs(record: Record) -> KeyFigure:
     return KeyFigure("MACs", numbers.amount(after), f"{numbers.less(before, after)}, was {numbers.amount(before)}")
 
 
-def block_table(blocks: Sequence[BlockRecord]) -> Table | None:
+def block_table(blocks: Sequence[BlockRecord], damage: Damage = KL) -> Table | None:
     """Every block with its action; None where there are no blocks."""
     if not blocks:
         return None
     caption = f"The {text.plural(len(blocks), 'block')} of the original"
+    first = (Column("Block"), Column("Stage", number=True), Column("Action"), Column(damage.heading, number=True))
+    columns = (*first, *_BLOCK_COLUMNS)
     lines = [TableRow(block.path, _block_entries(block), block.action) for block in blocks]
-    return Table("all-blocks", caption, "Filter blocks", "name, stage, removed …", _BLOCK_COLUMNS, lines)
+    return Table("all-blocks", caption, "Filter blocks", "name, stage, removed …", columns, lines)
 
 
 def _block_entries(block: BlockRecord) -> list[TableCell]:

@@ -7,6 +7,7 @@ from itertools import zip_longest
 
 from shoal.record import BlockRecord, FrontPoint, Planning, PlanRound, Record
 from shoal.report import chain, numbers
+from shoal.report.damage import KL, Damage, damage_of
 from shoal.report.race import RaceTable, race_table
 from shoal.report.text import plural
 
@@ -34,6 +35,7 @@ class FrontPlan:
     point: FrontPoint
     share: float | None
     chosen: bool
+    damage: Damage = KL
 
     @property
     def spans(self) -> list[ReplacedSpan]:
@@ -52,7 +54,7 @@ class FrontPlan:
         share = "" if self.share is None else f", {numbers.percent(self.share)} of the original's"
         return [
             f"{numbers.milliseconds(self.point.latency_ms)}{share}",
-            f"damage {numbers.significant(self.point.damage)} nats",
+            f"damage {self.damage.figure(self.point.damage)}",
             f"{numbers.amount(self.point.macs)} MACs",
             f"{numbers.amount(self.point.params)} parameters",
             *([f"depth {numbers.count(self.point.depth)}"] if self.point.depth else []),
@@ -102,8 +104,8 @@ def plan_section(record: Record) -> PlanSection | None:
     if planning is None:
         return None
     plans = plans_of(record)
-    recovered = record.recovery is not None
-    plots = {size: front.plot(plans, planning, size, recovered=recovered) for size in front.SIZES}
+    recovered, damage = record.recovery is not None, damage_of(record.outputs)
+    plots = {size: front.plot(plans, planning, size, recovered=recovered, damage=damage) for size in front.SIZES}
     return PlanSection(
         lead=lead(planning),
         notes=[
@@ -114,8 +116,8 @@ def plan_section(record: Record) -> PlanSection | None:
         plots=plots if all(plots.values()) else {},
         legend=front.legend(recovered=recovered),
         built=built_plans(planning),
-        refitting=refitting(planning, recovered=recovered),
-        race=race_table(planning),
+        refitting=refitting(planning, recovered=recovered, damage=damage),
+        race=race_table(planning, damage),
         signs=chain.plan_legend() if record.blocks else [],
         cards=[_card(i, plans, record.blocks) for i in range(len(plans))],
     )
@@ -137,9 +139,9 @@ def plans_of(record: Record) -> list[FrontPlan]:
     planning = record.planning
     if planning is None:
         return []
-    chosen = _chosen_number(planning, record)
+    chosen, damage = _chosen_number(planning, record), damage_of(record.outputs)
     return [
-        FrontPlan(number, point, share_of(point.latency_ms, planning), number == chosen)
+        FrontPlan(number, point, share_of(point.latency_ms, planning), number == chosen, damage)
         for number, point in enumerate(planning.front, 1)
     ]
 
@@ -214,10 +216,10 @@ def lead(planning: Planning) -> str:
     )
 
 
-def refitting(planning: Planning, *, recovered: bool = False) -> str:
+def refitting(planning: Planning, *, recovered: bool = False, damage: Damage = KL) -> str:
     """The damage of the chosen plan at each step after it was built, up to recovery, which has its own section."""
     built = chosen_round(planning)
-    measured = "" if built is None else f"{numbers.significant(built.damage_measured)} nats as built, "
+    measured = "" if built is None else f"{damage.figure(built.damage_measured)} as built, "
     refitted, final = numbers.significant(planning.damage_refitted), numbers.significant(planning.damage_final)
     raced = planning.race is not None and planning.race.continued
     end = "after the race" if raced else "in the end, before recovery" if recovered else "in the end"

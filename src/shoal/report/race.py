@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from shoal.record import Planning, PlanOrigin, PlanRace, RaceContender
 from shoal.report import numbers
+from shoal.report.damage import KL, Damage
 from shoal.report.text import plural
 
 _ORIGINS: dict[PlanOrigin, str] = {
@@ -38,7 +39,7 @@ class RaceTable:
     notes: list[str]
 
 
-def race_table(planning: Planning) -> RaceTable | None:
+def race_table(planning: Planning, damage: Damage = KL) -> RaceTable | None:
     """The race, the best contender first; None where there was none."""
     race = planning.race
     if race is None:
@@ -47,7 +48,7 @@ def race_table(planning: Planning) -> RaceTable | None:
     heading = ["Latency", "Removed", "Replaced", "Damage", "Before", *steps, *_expected_heading(race)]
     heading += ["Steps", "Outcome"]
     contenders = sorted(race.contenders, key=lambda contender: contender.final_rank)
-    return RaceTable(lead(race), heading, [_row(contender, race) for contender in contenders], _notes(race))
+    return RaceTable(lead(race), heading, [_row(contender, race) for contender in contenders], _notes(race, damage))
 
 
 def _expected_heading(race: PlanRace) -> list[str]:
@@ -90,7 +91,7 @@ def _row(contender: RaceContender, race: PlanRace) -> RaceRow:
     return RaceRow(contender.plan, _ORIGINS[contender.origin], cells, contender.outcome == "won", contender.note)
 
 
-def _notes(race: PlanRace) -> list[str]:
+def _notes(race: PlanRace, damage: Damage) -> list[str]:
     failed = [f"plan {contender.plan}: {contender.note}" for contender in race.contenders if contender.note]
     went_on = (
         "Recovery went on from what the winner had learned."
@@ -99,7 +100,7 @@ def _notes(race: PlanRace) -> list[str]:
     )
     how = (
         "Latency is the share of the original's. Damage is measured on held-back calibration samples, before any step; "
-        f"all other figures are divergences in nats on {plural(race.n, 'validation sample')}."
+        f"all other figures are divergences ({damage.quantity}) on {plural(race.n, 'validation sample')}."
     )
     if _expected_heading(race):
         how += " What is expected at the end of the recovery follows the last two as a power law; it decides."

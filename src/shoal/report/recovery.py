@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from shoal.record import Recovery
 from shoal.report import numbers
 from shoal.report.comparison import Cell
+from shoal.report.damage import KL, Damage
 from shoal.report.plots import curves
 from shoal.report.text import plural
 
@@ -22,17 +23,17 @@ class RecoverySection:
     how: str
 
 
-def recovery_section(recovery: Recovery | None) -> RecoverySection | None:
+def recovery_section(recovery: Recovery | None, damage: Damage = KL) -> RecoverySection | None:
     """The section; None for a network that did not recover."""
     if recovery is None:
         return None
-    plots = {size: curves.recovery_plot(recovery, size) for size in curves.SIZES}
+    plots = {size: curves.recovery_plot(recovery, size, damage) for size in curves.SIZES}
     return RecoverySection(
         lead=lead(recovery),
-        rows=rows(recovery),
+        rows=rows(recovery, damage),
         plots=plots if all(plots.values()) else {},
         legend=curves.recovery_legend(),
-        how=_how(recovery),
+        how=_how(recovery, damage),
     )
 
 
@@ -54,7 +55,7 @@ def _change(recovery: Recovery) -> str:
     return numbers.less(recovery.divergence_before, recovery.divergence_after)
 
 
-def rows(recovery: Recovery) -> list[tuple[str, Cell]]:
+def rows(recovery: Recovery, damage: Damage = KL) -> list[tuple[str, Cell]]:
     """The table: labels and values, with what a reader has to know about them."""
     n = plural(recovery.n, "validation sample")
     # After a race the figure before is that before its first step: recovery alone may have changed nothing.
@@ -62,15 +63,11 @@ def rows(recovery: Recovery) -> list[tuple[str, Cell]]:
     after = "unchanged" if unchanged else _change(recovery)
     blends = f"{n} and, for inputs that can be mixed, as many mixtures of them"
     return [
-        ("Divergence before", Cell(_nats(recovery.divergence_before), blends)),
-        ("Divergence after", Cell(_nats(recovery.divergence_after), f"{after}; the same samples")),
+        ("Divergence before", Cell(damage.figure(recovery.divergence_before), blends)),
+        ("Divergence after", Cell(damage.figure(recovery.divergence_after), f"{after}; the same samples")),
         *(_training(recovery) if recovery.stopped != "nothing" else []),
         ("Stopped because", Cell(_stopped(recovery))),
     ]
-
-
-def _nats(value: float) -> str:
-    return f"{numbers.significant(value)} nats"
 
 
 def _training(recovery: Recovery) -> list[tuple[str, Cell]]:
@@ -108,14 +105,14 @@ def _stopped(recovery: Recovery) -> str:
     }[recovery.stopped]
 
 
-def _how(recovery: Recovery) -> str:
+def _how(recovery: Recovery, damage: Damage) -> str:
     """What the curves show."""
     weight = recovery.features_weight
     times = f"{numbers.tick(weight)} times " if weight is not None else ""
     features = f", plus {times}the error of its features after {plural(recovery.features, 'block')}"
     labels = ", plus its cross-entropy with the labels" if recovery.settings.get("labels") else ""
     return (
-        "Top: each dot is an evaluation, the mean KL(original ‖ network) of the weights averaged over the latest "
+        f"Top: each dot is an evaluation, the {damage.quantity}, of the weights averaged over the latest "
         "steps. The learning rate is warmed up, so the divergence may rise before it falls. Bottom: the training "
         f"loss, which is the divergence{features if recovery.features else ''}{labels}, on the training samples."
     )

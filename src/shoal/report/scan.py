@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from shoal.record import ScanRecord, ScoreQuality
 from shoal.report import chain, numbers, scan_metrics, scan_tables, scan_text
+from shoal.report.damage import damage_of
 from shoal.report.html import KeyFigure, Page, Section, write_page
 from shoal.report.plots import intervals, scatter
 
@@ -42,6 +43,7 @@ def render_scan(record: ScanRecord) -> str:
         hypothesis_rows=_hypothesis_rows(record),
         verdicts=scan_metrics.VERDICTS,
         chain=chain.verdict_chain(record.blocks, record.metric, "chain-picture"),
+        damage=damage_of(record.outputs),
         legend=chain.verdict_legend(),
         marks=[(f"mark {verdict}", verdict) for verdict in scan_metrics.VERDICTS],
         blocks_plot=intervals.block_plot(record),
@@ -92,7 +94,7 @@ def _score_card(index: int, score: ScoreQuality, record: ScanRecord) -> ScoreCar
         for block in record.blocks
         if score.name in block.scores and (ablation := scan_metrics.main(block))
     ]
-    drawn = scatter.plot(points, name, f"score-{index}", f"{len(points)} blocks. {meaning}")
+    drawn = scatter.plot(points, name, f"score-{index}", f"{len(points)} blocks. {meaning}", damage_of(record.outputs))
     return ScoreCard(score, name, scan_text.SCORES.get(score.name, ""), meaning, drawn, _link(score.source))
 
 

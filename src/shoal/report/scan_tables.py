@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from shoal.record import Ablation, BlockRecord, ScannedBlock, ScannedLayer, ScanRecord
 from shoal.report import numbers, scan_metrics
 from shoal.report.chain import why_fixed
+from shoal.report.damage import damage_of
 from shoal.report.html import Column, Table, TableCell, TableRow
 
 _HINT = "name, stage, trivial …"
@@ -33,7 +34,7 @@ def scores(record: ScanRecord) -> Table | None:
     names = score_names(record)
     if not names:
         return None
-    columns = [Column("Block"), Column("Verdict"), Column("KL, nats", number=True)]
+    columns = [Column("Block"), Column("Verdict"), Column(damage_of(record.outputs).heading, number=True)]
     columns += [Column(name.replace("_", " "), number=True) for name in names]
     lines = [TableRow(block.path, _scores(block, names)) for block in record.blocks]
     return Table("scores-table", "Every score of every block", "Filter scores", _HINT, columns, lines)

@@ -7,6 +7,7 @@ from itertools import groupby
 from shoal.record import Quality
 from shoal.report import chain, numbers, text
 from shoal.report.comparison import Cell, ComparisonRow, LatencyPair, amount_row, speed_change, top1
+from shoal.report.damage import KL
 from shoal.report.html import Column, KeyFigure, Page, Section, Table, TableCell, TableRow, write_page
 from shoal.report.plots import curves, paper
 from shoal.training_record import BaselineRun, EpochRow, PrunedBlock, TrainRecord
@@ -69,6 +70,7 @@ def render_training(record: TrainRecord) -> str:
         gates=gate_map(record),
         paper={size: paper.paper_plot(record, size) for size in curves.SIZES},
         chain=chain.action_chain(record.blocks, "chain-picture"),
+        damage=KL,
         pruned_table=pruned_table(record),
         baseline_table=baseline_table(record),
     )

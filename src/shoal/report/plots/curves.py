@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shoal.record import Recovery, RemovalStep
 from shoal.report import numbers
+from shoal.report.damage import KL, Damage
 from shoal.report.plots.figure import WIDTHS, Plot
 from shoal.training_record import EpochRow
 
@@ -54,13 +55,15 @@ def drops(steps: Sequence[RemovalStep], removed: Sequence[str]) -> list[RemovalP
     return points
 
 
-def removal_plot(points: Sequence[RemovalPoint], title: str, unit: str, size: str, limit: float | None = None) -> str:
+def removal_plot(
+    points: Sequence[RemovalPoint], title: str, measure: Damage, size: str, limit: float | None = None
+) -> str:
     """The greedy removal as a line with intervals; empty without points.
 
     Args:
         points: in order of x.
         title: of the plot.
-        unit: of the values.
+        measure: what the values are, and their unit.
         size: of the page, one of `SIZES`.
         limit: a value not to be exceeded, drawn as a dashed line.
     """
@@ -71,7 +74,8 @@ def removal_plot(points: Sequence[RemovalPoint], title: str, unit: str, size: st
     with Plot(_REMOVAL_WIDTHS[size], 240.0) as drawing:
         axes = drawing.axes(_LEFT, _TOP, drawing.width - _RIGHT, drawing.height - _FOOT)
         drawing.text(0, 16, title, "strong")
-        drawing.text(0, 33, unit if limit is None else f"{unit}; dashed: limit {numbers.tick(limit)}", "soft")
+        dashed = "" if limit is None else f"; dashed: limit {numbers.tick(limit)}"
+        drawing.text(0, 33, f"{measure.axis}{dashed}", "soft")
         drawing.scale(axes, "y", values, logarithmic=False, label=numbers.tick)
         _count_axis(drawing, axes, 0, last, "blocks removed")
         drawing.add(drawing.line(axes, [(0, 0), (last, 0)], "zero"))
@@ -81,19 +85,19 @@ def removal_plot(points: Sequence[RemovalPoint], title: str, unit: str, size: st
         for point in points:
             whisker = drawing.line(axes, [(point.x, point.low), (point.x, point.high)], "whisker")
             dot = drawing.marker(axes, point.x, point.value, 8, "dot" if point.kept else "dot back")
-            drawing.add(whisker, dot, title=_removal_title(point, unit))
-        ident = f"removal-{'limit' if limit is not None else unit.split()[0]}-{size}"
-        return drawing.svg(ident, title, _describe_removal(points, unit))
+            drawing.add(whisker, dot, title=_removal_title(point, measure))
+        ident = f"removal-{'limit' if limit is not None else title.split()[0].lower()}-{size}"
+        return drawing.svg(ident, title, _describe_removal(points, measure))
 
 
-def _removal_title(point: RemovalPoint, unit: str) -> str:
+def _removal_title(point: RemovalPoint, measure: Damage) -> str:
     interval = numbers.significant_interval((point.low, point.high))
     undone = "" if point.kept else ", undone"
-    return f"{point.x}. {point.name}{undone}\n{numbers.significant(point.value)} {unit} ({interval})"
+    return f"{point.x}. {point.name}{undone}\n{measure.figure(point.value)} ({interval})"
 
 
-def _describe_removal(points: Sequence[RemovalPoint], unit: str) -> str:
-    first, last = (f"{numbers.significant(p.value)} {unit} after {p.x} removed" for p in (points[0], points[-1]))
+def _describe_removal(points: Sequence[RemovalPoint], measure: Damage) -> str:
+    first, last = (f"{measure.figure(p.value)} after {p.x} removed" for p in (points[0], points[-1]))
     return f"From {first} to {last}."
 
 
@@ -104,12 +108,13 @@ def _count_axis(drawing: Plot, axes: "Axes", first: int, last: int, name: str) -
     drawing.text((_LEFT + drawing.width - _RIGHT) / 2, bottom + 33, name, "tick", "center")
 
 
-def recovery_plot(recovery: Recovery, size: str) -> str:
+def recovery_plot(recovery: Recovery, size: str, damage: Damage = KL) -> str:
     """Divergence, and below it the training loss if there is one; empty without an evaluation after the first step.
 
     Args:
         recovery: whose curve is drawn; evaluations without a number are left out.
         size: of the page, one of `SIZES`.
+        damage: what the divergence is.
     """
     evaluations, losses = recovery_series(recovery)
     before, after = recovery.divergence_before, recovery.divergence_after
@@ -122,16 +127,16 @@ def recovery_plot(recovery: Recovery, size: str) -> str:
         right = drawing.width - _RIGHT
         top = drawing.axes(_LEFT, _TOP, right, _TOP + tall)
         drawing.text(0, 16, "Divergence on validation", "strong")
-        drawing.text(0, 33, "mean KL, nats, logarithmic", "soft")
+        drawing.text(0, 33, f"{damage.axis}, logarithmic", "soft")
         drawing.scale(top, "y", [before, after, *(value for _, value in evaluations)], logarithmic=True)
         _count_axis(drawing, top, 0, last, "" if losses else "steps")
         drawing.frame(top, "bottom")
         drawing.add(drawing.line(top, [(0, before), (last, before)], "limit"))
         drawing.add(drawing.line(top, evaluations, "curve"))
         for step, value in evaluations:
-            title = f"Step {numbers.count(round(step))}\n{_nats(value)}"
+            title = f"Step {numbers.count(round(step))}\n{damage.figure(value)}"
             drawing.add(drawing.marker(top, step, value, 5, "dot"), title=title)
-        _final_marker(drawing, top, recovery)
+        _final_marker(drawing, top, recovery, damage)
         if losses:
             bottom = drawing.axes(_LEFT, _TOP + tall + _GAP, right, _TOP + tall + _GAP + low)
             drawing.text(0, _TOP + tall + _GAP - 12, "Training loss, logarithmic", "soft")
@@ -139,11 +144,11 @@ def recovery_plot(recovery: Recovery, size: str) -> str:
             _count_axis(drawing, bottom, 0, last, "steps")
             drawing.frame(bottom, "bottom")
             drawing.add(drawing.line(bottom, losses, "curve"))
-        return drawing.svg(f"recovery-{size}", "Divergence on validation by step", describe_recovery(recovery))
+        return drawing.svg(f"recovery-{size}", "Divergence on validation by step", describe_recovery(recovery, damage))
 
 
-def _final_marker(drawing: Plot, axes: "Axes", recovery: Recovery) -> None:
-    title = f"Kept: step {numbers.count(recovery.kept_step)}\n{_nats(recovery.divergence_after)}"
+def _final_marker(drawing: Plot, axes: "Axes", recovery: Recovery, damage: Damage) -> None:
+    title = f"Kept: step {numbers.count(recovery.kept_step)}\n{damage.figure(recovery.divergence_after)}"
     drawing.add(*drawing.final_marker(axes, recovery.kept_step, recovery.divergence_after), title=title)
 
 
@@ -158,11 +163,7 @@ def _numeric(series: Sequence[tuple[int, float | None]]) -> Series:
     return [(step, value) for step, value in series if value is not None and math.isfinite(value) and value >= 0]
 
 
-def _nats(value: float) -> str:
-    return f"{numbers.significant(value)} nats"
-
-
-def describe_recovery(recovery: Recovery) -> str:
+def describe_recovery(recovery: Recovery, damage: Damage = KL) -> str:
     """The text alternative of the plot."""
     evaluations, losses = recovery_series(recovery)
     step, highest = max(evaluations, key=lambda evaluation: evaluation[1])
@@ -172,8 +173,8 @@ def describe_recovery(recovery: Recovery) -> str:
         first, last = (numbers.significant(value) for _, value in (losses[0], losses[-1]))
         loss = f" Training loss from {first} to {last}."
     return (
-        f"Divergence on validation from {_nats(recovery.divergence_before)} before recovery{peak}, to "
-        f"{_nats(recovery.divergence_after)} of the weights that were kept, those of step "
+        f"Divergence on validation from {damage.figure(recovery.divergence_before)} before recovery{peak}, to "
+        f"{damage.figure(recovery.divergence_after)} of the weights that were kept, those of step "
         f"{numbers.count(recovery.kept_step)}; {numbers.count(recovery.steps)} steps.{loss}"
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.record import Planning, PlanRound
 from shoal.report import numbers
+from shoal.report.damage import KL, Damage
 from shoal.report.plan import FrontPlan, chosen_round, front_range, share_of
 from shoal.report.plots.figure import WIDTHS, Plot
 
@@ -35,7 +36,9 @@ class _Built:
     title: str
 
 
-def plot(plans: Sequence[FrontPlan], planning: Planning, size: str, *, recovered: bool = False) -> str:
+def plot(
+    plans: Sequence[FrontPlan], planning: Planning, size: str, *, recovered: bool = False, damage: Damage = KL
+) -> str:
     """The front as one SVG; empty if no plan has a place.
 
     Args:
@@ -43,11 +46,12 @@ def plot(plans: Sequence[FrontPlan], planning: Planning, size: str, *, recovered
         planning: whose built plans are drawn next to them.
         size: of the page, a key of `SIZES`.
         recovered: whether the network was recovered afterwards, which the plot does not show.
+        damage: what it is.
     """
     shown = [plan for plan in plans if plan.drawable]
     if not shown:
         return ""
-    built, final = _built_plans(planning), _final_place(planning)
+    built, final = _built_plans(planning, damage), _final_place(planning)
     places = [_place(plan) for plan in shown]
     every = [
         *places,
@@ -66,7 +70,7 @@ def plot(plans: Sequence[FrontPlan], planning: Planning, size: str, *, recovered
             label=numbers.share_tick,
             nticks=10 if size == "wide" else 5,
         )
-        _captions(drawing, axes, ticks, planning.original_ms)
+        _captions(drawing, axes, ticks, planning.original_ms, damage)
         drawing.add(drawing.line(axes, sorted(places), "front-line"))
         for built_plan in built:
             drawing.add(drawing.line(axes, [built_plan.predicted, built_plan.measured], "connector predicted"))
@@ -80,7 +84,7 @@ def plot(plans: Sequence[FrontPlan], planning: Planning, size: str, *, recovered
             mark = drawing.marker(axes, *built_plan.measured, diameter, style, "D")
             drawing.add(mark, title=built_plan.title, **_link(made if built_plan.chosen else None))
         if final:
-            _final_marker(drawing, axes, final, made, recovered=recovered)
+            _final_marker(drawing, axes, final, made, damage, recovered=recovered)
         _numbers(drawing, axes, shown)
         return drawing.svg(f"front-{size}", "Damage against latency", front_range(plans), role="group")
 
@@ -89,7 +93,7 @@ def _place(plan: FrontPlan) -> Place:
     return plan.share or 0.0, plan.point.damage
 
 
-def _built_plans(planning: Planning) -> list[_Built]:
+def _built_plans(planning: Planning, damage: Damage) -> list[_Built]:
     built = []
     for number, plan in enumerate(planning.rounds, 1):
         predicted = share_of(plan.latency_guessed_ms, planning)
@@ -97,16 +101,16 @@ def _built_plans(planning: Planning) -> list[_Built]:
         damages = plan.damage_comparison
         if predicted is not None and measured is not None and all(map(math.isfinite, damages)):
             ends = (predicted, damages[0]), (measured, damages[1])
-            built.append(_Built(*ends, plan.chosen, _built_title(number, plan)))
+            built.append(_Built(*ends, plan.chosen, _built_title(number, plan, damage)))
     return built
 
 
-def _built_title(number: int, plan: PlanRound) -> str:
+def _built_title(number: int, plan: PlanRound, damage: Damage) -> str:
     latency = numbers.milliseconds(plan.latency_measured_ms), numbers.milliseconds(plan.latency_guessed_ms)
-    damage = [numbers.significant(value) for value in reversed(plan.damage_comparison)]
+    guessed, measured = plan.damage_comparison
     return (
         f"Built plan {number}{', the chosen plan' if plan.chosen else ''}\n"
-        f"{latency[0]} (predicted: {latency[1]})\n{damage[0]} nats (predicted: {damage[1]})"
+        f"{latency[0]} (predicted: {latency[1]})\n{damage.figure(measured)} (predicted: {numbers.significant(guessed)})"
     )
 
 
@@ -119,10 +123,10 @@ def _final_place(planning: Planning) -> Place | None:
     return share, planning.damage_final
 
 
-def _captions(drawing: Plot, axes: "Axes", ticks: Sequence[float], original_ms: float) -> None:
+def _captions(drawing: Plot, axes: "Axes", ticks: Sequence[float], original_ms: float, damage: Damage) -> None:
     bottom = drawing.height - _BOTTOM
     drawing.text(0, 16, "Damage against latency", "strong")
-    drawing.text(0, 33, "mean KL, nats", "soft")
+    drawing.text(0, 33, damage.axis, "soft")
     for share in ticks:
         x, _ = drawing.pixel(axes, share, 1.0)
         drawing.text(x, bottom + 31, numbers.milliseconds(share * original_ms), "tick", "center")
@@ -143,8 +147,10 @@ def _point(drawing: Plot, axes: "Axes", plan: FrontPlan) -> None:
     drawing.add(reach, dot, title=f"Plan {plan.number}\n{', '.join(plan.facts[:2])}", href=f"#plan-{plan.number}")
 
 
-def _final_marker(drawing: Plot, axes: "Axes", place: Place, made: int | None, *, recovered: bool) -> None:
-    title = f"The final network{', before recovery' if recovered else ''}\n{numbers.significant(place[1])} nats"
+def _final_marker(
+    drawing: Plot, axes: "Axes", place: Place, made: int | None, damage: Damage, *, recovered: bool
+) -> None:
+    title = f"The final network{', before recovery' if recovered else ''}\n{damage.figure(place[1])}"
     drawing.add(*drawing.final_marker(axes, *place), title=title, **_link(made))
 
 

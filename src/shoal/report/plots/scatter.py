@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from shoal.record import Verdict
 from shoal.report import numbers
+from shoal.report.damage import KL, Damage
 from shoal.report.plots.figure import Plot
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _WIDTH, _HEIGHT = 60.0, 16.0, 12.0, 42.0, 320.0, 216.0
@@ -15,7 +16,7 @@ _MAX_NAMES = 12
 
 @dataclass(frozen=True)
 class Point:
-    """One block: its score, the KL of the network without it, and its verdict."""
+    """One block: its score, the damage of its removal, and its verdict."""
 
     name: str
     score: float
@@ -23,7 +24,7 @@ class Point:
     verdict: Verdict
 
 
-def plot(points: Sequence[Point], name: str, ident: str, desc: str) -> str:
+def plot(points: Sequence[Point], name: str, ident: str, desc: str, damage: Damage = KL) -> str:
     """The points as one SVG; empty if there are none.
 
     Args:
@@ -31,6 +32,7 @@ def plot(points: Sequence[Point], name: str, ident: str, desc: str) -> str:
         name: of the score.
         ident: prefix of the ids inside, unique on the page.
         desc: what the plot shows, in words.
+        damage: what the other axis is.
     """
     finite = [point for point in points if math.isfinite(point.score) and math.isfinite(point.kl)]
     if not finite:
@@ -41,13 +43,13 @@ def plot(points: Sequence[Point], name: str, ident: str, desc: str) -> str:
         drawing.scale(axes, "y", [point.kl for point in finite])
         drawing.frame(axes, "bottom", "left")
         drawing.text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, name, "tick", "center")
-        drawing.text(11, (_TOP + _HEIGHT - _BOTTOM) / 2, "KL, nats", "tick", "center", rotation=90)
+        drawing.text(11, (_TOP + _HEIGHT - _BOTTOM) / 2, damage.axis, "tick", "center", rotation=90)
         spots = _spots([(*drawing.pixel(axes, point.score, point.kl), point) for point in finite])
         for x, y, members in spots:
             verdict = members[0].verdict
             shape, size = ("D", 10) if verdict == "undecided" else ("o", 8)
             mark = drawing.marker(axes, *drawing.point(axes, x, y), size, f"mark {verdict}", shape)
-            drawing.add(mark, title=_title(members))
+            drawing.add(mark, title=_title(members, damage))
         # Above all marks, or a neighbour would hide them.
         for x, y, members in spots:
             if len(members) > 1:
@@ -67,10 +69,9 @@ def _spots(places: Sequence[tuple[float, float, Point]]) -> list[tuple[float, fl
     ]
 
 
-def _title(members: Sequence[Point]) -> str:
+def _title(members: Sequence[Point], damage: Damage) -> str:
     lines = [
-        f"{point.name}: {point.verdict}, score {numbers.significant(point.score)}, "
-        f"KL {numbers.significant(point.kl)} nats"
+        f"{point.name}: {point.verdict}, score {numbers.significant(point.score)}, damage {damage.figure(point.kl)}"
         for point in members[:_MAX_NAMES]
     ]
     more = len(members) - len(lines)
