@@ -139,8 +139,9 @@ def test_a_plain_network_goes_the_whole_way(tmp_path, goal):
     assert record.original.blocks == 6  # four convolutions, two linear layers
     spans = [one for one in result.plan.actions if isinstance(one, Replace)]
     weighted = [one for one in result.model.modules() if isinstance(one, nn.Conv2d | nn.Linear)]
-    assert record.compressed.blocks == len(weighted) < 6
-    assert record.compressed.blocks <= goal.get("depth", 6)
+    # Where a pointwise convolution is fast enough, each layer may stay one of its own under a latency.
+    assert record.compressed.blocks == len(weighted) <= goal.get("depth", 6)
+    assert spans
     assert record.blocks == []
     assert record.replaced == [" + ".join(one.paths) for one in spans]
     assert "layers replaced by" in record.message
