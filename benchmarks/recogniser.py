@@ -1,24 +1,26 @@
-"""Whisper base with fewer units in its encoder: chosen by what the decoder makes of it, refitted, recovered.
+"""Whisper base with a cheaper encoder: attentions that give way to linear maps, or go; refitted, recovered.
 
-    REAL_MODELS=FOLDER python benchmarks/recogniser.py --work WORK --out benchmarks/results/recogniser-whisper.json
+    REAL_MODELS=FOLDER python benchmarks/recogniser.py --work WORK --counts 1,2,3,4,5 --recovered 3 --out FILE.json
 
 Speech without transcripts: windows of up to 28 seconds (`real/speech.py:windows`), with what the original itself hears.
-The units that go are those of the least damage, which is the divergence of the decoder's words, not the error of the
-encoder's states. What is left of the encoder is refitted in closed form to the original's states, and then the whole
-network learns from the original for --recovery. The rival is removal by block influence, as many layers as it takes to
-be as fast, with the same recovery. Each step is kept in --work, so that an interrupted run goes on. Word error rates
-are by a few lines that share nothing with Shoal, on recorded utterances and on sentences spoken by a machine.
+The attentions are those of the least damage, each mapped by itself (with --change removed: the units, each removed by
+itself); damage is the divergence of the decoder's words, not the error of the encoder's states. What is left of the
+encoder is refitted in closed form to the original's states, and for --recovered the whole network learns from the
+original for --recovery. The rival is removal by block influence, as many layers as it takes to be as fast, with the
+same recovery. Each step is kept in --work, so that an interrupted run goes on. Word error rates are by a few lines that
+share nothing with Shoal, on recorded utterances and on sentences spoken by a machine.
 
-With --device all but latency is computed there. Latency is that of the CPU, one thread: with --untimed it is left out,
-and --latency-only adds it to --out afterwards, on any machine, since it needs the names of the units alone.
+With --device all but latency is computed there. Latency is that of the CPU, one thread; without it there is no
+rival, unless --layers says how many go.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,14 +33,25 @@ from torch.nn.functional import interpolate
 
 import shoal
 from shoal.batches import Batch
-from shoal.blocks import analyze
+from shoal.blocks import BlockGraph, analyze
+from shoal.files.writing import write_text
 from shoal.measure import Reading, latency_ratios, machine
+from shoal.plan import Replace
 from shoal.preserve import copied
 from shoal.recover import DistillData
-from shoal.replace import RefitConfig, refit_
+from shoal.replace import (
+    FittedReplacement,
+    RefitConfig,
+    build_segments,
+    find_spans,
+    fit_linear_attentions,
+    linear_attention_specs,
+    refit_,
+)
 from shoal.scanning import OutputDamage, removal_sweep
 from shoal.scanning.scores.collect import block_scores
 from shoal.surgery import remove_blocks
+from shoal.surgery.replace import replace_spans_
 from shoal.tasks import OutputRequest
 
 sys.path.insert(0, str(Path(__file__).parent / "real"))
@@ -54,29 +67,23 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.cores)
     args.work.mkdir(parents=True, exist_ok=True)
-    if args.latency_only:
-        timed(args)
-        return
     run = Run(args)
-    ways: dict[str, Callable[[], nn.Module]] = {
-        "original": lambda: run.original,
-        f"removed + refitted{_RECOVERED}": lambda: run.recovered("units", run.refitted),
-        f"layers removed by block influence{_RECOVERED}": lambda: run.recovered("influence", run.without_layers),
-        "removed + refitted": run.refitted,
-        "layers removed by block influence": run.without_layers,
-        "removed": lambda: run.cut(run.units()),
-    }
-    for name in args.ways.split(",") if args.ways else ways:
-        print(f"{time.perf_counter() - _STARTED:.0f} s: {name}", flush=True)
-        run.document["ways"][name] = run.figures(name, ways[name]())
-        print({key: value for key, value in run.document["ways"][name].items() if key != "heard"}, flush=True)
-        run.write()
+    for count in args.counts:
+        cut = Cut(run, count)
+        for way, make in cut.ways().items():
+            print(f"{time.perf_counter() - _STARTED:.0f} s: {count}, {way}", flush=True)
+            figures = run.figures(cut.key_of(way), way.endswith(_RECOVERED), make())
+            run.document["cuts"].append({"count": count, "way": way, **cut.described(way), **figures})
+            print({key: value for key, value in run.document["cuts"][-1].items() if key != "heard"}, flush=True)
+            write_text(args.out, json.dumps(run.document, indent=1) + "\n")
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=3, help="units of the encoder that go")
+    parser.add_argument("--counts", type=numbers, default=[3], help="how many attentions or units, with commas")
+    parser.add_argument("--change", choices=["mapped", "removed"], default="mapped", help="what becomes of them")
+    parser.add_argument("--recovered", type=numbers, default=[], help="counts that are recovered as well")
     parser.add_argument("--layers", type=int, help="of the rival; by default as many as it takes to be as fast")
     parser.add_argument("--sentences", type=int, default=240, help="that a machine speaks, to learn from")
     parser.add_argument(
@@ -86,17 +93,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--fit", type=int, default=12, help="windows that maps are fitted on")
     parser.add_argument("--recovery", default="100", help="how long the network learns: mini-batches, or a time")
     parser.add_argument("--batch-size", type=int, default=1, help="windows in a mini-batch")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="of learning")
     parser.add_argument("--rate", type=float, default=8e-5, help="of learning")
     parser.add_argument("--varied", action="store_true", help="each window through another microphone in each epoch")
     parser.add_argument("--cores", type=int, default=1, help="for all but latency, which is that of one")
     parser.add_argument("--device", default="cpu", help="where networks are cut, recovered and judged")
     parser.add_argument("--untimed", action="store_true", help="without latencies")
-    parser.add_argument("--latency-only", action="store_true", help="time the networks of --out")
-    parser.add_argument("--ways", help="only these, with commas")
-    parser.add_argument("--unheard", default="removed", help="ways whose words are not asked for, with commas")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas."""
+    return [int(part) for part in text.split(",")]
 
 
 class Run:
@@ -113,12 +123,15 @@ class Run:
         request = OutputRequest(task="seq2seq")
         choice = request.choose(self.original, self.judged[0])
         self.reading: Reading = request.read(choice, self.original, self.judged[:1])
+        words = [text for texts in self.expected.values() for text in texts]
         self.document: dict[str, Any] = {
             "command": _command(args),
             "machine": machine(args.device).model_dump(mode="json"),
             "windows": {"judged": len(self.judged), "learnt": len(self.learnt)},
             "hours": sum(map(len, learnt)) / 16000 / 3600,
-            "ways": {},
+            "damages": self.damages(),
+            "original": {"both": compared(words, *[[*chain(*self.words.values())]] * 2), "heard": self.words},
+            "cuts": [],
         }
         print(f"{time.perf_counter() - _STARTED:.0f} s: {len(self.learnt)} windows", flush=True)
 
@@ -146,94 +159,72 @@ class Run:
 
     def keep(self, name: str, value: Any) -> None:
         """Keep a value."""
-        (self.work / f"{name}.json").write_text(json.dumps(value))
+        write_text(self.work / f"{name}.json", json.dumps(value))
 
-    def write(self) -> None:
-        """The document, with what is kept so far."""
-        for name in ("damages", "units", "influence", *(f"{part}-{way}" for part in _PARTS for way in _LEARNERS)):
-            if (place := self.work / f"{name}.json").exists():
-                self.document[name] = json.loads(place.read_text())
-        self.args.out.write_text(json.dumps(self.document, indent=1) + "\n")
+    @cached_property
+    def fit(self) -> list[Batch]:
+        """What maps of the encoder are fitted on, two windows together."""
+        features = [row.kwargs["input_features"] for row in self.learnt[: self.args.fit]]
+        return [Batch(args=(torch.cat(pair),)) for pair in zip(features[::2], features[1::2], strict=False)]
 
-    def units(self) -> list[str]:
-        """The units of the encoder whose removal does the least damage to what the decoder says."""
+    @cached_property
+    def encoder(self) -> BlockGraph:
+        """The encoder alone."""
+        return analyze(speech.Encoder(self.original).eval(), self.fit[0].take(1))
 
-        def sweep() -> dict[str, float]:
-            graph = analyze(self.original, self.judged[0])
-            layers = [block for block in graph.chain.removable if block.path.startswith(_ENCODER)]
-            names = [f"{block.path}#{unit}" for block in layers for unit in range(len(block.units))]
-            worths = removal_sweep(graph, self.chosen_on, names, damage=OutputDamage(self.reading))
-            return {worth.path: worth.damage for worth in worths}
+    @cached_property
+    def maps(self) -> dict[str, FittedReplacement]:
+        """A linear map for each attention of the encoder, by the block that it stands in."""
+        chain_of_segments = build_segments(self.encoder)
+        specs = linear_attention_specs(self.encoder, chain_of_segments, find_spans(self.encoder, chain_of_segments, 1))
+        return {fitted.span.end: fitted for fitted in fit_linear_attentions(self.encoder, self.fit, specs)}
 
-        damages = self.kept("damages", sweep)
-        return self.kept("units", lambda: sorted(sorted(damages, key=damages.__getitem__)[: self.args.count]))
+    def mapped(self, blocks: Sequence[str]) -> nn.Module:
+        """The encoder with those maps in these blocks."""
+        fitted = [self.maps[block] for block in blocks]
+        actions = [Replace(paths=list(each.span.paths), stand_in=each.stand_in) for each in fitted]
+        modules = {each.span.end: copied(each.module) for each in fitted}
+        student = analyze(copied(self.encoder.model), self.fit[0].take(1))
+        return replace_spans_(student, actions, modules).eval()
 
-    def influence(self) -> list[str]:
-        """The fewest layers of the encoder, in the order of block influence (arXiv:2403.03853), that are as fast."""
-
-        def choose() -> list[str]:
-            graph = analyze(self.original, self.judged[0])
-            scores = block_scores(graph, self.chosen_on, reading=self.reading)
-            layers = [block.path for block in graph.chain.removable if block.path.startswith(_ENCODER)]
-            order = sorted(layers, key=lambda path: scores[path]["block_influence"])
-            if self.args.layers:
-                return order[: self.args.layers]
-            fast = 1.02 * share(self.original, self.cut(self.units()))[0]
-            counts = range(1, len(order))
-            return next(order[:count] for count in counts if share(self.original, self.cut(order[:count]))[0] <= fast)
-
-        return self.kept("influence", choose)
-
-    def cut(self, names: list[str]) -> nn.Module:
-        """The network without them."""
-        return remove_blocks(self.original, self.judged[0], names).eval()
-
-    def without_layers(self) -> nn.Module:
-        """The rival's network."""
-        return self.cut(self.influence())
-
-    def encoder_cut(self) -> tuple[nn.Module, list[str]]:
-        """The encoder alone without the units, and their names in it."""
-        names = [name.removeprefix(_PREFIX) for name in self.units()]
-        first = Batch(args=(self.judged[0].kwargs["input_features"],))
-        return remove_blocks(speech.Encoder(self.original).eval(), first, names).eval(), names
-
-    def refitted(self) -> nn.Module:
-        """The encoder's last maps fitted to the original's states, in closed form; the decoder as it was."""
-        place, (encoder, names) = self.work / "refitted.safetensors", self.encoder_cut()
-        if place.exists():
-            load_model(encoder, place)
-        else:
-            started = time.perf_counter()
-            features = [row.kwargs["input_features"] for row in self.learnt[: self.args.fit]]
-            fit = [Batch(args=(torch.cat(pair),)) for pair in zip(features[::2], features[1::2], strict=False)]
-            graph = analyze(speech.Encoder(self.original).eval(), fit[0].take(1))
-            refit_(graph, encoder, [], fit, removed=names, config=RefitConfig(memory=4e9))
-            save_model(encoder, str(place))
-            self.keep("seconds-refit", time.perf_counter() - started)
+    def with_encoder(self, encoder: nn.Module) -> nn.Module:
+        """The whole network with another encoder."""
         network: Any = copied(self.original)
         network.model.encoder = encoder.encoder
         return network
 
-    def recovered(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-        """The whole network after it learned from the original, by its own words and states, without transcripts."""
-        place, network = self.work / f"recovered-{name}.safetensors", make()
-        if not place.exists():
-            started, args = time.perf_counter(), self.args
-            result = shoal.distill(
-                network,
-                self.original,
-                DistillData(self.mini_batches, reading=self.reading),
-                validation=self.judged,
-                budget=args.recovery,
-                config=shoal.DistillConfig(rate=args.rate, warm_up=0.1, precision="bf16", looks=8, blends=0.0),
-                folder=self.work / f"recovery-{name}",
-            )
-            save_model(result.model, str(place))
-            self.keep(f"seconds-{name}", time.perf_counter() - started)
-            self.keep(f"recovery-{name}", result.recovery.model_dump(mode="json"))
-        load_model(network, place)
-        return network.eval()
+    def damages(self) -> dict[str, float]:
+        """What each change by itself does to what the decoder says."""
+        return self.kept(
+            f"damages-{self.args.change}", self.damages_mapped if _is_mapped(self) else self.damages_removed
+        )
+
+    def damages_mapped(self) -> dict[str, float]:
+        """Of each attention that gives way to a map."""
+        return {block: self.divergence(self.with_encoder(self.mapped([block])), self.chosen_on) for block in self.maps}
+
+    def damages_removed(self) -> dict[str, float]:
+        """Of each unit that goes."""
+        graph = analyze(self.original, self.judged[0])
+        layers = [block for block in graph.chain.removable if block.path.startswith(_ENCODER)]
+        names = [f"{block.path}#{unit}" for block in layers for unit in range(len(block.units))]
+        worths = removal_sweep(graph, self.chosen_on, names, damage=OutputDamage(self.reading))
+        return {worth.path: worth.damage for worth in worths}
+
+    def influence(self) -> list[str]:
+        """The layers of the encoder in the order of block influence (arXiv:2403.03853)."""
+
+        def order() -> list[str]:
+            graph = analyze(self.original, self.judged[0])
+            scores = block_scores(graph, self.chosen_on, reading=self.reading)
+            layers = [block.path for block in graph.chain.removable if block.path.startswith(_ENCODER)]
+            return sorted(layers, key=lambda path: scores[path]["block_influence"])
+
+        return self.kept("influence", order)
+
+    def without(self, names: Sequence[str]) -> nn.Module:
+        """The network without these units or layers."""
+        return remove_blocks(self.original, self.judged[0], names).eval()
 
     def mini_batches(self, epoch: int) -> Iterator[Batch]:
         """Windows of about as many words, in another order in each epoch; words beyond the fewest are left out."""
@@ -252,21 +243,17 @@ class Run:
                 }
             )
 
-    def figures(self, name: str, network: nn.Module) -> dict[str, Any]:
+    def figures(self, structure: str, is_recovered: bool, network: nn.Module) -> dict[str, Any]:
         """Latency, divergence and word error rates of a network, with paired intervals."""
-        key = name.replace(" ", "-")
         figures: dict[str, Any] = {}
-        if network is not self.original:
-            if not self.args.untimed:
-                figures["share"] = self.kept(f"share-{key}", lambda: share(self.original, network))
-            figures["divergence"] = self.kept(f"divergence-{key}", lambda: self.divergence(network))
-        if name in self.args.unheard.split(","):
-            return figures
+        key = f"{structure}-recovered" if is_recovered else structure
+        if not self.args.untimed:
+            figures["share"] = self.kept(f"share-{structure}", lambda: share(self.original, network))
+        figures["divergence"] = self.kept(f"divergence-{key}", lambda: self.divergence(network, self.judged))
         figures["heard"] = heard = self.kept(f"words-{key}", lambda: words_of(network))
-        before = self.kept("words-original", lambda: words_of(self.original))
         for part, expected in self.expected.items():
-            figures[part] = compared(expected, before[part], heard[part])
-        figures["both"] = compared(*([*chain(*texts.values())] for texts in (self.expected, before, heard)))
+            figures[part] = compared(expected, self.words[part], heard[part])
+        figures["both"] = compared(*([*chain(*texts.values())] for texts in (self.expected, self.words, heard)))
         return figures
 
     @cached_property
@@ -274,17 +261,131 @@ class Run:
         """The transcripts of what is tested on."""
         return {name: [words for _, words in pairs] for name, pairs in tested().items()}
 
+    @cached_property
+    def words(self) -> dict[str, list[str]]:
+        """What the original hears in it."""
+        return self.kept("words-original", lambda: words_of(self.original))
+
     @torch.inference_mode()
-    def divergence(self, network: nn.Module) -> float:
-        """KL of the next token, in nats, on the windows that recovery is judged on."""
+    def divergence(self, network: nn.Module, windows: Sequence[Batch]) -> float:
+        """KL of the next token, in nats, the mean over windows."""
         values: list[Tensor] = []
-        for batch in self.judged:
+        for batch in windows:
             before, after = (each(**batch.kwargs).logits.log_softmax(-1) for each in (self.original, network))
             values.append((before.exp() * (before - after)).sum(-1).mean())
         return float(torch.stack(values).mean())
 
 
-_LEARNERS, _PARTS = ("refit", "units", "influence"), ("seconds", "recovery")
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A cheaper encoder with so many changes, and the rival that is as fast."""
+
+    run: Run
+    count: int
+
+    @property
+    def key(self) -> str:
+        """In front of what is kept of it."""
+        return f"{self.run.args.change}-{self.count}"
+
+    def ways(self) -> dict[str, Callable[[], nn.Module]]:
+        """What is measured, and how it is made."""
+        args = self.run.args
+        change = "linear maps" if args.change == "mapped" else "units removed"
+        ways = {f"{change}, refitted": self.refitted}
+        has_rival = bool(args.layers) or not args.untimed
+        if has_rival:
+            ways["layers removed by block influence"] = self.without_layers
+        if self.count in args.recovered:
+            ways[f"{change}, refitted{_RECOVERED}"] = partial(self.recovered, self.key, self.refitted)
+            if has_rival:
+                rival = "layers removed by block influence"
+                ways[f"{rival}{_RECOVERED}"] = partial(self.recovered, self.key_of(rival), self.without_layers)
+        return ways
+
+    def key_of(self, way: str) -> str:
+        """In front of what is kept of a structure; the rival's is the same for all counts that it is as fast as."""
+        return f"without-{len(self.layers())}" if "influence" in way else self.key
+
+    def described(self, way: str) -> dict[str, Any]:
+        """What was changed, how long the refit took and how it learned."""
+        of_rival, kept = "influence" in way, self.run.kept
+        if of_rival:
+            figures: dict[str, Any] = {"names": self.layers()}
+        else:
+            figures = {"names": self.names(), "seconds_refit": kept(f"seconds-{self.key}", float)}
+        if way.endswith(_RECOVERED):
+            figures["recovery"] = kept(f"recovery-{self.key_of(way)}", dict)
+        return figures
+
+    def names(self) -> list[str]:
+        """The changes of the least damage."""
+        damages = self.run.damages()
+        return sorted(sorted(damages, key=damages.__getitem__)[: self.count])
+
+    def changed(self) -> nn.Module:
+        """The network with them, not refitted."""
+        run = self.run
+        return run.with_encoder(run.mapped(self.names())) if _is_mapped(run) else run.without(self.names())
+
+    def layers(self) -> list[str]:
+        """The fewest layers of the encoder, in the order of block influence, that are as fast."""
+        run, order = self.run, self.run.influence()
+        if run.args.layers:
+            return order[: run.args.layers]
+
+        def share_without(count: int) -> float:
+            return run.kept(f"share-without-{count}", lambda: share(run.original, run.without(order[:count])))[0]
+
+        fast = 1.02 * run.kept(f"share-{self.key}", lambda: share(run.original, self.changed()))[0]
+        return next(order[:count] for count in range(1, len(order)) if share_without(count) <= fast)
+
+    def without_layers(self) -> nn.Module:
+        """The rival's network."""
+        return self.run.without(self.layers())
+
+    def refitted(self) -> nn.Module:
+        """The encoder's last maps fitted to the original's states, in closed form; the decoder as it was."""
+        run, place, names = self.run, self.run.work / f"refitted-{self.key}.safetensors", self.names()
+        fitted, removed = list[FittedReplacement](), list[str]()
+        if _is_mapped(run):
+            fitted, encoder = [run.maps[block] for block in names], run.mapped(names)
+        else:
+            removed = [name.removeprefix(_PREFIX) for name in names]
+            encoder = remove_blocks(run.encoder.model, run.fit[0].take(1), removed).eval()
+        if place.exists():
+            load_model(encoder, place)
+        else:
+            started = time.perf_counter()
+            refit_(run.encoder, encoder, fitted, run.fit, removed=removed, config=RefitConfig(memory=4e9))
+            run.keep(f"seconds-{self.key}", time.perf_counter() - started)
+            save_model(encoder, str(place))
+        return run.with_encoder(encoder)
+
+    def recovered(self, key: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """The whole network after it learned from the original, by its own words and states, without transcripts."""
+        run, args, network = self.run, self.run.args, make()
+        place = run.work / f"recovered-{key}.safetensors"
+        if not place.exists():
+            result = shoal.distill(
+                network,
+                run.original,
+                DistillData(run.mini_batches, reading=run.reading),
+                validation=run.judged,
+                budget=args.recovery,
+                config=shoal.DistillConfig(rate=args.rate, warm_up=0.1, precision=args.precision, looks=8, blends=0.0),
+                folder=run.work / f"recovery-{key}",
+            )
+            run.keep(f"recovery-{key}", result.recovery.model_dump(mode="json"))
+            save_model(result.model, str(place))
+        load_model(network, place)
+        return network.eval()
+
+
+def _is_mapped(run: Run) -> bool:
+    return run.args.change == "mapped"
+
+
 _STARTED = time.perf_counter()
 
 
@@ -322,27 +423,15 @@ def share(original: nn.Module, network: nn.Module) -> list[float]:
     return [ratio.ratio, ratio.low, ratio.high]
 
 
-def timed(args: argparse.Namespace) -> None:
-    """Time the structures of the document here, and add what comes out to all ways that have them."""
-    document, original = json.loads(args.out.read_text()), speech.base()
-    features, start = speech.utterances()[0][0][None], torch.tensor([[50258, 50259]])
-    example = Batch(kwargs={"input_features": features, "decoder_input_ids": start})
-    for names, ways in (("units", "removed"), ("influence", "layers")):
-        measured = share(original, remove_blocks(original, example, document[names]).eval())
-        for way in (way for way in document["ways"] if way.startswith(ways)):
-            document["ways"][way]["share"] = measured
-        print(ways, measured, flush=True)
-    document["timed_on"] = machine("cpu").model_dump(mode="json")
-    args.out.write_text(json.dumps(document, indent=1) + "\n")
-
-
 def _command(args: argparse.Namespace) -> str:
     """The command without the folders of this machine."""
     varied_windows = " --varied" if args.varied else ""
+    counts, recovered = (",".join(map(str, given)) for given in (args.counts, args.recovered))
     return (
-        f"benchmarks/recogniser.py --count {args.count} --sentences {args.sentences} --rounds {args.rounds} "
-        f"--fit {args.fit} --recovery {args.recovery} --batch-size {args.batch_size} --rate {args.rate:g}"
-        f"{varied_windows} --device {args.device}"
+        f"benchmarks/recogniser.py --counts {counts} --change {args.change}"
+        f"{f' --recovered {recovered} --recovery {args.recovery}' if recovered else ''} "
+        f"--sentences {args.sentences} --rounds {args.rounds} --fit {args.fit} --batch-size {args.batch_size} "
+        f"--rate {args.rate:g} --precision {args.precision}{varied_windows} --device {args.device}"
     )
 
 

@@ -1,17 +1,26 @@
-"""A network whose branches are scaled before they are added (RRDB): blocks removed, scaled stand-ins, both refitted.
+"""A network whose branches are scaled before they are added (RRDB): blocks removed or replaced, refitted or not.
 
-    python benchmarks/scaled_branches.py FILE.py:network FILE.py:data --count 8 --out FILE.json
+    python benchmarks/scaled_branches.py FILE.py:network FILE.py:data --counts 8 --out FILE.json
 
-The blocks are those of the least damage in a scan, and for the rival those of the least block influence. Each way is
-timed beside the original. PSNR is the mean over test images, by a few lines that share nothing with Shoal's; intervals
-are 95 % percentiles of 2,000 bootstraps by image, of drops in pairs. Each way is kept in --out as soon as it is done.
+The blocks that go are those whose change by itself does the least damage: their removal, or their replacement by
+--kind. For the rival they are those of the least block influence. A replacement is fitted to what the block of the
+original is given and returns; set in turn, it is fitted once more, in the order of the network, to what it is really
+given and what the original returns there. Refitted, the maps of the blocks that are left are, too.
+
+Each way is timed beside the original. PSNR is the mean over test images, by a few lines that share nothing with
+Shoal's; intervals are 95 % percentiles of 2,000 bootstraps by image, of drops in pairs. Each way is kept in --out as
+soon as it is done.
 """
 
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,10 +28,19 @@ from torch import nn
 
 from shoal.batches import Batch, batches
 from shoal.blocks import BlockGraph, analyze
+from shoal.files.writing import write_text
 from shoal.measure import latency_ratios, machine
 from shoal.plan import Replace
 from shoal.preserve import copied
-from shoal.replace import ReplacementSpec, build_segments, find_spans, fit_all, refit_
+from shoal.replace import (
+    FittedReplacement,
+    RefitConfig,
+    ReplacementSpec,
+    build_segments,
+    find_spans,
+    fit_all,
+    refit_,
+)
 from shoal.scanning import removal_sweep
 from shoal.scanning.scores.collect import block_scores
 from shoal.sources import load_data, load_model
@@ -35,87 +53,140 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("data")
-    parser.add_argument("--count", type=int, required=True, help="blocks that go")
+    parser.add_argument("--counts", type=numbers, required=True, help="how many blocks go, with commas")
     parser.add_argument("--fit", type=int, default=12, help="samples to fit on")
+    parser.add_argument("--kind", default="scale", help="of replacement: scale, linear, conv3")
     parser.add_argument("--ways", default=",".join(WAYS), help="which of them")
+    parser.add_argument("--latency-only", action="store_true", help="time the networks of --out anew")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
     model, data = load_model(args.model).model, load_data(args.data, batch_size=4)
     fit = [batch for _, batch in zip(range(args.fit // 4), batches(data.calibration(augment=False)), strict=False)]
-    graph = analyze(copied(model), fit[0].take(2))
+    cuts = Cuts(analyze(copied(model), fit[0].take(2)), fit, args.kind)
     document: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"ways": {}}
     test = list(batches(data.test()))
+    if args.latency_only:
+        retime(cuts, model, test[0].take(1), document, args.out)
+        return
     base = decibels(model, test)
-    document |= {"machine": machine("cpu").model_dump(mode="json"), "count": args.count, "fit": args.fit}
+    document |= {"machine": machine("cpu").model_dump(mode="json"), "fit": args.fit, "kind": args.kind}
     document |= {"n": len(base), "original": with_interval(base)}
-    for way in args.ways.split(","):
-        if way not in document["ways"]:
-            cut = WAYS[way](graph, fit, args.count)
-            ratio = latency_ratios(
-                {"original": model, "cut": cut}, test[0].take(1), reference="original", max_seconds=6.0
-            )["cut"]
+    for count, way in product(args.counts, args.ways.split(",")):
+        figures = document["ways"].setdefault(way, {})
+        if str(count) not in figures:
+            cut = WAYS[way](cuts, count)
             values = decibels(cut, test)
-            document["ways"][way] = {
-                "share": [ratio.ratio, ratio.low, ratio.high],
+            figures[str(count)] = {
+                "share": share(model, cut, test[0].take(1)),
                 "psnr": with_interval(values),
                 "drop": with_interval(base - values),
             }
-            args.out.write_text(json.dumps(document, indent=1) + "\n")
-        print(way, document["ways"][way], flush=True)
+            write_text(args.out, json.dumps(document, indent=1) + "\n")
+        print(count, way, figures[str(count)], flush=True)
 
 
-def least(graph: BlockGraph, fit: list[Batch], count: int) -> list[str]:
-    """The blocks of the least damage, on four samples."""
-    paths = [block.path for block in graph.chain.removable]
-    damage = {removal.path: removal.damage for removal in removal_sweep(graph, [fit[0].take(4)], paths)}
-    return in_order(paths, sorted(paths, key=damage.__getitem__)[:count])
+def share(model: nn.Module, cut: nn.Module, batch: Batch) -> list[float]:
+    """The latency as a share of the original's, with its interval."""
+    networks = {"original": model, "cut": cut}
+    ratio = latency_ratios(networks, batch, reference="original", max_seconds=8.0)["cut"]
+    return [ratio.ratio, ratio.low, ratio.high]
 
 
-def of_influence(graph: BlockGraph, fit: list[Batch], count: int) -> list[str]:
-    """The blocks of the least block influence (arXiv:2403.03853)."""
-    paths = [block.path for block in graph.chain.removable]
-    scores = block_scores(graph, fit)
-    return in_order(paths, sorted(paths, key=lambda path: scores[path]["block_influence"])[:count])
+def retime(cuts: "Cuts", model: nn.Module, batch: Batch, document: dict[str, Any], out: Path) -> None:
+    """Time every structure again; which blocks go and which weights are left makes no difference to it."""
+    for way, figures in document["ways"].items():
+        for count in figures:
+            paths = cuts.paths[: int(count)]
+            if way.startswith("replaced"):
+                cut = cuts.with_replacements(paths)[0]
+            else:
+                cut = remove_blocks(cuts.graph.model, cuts.fit[0].take(2), paths).eval()
+            figures[count]["share"] = share(model, cut, batch)
+            print(way, count, figures[count]["share"], flush=True)
+            write_text(out, json.dumps(document, indent=1) + "\n")
 
 
-def in_order(paths: list[str], chosen: list[str]) -> list[str]:
-    """As they stand in the network."""
-    return [path for path in paths if path in chosen]
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas."""
+    return [int(part) for part in text.split(",")]
 
 
-def removed(
-    graph: BlockGraph,
-    fit: list[Batch],
-    count: int,
-    choose: Callable[[BlockGraph, list[Batch], int], list[str]] = least,
-    *,
-    refit: bool = False,
-) -> nn.Module:
-    """Without the blocks; and with the maps that are left fitted to what is missing."""
-    paths = choose(graph, fit, count)
-    cut = remove_blocks(graph.model, fit[0].take(2), paths).eval()
-    return refit_(graph, cut, [], fit, removed=paths) if refit else cut
+@dataclass(frozen=True, eq=False)
+class Cuts:
+    """Networks with some blocks fewer."""
+
+    graph: BlockGraph
+    fit: list[Batch]
+    kind: str
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """Of all blocks, as they stand in the network."""
+        return [block.path for block in self.graph.chain.removable]
+
+    @cached_property
+    def by_removal(self) -> list[str]:
+        """The blocks by the damage of their removal, on four samples."""
+        removals = removal_sweep(self.graph, [self.fit[0].take(4)], self.paths)
+        damage = {removal.path: removal.damage for removal in removals}
+        return sorted(self.paths, key=damage.__getitem__)
+
+    @cached_property
+    def by_influence(self) -> list[str]:
+        """The blocks by block influence (arXiv:2403.03853)."""
+        scores = block_scores(self.graph, self.fit)
+        return sorted(self.paths, key=lambda path: scores[path]["block_influence"])
+
+    @cached_property
+    def by_replacement(self) -> list[str]:
+        """The blocks by the damage of their replacement, on four samples."""
+        model, batch, damage = self.graph.model, self.fit[0].take(4), dict[str, float]()
+        with torch.inference_mode():
+            original = model(*batch.args)
+            for path, fitted in self.replacements.items():
+                with patch.object(model.get_submodule(path), "forward", fitted.module.forward):
+                    damage[path] = float((model(*batch.args) - original).square().mean())
+        return sorted(damage, key=damage.__getitem__)
+
+    @cached_property
+    def replacements(self) -> dict[str, FittedReplacement]:
+        """One for each block."""
+        spans = [span for span in find_spans(self.graph, build_segments(self.graph), 1) if span.end in self.paths]
+        specs = [ReplacementSpec(span, self.kind) for span in spans if len(span.paths) == 1]
+        return {fitted.span.end: fitted for fitted in fit_all(self.graph, self.fit, specs)}
+
+    def in_order(self, chosen: list[str]) -> list[str]:
+        """As they stand in the network."""
+        return [path for path in self.paths if path in chosen]
+
+    def removed(self, count: int, *, rival: bool = False, refit: bool = False) -> nn.Module:
+        """Without the blocks; and with the maps that are left fitted to what is missing."""
+        paths = self.in_order((self.by_influence if rival else self.by_removal)[:count])
+        cut = remove_blocks(self.graph.model, self.fit[0].take(2), paths).eval()
+        return refit_(self.graph, cut, [], self.fit, removed=paths) if refit else cut
+
+    def replaced(self, count: int, config: RefitConfig | None = None) -> nn.Module:
+        """With replacements; set in turn or refitted as `config` says."""
+        cut, fitted = self.with_replacements(self.in_order(self.by_replacement[:count]))
+        return refit_(self.graph, cut, fitted, self.fit, config=config) if config else cut
+
+    def with_replacements(self, paths: list[str]) -> tuple[nn.Module, list[FittedReplacement]]:
+        """A network with replacements for these blocks, and what they are."""
+        fitted = [self.replacements[path] for path in paths]
+        actions = [Replace(paths=list(each.span.paths), stand_in=each.stand_in) for each in fitted]
+        modules = {each.span.end: copied(each.module) for each in fitted}
+        return replace_spans_(analyze(copied(self.graph.model), self.fit[0].take(2)), actions, modules), fitted
 
 
-def scaled(graph: BlockGraph, fit: list[Batch], count: int, *, refit: bool = False) -> nn.Module:
-    """A scale and an offset for each channel in place of each of the blocks."""
-    paths = least(graph, fit, count)
-    spans = {span.paths: span for span in find_spans(graph, build_segments(graph), 1)}
-    fitted = fit_all(graph, fit, [ReplacementSpec(spans[path,], "scale") for path in paths])
-    actions = [Replace(paths=list(each.span.paths), stand_in=each.stand_in) for each in fitted]
-    modules = {each.span.paths[0]: copied(each.module) for each in fitted}
-    cut = replace_spans_(analyze(copied(graph.model), fit[0].take(2)), actions, modules)
-    return refit_(graph, cut, fitted, fit) if refit else cut
-
-
-WAYS: dict[str, Callable[[BlockGraph, list[Batch], int], nn.Module]] = {
-    "scaled + refitted": lambda graph, fit, count: scaled(graph, fit, count, refit=True),
-    "removed by influence": lambda graph, fit, count: removed(graph, fit, count, of_influence),
-    "removed": removed,
-    "removed + refitted": lambda graph, fit, count: removed(graph, fit, count, refit=True),
-    "scaled": scaled,
-    "removed by influence + refitted": lambda graph, fit, count: removed(graph, fit, count, of_influence, refit=True),
+WAYS: dict[str, Callable[[Cuts, int], nn.Module]] = {
+    "replaced": lambda cuts, count: cuts.replaced(count),
+    "replaced + set in turn": lambda cuts, count: cuts.replaced(count, RefitConfig(kept_segments=False)),
+    "replaced + refitted": lambda cuts, count: cuts.replaced(count, RefitConfig()),
+    "removed": lambda cuts, count: cuts.removed(count),
+    "removed + refitted": lambda cuts, count: cuts.removed(count, refit=True),
+    "removed by influence": lambda cuts, count: cuts.removed(count, rival=True),
+    "removed by influence + refitted": lambda cuts, count: cuts.removed(count, rival=True, refit=True),
 }
 
 
