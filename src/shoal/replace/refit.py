@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch, call, first_samples
 from shoal.blocks import BlockGraph
 from shoal.blocks.interception import intercept_additions
+from shoal.errors import NonFiniteError
 from shoal.offloaded import is_offloaded
 from shoal.plan import Remove, TokenMap
 from shoal.preserve import copied_arguments, evaluating, own_
@@ -536,6 +537,12 @@ class LayerMoments(HeldOutMoments):
         outputs, unknowns = len(layer.weight), layer.weight[0].numel()
         sampler = RowSampler(unknowns, samples, window, rows_per_unknown, seed)
         super().__init__(sampler, unknowns, outputs, "of the cut network")
+
+    def add(self, x: Tensor, ys: Sequence[Tensor], counted: Tensor | None = None) -> None:
+        """Add one mini-batch; NaN and Inf are refused at positions that are not drawn, too."""
+        if not all(bool(torch.isfinite(each).all()) for each in (x, *ys)):
+            raise NonFiniteError(f"NaN or Inf in the activations {self.place}", "Check weights and data.")
+        super().add(x, ys, counted)
 
 
 def _refit_head(teacher: nn.Module, student: nn.Module, head: LastLinear, batches: Sequence[Batch], seed: int) -> None:
