@@ -242,17 +242,6 @@ def test_images_of_16_bits_keep_their_range(tmp_path):
         list(load_data(f"pairs:{tmp_path}", batch_size=8).test())
 
 
-def test_masks_with_a_white_foreground_are_refused(masks):
-    load_data(f"segmentation:{masks}")
-    for path in (masks / "train" / "masks").iterdir():
-        write(path, np.eye(8, 16) * 255)
-    with pytest.raises(DataError, match=r"hold 0 and 255 alone, and 255 means .* no class\n.*with 0 and 1"):
-        load_data(f"segmentation:{masks}")
-    for path in (masks / "train" / "masks").iterdir():
-        write(path, np.eye(8, 16))
-    load_data(f"segmentation:{masks}")
-
-
 def write_turned(path, pixels):
     """A file that is stored lying, and shown as these pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)

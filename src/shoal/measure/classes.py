@@ -1,5 +1,7 @@
 """Scores of classes: their probabilities, their labels, and the divergence of two networks' answers."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,9 @@ from shoal.errors import DataError, NonFiniteError, count_of
 from shoal.measure.intervals import wilson
 from shoal.outputs import shown
 
-_VOID = 255  # in masks of 8 bits, the value of pixels that have no class
+VOID = 255  # in masks of 8 bits, the value of pixels that have no class
+WHITE_MASKS = "the masks hold 0 and 255 alone, and 255 means that a pixel has no class"
+HOW_TO_MARK = "Is 255 the foreground? Then give it as 1, also in files: `(masks > 0).long()`. If not, mark it -100."
 _CHUNK = 2**17  # values handled at once in float64: what fits into a processor's cache is summed several times faster
 
 
@@ -104,10 +108,37 @@ def class_indices(target: Tensor, classes: int) -> Tensor:
         DataError: they are out of range.
     """
     labels = target.detach().cpu().long()
-    if labels.dim() > 2 and classes <= _VOID:
-        labels = labels.masked_fill(labels == _VOID, IGNORED)
+    if labels.dim() > 2 and classes <= VOID:
+        labels = labels.masked_fill(labels == VOID, IGNORED)
     check_labels(labels, classes)
     return labels
+
+
+@dataclass
+class MaskValues:
+    """What masks hold, gathered over all of them: a single one may well have nothing but 0 and 255.
+
+    Args:
+        zero: whether some pixel is 0.
+        classes: whether some pixel is of another class.
+        void: whether some pixel is 255.
+    """
+
+    zero: bool = False
+    classes: bool = False
+    void: bool = False
+
+    def add(self, masks: Tensor) -> None:
+        """Take in masks of any shape."""
+        void = masks == VOID
+        self.zero |= bool((masks == 0).any())
+        self.classes |= bool(((masks > 0) & ~void).any())
+        self.void |= bool(void.any())
+
+    @property
+    def are_white(self) -> bool:
+        """Whether by all appearances 255 is the foreground: it would count nowhere, and all else is background."""
+        return self.zero and self.void and not self.classes
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

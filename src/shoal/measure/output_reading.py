@@ -20,7 +20,17 @@ from torch import Tensor, nn
 from shoal import record
 from shoal.batches import Batch, batches, call, device_of
 from shoal.errors import DataError, NonFiniteError, count_of
-from shoal.measure.classes import check_samples, class_indices, kl_per_sample, log_probabilities, mean_over
+from shoal.measure.classes import (
+    HOW_TO_MARK,
+    VOID,
+    WHITE_MASKS,
+    MaskValues,
+    check_samples,
+    class_indices,
+    kl_per_sample,
+    log_probabilities,
+    mean_over,
+)
 from shoal.outputs import Outputs, check_numbers, chosen_outputs, named_outputs, read_outputs, shown
 from shoal.preserve import evaluating
 
@@ -153,18 +163,25 @@ class Reading:
         return with_scales(informed, scales) if all(head.name in scales for head in values) else informed
 
     def check_labels(self, data: Iterable[Batch]) -> None:
-        """Refuse labels out of range before anything is measured on them.
+        """Refuse labels out of range, and masks whose foreground is 255, before anything is measured on them.
 
         Raises:
             DataError: with the label and the number of classes.
         """
-        head = self.classes
-        if head is None or head.classes is None:
+        head, most = self.classes, max((head.classes or 0 for head in self.outputs), default=0)
+        if not most:
             return
+        values = MaskValues()
         for batch in data:
             target = batch.target
-            if target is not None and not target.is_floating_point() and target.numel() and target.dim() > 0:
-                class_indices(target, head.classes)
+            if target is None or not target.numel() or target.dim() == 0:
+                continue
+            if head is not None and not target.is_floating_point():
+                class_indices(target, most)
+            if target.dim() > 2 and most <= VOID:
+                values.add(target)
+        if values.are_white:
+            raise DataError(WHITE_MASKS, HOW_TO_MARK)
 
     def tensors(self, output: Any, batch: Batch) -> dict[str, Tensor]:
         """What counts of an output, by name; checked for numbers, and for a row for each sample.

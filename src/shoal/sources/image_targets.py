@@ -30,7 +30,6 @@ from shoal.sources.image_transform import ImageTransform
 
 # A mini-batch of images and boxes cannot be one tensor; those of masks and images can.
 Sample = tuple[Tensor, Any]
-_LOOKED_AT = 8  # masks, before all are read
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,24 +145,9 @@ def segmentation_folder(root: Path, size: int | None = None, *, whole: bool = Fa
 
     def masks(folder: Path, files: tuple[Path, ...]) -> Callable[[int, tuple[int, int]], Tensor]:
         found = _partners(folder / "masks", files)
-        _check_foreground(folder / "masks", found[:_LOOKED_AT])
         return lambda index, usual: _mask(found[index], side, usual)
 
     return _source(root, "images", masks, side, ImageTransform(mean=IMAGENET[0], std=IMAGENET[1]))
-
-
-def _check_foreground(folder: Path, masks: Sequence[Path]) -> None:
-    """Refuse masks of background and 255 alone: a foreground that is painted white would count nowhere.
-
-    Raises:
-        DataError: that is so.
-    """
-    values = {value for mask in masks for value in np.unique(np.asarray(_opened(mask))).tolist()}
-    if values == {0, 255}:
-        raise DataError(
-            f"the masks in '{folder}' hold 0 and 255 alone, and 255 means that a pixel has no class",
-            "Is 255 the foreground? Then save the masks with 0 and 1.",
-        )
 
 
 def pair_folder(root: Path, size: int | None = None, *, whole: bool = False) -> TargetSource:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,8 @@ def check_metrics(task: Task, model: nn.Module, batch: Batch) -> None:
             output = _answer(metric, model, few)
             rows.add(output, output, few)
         if rows.original:
-            _figure(metric, _prepared(metric, rows.original))
+            with suppress(NonFiniteError):  # two samples may have no figure where all have one
+                _figure(metric, _prepared(metric, rows.original))
 
 
 def check_annotations(task: Task, data: Iterable[Batch]) -> None:

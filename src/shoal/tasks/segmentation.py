@@ -1,6 +1,6 @@
 """Segmentation: a class for every pixel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,14 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shoal.batches import Batch
+from shoal.batches import IGNORED, Batch
+from shoal.errors import NonFiniteError
+from shoal.measure.classes import HOW_TO_MARK, VOID, WHITE_MASKS, MaskValues
 from shoal.measure.output_reading import Expectation
 from shoal.outputs import Outputs, read_outputs
 from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names, wrong_shape
 
 _NAMES = ("out", "logits")
 _QUERIES = frozenset(["class_queries_logits", "masks_queries_logits"])
-_VOID = (-100, 255)  # labels that say nothing: torch's, and that of the VOC and ADE20K data sets
+_UNCOUNTED = (IGNORED, VOID)  # labels that say nothing: torch's, and that of the VOC and ADE20K data sets
 
 
 def _scores(output: Any) -> Tensor:
@@ -46,7 +48,10 @@ def _classes(labels: Any) -> Tensor | None:
 
 
 def _confusions(output: Any, reference: Reference, batch: Batch) -> list[Row]:
-    """For each image how many pixels of each true class got which class, (classes, classes)."""
+    """For each image how many pixels of each true class got which class, and in a last row those that are 255.
+
+    Of (classes + 1, classes); 255 is a class like others where the network has so many.
+    """
     scores = _scores(output)
     labels = _classes(reference.value) if reference.against == "labels" else None
     target = _scores(reference.value).argmax(dim=1) if labels is None else labels
@@ -56,11 +61,25 @@ def _confusions(output: Any, reference: Reference, batch: Batch) -> list[Row]:
     rows = []
     for truth, seen in zip(target.reshape(batch.size, -1), answer.reshape(batch.size, -1), strict=True):
         counted = torch.ones_like(truth, dtype=torch.bool)
-        for label in _VOID:
+        for label in _UNCOUNTED:
             counted &= truth != label if label < 0 or label >= classes else counted
         cells = truth[counted] * classes + seen[counted]
-        rows.append(torch.bincount(cells, minlength=classes * classes).reshape(classes, classes).double().numpy())
+        known = torch.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+        void = torch.bincount(seen[(truth == VOID) & ~counted], minlength=classes)
+        rows.append(torch.cat([known, void[None]]).double().numpy())
     return rows
+
+
+def _of_classes(rows: Sequence[Row]) -> list[Row]:
+    """The rows without what is 255.
+
+    Raises:
+        NonFiniteError: there is no figure: of all samples, no pixel is of a class but 0, and some are 255.
+    """
+    zero, *others, void = np.sum(rows, axis=0).any(axis=1)
+    if MaskValues(zero, any(others), void).are_white:
+        raise NonFiniteError(f"{WHITE_MASKS}, so a metric of them has no figure", HOW_TO_MARK)
+    return [row[:-1] for row in rows]
 
 
 def _miou(rows: Sequence[Row]) -> float:
@@ -80,10 +99,37 @@ def _fits(output: Any, labels: Any) -> bool:
     if classes is None:
         return False
     scores, counted = _scores(output), torch.ones_like(classes, dtype=torch.bool)
-    for label in _VOID:
+    for label in _UNCOUNTED:
         counted &= classes != label
     known = classes[counted]  # none in an image where no pixel has a class: it adds nothing, and is no misfit
     return scores.dim() == 4 and bool(((known >= 0) & (known < scores.shape[1])).all())
+
+
+def _has_classes(output: Any) -> bool:
+    """Whether there is a choice of classes: of a single score the largest is always the first."""
+    return _scores(output).shape[1] > 1
+
+
+def _metric(name: str, label: str, value: Callable[[Sequence[Row]], float]) -> Metric:
+    return Metric(
+        name,
+        label,
+        _confusions,
+        value,
+        "%",
+        fits=_fits,
+        applies=_has_classes,
+        prepare=_of_classes,
+        perfect=1.0,
+        bounded=True,
+    )
+
+
+def _obstacle(model: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
+    reason = wrong_shape(tensors, 3, 5, "scores of classes for each pixel (samples, classes, height, width)", width=2)
+    if reason is not None and any(tensor.dim() == 4 and tensor.shape[1] == 1 for tensor in tensors.values()):
+        return f"{reason}; wrap it so that it returns two scores, (0, x), for which labels are 0 and 1"
+    return reason
 
 
 def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str | None:
@@ -102,14 +148,12 @@ def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str
 SEGMENTATION = Task(
     "segmentation",
     (
-        Metric("miou", "mIoU", _confusions, _miou, "%", fits=_fits, perfect=1.0, bounded=True),
-        Metric("pixel_accuracy", "Pixel accuracy", _confusions, _accuracy, "%", fits=_fits, perfect=1.0, bounded=True),
+        _metric("miou", "mIoU", _miou),
+        _metric("pixel_accuracy", "Pixel accuracy", _accuracy),
     ),
     Expectation("segmentation", "classes", axis=1, names=("", "out", "aux", "logits")),
     decides=True,
     outputs=_NAMES,
     recognize=_recognize,
-    obstacle=lambda model, tensors: wrong_shape(
-        tensors, 3, 5, "scores of classes for each pixel (samples, classes, height, width)", width=2
-    ),
+    obstacle=_obstacle,
 )

@@ -199,8 +199,11 @@ def main_tensor(output: Any, *names: str) -> Tensor:
 
 
 def are_yes_or_no(targets: Tensor) -> bool:
-    """Whether targets are zeros and ones, both: by all appearances labels or masks, whose logits have another scale."""
-    ones = targets == 1
+    """Whether targets are zeros and ones, both, or 0 and 255.
+
+    By all appearances these are labels or masks, whose logits have another scale.
+    """
+    ones = targets == (255 if bool((targets == 255).any()) else 1)
     return bool((ones | (targets == 0)).all()) and 0 < int(ones.sum()) < targets.numel()
 
 
