@@ -262,13 +262,27 @@ def test_masks_of_shares_are_no_classes():
     assert figures("segmentation", model, changed(model), [(x, shares)])["miou"].against == "original"
 
 
-def test_a_dark_image_has_the_range_of_the_others():
-    """In 0..255; alone in a mini-batch, it was taken for one in 0..1, and lost 48 dB."""
-    model, x = made(Restorer), images(3)
-    y = 255 * x
-    y[2] = 1.0
-    at_once, one_by_one = (
-        figures("restoration", model, changed(model), data)["psnr"]
+@pytest.mark.parametrize(("scale", "shift"), [(255, 0), (2, -1), (4.4, -2)])
+@pytest.mark.parametrize("metric", ["psnr", "ssim"])
+def test_an_image_has_the_range_of_all_of_them(metric, scale, shift):
+    """A dark image alone in a mini-batch was taken for one in 0..1: it lost 48 dB."""
+    pytest.importorskip("torchmetrics", reason="pip install 'shoal[tasks]'")
+    model, x = made(Restorer), images(3, size=12)
+    y = scale * x + shift
+    y[2] = 0.3 * x[2] + min(shift, 0)
+    together, alone = (
+        figures("restoration", model, changed(model), data)[metric]
         for data in ([(x, y)], [(x[index : index + 1], y[index : index + 1]) for index in range(3)])
     )
-    assert one_by_one.original == pytest.approx(at_once.original)
+    assert alone.original == pytest.approx(together.original)
+    assert alone.compressed == pytest.approx(together.compressed)
+
+
+def test_ssim_of_a_range_that_came_to_light_too_late_is_left_out_with_the_reason():
+    """In -2.2..2.6, but the first mini-batch looks like pixels of 0..1."""
+    pytest.importorskip("torchmetrics", reason="pip install 'shoal[tasks]'")
+    model, x = made(Restorer), images(2)
+    data, notes = [(x[:1], x[:1]), (x[1:], 4.8 * x[1:] - 2.2)], []
+    [psnr] = compare_metrics(TASKS["restoration"], model, changed(model), data, notes=notes)
+    assert psnr.name == "psnr"
+    assert any("SSIM has no figure: pixels reach from -2" in note and "left out" in note for note in notes)

@@ -1,6 +1,7 @@
 """Restoration: an image for an image, as in super-resolution, denoising of photographs, or translation of images."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.batches import Batch
+from shoal.errors import NonFiniteError
 from shoal.measure.output_reading import Expectation, squared_error
 from shoal.outputs import Outputs
 from shoal.tasks.libraries import torchmetrics_functional
@@ -16,6 +18,7 @@ from shoal.tasks.task import Metric, Reference, Row, Task, are_yes_or_no, main_t
 _NAMES = ("reconstruction",)
 # Two images that are equal to the bit differ by less than what 8 bits can tell; their ratio is cut there.
 _LARGEST_DB = 100.0
+_RANGES = (1.0, 2.0, 255.0)  # that pixels usually have
 
 
 def _image(output: Any) -> Tensor:
@@ -51,12 +54,59 @@ def _decibels(rows: Sequence[Row]) -> list[Row]:
     return list(np.minimum(ratios, _LARGEST_DB))
 
 
-def _ssim_rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
+@dataclass(frozen=True, eq=False)
+class _Similarity:
+    """The SSIM of one image, whose range of pixels is known only when all images have been seen.
+
+    Args:
+        lowest: pixel of what the image should be.
+        highest: likewise.
+        values: SSIM for each of the usual ranges.
+        images: what the network returned and what it should be, where pixels may be normalised in another way.
+    """
+
+    lowest: float
+    highest: float
+    values: tuple[float, ...]
+    images: tuple[Tensor, Tensor] | None
+
+
+def _ssim(output: Tensor, target: Tensor, span: float) -> Tensor:
     similarity = torchmetrics_functional("image", "structural_similarity_index_measure")
-    target = _target(reference).float()
-    span = _range(float(target.min()), float(target.max()))
-    values = similarity(_image(output).float(), target, data_range=span, reduction="none")
-    return values.double().reshape(-1).tolist()
+    values: Tensor = similarity(output, target, data_range=span, reduction="none")
+    return values.double().reshape(-1)
+
+
+def _ssim_rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
+    answer, target = _image(output).float(), _target(reference).float()
+    low, high = float(target.min()), float(target.max())
+    # In 0..1 or 0..255, up to what a network overshoots: the images themselves need not be kept.
+    are_usual = low >= -0.05 and not 1.05 < high <= 16
+    values = torch.stack([_ssim(answer, target, span) for span in _RANGES], dim=1)
+    return [
+        _Similarity(float(y.min()), float(y.max()), tuple(row.tolist()), None if are_usual else (x, y))
+        for x, y, row in zip(answer, target, values, strict=True)
+    ]
+
+
+def _ssim_by_range(rows: Sequence[_Similarity]) -> list[Row]:
+    """The SSIM of each image, by the range of all.
+
+    Raises:
+        NonFiniteError: that range is an unusual one, and not all mini-batches looked so.
+    """
+    low, high = min(row.lowest for row in rows), max(row.highest for row in rows)
+    span = _range(low, high)
+    if span in _RANGES:
+        return [row.values[_RANGES.index(span)] for row in rows]
+    kept = [row.images for row in rows if row.images is not None]
+    if len(kept) < len(rows):
+        raise NonFiniteError(
+            f"SSIM has no figure: pixels reach from {low:g} to {high:g}, those of some mini-batches only from 0 to 1"
+            " or 255",
+            "Give targets of 0 to 1, or larger mini-batches.",
+        )
+    return [float(_ssim(x[None], y[None], span)) for x, y in kept]
 
 
 def _fits(output: Any, labels: Any) -> bool:
@@ -88,7 +138,17 @@ RESTORATION = Task(
     "restoration",
     (
         Metric("psnr", "PSNR", _psnr_rows, _mean, "dB", fits=_fits, prepare=_decibels),
-        Metric("ssim", "SSIM", _ssim_rows, _mean, "%", fits=_fits, applies=_has_windows, perfect=1.0),
+        Metric(
+            "ssim",
+            "SSIM",
+            _ssim_rows,
+            _mean,
+            "%",
+            fits=_fits,
+            applies=_has_windows,
+            perfect=1.0,
+            prepare=_ssim_by_range,
+        ),
     ),
     Expectation("restoration", "values"),
     outputs=_NAMES,
