@@ -182,6 +182,21 @@ def test_boxes_that_are_none_are_refused_with_their_image(coco):
             load_data(f"coco:{coco}")
 
 
+@pytest.mark.parametrize(("sizes", "said"), [([(0, 5)], "1 annotation left"), ([(5, 0), (0, 0)], "2 annotations left")])
+def test_boxes_without_an_area_are_left_out_with_a_word(coco, sizes, said):
+    """They are no objects: torchvision refuses to learn from them."""
+
+    def add(document):
+        flat = [{"image_id": 9, "bbox": [4, 2, *size], "category_id": 7} for size in sizes]
+        document["annotations"] = [flat[0], *document["annotations"], *flat[1:]]
+
+    with pytest.warns(UserWarning, match=rf"instances_val2017.json': {said} out, whose box has no width or no height"):
+        [(_, targets)] = changed(coco, add)
+    assert [len(target["boxes"]) for target in targets] == [0, 2, 0]
+    for target in targets:
+        assert len(target["boxes"]) == len(target["labels"]) == len(target["iscrowd"])
+
+
 def changed(coco, change):
     listing = coco / "annotations" / "instances_val2017.json"
     document = json.loads(listing.read_text())

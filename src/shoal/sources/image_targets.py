@@ -5,6 +5,7 @@ square size, with their targets.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from shoal.errors import DataError
+from shoal.errors import DataError, count_of
 from shoal.files.reading import is_folder, open_file, read_json, refusing
 from shoal.sources.image_sets import (
     FORMATS,
@@ -214,14 +215,15 @@ class _Box:
     is_crowd: bool
 
 
-def _coco_boxes(document: Any, images: Mapping[int, str]) -> dict[int, list[_Box]]:
-    """The boxes of each image.
+def _coco_boxes(document: Any, images: Mapping[int, str]) -> tuple[dict[int, list[_Box]], int]:
+    """The boxes of each image, and how many there are besides that have no width or no height and are no objects.
 
     Raises:
         ValueError: what is wrong with one; and other errors where the layout is another.
     """
     categories = {int(category["id"]) for category in document.get("categories") or ()}
     boxes: dict[int, list[_Box]] = {key: [] for key in images}
+    empty = 0
     for entry in document["annotations"]:
         image, category = int(entry["image_id"]), int(entry["category_id"])
         box = [float(value) for value in entry["bbox"]]
@@ -231,8 +233,11 @@ def _coco_boxes(document: Any, images: Mapping[int, str]) -> dict[int, list[_Box
             raise ValueError(f"the category {category} of image {image} is not among the categories")
         if image not in boxes:
             raise ValueError(f"an annotation is of image {image}, which is not among the images")
+        if min(box[2:]) == 0:
+            empty += 1
+            continue
         boxes[image].append(_Box((box[0], box[1], box[2], box[3]), category, bool(entry.get("iscrowd"))))
-    return boxes
+    return boxes, empty
 
 
 def _coco_part(listing: Path, folder: Path, size: int) -> TargetImages:
@@ -245,7 +250,10 @@ def _coco_part(listing: Path, folder: Path, size: int) -> TargetImages:
         if len(images) < len(document["images"]):
             raise ValueError("several images have the same id")
         sizes = {int(image["id"]): (image.get("width"), image.get("height")) for image in document["images"]}
-        boxes = _coco_boxes(document, images)
+        boxes, empty = _coco_boxes(document, images)
+    if empty:
+        left_out = f"{count_of(empty, 'annotation')} left out, whose box has no width or no height"
+        warnings.warn(f"'{listing}': {left_out}", stacklevel=4)
     outside = next((name for name in images.values() if Path(name).is_absolute() or ".." in Path(name).parts), None)
     if outside is not None:
         raise DataError(f"'{listing}' names the image '{outside}', outside of its folder", "Repair the list.")
