@@ -24,6 +24,7 @@ from shoal.regress import Fit, fits, r2
 from shoal.replace.heldout_moments import HeldOutMoments
 from shoal.replace.kinds import REPLACEMENTS, MomentsView, ReplacementType
 from shoal.replace.modules import build_replacement, load_solution_, with_shortcut
+from shoal.replace.portions import fill_portions
 from shoal.replace.recording import recording
 from shoal.replace.row_sampler import ROWS_PER_UNKNOWN, RowSampler, Window
 from shoal.replace.spans import Span
@@ -142,18 +143,10 @@ def fit_all(
     return [replacement for members in fitted for replacement in members]
 
 
-def split_by_memory(specs: Sequence[ReplacementSpec], max_bytes: float = 1e9) -> list[list[ReplacementSpec]]:
+def split_by_memory(specs: Sequence[ReplacementSpec], max_bytes: float = _MAX_MOMENTS) -> list[list[ReplacementSpec]]:
     """Split `specs` into portions whose moments fit into memory; each takes one pass over the data."""
-    portions: list[list[ReplacementSpec]] = []
-    remaining = 0.0
-    for members in _groups(specs).values():
-        size = 32.0 * members[0].unknowns ** 2
-        if not portions or size > remaining:
-            portions.append([])
-            remaining = max_bytes
-        portions[-1] += members
-        remaining -= size
-    return portions
+    portions = fill_portions(_groups(specs).values(), lambda members: 32.0 * members[0].unknowns ** 2, max_bytes)
+    return [[spec for members in portion for spec in members] for portion in portions]
 
 
 def split_by_key(specs: Sequence[ReplacementSpec], parts: int) -> list[list[ReplacementSpec]]:
@@ -227,7 +220,7 @@ def fit_in_passes(
         collect: passes once over the data and adds them to the moments of some groups.
         on_progress: called with (passes done, passes).
     """
-    portions = _portions(groups)
+    portions = fill_portions(groups, lambda group: group.size, _MAX_MOMENTS)
     fitted: list[FittedReplacement] = []
     for done, portion in enumerate(portions, 1):
         collect(portion)
@@ -235,18 +228,6 @@ def fit_in_passes(
         if on_progress is not None:
             on_progress(done, len(portions))
     return fitted
-
-
-def _portions(groups: Sequence[GroupT]) -> list[list[GroupT]]:
-    portions: list[list[GroupT]] = []
-    remaining = 0.0
-    for group in groups:
-        if not portions or group.size > remaining:
-            portions.append([])
-            remaining = _MAX_MOMENTS
-        portions[-1].append(group)
-        remaining -= group.size
-    return portions
 
 
 class SpanMoments(HeldOutMoments):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from shoal.replace.fitting import FittedReplacement
 from shoal.replace.kv_cache import is_kv_cache
+from shoal.replace.portions import fill_portions
 from shoal.replace.students.build import student_of
 from shoal.replace.students.specs import StudentSpec
 from shoal.training.optim import ResumableOptimizer
@@ -160,15 +161,9 @@ def memory_batches(specs: Sequence[StudentSpec], max_bytes: float) -> list[Memor
     Raises:
         SurgeryError: the network has no such blocks.
     """
-    groups: list[MemoryBatch] = []
-    for spec in specs:
-        size = training_bytes(spec)
-        if groups and groups[-1].bytes + size <= max_bytes:
-            last = groups.pop()
-            groups.append(MemoryBatch([*last.members, spec], last.bytes + size))
-        else:
-            groups.append(MemoryBatch([spec], size))
-    return groups
+    sized = [(spec, training_bytes(spec)) for spec in specs]
+    portions = fill_portions(sized, lambda pair: pair[1], max_bytes)
+    return [MemoryBatch([spec for spec, _ in portion], sum(size for _, size in portion)) for portion in portions]
 
 
 def training_bytes(spec: StudentSpec) -> int:
