@@ -153,6 +153,9 @@ def test_what_cannot_be_recovered_is_refused_before_the_choice(monkeypatch):
         cut(recover=RecoveryConfig("1m", kept, folder="anywhere"))
     with pytest.raises(UsageError, match=r"kept on disk .cache_teacher., and there is no folder"):
         cut(recover=RecoveryConfig(3, kept))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
+    with pytest.warns(UserWarning, match="no instructions for bfloat16"), pytest.raises(UsageError, match="of its own"):
+        cut(recover=RecoveryConfig("1m", DistillConfig(precision="bf16")), validation=None)
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("no such unit")))
     with pytest.raises(UsageError, match=r"bf16.* the device 'cpu' has none: no such unit"):
         cut(recover=RecoveryConfig(3, DistillConfig(precision="bf16")))

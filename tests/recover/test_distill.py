@@ -354,6 +354,13 @@ def test_mini_batches_of_one_sample():
     assert math.isfinite(found.recovery.divergence_after)
 
 
+def test_a_processor_without_bfloat16_is_warned_of_first(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
+    monkeypatch.setattr(Distillation, "distill", lambda self: None)
+    with pytest.warns(UserWarning, match="no instructions for bfloat16"):
+        run("1m", config=DistillConfig(precision="bf16"))
+
+
 def test_bf16():
     found = run(6, config=DistillConfig(rate=0.05, looks=2, precision="bf16"))
     assert found.recovery.steps == 6

@@ -1,10 +1,13 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
 from shoal.batches import Batch
 from shoal.errors import SurgeryError, UsageError
-from shoal.training.engine import Engine, check_precision, favours_channels_last
+from shoal.training.budget import TrainingBudget
+from shoal.training.engine import Engine, check_precision, favours_channels_last, warn_of_slow_precision
 
 
 def test_it_works_on_a_copy_in_the_layout_asked_for():
@@ -52,6 +55,27 @@ def test_a_device_without_bfloat16_is_refused():
         check_precision("bf16", torch.device("meta"))
     check_precision("fp32", torch.device("meta"))
     check_precision("bf16", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("able", "slow"),
+    [
+        ({"avx512_bf16": False, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, False),
+        ({"bf16": False}, True),
+        ({"bf16": True, "sve_bf16": False}, False),
+        ({"architecture": "unknown"}, False),
+    ],
+)
+def test_a_processor_that_emulates_bfloat16_is_warned_of_before_time_is_spent(monkeypatch, able, slow):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    cpu, minutes, steps = torch.device("cpu"), TrainingBudget(seconds=60), TrainingBudget(steps=9)
+    with pytest.warns(UserWarning, match=r"no instructions for bfloat16.*leave out --bf16") if slow else nullcontext():
+        warn_of_slow_precision("bf16", cpu, minutes)
+    for given in (("fp32", cpu, minutes), ("bf16", cpu, steps), ("bf16", torch.device("cuda"), minutes)):
+        warn_of_slow_precision(*given)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in the lowest torch
+    warn_of_slow_precision("bf16", cpu, minutes)
 
 
 def test_one_process_has_nothing_to_add_up():

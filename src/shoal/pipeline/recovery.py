@@ -35,7 +35,7 @@ from shoal.recover.preflight import (
     check_unlabelled,
 )
 from shoal.recover.rungs import PausedStudent
-from shoal.training.engine import check_precision
+from shoal.training.engine import check_precision, warn_of_slow_precision
 from shoal.training.loaders import LoaderFactory, loader_factory
 
 RACE_PLANS = 16
@@ -161,7 +161,9 @@ def check_recovery(
             "an exact removal loses nothing that could be won back, and recovery would change the function",
             "Leave out one of the two.",
         )
-    check_precision((recovery.settings or DistillConfig()).precision, device_of(model))
+    settings = recovery.settings or DistillConfig()
+    check_precision(settings.precision, device_of(model))
+    warn_of_slow_precision(settings.precision, device_of(model), recovery.total)
     if validation is None:
         raise UsageError(
             "recovery needs validation data of its own: what comes out of it is chosen on them",
@@ -170,7 +172,6 @@ def check_recovery(
     check_disjoint(validation, calibration=calibration)
     check_in_memory(model)
     check_trainable(model)
-    settings = recovery.settings or DistillConfig()
     check_lora(model, settings.lora)
     check_cacheable(settings.cache_teacher, recovery.total, recovery.folder)
     if recovery.self_data:

@@ -53,7 +53,7 @@ from shoal.store.checkpoint import check_same_network, load_checkpoint, resuming
 from shoal.surgery import model_digest
 from shoal.surgery.signature import state_of
 from shoal.training.budget import TrainingBudget, read_budget
-from shoal.training.engine import Engine, favours_channels_last, take_layout_
+from shoal.training.engine import Engine, favours_channels_last, take_layout_, warn_of_slow_precision
 from shoal.training.loaders import LoaderFactory, MixedLoader, ResumableLoader, loader_factory
 from shoal.training.loop import BudgetLoop, LoopState
 from shoal.training.metrics import MetricsLog
@@ -192,6 +192,7 @@ def distill(
     path = ensure_dir(folder) if folder is not None else None
     where = config.device if config.device is not None else str(next(student.parameters()).device)
     check_device(where)
+    warn_of_slow_precision(config.precision, torch.device(where), read)
     with learning(path if leads(where) else None, where, config.seed):
         inputs = DistillInputs.of(student, teacher, data, validation)
         return Distillation(inputs, read, config, where, path, as_callbacks(callbacks).progress).distill()

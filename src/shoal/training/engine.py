@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from shoal.batches import Batch
 from shoal.errors import ShoalError, UsageError, WorkersError
 from shoal.preserve import copied
+from shoal.training.budget import TrainingBudget
 from shoal.training.processes import are_several, broadcast_from_main, is_launched_with, joined
 from shoal.training.sharding import is_sharded, shard_
 
@@ -67,6 +68,29 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise UsageError(
             f"mixed precision (bf16) is asked for, and the device '{device}' has none: {error}", hint
         ) from error
+
+
+# What torch calls them: x86, then Arm. Without any of them every product is made of several steps.
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
+
+
+def warn_of_slow_precision(precision: str, device: torch.device, budget: TrainingBudget | None) -> None:
+    """Say that mixed precision may use up a budget of time on a processor that has no instructions for bfloat16.
+
+    Nothing is said of a processor that torch does not know.
+    """
+    ask = getattr(torch.cpu, "get_capabilities", None)  # later than the lowest torch
+    if precision != "bf16" or device.type != "cpu" or budget is None or budget.seconds is None or ask is None:
+        return
+    able = ask()
+    known = [able[name] for name in _BF16_INSTRUCTIONS if name in able]
+    if known and not any(known):
+        warnings.warn(
+            "this processor has no instructions for bfloat16: a step in mixed precision (bf16) may take many times as"
+            " long as one in float32, and a budget of time be used up by the first few; leave out --bf16"
+            " (precision='fp32')",
+            stacklevel=1,  # one place for all callers: it is said once
+        )
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
