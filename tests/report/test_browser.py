@@ -37,6 +37,33 @@ def test_the_page_does_not_scroll_sideways(chromium: str, tmp_path: Path, make, 
     assert needed <= there
 
 
+def tiny_figures() -> Record:
+    """Damages of a few millionths, and names as transformers has them."""
+    made = make_record()
+    blocks = [
+        block.model_copy(update={"path": f"model.backbone.encoder.layers.{i}.bottleneck", "kind": "HubertEncoderLayer"})
+        for i, block in enumerate(made.blocks)
+    ]
+    steps = [
+        step.model_copy(update={"kl": 1e-3 * step.kl, "kl_interval": tuple(1e-3 * end for end in step.kl_interval)})
+        for step in made.steps
+    ]
+    return made.model_copy(update={"blocks": blocks, "steps": steps})
+
+
+def test_in_a_usual_window_no_tick_is_cut_and_no_column_is_behind_a_scroll_bar(chromium: str, tmp_path: Path) -> None:
+    probe = """
+    const table = page.querySelector("table.sortable").parentElement;
+    const cut = [...page.querySelectorAll(".plots.wide svg text")].filter((one) => {
+      const inner = one.getBoundingClientRect(), outer = one.ownerSVGElement.getBoundingClientRect();
+      return inner.left < outer.left || inner.right > outer.right;
+    });
+    return [table.scrollWidth - table.clientWidth, cut.map((one) => one.textContent)];
+    """
+    beyond, cut = probed(chromium, render(tiny_figures()), 1185, probe, tmp_path)  # 1,200 with a scroll bar
+    assert (beyond, cut) == (0, [])
+
+
 def test_what_scrolls_can_be_reached_by_keyboard(chromium: str, tmp_path: Path, record: Record) -> None:
     probe = """
     const wide = [...page.querySelectorAll("body *")].filter((one) => one.scrollWidth > one.clientWidth + 1

@@ -133,6 +133,7 @@ def test_less() -> None:
 
 def test_ticks_are_short() -> None:
     assert [numbers.tick(value) for value in (0.04, -1.0, 0.0, 200.0)] == ["0.04", "−1", "0", "200"]
+    assert [numbers.tick(value) for value in (2e-5, -1e-6, 1.05e7)] == ["2×10⁻⁵", "−1×10⁻⁶", "1.05×10⁷"]
     assert [numbers.power_of_ten(exponent) for exponent in (-4, 0, 2)] == ["10⁻⁴", "1", "10²"]
 
 

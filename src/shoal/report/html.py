@@ -1,5 +1,6 @@
 """A record as one HTML page: it loads nothing, works offline, and runs only its own few lines of script."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 
 from shoal.report import numbers
 
+_LONG_NAME = 16  # characters that a column has room for in any window
 _FILTERS = (
     "amount",
     "count",
@@ -169,6 +171,7 @@ def _environment() -> Environment:
     environment.filters.update({name: getattr(numbers, name) for name in _FILTERS})
     environment.filters["nowrap"] = nowrap
     environment.filters["code"] = code
+    environment.filters["breakable"] = breakable
     return environment
 
 
@@ -184,6 +187,13 @@ def code(text: str) -> Markup:
         return escape(text)
     wrapped = [Markup("<code>{}</code>").format(piece) if i % 2 else escape(piece) for i, piece in enumerate(pieces)]
     return Markup("").join(wrapped)
+
+
+def breakable(name: str) -> Markup:
+    """A name that may be broken behind its dots and underscores and before its capitals, if it is a long one."""
+    if len(name) <= _LONG_NAME:
+        return escape(name)
+    return Markup("<wbr/>").join(re.split(r"(?<=[._/])(?=[^._/])|(?<=[a-z0-9])(?=[A-Z])", name))
 
 
 def _asset(name: str) -> str:

@@ -170,18 +170,11 @@ def exp(value: float) -> float:
 
 
 def tick(value: float) -> str:
-    """A round number on an axis, as short as it can be: `0.04`, `−1`, `200`."""
+    """A round number on an axis, as short as it can be: `0.04`, `−1`, `200`, `2×10⁻⁵`."""
     if value == 0 or 1e-4 <= abs(value) < 1e6:
         return _minus(f"{value:,.6g}")
-    return significant(value, 2)
-
-
-def log_tick(value: float) -> str:
-    """A round number on a logarithmic axis, short even where it is tiny: `0.02`, `2×10⁻⁵`."""
-    if value == 0 or 1e-4 <= abs(value) < 1e6:
-        return tick(value)
     power = math.floor(math.log10(abs(value)) + 1e-9)
-    digits = f"{value / 10.0**power:.2g}"
+    digits = f"{value / 10.0**power:.3g}"
     return power_of_ten(power) if digits == "1" else f"{_minus(digits)}×{power_of_ten(power)}"
 
 

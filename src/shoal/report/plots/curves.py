@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SIZES = tuple(WIDTHS)
 _REMOVAL_WIDTHS = {"wide": 480.0, "narrow": 340.0}
-_LEFT, _RIGHT, _TOP, _GAP, _FOOT = 52.0, 14.0, 46.0, 48.0, 40.0
+_LEFT, _RIGHT, _TOP, _GAP, _FOOT = 62.0, 14.0, 46.0, 48.0, 40.0
 
 Series = Sequence[tuple[float, float]]
 
@@ -76,7 +76,7 @@ def removal_plot(
         drawing.text(0, 16, title, "strong")
         dashed = "" if limit is None else f"; dashed: limit {numbers.tick(limit)}"
         drawing.text(0, 33, f"{measure.axis}{dashed}", "soft")
-        drawing.scale(axes, "y", values, logarithmic=False, label=numbers.tick)
+        drawing.scale(axes, "y", values, logarithmic=False)
         _count_axis(drawing, axes, 0, last, "blocks removed")
         drawing.add(drawing.line(axes, [(0, 0), (last, 0)], "zero"))
         if limit is not None:

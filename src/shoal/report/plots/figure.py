@@ -137,7 +137,7 @@ class Plot:
         values: Iterable[float],
         *,
         logarithmic: bool | None = None,
-        label: Callable[[float], str] = numbers.log_tick,
+        label: Callable[[float], str] = numbers.tick,
         nticks: int = 4,
     ) -> list[float]:
         """Scale an axis to values, and draw its ticks with a line through each.

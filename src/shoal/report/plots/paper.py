@@ -142,8 +142,8 @@ def _panel(
     drawing.text(left - _LEFT, top - 12, picture.title, "soft")
     every = [point for line in (*picture.published, picture.measured) for point in line]
     ends = picture.interval or ()
-    drawing.scale(axes, "y", [0.0, *(y for _, y in every), *ends], logarithmic=False, label=numbers.tick)
-    drawing.scale(axes, "x", [x for x, _ in every], logarithmic=False, label=numbers.tick)
+    drawing.scale(axes, "y", [0.0, *(y for _, y in every), *ends], logarithmic=False)
+    drawing.scale(axes, "x", [x for x, _ in every], logarithmic=False)
     drawing.text((left + right) / 2, top + _PANEL + 34, picture.across, "tick", "center")
     for line in series:
         if picture.lines and line:
