@@ -93,12 +93,31 @@ def with_tensor(module: nn.Module, name: str, value: Tensor) -> Iterator[None]:
             f"'{name}' of a {type(module).__name__} is on a disk and is read together with the modules around it",
             "Offload every module by itself, as accelerate does by default.",
         )
+    if name not in module._parameters:
+        with _computed_as(module, name, value):
+            yield
+        return
     kept = module._parameters[name]
     try:
         module._parameters[name] = nn.Parameter(value, requires_grad=False)
         yield
     finally:
         module._parameters[name] = kept
+
+
+@contextmanager
+def _computed_as(module: nn.Module, name: str, value: Tensor) -> Iterator[None]:
+    """A tensor that a module computes from parameters, as weight norm and spectral norm do, is this one instead.
+
+    A property of the class comes before a tensor of the module itself, and before what a hook assigns at each call.
+    """
+    kind = type(module)
+    instead = property(lambda _: value, lambda _, computed: None)
+    try:
+        object.__setattr__(module, "__class__", type(kind.__name__, (kind,), {name: instead}))
+        yield
+    finally:
+        object.__setattr__(module, "__class__", kind)
 
 
 class _Instead(Mapping[str, Tensor]):

@@ -59,6 +59,20 @@ def test_a_bias_stays_when_the_kernel_goes():
     assert torch.equal(found["kernel:1"], model[1].bias.expand(2, 3))
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("normalised", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_a_kernel_that_is_computed_from_others_goes_too_and_comes_back(normalised):
+    model = nn.Sequential(nn.Flatten(), normalised(nn.Linear(4, 3))).eval()
+    kind, x = type(model[1]), torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    before = model(x)
+    [layer] = kernel_layers(analyze(model, Batch((x,))))
+    assert layer.params == sum(parameter.numel() for parameter in model.parameters()) == 3 + 3 + 12
+    found = outputs(model, x, lambda anatomy: layer_candidates(anatomy, kernel_layers(anatomy)))
+    assert torch.equal(found["kernel:1"], model[1].bias.expand(2, 3))
+    assert type(model[1]) is kind
+    assert torch.equal(model(x), before)
+
+
 def test_layers_know_their_block_and_their_channels():
     anatomy = analyze(small_cifar(), Batch((IMAGES[:2],)))
     layers = {layer.path: layer for layer in kernel_layers(anatomy)}

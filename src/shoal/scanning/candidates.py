@@ -151,7 +151,8 @@ def kernel_layers(graph: BlockGraph) -> list[KernelLayer]:
         if channels is None or not call.path or len(graph.trace.calls_of(call.module)) > 1:
             continue
         block = next((path for path in graph.calls if path and call.path.startswith(path + ".")), None)
-        params = sum(parameter.numel() for parameter in call.module.parameters(recurse=False))
+        # Weight norm keeps what it computes the kernel from in a child.
+        params = sum(parameter.numel() for parameter in call.module.parameters())
         layers.append(KernelLayer(call.path, type(call.module).__name__, block, *channels, params))
     return layers
 
