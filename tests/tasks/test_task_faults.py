@@ -1,5 +1,6 @@
 """What does not fit a task is refused in one sentence with the way out, before anything is measured."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from shoal.batches import Batch, TilePlace
 from shoal.errors import DataError, NonFiniteError, ShoalError, UsageError
 from shoal.measure.classes import checked_labels
 from shoal.tasks import TASKS, Metric, Task, check_annotations, check_metrics, compare_metrics
+from shoal.tasks.evaluation import _Bootstrap
 from shoal.tasks.mosaic import Mosaics
 
 QUICK = {"latency_seconds": 0.01}
@@ -180,6 +182,66 @@ def test_labels_that_do_not_fit_are_not_passed_over_in_silence(label):
     [miou, _] = compare_metrics(TASKS["segmentation"], model, model, [(images(4), labels)], notes=notes)
     assert miou.against == "original"
     assert any("labels do not fit the metric mIoU: it compares with the original's" in note for note in notes)
+
+
+def test_labels_that_are_no_classes_are_no_labels_of_neighbours_and_it_says_so():
+    for labels in (torch.arange(4.0) / 3, torch.tensor([0, 1, -100, -100])):
+        notes: list[str] = []
+        found = compare_metrics(TASKS["embedding"], made(Encoder), made(Encoder), [(images(4), labels)], notes=notes)
+        assert [metric.name for metric in found] == ["neighbours", "cosine"]
+        assert notes == ["the labels do not fit the metric Nearest neighbour of the same label: it is left out"]
+
+
+def test_a_single_sample_has_no_neighbours():
+    notes: list[str] = []
+    data = [(images(1), torch.tensor([0]))]
+    found = compare_metrics(TASKS["embedding"], made(Encoder), made(Encoder), data, notes=notes)
+    assert [metric.name for metric in found] == ["cosine"]
+    assert any("Nearest neighbour of the same label of the original is nan on 1 sample" in note for note in notes)
+
+
+def test_an_error_is_no_share_of_targets_of_zero():
+    """It was said to be all of them for any network, and so no removal cost anything."""
+    batch = {"sample": images(4), "timestep": torch.tensor([1, 1, 2, 2]), "labels": torch.zeros(4, 3, 12, 12)}
+    model, notes = made(Denoiser), []
+    assert compare_metrics(TASKS["denoising"], model, model, [batch], notes=notes) == []
+    assert any("is nan on 4 samples; it is left out" in note for note in notes)
+    batch["labels"][:2] = 1
+    [found] = compare_metrics(TASKS["denoising"], model, model, [batch], notes=notes)
+    assert list(found.groups) == ["1"]  # at the other one there is nothing to be a share of
+
+
+@pytest.mark.parametrize(
+    ("task", "network", "labels", "figure"),
+    [
+        ("regression", Encoder, torch.randn(4, 8, generator=seeded()) + 100, r"R² is -\d+\.\d %, .* nothing 0\.0 %"),
+        ("denoising", Denoiser, torch.full((4, 3, 12, 12), -0.1), r"square is \d+\.\d %, .* nothing 100\.0 %"),
+    ],
+)
+def test_an_original_that_knows_nothing_is_not_passed_over_in_silence(task, network, labels, figure):
+    model = made(network)
+    inputs = {"sample": images(4), "timestep": torch.ones(4)} if network is Denoiser else {"x": images(4)}
+    with torch.no_grad():
+        right = model(**inputs)
+    for target, is_said in ((labels, True), (right, False)):
+        notes: list[str] = []
+        compare_metrics(TASKS[task], model, model, [inputs | {"labels": target}], notes=notes)
+        assert any(re.search(f"no better than chance: the metric .*{figure}", note) for note in notes) is is_said
+
+
+def test_boxes_of_classes_that_the_network_does_not_know_are_not_passed_over_in_silence():
+    pytest.importorskip("pycocotools", reason="pip install 'shoal[tasks]'")
+    truth = {"boxes": torch.tensor([[0.5, 0.5, 0.5, 0.5]]), "class_labels": torch.tensor([41])}
+    model, notes = Queries().eval(), []
+    data = [{"pixel_values": images(2), "labels": [truth, truth]}]
+    compare_metrics(TASKS["detection"], model, model, data, notes=notes)
+    assert any("no better than chance: the metric mAP is 0.0 %" in note for note in notes)
+
+
+def test_texts_that_are_alike_do_not_prove_that_all_are():
+    [metric] = TASKS["seq2seq"].metrics
+    rows = [np.array([1, 4]) for _ in range(4)]
+    assert _Bootstrap(metric, rows, rows).drop == pytest.approx((-0.75, 0.75))
 
 
 def test_pixels_without_a_class_count_nowhere():

@@ -26,8 +26,11 @@ def _rows(output: Any, reference: Reference, batch: Batch) -> list[Row]:
 
 
 def _relative_error(rows: Sequence[Row]) -> float:
+    """NaN where the reference is zero and the answer is not: the error is no share of nothing."""
     error, squares = np.sum(rows, axis=0)
-    return float(error / squares) if squares > 0 else float(error > 0)
+    if squares > 0:
+        return float(error / squares)
+    return float("nan") if error > 0 else 0.0
 
 
 def timesteps(batch: Batch) -> Sequence[str]:
@@ -65,6 +68,7 @@ DENOISING = Task(
             "lower",
             fits=_fits,
             perfect=0.0,
+            chance=1.0,
             groups=timesteps,
             grouped_by="timestep",
         ),

@@ -201,7 +201,20 @@ def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str
 
 DETECTION = Task(
     "detection",
-    (Metric("map", "mAP", _rows, _map, "%", fits=_is_detection, perfect=1.0, respond=_detect, bounded=True),),
+    (
+        Metric(
+            "map",
+            "mAP",
+            _rows,
+            _map,
+            "%",
+            fits=_is_detection,
+            perfect=1.0,
+            respond=_detect,
+            bounded=True,
+            chance=0.0,
+        ),
+    ),
     Expectation("detection", "values"),
     decides=True,
     outputs=("logits", "pred_boxes"),

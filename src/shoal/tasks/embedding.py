@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shoal.batches import Batch
+from shoal.batches import IGNORED, Batch
 from shoal.measure.output_reading import Expectation
 from shoal.outputs import Outputs
 from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names, wrong_shape
@@ -37,10 +37,13 @@ def _pairs(output: Any, reference: Reference, batch: Batch) -> list[Row]:
 
 
 def _neighbour_hits(rows: Sequence[Row]) -> list[Row]:
-    """Whether the nearest other sample is one of the nearest ten by the original's vectors, or has the same label."""
+    """The share of the nearest ten that are so by the original's vectors, or whether the nearest has the same label.
+
+    A single sample has no neighbour, and NaN.
+    """
     similarity = _similarity(np.stack([vector for vector, _ in rows]))
     if len(rows) < 2:
-        return [1.0 for _ in rows]
+        return [float("nan") for _ in rows]
     nearest = similarity.argmax(axis=1)
     if np.ndim(rows[0][1]) == 0:
         labels = np.array([label for _, label in rows])
@@ -60,8 +63,10 @@ def _similarity(vectors: np.ndarray) -> np.ndarray:
 
 
 def _labelled(output: Any, labels: Any) -> bool:
-    """Class indices, one a sample: a neighbour of the same class is right."""
-    return isinstance(labels, Tensor) and not labels.is_floating_point() and labels.numel() == len(labels)
+    """Class indices, one a sample: a neighbour of the same class is right. What has no class (-100) is like nothing."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.numel() != len(labels):
+        return False
+    return not bool((labels == IGNORED).any())
 
 
 def _mean(rows: Sequence[Row]) -> float:

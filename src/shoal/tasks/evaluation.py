@@ -112,10 +112,9 @@ def compare_metrics(
             for rows in gathered:
                 if rows.metric.respond is None:
                     rows.add(*answer)
-    measured = [rows for rows in gathered if rows.original]
     if notes is None:
-        return [rows.compare() for rows in measured]
-    return [comparison for rows in measured if (comparison := rows.compare_or_note(notes)) is not None]
+        return [rows.compare() for rows in gathered if rows.original]
+    return [comparison for rows in gathered if (comparison := rows.compare_or_note(notes)) is not None]
 
 
 class _MetricRows:
@@ -150,7 +149,7 @@ class _MetricRows:
         if not _guarded(metric, "applies", metric.applies, original):
             return None
         labelled = batch.labels is not None and bool(_guarded(metric, "fits", metric.fits, original, batch.labels))
-        self.ignores_labels |= batch.labels is not None and not labelled and metric.against == "either"
+        self.ignores_labels |= batch.labels is not None and not labelled and metric.against != "original"
         if metric.against != "original" and labelled:
             return Reference("labels", batch.labels)
         return Reference("original", original) if metric.against != "labels" else None
@@ -166,15 +165,17 @@ class _MetricRows:
 
     def compare_or_note(self, notes: list[str]) -> record.MetricComparison | None:
         """The comparison, and what to know about it; None where there is no figure."""
+        if self.ignores_labels:
+            instead = "it compares with the original's output" if self.original else "it is left out"
+            notes.append(f"the labels do not fit the metric {self.metric.label}: {instead}")
+        if not self.original:
+            return None
         try:
             comparison = self.compare()
         except NonFiniteError as error:
             notes.append(f"{error.message}; it is left out")
             return None
-        if self.ignores_labels:
-            notes.append(
-                f"the labels do not fit the metric {self.metric.label}: it compares with the original's output"
-            )
+        notes += _chance_notes(self.metric, comparison.original)
         return comparison
 
     def compare(self) -> record.MetricComparison:
@@ -212,10 +213,29 @@ class _MetricRows:
         if len(self.groups) != len(rows):
             return {}
         names = sorted(set(self.groups), key=lambda name: (_number(name), name))
-        return {
+        figures = {
             name: _figure(self.metric, [row for row, group in zip(rows, self.groups, strict=True) if group == name])
             for name in names
         }
+        return {name: figure for name, figure in figures.items() if math.isfinite(figure)}
+
+
+def _chance_notes(metric: Metric, original: float | None) -> list[str]:
+    """What to say of an original that knows nothing, by the labels that it was given."""
+    if original is None or metric.chance is None:
+        return []
+    if original > metric.chance if metric.better == "higher" else original < metric.chance:
+        return []
+    here, chance = (_written(metric, value) for value in (original, metric.chance))
+    return [
+        f"the original is no better than chance: the metric {metric.label} is {here}, that of a network that knows"
+        f" nothing {chance}; figures of such a network mean little. Are the labels those it was trained with, its"
+        " weights loaded, and its inputs scaled as it expects?"
+    ]
+
+
+def _written(metric: Metric, value: float) -> str:
+    return f"{100 * value:.1f} %" if metric.unit == "%" else f"{value:.4g} {metric.unit}".strip()
 
 
 def _guarded(metric: Metric, part: str, function: Callable[..., Any], *args: Any) -> Any:

@@ -70,7 +70,7 @@ def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str
 REGRESSION = Task(
     "regression",
     (
-        Metric("r2", "R²", _rows, _r2, "%", fits=_fits, perfect=1.0),
+        Metric("r2", "R²", _rows, _r2, "%", fits=_fits, perfect=1.0, chance=0.0),
         Metric("rmse", "RMSE", _rows, _rmse, better="lower", fits=_fits, perfect=0.0),
     ),
     Expectation("regression", "values"),

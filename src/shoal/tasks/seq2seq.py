@@ -178,6 +178,8 @@ def seq2seq(decode: Decode | None = None) -> Task:
         fits=_has_tokens,
         perfect=0.0,
         respond=_generate,
+        bounded=True,
+        chance=1.0,
     )
     return replace(_SEQ2SEQ, metrics=(metric,))
 

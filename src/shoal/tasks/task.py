@@ -55,6 +55,8 @@ class Metric:
             difference between two networks the interval is then that of the rule of three, not of zero width.
         outputs: names of those that `output` is about, as the user named them; all where there are none. A metric with
             `respond` gets what that returns.
+        chance: against labels the figure of a network that knows nothing, such as an R² of 0; where the original has
+            none better, the record says so. None where it hangs on the data, or there is none.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Metric:
     grouped_by: str = "group"
     bounded: bool = False
     outputs: tuple[str, ...] = ()
+    chance: float | None = None
 
     def __post_init__(self) -> None:
         owner = f"the metric {self.label or self.name}"
