@@ -173,6 +173,9 @@ def test_what_is_no_sound_is_refused(whisper, sounds, tmp_path):
     data = load_data(f"audio:{sounds}", text_format=infer_audio_format(whisper), batch_size=2)
     with pytest.raises(DataError, match=r"0\.wav' cannot be read as sound.*\n.*Remove or repair"):
         list(data.test())
+    soundfile.write(sounds / "test" / "0.wav", np.full(99, np.nan, np.float32), RATE, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"0\.wav' cannot be read as sound: it holds NaN or Inf"):
+        list(data.test())
     with pytest.raises(DataError, match=r"there is no folder '.*train'"):
         load_data(f"audio:{tmp_path / 'nothing'}", text_format=infer_audio_format(whisper))
     with pytest.raises(SpecError, match=r"does not say where the data is\n.*audio:ROOT"):

@@ -178,9 +178,22 @@ def test_triples_are_taken_as_they_are(latents):
     assert batch.target is None
 
 
+@pytest.mark.parametrize("count", [5, 8, 40])
+def test_a_few_latents_are_enough_for_a_validation_part(tmp_path, count):
+    for name in ("train", "test"):
+        tensors = {"sample": torch.arange(count * 4.0).reshape(count, 1, 2, 2), "timestep": torch.arange(count)}
+        save_file(tensors, str(tmp_path / f"{name}.safetensors"))
+    data = load_data(f"latents:{tmp_path}")
+    parts = [[*map(int, torch.cat([batch.kwargs["timestep"] for batch in part]))] for part in
+             (data.calibration(), data.validation(), data.test())]  # fmt: skip
+    assert sorted(parts[0] + parts[1]) == parts[2] == list(range(count))
+    assert parts[1]
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
+        ({"sample": torch.full((2, 3), torch.nan), "timestep": torch.zeros(2)}, "'sample' of .* NaN or Inf: 6 of 6"),
         ({"x": torch.zeros(2, 3)}, "holds x, and no latents"),
         ({"sample": torch.zeros(2, 3), "timestep": torch.zeros(3)}, "differ in their number of rows"),
         ({"sample": torch.zeros(0, 3), "timestep": torch.zeros(0)}, "differ in their number of rows|holds no"),

@@ -326,6 +326,7 @@ def test_a_tile_that_ends_between_two_pixels_of_the_target_is_refused(tmp_path):
     ("edit", "message"),
     [
         (lambda document: document["annotations"][0].update(image_id=99), "of image 99, which is not among the images"),
+        (lambda document: document["annotations"][0].update(category_id=7.5), "the id 7.5 is no whole number"),
         (lambda document: document["images"][0].update(id=9), "several images have the same id"),
         (lambda document: document.pop("annotations"), "it has no images and annotations"),
     ],

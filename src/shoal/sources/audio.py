@@ -193,6 +193,8 @@ def read_sound(path: Path, rate: int) -> np.ndarray:
             values, stored = file.read(dtype="float32", always_2d=True).mean(axis=1), int(file.samplerate)
         if not len(values):
             raise ValueError("it is empty")
+        if not np.isfinite(values).all():
+            raise ValueError("it holds NaN or Inf")
         common = math.gcd(stored, rate)
         return np.asarray(resample_poly(values, rate // common, stored // common), np.float32)
 

@@ -215,17 +215,29 @@ class _Box:
     is_crowd: bool
 
 
+def _whole(value: Any) -> int:
+    """An id.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = int(value)
+    if isinstance(value, float) and value != number:
+        raise ValueError(f"the id {value} is no whole number")
+    return number
+
+
 def _coco_boxes(document: Any, images: Mapping[int, str]) -> tuple[dict[int, list[_Box]], int]:
     """The boxes of each image, and how many there are besides that have no width or no height and are no objects.
 
     Raises:
         ValueError: what is wrong with one; and other errors where the layout is another.
     """
-    categories = {int(category["id"]) for category in document.get("categories") or ()}
+    categories = {_whole(category["id"]) for category in document.get("categories") or ()}
     boxes: dict[int, list[_Box]] = {key: [] for key in images}
     empty = 0
     for entry in document["annotations"]:
-        image, category = int(entry["image_id"]), int(entry["category_id"])
+        image, category = _whole(entry["image_id"]), _whole(entry["category_id"])
         box = [float(value) for value in entry["bbox"]]
         if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
             raise ValueError(f"the box {box} of image {image} is no (x, y, width, height)")
@@ -246,10 +258,10 @@ def _coco_part(listing: Path, folder: Path, size: int) -> TargetImages:
         document = read_json(listing)
         if not isinstance(document, dict) or not {"images", "annotations"} <= document.keys():
             raise ValueError("it has no images and annotations")
-        images = {int(image["id"]): str(image["file_name"]) for image in document["images"]}
+        images = {_whole(image["id"]): str(image["file_name"]) for image in document["images"]}
         if len(images) < len(document["images"]):
             raise ValueError("several images have the same id")
-        sizes = {int(image["id"]): (image.get("width"), image.get("height")) for image in document["images"]}
+        sizes = {_whole(image["id"]): (image.get("width"), image.get("height")) for image in document["images"]}
         boxes, empty = _coco_boxes(document, images)
     if empty:
         left_out = f"{count_of(empty, 'annotation')} left out, whose box has no width or no height"

@@ -21,6 +21,7 @@ from shoal.files.tensors import read_tensors
 from shoal.sources.diffusion import LARGEST_BATCH, STEPS, load_scheduler
 
 _INPUTS = ("sample", "hidden_states")
+_LEAST = 5  # mini-batches, where there are so many samples: one in five is kept for validation
 _HOW = "Write a file for train and one for test, with tensors by the names of the network's inputs."
 
 
@@ -74,6 +75,13 @@ class Latents:
                 f"the latents of '{self.path}' are of shape {tuple(latents.shape)} and of {latents.dtype}",
                 "They are numbers with a fraction, of two axes at least: one row a sample.",
             )
+        for name, tensor in self.tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                bad = int((~torch.isfinite(tensor)).sum())
+                raise DataError(
+                    f"the tensor '{name}' of '{self.path}' holds NaN or Inf: {bad} of {tensor.numel()} values",
+                    "Leave these samples out.",
+                )
         if self.scheduler is not None and latents.dim() != 4:
             raise DataError(
                 f"the clean latents of '{self.path}' are of shape {tuple(latents.shape)}, no images to be noised",
@@ -98,6 +106,7 @@ class Latents:
     def __iter__(self) -> Iterator[Batch]:
         count = len(self.tensors[self.name])
         at_once = max(1, LARGEST_BATCH // (1 if self.scheduler is None else STEPS))
+        at_once = min(at_once, count // _LEAST or at_once)
         generator = torch.Generator().manual_seed(self.seed)
         for start in range(0, count, at_once):
             some = {name: tensor[start : start + at_once] for name, tensor in self.tensors.items()}
