@@ -46,9 +46,10 @@ class Quality(FrozenModel):
     """How good one network is on one split of one data set.
 
     `top1` is a fraction with a 95 % Wilson score interval; None where there are no labels. With a label at each of
-    `tokens` positions `loss` is the mean over these, perplexity its exponential, and both 95 % intervals take the n
-    sequences as the independent samples. Of a network with several outputs the figures are those of `output`, and
-    `outputs` holds them all; an output other than class scores has no figures without the original to compare with.
+    `tokens` positions (pixels of a map) `loss` is the mean over these, perplexity of a text its exponential, and both
+    95 % intervals take the n samples as independent. Of a network with several outputs the figures are those of
+    `output`, and `outputs` holds them all; an output other than class scores has no figures without the original to
+    compare with.
     """
 
     split: str

@@ -186,6 +186,8 @@ def test_the_metrics_of_the_task_stand_in_the_record(run, tmp_path):
     assert cosine["after"] > cosine["before"]
     assert record["after"]["cosine_distance"] == pytest.approx(1 - cosine["after"], abs=1e-6)
     assert "Cosine with the original" in out
+    assert f"one minus the cosine with the teacher's output on test: {record['before']['cosine_distance']:.4g}" in out
+    assert "squared error" not in out
     code, _, err = run("distill", *words, "--task", "nothing", "--out", "p")
     assert code == 2
     assert "there is no task 'nothing'" in err

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from shoal.measure import sequences
-from shoal.measure.quality import compare, paired_predictions, predictions, quality
+from shoal.measure.quality import Predictions, compare, paired_predictions, predictions, quality
 from shoal.measure.sequences import concatenate, gather_positions, reduce_sequences, sample_positions
 
 
@@ -135,3 +135,11 @@ def test_positions_are_spread_and_none_is_padding(monkeypatch):
     assert sample_positions(log_p, None).shape == (6, 4)
     monkeypatch.setattr(sequences, "_KEPT", 70)
     assert sample_positions(log_p, None) is None
+
+
+def test_pixels_have_a_loss_and_no_perplexity():
+    log_probs = torch.randn(3, 4, 5, 2, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    target = torch.zeros(3, 4, 5, dtype=torch.int64)
+    found = quality(Predictions(log_probs, target), "test")
+    assert (found.tokens, found.perplexity, found.perplexity_interval) == (60, None, None)
+    assert found.loss == pytest.approx(-float(log_probs[..., 0].mean()))

@@ -304,3 +304,29 @@ def test_figures_against_labels_are_figures_with_labels():
     metric = MetricComparison(**psnr, **figures, drop=0.5, drop_interval=(0.1, 0.9))
     comparison = record.comparison.model_copy(update={"metrics": [metric]})
     assert note not in render(record.model_copy(update={"comparison": comparison}))
+
+
+def test_pixels_are_no_tokens():
+    record = language_record()
+    maps = {"perplexity": None, "perplexity_interval": None}
+    original, compressed = (
+        network.model_copy(update={"quality": network.quality.model_copy(update=maps)})
+        for network in (record.original, record.compressed)
+    )
+    page = render(record.model_copy(update={"original": original, "compressed": compressed}))
+    visible = re.sub(r"<style.*?</style>|<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search("perplexity|sequence|token", visible, re.IGNORECASE)
+    assert "per pixel, nats" in visible
+    assert "the 8 samples, not their pixels" in visible
+
+
+def test_the_drop_on_validation_is_that_of_the_metric_that_decides():
+    record = make_record()
+    psnr = {"name": "psnr", "label": "PSNR", "unit": "dB", "against": "labels", "n": 4}
+    figures = {"original": 24.0, "compressed": 23.5, "compressed_interval": (22, 25)}
+    metric = MetricComparison(**psnr, **figures, drop=0.5, drop_interval=(0.1, 0.9))
+    judged = record.validation.model_copy(update={"metrics": [metric], "top1_drop": None})
+    steps = [step.model_copy(update={"validation": judged}) for step in record.steps]
+    page = render(record.model_copy(update={"steps": steps, "validation": judged}))
+    assert page.count("PSNR 0.500 dB worse</td>") == len(steps)
+    assert "dB of PSNR lost; dashed: limit 1" in page

@@ -8,7 +8,7 @@ import pytest
 from handmade import make_record
 
 from shoal.errors import UsageError
-from shoal.record import OutputsRead
+from shoal.record import MetricComparison, OutputsRead
 from shoal.report import NamedRun, render_runs
 from shoal.report.runs import RunSummary, _undominated
 
@@ -81,6 +81,22 @@ def test_divergences_of_two_tasks_have_no_front():
     first, second = (replace(run, record=without.model_copy(update={"outputs": kind})) for kind in kinds)
     assert "The divergences are of several kinds" in render_runs([first, second])
     assert "The divergences are of several kinds" not in render_runs([first, first])
+
+
+def test_the_loss_is_that_of_the_metric_of_the_task():
+    """It was the divergence under the heading of the metric."""
+    figures = {"name": "psnr", "label": "PSNR", "unit": "dB", "better": "higher", "n": 9, "original": 30.0}
+    psnr = MetricComparison.model_validate(
+        {**figures, "against": "labels", "compressed": 29.58, "drop": 0.42, "drop_interval": (0.31, 0.55)}
+        | {"compressed_interval": (29, 30)}
+    )
+    run = named()
+    first = replace(run, record=compared(run.record, metrics=[psnr]))
+    assert "0.310 to 0.550 dB of PSNR" in render_runs([first])
+    share = psnr.model_copy(update={"unit": "%", "label": "mIoU", "against": "original"})
+    second = replace(run, record=compared(run.record, metrics=[share]))
+    assert "31.0 to 55.0 points of mIoU against the original&#39;s output" in render_runs([second])
+    assert "The losses are in several units" in render_runs([first, second])
 
 
 def test_a_run_without_a_latency_is_in_the_table_alone(bare):

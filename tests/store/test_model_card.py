@@ -6,7 +6,7 @@ from torch import nn
 
 import language
 from shoal.plan import NetworkSignature, Plan, Remove
-from shoal.record import Comparison, Quality
+from shoal.record import Comparison, MetricComparison, Quality
 from shoal.store.model_card import CardFigures, licence_of, model_card, short_spec, what_was_done
 from shoal.store.save import save
 
@@ -44,6 +44,36 @@ def test_figures_come_with_intervals_and_without_the_places_of_files():
     assert "`imagefolder:flowers` (seed 3), test part, n = 450" in card
     assert "from `net.py:build`" in card
     assert "secret" not in card
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        (
+            {"name": "psnr", "label": "PSNR", "unit": "dB", "original": 30.0, "compressed": 29.5, "drop": 0.5},
+            "PSNR: 30 dB before, 29.5 dB after. Worse by 0.5 dB, paired 95 % interval -0.01 to 0.02.",
+        ),
+        (
+            {"name": "miou", "label": "mIoU", "unit": "%", "original": 0.7, "compressed": 0.69, "drop": 0.01},
+            "mIoU: 70.00 % before, 69.00 % after. Worse by 1 points, paired 95 % interval -1 to 2.",
+        ),
+        (
+            {"name": "cosine", "label": "Cosine", "unit": "%", "compressed": 0.99, "against": "original"},
+            "Cosine: 99.00 %, against the original's own output.",
+        ),
+    ],
+)
+def test_the_metric_of_a_task_stands_on_the_card(figures, expected):
+    metric = MetricComparison.model_validate(
+        {"better": "higher", "against": "labels", "n": 7, "drop_interval": (-0.01, 0.02), "drop": None, **figures}
+        | {"original": figures.get("original"), "compressed_interval": (0, 1)}
+    )
+    quality = Quality(split="test", n=7)
+    seen = Comparison(split="test", n=7, kl=0.1, kl_interval=(0, 1), cosine_distance=0.1, metrics=[metric])
+    card = model_card(nn.Linear(2, 2), plan_of("a"), CardFigures("d", 0, quality, quality, seen, "a processor", ("l",)))
+    assert f"- {expected}\n" in card
+    assert "one minus the cosine with the original's output: 0.1" in card
+    assert "- Timed on a processor." in card
 
 
 def test_the_header_is_one_that_the_hub_reads():

@@ -20,7 +20,7 @@ from shoal.files.reading import from_home, is_folder
 from shoal.files.writing import write_text
 from shoal.measure import Predictions, Reading, compare, machine, paired_predictions, quality
 from shoal.plan import Fold, Plan, Replace
-from shoal.record import DistillRecord, MetricComparison
+from shoal.record import Comparison, DistillRecord, MetricComparison
 from shoal.recover import DistillConfig, DistillData, DistillResult, TrainingBudget, distill, read_budget
 from shoal.report import metrics
 from shoal.sources import Data
@@ -38,6 +38,12 @@ from shoal.tasks import (
 )
 
 _READ = 8  # mini-batches that tell how outputs are read, and how far they vary
+_DISTANCES = {
+    "agreement": "divergence from the teacher",
+    "mse": "squared error, as a share of the variance of the teacher's output,",
+    "cosine_distance": "one minus the cosine with the teacher's output",
+    "differing": "share of elements that differ from the teacher's",
+}
 _SET_ON = 4  # mini-batches that the batch norms of stand-ins are set from
 
 
@@ -256,19 +262,26 @@ def _show(session: Session, record: DistillRecord, path: Path) -> None:
             f"{record.quality_after.n} test samples (teacher {100 * (record.teacher_quality.top1 or 0.0):.1f} %)"
         )
     before, after = record.before, record.after
-    for earlier, metric in zip(before.metrics, after.metrics, strict=True):
-        values = " → ".join(metrics.value(each, each.compressed) for each in (earlier, metric))
+    earlier = {metric.name: metric for metric in before.metrics}
+    for metric in (metric for metric in after.metrics if metric.name in earlier):
+        values = " → ".join(metrics.value(each, each.compressed) for each in (earlier[metric.name], metric))
         teacher = f" (teacher {metrics.value(metric, metric.original)})" if metric.original is not None else ""
         session.say(f"{metric.label} {values} on {metric.n} test samples{teacher}")
-    if before.agreement is None or after.agreement is None:
-        session.say(f"squared error on test, of the output's variance: {before.kl:.4g} → {after.kl:.4g}")
-    else:
-        session.say(
-            f"divergence from the teacher on test {before.kl:.4f} → {after.kl:.4f} nats, agreement "
-            f"{100 * before.agreement:.1f} % → {100 * after.agreement:.1f} %"
-        )
+    session.say(_distance(before, after))
     session.say(record.recovery.summary)
     session.say(f"written to {path}")
+
+
+def _distance(before: Comparison, after: Comparison) -> str:
+    """How far the student is from its teacher, in the words of what its outputs are."""
+    kinds = [name for field, name in _DISTANCES.items() if getattr(after, field) is not None]
+    if before.agreement is None or after.agreement is None or len(kinds) > 1:
+        what = kinds[0] if len(kinds) == 1 else "damage, the mean over the outputs,"
+        return f"{what} on test: {before.kl:.4g} → {after.kl:.4g}"
+    return (
+        f"divergence from the teacher on test {before.kl:.4f} → {after.kl:.4f} nats, agreement "
+        f"{100 * before.agreement:.1f} % → {100 * after.agreement:.1f} %"
+    )
 
 
 def _show_plan(session: Session, request: DistillRequest, inputs: _Inputs) -> int:

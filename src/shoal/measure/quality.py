@@ -307,8 +307,8 @@ def quality(predictions: Predictions, split: str, output: str | None = None) -> 
 
     With one label per position there is no `top1`, since positions of one sample are not independent; the
     loss is the mean over the labelled positions (label -100 and padding are skipped), with its exponential, the
-    perplexity, and intervals that take the samples as independent. Targets must stand at the position that answers
-    them: `as_batch` moves those of a language model.
+    perplexity of a text, and intervals that take the samples as independent. Targets must stand at the position that
+    answers them: `as_batch` moves those of a language model.
 
     Args:
         predictions: of one network.
@@ -350,20 +350,17 @@ def _quality(part: Predictions, split: str) -> record.Quality:
 
 
 def _per_token(predictions: Predictions) -> dict[str, Any]:
-    """Loss and perplexity over all labelled positions; nothing without any."""
+    """Loss and perplexity over all labelled positions; of pixels, which nobody reads in order, the loss alone."""
     whole = _sequences(predictions)
     if whole is None or whole.loss is None or not whole.tokens:
         return {}
     loss = float(whole.loss.sum()) / whole.tokens
     low, high = ratio_interval(whole.loss, whole.labelled)
     low = max(0.0, low)  # a cross-entropy is never negative
-    return {
-        "loss": loss,
-        "loss_interval": (low, high),
-        "tokens": whole.tokens,
-        "perplexity": _exp(loss),
-        "perplexity_interval": (_exp(low), _exp(high)),
-    }
+    figures = {"loss": loss, "loss_interval": (low, high), "tokens": whole.tokens}
+    if predictions.log_probs.dim() > 3:
+        return figures
+    return figures | {"perplexity": _exp(loss), "perplexity_interval": (_exp(low), _exp(high))}
 
 
 def _exp(value: float) -> float:

@@ -153,10 +153,20 @@ def _quality(record: Record) -> list[ComparisonRow]:
         change = numbers.less(a.quality.perplexity or 0.0, b.quality.perplexity or 0.0)
         rows.append(ComparisonRow("Perplexity", tokens, _perplexity(a), _perplexity(b), change))
     if a.quality.loss is not None or b.quality.loss is not None:
-        unit = "per token, nats, 95 % interval" if a.quality.tokens else "cross-entropy in nats"
+        unit = f"per {position(record)}, nats, 95 % interval" if a.quality.tokens else "cross-entropy in nats"
         change = numbers.more(record.comparison.loss_increase) if a.quality.tokens else ""
         rows.append(ComparisonRow("Loss", f"{split}, {unit}", _loss(a), _loss(b), change))
     return [*(_metric(metric, record.comparison.split) for metric in record.comparison.metrics), *rows]
+
+
+def is_text(record: Record) -> bool:
+    """Whether the positions that losses are of follow each other as the tokens of a text do."""
+    return record.original.quality.perplexity is not None
+
+
+def position(record: Record) -> str:
+    """What a loss is the mean over, where a sample has several answers."""
+    return "token" if is_text(record) else "pixel"
 
 
 def _metric(metric: MetricComparison, split: str) -> ComparisonRow:
@@ -257,10 +267,8 @@ def paired(record: Record) -> list[PairedRow]:
         ]
     if any(split.loss_increase is not None for split in splits):
         ratio = "compressed over original on the same tokens, 95 % interval paired by sequence"
-        rows += [
-            row("Perplexity ratio", ratio, perplexity_ratio),
-            row("Loss increase", "per token, nats, 95 % interval", _increase),
-        ]
+        rows += [row("Perplexity ratio", ratio, perplexity_ratio)] if is_text(record) else []
+        rows.append(row("Loss increase", f"per {position(record)}, nats, 95 % interval", increase))
     if any(split.mse is not None for split in splits):
         rows.append(row("Squared error", "mean, relative to the output's variance, 95 % interval", _mse))
     if any(split.cosine_distance is not None for split in splits):
@@ -300,7 +308,16 @@ def perplexity_ratio(split: Comparison) -> Cell:
     return Cell(numbers.significant(numbers.exp(split.loss_increase)), _interval((numbers.exp(low), numbers.exp(high))))
 
 
-def _increase(split: Comparison) -> Cell:
+def drop(split: Comparison) -> str | None:
+    """What a network lost of the metric that `MaxDrop` looks at, without an interval; None without labels or a task."""
+    metric = metrics.deciding(split)
+    if metric is not None:
+        return f"{metric.label} {metrics.change(metric.model_copy(update={'drop_interval': None}))}"
+    return None if split.top1_drop is None else numbers.points(split.top1_drop)
+
+
+def increase(split: Comparison) -> Cell:
+    """By how much the loss rose, with its interval."""
     return Cell(numbers.significant(split.loss_increase), _interval(split.loss_increase_interval))
 
 

@@ -29,7 +29,6 @@ _STATISTICS = (
     ),
     ("MACs", "multiply-adds for one sample; FLOPs are twice that"),
 )
-_POINTS = Damage("points lost", "points lost", "points lost")
 _HOW_DAMAGE = (
     "on calibration samples held out from fitting; on the front, the sum over the changes of a plan, each measured "
     "alone"
@@ -74,14 +73,16 @@ def render(record: Record) -> str:
         blocks_table=block_table(record.blocks, damage),
         damage=damage,
         has_labels=_has_labels(record),
+        position=comparison.position(record),
+        drop=comparison.drop,
         plots=_step_plots(record),
     )
 
 
 def _statistics(record: Record) -> list[tuple[str, str]]:
     """How each figure of this record was computed; perplexity instead of accuracy for a language model."""
-    tokens = record.original.quality.tokens is not None
-    omitted = {"Top-1", "Change in top-1"} if tokens else {"Perplexity"}
+    omitted = set() if comparison.is_text(record) else {"Perplexity"}
+    omitted |= set() if record.original.quality.top1 is not None else {"Top-1", "Change in top-1"}
     omitted |= set() if record.comparison.agreement is not None else {"Divergence"}
     rows = [(name, how) for name, how in _STATISTICS if name not in omitted]
     if record.planning:
@@ -112,6 +113,7 @@ def _step_plots(record: Record) -> dict[str, list[str]]:
     """The plots of the greedy removal for each width of the page."""
     kept = [step.removed for step in record.steps if _is_final(step.removed, record)]
     drop = record.goal.get("max_drop")
+    lost = _lost(record)
     damage = damage_of(record.outputs)
     limit = float(drop) if isinstance(drop, int | float) and not isinstance(drop, bool) else None
     return {
@@ -121,12 +123,20 @@ def _step_plots(record: Record) -> dict[str, list[str]]:
                 curves.removal_plot(
                     curves.divergences(record.steps, kept), "Divergence from the original", damage, size
                 ),
-                curves.removal_plot(curves.drops(record.steps, kept), "Drop on validation", _POINTS, size, limit),
+                curves.removal_plot(curves.drops(record.steps, kept), "Drop on validation", lost, size, limit),
             )
             if picture
         ]
         for size in curves.SIZES
     }
+
+
+def _lost(record: Record) -> Damage:
+    """What a drop on validation is counted in: points, or the unit of the task's metric."""
+    judged = (step.validation for step in record.steps if step.validation is not None)
+    metric = next(filter(None, map(metrics.deciding, judged)), None)
+    unit = f"{metrics.loss_unit(metric)} of {metric.label}".removeprefix(" of ") if metric is not None else "points"
+    return Damage(f"{unit} lost", f"{unit} lost", f"{unit} lost")
 
 
 def _has_labels(record: Record) -> bool:

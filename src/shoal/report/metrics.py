@@ -2,7 +2,7 @@
 
 import math
 
-from shoal.record import Interval, MetricComparison, Record
+from shoal.record import Comparison, Interval, MetricComparison, Record
 from shoal.report import numbers
 
 
@@ -36,6 +36,23 @@ def change(metric: MetricComparison) -> str:
     word = "unchanged" if metric.drop == 0 else "worse" if metric.drop > 0 else "better"
     text = word if metric.drop == 0 else f"{value(metric, abs(metric.drop))} {word}"
     return f"{text} ({bounds_text})" if bounds_text else text
+
+
+def deciding(split: Comparison) -> MetricComparison | None:
+    """The metric that a largest drop is about: the first that has one."""
+    return next((metric for metric in split.metrics if metric.drop is not None), None)
+
+
+def loss_unit(metric: MetricComparison) -> str:
+    """What a drop is counted in: points of a share, else the unit of the metric."""
+    return "points" if metric.unit == "%" else metric.unit
+
+
+def loss(metric: MetricComparison) -> tuple[float, Interval]:
+    """The drop and its interval, in `loss_unit`."""
+    scale, drop = 100 if metric.unit == "%" else 1, metric.drop or 0.0
+    low, high = metric.drop_interval or (drop, drop)
+    return scale * drop, (scale * low, scale * high)
 
 
 def note(metric: MetricComparison, split: str) -> str:

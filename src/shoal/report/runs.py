@@ -6,7 +6,7 @@ from typing import Any
 
 from shoal.errors import UsageError
 from shoal.record import FrozenModel, Machine, Record
-from shoal.report import comparison, numbers
+from shoal.report import comparison, metrics, numbers
 from shoal.report.html import Column, Page, Section, Table, TableCell, TableRow, write_page
 
 _DIVERGENCE = "of divergence from the original"
@@ -38,7 +38,7 @@ class NamedRun:
 
 
 class RunSummary(FrozenModel):
-    """What the page shows of a run; the loss is in points, or in nats where there is no metric, the speed a factor."""
+    """What the page shows of a run; the loss is in `unit`, the speed a factor."""
 
     name: str
     page: str
@@ -150,8 +150,13 @@ def _summary(run: NamedRun) -> RunSummary:
 
 
 def _loss(record: Record) -> tuple[float, tuple[float, float], str]:
-    """The drop in top-1 in points, else the divergence from the original."""
+    """The drop of the task's first metric that has one, as `MaxDrop` takes it, or of top-1; else the damage."""
     seen = record.comparison
+    metric = metrics.deciding(seen)
+    if metric is not None:
+        what = metric.label if metric.against == "labels" else f"{metric.label} against the original's output"
+        unit = metrics.loss_unit(metric)
+        return *metrics.loss(metric), f"{unit} of {what}" if unit else what
     if seen.top1_drop is not None and seen.top1_drop_interval is not None:
         low, high = seen.top1_drop_interval
         return 100 * seen.top1_drop, (100 * low, 100 * high), "points of top-1"

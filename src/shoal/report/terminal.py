@@ -154,13 +154,14 @@ def _show_comparison(record: Record, console: Console) -> None:
     if split.top1_drop_interval is not None:
         interval = numbers.points_interval(split.top1_drop_interval)
         print_line(console, f"Points of top-1, 95 % interval: {interval}", "dim")
-    if split.loss_increase is not None:
+    if split.loss_increase is not None and not comparison.is_text(record):
+        print_line(console, f"Loss per pixel, paired by sample, in nats: {comparison.increase(split)} more", "dim")
+    elif split.loss_increase is not None:
         ratio = comparison.perplexity_ratio(split)
         interval = f", 95 % interval {ratio.detail}" if ratio.detail else ""
         line = f"Perplexity, paired by sequence: {ratio.value} times the original's{interval}"
         print_line(console, line, "dim")
-    if record.validation is not None and record.validation.top1_drop is not None:
-        drop = numbers.points(record.validation.top1_drop)
+    if record.validation is not None and (drop := comparison.drop(record.validation)) is not None:
         print_line(console, f"On {record.validation.split}, where blocks were chosen: {drop}", "dim")
     print_line(console, "")
 

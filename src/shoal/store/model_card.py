@@ -12,7 +12,7 @@ from torch import nn
 
 from shoal.files.reading import read_text
 from shoal.plan import Plan
-from shoal.record import Comparison, Quality, Record
+from shoal.record import Comparison, MetricComparison, Quality, Record
 from shoal.store.folder import CARD
 from shoal.store.origin import is_own, source_folder
 
@@ -102,6 +102,7 @@ def figures(measured: CardFigures) -> list[str]:
     if seen.top1_drop is not None and seen.top1_drop_interval is not None:
         low, high = (100 * bound for bound in seen.top1_drop_interval)
         lines.append(f"Drop: {100 * seen.top1_drop:.2f} points, paired 95 % interval {low:.2f} to {high:.2f}.")
+    lines += [_metric(metric) for metric in seen.metrics]
     if before.loss is not None and after.loss is not None:
         lines.append(f"Loss, cross-entropy in nats: {before.loss:.4g} before, {after.loss:.4g} after.")
     if before.perplexity is not None and after.perplexity is not None:
@@ -116,10 +117,29 @@ def figures(measured: CardFigures) -> list[str]:
         lines.append(f"KL(original || this): {seen.kl:.4g} nats, 95 % interval {low:.4g} to {high:.4g}.")
     elif seen.mse is not None:
         lines.append(f"Mean squared error relative to the variance of the original's output: {seen.mse:.4g}.")
+    elif seen.cosine_distance is not None:
+        lines.append(f"Mean of one minus the cosine with the original's output: {seen.cosine_distance:.4g}.")
     lines += measured.latencies
     if measured.latencies:
-        lines.append(f"CardFigures on {measured.machine}.")
+        lines.append(f"Timed on {measured.machine}.")
     return ["\n".join(f"- {line}" for line in lines)]
+
+
+def _metric(metric: MetricComparison) -> str:
+    """A task's metric of both networks, and how much worse the new one is."""
+    after = _figure(metric, metric.compressed)
+    line = f"{metric.label}: {after}, against the original's own output."
+    if metric.original is not None:
+        line = f"{metric.label}: {_figure(metric, metric.original)} before, {after} after."
+    if metric.drop is None or metric.drop_interval is None or not all(map(math.isfinite, metric.drop_interval)):
+        return line
+    scale, unit = (100, "points") if metric.unit == "%" else (1, metric.unit)
+    drop, low, high = (f"{scale * value:.4g}" for value in (metric.drop, *metric.drop_interval))
+    return f"{line} Worse by {drop}{f' {unit}' if unit else ''}, paired 95 % interval {low} to {high}."
+
+
+def _figure(metric: MetricComparison, value: float) -> str:
+    return f"{100 * value:.2f} %" if metric.unit == "%" else f"{value:.4g} {metric.unit}".strip()
 
 
 def licence_of(model: nn.Module, spec: str | None, source: Path | None) -> str | None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shoal.record import Recovery, RemovalStep
-from shoal.report import numbers
+from shoal.record import Comparison, Interval, Recovery, RemovalStep
+from shoal.report import metrics, numbers
 from shoal.report.damage import KL, Damage
 from shoal.report.plots.figure import WIDTHS, Plot
 from shoal.training_record import EpochRow
@@ -43,16 +43,24 @@ def divergences(steps: Sequence[RemovalStep], removed: Sequence[str]) -> list[Re
 
 
 def drops(steps: Sequence[RemovalStep], removed: Sequence[str]) -> list[RemovalPoint]:
-    """The drop on validation in points, after every step that has one."""
+    """The drop on validation, of the task's metric or in points of top-1, after every step that has one."""
     points = []
     for i, step in enumerate(steps, 1):
-        split = step.validation
-        if split is None or split.top1_drop is None or not math.isfinite(split.top1_drop):
-            continue
-        low, high = split.top1_drop_interval or (split.top1_drop, split.top1_drop)
-        kept = step.removed in removed
-        points.append(RemovalPoint(i, 100 * split.top1_drop, 100 * low, 100 * high, step.removed, kept))
+        lost = _drop(step.validation) if step.validation is not None else None
+        drop, (low, high) = lost or (math.nan, (math.nan, math.nan))
+        if all(map(math.isfinite, (drop, low, high))):
+            points.append(RemovalPoint(i, drop, low, high, step.removed, step.removed in removed))
     return points
+
+
+def _drop(split: Comparison) -> tuple[float, Interval] | None:
+    metric = metrics.deciding(split)
+    if metric is not None:
+        return metrics.loss(metric)
+    if split.top1_drop is None:
+        return None
+    low, high = split.top1_drop_interval or (split.top1_drop, split.top1_drop)
+    return 100 * split.top1_drop, (100 * low, 100 * high)
 
 
 def removal_plot(
