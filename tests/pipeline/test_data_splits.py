@@ -59,9 +59,8 @@ def test_of_one_mini_batch_a_quarter_is_held_back():
     assert (numbers(parts.damage), numbers(parts.fit)) == ([0, 1], [2, 3, 4, 5, 6, 7])
 
 
-def test_a_last_mini_batch_of_one_sample_is_left_out_unless_there_is_no_other():
-    assert numbers(split_samples_for_plan(numbered(8, 1), numbered(3, first=100), 128, 0.15).fit) == list(range(8))
-    assert numbers(split_samples_for_plan(numbered(1), numbered(3, first=100), 128, 0.15).fit) == [0]
+def test_a_last_mini_batch_of_one_sample_is_used_as_well():
+    assert numbers(split_samples_for_plan(numbered(8, 1), numbered(3, first=100), 128, 0.15).fit) == list(range(9))
 
 
 def test_too_few_samples_are_refused():
@@ -115,25 +114,6 @@ def test_the_shape_of_labels_stays_and_tells_the_axis_of_the_classes():
     assert log_probabilities(torch.randn(4, 3, 5), mixed[1].target).shape == (4, 5, 3)
 
 
-def test_single_samples_are_joined_in_pairs_where_they_are_alike():
-    def single(shape, flag=True, label=None):
-        return Batch((torch.randn(1, *shape),), {"mask": torch.ones(1, 2), "use_cache": flag}, label)
-
-    alike = [single((3, 4), label=torch.tensor([number])) for number in range(5)]
-    other = [single((2,))] * 3
-    fit = split_samples_for_plan(alike, other, 2, 0.5).fit
-    assert [batch.size for batch in fit] == [2, 2]
-    assert torch.equal(fit[1].args[0], torch.cat([alike[2].args[0], alike[3].args[0]]))
-    assert fit[0].kwargs["mask"].shape == (2, 2)
-    assert fit[0].kwargs["use_cache"] is True
-    assert fit[0].target is None
-    mixed = [*alike[:2], single((3, 5)), single((3, 4)), single((3, 4)), single((3, 4), flag=False)]
-    assert len(split_samples_for_plan(mixed, other, 2, 0.5).fit) == 1
-    unlike = [single((3, size)) for size in (4, 5, 6)]
-    assert split_samples_for_plan(unlike, other, 2, 0.5).fit == unlike
-
-
-def test_a_single_sample_beside_others_is_left_out():
-    several, alone = Batch((torch.randn(4, 3),)), Batch((torch.randn(1, 3),))
-    fit = split_samples_for_plan([several, alone], [several], 2, 0.5).fit
-    assert [batch.size for batch in fit] == [4]
+def test_mini_batches_of_a_single_sample_stay_as_they_are():
+    singles = [Batch((torch.randn(1, 3, size),)) for size in (4, 5, 6)]
+    assert split_samples_for_plan(singles, [Batch((torch.randn(3, 3, 4),))], 2, 0.5).fit == singles

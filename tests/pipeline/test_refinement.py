@@ -105,7 +105,7 @@ def test_mini_batches_of_one_sample_are_refitted_on_as_well(monkeypatch):
     result = shoal.compress(network(), singles, goal, validation=OTHER[:2], test=OTHER[2:], config=REFIT)
     assert any("kept blocks refitted too" in note for note in result.record.notes)
     monkeypatch.setattr(api, "GreedyRemoval", lambda *args: pytest.fail("it began"))
-    with pytest.raises(DataError, match="a single sample, no two are alike"):
+    with pytest.raises(DataError, match="a single calibration sample is left to refit on"):
         shoal.compress(network(), singles[:1], goal, validation=OTHER[:2], config=REFIT)
 
 

@@ -8,6 +8,7 @@ from shoal.batches import Batch
 from shoal.blocks import analyze
 from shoal.regress import Moments
 from shoal.replace import build_segments, find_spans
+from shoal.replace.heldout_moments import HeldOutSamples
 from shoal.replace.kinds import MomentsView
 
 
@@ -66,6 +67,12 @@ def mlp(width=6, depth=3, act=nn.ReLU, norm=False):
     for _ in range(depth - 1):
         layers += [nn.Linear(width, width), *[nn.BatchNorm1d(width)] * norm, act(), nn.Dropout(0.5)]
     return nn.Sequential(*layers, nn.Linear(width, 3))
+
+
+def fitted_on(samples):
+    """Those of mini-batches that are not held out, as one tensor."""
+    parts = HeldOutSamples()
+    return torch.cat([x[part] for x in samples for part in parts.split(len(x))[1]])
 
 
 def sums_of(x, y, shortcut=None):

@@ -13,6 +13,7 @@ from shoal.errors import DataError, NonFiniteError, UsageError
 from shoal.regress import fit
 from shoal.replace import ReplacementSpec, fit_all, split_by_memory
 from shoal.replace.fitting import MomentsKey, SpanMoments
+from shoal.replace.heldout_moments import HeldOutSamples
 from shoal.replace.recording import recording
 from shoal.replace.row_sampler import Window, extract_patches, gather_outputs, sample_grid
 
@@ -134,15 +135,15 @@ def test_ridge_zero_is_least_squares():
     anatomy = analyze(model, batches[0].take(2))
     span = spans(anatomy)[1, 3]
     sums = SpanMoments(MomentsKey(span.paths[0], 2, 3), [ReplacementSpec(span, "conv3")], 24)
-    rows, outputs = [], []
+    rows, outputs, parts = [], [], HeldOutSamples()
     grid = sample_grid((4, 4), 99, torch.Generator())
     with torch.no_grad(), recording(anatomy, [span.paths[0], span.paths[-1]]) as seen:
         for batch in batches:
             model(*batch.args)
             sums.add(seen.inputs[span.paths[0]], [seen.sums[span.end]])
-            held = round(0.2 * batch.size)
-            rows.append(extract_patches(seen.inputs[span.paths[0]][held:], grid, Window(3, 2)))
-            outputs.append(gather_outputs(seen.sums[span.paths[-1]][held:], grid))
+            for part in parts.split(batch.size)[1]:
+                rows.append(extract_patches(seen.inputs[span.paths[0]][part], grid, Window(3, 2)))
+                outputs.append(gather_outputs(seen.sums[span.paths[-1]][part], grid))
     x = torch.cat(rows)
     assert sums.sampler.per_sample >= 16
     assert sums.train.n == len(x)
@@ -204,8 +205,8 @@ def test_nan_in_the_activations_is_named():
 def test_one_sample_cannot_be_split():
     model = network()
     anatomy = analyze(model, Batch((randn(2, 3, 8, 8),)))
-    with pytest.raises(DataError, match="a mini-batch of one sample cannot be split"):
-        fit_all(anatomy, data(size=1, side=8), [ReplacementSpec(spans(anatomy)[1, 2], "conv3")])
+    with pytest.raises(DataError, match="one sample cannot be split"):
+        fit_all(anatomy, data(count=1, size=1, side=8), [ReplacementSpec(spans(anatomy)[1, 2], "conv3")])
 
 
 def test_constant_channels_do_no_harm():

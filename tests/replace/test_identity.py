@@ -1,6 +1,6 @@
 import pytest
 import torch
-from given import VGG, data, dissected, mlp, randn, spans
+from given import VGG, data, dissected, fitted_on, mlp, randn, spans
 from torch import nn
 
 from shoal.batches import Batch
@@ -42,7 +42,7 @@ def test_its_r2_is_that_of_the_input_itself():
         layer.bias.zero_()
     batches = data(20, 4)
     [found] = fit_all(anatomy, batches, [ReplacementSpec(spans(anatomy)[1, 2], "identity")])
-    x = torch.cat([anatomy.model[0](batch.args[0])[4:] for batch in batches]).detach()
+    x = fitted_on([anatomy.model[0](batch.args[0]) for batch in batches]).detach()
     y = layer(x).detach()
     expected = 1 - float((y - x).square().sum() / (y - y.mean(0)).square().sum())
     assert found.r2_fit == pytest.approx(expected, abs=1e-9)

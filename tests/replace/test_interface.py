@@ -1,6 +1,6 @@
 import pytest
 import torch
-from given import VGG, data, dissected, mlp, randn, spans
+from given import VGG, data, dissected, fitted_on, mlp, randn, spans
 
 import networks
 from shoal.plan import Replacement
@@ -85,9 +85,9 @@ def _rows(anatomy, span, batches):
     with torch.no_grad(), recording(anatomy, [span.paths[0], span.end]) as seen:
         for batch in batches:
             anatomy.model(*batch.args)
-            entering.append(seen.inputs[span.paths[0]][4:])
-            sums.append(seen.sums[span.end][4:])
-    return torch.cat(entering), torch.cat(sums)
+            entering.append(seen.inputs[span.paths[0]])
+            sums.append(seen.sums[span.end])
+    return fitted_on(entering), fitted_on(sums)
 
 
 def test_only_convolutions_are_dilated():

@@ -18,6 +18,7 @@ from shoal.replace import (
     linear_attention_specs,
 )
 from shoal.replace.attention_map import AttentionMap
+from shoal.replace.heldout_moments import HeldOutSamples
 from shoal.store.serving.nemotron_nas import write_nemotron_nas
 
 
@@ -54,8 +55,9 @@ def test_the_map_is_the_least_squares_optimum_and_padding_does_not_count():
     assert [spec.token_map.module for spec in specs] == [f"model.layers.{index}.self_attn" for index in range(3)]
     [fitted] = fit_linear_attentions(graph, [batch], specs[1:2])
     x, y = attention_of(model, batch)
-    fit = slice(8, None)  # a fifth is held out
-    rows, targets = x[fit][mask[fit].bool()], y[fit][mask[fit].bool()]
+    kept = torch.ones(40, dtype=torch.bool)
+    kept[HeldOutSamples().split(40)[0]] = False
+    rows, targets = x[kept][mask[kept].bool()], y[kept][mask[kept].bool()]
     best = torch.linalg.lstsq(rows, targets).solution.T
     unit = fitted.module.self_attn.requires_grad_(False)
 

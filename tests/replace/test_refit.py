@@ -21,6 +21,7 @@ from shoal.replace import (
     students_of,
     train_students,
 )
+from shoal.replace.heldout_moments import HeldOutSamples
 from shoal.replace.last_linear import LastLinear, network_head
 from shoal.replace.refit import improves
 from shoal.surgery import remove_blocks_
@@ -297,13 +298,15 @@ def test_a_refit_stands_only_where_it_helps_the_samples_held_out_beyond_chance()
     assert not improves([target], [better], [worse])
     assert not improves([target], [worse], [worse])
     # Of 8 samples held out one gains much, and the others lose.
+    held, others = HeldOutSamples().split(40)
     uneven = worse.clone()
-    uneven[:8] = target[:8] + 1.3 * streams(1, 40, 0.5)[:8]
-    uneven[0] = target[0]
+    uneven[held] = target[held] + 1.3 * streams(1, 40, 0.5)[held]
+    uneven[held.start] = target[held.start]
     assert not improves([target], [worse], [uneven])
-    # Only those held out count: a fifth of each mini-batch, the first ones.
+    # Only those held out count.
     elsewhere = better.clone()
-    elsewhere[8:] = 1e3
+    for part in others:
+        elsewhere[part] = 1e3
     assert improves([target], [worse], [elsewhere])
 
 
@@ -428,9 +431,9 @@ def test_the_same_seed_gives_the_same_network():
     assert any(not torch.equal(models[0][key], models[2][key]) for key in models[0])
 
 
-@pytest.mark.parametrize(("memory", "used"), [(1e9, 24), (20480, 10), (18432, 8), (1, 2)])
+@pytest.mark.parametrize(("memory", "used"), [(1e9, 24), (20480, 10), (18432, 9), (1, 2)])
 def test_less_memory_means_fewer_samples(memory, used):
-    """A sample takes 2048 bytes, 4 x 8 x 8 values in both networks; one that is left over alone is of no use."""
+    """A sample takes 2048 bytes, 4 x 8 x 8 values in both networks."""
     batches = data(8, 3, 8, 8)
     anatomy = teacher(batches)
     one = fitted(anatomy, batches, 1, 3)
@@ -442,17 +445,16 @@ def test_less_memory_means_fewer_samples(memory, used):
     assert sum(seen) == 2 * used  # once more for what enters the head
 
 
-def test_a_ragged_mini_batch_of_one_is_left_out_and_one_image_is_refused():
+def test_mini_batches_of_one_image_are_used_and_one_image_is_refused():
     batches = data(8, 3, 8, 8)
     anatomy = teacher(batches)
     one = fitted(anatomy, batches, 1, 3)
-    models = [student(anatomy, batches, one) for _ in range(2)]
-    refit_(anatomy, models[0], [one], batches)
-    refit_(anatomy, models[1], [one], [*batches, batches[0].take(1)])
-    state = models[1].state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in models[0].state_dict().items())
-    with pytest.raises(DataError, match="a regression without rows"):
-        refit_(anatomy, models[0], [one], [batches[0].take(1)])
+    model = student(anatomy, batches, one)
+    before = error(anatomy, model, one, batches)
+    refit_(anatomy, model, [one], [part for batch in batches for part in batch.divided(8)])
+    assert error(anatomy, model, one, batches) < before
+    with pytest.raises(DataError, match="one sample cannot be split"):
+        refit_(anatomy, student(anatomy, batches, one), [one], [batches[0].take(1)])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -375,10 +375,10 @@ def _check_several(fit: Sequence[Batch]) -> None:
     Raises:
         DataError: says so.
     """
-    if all(batch.size < 2 for batch in fit):
+    if sum(batch.size for batch in fit) < 2:
         raise DataError(
-            "every calibration mini-batch holds a single sample, no two are alike, and none can be held out of a refit",
-            "Give mini-batches of two samples or more (--batch-size 2), or leave the refit out.",
+            "a single calibration sample is left to refit on, and none can be held out of it",
+            "Give more samples (--images), or leave the refit out.",
         )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from shoal.batches import Batch
@@ -56,8 +55,7 @@ def split_samples_for_plan(
         samples = min(max_damage_samples, max(1, round(_samples(calibration) * share)))
         damage, fit = split_samples(calibration, samples)
         drop = list(calibration)
-    # The last mini-batch of a loader may hold a single sample, of which none can be held out.
-    return DataSplits([batch for batch in fit if batch.size > 1] or _in_pairs(fit) or fit, damage, drop)
+    return DataSplits(fit, damage, drop)
 
 
 def split_samples(batches: Sequence[Batch], count: int) -> tuple[list[Batch], list[Batch]]:
@@ -75,29 +73,6 @@ def split_samples(batches: Sequence[Batch], count: int) -> tuple[list[Batch], li
             rest.append(batch)
         remaining -= batch.size
     return first, rest
-
-
-def _in_pairs(singles: Sequence[Batch]) -> list[Batch]:
-    """Mini-batches of a single sample each as mini-batches of two, without labels; those that differ are left out."""
-    pairs = [_pair(first, second) for first, second in zip(singles[::2], singles[1::2], strict=False)]
-    return [pair for pair in pairs if pair is not None]
-
-
-def _pair(first: Batch, second: Batch) -> Batch | None:
-    """Both samples in one mini-batch; None where they differ in shape, or in what is no tensor."""
-    values = [[*batch.args, *batch.kwargs.values()] for batch in (first, second)]
-    if first.kwargs.keys() != second.kwargs.keys() or len(values[0]) != len(values[1]):
-        return None
-    joined: list[Any] = []
-    for left, right in zip(*values, strict=True):
-        if isinstance(left, Tensor) and isinstance(right, Tensor) and left.dim() and left.shape == right.shape:
-            joined.append(torch.cat([left, right]))
-        elif not isinstance(left, Tensor) and type(left) is type(right) and left == right:
-            joined.append(left)
-        else:
-            return None
-    count = len(first.args)
-    return Batch(tuple(joined[:count]), dict(zip(first.kwargs, joined[count:], strict=True)))
 
 
 def _samples(batches: Sequence[Batch]) -> int:

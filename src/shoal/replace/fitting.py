@@ -111,7 +111,7 @@ def fit_all(
 
     Args:
         graph: the original network; it is left as it was.
-        batches: calibration mini-batches; a fifth of the samples of each is held out to choose the ridge.
+        batches: calibration mini-batches; a fifth of the samples is held out to choose the ridge.
         specs: what to fit.
         seed: of the positions drawn.
         rows_per_unknown: how many positions to draw, about.

@@ -113,7 +113,7 @@ def fit_folded(
 
     Args:
         graph: the original network; it is left as it was.
-        batches: calibration mini-batches; a fifth of the samples of each is held out to choose form and ridge.
+        batches: calibration mini-batches; a fifth of the samples is held out to choose form and ridge.
         specs: what to fit.
         seed: of the positions drawn.
         on_progress: called with (passes over the data done, passes).

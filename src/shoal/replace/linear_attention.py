@@ -111,7 +111,7 @@ def fit_linear_attentions(
 
     Args:
         graph: the original network; it is left as it was.
-        batches: calibration mini-batches; a fifth of the samples of each is held out to choose the ridge. Positions
+        batches: calibration mini-batches; a fifth of the samples is held out to choose the ridge. Positions
             that a mask hides do not count.
         specs: what to fit.
         seed: of the positions drawn.

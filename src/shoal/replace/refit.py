@@ -35,7 +35,7 @@ from shoal.replace.fitting import (
     SpanMoments,
 )
 from shoal.replace.folded import is_better, solve_update
-from shoal.replace.heldout_moments import HeldOutMoments, held_out_of
+from shoal.replace.heldout_moments import HeldOutMoments, HeldOutSamples
 from shoal.replace.kv_cache import without_kv_cache
 from shoal.replace.last_linear import LastLinear, last_linear, network_head
 from shoal.replace.output_format import PLAIN, OutputFormat
@@ -250,7 +250,7 @@ class SequentialRefit:
         update = LayerUpdate(layer, self.student, sum(map(len, self.teacher_x)), self.seed) if layer else None
         for batch, x in enumerate(self.student_x):
             self.teacher_x[batch] = self.forward_segments(self.teacher.model, segments, self.teacher_x[batch], batch)
-            if update is not None and len(x) > 1:
+            if update is not None:
                 with update.capturing():
                     output = self.forward_segments(self.student, segments, x, batch)
                 update.add(self.teacher_x[batch], output, self.batches[batch].counted_in(output))
@@ -290,8 +290,7 @@ class SequentialRefit:
                 self.teacher_x[batch] = self.forward_segments(
                     self.teacher.model, segments, self.teacher_x[batch], batch
                 )
-                if len(x) > 1:
-                    moments.add(x, [record.target(fitted.span.end)], self.batches[batch].counted_in(x))
+                moments.add(x, [record.target(fitted.span.end)], self.batches[batch].counted_in(x))
         module = self.student.get_submodule(fitted.span.paths[0])
         if any(True for _ in module.parameters()):
             [refitted] = moments.solve_all(next(module.parameters()))
@@ -337,7 +336,7 @@ class SequentialRefit:
             features, stream = probe.student_parts(x.clone(), forward)
             if adds_up and stream is not None:
                 sums.append(UnitSum(target, features, stream, self.batches[batch].counted_in(target)))
-            elif len(x) > 1:
+            else:
                 missing = linear.as_output(target if stream is None else target - stream)
                 moments.add(features, [missing], self.batches[batch].counted_in(features))
         if sums:
@@ -352,8 +351,7 @@ class SequentialRefit:
         """Refit a layer whose output is added as it is, if that improves the sums; returns these, by mini-batch."""
         moments = self._layer_moments(linear)
         for each in sums:
-            if len(each.stream) > 1:
-                moments.add(each.features, [each.target - each.stream], each.counted)
+            moments.add(each.features, [each.target - each.stream], each.counted)
         layer = self.student.get_submodule(linear.layer)
         before = [each.stream + layer(each.features) for each in sums]
         weights = [(parameter, parameter.data) for parameter in layer.parameters()]
@@ -509,9 +507,9 @@ def improves(target: Sequence[Tensor], before: Sequence[Tensor], after: Sequence
         before: without a refit.
         after: with it.
     """
-    gains = []
+    gains, parts = list[Tensor](), HeldOutSamples()
     for stream, first, second in zip(target, before, after, strict=True):
-        held = slice(0, held_out_of(len(stream))) if len(stream) > 1 else slice(0, 0)
+        held, _ = parts.split(len(stream))
         size = stream[held].double().square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny)
         errors = [(part[held].double() - stream[held]).square().mean(-1) / size for part in (first, second)]
         gains.append((errors[0] - errors[1]).reshape(len(errors[0]), -1).mean(1))
@@ -549,9 +547,8 @@ def _refit_head(teacher: nn.Module, student: nn.Module, head: LastLinear, batche
     """Refit the layer that gives the network's answers to those of the original."""
     moments = LayerMoments(student.get_submodule(head.layer), sum(batch.size for batch in batches), seed)
     for batch in batches:
-        if batch.size > 1:
-            x = _input_of(student, head.layer, batch)
-            moments.add(x, [_output_of(teacher, head.layer, batch)], batch.counted_in(x))
+        x = _input_of(student, head.layer, batch)
+        moments.add(x, [_output_of(teacher, head.layer, batch)], batch.counted_in(x))
     linear_fit_(student, head, moments)
 
 
@@ -616,9 +613,8 @@ def _output_of(model: nn.Module, path: str, batch: Batch) -> Tensor:
 
 
 def _fit_to_memory(batches: Sequence[Batch], chain: SegmentChain, memory: float) -> list[Batch]:
-    """As many mini-batches as fit into `memory`, at least one, without those too small to hold a sample out."""
+    """As many samples as fit into `memory`, at least two, in their mini-batches."""
     shapes = (shape for segment in chain.segments for shape in (segment.in_shape, segment.out_shape))
     largest = max((torch.Size(shape).numel() for shape in shapes), default=1)
     max_samples = max(2, int(memory / (2 * 4 * largest)))
-    chosen = list(first_samples(batches, max_samples))
-    return [batch for batch in chosen if batch.size > 1] or chosen[:1]
+    return list(first_samples(batches, max_samples))
