@@ -57,7 +57,7 @@ from shoal.tasks import OutputRequest
 sys.path.insert(0, str(Path(__file__).parent / "real"))
 import speech
 
-_CHOSEN_ON, _JUDGED_ON = 4, 24  # windows that units are chosen on, and that recovery is judged on, at most
+_CHOSEN_ON, _JUDGED_ON = 4, 24  # windows of each source that changes are chosen on; that recovery is judged on
 _PREFIX, _ENCODER = "model.", "model.encoder."
 _RECOVERED = " + recovered"
 
@@ -91,6 +91,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--windows", type=int, help="to learn from, at most")
     parser.add_argument("--fit", type=int, default=12, help="windows that maps are fitted on")
+    parser.add_argument(
+        "--recorded", type=int, default=0, help="windows of other speakers, besides, to choose and fit on"
+    )
     parser.add_argument("--recovery", default="100", help="how long the network learns: mini-batches, or a time")
     parser.add_argument("--batch-size", type=int, default=1, help="windows in a mini-batch")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="of learning")
@@ -119,7 +122,9 @@ class Run:
         learnt = learnt[: args.windows]
         self.judged = self.batches("heard-judged", judged[:_JUDGED_ON])
         self.learnt = self.batches("heard", learnt)
-        self.chosen_on = self.judged[:_CHOSEN_ON]
+        others = speech.recorded(args.recorded + _CHOSEN_ON) if args.recorded else []
+        self.recorded = others[: args.recorded]
+        self.chosen_on = self.judged[:_CHOSEN_ON] + self.batches("heard-recorded", others[args.recorded :])
         request = OutputRequest(task="seq2seq")
         choice = request.choose(self.original, self.judged[0])
         self.reading: Reading = request.read(choice, self.original, self.judged[:1])
@@ -164,7 +169,9 @@ class Run:
     @cached_property
     def fit(self) -> list[Batch]:
         """What maps of the encoder are fitted on, two windows together."""
+        device = self.args.device
         features = [row.kwargs["input_features"] for row in self.learnt[: self.args.fit]]
+        features += [speech.features(sound, device).to(device)[None] for sound in self.recorded]
         return [Batch(args=(torch.cat(pair),)) for pair in zip(features[::2], features[1::2], strict=False)]
 
     @cached_property
@@ -430,7 +437,8 @@ def _command(args: argparse.Namespace) -> str:
     return (
         f"benchmarks/recogniser.py --counts {counts} --change {args.change}"
         f"{f' --recovered {recovered} --recovery {args.recovery}' if recovered else ''} "
-        f"--sentences {args.sentences} --rounds {args.rounds} --fit {args.fit} --batch-size {args.batch_size} "
+        f"--sentences {args.sentences} --rounds {args.rounds} --fit {args.fit} --recorded {args.recorded} "
+        f"--batch-size {args.batch_size} "
         f"--rate {args.rate:g} --precision {args.precision}{varied_windows} --device {args.device}"
     )
 

