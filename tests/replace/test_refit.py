@@ -310,6 +310,14 @@ def test_a_refit_stands_only_where_it_helps_the_samples_held_out_beyond_chance()
     assert improves([target], [worse], [elsewhere])
 
 
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_refit_is_judged_in_mini_batches_of_any_size(size):
+    target = streams(0, 40)
+    worse, better = (list((target + streams(1, 40, error)).split(size)) for error in (0.5, 0.1))
+    assert improves(target.split(size), worse, better)
+    assert not improves(target.split(size), better, worse)
+
+
 def test_a_token_of_large_size_does_not_decide_whether_a_refit_stands():
     target = streams(0, 40)
     target[:, 0] *= 1000

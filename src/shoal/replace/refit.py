@@ -510,6 +510,8 @@ def improves(target: Sequence[Tensor], before: Sequence[Tensor], after: Sequence
     gains, parts = list[Tensor](), HeldOutSamples()
     for stream, first, second in zip(target, before, after, strict=True):
         held, _ = parts.split(len(stream))
+        if held.start == held.stop:
+            continue
         size = stream[held].double().square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny)
         errors = [(part[held].double() - stream[held]).square().mean(-1) / size for part in (first, second)]
         gains.append((errors[0] - errors[1]).reshape(len(errors[0]), -1).mean(1))
