@@ -122,9 +122,10 @@ class Run:
         learnt = learnt[: args.windows]
         self.judged = self.batches("heard-judged", judged[:_JUDGED_ON])
         self.learnt = self.batches("heard", learnt)
-        others = speech.recorded(args.recorded + _CHOSEN_ON) if args.recorded else []
+        others = speech.recorded(args.recorded + 2 * _CHOSEN_ON) if args.recorded else []
         self.recorded = others[: args.recorded]
-        self.chosen_on = self.judged[:_CHOSEN_ON] + self.batches("heard-recorded", others[args.recorded :])
+        lines = others[args.recorded + 1 :: 2]  # of actors: volunteers speak other languages
+        self.chosen_on = self.judged[:_CHOSEN_ON] + self.batches("heard-lines", lines)
         request = OutputRequest(task="seq2seq")
         choice = request.choose(self.original, self.judged[0])
         self.reading: Reading = request.read(choice, self.original, self.judged[:1])
