@@ -64,6 +64,11 @@ def log_probabilities(logits: Tensor, target: Tensor | None = None, axis: int | 
     return log_probs
 
 
+def binary_scores(logits: Tensor, axis: int = 1) -> Tensor:
+    """The scores of two classes that a single one stands for, the logit of the second: (0, x), whose softmax it is."""
+    return torch.cat([torch.zeros_like(logits), logits], dim=axis)
+
+
 def classes_last(logits: Tensor, target: Tensor | None = None) -> Tensor:
     """Scores with the classes moved to the end, by the rule of `log_probabilities`."""
     if logits.dim() == 2:
@@ -86,8 +91,8 @@ def checked_labels(target: Tensor | None, log_probs: Tensor) -> Tensor | None:
             "A loader must yield as many labels as samples.",
         )
     shape = log_probs.shape[:-1]
-    # A column of labels, (samples, 1), is a common way to write (samples,).
-    if target.shape == (*shape, 1):
+    # A column of labels, (samples, 1), is a common way to write (samples,), and so are masks of one channel.
+    if target.shape in ((*shape, 1), (shape[0], 1, *shape[1:])):
         target = target.reshape(shape)
     target = target.detach().cpu()
     if target.shape == log_probs.shape and _is_one_hot(target):

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from shoal import record
 from shoal.batches import Batch, batches, call, device_of
-from shoal.errors import DataError, NonFiniteError, count_of
+from shoal.errors import DataError, NonFiniteError, UsageError, count_of
 from shoal.measure.classes import (
     HOW_TO_MARK,
     VOID,
     WHITE_MASKS,
     MaskValues,
+    binary_scores,
     check_samples,
     class_indices,
     kl_per_sample,
@@ -52,12 +53,14 @@ class Expectation:
         kind: scores of classes, values, or directions (embeddings).
         axis: of the classes; ignored for the others.
         names: of the outputs that it is about; None for all. Others are read as labels and the network's class tell.
+        binary: whether a single score at each position is the logit of the second of two classes; else it is values.
     """
 
     task: str
     kind: Literal["classes", "values", "direction"]
     axis: int = -1
     names: tuple[str, ...] | None = None
+    binary: bool = False
 
     def covers(self, name: str) -> bool:
         """Whether it says how the output of this name is read."""
@@ -70,6 +73,9 @@ class Expectation:
             return OutputReading(name, "values", why if rows else "no row for each sample", rows=rows)
         if self.kind != "classes":
             return OutputReading(name, self.kind, why, rows=True)
+        if self.binary and tensor.dim() > 2 and tensor.shape[self.axis] == 1:
+            why = f"{why}, and its single score is the logit of class 1 against class 0"
+            return OutputReading(name, "classes", why, self.axis, classes=2, binary=True)
         if tensor.shape[self.axis] < 2:
             return OutputReading(name, "values", f"{why}, and it has a single class", rows=True)
         axis = -1 if self.axis % tensor.dim() == tensor.dim() - 1 else self.axis
@@ -89,6 +95,7 @@ class OutputReading:
         rows: whether it has a row for each sample; what has none counts as a whole, the same for each sample.
         scale: what squared errors of values are divided by; None until it was measured.
         classes: how many; None of values.
+        binary: whether the axis of the classes holds a single score, the logit of the second of two.
     """
 
     name: str
@@ -98,6 +105,11 @@ class OutputReading:
     rows: bool = True
     scale: float | None = None
     classes: int | None = None
+    binary: bool = False
+
+    def scores(self, tensor: Tensor) -> Tensor:
+        """Of an output that is scores of classes: a score for each of them."""
+        return binary_scores(tensor, self.axis) if self.binary else tensor
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,9 @@ class Reading:
     @property
     def identity(self) -> str:
         """Equal, also across processes, for outputs that are read alike."""
-        return "; ".join(f"{head.name} {head.task} {head.axis}" for head in self.outputs)
+        return "; ".join(
+            f"{head.name} {head.task} {head.axis}{' binary' if head.binary else ''}" for head in self.outputs
+        )
 
     @property
     def scaled(self) -> bool:
@@ -228,7 +242,7 @@ class Reading:
         """As `damage`, of many changed networks: what it takes of the original is computed once."""
         before = self.tensors(original, batch)
         classes = [head for head in self.outputs if head.task == "classes"]
-        log_probs = {head.name: log_probabilities(before[head.name], axis=head.axis) for head in classes}
+        log_probs = {head.name: log_probabilities(head.scores(before[head.name]), axis=head.axis) for head in classes}
         return lambda changed: self.damage_between(before, self.tensors(changed, batch), batch, log_probs)
 
     def damage_between(
@@ -332,8 +346,9 @@ def damage_of(
     changed = changed.to(original.device)
     check_pairing(head, original, changed)
     if head.task == "classes":
-        log_probs = log_probabilities(original, axis=head.axis) if log_probs is None else log_probs
-        return kl_per_sample(log_probs, changed.movedim(head.axis, -1), batch.counted(log_probs.shape[:-1]))
+        log_probs = log_probabilities(head.scores(original), axis=head.axis) if log_probs is None else log_probs
+        scores = head.scores(changed).movedim(head.axis, -1)
+        return kl_per_sample(log_probs, scores, batch.counted(log_probs.shape[:-1]))
     if head.task == "direction":
         return cosine_distance(original, changed, padding_of(original, batch))
     if head.task == "exact":
@@ -441,6 +456,7 @@ def reading_of(
         first = next((batch for batch in batches(labelled, device) if batch.target is not None), first)
     with evaluating(model), torch.no_grad():
         reading = inferred(model, call(model, first), first, names, expected)
+        _check_logits(model, reading, batches(data, device))
         if reading.scaled:
             return reading
         spreads = {head.name: Spread() for head in reading.outputs if head.task == "values"}
@@ -449,6 +465,28 @@ def reading_of(
             for name, spread in spreads.items():
                 spread.add(tensors[name], padding_of(tensors[name], batch))
     return with_scales(reading, {name: spread.scale for name, spread in spreads.items()})
+
+
+def _check_logits(model: nn.Module, reading: Reading, data: Iterable[Batch]) -> None:
+    """Refuse a single score that seems to be a probability: all of its values are from 0 to 1.
+
+    Those of logits hardly ever are: every answer would be the second class, and none of them sure.
+
+    Raises:
+        UsageError: with the name of the output.
+    """
+    suspects = [head for head in reading.outputs if head.binary]
+    for batch in data if suspects else ():
+        tensors = reading.tensors(call(model, batch), batch)
+        suspects = [head for head in suspects if not ((tensors[head.name] < 0) | (tensors[head.name] > 1)).any()]
+        if not suspects:
+            return
+    if suspects:
+        raise UsageError(
+            f"{shown(suspects[0].name)} of {type(model).__name__} is a single score, which is read as a logit, but all"
+            " of its values are from 0 to 1, as those of probabilities are",
+            "Return what the sigmoid is applied to. If these are logits all the same, return two scores, (0, x).",
+        )
 
 
 def with_scales(reading: Reading, scales: Mapping[str, float]) -> Reading:
@@ -548,6 +586,7 @@ def inferred(
             read.append(OutputReading(name, "exact", why, rows=rows))
             continue
         if expected is not None and expected.covers(name):
+            _check_axis(expected, name, tensor, batch)
             read.append(expected.read(name, tensor, rows=rows))
             continue
         axis, why = _classes(model, name, tensor, batch.target, fitting) if rows else (None, "no row for each sample")
@@ -555,6 +594,21 @@ def inferred(
         classes = int(tensor.shape[axis]) if axis is not None else None
         read.append(OutputReading(name, task, why, axis if axis is not None else -1, rows, classes=classes))
     return Reading(tuple(read), names, batch.target is not None, expected)
+
+
+def _check_axis(expected: Expectation, name: str, tensor: Tensor, batch: Batch) -> None:
+    """Refuse a single score for each pixel without an axis of classes: that of the height would be taken for it.
+
+    Raises:
+        DataError: with the shapes.
+    """
+    first = batch.tensors[0]
+    if expected.binary and tensor.dim() == 3 and tensor.shape == (*first.shape[:1], *first.shape[2:]):
+        raise DataError(
+            f"{shown(name)} is of shape {tuple(tensor.shape)} for inputs of shape {tuple(first.shape)}: one score for"
+            f" each pixel, without the axis of classes that the task {expected.task} expects as the second",
+            f"Return {(tensor.shape[0], 1, *tensor.shape[1:])}: leave out `squeeze(1)`, or add `unsqueeze(1)`.",
+        )
 
 
 def check_rows(batch: Batch) -> None:

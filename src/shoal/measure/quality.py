@@ -198,7 +198,7 @@ class _OutputCollector:
             part = _values(self.output, tensor, batch)
             self.shapes.add(tuple(part.answers.shape[1:]))
         else:
-            log_probs = log_probabilities(tensor, axis=self.output.axis)
+            log_probs = log_probabilities(self.output.scores(tensor), axis=self.output.axis)
             self.shapes.add(tuple(log_probs.shape[1:]))
             part = _reduced(log_probs, checked_labels(batch.target, log_probs), batch)
         self.parts.append(part)

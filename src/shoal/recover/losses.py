@@ -62,7 +62,8 @@ def output_loss(
     for output in reading.outputs:
         before, after = teacher[output.name], student[output.name]
         if output.task == "classes":
-            losses.append(divergence_loss(before, after, batch, temperature, output.axis))
+            scores = output.scores(before), output.scores(after)
+            losses.append(divergence_loss(*scores, batch, temperature, output.axis))
         elif output.task == "direction":
             losses.append(cosine_distance(before, after, padding_of(before, batch)).mean().float())
         else:

@@ -141,13 +141,13 @@ class DistillStep:
         return loss
 
     def _label_loss(self, outputs: Mapping[str, Tensor], part: "_StepPart") -> Tensor:
-        scores = [output.name for output in self.reading.outputs if output.task == "classes"]
+        scores = [output.scores(outputs[output.name]) for output in self.reading.outputs if output.task == "classes"]
         if not scores:
             raise DataError(
                 "the outputs are no scores of classes, and the loss was asked to use labels",
                 "Set `labels` to 0: distillation needs none.",
             )
-        losses = [label_loss(outputs[name], part.batch, part.mixture, part.partner_labels) for name in scores]
+        losses = [label_loss(each, part.batch, part.mixture, part.partner_labels) for each in scores]
         return torch.stack(losses).mean()
 
 

@@ -127,7 +127,8 @@ class _Recorded:
         classes = reading.classes
         predictions = None
         if classes is not None:
-            predictions = read_predictions(original[classes.name], batch.target, batch, classes.axis)
+            scores = classes.scores(original[classes.name])
+            predictions = read_predictions(scores, batch.target, batch, classes.axis)
         recorded = cls(index, batch, prefix, original, predictions, Accumulator())
         recorded._add(recorded.unchanged, reading, original)
         return recorded
@@ -149,4 +150,5 @@ class _Recorded:
             sums.add_damage(reading.damage_between(self.original, tensors, self.batch))
         else:
             check_pairing(classes, self.original[classes.name], tensors[classes.name])
-            sums.add(self.predictions, tensors[classes.name], self.batch.target, self.batch, classes.axis)
+            scores = classes.scores(tensors[classes.name])
+            sums.add(self.predictions, scores, self.batch.target, self.batch, classes.axis)

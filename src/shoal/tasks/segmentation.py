@@ -1,6 +1,6 @@
 """Segmentation: a class for every pixel."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from shoal.batches import IGNORED, Batch
 from shoal.errors import NonFiniteError
-from shoal.measure.classes import HOW_TO_MARK, VOID, WHITE_MASKS, MaskValues
+from shoal.measure.classes import HOW_TO_MARK, VOID, WHITE_MASKS, MaskValues, binary_scores
 from shoal.measure.output_reading import Expectation
 from shoal.outputs import Outputs, read_outputs
 from shoal.tasks.task import Metric, Reference, Row, Task, main_tensor, module_names, wrong_shape
@@ -21,7 +21,9 @@ _UNCOUNTED = (IGNORED, VOID)  # labels that say nothing: torch's, and that of th
 
 
 def _scores(output: Any) -> Tensor:
-    """Scores of classes for each pixel; of a network that answers by queries, those that it draws its map by.
+    """Scores of classes for each pixel: of background and foreground where there is one, the foreground's logit.
+
+    Of a network that answers by queries they are those that it draws its map by.
 
     Source: Cheng et al. 2021, Per-pixel classification is not all you need, section 3.4 (semantic inference).
     """
@@ -30,7 +32,8 @@ def _scores(output: Any) -> Tensor:
         classes, masks = (tensors[name].detach().cpu().float() for name in sorted(_QUERIES))
         # The last class stands for no object.
         return torch.einsum("bqc,bqhw->bchw", classes.softmax(dim=-1)[..., :-1], masks.sigmoid())
-    return main_tensor(output, *_NAMES).detach().cpu().float()
+    scores = main_tensor(output, *_NAMES).detach().cpu().float()
+    return binary_scores(scores) if scores.dim() > 2 and scores.shape[1] == 1 else scores
 
 
 def _classes(labels: Any) -> Tensor | None:
@@ -106,7 +109,7 @@ def _fits(output: Any, labels: Any) -> bool:
 
 
 def _has_classes(output: Any) -> bool:
-    """Whether there is a choice of classes: of a single score the largest is always the first."""
+    """Whether there is a choice of classes: queries that all are of one class, no logit, leave none."""
     return _scores(output).shape[1] > 1
 
 
@@ -123,13 +126,6 @@ def _metric(name: str, label: str, value: Callable[[Sequence[Row]], float]) -> M
         perfect=1.0,
         bounded=True,
     )
-
-
-def _obstacle(model: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
-    reason = wrong_shape(tensors, 3, 5, "scores of classes for each pixel (samples, classes, height, width)", width=2)
-    if reason is not None and any(tensor.dim() == 4 and tensor.shape[1] == 1 for tensor in tensors.values()):
-        return f"{reason}; wrap it so that it returns two scores, (0, x), for which labels are 0 and 1"
-    return reason
 
 
 def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str | None:
@@ -151,9 +147,11 @@ SEGMENTATION = Task(
         _metric("miou", "mIoU", _miou),
         _metric("pixel_accuracy", "Pixel accuracy", _accuracy),
     ),
-    Expectation("segmentation", "classes", axis=1, names=("", "out", "aux", "logits")),
+    Expectation("segmentation", "classes", axis=1, names=("", "out", "aux", "logits"), binary=True),
     decides=True,
     outputs=_NAMES,
     recognize=_recognize,
-    obstacle=_obstacle,
+    obstacle=lambda model, tensors: wrong_shape(
+        tensors, 3, 5, "scores of classes for each pixel (samples, classes, height, width)"
+    ),
 )

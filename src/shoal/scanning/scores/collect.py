@@ -279,7 +279,7 @@ def _loss(head: OutputReading, output: Tensor, batch: Batch) -> Tensor:
     if head.task == "values" and target is not None:
         numbers = target.reshape(output.shape).to(output)
         return squared_error(numbers, output, padding_of(output, batch)).sum() / (head.scale or 1.0)
-    log_probs = log_probabilities(output, axis=head.axis)
+    log_probs = log_probabilities(head.scores(output), axis=head.axis)
     labels = _labels(target, log_probs)
     counted = labels != IGNORED
     picked = log_probs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1) * counted
