@@ -6,12 +6,12 @@ from torch import nn
 
 import shoal
 from networks_by_task import Trunk, images, made, seeded
-from shoal.batches import as_batch
+from shoal.batches import Batch, as_batch
 from shoal.errors import DataError, UsageError
 from shoal.measure import compare, paired_predictions, reading_of
 from shoal.recover import DistillConfig
 from shoal.recover.train_step import DistillStep
-from shoal.tasks import TASKS, compare_metrics
+from shoal.tasks import TASKS, OutputRequest, compare_metrics
 from teaching import engine
 
 QUICK = {"latency_seconds": 0.01}
@@ -183,6 +183,18 @@ def test_labels_of_a_third_class_are_refused():
     config = shoal.CompressConfig(task="segmentation", **QUICK)
     with pytest.raises(DataError, match=r"label 2 does not fit a model with 2 classes"):
         shoal.compress(made(Logit), [(images(6), labels)], shoal.RemoveBlocks(1), config=config)
+
+
+def test_what_the_class_of_a_network_tells_is_refuted_by_numbers_for_each_pixel():
+    """A network of torchvision with one score may have been made to predict a depth."""
+    model, x = made(type("Deep", (Logit,), {"__module__": "torchvision.models.segmentation.deep"})), images(6)
+    asked, depth = OutputRequest(task="segmentation"), torch.rand(6, 1, 12, 12, generator=seeded(5))
+    for target in (None, masks(), masks()[:, None].float()):
+        assert OutputRequest().choose(model, Batch((x,), target=target)).name == "segmentation"
+    assert asked.choose(model, Batch((x,), target=depth)).name == "segmentation"
+    choice = OutputRequest().choose(model, Batch((x,), target=depth))
+    assert choice.name not in ("segmentation", None)
+    assert [head.task for head in OutputRequest().read(choice, model, [(x, depth)]).outputs] == ["values"]
 
 
 class OneClassByQueries(nn.Module):

@@ -128,7 +128,17 @@ def _metric(name: str, label: str, value: Callable[[Sequence[Row]], float]) -> M
     )
 
 
+def _are_numbers(labels: Tensor | None) -> bool:
+    """Whether targets have one real number for each pixel that is no class: a depth, or another quantity."""
+    if labels is None or not labels.is_floating_point():
+        return False
+    single = labels.dim() == 3 or (labels.dim() == 4 and labels.shape[1] == 1)
+    return single and not torch.equal(labels, labels.round())
+
+
 def _recognize(model: nn.Module, outputs: Outputs, labels: Tensor | None) -> str | None:
+    if _are_numbers(labels):
+        return None
     for name in module_names(model):
         if name.startswith("torchvision.models.segmentation"):
             return "it is a segmentation network of torchvision"
