@@ -322,7 +322,7 @@ def test_folds_compete_with_removal_and_maps(planned):
 @pytest.mark.parametrize(("longest", "beyond"), [(5, (6, 7)), (6, (7,)), (2, ())])
 def test_a_few_folds_reach_over_half_the_network(longest, beyond):
     """Two of each length; not where the longest span is set below the default."""
-    fit, judge = [Batch((halves.samples(12),))], [Batch((halves.samples(6, seed=1),))]
+    fit, judge = [Batch((halves.samples(48),))], [Batch((halves.samples(6, seed=1),))]
     graph = analyze(halves.Halves(("",) * 12).eval(), fit[0].take(2))
     cache = MeasurementCache(None, {})
     costs = CostModel(graph, build_segments(graph), fit[0], stopwatch.FakeClock(fit[0]), cache)
