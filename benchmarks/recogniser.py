@@ -1,4 +1,4 @@
-"""Whisper with a cheaper encoder: attentions that give way to linear maps, or go; refitted, recovered.
+"""Whisper base with a cheaper encoder: attentions that give way to linear maps, or go; refitted, recovered.
 
     REAL_MODELS=FOLDER python benchmarks/recogniser.py --work WORK --counts 1,2,3,4,5 --recovered 3 --out FILE.json
 
@@ -58,7 +58,6 @@ sys.path.insert(0, str(Path(__file__).parent / "real"))
 import speech
 
 _CHOSEN_ON, _JUDGED_ON = 4, 24  # windows of each source that changes are chosen on; that recovery is judged on
-_NETWORKS = {"tiny": speech.tiny, "base": speech.base}
 _PREFIX, _ENCODER = "model.", "model.encoder."
 _RECOVERED = " + recovered"
 
@@ -82,7 +81,6 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=_NETWORKS, default="base", help="of Whisper")
     parser.add_argument("--counts", type=numbers, default=[3], help="how many attentions or units, with commas")
     parser.add_argument("--change", choices=["mapped", "removed"], default="mapped", help="what becomes of them")
     parser.add_argument("--recovered", type=numbers, default=[], help="counts that are recovered as well")
@@ -119,7 +117,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.work = args, args.work
-        self.original = _NETWORKS[args.network]().to(args.device)
+        self.original = speech.base().to(args.device)
         judged, learnt = speech.windows(args.sentences, args.rounds)
         learnt = learnt[: args.windows]
         self.judged = self.batches("heard-judged", judged[:_JUDGED_ON])
@@ -436,11 +434,10 @@ def share(original: nn.Module, network: nn.Module) -> list[float]:
 def _command(args: argparse.Namespace) -> str:
     """The command without the folders of this machine."""
     varied_windows = " --varied" if args.varied else ""
-    network = "" if args.network == "base" else f" --network {args.network}"
     windows = "" if args.windows is None else f" --windows {args.windows}"
     counts, recovered = (",".join(map(str, given)) for given in (args.counts, args.recovered))
     return (
-        f"benchmarks/recogniser.py{network} --counts {counts} --change {args.change}"
+        f"benchmarks/recogniser.py --counts {counts} --change {args.change}"
         f"{f' --recovered {recovered} --recovery {args.recovery}' if recovered else ''} "
         f"--sentences {args.sentences} --rounds {args.rounds}{windows} --fit {args.fit} --recorded {args.recorded} "
         f"--batch-size {args.batch_size} "
