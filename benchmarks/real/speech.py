@@ -14,7 +14,6 @@ import re
 import struct
 import subprocess
 import tempfile
-import wave
 from functools import cache
 from inspect import signature
 from multiprocessing.pool import ThreadPool
@@ -235,6 +234,7 @@ def _actors() -> list[bytes]:
 
 
 def _decoded(file: bytes) -> np.ndarray:
+    """A sound file as mono, 16 kHz, -1..1."""
     from scipy.signal import resample_poly
 
     values, rate = soundfile.read(io.BytesIO(file), dtype="float32", always_2d=True)
@@ -302,12 +302,7 @@ def _extractor() -> Any:
 
 def _sound(path: Path) -> np.ndarray:
     """Mono, 16 kHz, -1..1."""
-    from scipy.signal import resample_poly
-
-    with wave.open(str(path)) as file:
-        rate = file.getframerate()
-        values = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
-    return values if rate == _RATE else resample_poly(values, _RATE, rate).astype(np.float32)
+    return _decoded(path.read_bytes())
 
 
 def _prompts() -> tuple[list[np.ndarray], list[np.ndarray]]:
